@@ -1,0 +1,41 @@
+"""One causal language model, its adapters, its prompts, its log-probabilities and its answers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+
+if TYPE_CHECKING:
+    from generator.generator import GenerationConfig, Generator
+    from generator.language_model import AdapterConfig, LanguageModel
+    from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
+
+_EXPORTS = {
+    "AdapterConfig": "generator.language_model",
+    "AnswerPrompt": "generator.prompts",
+    "GenerationConfig": "generator.generator",
+    "Generator": "generator.generator",
+    "Identifiers": "generator.prompts",
+    "LanguageModel": "generator.language_model",
+    "RankingPrompt": "generator.prompts",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "AnswerPrompt",
+    "GenerationConfig",
+    "Generator",
+    "Identifiers",
+    "LanguageModel",
+    "RankingPrompt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'generator' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

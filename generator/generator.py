@@ -1,0 +1,206 @@
+"""Answers and their log-probabilities: `p_g(y | x, d_z)` of DRO (arXiv 2505.03075).
+
+Legend: B rows, T tokens of the longest row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Thread
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig as HFGenerationConfig
+from transformers import TextIteratorStreamer
+
+from generator.language_model import LanguageModel, length_mask, pad_right, token_budget_batches
+from generator.log_probs import answer_log_prob
+from generator.prompts import AnswerPrompt, encode_plain
+from indexes.corpus import Passage
+from indexes.errors import DataError, UsageError
+
+ROLE = "generator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How an answer is decoded. Greedy by default: the same input gives the same answer."""
+
+    max_new_tokens: int = 32
+    """Tokens an answer may have; this much of the context is kept free."""
+    temperature: float = 0.0
+    """0 is greedy; above 0 samples at that temperature."""
+    top_p: float = 1.0
+    """Nucleus mass when sampling."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1; {self.max_new_tokens} came.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"temperature must be >= 0 and top_p in (0, 1]; {self.temperature} and {self.top_p} came."
+            )
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """One row `prompt_ids + answer_ids` of the generator."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+    @property
+    def input_ids(self) -> list[int]:
+        """The whole row."""
+        return self.prompt_ids + self.answer_ids
+
+
+class Generator:
+    """Answers a question from passages, and scores given answers.
+
+    Args:
+        language_model: The model; the adapter `"generator"` answers.
+        prompt: The answer prompt.
+        config: Decoding.
+        max_tokens_per_batch: Rows x longest row of one forward pass.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        prompt: AnswerPrompt | None = None,
+        config: GenerationConfig | None = None,
+        max_tokens_per_batch: int = 16384,
+    ) -> None:
+        self.language_model = language_model
+        self.prompt = prompt or AnswerPrompt()
+        self.config = config or GenerationConfig()
+        self.max_tokens_per_batch = max_tokens_per_batch
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Answer ids, closed by the end-of-answer token, which is scored like every other.
+
+        Raises:
+            DataError: An empty answer.
+        """
+        if not answer.strip():
+            raise DataError("An answer to score must hold at least one visible character; an empty one came.")
+        return [*encode_plain(self.language_model.tokenizer, answer), self.language_model.end_of_answer_id]
+
+    def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
+        """`prompt_ids + answer_ids` within the context; passages are cut, never question or answer."""
+        answer_ids = self.encode_answer(answer)
+        return AnswerRow(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
+
+    def _prompt_ids(self, question: str, passages: Sequence[Passage], *, reserve: int) -> list[int]:
+        room = self.language_model.context_length - reserve
+        return self.prompt.encode(self.language_model.tokenizer, question, passages, max_tokens=room)
+
+    # -- log p(y | x, d) ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def log_prob(self, question: str, passages: Sequence[Passage], answer: str) -> float:
+        """`log p(answer | question, passages)`: the sum over answer tokens, end-of-answer included, in nats."""
+        return float(self.log_probs([self.row(question, passages, answer)])[0])
+
+    @torch.no_grad()
+    def log_probs(self, rows: Sequence[AnswerRow]) -> Tensor:
+        """The same for many rows, batched by token budget; float32 `[len(rows)]` on the CPU, in the order given."""
+        result = torch.empty(len(rows))
+        lengths = [len(row.input_ids) for row in rows]
+        with self.language_model.use(ROLE):
+            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+                result[batch] = self.score([rows[i] for i in batch]).cpu()
+        return result
+
+    def score(self, rows: Sequence[AnswerRow]) -> Tensor:
+        """One forward pass: float32 `[B]` with gradient, under whatever adapter is active."""
+        hidden_BTH, input_ids_BT, prompt_B, answer_B = self.forward(rows)
+        return answer_log_prob(hidden_BTH, input_ids_BT, prompt_B, answer_B, self.language_model.head)
+
+    def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
+        model = self.language_model
+        input_ids_BT, lengths_B = pad_right(
+            [row.input_ids for row in rows], model.end_of_answer_id, model.device
+        )
+        # The mask comes from lengths, never from the pad id: pad and eos may be the same token.
+        hidden_BTH = model.hidden(input_ids_BT, length_mask(lengths_B, input_ids_BT.shape[1]))
+        answer_B = torch.tensor([len(row.answer_ids) for row in rows], device=model.device)
+        return hidden_BTH, input_ids_BT, lengths_B - answer_B, answer_B
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[str]:
+        """Answers to several questions, each from its own passages, in the order given."""
+        prompts = [
+            self._prompt_ids(q, p, reserve=self.config.max_new_tokens)
+            for q, p in zip(questions, passages, strict=True)
+        ]
+        answers = [""] * len(prompts)
+        lengths = [len(p) + self.config.max_new_tokens for p in prompts]
+        with self.language_model.use(ROLE):
+            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+                for i, text in zip(batch, self._generate_batch([prompts[i] for i in batch]), strict=True):
+                    answers[i] = text
+        return answers
+
+    def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
+        input_ids, attention_mask = self._pad_left(prompts)
+        output = self.language_model.base_model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=self._hf_config()
+        )
+        new = output[:, input_ids.shape[1] :]
+        return [text.strip() for text in self.language_model.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        # Generation continues at the right end, so prompts are padded on the left (and only here).
+        model = self.language_model
+        reversed_ids, lengths = pad_right([p[::-1] for p in prompts], model.end_of_answer_id, model.device)
+        return reversed_ids.flip(1), length_mask(lengths, reversed_ids.shape[1]).flip(1)
+
+    def _hf_config(self) -> HFGenerationConfig:
+        model, config = self.language_model, self.config
+        stop = {model.end_of_answer_id, int(model.tokenizer.eos_token_id)}
+        sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.temperature > 0 else {}
+        return HFGenerationConfig(
+            max_new_tokens=config.max_new_tokens,
+            do_sample=config.temperature > 0,
+            eos_token_id=sorted(stop),
+            pad_token_id=model.end_of_answer_id,
+            **sampling,
+        )
+
+    def stream(self, question: str, passages: Sequence[Passage]) -> Iterator[str]:
+        """The answer piece by piece, as it is generated."""
+        prompt = self._prompt_ids(question, passages, reserve=self.config.max_new_tokens)
+        streamer = TextIteratorStreamer(
+            self.language_model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0
+        )
+        failure: list[BaseException] = []
+        worker = Thread(target=self._stream_worker, args=(prompt, streamer, failure), daemon=True)
+        worker.start()
+        yield from streamer
+        worker.join()
+        if failure:
+            raise failure[0]
+
+    @torch.no_grad()
+    def _stream_worker(
+        self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException]
+    ) -> None:
+        input_ids, attention_mask = self._pad_left([prompt])
+        try:
+            with self.language_model.use(ROLE):
+                self.language_model.base_model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=self._hf_config(),
+                    streamer=streamer,
+                )
+        except BaseException as error:  # handed to the consumer, which raises it
+            failure.append(error)
+            streamer.end()

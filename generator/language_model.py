@@ -1,0 +1,494 @@
+"""One frozen base model, one LoRA adapter per role, and the base itself as the reference.
+
+A `LanguageModel` holds a single copy of the base weights. `use("selector")` and `use("generator")` switch the
+adapter, `use("base")` switches all of them off: that is the reference distribution of SelfAug.
+
+Legend: B rows, T tokens, P prompt tokens, Q query tokens of this call, H hidden size, V vocabulary.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from generator.prompts import render_chat
+from indexes.errors import MismatchError, ResourceError, UsageError
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("selector", "generator")
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """LoRA settings, the same for every role; names and meaning are those of `peft.LoraConfig`."""
+
+    r: int = 16
+    """Rank. More rank, more capacity and more to forget."""
+    lora_alpha: int = 32
+    """Scale of the update: it is multiplied by lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """Dropout inside the adapter during the M-step; the SelfAug KL is then noisy, so 0 is the default."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules that get an adapter; the output head may not be among them."""
+
+    def to_peft(self) -> LoraConfig:
+        """The same settings as a `peft.LoraConfig`."""
+        return LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self))
+
+
+class LanguageModel(nn.Module):
+    """Any Hugging Face causal LM with named LoRA adapters over one frozen base.
+
+    Args:
+        model: A causal LM; it is frozen and gets the adapters. Its own dropout is switched off, so that the
+            reference is the same distribution in every mode.
+        tokenizer: Its tokenizer (fast, because documents are cut by character offsets).
+        adapter: LoRA settings.
+        name: What `from_pretrained` was called with; recorded in bundles.
+        revision: Revision of that name, if any.
+
+    Raises:
+        UsageError: Slow tokenizer, no end-of-sequence token, an adapter on the output head, or an output head
+            whose logits cannot be reproduced from hidden states.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        adapter: AdapterConfig | None = None,
+        name: str = "",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not tokenizer.is_fast:
+            raise UsageError("The tokenizer must be a fast one (it cuts documents by offsets); a slow one came.")
+        if tokenizer.eos_token_id is None:
+            raise UsageError("The tokenizer must have an end-of-sequence token; it has none. Set eos_token.")
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.adapter = adapter or AdapterConfig()
+        _switch_off_dropout(model)
+        self.peft_model = self._add_adapters(model)
+        self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
+        self._role = ""
+        self._adapter_parameters = [p for n, p in self.peft_model.named_parameters() if "lora_" in n]
+        self.trainable_roles(ROLES)
+        self._switch(BASE)
+        self.eval()
+        self._check_head()
+        self.end_of_answer_id = _end_of_answer_id(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        adapter: AdapterConfig | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        quantization: str | None = None,
+    ) -> "LanguageModel":
+        """Load a causal LM from the Hub or a folder.
+
+        Args:
+            name_or_path: Hub name or local folder.
+            adapter: LoRA settings.
+            revision: Branch, tag or commit on the Hub.
+            dtype: `"auto"` takes bfloat16 on a GPU that has it (else float16) and float32 on a CPU; or a torch
+                dtype name.
+            device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
+            quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
+
+        Raises:
+            ResourceError: The model cannot be found or loaded.
+        """
+        device = device or best_device()
+        options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype(dtype, device)}
+        if quantization is not None:
+            options |= {"quantization_config": _quantization(quantization), "device_map": {"": device}}
+        try:
+            config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise ResourceError(
+                f"A causal language model must be found at {str(name_or_path)!r}; loading it failed: "
+                f"{_first_line(error)} Give a Hub name that this machine can reach or a local folder with "
+                "config.json, tokenizer and weights."
+            ) from error
+        if quantization is None:
+            model = model.to(device)
+        return cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
+
+    # -- adapters ----------------------------------------------------------------------------------------------
+
+    def _add_adapters(self, model: PreTrainedModel) -> PeftModel:
+        peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+        for role in ROLES[1:]:
+            peft_model.add_adapter(role, self.adapter.to_peft())
+        if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+            raise UsageError(
+                "target_modules must leave the output head alone (the KL is computed through it, frozen); "
+                f"{self.adapter.target_modules!r} adapts it. Name the inner projections instead."
+            )
+        return peft_model
+
+    @property
+    def role(self) -> str:
+        """Who answers now: `"selector"`, `"generator"` or `"base"`."""
+        return self._role
+
+    @contextmanager
+    def use(self, role: str) -> Iterator["LanguageModel"]:
+        """Answer as `role` inside the block.
+
+        A forward pass and its backward belong into one block: with gradient checkpointing the backward runs the
+        forward again, and would do so with whatever adapter is active by then.
+        """
+        if role not in (*ROLES, BASE):
+            raise UsageError(f"role must be one of {[*ROLES, BASE]}; {role!r} came.")
+        previous = self._role
+        self._switch(role)
+        try:
+            yield self
+        finally:
+            self._switch(previous)
+
+    def _switch(self, role: str) -> None:
+        if role == self._role:
+            return
+        for layer in self._tuner_layers:
+            layer.enable_adapters(role != BASE)
+            if role != BASE:
+                layer.set_adapter([role])
+        self._role = role
+        self._restore_requires_grad()
+
+    def trainable_roles(self, roles: tuple[str, ...]) -> None:
+        """Make exactly the adapters of `roles` trainable; the base never is."""
+        self._trainable = [
+            (p, any(f".{role}." in n for role in roles))
+            for n, p in self.peft_model.named_parameters()
+            if "lora_" in n
+        ]
+        self._restore_requires_grad()
+
+    def _restore_requires_grad(self) -> None:
+        # peft's switches also toggle requires_grad: inside disabled adapters a backward would silently give zero
+        # gradients, and DDP built while one adapter is active would never reduce the other's. The flags are
+        # therefore ours, constant, and put back after every switch.
+        for parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
+
+    def adapter_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """Name -> parameter of one role's adapter."""
+        return {n: p for n, p in self.peft_model.named_parameters() if "lora_" in n and f".{role}." in n}
+
+    def is_untrained(self, role: str) -> bool:
+        """Whether the adapter of `role` is still the identity (every B matrix zero)."""
+        return all(not p.any() for n, p in self.adapter_parameters(role).items() if "lora_B" in n)
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write `folder/<role>/adapter_model.safetensors` and its config, for every role."""
+        self.peft_model.save_pretrained(str(folder), selected_adapters=list(ROLES), safe_serialization=True)
+
+    def load_adapters(self, folder: Path) -> None:
+        """Read what `save_adapters` wrote.
+
+        Raises:
+            MismatchError: An adapter file is missing or does not fit this base and these LoRA settings.
+        """
+        for role in ROLES:
+            file = folder / role / "adapter_model.safetensors"
+            if not file.is_file():
+                raise MismatchError(f"A bundle must hold {role}/adapter_model.safetensors; {file} is missing.")
+            try:
+                result = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
+            except (RuntimeError, ValueError) as error:
+                raise MismatchError(
+                    f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
+                    f"{_first_line(error)} Load it over the base it was trained on."
+                ) from error
+            if result.unexpected_keys:
+                raise MismatchError(
+                    f"The {role} adapter in {file} has weights that this base does not: {result.unexpected_keys[:2]}."
+                )
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The causal LM under the adapters (adapters still act in its forward)."""
+        return self.peft_model.base_model.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base weights are."""
+        return next(self.base_model.parameters()).device
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that one row may hold."""
+        config = self.base_model.config.get_text_config(decoder=True)
+        return int(config.max_position_embeddings)
+
+    def hidden(
+        self,
+        input_ids_BQ: Tensor,
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        *,
+        position_ids_BQ: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Last hidden states `[B, Q, H]` of the active role; no logits are computed."""
+        output = self.base_model.get_decoder()(
+            input_ids=input_ids_BQ,
+            attention_mask=attention_mask,
+            position_ids=position_ids_BQ,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def head(self, hidden_NH: Tensor) -> Tensor:
+        """Logits `[..., V]` of hidden states, as the model's own forward gives them."""
+        logits = self.base_model.get_output_embeddings()(hidden_NH)
+        return self._finish_logits(logits)
+
+    def head_rows(self, hidden_NH: Tensor, token_ids_n: Tensor) -> Tensor:
+        """float32 logits `[..., n]` of a few tokens only: n rows of the head instead of V."""
+        embeddings = self.base_model.get_output_embeddings()
+        bias = None if embeddings.bias is None else embeddings.bias[token_ids_n]
+        logits = nn.functional.linear(hidden_NH, embeddings.weight[token_ids_n].to(hidden_NH.dtype), bias)
+        return self._finish_logits(logits.float())
+
+    def _finish_logits(self, logits: Tensor) -> Tensor:
+        # What some architectures do after the head. `_check_head` proves at start-up that nothing is missing.
+        config = self.base_model.config.get_text_config(decoder=True).to_dict()
+        if (scale := config.get("logit_scale")) is not None:  # Cohere
+            logits = logits * scale
+        if (scaling := config.get("logits_scaling")) is not None:  # Granite
+            logits = logits / scaling
+        if (cap := config.get("final_logit_softcapping")) is not None:  # Gemma 2 and later
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Body then head must give the model's own logits, else log-probabilities would be silently wrong."""
+        probe = torch.tensor([[self.tokenizer.eos_token_id] * 2], device=self.device)
+        expected = self.base_model(input_ids=probe).logits.float()
+        found = self.head(self.hidden(probe, None)).float()
+        ids = torch.arange(min(3, expected.shape[-1]), device=self.device)
+        rows = self.head_rows(self.hidden(probe, None), ids)
+        close = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+        if not close or not torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2):
+            raise UsageError(
+                f"{type(self.base_model).__name__} changes its logits after the output head in a way that is not "
+                "known here; selection and alignment would be wrong. Use another architecture or report it."
+            )
+
+    def branch_masks(
+        self, prompt_lengths_B: Tensor, prompt_width: int, query: "Branches", keys: "Branches"
+    ) -> Tensor | dict[str, Tensor]:
+        """Additive attention mask of several replies to one prompt in one row.
+
+        A key is a prompt token of this row or an earlier-or-same token of the same branch. The mask is explicit
+        because transformers would take restarting positions without one for packed, isolated segments.
+
+        Args:
+            prompt_lengths_B: True prompt lengths; the rest up to `prompt_width` is padding.
+            prompt_width: P, the padded width of the prompt part of the keys.
+            query: Branch and depth of each query token (`branch -1`: a prompt token, depth its position).
+            keys: The same for the keys after the prompt.
+
+        Returns:
+            `[B, 1, Q, P + keys]`, or one mask per layer type where the model mixes full and sliding attention.
+        """
+        device, dtype = self.device, self.base_model.dtype
+        prompt_P = torch.arange(prompt_width, device=device)
+        in_prompt = query.branch < 0
+        visible_prompt = (prompt_P < prompt_lengths_B[:, None, None]) & (
+            ~in_prompt[:, None] | (prompt_P <= query.depth[:, None])
+        )
+        same = (query.branch[:, None] == keys.branch) & (keys.depth <= query.depth[:, None]) & ~in_prompt[:, None]
+        visible = torch.cat([visible_prompt, same.expand(len(prompt_lengths_B), -1, -1)], -1)
+        # A padded query sees nothing; let it see position 0, so that softmax stays finite everywhere.
+        visible[..., 0] |= ~visible.any(-1)
+        distance = self._distance(prompt_lengths_B, prompt_P, query, keys)
+
+        def additive(seen: Tensor) -> Tensor:
+            mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+            return mask.masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
+
+        types, window = self._attention_types()
+        masks = {
+            kind: additive(visible & (distance < window) if kind == "sliding_attention" else visible) for kind in types
+        }
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _distance(self, prompt_lengths_B: Tensor, prompt_P: Tensor, query: "Branches", keys: "Branches") -> Tensor:
+        """Position of the query minus position of the key, `[B, Q, P + keys]`."""
+        position_Q = query.positions(prompt_lengths_B)
+        position_K = torch.cat(
+            [prompt_P.expand(len(prompt_lengths_B), -1), keys.positions(prompt_lengths_B)], dim=1
+        )
+        return position_Q[:, :, None] - position_K[:, None, :]
+
+    def _attention_types(self) -> tuple[list[str], float]:
+        config = self.base_model.config.get_text_config(decoder=True).to_dict()
+        window = config.get("sliding_window") or math.inf
+        types = config.get("layer_types") or ["sliding_attention" if config.get("sliding_window") else "full_attention"]
+        return sorted(set(types)), window
+
+    def new_cache(self) -> Cache:
+        """An empty key-value cache that keeps every token: the masks above decide what a layer may see."""
+        return DynamicCache()
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which reply each token belongs to, and how deep in it: two int64 vectors of one length.
+
+    `branch == -1` marks prompt tokens, whose depth is their position in the prompt; a reply token of depth t
+    stands at position P + t of its row.
+    """
+
+    branch: Tensor
+    depth: Tensor
+
+    @classmethod
+    def of(cls, num_branches: int, start: int, length: int, device: torch.device) -> "Branches":
+        """Tokens `start .. start+length-1` of every branch, branch by branch."""
+        depth = torch.arange(start, start + length, device=device).repeat(num_branches)
+        return cls(torch.arange(num_branches, device=device).repeat_interleave(length), depth)
+
+    @classmethod
+    def prompt(cls, length: int, device: torch.device) -> "Branches":
+        """The prompt itself."""
+        depth = torch.arange(length, device=device)
+        return cls(torch.full_like(depth, -1), depth)
+
+    def followed_by(self, other: "Branches") -> "Branches":
+        """Both, one after the other."""
+        return Branches(torch.cat([self.branch, other.branch]), torch.cat([self.depth, other.depth]))
+
+    def positions(self, prompt_lengths_B: Tensor) -> Tensor:
+        """Position ids `[B, tokens]`: replies restart right after each row's own prompt."""
+        offset = torch.where(self.branch < 0, 0, prompt_lengths_B[:, None])
+        return self.depth + offset
+
+
+def best_device() -> str:
+    """`"cuda"`, `"mps"` or `"cpu"`, whichever comes first on this machine."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, device: str) -> torch.dtype:
+    """A torch dtype from its name; `"auto"` chooses by hardware.
+
+    Raises:
+        UsageError: Unknown name.
+    """
+    if dtype == "auto":
+        if device.startswith("cuda"):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise UsageError(f"dtype must be 'auto' or one of {sorted(known)}; {dtype!r} came.")
+    return known[dtype]
+
+
+def pad_right(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids to `(ids_BT, lengths_B)`, padded on the right."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def length_mask(lengths_B: Tensor, width: int) -> Tensor:
+    """1 for real tokens, 0 for right padding: int64 `[B, width]`."""
+    return (torch.arange(width, device=lengths_B.device) < lengths_B[:, None]).long()
+
+
+def token_budget_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Group row indices, longest first, so that rows x longest row stays within `max_tokens` (at least one row)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _quantization(kind: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
+
+
+def _switch_off_dropout(model: PreTrainedModel) -> None:
+    """Dropout of the base would make the reference a random variable; LoRA has its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if name.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _end_of_answer_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that closes an assistant turn: the chat template's own, else the end-of-sequence token."""
+    eos = int(tokenizer.eos_token_id)
+    if tokenizer.chat_template is None:
+        return eos
+    prompt = render_chat(tokenizer, "x")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    whole = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    tail = [i for i in whole[len(prompt) :] if i in set(tokenizer.all_special_ids)]
+    return int(tail[0]) if whole[: len(prompt)] == prompt and tail else eos
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+Head = Callable[[Tensor], Tensor]

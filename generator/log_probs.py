@@ -1,0 +1,73 @@
+"""Log-probabilities of tokens: pure functions, tensors in and tensors out, always float32 log space.
+
+Legend: B rows, T positions, L answer tokens, V vocabulary, H hidden size, N selected positions.
+
+Everything is upcast to float32 *before* `log_softmax`: in bfloat16 the sum over a 32-token answer is off by
+0.6 nat, which is a factor of 1.8 in an importance weight.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def token_log_probs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Log-probability of each target under its row of logits.
+
+    Args:
+        logits_NV: Unnormalised scores `[..., V]`, any floating dtype.
+        targets_N: Token ids `[...]`.
+
+    Returns:
+        float32 `[...]`: `logits[target] - logsumexp(logits)`.
+    """
+    logits = logits_NV.float()
+    chosen = logits.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def sum_per_row(values_N: Tensor, rows_N: Tensor, num_rows: int) -> Tensor:
+    """Sum of `values_N` per row index: float32 `[num_rows]`, differentiable in `values_N`."""
+    return values_N.new_zeros(num_rows).index_add(0, rows_N, values_N)
+
+
+def answer_positions(prompt_lengths_B: Tensor, answer_lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions whose hidden state predicts an answer token.
+
+    The token at position t is predicted at t - 1, so a row of P prompt and L answer tokens is scored at the
+    positions P-1 .. P+L-2. Nothing else needs logits.
+
+    Returns:
+        `(rows_N, positions_N)`, both int64, N = sum of the answer lengths, row by row.
+    """
+    rows_N = torch.repeat_interleave(
+        torch.arange(len(answer_lengths_B), device=answer_lengths_B.device), answer_lengths_B
+    )
+    starts_B = torch.cumsum(answer_lengths_B, 0) - answer_lengths_B
+    offset_N = torch.arange(len(rows_N), device=rows_N.device) - starts_B[rows_N]
+    return rows_N, prompt_lengths_B[rows_N] - 1 + offset_N
+
+
+def answer_log_prob(
+    hidden_BTH: Tensor,
+    input_ids_BT: Tensor,
+    prompt_lengths_B: Tensor,
+    answer_lengths_B: Tensor,
+    head: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """`log p(answer | prompt)` per row: the *sum* over answer tokens, computed from answer rows only.
+
+    Args:
+        hidden_BTH: Last hidden states of right-padded rows `prompt_ids + answer_ids`.
+        input_ids_BT: Those rows.
+        prompt_lengths_B: P of each row.
+        answer_lengths_B: L of each row, end-of-answer token included.
+        head: Hidden states `[N, H]` to logits `[N, V]`.
+
+    Returns:
+        float32 `[B]`.
+    """
+    rows_N, positions_N = answer_positions(prompt_lengths_B, answer_lengths_B)
+    log_p_N = token_log_probs(head(hidden_BTH[rows_N, positions_N]), input_ids_BT[rows_N, positions_N + 1])
+    return sum_per_row(log_p_N, rows_N, len(prompt_lengths_B))

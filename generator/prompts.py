@@ -1,0 +1,315 @@
+"""The two prompts: rank the candidates, answer from the selected passages.
+
+A prompt renders to token ids and so does its reply; a row is always `prompt_ids + reply_ids`. Nothing is ever
+found again by searching text, and tokenising prompt and reply together (which moves the boundary) never happens.
+When a prompt does not fit, passage *texts* are cut, the longest first; the question and the reply never are.
+
+The default wording is that of the DRO authors (arXiv 2505.03075, github.com/mangopy/direct-rag-learning),
+including its typographic apostrophe.
+"""
+
+import logging
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from indexes.corpus import Passage
+from indexes.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
+
+ANSWER_TEMPLATE = """\
+You are an artificial intelligence assistant. You should gives helpful and precise answers to the user\u2019s \
+questions based on the context. The context here refer to external passages related to user's questions.
+
+Please answer the question: "{question}" using provided passages. \
+Each passage is indicated by a numerical identifier [].
+Here are the related passages for your reference.
+{passages}
+Question: {question}
+Your answer: """
+
+RANKING_TEMPLATE = """\
+You are RankLLM, an intelligent assistant that can rank passages based on their relevance and usefulness \
+to the user's query.
+
+I will provide you with {num_passages} passages. Please rank these passages based on their usefulness in \
+answering the user's search query: "{question}".\u0020
+
+A passage's usefulness is defined as:
+1. Relevance to the question.
+2. Contains necessary information to help the user.
+
+The passages are listed below, each with {identifier_kind} identifier [].
+{passages}
+
+Rank the {num_passages} passages based on their usefulness in descending order. \
+Use the format [] > [], e.g., [{second}] > [{first}]. \
+Only respond with the ranking results; do not provide explanations.
+
+Search Query: {question}
+Your output: """
+
+PASSAGE_TEMPLATE = '[{identifier}] Title: "{title}" Text: {text}'
+
+RANKING_OPEN = "["
+RANKING_SEPARATOR = "] > ["
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of one user turn: the chat template where the tokenizer has one, the plain prompt otherwise."""
+    if tokenizer.chat_template is not None:
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; a prompt must stay open
+        ids.pop()
+    return ids
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of `text` alone, without any special token."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _check_template(name: str, template: str, allowed: set[str], required: set[str]) -> None:
+    found = {part for _, part, _, _ in string.Formatter().parse(template) if part is not None}
+    if not required <= found <= allowed:
+        raise UsageError(
+            f"{name} must contain the placeholders {sorted(required)} and no others than {sorted(allowed)}; "
+            f"it has {sorted(found)}. Write literal braces as {{{{ and }}}}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PassagePrompt:
+    """What both prompts share: numbered passages inside a template, cut to a token budget."""
+
+    passage_template: str = PASSAGE_TEMPLATE
+    """How one passage is shown; placeholders `{identifier}`, `{title}`, `{text}`."""
+
+    def __post_init__(self) -> None:
+        _check_template(
+            "passage_template", self.passage_template, {"identifier", "title", "text"}, {"identifier", "text"}
+        )
+
+    def _numbered(self, identifiers: Sequence[str], passages: Sequence[Passage], texts: Sequence[str]) -> str:
+        return "\n".join(
+            self.passage_template.format(identifier=i, title=p.title, text=t)
+            for i, p, t in zip(identifiers, passages, texts, strict=True)
+        )
+
+    def _fill(self, question: str, identifiers: Sequence[str], numbered: str) -> str:
+        raise NotImplementedError
+
+    def _render(self, question: str, identifiers: Sequence[str], passages: Sequence[Passage]) -> str:
+        return self._fill(
+            question, identifiers, self._numbered(identifiers, passages, [p.text for p in passages])
+        )
+
+    def _encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        identifiers: Sequence[str],
+        passages: Sequence[Passage],
+        max_tokens: int,
+    ) -> list[int]:
+        """Token ids of the prompt in at most `max_tokens`, passage texts cut where needed."""
+        if not question.strip():
+            raise DataError("A question must hold at least one visible character; an empty one came.")
+        ids = render_chat(tokenizer, self._render(question, identifiers, passages))
+        if len(ids) <= max_tokens:
+            return ids
+        frame = self._fill(question, identifiers, self._numbered(identifiers, passages, [""] * len(passages)))
+        budget = max_tokens - len(render_chat(tokenizer, frame))
+        while budget >= 0:
+            texts = cut_texts(tokenizer, [p.text for p in passages], budget)
+            numbered = self._numbered(identifiers, passages, texts)
+            ids = render_chat(tokenizer, self._fill(question, identifiers, numbered))
+            if len(ids) <= max_tokens:
+                return ids
+            # Joining can cost a token or two more than the parts; give exactly that back and try again.
+            budget -= len(ids) - max_tokens
+        raise DataError(
+            f"The question and the instructions around {len(passages)} empty passages must fit into {max_tokens} "
+            f"tokens, but they need {max_tokens - budget} or more. "
+            "Shorten the question, use fewer passages, or take a model with a longer context."
+        )
+
+
+def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: int) -> list[str]:
+    """Cut texts at token boundaries so that together they hold at most `budget` tokens.
+
+    One common cap is found (water filling), so short texts stay whole and the longest give way first.
+    """
+    encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts]
+    lengths = [len(e["input_ids"]) for e in encoded]
+    cap = _common_cap(lengths, budget)
+    return [
+        text if length <= cap else text[: e["offset_mapping"][cap - 1][1] if cap else 0]
+        for text, e, length in zip(texts, encoded, lengths, strict=True)
+    ]
+
+
+def _common_cap(lengths: Sequence[int], budget: int) -> int:
+    """The largest c with `sum(min(length, c)) <= budget`."""
+    remaining = max(budget, 0)
+    for done, length in enumerate(sorted(lengths)):
+        share = remaining // (len(lengths) - done)
+        if length > share:
+            return share
+        remaining -= length
+    return max(lengths, default=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPrompt(_PassagePrompt):
+    """Question and K passages in, answer out: `p_g(y | x, d_z)` of DRO.
+
+    Passages are numbered 1..K in the order of the permutation.
+    """
+
+    template: str = ANSWER_TEMPLATE
+    """Placeholders `{question}` and `{passages}`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_template("template", self.template, {"question", "passages"}, {"question", "passages"})
+
+    def _fill(self, question: str, identifiers: Sequence[str], numbered: str) -> str:
+        return self.template.format(question=question, passages=numbered)
+
+    def render(self, question: str, passages: Sequence[Passage]) -> str:
+        """The whole prompt as text, uncut."""
+        return self._render(question, _numbers(len(passages)), passages)
+
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, passages: Sequence[Passage], *, max_tokens: int
+    ) -> list[int]:
+        """Prompt ids, at most `max_tokens`; passage texts are cut, the question never.
+
+        Raises:
+            DataError: The question is empty, or does not fit even with every passage cut to nothing.
+        """
+        return self._encode(tokenizer, question, _numbers(len(passages)), passages, max_tokens)
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i + 1) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """Names for candidates, each a *single* token of one tokenizer, forced and scored by token id."""
+
+    names: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    style: str
+
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters"
+    ) -> "Identifiers":
+        """Verify that `count` identifiers of `style` are distinct single tokens; else fall back and say so.
+
+        Args:
+            tokenizer: The tokenizer that will read and write them.
+            count: Candidates in a ranking prompt.
+            style: `"letters"` (A, B, ...) or `"numbers"` (1, 2, ... as the paper writes them).
+
+        Raises:
+            UsageError: Unknown style, or no family of `count` single-token identifiers exists.
+        """
+        families = _identifier_families(count)
+        if style not in families:
+            raise UsageError(f"identifiers must be one of {sorted(families)}; {style!r} came.")
+        for family in [style, *(f for f in families if f != style)]:
+            kept = _single_tokens(tokenizer, families[family])
+            if len(kept) >= count:
+                if family != style:
+                    logger.warning(
+                        "This tokenizer has no %d single-token identifiers of style %r; using %r instead (%s ...).",
+                        count,
+                        style,
+                        family,
+                        ", ".join(list(kept)[:3]),
+                    )
+                names = tuple(kept)[:count]
+                return cls(names, tuple(kept[name] for name in names), family)
+        raise UsageError(
+            f"A ranking prompt of {count} candidates needs {count} distinct single-token identifiers; this "
+            "tokenizer has fewer in every family tried "
+            f"({', '.join(f'{f}: {len(_single_tokens(tokenizer, n))}' for f, n in families.items())}). "
+            "Lower num_candidates."
+        )
+
+
+def _identifier_families(count: int) -> dict[str, list[str]]:
+    return {
+        "letters": list(string.ascii_uppercase),
+        "numbers": [str(i + 1) for i in range(count)],
+        "lower-case letters": list(string.ascii_lowercase),
+        "mixed": [*string.ascii_uppercase, *string.ascii_lowercase, *string.digits],
+    }
+
+
+def _single_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> dict[str, int]:
+    """The names that are one ordinary token which decodes back to the name; name -> token id."""
+    special = set(tokenizer.all_special_ids)
+    kept: dict[str, int] = {}
+    for name in names:
+        ids = encode_plain(tokenizer, name)
+        round_trip = len(ids) == 1 and str(tokenizer.decode(ids)).strip() == name
+        if round_trip and ids[0] not in special and ids[0] not in kept.values():
+            kept[name] = ids[0]
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingPrompt(_PassagePrompt):
+    """Question and n candidates in, a permutation "[B] > [A] > ..." out: `p_s(z | x)` of DRO."""
+
+    template: str = RANKING_TEMPLATE
+    """Placeholders `{question}`, `{passages}`; optional `{num_passages}`, `{identifier_kind}`, `{first}`, `{second}`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = {"question", "passages", "num_passages", "identifier_kind", "first", "second"}
+        _check_template("template", self.template, allowed, {"question", "passages"})
+
+    def _fill(self, question: str, identifiers: Sequence[str], numbered: str) -> str:
+        return self.template.format(
+            question=question,
+            passages=numbered,
+            num_passages=len(identifiers),
+            identifier_kind="a numerical" if identifiers[0].isdigit() else "an alphabetical",
+            first=identifiers[0],
+            second=identifiers[min(1, len(identifiers) - 1)],
+        )
+
+    def render(self, question: str, passages: Sequence[Passage], identifiers: Identifiers) -> str:
+        """The whole prompt as text, uncut."""
+        return self._render(question, identifiers.names[: len(passages)], passages)
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        passages: Sequence[Passage],
+        identifiers: Identifiers,
+        *,
+        max_tokens: int,
+    ) -> list[int]:
+        """Prompt ids that end where the first identifier is due (after the opening "["), at most `max_tokens`.
+
+        Raises:
+            DataError: As `AnswerPrompt.encode`.
+        """
+        opening = encode_plain(tokenizer, RANKING_OPEN)
+        names = identifiers.names[: len(passages)]
+        return self._encode(tokenizer, question, names, passages, max_tokens - len(opening)) + opening

@@ -1,0 +1,68 @@
+"""Passages and their vectors on disk: corpora, their encoder, FAISS indexes and the manifest.
+
+The names below are loaded on first use: ``import indexes`` costs nothing and ``--help`` stays instant.
+"""
+
+import os
+
+# OpenMP reads this once, when the first library that links it is loaded. Threads that spin while they wait
+# make torch and FAISS many times slower on a machine whose cores are already busy. Your own setting wins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from indexes.builder import PassageIndex, build_index
+    from indexes.chunking import Chunker
+    from indexes.corpus import Corpus, Passage
+    from indexes.encoder import Encoder
+    from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
+    from indexes.faiss_index import FaissIndex, choose_factory
+    from indexes.manifest import Manifest
+
+__all__ = [
+    "Chunker",
+    "Corpus",
+    "DataError",
+    "Encoder",
+    "FaissIndex",
+    "Manifest",
+    "MismatchError",
+    "Passage",
+    "PassageIndex",
+    "RAGError",
+    "ResourceError",
+    "UsageError",
+    "build_index",
+    "choose_factory",
+]
+
+_MODULE_OF = {
+    "Chunker": "indexes.chunking",
+    "Corpus": "indexes.corpus",
+    "DataError": "indexes.errors",
+    "Encoder": "indexes.encoder",
+    "FaissIndex": "indexes.faiss_index",
+    "Manifest": "indexes.manifest",
+    "MismatchError": "indexes.errors",
+    "Passage": "indexes.corpus",
+    "PassageIndex": "indexes.builder",
+    "RAGError": "indexes.errors",
+    "ResourceError": "indexes.errors",
+    "UsageError": "indexes.errors",
+    "build_index": "indexes.builder",
+    "choose_factory": "indexes.faiss_index",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'indexes' has no attribute {name!r}")
+    value = vars(import_module(_MODULE_OF[name]))[name]
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

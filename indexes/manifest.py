@@ -1,0 +1,278 @@
+"""The manifest says what an index is made of, so that nothing can be opened with parts that do not belong.
+
+It holds no time and no absolute path of its own: the same build writes the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from indexes.corpus import Corpus
+from indexes.encoder import Encoder
+from indexes.errors import MismatchError
+
+FORMAT_VERSION = 1
+METRIC = "inner_product"
+DISTRIBUTION = "dro-rag"
+_LIBRARIES = ("datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
+_REBUILD = "Build the index again."
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRecord:
+    """The encoder that made the vectors.
+
+    Attributes:
+        name: The folder or hub id it was loaded from; only a hint, since encoders are compared by
+        fingerprint. revision: The revision on the hub, if one was asked for.
+        dtype: Of the weights.
+        fingerprint: Of weights, prompts and length limit.
+        question_prompt: Put before every question.
+        passage_prompt: Put before every passage.
+        max_length: The most tokens that are read; None when there is no limit.
+    """
+
+    name: str
+    revision: str | None
+    dtype: str
+    fingerprint: str
+    question_prompt: str
+    passage_prompt: str
+    max_length: int | None
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> "EncoderRecord":
+        """Describe an encoder."""
+        return cls(
+            name=encoder.name,
+            revision=encoder.revision,
+            dtype=encoder.dtype,
+            fingerprint=encoder.fingerprint,
+            question_prompt=encoder.question_prompt,
+            passage_prompt=encoder.passage_prompt,
+            max_length=encoder.max_length,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and SHA-256 (hex) of one file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Describe a file."""
+        return cls(path.stat().st_size, _sha256(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an index directory holds.
+
+    Attributes:
+        passages: How many passages and vectors.
+        dimension: The length of a vector.
+        factory: FAISS's description of the index.
+        corpus_fingerprint: Of all passages in order.
+        corpus_source: The name of the corpus file, without its path.
+        encoder: What made the vectors.
+        files: Every other file of the directory by its relative name.
+        metric: Always "inner_product".
+        created_by: The version of this library that built it.
+        libraries: The versions of the libraries it was built with.
+        format_version: Of the directory's layout.
+    """
+
+    passages: int
+    dimension: int
+    factory: str
+    corpus_fingerprint: str
+    corpus_source: str
+    encoder: EncoderRecord
+    files: Mapping[str, FileRecord]
+    metric: str = METRIC
+    created_by: str = field(default_factory=lambda: f"{DISTRIBUTION} {_version(DISTRIBUTION)}")
+    libraries: Mapping[str, str] = field(
+        default_factory=lambda: {name: _version(name) for name in _LIBRARIES}
+    )
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse names that lead out of the directory."""
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+                raise MismatchError(
+                    f"A manifest may only name files inside its directory, but it names {name!r}. Do not "
+                    "open this index unless you trust where it came from."
+                )
+
+    def to_json(self) -> str:
+        """The manifest as JSON with sorted keys."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "the manifest") -> "Manifest":
+        """Read `to_json` back.
+
+        Args:
+            text: The JSON.
+            where: What an error message calls it.
+
+        Raises:
+            MismatchError: The JSON is broken, of another version, or not a manifest.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MismatchError(
+                f"A manifest must be JSON, but {where} is broken: {error}. {_REBUILD}"
+            ) from error
+        if not isinstance(data, dict) or "format_version" not in data:
+            raise MismatchError(f'A manifest must have a "format_version", but {where} has none. {_REBUILD}')
+        if data["format_version"] != FORMAT_VERSION:
+            raise MismatchError(
+                f"This library reads index format {FORMAT_VERSION}, but {where} has format "
+                f"{data['format_version']!r}. Build the index again, or install the version that made it "
+                f"({data.get('created_by', 'unknown')})."
+            )
+        values = _checked(cls, data, where)
+        values["encoder"] = EncoderRecord(**_checked(EncoderRecord, values["encoder"], f"{where}, encoder"))
+        values["files"] = {
+            name: FileRecord(**_checked(FileRecord, record, f"{where}, file {name!r}"))
+            for name, record in values["files"].items()
+        }
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the manifest to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Manifest":
+        """Read a manifest from a file.
+
+        Raises:
+            MismatchError: The file is missing, broken or of another version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MismatchError(
+                f"A manifest must be readable, but {path} is not: {error}. {_REBUILD}"
+            ) from error
+        return cls.from_json(text, where=str(path))
+
+    def verify_files(self, folder: str | Path, *, checksums: bool) -> None:
+        """Compare the files of a directory with the record.
+
+        Args:
+            folder: The index directory.
+            checksums: Also read every file and compare its SHA-256; otherwise only sizes are compared.
+
+        Raises:
+            MismatchError: A file is missing or differs.
+        """
+        for name, record in sorted(self.files.items()):
+            path = Path(folder) / name
+            if not path.is_file():
+                raise MismatchError(f"The index must hold {name!r}, but {path} is missing. {_REBUILD}")
+            size = path.stat().st_size
+            if size != record.bytes:
+                state = "truncated" if size < record.bytes else "changed"
+                raise MismatchError(
+                    f"{path} must have {record.bytes} bytes, but it has {size}: it was {state} after the "
+                    "build. Copy it again, or build the index again."
+                )
+            if checksums and (found := _sha256(path)) != record.sha256:
+                raise MismatchError(
+                    f"{path} must have the SHA-256 {record.sha256}, but it has {found}: it was changed after "
+                    "the build. Copy it again, or build the index again."
+                )
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Refuse an encoder whose vectors do not belong to this index.
+
+        Raises:
+            MismatchError: The fingerprints differ; the message names the setting that does.
+        """
+        found = EncoderRecord.of(encoder)
+        if found.fingerprint == self.encoder.fingerprint:
+            return
+        raise MismatchError(
+            f"The index was built with the encoder {self.encoder.name!r} (fingerprint "
+            f"{self.encoder.fingerprint[:12]}), but {found.name!r} (fingerprint {found.fingerprint[:12]}) "
+            f"came: {_difference(self.encoder, found)}. Open it with the encoder it was built with, or build "
+            "it again."
+        )
+
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Refuse a corpus that is not the one in this index.
+
+        Raises:
+            MismatchError: The number of passages or the fingerprints differ.
+        """
+        if corpus.fingerprint == self.corpus_fingerprint:
+            return
+        raise MismatchError(
+            f"The index holds {self.passages} passages of {self.corpus_source or 'a corpus'!r} (fingerprint "
+            f"{self.corpus_fingerprint[:12]}), but a corpus of {len(corpus)} passages (fingerprint "
+            f"{corpus.fingerprint[:12]}) came. Use the corpus it was built from, or build the index again."
+        )
+
+
+def _difference(expected: EncoderRecord, found: EncoderRecord) -> str:
+    for name in ("question_prompt", "passage_prompt", "max_length", "dtype"):
+        wanted, came = asdict(expected)[name], asdict(found)[name]
+        if wanted != came:
+            return f"its {name} is {came!r} instead of {wanted!r}"
+    return "its weights differ"
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bytes": (int,),
+    "dimension": (int,),
+    "encoder": (dict,),
+    "files": (dict,),
+    "format_version": (int,),
+    "libraries": (dict,),
+    "max_length": (int, type(None)),
+    "passages": (int,),
+    "revision": (str, type(None)),
+}
+
+
+def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
+    """The values of a record whose fields are all there, of the right kind, and no others."""
+    names = {entry.name for entry in fields(cls)}
+    if not isinstance(data, dict) or set(data) != names:
+        raise MismatchError(
+            f"{where} must have exactly the fields {sorted(names)}, but "
+            f"{sorted(data) if isinstance(data, dict) else type(data).__name__} came. {_REBUILD}"
+        )
+    for name, value in data.items():
+        kinds = _KINDS.get(name, (str,))
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise MismatchError(
+                f"In {where}, {name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, but {value!r} "
+                f"came. {_REBUILD}"
+            )
+    return dict(data)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

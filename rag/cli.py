@@ -1,0 +1,479 @@
+"""The `rag` command: one `Command` per verb, each with its arguments and what it runs.
+
+Exit codes: 0 done, 2 usage, 3 data, 4 mismatch or damage, 5 missing resource, 130 interrupted, 1 anything else.
+Every command takes `--json [FILE]` (machine-readable result), `--config FILE` (YAML, overridden by flags) and
+`--debug` (tracebacks). Heavy imports happen inside the commands.
+"""
+
+import difflib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import RAGError, UsageError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found: for people and for programs."""
+
+    text: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb of the command line."""
+
+    help: str
+    arguments: Callable[[Any], None]
+    run: Callable[[Any], Report]
+
+
+# -- index -----------------------------------------------------------------------------------------------------
+
+
+def _build_arguments(parser: Any) -> None:
+    parser.add_argument("--corpus", type=str, required=True, help="JSONL(.gz), CSV, TSV, Parquet, or a text folder")
+    parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
+    parser.add_argument("--output", type=str, required=True, help="index directory to write")
+    parser.add_argument("--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size')
+    parser.add_argument("--batch_size", type=int, default=256, help="passages encoded at once")
+    parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
+    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
+    parser.add_argument("--chunk_tokens", type=int, help="cut passages to at most this many encoder tokens")
+    parser.add_argument("--chunk_overlap", type=int, default=16, help="tokens shared by neighbouring chunks")
+    parser.add_argument("--device", type=str, help="cpu, cuda, mps")
+    parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
+
+
+def _build(args: Any) -> Report:
+    from indexes import Chunker, Encoder, build_index
+    from rag.pocket import encoder_path
+
+    encoder = Encoder.from_pretrained(
+        encoder_path(args.encoder),
+        question_prompt=args.question_prompt,
+        passage_prompt=args.passage_prompt,
+        device=args.device,
+    )
+    chunker = None
+    if args.chunk_tokens is not None:
+        chunker = Chunker(encoder.tokenizer, max_tokens=args.chunk_tokens, overlap=args.chunk_overlap)
+    index = build_index(
+        args.corpus,
+        encoder,
+        args.output,
+        factory=args.factory,
+        batch_size=args.batch_size,
+        chunker=chunker,
+        overwrite=args.overwrite,
+        progress=_progress(args),
+    )
+    info = index.info()
+    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output}", info)
+
+
+def _folder_argument(parser: Any) -> None:
+    parser.add_argument("index", type=str, help="index directory")
+
+
+def _info(args: Any) -> Report:
+    from indexes import PassageIndex
+
+    info = PassageIndex.open(args.index).info()
+    return Report("\n".join(f"{name}: {value}" for name, value in info.items()), info)
+
+
+def _verify_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
+    parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
+
+
+def _verify(args: Any) -> Report:
+    from indexes import Corpus, Encoder, PassageIndex
+    from rag.pocket import encoder_path
+
+    index = PassageIndex.open(args.index)
+    record = index.manifest.encoder
+    encoder = None
+    if args.encoder is not None:
+        encoder = Encoder.from_pretrained(
+            encoder_path(args.encoder),
+            question_prompt=record.question_prompt,
+            passage_prompt=record.passage_prompt,
+            dtype=record.dtype,
+            max_length=record.max_length,
+        )
+    corpus = None if args.corpus is None else Corpus.from_file(args.corpus)
+    result = index.verify(encoder=encoder, corpus=corpus)
+    return Report(f"{args.index} is whole: {result}", result)
+
+
+# -- search ----------------------------------------------------------------------------------------------------
+
+
+def _search_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, nargs="*", help="questions to search for")
+    parser.add_argument("--index", type=str, required=True, help="index directory")
+    parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
+    parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
+
+
+def _search(args: Any) -> Report:
+    from indexes import PassageIndex
+    from rag.evaluation import search_metrics
+    from rag.pipeline import load_encoder
+    from retriever import Candidates, DenseRetriever
+
+    examples = _questions(args)
+    index = PassageIndex.open(args.index)
+    retriever = DenseRetriever(index, load_encoder(index, args.encoder))
+    found: list[Candidates] = []
+    for start in range(0, len(examples), args.batch_size):
+        found += retriever.search([e.question for e in examples[start : start + args.batch_size]], args.k)
+    hits = [
+        {"id": e.id, "hits": [{"id": i, "score": s} for i, s in zip(c.ids, c.scores_n.tolist(), strict=True)]}
+        for e, c in zip(examples, found, strict=True)
+    ]
+    metrics = search_metrics(examples, found)
+    data = {"results": hits, "metrics": metrics}
+    return Report(_metrics_text(metrics) if args.questions else _hits_text(found), data)
+
+
+def _questions(args: Any) -> list[Any]:
+    from training import QAExample, load_examples
+
+    if bool(args.question) == bool(args.questions):
+        raise UsageError("Give either questions as words or a file with --questions (exactly one of the two).")
+    if args.questions:
+        return load_examples(args.questions)
+    return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
+
+
+def _hits_text(found: Sequence[Any]) -> str:
+    lines = []
+    for candidates in found:
+        lines.append(candidates.question)
+        lines += [
+            f"  {score:.4f}  {p.id}  {p.title}"
+            for p, score in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+        ]
+    return "\n".join(lines)
+
+
+def _metrics_text(metrics: dict[str, float]) -> str:
+    return "\n".join(f"{name:>28}: {value:.4f}" for name, value in metrics.items())
+
+
+# -- pipelines -------------------------------------------------------------------------------------------------
+
+
+def _pipeline_arguments(parser: Any) -> None:
+    from generator import AdapterConfig, GenerationConfig
+    from retriever import SelectorConfig
+
+    parser.add_argument("--index", type=str, help="index directory")
+    parser.add_argument("--base", type=str, default="pocket", help='causal LM: Hub name, folder, or "pocket"')
+    parser.add_argument("--revision", type=str, help="revision of the base on the Hub")
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--device", type=str, help="cpu, cuda, mps")
+    parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    parser.add_class_arguments(SelectorConfig, "selector")
+    parser.add_class_arguments(GenerationConfig, "generation")
+    parser.add_class_arguments(AdapterConfig, "adapter")
+
+
+def _create(args: Any) -> Any:
+    from generator import AdapterConfig, GenerationConfig
+    from rag import RAG
+    from retriever import SelectorConfig
+
+    if args.index is None:
+        raise UsageError("An index is needed: give --index DIR (build one with `rag index build`).")
+    return RAG.create(
+        index=args.index,
+        base=args.base,
+        encoder=args.encoder,
+        selector=SelectorConfig(**vars(args.selector)),
+        generation=GenerationConfig(**vars(args.generation)),
+        adapter=AdapterConfig(**vars(args.adapter)),
+        revision=args.revision,
+        dtype=args.dtype,
+        device=args.device,
+        quantization=args.quantization,
+    )
+
+
+def _train_arguments(parser: Any) -> None:
+    from training import DROConfig
+
+    _pipeline_arguments(parser)
+    parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
+    parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
+    parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
+    parser.add_class_arguments(DROConfig, skip={"training_arguments"})
+    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+
+
+def _train(args: Any) -> Report:
+    from dataclasses import fields
+
+    from training import DROConfig, DROTrainer, load_examples
+
+    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    dev = None if args.dev is None else load_examples(args.dev, require_answers=True, limit=args.max_eval_samples)
+    rag = _create(args)
+    trainer = DROTrainer(rag, config, args.train, dev, progress=_progress(args))
+    history = trainer.train()
+    bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
+    data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+
+
+def _history_text(history: Sequence[dict[str, Any]]) -> str:
+    wanted = ["round", "eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"]
+    wanted += ["ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl", "seconds"]
+    columns = [name for name in wanted if any(name in row for row in history)]
+    rows = [[_cell(row.get(name)) for name in columns] for row in history]
+    return _table([name.removeprefix("eval_") for name in columns], rows)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(lines)
+
+
+def _bundle_arguments(parser: Any) -> None:
+    parser.add_argument("--bundle", type=str, help="a trained pipeline; else --index and --base make a fresh one")
+    _pipeline_arguments(parser)
+
+
+def _open(args: Any) -> Any:
+    from rag import RAG
+
+    if args.bundle is None:
+        return _create(args)
+    return RAG.from_pretrained(
+        args.bundle,
+        index=args.index,
+        encoder=args.encoder,
+        dtype=args.dtype,
+        device=args.device,
+        quantization=args.quantization,
+    )
+
+
+def _evaluate_arguments(parser: Any) -> None:
+    _bundle_arguments(parser)
+    parser.add_argument("--questions", type=str, required=True, help="questions with golden answers")
+    parser.add_argument("--limit", type=int, help="use only the first so many")
+
+
+def _evaluate(args: Any) -> Report:
+    from rag import evaluate
+    from training import load_examples
+
+    examples = load_examples(args.questions, require_answers=True, limit=args.limit)
+    result = evaluate(_open(args), examples, progress=_progress(args))
+    return Report(_metrics_text(result.metrics), {"metrics": result.metrics, "rows": result.rows})
+
+
+def _ask_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, nargs="+", help="one or more questions, each in quotes")
+    _bundle_arguments(parser)
+
+
+def _ask(args: Any) -> Report:
+    answers = _open(args).answer(args.question)
+    return Report("\n\n".join(_answer_text(a) for a in answers), {"answers": [a.to_dict() for a in answers]})
+
+
+def _answer_text(answer: Any) -> str:
+    lines = [answer.question, f"  {answer.text or '(no answer)'}   (log p = {answer.log_prob:.2f})"]
+    for passage, rank in zip(answer.passages, answer.permutation, strict=True):
+        mark = "*" if passage.id in answer.citations else " "
+        lines.append(f"  {mark} {passage.id}  {passage.title}  (retriever rank {rank + 1})")
+    return "\n".join(lines)
+
+
+# -- demo and doctor -------------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: Any) -> None:
+    parser.add_argument("--output", type=str, help="keep index, run and bundle in this new folder")
+    parser.add_argument("--train_questions", type=int, default=64, help="questions to train on")
+    parser.add_argument("--dev_questions", type=int, default=64, help="held-out questions to score")
+    parser.add_argument("--rounds", type=int, default=2, help="E-step and M-step pairs")
+    parser.add_argument("--seed", type=int, default=42, help="of every draw")
+
+
+def _demo(args: Any) -> Report:
+    from rag.demo import run_demo
+
+    result = run_demo(
+        output=args.output,
+        train_questions=args.train_questions,
+        dev_questions=args.dev_questions,
+        rounds=args.rounds,
+        seed=args.seed,
+        progress=_progress(args),
+    )
+    return Report(result.text, result.data)
+
+
+def _doctor(args: Any) -> Report:
+    from rag.doctor import diagnose, render
+
+    report = diagnose()
+    return Report(render(report), report)
+
+
+COMMANDS: dict[str, Command] = {
+    "index build": Command("embed a corpus into an index directory", _build_arguments, _build),
+    "index info": Command("print what an index is", _folder_argument, _info),
+    "index verify": Command("check an index against its checksums, encoder and corpus", _verify_arguments, _verify),
+    "search": Command("retrieve passages, and score recall on a question file", _search_arguments, _search),
+    "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
+    "evaluate": Command("score a pipeline on questions with answers", _evaluate_arguments, _evaluate),
+    "ask": Command("answer questions", _ask_arguments, _ask),
+    "demo": Command("the whole road on an embedded encyclopedia and a tiny model", _demo_arguments, _demo),
+    "doctor": Command("versions, devices, OpenMP runtimes and advice", lambda parser: None, _doctor),
+}
+
+
+# -- the frame -------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else UsageError.exit_code
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"dro-rag {version('dro-rag')}")
+        return 0
+    debug = "--debug" in words
+    try:
+        name, rest = _split_command(words)
+        args = _parse(name, rest)
+        _quiet(debug)
+        _print(COMMANDS[name].run(args), args)
+        return 0
+    except RAGError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was finished is kept", INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of our output went away (`rag ... | head`); not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        return _fail(f"{kind}: {error} (an unexpected error; run again with --debug for the traceback)", 1, debug)
+
+
+def _overview() -> str:
+    lines = ["usage: rag COMMAND [options]     (rag COMMAND --help explains one)", ""]
+    lines += [f"  {name:<14} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "  --version      print the version"])
+
+
+def _split_command(words: list[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    if words[0] == "index":
+        verbs = [name.split()[1] for name in COMMANDS if name.startswith("index ")]
+        raise UsageError(f"`rag index` needs one of {verbs}; {' '.join(words[1:2]) or 'nothing'!r} came.")
+    raise UsageError(f"The command must be one of {list(COMMANDS)}; {words[0]!r} came.{_nearest(words[0], COMMANDS)}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def _parser(name: str) -> Any:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"rag {name}", description=COMMANDS[name].help, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--json", nargs="?", const="-", help="write the result as JSON, to FILE or to the screen")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    COMMANDS[name].arguments(parser)
+    return parser
+
+
+def _parse(name: str, words: list[str]) -> Any:
+    from jsonargparse import ArgumentError
+
+    parser = _parser(name)
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        message = str(error).removeprefix("error: ").strip()
+        raise UsageError(f"rag {name}: {message}{_suggestion(message, parser)}") from error
+
+
+def _suggestion(message: str, parser: Any) -> str:
+    unknown = re.search(r"(?:Key|option|arguments?|key)[ :]+['\"]?(?:--)?([\w.-]+)", message)
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
+    return _nearest(unknown.group(1), known) if unknown and unknown.group(1) not in known else ""
+
+
+def _progress(args: Any) -> bool:
+    return not args.quiet and sys.stderr.isatty()
+
+
+def _quiet(debug: bool) -> None:
+    """Library chatter belongs into logs; our own warnings stay."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _print(report: Report, args: Any) -> None:
+    if args.json is None:
+        print(report.text)
+        return
+    text = json.dumps(report.data, ensure_ascii=False, indent=None if args.json == "-" else 2)
+    if args.json == "-":
+        print(text)
+    else:
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+        print(report.text)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code

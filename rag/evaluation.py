@@ -1,0 +1,96 @@
+"""Score a pipeline on questions with golden answers: greedy decoding, every question counted.
+
+Metric names: `exact_match` and `f1` of the answer; `retriever_recall@k` and `selector_recall@k`, the share of gold
+passages among the first k (questions with gold ids only); `retriever_answer_recall@k` and
+`selector_answer_recall@k`, whether a golden answer stands in the first k passages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from indexes.errors import DataError
+from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall
+from retriever.dense import Candidates
+from training.data import QAExample
+
+if TYPE_CHECKING:
+    from rag.pipeline import RAG, Answer
+
+CUTOFFS = (1, 3, 5, 20)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over all questions, and one row per question."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+
+
+def evaluate(
+    rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True
+) -> Evaluation:
+    """Answer every question and score the answers.
+
+    Raises:
+        DataError: A question without golden answers, or no question at all.
+    """
+    unanswerable = [e.id for e in examples if not e.golden_answers]
+    if unanswerable or not examples:
+        raise DataError(
+            f"Evaluation needs questions with golden answers; {len(unanswerable)} of {len(examples)} have none"
+            f"{f', the first is {unanswerable[0]!r}' if unanswerable else ''}. Leave them out."
+        )
+    rows: list[dict[str, Any]] = []
+    scores: list[dict[str, float]] = []
+    with tqdm(total=len(examples), desc="evaluate", unit="question", disable=not progress, leave=False) as bar:
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start : start + batch_size]
+            candidates = rag.retriever.search([e.question for e in batch], rag.num_candidates)
+            for example, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
+                scores.append(score(example, found, answer))
+                rows.append({"id": example.id, "question": example.question, "prediction": answer.text, **scores[-1]})
+            bar.update(len(batch))
+    metrics = aggregate(scores)
+    if metrics["n"] != len(examples):
+        raise RuntimeError(f"Every question must be scored: {len(examples)} came, {metrics['n']:.0f} were.")
+    return Evaluation(metrics, rows)
+
+
+def score(example: QAExample, candidates: Candidates, answer: "Answer") -> dict[str, float]:
+    """All metrics of one question."""
+    row = {
+        "exact_match": exact_match(answer.text, example.golden_answers),
+        "f1": f1(answer.text, example.golden_answers),
+    }
+    row |= _recalls("retriever", candidates.ids, [p.contents for p in candidates.passages], example)
+    return row | _recalls("selector", [p.id for p in answer.passages], [p.contents for p in answer.passages], example)
+
+
+def _recalls(stage: str, ids: Sequence[str], texts: Sequence[str], example: QAExample) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for k in CUTOFFS:
+        if k > len(ids) and k != CUTOFFS[0]:
+            continue  # recall@20 of five passages would be recall@5 under another name
+        row[f"{stage}_answer_recall@{k}"] = answer_recall(texts, example.golden_answers, k)
+        if example.gold_ids:
+            row[f"{stage}_recall@{k}"] = gold_recall(ids, example.gold_ids, k)
+    return row
+
+
+def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidates]) -> dict[str, float]:
+    """Recall of a retriever alone, for the questions that have gold ids or golden answers."""
+    rows = []
+    for example, found in zip(examples, candidates, strict=True):
+        row: dict[str, float] = {}
+        for k in CUTOFFS:
+            if example.gold_ids:
+                row[f"recall@{k}"] = gold_recall(found.ids, example.gold_ids, k)
+            if example.golden_answers:
+                texts = [p.contents for p in found.passages]
+                row[f"answer_recall@{k}"] = answer_recall(texts, example.golden_answers, k)
+        rows.append(row)
+    return aggregate(rows)

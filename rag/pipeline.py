@@ -1,0 +1,407 @@
+"""`RAG`: question -> retriever -> selector -> generator -> `Answer`, and its bundle on disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, overload
+
+from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.language_model import AdapterConfig, LanguageModel
+from generator.prompts import AnswerPrompt, RankingPrompt
+from indexes.builder import PassageIndex
+from indexes.corpus import Passage
+from indexes.encoder import Encoder
+from indexes.errors import MismatchError, UsageError
+from rag.evaluation import evaluate
+from rag.metrics import answer_recall
+from rag.pocket import POCKET, base_path
+from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.selector import Selector, SelectorConfig
+from training.checkpoint import load_learned, save_learned
+from training.data import QAExample
+
+CONFIG_FILE = "rag_config.json"
+LEARNED_FOLDER = "learned"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and where it comes from."""
+
+    question: str
+    text: str
+    citations: list[str]
+    """Ids of the selected passages that contain the answer; empty when none does."""
+    passages: list[Passage]
+    """What the generator read, in the order of the permutation."""
+    permutation: list[int]
+    """Ranks that the retriever had given those passages (0 is its best)."""
+    log_prob: float
+    """log p(text | question, passages) in nats, end of answer included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+class RAG:
+    """A retriever, a selector and a generator over one base model.
+
+    Use `RAG.create` for a new pipeline and `RAG.from_pretrained` for a saved one.
+
+    Args:
+        retriever: Question to candidates.
+        selector: Candidates to a permutation.
+        generator: Passages to an answer; shares the selector's language model or brings its own.
+    """
+
+    def __init__(self, retriever: DenseRetriever, selector: Selector, generator: Generator) -> None:
+        self.retriever = retriever
+        self.selector = selector
+        self.generator = generator
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        index: str | Path | PassageIndex,
+        base: str | Path = POCKET,
+        encoder: str | Path | Encoder | None = None,
+        selector: SelectorConfig | None = None,
+        generation: GenerationConfig | None = None,
+        adapter: AdapterConfig | None = None,
+        answer_prompt: AnswerPrompt | None = None,
+        ranking_prompt: RankingPrompt | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        quantization: str | None = None,
+    ) -> "RAG":
+        """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
+
+        Args:
+            index: Index directory, or an opened index.
+            base: Causal LM: a Hub name, a folder, or "pocket" for the tiny model inside this package.
+            encoder: The encoder that built the index; default: the one its manifest names.
+            selector: n, K, decoding, prior.
+            generation: How answers are decoded.
+            adapter: LoRA settings.
+            answer_prompt: Replaces the paper's answer prompt.
+            ranking_prompt: Replaces the paper's ranking prompt.
+            revision: Of the base on the Hub.
+            dtype: Of the base; "auto" chooses by hardware.
+            device: Of the base; default: the best there is.
+            quantization: None, "4bit" or "8bit".
+
+        Raises:
+            MismatchError: The encoder did not build this index, or the index is damaged.
+            ResourceError: Base or encoder cannot be loaded.
+            UsageError: K > n and the like.
+        """
+        opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
+        retriever = DenseRetriever(opened, load_encoder(opened, encoder))
+        model = LanguageModel.from_pretrained(
+            base_path(base),
+            adapter=adapter,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+        )
+        model.name = str(base)
+        retriever.adapter.to(model.device)
+        return cls(
+            retriever,
+            Selector(model, retriever, prompt=ranking_prompt, config=selector),
+            Generator(model, prompt=answer_prompt, config=generation),
+        )
+
+    @property
+    def num_candidates(self) -> int:
+        """n, the number of candidates that the selector reads."""
+        return self.selector.config.num_candidates
+
+    # -- answering ---------------------------------------------------------------------------------------------
+
+    @overload
+    def answer(self, question: str) -> Answer: ...
+    @overload
+    def answer(self, question: Sequence[str]) -> list[Answer]: ...
+
+    def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
+        """Answer one question or several (batched); an answer does not depend on what else is asked.
+
+        Raises:
+            DataError: An empty question, or one that does not fit the context.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        answers = self.answer_from(self.retriever.search(questions, self.num_candidates)) if questions else []
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
+        """Answers from candidates that are already retrieved."""
+        permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
+        passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
+        questions = [c.question for c in candidates]
+        texts = self.generator.generate(questions, passages)
+        rows = [self._row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
+        log_probs = self.generator.log_probs(rows).tolist()
+        return [
+            Answer(question, text, _citations(text, chosen), chosen, permutation, log_prob)
+            for question, text, chosen, permutation, log_prob in zip(
+                questions, texts, passages, permutations, log_probs, strict=True
+            )
+        ]
+
+    def _row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
+        if text.strip():
+            return self.generator.row(question, passages, text)
+        # The model may well end its answer at once; that is scored too, though nobody would train on it.
+        row = self.generator.row(question, passages, "-")
+        return AnswerRow(row.prompt_ids, row.answer_ids[-1:])
+
+    def stream(self, question: str) -> Iterator[str]:
+        """The answer to one question, piece by piece."""
+        candidates = self.retriever.search(question, self.num_candidates)
+        z = self.selector.select([candidates])[0].z_mK[0].tolist()
+        yield from self.generator.stream(question, [candidates.passages[i] for i in z])
+
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
+        """Mean metrics over questions with golden answers; see `rag.evaluation`."""
+        return evaluate(self, examples, progress=progress).metrics
+
+    # -- the bundle --------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        include_index: bool = False,
+        include_encoder: bool = False,
+        include_base: bool = False,
+        report: Sequence[dict[str, Any]] = (),
+    ) -> Path:
+        """Write a bundle: adapters, question adapter, prompts, config and a model card.
+
+        The index, the encoder and the base are pointed to by default and copied on request; with all three the
+        bundle answers on another machine with no network.
+
+        Args:
+            folder: New, empty, or an earlier bundle (replaced).
+            include_index: Copy the index into the bundle.
+            include_encoder: Copy the encoder into the bundle.
+            include_base: Copy the base weights and tokenizer into the bundle.
+            report: Training history for the model card.
+
+        Raises:
+            UsageError: `folder` holds something that is not a bundle.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+            raise UsageError(f"A bundle needs a new or empty folder; {folder} already holds something else.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            save_learned(self.selector, partial / LEARNED_FOLDER)
+            config = self._config(folder, include_index, include_encoder, include_base)
+            _write_json(partial / CONFIG_FILE, config)
+            if include_index:
+                shutil.copytree(self.retriever.index.path, partial / "index")
+            if include_encoder:
+                self.retriever.encoder.save_pretrained(partial / "encoder")
+            if include_base:
+                self._save_base(partial / "base")
+            (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    def _config(self, folder: Path, index: bool, encoder: bool, base: bool) -> dict[str, Any]:
+        model, manifest = self.generator.language_model, self.retriever.index.manifest
+        pointer = os.path.relpath(self.retriever.index.path, folder.resolve())
+        return {
+            "format_version": FORMAT_VERSION,
+            "created_by": f"dro-rag {version('dro-rag')}",
+            "base": {"name": "base" if base else _pointer(model.name, folder), "revision": model.revision},
+            "base_inside": base,
+            "adapter": asdict(model.adapter),
+            "selector": asdict(self.selector.config),
+            "generation": asdict(self.generator.config),
+            "answer_prompt": asdict(self.generator.prompt),
+            "ranking_prompt": asdict(self.selector.prompt),
+            "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
+            "index": {"path": "index" if index else pointer, "corpus_fingerprint": manifest.corpus_fingerprint},
+            "encoder": "encoder" if encoder else None,
+        }
+
+    def _save_base(self, folder: Path) -> None:
+        # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
+        # SelfAug all need it unmerged.
+        model = self.generator.language_model
+        weights = {
+            name.replace(".base_layer.", "."): value
+            for name, value in model.base_model.state_dict().items()
+            if "lora_" not in name
+        }
+        model.base_model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        index: str | Path | PassageIndex | None = None,
+        encoder: str | Path | Encoder | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        quantization: str | None = None,
+    ) -> "RAG":
+        """Open a bundle; it answers as it did when it was saved.
+
+        Args:
+            folder: What `save_pretrained` wrote (a Hub repository: download it first with huggingface_hub).
+            index: Use this index instead of the one the bundle points to (same corpus required).
+            encoder: Use this copy of the encoder.
+            dtype: As in `create`.
+            device: As in `create`.
+            quantization: As in `create`.
+
+        Raises:
+            MismatchError: Not a bundle, damaged, or an index of another corpus.
+            ResourceError: Base or encoder cannot be found.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        where = index if index is not None else folder / config["index"]["path"]
+        inside = folder / "encoder" if config["encoder"] else None
+        base = config["base"]["name"]
+        rag = cls.create(
+            index=where,
+            base=folder / base if config["base_inside"] or _is_relative(base) else base,
+            encoder=encoder if encoder is not None else inside,
+            selector=SelectorConfig(**config["selector"]),
+            generation=GenerationConfig(**config["generation"]),
+            adapter=AdapterConfig(**config["adapter"]),
+            answer_prompt=AnswerPrompt(**config["answer_prompt"]),
+            ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
+            revision=config["base"]["revision"],
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+        )
+        rag._check_corpus(config, folder)
+        rag._set_question_adapter(config["question_adapter_rank"])
+        load_learned(rag.selector, folder / LEARNED_FOLDER)
+        return rag
+
+    def _check_corpus(self, config: dict[str, Any], folder: Path) -> None:
+        expected = config["index"]["corpus_fingerprint"]
+        found = self.retriever.index.manifest.corpus_fingerprint
+        if expected != found:
+            raise MismatchError(
+                f"The bundle {folder} was trained over a corpus with fingerprint {expected[:12]}; the index at "
+                f"{self.retriever.index.path} holds another ({found[:12]}). Give the right index with index=..."
+            )
+
+    def _set_question_adapter(self, rank: int) -> None:
+        adapter = QuestionAdapter(self.retriever.encoder.dimension, rank)
+        self.retriever.adapter = adapter.to(self.generator.language_model.device)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, include_index: bool = False) -> str:
+        """Upload the bundle to the Hugging Face Hub; returns the commit's address."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as work:
+            bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+
+
+def load_encoder(index: PassageIndex, encoder: str | Path | Encoder | None) -> Encoder:
+    if isinstance(encoder, Encoder):
+        return encoder
+    if encoder is None:
+        return index.load_encoder()
+    record = index.manifest.encoder
+    return Encoder.from_pretrained(
+        encoder,
+        question_prompt=record.question_prompt,
+        passage_prompt=record.passage_prompt,
+        dtype=record.dtype,
+        max_length=record.max_length,
+    )
+
+
+def _citations(text: str, passages: Sequence[Passage]) -> list[str]:
+    if not text.strip():
+        return []
+    return [p.id for p in passages if answer_recall([p.contents], [text], 1)]
+
+
+def _pointer(name: str, folder: Path) -> str:
+    """A base in a folder is pointed to relative to the bundle; a Hub name (or "pocket") stays as it is."""
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if Path(name).is_dir() else name
+
+
+def _is_relative(name: str) -> bool:
+    return name.startswith("..")
+
+
+def _write_json(file: Path, data: dict[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise MismatchError(f"{file} must be JSON; it is damaged ({error}). Restore the bundle.") from error
+    if config.get("format_version") != FORMAT_VERSION:
+        raise MismatchError(
+            f"{file} must have format_version {FORMAT_VERSION}; it has {config.get('format_version')!r}. "
+            "Install the version of dro-rag that wrote it."
+        )
+    return dict(config)
+
+
+def _model_card(config: dict[str, Any], report: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "---",
+        "library_name: dro-rag",
+        f"base_model: {config['base']['name']}",
+        "tags: [retrieval-augmented-generation, dro, selfaug, lora]",
+        "---",
+        "# RAG bundle",
+        "",
+        f"Selector and generator adapters (LoRA, rank {config['adapter']['r']}) over one frozen base, a question "
+        "adapter for the retriever, prompts and settings. Open it with `RAG.from_pretrained(folder)`.",
+        "",
+        f"- base: `{config['base']['name']}`",
+        f"- candidates n = {config['selector']['num_candidates']}, selected K = {config['selector']['num_selected']}",
+        f"- corpus fingerprint: `{config['index']['corpus_fingerprint'][:16]}`",
+    ]
+    if report:
+        columns = [k for k in ("round", "eval_exact_match", "eval_f1", "ess", "log_marginal") if k in report[-1]]
+        lines += ["", "## Training", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in report]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

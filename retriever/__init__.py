@@ -1,0 +1,44 @@
+"""From a question to candidates, and from candidates to permutations."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+
+if TYPE_CHECKING:
+    from indexes.encoder import Encoder
+    from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+    from retriever.permutations import Permutations
+    from retriever.selector import RetrieverPrior, Selector, SelectorConfig
+
+_EXPORTS = {
+    "Candidates": "retriever.dense",
+    "DenseRetriever": "retriever.dense",
+    "Encoder": "indexes.encoder",
+    "Permutations": "retriever.permutations",
+    "QuestionAdapter": "retriever.dense",
+    "RetrieverPrior": "retriever.selector",
+    "Selector": "retriever.selector",
+    "SelectorConfig": "retriever.selector",
+}
+
+__all__ = [
+    "Candidates",
+    "DenseRetriever",
+    "Encoder",
+    "Permutations",
+    "QuestionAdapter",
+    "RetrieverPrior",
+    "Selector",
+    "SelectorConfig",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'retriever' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,122 @@
+"""Distributions over ordered K-subsets of n candidates: pure functions, tensors in and tensors out.
+
+A permutation z = (z_1, ..., z_K) names K *different* candidates in order. Ids are drawn one after the other under
+a mask that leaves only unused ids, so every draw is well formed and the probabilities of all n!/(n-K)!
+permutations sum to 1:
+
+    p(z | x) = prod_k  softmax(s_k over ids not in z_<k)[z_k]
+
+With one and the same score vector at every step (`single_pass`) this is the Plackett-Luce distribution, and
+sorting Gumbel-perturbed scores draws from it exactly (Kool et al., arXiv 1903.06059). With scores that depend on
+z_<k (`autoregressive`) it is DRO's selector (arXiv 2505.03075).
+
+Legend: B questions, m permutations, K selected, n candidates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indexes.errors import UsageError
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class Permutations:
+    """m permutations of one question's candidates, with both log-probabilities that weights need.
+
+    They differ when the proposal is not the selector itself (another temperature, enumeration), and mixing them
+    up is the classic way to get wrong importance weights.
+    """
+
+    z_mK: Tensor
+    """Candidate positions, int64."""
+    log_p_m: Tensor
+    """log p_s(z | x) under the selector when they were drawn, float32."""
+    log_q_m: Tensor
+    """log q(z | x) under the proposal they were drawn from, float32."""
+
+    def __len__(self) -> int:
+        return len(self.z_mK)
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """`(z_uK, inverse_m)`: each different permutation once, and which of them each draw is."""
+        return torch.unique(self.z_mK, dim=0, return_inverse=True)
+
+
+def mask_used(logits_n: Tensor, used_n: Tensor) -> Tensor:
+    """Logits `[..., n]` in float32 with used (or absent) ids at minus infinity."""
+    return logits_n.float().masked_fill(used_n, NEGATIVE_INFINITY)
+
+
+def mark_used(used_n: Tensor, chosen: Tensor) -> Tensor:
+    """`used_n` with the chosen id of each row added; no in-place change (autograd may hold the old one)."""
+    return used_n.scatter(-1, chosen.unsqueeze(-1), torch.ones_like(chosen, dtype=torch.bool).unsqueeze(-1))
+
+
+def sequential_log_prob(step_logits_mKn: Tensor, z_mK: Tensor, absent_mn: Tensor) -> Tensor:
+    """log p(z) when step k has its own logits.
+
+    Args:
+        step_logits_mKn: Scores of all n ids at each step.
+        z_mK: The permutations.
+        absent_mn: True where an id does not exist for this question (fewer than n candidates).
+
+    Returns:
+        float32 `[m]`, differentiable in the logits.
+    """
+    used_mn = absent_mn
+    total_m = step_logits_mKn.new_zeros(len(z_mK), dtype=torch.float32)
+    for k in range(z_mK.shape[1]):
+        log_p_mn = mask_used(step_logits_mKn[:, k], used_mn).log_softmax(-1)
+        total_m = total_m + log_p_mn.gather(-1, z_mK[:, k : k + 1]).squeeze(-1)
+        used_mn = mark_used(used_mn, z_mK[:, k])
+    return total_m
+
+
+def plackett_luce_log_prob(scores_n: Tensor, z_mK: Tensor) -> Tensor:
+    """log p(z) under Plackett-Luce: `sum_k s[z_k] - logsumexp(s over ids not in z_<k)`; float32 `[m]`."""
+    steps_mKn = scores_n.expand(len(z_mK), z_mK.shape[1], -1)
+    return sequential_log_prob(steps_mKn, z_mK, torch.zeros_like(steps_mKn[:, 0], dtype=torch.bool))
+
+
+def sample_step(log_q_n: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One id per row from normalised log-probabilities `[..., n]`, by the Gumbel maximum.
+
+    Exponential noise is drawn in float64: float32 uniforms hit 0 often enough to give infinite Gumbels.
+    """
+    noise = torch.empty(log_q_n.shape, dtype=torch.float64).exponential_(generator=generator)
+    return (log_q_n.double() - noise.log().to(log_q_n.device)).argmax(-1)
+
+
+def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:
+    """All n!/(n-k)! ordered k-subsets of `range(n)`, int64 `[n!/(n-k)!, k]`, in lexicographic order.
+
+    Raises:
+        UsageError: k > n, or more than `limit` of them.
+    """
+    check_selection(n, k)
+    count = 1
+    for i in range(k):
+        count *= n - i
+    if count > limit:
+        raise UsageError(
+            f"Exact mode enumerates n!/(n-K)! permutations and allows {limit}; n={n}, K={k} gives {count}. "
+            "Lower num_candidates or num_selected, or sample."
+        )
+    rows = torch.arange(n).unsqueeze(-1)
+    for _ in range(k - 1):
+        grown = torch.cat([rows.repeat_interleave(n, 0), torch.arange(n).repeat(len(rows)).unsqueeze(-1)], -1)
+        rows = grown[(grown[:, :-1] != grown[:, -1:]).all(-1)]
+    return rows
+
+
+def check_selection(n: int, k: int) -> None:
+    """Raise UsageError unless 1 <= K <= n."""
+    if not 1 <= k <= n:
+        raise UsageError(
+            f"The number of selected passages K must lie between 1 and the number of candidates n; K={k}, n={n} "
+            "came. Lower num_selected, raise num_candidates, or index more passages."
+        )

@@ -1,0 +1,388 @@
+"""The selector `p_s(z | x)`: a normalised distribution over ordered K-subsets of the candidates (DRO, arXiv 2505.03075).
+
+A list-wise language model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is
+never free text: at each step only the n single-token identifiers are scored, used ones are masked, and the
+separators are forced. So no reply is malformed and log p_s is exact.
+
+The data's way: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
+or K-1 further steps on the shared prompt (`autoregressive`) -> `retriever.permutations`.
+
+Legend: B questions, m permutations each, n candidates, K selected, P prompt width, H hidden size,
+S tokens that follow one choice (its id and the separator).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from generator.language_model import Branches, LanguageModel, pad_right, token_budget_batches
+from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
+from indexes.errors import DataError, UsageError
+from retriever.dense import Candidates, DenseRetriever
+from retriever.permutations import (
+    Permutations,
+    check_selection,
+    enumerate_permutations,
+    mark_used,
+    mask_used,
+    sample_step,
+    sequential_log_prob,
+)
+
+logger = logging.getLogger(__name__)
+
+ROLE = "selector"
+DECODINGS = ("autoregressive", "single_pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorConfig:
+    """What the selector reads and writes."""
+
+    num_candidates: int = 20
+    """n: candidates the retriever hands over. More raises recall and prompt length."""
+    num_selected: int = 5
+    """K: passages that reach the generator, in order."""
+    decoding: str = "autoregressive"
+    """`"autoregressive"`: each id conditions on the ids before it (the paper). `"single_pass"`: one prefill, its
+    id logits are Plackett-Luce scores; faster, but cannot say "given C, A adds nothing"."""
+    identifiers: str = "letters"
+    """`"letters"` (A..T) or `"numbers"` (as the paper writes them; few tokenizers have 20 in single tokens)."""
+    use_prior: bool = True
+    """Add the retriever's scores to the id logits, so that an untrained selector ranks as the retriever does.
+    False is the paper's selector: the language model alone."""
+    prior_strength: float = 1.0
+    """Where the learned weight of the standardised retriever scores starts; 1 keeps the first samples diverse."""
+
+    def __post_init__(self) -> None:
+        check_selection(self.num_candidates, self.num_selected)
+        if self.decoding not in DECODINGS:
+            raise UsageError(f"decoding must be one of {list(DECODINGS)}; {self.decoding!r} came.")
+        if self.prior_strength <= 0:
+            raise UsageError(
+                f"prior_strength must be positive (0 would forget the retriever); {self.prior_strength} came. "
+                "Use use_prior=False to leave the retriever out."
+            )
+
+
+class RetrieverPrior(nn.Module):
+    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r, pooled.
+
+    Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
+    retriever's order exactly, whatever the base model would have said; log-linear pooling then moves weight to the
+    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question,
+    which makes the start independent of the encoder's scale.
+    """
+
+    def __init__(self, strength: float = 1.0) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.strength = nn.Parameter(torch.tensor(float(strength)))
+
+    def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
+        """Pooled logits, any common shape `[..., n]`."""
+        return self.gate * lm_logits + self.strength * standardised
+
+
+def standardise(scores_n: Tensor) -> Tensor:
+    """Scores to mean 0 and standard deviation 1 over the candidates (all equal: all 0)."""
+    centred = scores_n.float() - scores_n.float().mean()
+    return centred / centred.square().mean().clamp_min(1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Several questions' ranking prompts, padded to common sizes."""
+
+    prompt_ids_BP: Tensor
+    prompt_lengths_B: Tensor
+    absent_Bn: Tensor
+    """True where a question has fewer than n candidates."""
+    prior_Bn: Tensor
+    """Standardised retriever scores, 0 where absent."""
+
+
+class Selector:
+    """Selects, samples and scores permutations of candidates.
+
+    Args:
+        language_model: The model; the adapter `"selector"` ranks.
+        retriever: Whose scores form the prior.
+        prompt: The ranking prompt.
+        config: Sizes and decoding.
+        prior: The two learned weights; made from `config` when not given.
+        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        retriever: DenseRetriever,
+        *,
+        prompt: RankingPrompt | None = None,
+        config: SelectorConfig | None = None,
+        prior: RetrieverPrior | None = None,
+        max_tokens_per_batch: int = 16384,
+    ) -> None:
+        self.language_model = language_model
+        self.retriever = retriever
+        self.prompt = prompt or RankingPrompt()
+        self.config = config or SelectorConfig()
+        self.prior = (prior or RetrieverPrior(self.config.prior_strength)).to(language_model.device)
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.identifiers = Identifiers.for_tokenizer(
+            language_model.tokenizer, self.config.num_candidates, style=self.config.identifiers
+        )
+        self._separator = encode_plain(language_model.tokenizer, RANKING_SEPARATOR)
+
+    # -- what callers use --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
+        """The mode by greedy steps: one permutation per question."""
+        return self._decode_all(candidates, m=1, temperature=1.0, greedy=True, generator=None)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        candidates: Sequence[Candidates],
+        m: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[Permutations]:
+        """m independent draws per question from the selector tempered by `temperature` (1: the selector itself).
+
+        Returns:
+            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`).
+        """
+        if m < 1 or temperature <= 0:
+            raise UsageError(f"m must be at least 1 and temperature positive; m={m}, temperature={temperature} came.")
+        return self._decode_all(candidates, m=m, temperature=temperature, greedy=False, generator=generator)
+
+    @torch.no_grad()
+    def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
+        """Every permutation of every question, as a proposal that is uniform over them (exact mode)."""
+        result = []
+        with self.language_model.use(ROLE):
+            for one in candidates:
+                self._check(one)
+                z_NK = enumerate_permutations(len(one), self.config.num_selected)
+                parts = [self.score([one], [part])[0] for part in z_NK.split(rows_per_pass)]
+                log_q_N = torch.full((len(z_NK),), -float(torch.tensor(float(len(z_NK))).log()))
+                result.append(Permutations(z_NK, torch.cat(parts).cpu(), log_q_N))
+        return result
+
+    @torch.no_grad()
+    def log_prob(self, candidates: Candidates, z_mK: Tensor) -> Tensor:
+        """log p_s(z | x) of given permutations, float32 `[m]` on the CPU."""
+        with self.language_model.use(ROLE):
+            return self.score([candidates], [z_mK])[0].cpu()
+
+    def score(self, candidates: Sequence[Candidates], permutations: Sequence[Tensor]) -> list[Tensor]:
+        """log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
+
+        One row holds a question's prompt once and all its replies behind it; a block mask and positions that
+        restart after the prompt make that equal to m separate rows.
+        """
+        batch = self._batch(candidates)
+        m = max(len(z) for z in permutations)
+        z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
+        z_BmK = z_BmK.to(self.language_model.device)
+        logits_BmKn = self._teacher_forced_logits(batch, z_BmK)
+        B, _, K, n = logits_BmKn.shape
+        absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
+        log_p_Bm = sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
+        return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
+
+    # -- prompts -----------------------------------------------------------------------------------------------
+
+    @property
+    def _reply_tokens(self) -> int:
+        """Tokens that the reply adds to the prompt: K-1 choices, each with its separator."""
+        if self.config.decoding == "single_pass":
+            return 0
+        return (self.config.num_selected - 1) * (1 + len(self._separator))
+
+    def prompt_ids(self, candidates: Candidates) -> list[int]:
+        """Ranking prompt of one question, passages cut so that prompt and reply fit the context."""
+        self._check(candidates)
+        return self.prompt.encode(
+            self.language_model.tokenizer,
+            candidates.question,
+            candidates.passages,
+            self.identifiers,
+            max_tokens=self.language_model.context_length - self._reply_tokens,
+        )
+
+    def _check(self, candidates: Candidates) -> None:
+        n, k = len(candidates), self.config.num_selected
+        if n < k:
+            raise DataError(
+                f"At least K={k} candidates must be retrieved; question {candidates.question!r} has {n}. "
+                "Index more passages or lower num_selected."
+            )
+        if n > len(self.identifiers.names):
+            raise UsageError(
+                f"At most num_candidates={len(self.identifiers.names)} candidates can be named; {n} came. "
+                "Raise num_candidates or hand over fewer."
+            )
+
+    def _batch(self, candidates: Sequence[Candidates]) -> _Batch:
+        model = self.language_model
+        prompts = [self.prompt_ids(c) for c in candidates]
+        prompt_ids_BP, lengths_B = pad_right(prompts, model.end_of_answer_id, model.device)
+        n = max(len(c) for c in candidates)
+        absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
+        prior_Bn = torch.stack([self._prior_scores(c, n) for c in candidates])
+        return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn)
+
+    def _prior_scores(self, candidates: Candidates, n: int) -> Tensor:
+        adapter = self.retriever.adapter
+        learning = torch.is_grad_enabled() and adapter.up_dr.requires_grad
+        # With gradients on, scores are recomputed through the question adapter: this is the path by which
+        # log p_s(z|x) teaches the retriever. Otherwise those of the search are used as they are.
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        scores_n = standardise(scores_n.to(self.language_model.device))
+        return nn.functional.pad(scores_n, (0, n - len(candidates)))
+
+    def _pool(self, lm_logits: Tensor, prior: Tensor) -> Tensor:
+        return self.prior(lm_logits, prior) if self.config.use_prior else lm_logits
+
+    def _id_logits(self, hidden: Tensor, n: int) -> Tensor:
+        ids_n = torch.tensor(self.identifiers.token_ids[:n], device=hidden.device)
+        return self.language_model.head_rows(hidden, ids_n)
+
+    # -- log p_s of given permutations (E-step scoring, M-step) ------------------------------------------------
+
+    def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
+        """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
+        B, m, K = z_BmK.shape
+        n = batch.absent_Bn.shape[1]
+        prior_B11n = batch.prior_Bn[:, None, None, :]
+        steps = 0 if self.config.decoding == "single_pass" else K - 1
+        hidden_first_BH, hidden_later_BmkH = self._hidden_of_replies(batch, z_BmK[..., :steps])
+        first_Bn = self._id_logits(hidden_first_BH, n)[:, None, None, :].expand(B, m, 1, n)
+        if self.config.decoding == "single_pass":
+            return self._pool(first_Bn.expand(B, m, K, n), prior_B11n)
+        logits = torch.cat([first_Bn, self._id_logits(hidden_later_BmkH, n)], dim=2)
+        return self._pool(logits, prior_B11n)
+
+    def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        P, S = batch.prompt_ids_BP.shape[1], 1 + len(self._separator)
+        replies = Branches.of(m, 0, k * S, model.device)
+        tokens = Branches.prompt(P, model.device).followed_by(replies)
+        hidden_BTH = model.hidden(
+            torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
+            model.branch_masks(batch.prompt_lengths_B, P, tokens, replies),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+        )
+        first_BH = hidden_BTH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
+        later_BmkH = hidden_BTH[:, P:].reshape(B, m, k, S, hidden_BTH.shape[-1])[..., -1, :]
+        return first_BH, later_BmkH
+
+    def _reply_ids(self, chosen_Bmk: Tensor) -> Tensor:
+        """Token ids `[B, m, k, S]`: the id of each choice, then the separator that asks for the next."""
+        device = chosen_Bmk.device
+        id_tokens_n = torch.tensor(self.identifiers.token_ids, device=device)
+        separator_s = torch.tensor(self._separator, device=device).expand(*chosen_Bmk.shape, -1)
+        return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
+
+    # -- drawing permutations ----------------------------------------------------------------------------------
+
+    def _decode_all(
+        self,
+        candidates: Sequence[Candidates],
+        *,
+        m: int,
+        temperature: float,
+        greedy: bool,
+        generator: torch.Generator | None,
+    ) -> list[Permutations]:
+        lengths = [len(self.prompt_ids(c)) + m * self._reply_tokens for c in candidates]
+        drawn: dict[int, Permutations] = {}
+        with self.language_model.use(ROLE):
+            for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
+                batch = self._batch([candidates[i] for i in rows])
+                permutations = self._decode(batch, m, temperature, greedy, generator)
+                drawn |= dict(zip(rows, permutations, strict=True))
+        return [drawn[i] for i in range(len(candidates))]
+
+    def _decode(
+        self, batch: _Batch, m: int, temperature: float, greedy: bool, generator: torch.Generator | None
+    ) -> list[Permutations]:
+        """One prefill, then K masked choices for all m permutations at once."""
+        stepper = _Stepper(self, batch, m)
+        B, n = batch.absent_Bn.shape
+        used_Bmn = batch.absent_Bn[:, None].expand(B, m, n)
+        log_p_Bm = torch.zeros(B, m, device=used_Bmn.device)
+        log_q_Bm = torch.zeros_like(log_p_Bm)
+        z: list[Tensor] = []
+        for k in range(self.config.num_selected):
+            logits_Bmn = mask_used(stepper.logits(z), used_Bmn)
+            log_p_Bmn = logits_Bmn.log_softmax(-1)
+            log_q_Bmn = (logits_Bmn / temperature).log_softmax(-1)
+            chosen_Bm = log_p_Bmn.argmax(-1) if greedy else sample_step(log_q_Bmn, generator)
+            log_p_Bm = log_p_Bm + log_p_Bmn.gather(-1, chosen_Bm.unsqueeze(-1)).squeeze(-1)
+            log_q_Bm = log_q_Bm + log_q_Bmn.gather(-1, chosen_Bm.unsqueeze(-1)).squeeze(-1)
+            used_Bmn = mark_used(used_Bmn, chosen_Bm)
+            z.append(chosen_Bm)
+        z_BmK = torch.stack(z, dim=-1).cpu()
+        return [
+            Permutations(z_mK, p_m, q_m)
+            for z_mK, p_m, q_m in zip(z_BmK, log_p_Bm.cpu(), log_q_Bm.cpu(), strict=True)
+        ]
+
+
+class _Stepper:
+    """Id logits step by step on a key-value cache that holds each prompt once for all its m replies."""
+
+    def __init__(self, selector: Selector, batch: _Batch, m: int) -> None:
+        self.selector, self.batch, self.m = selector, batch, m
+        self.cache = None if selector.config.decoding == "single_pass" else selector.language_model.new_cache()
+        self.keys = Branches.of(m, 0, 0, selector.language_model.device)
+        self.first_Bmn = self._prefill()
+
+    def _prefill(self) -> Tensor:
+        model, batch = self.selector.language_model, self.batch
+        B, P = batch.prompt_ids_BP.shape
+        tokens = Branches.prompt(P, model.device)
+        hidden_BPH = model.hidden(
+            batch.prompt_ids_BP,
+            model.branch_masks(batch.prompt_lengths_B, P, tokens, self.keys),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+            cache=self.cache,
+        )
+        last_BH = hidden_BPH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
+        n = batch.absent_Bn.shape[1]
+        pooled_Bn = self.selector._pool(self.selector._id_logits(last_BH, n), batch.prior_Bn)
+        return pooled_Bn[:, None].expand(B, self.m, n)
+
+    def logits(self, z: list[Tensor]) -> Tensor:
+        """Pooled id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
+        if not z or self.cache is None:
+            return self.first_Bmn
+        return self._step(z[-1], depth=len(z) - 1)
+
+    def _step(self, chosen_Bm: Tensor, depth: int) -> Tensor:
+        model, batch = self.selector.language_model, self.batch
+        B, P = batch.prompt_ids_BP.shape
+        ids_BmS = self.selector._reply_ids(chosen_Bm.unsqueeze(-1)).squeeze(2)
+        S = ids_BmS.shape[-1]
+        tokens = Branches.of(self.m, depth * S, S, model.device)
+        self.keys = self.keys.followed_by(tokens)
+        hidden = model.hidden(
+            ids_BmS.reshape(B, self.m * S),
+            model.branch_masks(batch.prompt_lengths_B, P, tokens, self.keys),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+            cache=self.cache,
+        )
+        last_BmH = hidden.reshape(B, self.m, S, -1)[:, :, -1]
+        n = batch.absent_Bn.shape[1]
+        return self.selector._pool(self.selector._id_logits(last_BmH, n), batch.prior_Bn[:, None])

@@ -1,0 +1,202 @@
+"""Tiny models, built in memory: a byte-level tokenizer, causal LMs of five architectures, an encoder, an index.
+
+Nothing is downloaded and nothing is written outside `tmp_path`.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from generator.generator import GenerationConfig, Generator
+from generator.language_model import AdapterConfig, LanguageModel
+from indexes.builder import PassageIndex, build_index
+from indexes.corpus import Corpus, Passage
+from indexes.encoder import Encoder
+from retriever.dense import DenseRetriever
+from retriever.selector import Selector, SelectorConfig
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+PASSAGES = [
+    Passage("p0", "Hamlet", "Hamlet is a tragedy that William Shakespeare wrote around 1600."),
+    Passage("p1", "Faust", "Faust is a play by Goethe about a scholar and the devil."),
+    Passage("p2", "Oxygen", "Oxygen is a chemical element with symbol O and atomic number 8."),
+    Passage("p3", "Paris", "Paris is the capital of France and lies on the river Seine."),
+    Passage("p4", "Berlin", "Berlin is the capital of Germany."),
+    Passage("p5", "Python", "Python is a programming language that Guido van Rossum designed in 1991."),
+    Passage("p6", "Mars", "Mars is the fourth planet from the Sun and has two moons."),
+    Passage("p7", "Seine", "The Seine is a river in France that flows into the English Channel."),
+    Passage("p8", "Ohio", "Ohio is a state of the United States; its capital is Columbus."),
+    Passage("p9", "Curie", "Marie Curie was a physicist born in Warsaw who discovered radium."),
+    Passage("p10", "Danube", "The Danube is a river that flows into the Black Sea."),
+    Passage("p11", "Radium", "Radium is a chemical element with symbol Ra."),
+]
+
+ARCHITECTURES = {
+    "llama": LlamaConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "mistral": MistralConfig,
+    "gemma": GemmaConfig,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with real data; tests that need it skip when it is missing."""
+    folder = Path(os.environ.get("RAG_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip("real data is missing: set RAG_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_encoder_dir(data_dir: Path) -> Path:
+    """A real sentence-transformers encoder on disk, beside the real data."""
+    folder = Path(os.environ.get("RAG_ENCODER", data_dir.parent / "models/all-MiniLM-L6-v2"))
+    if not folder.is_dir():
+        pytest.skip("a real encoder is missing: set RAG_ENCODER to its folder")
+    return folder
+
+
+def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every ASCII character is one token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<eos>", "<|user|>", "<|assistant|>", "<|end|>"]
+    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=specials[2:]
+    )
+    fast.chat_template = CHAT_TEMPLATE if chat else None
+    return fast
+
+
+def tiny_model(architecture: str = "llama", *, seed: int = 0, context: int = 4096, **changes: object) -> PreTrainedModel:
+    """A random causal LM whose logits are far from uniform (wide initialisation)."""
+    settings: dict[str, object] = {
+        "vocab_size": len(byte_tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": context,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+    }
+    config = ARCHITECTURES[architecture](**{**settings, **changes})
+    torch.manual_seed(seed)
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+
+
+def tiny_language_model(architecture: str = "llama", *, chat: bool = True, **changes: object) -> LanguageModel:
+    """A `LanguageModel` over `tiny_model`."""
+    return LanguageModel(
+        tiny_model(architecture, **changes), byte_tokenizer(chat=chat), adapter=AdapterConfig(r=3, lora_alpha=6)
+    )
+
+
+def shake_adapters(model: LanguageModel, *, scale: float = 0.3, seed: int = 1) -> None:
+    """Give both adapters random weights, so that roles differ from each other and from the base."""
+    generator = torch.Generator().manual_seed(seed)
+    for role in ("selector", "generator"):
+        for parameter in model.adapter_parameters(role).values():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+
+
+@pytest.fixture
+def language_model() -> LanguageModel:
+    """A tiny Llama with shaken adapters."""
+    model = tiny_language_model()
+    shake_adapters(model)
+    return model
+
+
+def tiny_encoder(texts: list[str], *, dimension: int = 24, seed: int = 0) -> Encoder:
+    """A bag-of-words sentence-transformers model with random word vectors."""
+    words = sorted({w for t in texts for w, _ in Whitespace().pre_tokenize_str(t.lower())})
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    torch.manual_seed(seed)
+    return Encoder(SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """A tiny encoder over the toy passages, saved and loaded, so that its name is a real folder."""
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-encoder"
+    tiny_encoder([p.contents for p in PASSAGES] + ["who what where wrote capital of river designed"]).save_pretrained(
+        folder
+    )
+    return Encoder.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def index(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
+    """The twelve toy passages, indexed."""
+    folder = tmp_path_factory.mktemp("index") / "toy"
+    return build_index(Corpus.from_passages(PASSAGES), encoder, folder, progress=False)
+
+
+@pytest.fixture
+def retriever(index: PassageIndex, encoder: Encoder) -> DenseRetriever:
+    """A dense retriever with a fresh question adapter."""
+    return DenseRetriever(index, encoder)
+
+
+@pytest.fixture
+def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
+    """Builds a selector with a gate that lets the language model speak."""
+
+    def make(
+        model: LanguageModel, *, gate: float = 0.7, strength: float = 0.9, prior: bool = True, **settings: object
+    ) -> Selector:
+        config = SelectorConfig(**{"num_candidates": 6, "num_selected": 3, "use_prior": prior, **settings})
+        selector = Selector(model, retriever, config=config)
+        with torch.no_grad():
+            selector.prior.gate.fill_(gate)
+            selector.prior.strength.fill_(strength)
+        return selector
+
+    return make
+
+
+@pytest.fixture
+def generator(language_model: LanguageModel) -> Generator:
+    """A generator over the tiny model."""
+    return Generator(language_model, config=GenerationConfig(max_new_tokens=5))

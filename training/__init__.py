@@ -1,0 +1,45 @@
+"""The EM loop: estimate which documents explain the answer, then make them and the answer more likely."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+
+if TYPE_CHECKING:
+    from training.config import DROConfig
+    from training.data import QAExample, load_examples
+    from training.estimation import EStep, Posterior
+    from training.maximization import JointModel, MStepTrainer
+    from training.trainer import DROTrainer
+
+_EXPORTS = {
+    "DROConfig": "training.config",
+    "DROTrainer": "training.trainer",
+    "EStep": "training.estimation",
+    "JointModel": "training.maximization",
+    "MStepTrainer": "training.maximization",
+    "Posterior": "training.estimation",
+    "QAExample": "training.data",
+    "load_examples": "training.data",
+}
+
+__all__ = [
+    "DROConfig",
+    "DROTrainer",
+    "EStep",
+    "JointModel",
+    "MStepTrainer",
+    "Posterior",
+    "QAExample",
+    "load_examples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'training' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

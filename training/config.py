@@ -1,0 +1,129 @@
+"""Settings of the EM loop. Field names are those of `transformers.TrainingArguments` where it has them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from indexes.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DROConfig:
+    """One EM run: `rounds` times an E-step and an M-step (arXiv 2505.03075), with SelfAug (arXiv 2509.03934)."""
+
+    output_dir: str | Path
+    """Run directory: config, metrics.jsonl, one checkpoint per round, logs."""
+    rounds: int = 5
+    """E-step and M-step pairs (the paper: 5)."""
+
+    num_samples: int = 8
+    """m: permutations drawn per question in the E-step."""
+    proposal_temperature: float = 1.0
+    """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
+    exact: bool = False
+    """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
+    likelihood: Literal["sum", "mean"] = "sum"
+    """log p(y|x,d) as the sum over answer tokens (the maths), or their mean (flattens weights of long answers)."""
+    candidate_order: Literal["shuffled", "retriever"] = "shuffled"
+    """Order in which the selector sees the candidates in training; "retriever" is the paper's."""
+
+    control_variate: bool = True
+    """Subtract b_j from the selector's weights (lower variance, clipped ratio); False is the paper's estimator."""
+    clip_range: float = 0.2
+    """With the control variate: p_new/p_old is clipped to 1 +- this, so that negative weights stay safe."""
+    loss_normalization: Literal["token", "sum"] = "token"
+    """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
+
+    selfaug_alpha: float = 0.5
+    """Weight of the SelfAug KL; 0 leaves it out."""
+    selfaug_direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(base || tuned), the released code; reverse: KL(tuned || base), the paper's formula."""
+    selfaug_include_last: bool = False
+    """Also align the position that predicts the first answer token (it then fights the answer loss)."""
+    selfaug_rows: Literal["all", "one"] = "all"
+    """Align on all m rows of a question, or on one drawn uniformly: unbiased and about half the M-step's work."""
+    selfaug_chunk_tokens: int = 128
+    """Tokens whose full-vocabulary logits exist at a time."""
+
+    train_selector: bool = True
+    """False leaves the selector (and the retriever) as they are: an ablation of the paper."""
+    train_generator: bool = True
+    """False leaves the generator as it is: an ablation of the paper."""
+    train_retriever: bool = True
+    """Let the gradient of log p_s reach the question adapter through the retriever prior."""
+
+    warm_up_epochs: int = 1
+    """Passes of supervised warm-up before the first round; 0 leaves it out."""
+    warm_up_target: Literal["auto", "gold", "retriever"] = "auto"
+    """What the selector imitates: gold passages first, the retriever's order, or gold where the data has it."""
+
+    learning_rate: float = 1e-4
+    """Of both LoRA adapters."""
+    selector_learning_rate: float | None = None
+    """Of the selector's adapter, when it should differ."""
+    prior_learning_rate: float = 1e-2
+    """Of the two pooling weights of the retriever prior."""
+    retriever_learning_rate: float = 1e-3
+    """Of the question adapter."""
+    num_train_epochs: int = 1
+    """Passes over one E-step's samples in the M-step."""
+    per_device_train_batch_size: int = 1
+    """Questions per micro-batch (each brings its m permutations)."""
+    gradient_accumulation_steps: int = 8
+    """Question batches per optimizer step."""
+    rows_per_micro_batch: int | None = None
+    """Split a question batch's generator rows into micro-batches of at most this many; None keeps them together."""
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    warmup_steps: float = 0.0
+    """Learning-rate warm-up of each M-step: steps, or below 1 a share of them."""
+    lr_scheduler_type: str = "linear"
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    report_to: str = "none"
+    """"tensorboard", "wandb", ... as transformers knows them."""
+    logging_steps: int = 10
+    seed: int = 42
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+    """Anything else for `transformers.TrainingArguments` (DeepSpeed, FSDP, bf16, ...), passed on as it is."""
+
+    questions_per_batch: int = 8
+    """Questions that the E-step retrieves and ranks together."""
+    metric_for_best_model: str = "f1"
+    """Dev metric that picks the round to keep."""
+    early_stopping_patience: int | None = None
+    """Stop after this many rounds without a better dev metric."""
+    max_train_samples: int | None = None
+    """Use only the first so many training questions."""
+    resume: bool = False
+    """Continue the run in output_dir after its last finished round."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "num_samples", "num_train_epochs", "per_device_train_batch_size"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate"):
+            self._need(getattr(self, name) >= 0, name, "at least 0")
+        self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
+        self._need(0 < self.clip_range < 1, "clip_range", "between 0 and 1")
+        for name, allowed in _CHOICES.items():
+            self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
+        if self.rows_per_micro_batch is not None:
+            self._need(self.rows_per_micro_batch >= 1, "rows_per_micro_batch", "at least 1 or None")
+        if not (self.train_selector or self.train_generator):
+            raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
+
+    def _need(self, holds: bool, name: str, what: str) -> None:
+        if not holds:
+            raise UsageError(f"{name} must be {what}; {getattr(self, name)!r} came.")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "likelihood": ("sum", "mean"),
+    "candidate_order": ("shuffled", "retriever"),
+    "loss_normalization": ("token", "sum"),
+    "selfaug_direction": ("forward", "reverse"),
+    "selfaug_rows": ("all", "one"),
+    "warm_up_target": ("auto", "gold", "retriever"),
+}

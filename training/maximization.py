@@ -1,0 +1,414 @@
+"""The M-step: make good permutations and good answers likelier (DRO), without forgetting the base (SelfAug).
+
+    L = - sum_j (w_j - b_j) log p_s(z_j|x) - sum_j w_j log p_g(y|x,d_zj) + alpha L_selfaug
+
+It runs on `transformers.Trainer`. One optimizer step takes whole questions; each question becomes micro-batches
+of *one role each* (one for the selector, one or more for the generator), whose backward runs before the adapter
+switches. Every micro-batch's loss is divided by the number of questions of the step, so the sum over the step is
+the mean over questions.
+
+Legend: R rows of a micro-batch, T tokens, H hidden size, N aligned positions, u distinct permutations.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from generator.generator import AnswerRow, Generator
+from generator.language_model import BASE, ROLES
+from generator.log_probs import answer_log_prob
+from retriever.selector import Selector
+from training.config import DROConfig
+from training.estimation import Posterior, answer_row, stable_seed
+from training.losses import (
+    clipped_selector_loss,
+    generator_loss,
+    selector_loss,
+    selfaug_loss,
+    selfaug_positions,
+)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward sees: some questions, one role."""
+
+    role: str
+    posteriors: tuple[Posterior, ...]
+    part: int = 0
+    """Which share of each question's generator rows."""
+    parts: int = 1
+    """Shares in all: the same for every question, so that all processes make the same number of passes."""
+    num_questions: int = 0
+    """Questions this micro-batch starts (0 for a later micro-batch of the same questions)."""
+    seed: int = 0
+    """Draws the aligned row when SelfAug runs on one of them."""
+
+
+class JointModel(nn.Module):
+    """Everything that learns, behind one `forward`: base with adapters, retriever prior, question adapter.
+
+    All passes go through this `forward`, because wrappers such as DDP and FSDP act on it and not on the parts.
+
+    Args:
+        selector: The selector; its language model and retriever adapter are the trained ones.
+        generator: The generator over the same language model.
+        config: Loss settings.
+    """
+
+    def __init__(self, selector: Selector, generator: Generator, config: DROConfig) -> None:
+        super().__init__()
+        self.language_model = selector.language_model
+        self.prior = selector.prior
+        self.question_adapter = selector.retriever.adapter
+        self._selector, self._generator, self._config = selector, generator, config
+        self._must_start_at_zero = self.language_model.is_untrained("generator")
+        self._set_trainable()
+
+    def _set_trainable(self) -> None:
+        config = self._config
+        wanted = {"selector": config.train_selector, "generator": config.train_generator}
+        self.language_model.trainable_roles(tuple(role for role in ROLES if wanted[role]))
+        pooled = config.train_selector and self._selector.config.use_prior
+        self.prior.requires_grad_(pooled)
+        self.question_adapter.requires_grad_(pooled and config.train_retriever)
+
+    def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        """Sum over the micro-batch's questions of their losses, and its parts for logging."""
+        if micro_batch.role == "selector":
+            return self._selector_loss(micro_batch)
+        return self._generator_loss(micro_batch)
+
+    # -- selector ----------------------------------------------------------------------------------------------
+
+    def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        distinct = [p.distinct() for p in micro_batch.posteriors]
+        candidates = [p.candidates for p in micro_batch.posteriors]
+        log_p = self._selector.score(candidates, [d.z_uK for d in distinct])
+        losses = []
+        for d, log_p_u in zip(distinct, log_p, strict=True):
+            device = log_p_u.device
+            weights_u = d.weights_u.to(device)
+            if d.baseline_u is None:
+                loss = selector_loss(log_p_u, weights_u)
+            else:
+                old_u, baseline_u = d.log_p_old_u.to(device), d.baseline_u.to(device)
+                loss = clipped_selector_loss(log_p_u, old_u, weights_u, baseline_u, self._config.clip_range)
+            losses.append(loss / self._tokens(d.z_uK.shape[1]))
+        total = torch.stack(losses).sum()
+        return {"loss": total, "selector_loss": total.detach()}
+
+    def _tokens(self, count: int) -> int:
+        return count if self._config.loss_normalization == "token" else 1
+
+    # -- generator and SelfAug ---------------------------------------------------------------------------------
+
+    def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        rows, weights_R, share_R = self._rows(micro_batch)
+        aligned = self._aligned_rows(micro_batch, share_R)
+        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if len(aligned.rows) else None
+        log_p_R, hidden_RTH = self._score(rows)
+        lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
+        nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
+        if base_NH is None:
+            return {"loss": nll, "generator_loss": nll.detach()}
+        tuned_NH = hidden_RTH[aligned.rows_N(hidden_RTH.device), aligned.positions_N]
+        kl = selfaug_loss(
+            tuned_NH,
+            base_NH,
+            aligned.weights_N,
+            self.language_model.head,
+            direction=self._config.selfaug_direction,
+            chunk_tokens=self._config.selfaug_chunk_tokens,
+        )
+        self._check_first_kl(kl)
+        loss = nll + self._config.selfaug_alpha * kl
+        return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
+
+    def _rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
+        """This part's rows of every question, with their posterior weight and their share of the draws."""
+        rows: list[AnswerRow] = []
+        weights: list[Tensor] = []
+        shares: list[Tensor] = []
+        for posterior in micro_batch.posteriors:
+            d = posterior.distinct()
+            mine = torch.arange(micro_batch.part, len(d.z_uK), micro_batch.parts)
+            if len(mine) == 0:  # fewer distinct rows than parts: a row of weight 0 keeps the passes in step
+                rows.append(answer_row(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
+                weights.append(torch.zeros(1))
+                shares.append(torch.zeros(1))
+                continue
+            rows += [
+                answer_row(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine
+            ]
+            weights.append(d.weights_u[mine])
+            shares.append(d.share_u[mine])
+        return rows, torch.cat(weights), torch.cat(shares)
+
+    def _aligned_rows(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
+        if self._config.selfaug_alpha == 0:
+            return _Aligned([], [])
+        if self._config.selfaug_rows == "all":
+            chosen = torch.nonzero(share_R).flatten().tolist()
+            return _Aligned(chosen, share_R[chosen].tolist())
+        return self._one_row_each(micro_batch, share_R)
+
+    def _one_row_each(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
+        """One draw of each question, uniformly: it stands for all of them (unbiased)."""
+        chosen: list[int] = []
+        start = 0
+        for posterior in micro_batch.posteriors:
+            share_u = posterior.distinct().share_u
+            seed = stable_seed(micro_batch.seed, posterior.example.id)
+            drawn = int(torch.multinomial(share_u, 1, generator=torch.Generator().manual_seed(seed)))
+            mine = range(micro_batch.part, len(share_u), micro_batch.parts)
+            if drawn in mine:
+                chosen.append(start + mine.index(drawn))
+            start += max(len(mine), 1)
+        return _Aligned(chosen, [1.0] * len(chosen))
+
+    @torch.no_grad()
+    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned") -> Tensor:
+        """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
+        with self.language_model.use(BASE):
+            hidden_ATH, _, prompt_A, _ = self._generator.forward(rows)
+        row_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
+            prompt_A,
+            torch.tensor(aligned.row_weights, device=hidden_ATH.device),
+            include_last=self._config.selfaug_include_last,
+        )
+        aligned.row_of_N = row_of_N
+        return hidden_ATH[row_of_N, aligned.positions_N]
+
+    def _score(self, rows: list[AnswerRow]) -> tuple[Tensor, Tensor]:
+        hidden_RTH, input_ids_RT, prompt_R, answer_R = self._generator.forward(rows)
+        log_p_R = answer_log_prob(hidden_RTH, input_ids_RT, prompt_R, answer_R, self.language_model.head)
+        return log_p_R, hidden_RTH
+
+    def _check_first_kl(self, kl: Tensor) -> None:
+        """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference."""
+        if self._must_start_at_zero and self.language_model.is_untrained("generator") and float(kl) != 0.0:
+            raise RuntimeError(
+                f"SelfAug's KL must be exactly 0 before the first update; it is {float(kl):.3e}. The reference "
+                "pass does not see the same distribution (active dropout, or a wrapper that hides the adapters)."
+            )
+        self._must_start_at_zero = False
+
+
+class _Aligned:
+    """The rows SelfAug runs on, and (once the reference has run) its positions."""
+
+    def __init__(self, rows: list[int], row_weights: list[float]) -> None:
+        self.rows = rows
+        self.row_weights = row_weights
+        self.row_of_N = torch.empty(0, dtype=torch.long)
+        self.positions_N = torch.empty(0, dtype=torch.long)
+        self.weights_N = torch.empty(0)
+
+    def rows_N(self, device: torch.device) -> Tensor:
+        """Row of the micro-batch for each aligned position."""
+        return torch.tensor(self.rows, device=device)[self.row_of_N]
+
+
+def plan_micro_batches(
+    posteriors: Sequence[Posterior], config: DROConfig, *, seed: int, world_size: int = 1, max_rows: int
+) -> list[MicroBatch]:
+    """All micro-batches of one M-step, in order.
+
+    Batches of questions come in groups of `world_size`, role by role, so that with one batch per process all
+    processes train the same role at the same time. The last group is filled up from the start.
+
+    Args:
+        posteriors: The E-step's result.
+        config: Batch sizes, epochs, what is trained.
+        seed: Of the shuffling.
+        world_size: Number of processes.
+        max_rows: The most distinct permutations a question can have (decides the number of parts).
+    """
+    parts = -(-max_rows // config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
+    plan: list[MicroBatch] = []
+    for epoch in range(config.num_train_epochs):
+        generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
+        order = torch.randperm(len(posteriors), generator=generator).tolist()
+        size = config.per_device_train_batch_size
+        batches = [tuple(posteriors[i] for i in order[s : s + size]) for s in range(0, len(order), size)]
+        batches += [batches[i % len(batches)] for i in range(-len(batches) % world_size)]
+        for start in range(0, len(batches), world_size):
+            plan += _group(batches[start : start + world_size], config, parts, stable_seed(seed, epoch))
+    return plan
+
+
+def _group(
+    batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: int, seed: int
+) -> Iterator[MicroBatch]:
+    roles = [("selector", 0, 1)] * config.train_selector
+    roles += [("generator", part, parts) for part in range(parts)] * config.train_generator
+    for i, (role, part, of) in enumerate(roles):
+        for batch in batches:
+            yield MicroBatch(role, batch, part, of, len(batch) if i == 0 else 0, seed)
+
+
+def micro_batches_per_batch(config: DROConfig, max_rows: int) -> int:
+    """How many micro-batches one batch of questions becomes."""
+    parts = -(-max_rows // config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
+    return config.train_selector + parts * config.train_generator
+
+
+def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:
+    return {"micro_batch": batch[0]}
+
+
+class MStepTrainer(Trainer):
+    """`transformers.Trainer` over planned micro-batches; everything it offers (callbacks, `report_to`, DeepSpeed,
+    FSDP, mixed precision) stays available through `DROConfig.training_arguments`.
+
+    Args:
+        model: The joint model.
+        config: The run's settings.
+        posteriors: The E-step's result.
+        output_dir: Where the trainer logs.
+        seed: Of this M-step.
+        max_rows: As in `plan_micro_batches`.
+        callbacks: Further trainer callbacks.
+        on_questions: Called with the number of questions each micro-batch starts.
+        overrides: Settings that replace those of `config.training_arguments`.
+    """
+
+    def __init__(
+        self,
+        model: JointModel,
+        config: DROConfig,
+        posteriors: Sequence[Posterior],
+        *,
+        output_dir: Path,
+        seed: int,
+        max_rows: int,
+        callbacks: list[TrainerCallback] | None = None,
+        on_questions: Callable[[int], object] = lambda count: None,
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        args = _training_arguments(model, config, output_dir, seed, max_rows, overrides or {})
+        plan = plan_micro_batches(posteriors, config, seed=seed, world_size=args.world_size, max_rows=max_rows)
+        super().__init__(model=model, args=args, train_dataset=plan, data_collator=_only, callbacks=callbacks)
+        # The trainer's own console lines would tear the run's progress bar; loggers chosen by report_to stay.
+        self.remove_callback(PrinterCallback)
+        self._on_questions = on_questions
+        self._dro_config = config
+        # The loss below is already a mean over the questions of the whole step; both names exist because the
+        # switch moved between transformers releases.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._sums: dict[str, float] = defaultdict(float)
+        self._questions = 0
+        self.totals: dict[str, float] = defaultdict(float)
+        self.total_questions = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of one optimizer step, and how many questions they hold over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(s["micro_batch"].num_questions for s in samples), device=device)
+        return samples, self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch under its own adapter."""
+        with self._joint.language_model.use(inputs["micro_batch"].role):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    @property
+    def _joint(self) -> JointModel:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, JointModel)
+        return model
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Loss of one micro-batch, scaled so that a step's micro-batches add up to the mean over its questions."""
+        outputs = model(**inputs)
+        # Gradients are averaged over processes, the question count is summed over them.
+        loss = outputs["loss"] * self.args.world_size / num_items_in_batch
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError(
+                f"The {inputs['micro_batch'].role} loss must be finite; it is {float(loss)}. "
+                "Lower the learning rate or use bfloat16 or float32 instead of float16."
+            )
+        self._record(outputs, inputs["micro_batch"].num_questions)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, outputs: dict[str, Tensor], num_questions: int) -> None:
+        self._questions += num_questions
+        self.total_questions += num_questions
+        self._on_questions(num_questions)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._sums[name] += float(value)
+                self.totals[name] += float(value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the loss parts (means per question since the last log) to what the trainer logs."""
+        if self._questions:
+            logs |= {name: total / self._questions for name, total in self._sums.items()}
+            self._sums.clear()
+            self._questions = 0
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One parameter group per learner, each with its own learning rate."""
+        if self.optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = _parameter_groups(self.model if model is None else model, self._dro_config)
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+
+def _parameter_groups(model: nn.Module, config: DROConfig) -> list[dict[str, Any]]:
+    """Parameter groups by learner; the name of a parameter tells whose it is."""
+    rates: list[tuple[Callable[[str], bool], float, float]] = [
+        (lambda n: "question_adapter" in n, config.retriever_learning_rate, 0.0),
+        (lambda n: "prior." in n, config.prior_learning_rate, 0.0),
+        (lambda n: ".selector." in n, config.selector_learning_rate or config.learning_rate, config.weight_decay),
+        (lambda n: True, config.learning_rate, config.weight_decay),
+    ]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": decay} for _, lr, decay in rates]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            i = next(i for i, (mine, _, _) in enumerate(rates) if mine(name))
+            groups[i]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def _training_arguments(
+    model: JointModel, config: DROConfig, output_dir: Path, seed: int, max_rows: int, overrides: dict[str, Any]
+) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "num_train_epochs": 1,  # epochs are part of the plan
+        "per_device_train_batch_size": 1,  # one planned micro-batch
+        "gradient_accumulation_steps": config.gradient_accumulation_steps * micro_batches_per_batch(config, max_rows),
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "warmup_steps": config.warmup_steps,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "logging_steps": config.logging_steps,
+        "report_to": config.report_to,
+        "seed": seed % (1 << 31),
+        "save_strategy": "no",  # rounds are saved by DROTrainer
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": True,  # each micro-batch uses one adapter of two
+        "use_cpu": model.language_model.device.type == "cpu",
+        "disable_tqdm": True,  # DROTrainer shows one bar over the whole run
+    }
+    return TrainingArguments(**{**settings, **config.training_arguments, **overrides})

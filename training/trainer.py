@@ -1,0 +1,317 @@
+"""Rounds of E-step and M-step, kept honest by a dev set: `DROTrainer(rag, config, train, dev).train()`.
+
+    warm-up
+    repeat: posteriors = E-step(train)  ->  M-step(posteriors)  ->  dev metrics  ->  checkpoint
+    keep the best round
+
+Every draw is a function of (seed, round, question), so a killed run that resumes after its last finished round
+ends with the same weights as one that was never interrupted.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from generator.generator import Generator
+from indexes.errors import DataError, MismatchError, UsageError
+from retriever.dense import DenseRetriever
+from retriever.permutations import enumerate_permutations
+from retriever.selector import Selector
+from training.checkpoint import load_learned, save_learned
+from training.config import DROConfig
+from training.data import QAExample, load_examples
+from training.estimation import EStep, Posterior, stable_seed
+from training.maximization import JointModel, MStepTrainer
+from training.warm_up import warm_up_posteriors
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+class TrainableRAG(Protocol):
+    """What the trainer needs of a pipeline; `rag.RAG` is one."""
+
+    retriever: DenseRetriever
+    selector: Selector
+    generator: Generator
+
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> Mapping[str, float]:
+        """Metrics by name."""
+        ...
+
+
+class DROTrainer:
+    """Trains the selector, the generator and the question side of the retriever of a RAG pipeline.
+
+    Args:
+        rag: The pipeline; trained in place.
+        config: Settings.
+        train_dataset: Questions with golden answers: a file, a `datasets.Dataset`, or examples.
+        eval_dataset: Dev questions; without them the last round is kept.
+        callbacks: `transformers` callbacks, given to every M-step.
+        progress: Show progress bars.
+
+    Raises:
+        DataError: A training question without golden answers.
+        UsageError: output_dir holds something that is not this run.
+    """
+
+    def __init__(
+        self,
+        rag: TrainableRAG,
+        config: DROConfig,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.rag = rag
+        self.config = config
+        self.train_examples = _examples(train_dataset, require_answers=True, limit=config.max_train_samples)
+        self.eval_examples = None if eval_dataset is None else _examples(eval_dataset, require_answers=True)
+        self.callbacks = callbacks or []
+        self.progress = progress
+        self.output_dir = Path(config.output_dir)
+        self.state = PartialState()
+        self.history: list[dict[str, Any]] = []
+        self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
+        self._check_output_dir()
+
+    # -- the story ---------------------------------------------------------------------------------------------
+
+    def train(self) -> list[dict[str, Any]]:
+        """Run warm-up and all rounds; returns the metrics of every round, round 0 being the start.
+
+        Afterwards the pipeline holds the weights of the best round by `config.metric_for_best_model`.
+        """
+        start = self._resume() if self.config.resume else self._begin()
+        for round in range(start, self.config.rounds + 1):
+            if self._should_stop():
+                break
+            started = time.perf_counter()
+            posteriors = self._estimate(round)
+            losses = self._maximize(posteriors, round)
+            self._finish_round(round, _mean_telemetry(posteriors) | losses, started)
+        self._restore_best()
+        return self.history
+
+    def _begin(self) -> int:
+        """Start a fresh run: warm-up, round 0, first checkpoint."""
+        started = time.perf_counter()
+        self._write_run_file()
+        losses = self._warm_up() if self.config.warm_up_epochs else {}
+        self._finish_round(0, losses, started)
+        return 1
+
+    def _warm_up(self) -> dict[str, float]:
+        with self._bar(len(self.train_examples), "warm-up: retrieve") as advance:
+            posteriors = warm_up_posteriors(
+                self.train_examples, self.rag.retriever, self.rag.selector.config, self.config, advance
+            )
+        passes = [p for _ in range(self.config.warm_up_epochs) for p in posteriors]
+        return self._maximize(passes, 0)
+
+    def _estimate(self, round: int) -> list[Posterior]:
+        """E-step over all training questions, shared out over processes."""
+        n, k = self.state.num_processes, self.state.process_index
+        mine = self.train_examples[k::n]
+        with self._bar(len(mine), f"round {round}: E-step") as advance:
+            posteriors = self.e_step(mine, round=round, progress=advance)
+        if n == 1:
+            return posteriors
+        parts = gather_object([posteriors])
+        return [parts[i % n][i // n] for i in range(len(self.train_examples))]
+
+    def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
+        """M-step over the posteriors; returns mean losses per question."""
+        model = JointModel(self.rag.selector, self.rag.generator, self.config)
+        label = f"round {round}: M-step" if round else "warm-up: train"
+        with self._bar(len(posteriors) * self.config.num_train_epochs, label) as advance:
+            trainer = MStepTrainer(
+                model,
+                self.config,
+                posteriors,
+                output_dir=self.output_dir / "logs" / f"round-{round}",
+                seed=stable_seed(self.config.seed, round),
+                max_rows=self._max_rows() if round else 1,
+                callbacks=self.callbacks,
+                on_questions=advance,
+            )
+            with self._gradient_checkpointing():
+                trainer.train()
+        model.eval()
+        return {name: total / max(trainer.total_questions, 1) for name, total in trainer.totals.items()}
+
+    # -- rounds ------------------------------------------------------------------------------------------------
+
+    def _finish_round(self, round: int, metrics: dict[str, float], started: float) -> None:
+        seconds = time.perf_counter() - started
+        evaluation = self._evaluate()
+        self.history.append(
+            {"round": round, **metrics, **{f"eval_{k}": v for k, v in evaluation.items()}, "seconds": seconds}
+        )
+        if self.state.is_main_process:
+            save_learned(self.rag.selector, self._round_folder(round))
+            with (self.output_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.history[-1], sort_keys=True) + "\n")
+        self.state.wait_for_everyone()
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.eval_examples is None:
+            return {}
+        return dict(self.rag.evaluate(self.eval_examples, progress=self.progress))
+
+    def _round_folder(self, round: int) -> Path:
+        return self.output_dir / f"round-{round}"
+
+    def _score(self, record: Mapping[str, Any]) -> float:
+        name = f"eval_{self.config.metric_for_best_model}"
+        if name not in record:
+            known = sorted(k.removeprefix("eval_") for k in record if k.startswith("eval_"))
+            raise UsageError(
+                f"metric_for_best_model must be one of {known}; {self.config.metric_for_best_model!r} came."
+            )
+        return float(record[name])
+
+    def best_round(self) -> int:
+        """The round with the best dev metric (the first of equals); without a dev set the last one."""
+        if self.eval_examples is None:
+            return int(self.history[-1]["round"])
+        return int(max(self.history, key=self._score)["round"])
+
+    def _should_stop(self) -> bool:
+        patience = self.config.early_stopping_patience
+        if patience is None or self.eval_examples is None:
+            return False
+        return int(self.history[-1]["round"]) - self.best_round() >= patience
+
+    def _restore_best(self) -> None:
+        best = self.best_round()
+        load_learned(self.rag.selector, self._round_folder(best))
+        logger.info("Kept round %d of %d.", best, self.history[-1]["round"])
+
+    # -- the run directory -------------------------------------------------------------------------------------
+
+    def _check_output_dir(self) -> None:
+        folder = self.output_dir
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output_dir must be a folder; {folder} is a file.")
+        holds_run = (folder / RUN_FILE).is_file()
+        if self.config.resume and not holds_run:
+            raise UsageError(f"resume needs a run in output_dir; {folder} holds no {RUN_FILE}.")
+        if not self.config.resume and folder.exists() and any(folder.iterdir()):
+            what = "an earlier run; continue it with resume=True" if holds_run else "something else"
+            raise UsageError(f"output_dir must be new or empty; {folder} holds {what}, or choose another folder.")
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to end where an uninterrupted one would."""
+        settings = asdict(self.config)
+        for name in ("output_dir", "resume", "rounds", "early_stopping_patience", "report_to", "logging_steps"):
+            settings.pop(name)
+        return {
+            "config": settings,
+            "base": self.rag.generator.language_model.name,
+            "index": self.rag.retriever.index.manifest.corpus_fingerprint,
+            "num_train_examples": len(self.train_examples),
+        }
+
+    def _write_run_file(self) -> None:
+        if self.state.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self._fingerprint(), indent=2, sort_keys=True, default=str)
+            (self.output_dir / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+        self.state.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Load the last finished round; returns the number of the next."""
+        written = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
+        ours = json.loads(json.dumps(self._fingerprint(), default=str))
+        different = sorted(k for k in ours["config"] if ours["config"][k] != written.get("config", {}).get(k))
+        different += [k for k in ours if k != "config" and ours[k] != written.get(k)]
+        if different:
+            raise MismatchError(
+                f"A resumed run must keep its settings; {self.output_dir} was started with other values of "
+                f"{different}. Use those, or another output_dir."
+            )
+        self.history = self._finished_rounds()
+        if not self.history:
+            return self._begin()
+        last = int(self.history[-1]["round"])
+        load_learned(self.rag.selector, self._round_folder(last))
+        return last + 1
+
+    def _finished_rounds(self) -> list[dict[str, Any]]:
+        """Records of the rounds whose checkpoint is there; a line cut by a kill is dropped, and its round redone."""
+        file = self.output_dir / METRICS_FILE
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        records = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["round"] != len(records) or not self._round_folder(len(records)).is_dir():
+                break
+            records.append(record)
+        if self.state.is_main_process:
+            file.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records), encoding="utf-8")
+            shutil.rmtree(self._round_folder(len(records)), ignore_errors=True)
+        self.state.wait_for_everyone()
+        return records
+
+    # -- small things ------------------------------------------------------------------------------------------
+
+    def _max_rows(self) -> int:
+        """The most distinct permutations that a question can bring to the M-step."""
+        if not self.config.exact:
+            return self.config.num_samples
+        selector = self.rag.selector.config
+        return len(enumerate_permutations(selector.num_candidates, selector.num_selected))
+
+    @contextmanager
+    def _gradient_checkpointing(self) -> Any:
+        model = self.rag.generator.language_model.base_model
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if self.config.gradient_checkpointing:
+                model.gradient_checkpointing_disable()
+
+    @contextmanager
+    def _bar(self, total: int, label: str) -> Any:
+        shown = self.progress and self.state.is_local_main_process
+        with tqdm(total=total, desc=label, unit="question", disable=not shown, leave=False) as bar:
+            yield bar.update
+
+
+def _examples(dataset: Any, *, require_answers: bool, limit: int | None = None) -> list[QAExample]:
+    if isinstance(dataset, list | tuple) and all(isinstance(e, QAExample) for e in dataset):
+        examples = list(dataset)[:limit]
+        empty = [e.id for e in examples if not e.golden_answers]
+        if not examples or (require_answers and empty):
+            raise DataError(
+                f"Training and dev questions need golden answers; {len(empty)} of {len(examples)} have none."
+            )
+        return examples
+    return load_examples(dataset, require_answers=require_answers, limit=limit)
+
+
+def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:
+    rows = [p.telemetry() for p in posteriors]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

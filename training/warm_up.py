@@ -1,0 +1,73 @@
+"""Warm-up before the first round: both models start from supervised targets (DRO, arXiv 2505.03075).
+
+The selector imitates a target order (gold passages first, or the retriever's own), the generator learns the
+answer from the passages of that order. A target is a posterior with a single permutation of weight 1, so warm-up
+is an ordinary M-step over such posteriors.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from indexes.errors import DataError
+from retriever.dense import Candidates, DenseRetriever
+from retriever.permutations import Permutations
+from retriever.selector import SelectorConfig
+from training.config import DROConfig
+from training.data import QAExample, draw_alias
+from training.estimation import Posterior, stable_seed
+
+
+def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:
+    """The first k candidates, int64 `[k]`: gold ones (in the order of `gold_ids`) first, the rest by score."""
+    by_score = torch.argsort(candidates.scores_n, descending=True, stable=True).tolist()
+    position = {id: i for i, id in enumerate(candidates.ids)}
+    gold = [position[id] for id in gold_ids if id in position]
+    return torch.tensor((gold + [i for i in by_score if i not in gold])[:k], dtype=torch.long)
+
+
+def warm_up_posteriors(
+    examples: Sequence[QAExample],
+    retriever: DenseRetriever,
+    selector: SelectorConfig,
+    config: DROConfig,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Posterior]:
+    """One supervised target per question; candidates are shuffled, or their position would be the label.
+
+    Raises:
+        DataError: `warm_up_target="gold"` and a question has no gold ids.
+    """
+    without = [e.id for e in examples if not e.gold_ids]
+    if config.warm_up_target == "gold" and without:
+        raise DataError(
+            f"warm_up_target='gold' needs gold_ids on every training question; {len(without)} have none, the first "
+            f"is {without[0]!r}. Add them, or use warm_up_target='auto'."
+        )
+    posteriors: list[Posterior] = []
+    for start in range(0, len(examples), config.questions_per_batch):
+        batch = examples[start : start + config.questions_per_batch]
+        found = retriever.search([e.question for e in batch], selector.num_candidates)
+        posteriors += [_target(e, c, selector, config) for e, c in zip(batch, found, strict=True)]
+        progress(len(batch))
+    return posteriors
+
+
+def _target(example: QAExample, candidates: Candidates, selector: SelectorConfig, config: DROConfig) -> Posterior:
+    if config.candidate_order == "shuffled":
+        generator = torch.Generator().manual_seed(stable_seed(config.seed, "warm-up", example.id))
+        candidates = candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
+    gold_ids = () if config.warm_up_target == "retriever" else example.gold_ids
+    z_K = target_permutation(candidates, gold_ids, selector.num_selected)
+    zero, one = torch.zeros(1), torch.ones(1)
+    return Posterior(
+        example=example,
+        answer=draw_alias(example, seed=config.seed, round=0),
+        candidates=candidates,
+        permutations=Permutations(z_K.unsqueeze(0), zero, zero),
+        log_likelihood_m=zero,
+        weights_m=one,
+        baseline_m=None,
+        log_omega_m=zero,
+    )
