@@ -6,6 +6,7 @@ Legend: B rows, T tokens of the longest row.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +37,7 @@ class GenerationConfig:
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens must be at least 1; {self.max_new_tokens} came.")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(
-                f"temperature must be >= 0 and top_p in (0, 1]; {self.temperature} and {self.top_p} came."
-            )
+            raise UsageError(f"temperature must be >= 0 and top_p in (0, 1]; {self.temperature} and {self.top_p} came.")
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,7 @@ class Generator:
     def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
         model = self.language_model
-        input_ids_BT, lengths_B = pad_right(
-            [row.input_ids for row in rows], model.end_of_answer_id, model.device
-        )
+        input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
         # The mask comes from lengths, never from the pad id: pad and eos may be the same token.
         hidden_BTH = model.hidden(input_ids_BT, length_mask(lengths_B, input_ids_BT.shape[1]))
         answer_B = torch.tensor([len(row.answer_ids) for row in rows], device=model.device)
@@ -137,8 +134,7 @@ class Generator:
     def generate(self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[str]:
         """Answers to several questions, each from its own passages, in the order given."""
         prompts = [
-            self._prompt_ids(q, p, reserve=self.config.max_new_tokens)
-            for q, p in zip(questions, passages, strict=True)
+            self._prompt_ids(q, p, reserve=self.config.max_new_tokens) for q, p in zip(questions, passages, strict=True)
         ]
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
@@ -150,9 +146,8 @@ class Generator:
 
     def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
         input_ids, attention_mask = self._pad_left(prompts)
-        output = self.language_model.base_model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, generation_config=self._hf_config()
-        )
+        base: Any = self.language_model.base_model  # its stubs hide that `generate` can be called
+        output = base.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=self._hf_config())
         new = output[:, input_ids.shape[1] :]
         return [text.strip() for text in self.language_model.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -189,13 +184,12 @@ class Generator:
             raise failure[0]
 
     @torch.no_grad()
-    def _stream_worker(
-        self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException]
-    ) -> None:
+    def _stream_worker(self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException]) -> None:
         input_ids, attention_mask = self._pad_left([prompt])
         try:
+            base: Any = self.language_model.base_model
             with self.language_model.use(ROLE):
-                self.language_model.base_model.generate(
+                base.generate(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
                     generation_config=self._hf_config(),

@@ -8,11 +8,12 @@ Legend: B rows, T tokens, P prompt tokens, Q query tokens of this call, H hidden
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
@@ -94,7 +95,6 @@ class LanguageModel(nn.Module):
         self.peft_model = self._add_adapters(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._role = ""
-        self._adapter_parameters = [p for n, p in self.peft_model.named_parameters() if "lora_" in n]
         self.trainable_roles(ROLES)
         self._switch(BASE)
         self.eval()
@@ -141,15 +141,18 @@ class LanguageModel(nn.Module):
                 "config.json, tokenizer and weights."
             ) from error
         if quantization is None:
-            model = model.to(device)
+            nn.Module.to(model, device)
         return cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
     def _add_adapters(self, model: PreTrainedModel) -> PeftModel:
-        peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
-        for role in ROLES[1:]:
-            peft_model.add_adapter(role, self.adapter.to_peft())
+        with warnings.catch_warnings():
+            # peft 0.21 still asks transformers 5.2x by an old name; nothing a user could do about it.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+            for role in ROLES[1:]:
+                peft_model.add_adapter(role, self.adapter.to_peft())
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
             raise UsageError(
                 "target_modules must leave the output head alone (the KL is computed through it, frozen); "
@@ -191,9 +194,7 @@ class LanguageModel(nn.Module):
     def trainable_roles(self, roles: tuple[str, ...]) -> None:
         """Make exactly the adapters of `roles` trainable; the base never is."""
         self._trainable = [
-            (p, any(f".{role}." in n for role in roles))
-            for n, p in self.peft_model.named_parameters()
-            if "lora_" in n
+            (p, any(f".{role}." in n for role in roles)) for n, p in self.peft_model.named_parameters() if "lora_" in n
         ]
         self._restore_requires_grad()
 
@@ -227,7 +228,7 @@ class LanguageModel(nn.Module):
             if not file.is_file():
                 raise MismatchError(f"A bundle must hold {role}/adapter_model.safetensors; {file} is missing.")
             try:
-                result = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
+                result: Any = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
             except (RuntimeError, ValueError) as error:
                 raise MismatchError(
                     f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
@@ -243,7 +244,7 @@ class LanguageModel(nn.Module):
     @property
     def base_model(self) -> PreTrainedModel:
         """The causal LM under the adapters (adapters still act in its forward)."""
-        return self.peft_model.base_model.model
+        return cast(PreTrainedModel, self.peft_model.base_model.model)
 
     @property
     def device(self) -> torch.device:
@@ -354,9 +355,7 @@ class LanguageModel(nn.Module):
     def _distance(self, prompt_lengths_B: Tensor, prompt_P: Tensor, query: "Branches", keys: "Branches") -> Tensor:
         """Position of the query minus position of the key, `[B, Q, P + keys]`."""
         position_Q = query.positions(prompt_lengths_B)
-        position_K = torch.cat(
-            [prompt_P.expand(len(prompt_lengths_B), -1), keys.positions(prompt_lengths_B)], dim=1
-        )
+        position_K = torch.cat([prompt_P.expand(len(prompt_lengths_B), -1), keys.positions(prompt_lengths_B)], dim=1)
         return position_Q[:, :, None] - position_K[:, None, :]
 
     def _attention_types(self) -> tuple[list[str], float]:
@@ -456,9 +455,7 @@ def _quantization(kind: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     if kind == "4bit":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
@@ -481,7 +478,8 @@ def _end_of_answer_id(tokenizer: PreTrainedTokenizerBase) -> int:
         return eos
     prompt = render_chat(tokenizer, "x")
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    whole = list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"])
+    encoded: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
+    whole = list(encoded["input_ids"])
     tail = [i for i in whole[len(prompt) :] if i in set(tokenizer.all_special_ids)]
     return int(tail[0]) if whole[: len(prompt)] == prompt and tail else eos
 

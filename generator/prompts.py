@@ -12,6 +12,7 @@ import logging
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -61,7 +62,7 @@ RANKING_SEPARATOR = "] > ["
 def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of one user turn: the chat template where the tokenizer has one, the plain prompt otherwise."""
     if tokenizer.chat_template is not None:
-        encoded = tokenizer.apply_chat_template(
+        encoded: Any = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
         )
         return list(encoded["input_ids"])
@@ -107,9 +108,7 @@ class _PassagePrompt:
         raise NotImplementedError
 
     def _render(self, question: str, identifiers: Sequence[str], passages: Sequence[Passage]) -> str:
-        return self._fill(
-            question, identifiers, self._numbered(identifiers, passages, [p.text for p in passages])
-        )
+        return self._fill(question, identifiers, self._numbered(identifiers, passages, [p.text for p in passages]))
 
     def _encode(
         self,
@@ -189,7 +188,12 @@ class AnswerPrompt(_PassagePrompt):
         return self._render(question, _numbers(len(passages)), passages)
 
     def encode(
-        self, tokenizer: PreTrainedTokenizerBase, question: str, passages: Sequence[Passage], *, max_tokens: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        passages: Sequence[Passage],
+        *,
+        max_tokens: int,
     ) -> list[int]:
         """Prompt ids, at most `max_tokens`; passage texts are cut, the question never.
 
@@ -212,9 +216,7 @@ class Identifiers:
     style: str
 
     @classmethod
-    def for_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters"
-    ) -> "Identifiers":
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters") -> "Identifiers":
         """Verify that `count` identifiers of `style` are distinct single tokens; else fall back and say so.
 
         Args:
@@ -275,7 +277,7 @@ class RankingPrompt(_PassagePrompt):
     """Question and n candidates in, a permutation "[B] > [A] > ..." out: `p_s(z | x)` of DRO."""
 
     template: str = RANKING_TEMPLATE
-    """Placeholders `{question}`, `{passages}`; optional `{num_passages}`, `{identifier_kind}`, `{first}`, `{second}`."""
+    """Needs `{question}` and `{passages}`; may use `{num_passages}`, `{identifier_kind}`, `{first}`, `{second}`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

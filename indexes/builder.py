@@ -279,9 +279,7 @@ def _evenly_spaced(total: int, count: int) -> list[int]:
     """At most `count` different positions from first to last."""
     if count < 1:
         return []
-    positions: list[int] = np.unique(
-        np.linspace(0, total - 1, min(count, total)).round().astype(int)
-    ).tolist()
+    positions: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
     return positions
 
 

@@ -69,9 +69,7 @@ class Corpus:
     negative: a search index reports a missing result as -1, which must not read the last passage.
     """
 
-    def __init__(
-        self, dataset: datasets.Dataset, *, source: str = "", fingerprint: str | None = None
-    ) -> None:
+    def __init__(self, dataset: datasets.Dataset, *, source: str = "", fingerprint: str | None = None) -> None:
         """Wrap rows that are known to be valid; everybody else uses the constructors named above.
 
         Args:
@@ -85,9 +83,7 @@ class Corpus:
         self._id_lookup: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def from_file(
-        cls, path: str | Path, *, cache_dir: str | Path | None = None, progress: bool = False
-    ) -> "Corpus":
+    def from_file(cls, path: str | Path, *, cache_dir: str | Path | None = None, progress: bool = False) -> "Corpus":
         """Read a corpus from a file or a folder; the suffix says how.
 
         ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) and ``.parquet`` hold rows with the fields
@@ -108,9 +104,7 @@ class Corpus:
         """
         path = Path(path)
         reader, unit = _reader_for(path)
-        return _write_corpus(
-            reader(path), cache_dir, source=path.name, where=str(path), unit=unit, progress=progress
-        )
+        return _write_corpus(reader(path), cache_dir, source=path.name, where=str(path), unit=unit, progress=progress)
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset, *, cache_dir: str | Path | None = None) -> "Corpus":
@@ -266,9 +260,7 @@ def _write_corpus(
     return corpus
 
 
-def _write_arrow(
-    file: str, rows: Iterable[_Row], *, where: str, unit: str, progress: bool
-) -> tuple["array[int]", str]:
+def _write_arrow(file: str, rows: Iterable[_Row], *, where: str, unit: str, progress: bool) -> tuple["array[int]", str]:
     """Write the rows; returns the number of each row in its source and the fingerprint of all."""
     digest = hashlib.sha256()
     numbers = array("q")
@@ -347,8 +339,7 @@ def _parse_row(row: Mapping[str, Any], *, fallback_id: str, place: str) -> Passa
         )
     if not text.strip():
         raise DataError(
-            f"A passage needs some text, but {place} (id {id_!r}) has an empty one. Remove the row or fill "
-            "it."
+            f"A passage needs some text, but {place} (id {id_!r}) has an empty one. Remove the row or fill it."
         )
     return Passage(id_, title, text)
 
@@ -371,9 +362,7 @@ def _string(row: Mapping[str, Any], key: str, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(
-            f'"{key}" must be a string, but {place} has {type(value).__name__}. Convert it first.'
-        )
+        raise DataError(f'"{key}" must be a string, but {place} has {type(value).__name__}. Convert it first.')
     return value
 
 
@@ -425,8 +414,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"A .gz file must be complete, but {path} breaks off after line {number} ({error}). Fetch it "
-            "again."
+            f"A .gz file must be complete, but {path} breaks off after line {number} ({error}). Fetch it again."
         ) from error
 
 
@@ -481,8 +469,7 @@ def _named(values: list[str], header: list[str], place: str) -> dict[str, str | 
         )
     # An empty id cell is a missing id.
     return {
-        key: None if key in ("id", "_id") and not value else value
-        for key, value in zip(header, values, strict=True)
+        key: None if key in ("id", "_id") and not value else value for key, value in zip(header, values, strict=True)
     }
 
 
@@ -515,8 +502,7 @@ def _load_saved_dataset(folder: Path) -> datasets.Dataset:
         ) from error
     if isinstance(dataset, datasets.DatasetDict):
         raise DataError(
-            f"A corpus is one dataset, but {folder} holds the splits {sorted(dataset)}. Pass one of its "
-            "folders."
+            f"A corpus is one dataset, but {folder} holds the splits {sorted(dataset)}. Pass one of its folders."
         )
     return dataset
 

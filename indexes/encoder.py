@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from indexes.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
@@ -116,6 +118,12 @@ class Encoder:
         )
 
     @property
+    def tokenizer(self) -> Tokenizer | PreTrainedTokenizerFast:
+        """What cuts text into tokens; a `Chunker` counts with it."""
+        tokenizer: Tokenizer | PreTrainedTokenizerFast = self.model.tokenizer
+        return tokenizer
+
+    @property
     def dimension(self) -> int:
         """d, the length of a vector."""
         dimension = self.model.get_embedding_dimension()
@@ -162,9 +170,7 @@ class Encoder:
             "truncate_dim": self.model.truncate_dim,
         }
 
-    def encode_questions(
-        self, questions: Sequence[str], *, batch_size: int = 64, progress: bool = False
-    ) -> Vectors:
+    def encode_questions(self, questions: Sequence[str], *, batch_size: int = 64, progress: bool = False) -> Vectors:
         """Embed questions.
 
         Args:
@@ -179,23 +185,15 @@ class Encoder:
             DataError: A question is empty, or its vector is not finite.
         """
         if isinstance(questions, str):
-            raise UsageError(
-                "encode_questions takes a list of questions, but one string came. Put it in a list."
-            )
+            raise UsageError("encode_questions takes a list of questions, but one string came. Put it in a list.")
         for number, question in enumerate(questions):
             if not question.strip():
-                raise DataError(
-                    f"A question needs some text, but question {number} is empty. Remove or fill it."
-                )
-        vectors_Bd = self._encode(
-            questions, self.question_prompt, "query", batch_size=batch_size, progress=progress
-        )
+                raise DataError(f"A question needs some text, but question {number} is empty. Remove or fill it.")
+        vectors_Bd = self._encode(questions, self.question_prompt, "query", batch_size=batch_size, progress=progress)
         _check_finite(vectors_Bd, [repr(question) for question in questions], "question")
         return _normalised(vectors_Bd)
 
-    def encode_passages(
-        self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool = False
-    ) -> Vectors:
+    def encode_passages(self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool = False) -> Vectors:
         """Embed passages: `Passage.contents`, which is title, newline, text.
 
         Args:
@@ -210,9 +208,7 @@ class Encoder:
             DataError: The vector of a passage is not finite; the message names its id.
         """
         contents = [passage.contents for passage in passages]
-        vectors_Nd = self._encode(
-            contents, self.passage_prompt, "document", batch_size=batch_size, progress=progress
-        )
+        vectors_Nd = self._encode(contents, self.passage_prompt, "document", batch_size=batch_size, progress=progress)
         _check_finite(vectors_Nd, [repr(passage.id) for passage in passages], "passage")
         return _normalised(vectors_Nd)
 
@@ -220,9 +216,7 @@ class Encoder:
         """Write the model with its prompts and its length limit; `from_pretrained` reads it back."""
         self.model.save_pretrained(str(folder), create_model_card=False)
 
-    def _encode(
-        self, texts: Sequence[str], prompt: str, task: str, *, batch_size: int, progress: bool
-    ) -> Vectors:
+    def _encode(self, texts: Sequence[str], prompt: str, task: str, *, batch_size: int, progress: bool) -> Vectors:
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         # The task only matters to models with separate towers for questions and documents.

@@ -181,9 +181,7 @@ class FaissIndex:
         if self._read_only:
             raise UsageError("A memory-mapped index is read-only. Load it with mmap=False to add vectors.")
         if not self.is_trained:
-            raise UsageError(
-                f"An index {self._factory!r} must be trained before vectors are added: call train."
-            )
+            raise UsageError(f"An index {self._factory!r} must be trained before vectors are added: call train.")
         matrix_nd = self._matrix(vectors)
         self._index.add_with_ids(matrix_nd, self._new_ids(len(matrix_nd), ids))
 
@@ -248,9 +246,7 @@ class FaissIndex:
                 "came. Use the encoder that the index was built with."
             )
         if not np.isfinite(matrix).all():
-            raise DataError(
-                "Vectors must be finite, but NaN or infinity came. Check the encoder that made them."
-            )
+            raise DataError("Vectors must be finite, but NaN or infinity came. Check the encoder that made them.")
         return matrix
 
     def _ids(self) -> NDArray[np.int64]:

@@ -98,9 +98,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     metric: str = METRIC
     created_by: str = field(default_factory=lambda: f"{DISTRIBUTION} {_version(DISTRIBUTION)}")
-    libraries: Mapping[str, str] = field(
-        default_factory=lambda: {name: _version(name) for name in _LIBRARIES}
-    )
+    libraries: Mapping[str, str] = field(default_factory=lambda: {name: _version(name) for name in _LIBRARIES})
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -131,9 +129,7 @@ class Manifest:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise MismatchError(
-                f"A manifest must be JSON, but {where} is broken: {error}. {_REBUILD}"
-            ) from error
+            raise MismatchError(f"A manifest must be JSON, but {where} is broken: {error}. {_REBUILD}") from error
         if not isinstance(data, dict) or "format_version" not in data:
             raise MismatchError(f'A manifest must have a "format_version", but {where} has none. {_REBUILD}')
         if data["format_version"] != FORMAT_VERSION:
@@ -164,9 +160,7 @@ class Manifest:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise MismatchError(
-                f"A manifest must be readable, but {path} is not: {error}. {_REBUILD}"
-            ) from error
+            raise MismatchError(f"A manifest must be readable, but {path} is not: {error}. {_REBUILD}") from error
         return cls.from_json(text, where=str(path))
 
     def verify_files(self, folder: str | Path, *, checksums: bool) -> None:

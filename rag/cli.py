@@ -246,7 +246,15 @@ def _train(args: Any) -> Report:
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:
     wanted = ["round", "eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"]
-    wanted += ["ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl", "seconds"]
+    wanted += [
+        "ess",
+        "distinct_permutations",
+        "log_marginal",
+        "selector_loss",
+        "generator_loss",
+        "selfaug_kl",
+        "seconds",
+    ]
     columns = [name for name in wanted if any(name in row for row in history)]
     rows = [[_cell(row.get(name)) for name in columns] for row in history]
     return _table([name.removeprefix("eval_") for name in columns], rows)

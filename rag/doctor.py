@@ -57,8 +57,7 @@ def _version(name: str) -> str | None:
 def _devices(torch: Any) -> list[str]:
     found = [f"cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"]
     found += [
-        f"cuda:{i} {torch.cuda.get_device_name(i)} "
-        f"({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)"
+        f"cuda:{i} {torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)"
         for i in range(torch.cuda.device_count())
     ]
     return found + (["mps"] if torch.backends.mps.is_available() else [])
@@ -68,7 +67,11 @@ def _openmp_runtimes() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     return [
-        {"library": info["prefix"], "file": os.path.basename(info["filepath"]), "threads": info["num_threads"]}
+        {
+            "library": info["prefix"],
+            "file": os.path.basename(info["filepath"]),
+            "threads": info["num_threads"],
+        }
         for info in threadpool_info()
         if info["user_api"] == "openmp"
     ]

@@ -30,9 +30,7 @@ class Evaluation:
     rows: list[dict[str, Any]]
 
 
-def evaluate(
-    rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True
-) -> Evaluation:
+def evaluate(rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True) -> Evaluation:
     """Answer every question and score the answers.
 
     Raises:

@@ -1,7 +1,7 @@
 """What an answer and a retrieval are worth: exact match, token F1, answer recall, gold recall.
 
-Pure functions on text and ids. Answers are compared after the normalisation of SQuAD and KILT, and the best of
-all golden answers counts. Every value lies in [0, 1].
+Pure functions on text and ids. Answers are compared after the normalisation of SQuAD and KILT, and the best
+of all golden answers counts. Every value lies in [0, 1].
 """
 
 import math
@@ -42,9 +42,7 @@ def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
         UsageError: No golden answer, or one string in place of a list.
     """
     answer = normalize_answer(prediction)
-    return float(
-        any(answer == normalize_answer(golden) for golden in _checked("golden_answers", golden_answers))
-    )
+    return float(any(answer == normalize_answer(golden) for golden in _checked("golden_answers", golden_answers)))
 
 
 def f1(prediction: str, golden_answers: Sequence[str]) -> float:
@@ -138,9 +136,7 @@ def _token_f1(prediction: str, golden: str) -> float:
 
 def _checked(name: str, values: Sequence[str]) -> Sequence[str]:
     if not _listed(name, values):
-        raise UsageError(
-            f"{name} must hold at least one entry to score against, got none. Leave such rows out."
-        )
+        raise UsageError(f"{name} must hold at least one entry to score against, got none. Leave such rows out.")
     return values
 
 

@@ -129,7 +129,7 @@ class RAG:
     # -- answering ---------------------------------------------------------------------------------------------
 
     @overload
-    def answer(self, question: str) -> Answer: ...
+    def answer(self, question: str) -> Answer: ...  # type: ignore[overload-overlap]
     @overload
     def answer(self, question: Sequence[str]) -> list[Answer]: ...
 
@@ -239,7 +239,10 @@ class RAG:
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
-            "index": {"path": "index" if index else pointer, "corpus_fingerprint": manifest.corpus_fingerprint},
+            "index": {
+                "path": "index" if index else pointer,
+                "corpus_fingerprint": manifest.corpus_fingerprint,
+            },
             "encoder": "encoder" if encoder else None,
         }
 
@@ -331,6 +334,7 @@ class RAG:
 
 
 def load_encoder(index: PassageIndex, encoder: str | Path | Encoder | None) -> Encoder:
+    """The encoder of an index: the one its manifest names, or the given copy of it with the same prompts."""
     if isinstance(encoder, Encoder):
         return encoder
     if encoder is None:

@@ -89,16 +89,14 @@ class DenseRetriever:
         MismatchError: `encoder` is not the one that built `index`.
     """
 
-    def __init__(
-        self, index: PassageIndex, encoder: Encoder, *, adapter: QuestionAdapter | None = None
-    ) -> None:
+    def __init__(self, index: PassageIndex, encoder: Encoder, *, adapter: QuestionAdapter | None = None) -> None:
         index.manifest.check_encoder(encoder)
         self.index = index
         self.encoder = encoder
         self.adapter = adapter or QuestionAdapter(encoder.dimension)
 
     @overload
-    def search(self, question: str, k: int = 20) -> Candidates: ...
+    def search(self, question: str, k: int = 20) -> Candidates: ...  # type: ignore[overload-overlap]
     @overload
     def search(self, question: Sequence[str], k: int = 20) -> list[Candidates]: ...
 
@@ -150,6 +148,4 @@ def _check_questions(questions: Sequence[str], k: int) -> None:
         raise UsageError(f"k must be at least 1; {k} came.")
     for i, question in enumerate(questions):
         if not question.strip():
-            raise DataError(
-                f"A question must hold at least one visible character; question number {i + 1} is empty."
-            )
+            raise DataError(f"A question must hold at least one visible character; question number {i + 1} is empty.")

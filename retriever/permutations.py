@@ -57,7 +57,7 @@ def mark_used(used_n: Tensor, chosen: Tensor) -> Tensor:
 
 
 def sequential_log_prob(step_logits_mKn: Tensor, z_mK: Tensor, absent_mn: Tensor) -> Tensor:
-    """log p(z) when step k has its own logits.
+    """Log p(z) when step k has its own logits.
 
     Args:
         step_logits_mKn: Scores of all n ids at each step.
@@ -77,7 +77,7 @@ def sequential_log_prob(step_logits_mKn: Tensor, z_mK: Tensor, absent_mn: Tensor
 
 
 def plackett_luce_log_prob(scores_n: Tensor, z_mK: Tensor) -> Tensor:
-    """log p(z) under Plackett-Luce: `sum_k s[z_k] - logsumexp(s over ids not in z_<k)`; float32 `[m]`."""
+    """Log p(z) under Plackett-Luce: `sum_k s[z_k] - logsumexp(s over ids not in z_<k)`; float32 `[m]`."""
     steps_mKn = scores_n.expand(len(z_mK), z_mK.shape[1], -1)
     return sequential_log_prob(steps_mKn, z_mK, torch.zeros_like(steps_mKn[:, 0], dtype=torch.bool))
 

@@ -1,4 +1,4 @@
-"""The selector `p_s(z | x)`: a normalised distribution over ordered K-subsets of the candidates (DRO, arXiv 2505.03075).
+"""The selector `p_s(z | x)` of DRO (arXiv 2505.03075): a distribution over ordered K-subsets of the candidates.
 
 A list-wise language model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is
 never free text: at each step only the n single-token identifiers are scored, used ones are masked, and the
@@ -154,7 +154,7 @@ class Selector:
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
-        """m independent draws per question from the selector tempered by `temperature` (1: the selector itself).
+        """M independent draws per question from the selector tempered by `temperature` (1: the selector itself).
 
         Returns:
             Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`).
@@ -178,12 +178,12 @@ class Selector:
 
     @torch.no_grad()
     def log_prob(self, candidates: Candidates, z_mK: Tensor) -> Tensor:
-        """log p_s(z | x) of given permutations, float32 `[m]` on the CPU."""
+        """Log p_s(z | x) of given permutations, float32 `[m]` on the CPU."""
         with self.language_model.use(ROLE):
             return self.score([candidates], [z_mK])[0].cpu()
 
     def score(self, candidates: Sequence[Candidates], permutations: Sequence[Tensor]) -> list[Tensor]:
-        """log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
+        """Log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
 
         One row holds a question's prompt once and all its replies behind it; a block mask and positions that
         restart after the prompt make that equal to m separate rows.
@@ -324,7 +324,7 @@ class Selector:
         log_p_Bm = torch.zeros(B, m, device=used_Bmn.device)
         log_q_Bm = torch.zeros_like(log_p_Bm)
         z: list[Tensor] = []
-        for k in range(self.config.num_selected):
+        for _ in range(self.config.num_selected):
             logits_Bmn = mask_used(stepper.logits(z), used_Bmn)
             log_p_Bmn = logits_Bmn.log_softmax(-1)
             log_q_Bmn = (logits_Bmn / temperature).log_softmax(-1)
@@ -335,8 +335,7 @@ class Selector:
             z.append(chosen_Bm)
         z_BmK = torch.stack(z, dim=-1).cpu()
         return [
-            Permutations(z_mK, p_m, q_m)
-            for z_mK, p_m, q_m in zip(z_BmK, log_p_Bm.cpu(), log_q_Bm.cpu(), strict=True)
+            Permutations(z_mK, p_m, q_m) for z_mK, p_m, q_m in zip(z_BmK, log_p_Bm.cpu(), log_q_Bm.cpu(), strict=True)
         ]
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import WordLevel
@@ -95,13 +95,18 @@ def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=specials[2:]
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=specials[2:],
     )
     fast.chat_template = CHAT_TEMPLATE if chat else None
     return fast
 
 
-def tiny_model(architecture: str = "llama", *, seed: int = 0, context: int = 4096, **changes: object) -> PreTrainedModel:
+def tiny_model(
+    architecture: str = "llama", *, seed: int = 0, context: int = 4096, **changes: object
+) -> PreTrainedModel:
     """A random causal LM whose logits are far from uniform (wide initialisation)."""
     settings: dict[str, object] = {
         "vocab_size": len(byte_tokenizer()),
@@ -126,7 +131,9 @@ def tiny_model(architecture: str = "llama", *, seed: int = 0, context: int = 409
 def tiny_language_model(architecture: str = "llama", *, chat: bool = True, **changes: object) -> LanguageModel:
     """A `LanguageModel` over `tiny_model`."""
     return LanguageModel(
-        tiny_model(architecture, **changes), byte_tokenizer(chat=chat), adapter=AdapterConfig(r=3, lora_alpha=6)
+        tiny_model(architecture, **changes),
+        byte_tokenizer(chat=chat),
+        adapter=AdapterConfig(r=3, lora_alpha=6),
     )
 
 
@@ -184,7 +191,12 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
     """Builds a selector with a gate that lets the language model speak."""
 
     def make(
-        model: LanguageModel, *, gate: float = 0.7, strength: float = 0.9, prior: bool = True, **settings: object
+        model: LanguageModel,
+        *,
+        gate: float = 0.7,
+        strength: float = 0.9,
+        prior: bool = True,
+        **settings: object,
     ) -> Selector:
         config = SelectorConfig(**{"num_candidates": 6, "num_selected": 3, "use_prior": prior, **settings})
         selector = Selector(model, retriever, config=config)

@@ -8,9 +8,9 @@
 | SQuAD 1.1 and 2.0 | one JSON object | `data` > `paragraphs` > `qas` > `id, question, answers` |
 | DRO authors | JSON array | `prompt, response, sample_id, query_id, probs`, one record per sampled response |
 
-The container and the format are recognised by content, never by the file's name. `answers` or `answer` may stand
-for `golden_answers`; `answer_aliases` and `aliases` are added to them. Supporting facts of HotpotQA name titles, not
-passages of a corpus, so they do not become `gold_ids`.
+The container and the format are recognised by content, never by the file's name. `answers` or `answer` may
+stand for `golden_answers`; `answer_aliases` and `aliases` are added to them. Supporting facts of HotpotQA are
+titles, not passages of a corpus, so they do not become `gold_ids`.
 """
 
 import gzip
@@ -147,8 +147,8 @@ def _check_answers(examples: list[QAExample], name: str) -> None:
     missing = [example.id for example in examples if not example.golden_answers]
     if missing:
         raise DataError(
-            f"Every question must have a golden answer here; in {name} {len(missing)} of {len(examples)} have "
-            f"none, first {missing[0]!r}. Add their answers (field golden_answers) or take them out."
+            f"Every question must have a golden answer here; in {name} {len(missing)} of {len(examples)} "
+            f"have none, first {missing[0]!r}. Add their answers (field golden_answers) or take them out."
         )
 
 
@@ -165,9 +165,7 @@ def _records(source: str | Path | datasets.Dataset) -> Iterator[_Record]:
     path = Path(source)
     first_line = next((text for _, text in _lines(path) if text.strip()), None)
     if first_line is None:
-        raise DataError(
-            f"{path}: a question file must hold at least one question; this one is empty. Check the path."
-        )
+        raise DataError(f"{path}: a question file must hold at least one question; this one is empty. Check the path.")
     yield from _document_records(path) if _is_document(first_line) else _line_records(path)
 
 
@@ -296,9 +294,7 @@ def _unique(examples: Iterable[tuple[str, QAExample]]) -> Iterator[QAExample]:
 def _question_example(record: _Record) -> QAExample:
     """FlashRAG, HotpotQA, 2WikiMultihopQA, MuSiQue and one question of SQuAD differ in names only."""
     where, fields = record.where, record.fields
-    id_ = _id(
-        next((fields[key] for key in ("id", "_id") if fields.get(key) is not None), record.number), where
-    )
+    id_ = _id(next((fields[key] for key in ("id", "_id") if fields.get(key) is not None), record.number), where)
     answers = next((fields[key] for key in _ANSWER_FIELDS if fields.get(key) is not None), ())
     aliases = [fields[key] for key in _ALIAS_FIELDS if fields.get(key) is not None]
     gold_ids = _list(fields.get("gold_ids") or [], f"{where}: gold_ids")
@@ -316,9 +312,7 @@ def _dro_examples(records: Iterable[_Record]) -> Iterator[tuple[str, QAExample]]
     for record in records:
         missing = [key for key in _DRO_FIELDS if key not in record.fields]
         if missing:
-            raise DataError(
-                f"{record.where}: a record must have {', '.join(_DRO_FIELDS)}; {missing[0]} is missing."
-            )
+            raise DataError(f"{record.where}: a record must have {', '.join(_DRO_FIELDS)}; {missing[0]} is missing.")
         groups.setdefault(_id(record.fields["query_id"], record.where), []).append(record)
     for id_, group in groups.items():
         question = _dro_question(group[0], id_)
@@ -347,9 +341,7 @@ def _question_text(value: object, id_: str, where: str) -> str:
     if isinstance(value, str) and value.strip():
         return value
     found = "is empty" if value is None or isinstance(value, str) else f"is {type(value).__name__}: {value!r}"
-    raise DataError(
-        f"{where}: every question must be text; the question with id {id_!r} {found}. Fill or delete it."
-    )
+    raise DataError(f"{where}: every question must be text; the question with id {id_!r} {found}. Fill or delete it.")
 
 
 def _id(value: object, where: str) -> str:
@@ -385,9 +377,7 @@ def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
-    raise DataError(
-        f"{where}: every record must be a JSON object, got {type(value).__name__}: {str(value)[:60]!r}."
-    )
+    raise DataError(f"{where}: every record must be a JSON object, got {type(value).__name__}: {str(value)[:60]!r}.")
 
 
 def _list(value: object, where: str) -> list[Any]:

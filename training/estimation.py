@@ -96,9 +96,7 @@ class EStep:
         config: Sizes, proposal, options.
     """
 
-    def __init__(
-        self, retriever: DenseRetriever, selector: Selector, generator: Generator, config: DROConfig
-    ) -> None:
+    def __init__(self, retriever: DenseRetriever, selector: Selector, generator: Generator, config: DROConfig) -> None:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
@@ -106,7 +104,11 @@ class EStep:
 
     @torch.no_grad()
     def __call__(
-        self, examples: Sequence[QAExample], *, round: int, progress: Callable[[int], None] = lambda count: None
+        self,
+        examples: Sequence[QAExample],
+        *,
+        round: int,
+        progress: Callable[[int], None] = lambda count: None,
     ) -> list[Posterior]:
         """Posteriors of all examples, in order.
 
@@ -159,7 +161,7 @@ class EStep:
     def _log_likelihoods(
         self, candidates: Sequence[Candidates], permutations: Sequence[Permutations], answers: Sequence[str]
     ) -> list[Tensor]:
-        """log p_g per question `[m]`; each distinct permutation is scored once."""
+        """Log p_g per question `[m]`; each distinct permutation is scored once."""
         rows: list[AnswerRow] = []
         inverses: list[Tensor] = []
         for one, drawn, answer in zip(candidates, permutations, answers, strict=True):
@@ -179,9 +181,7 @@ class EStep:
     ) -> Posterior:
         # The mean over tokens is the same utility at temperature |y|: an option with its name, never the default.
         length = len(self.generator.encode_answer(answer)) if self.config.likelihood == "mean" else 1
-        log_omega_m = log_importance_weights(
-            permutations.log_p_m, permutations.log_q_m, log_likelihood_m / length
-        )
+        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, log_likelihood_m / length)
         baseline_m = baseline_weights(permutations.log_p_m, permutations.log_q_m)
         return Posterior(
             example=example,

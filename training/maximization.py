@@ -144,9 +144,7 @@ class JointModel(nn.Module):
                 weights.append(torch.zeros(1))
                 shares.append(torch.zeros(1))
                 continue
-            rows += [
-                answer_row(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine
-            ]
+            rows += [answer_row(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine]
             weights.append(d.weights_u[mine])
             shares.append(d.share_u[mine])
         return rows, torch.cat(weights), torch.cat(shares)
@@ -193,9 +191,10 @@ class JointModel(nn.Module):
 
     def _check_first_kl(self, kl: Tensor) -> None:
         """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference."""
-        if self._must_start_at_zero and self.language_model.is_untrained("generator") and float(kl) != 0.0:
+        value = float(kl.detach())
+        if self._must_start_at_zero and self.language_model.is_untrained("generator") and value != 0.0:
             raise RuntimeError(
-                f"SelfAug's KL must be exactly 0 before the first update; it is {float(kl):.3e}. The reference "
+                f"SelfAug's KL must be exactly 0 before the first update; it is {value:.3e}. The reference "
                 "pass does not see the same distribution (active dropout, or a wrapper that hides the adapters)."
             )
         self._must_start_at_zero = False
@@ -244,9 +243,7 @@ def plan_micro_batches(
     return plan
 
 
-def _group(
-    batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: int, seed: int
-) -> Iterator[MicroBatch]:
+def _group(batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: int, seed: int) -> Iterator[MicroBatch]:
     roles = [("selector", 0, 1)] * config.train_selector
     roles += [("generator", part, parts) for part in range(parts)] * config.train_generator
     for i, (role, part, of) in enumerate(roles):
@@ -265,8 +262,10 @@ def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:
 
 
 class MStepTrainer(Trainer):
-    """`transformers.Trainer` over planned micro-batches; everything it offers (callbacks, `report_to`, DeepSpeed,
-    FSDP, mixed precision) stays available through `DROConfig.training_arguments`.
+    """`transformers.Trainer` over planned micro-batches.
+
+    Everything it offers (callbacks, `report_to`, DeepSpeed, FSDP, mixed precision) stays available through
+    `DROConfig.training_arguments`.
 
     Args:
         model: The joint model.
@@ -300,6 +299,7 @@ class MStepTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._on_questions = on_questions
         self._dro_config = config
+        self._plan = plan
         # The loss below is already a mean over the questions of the whole step; both names exist because the
         # switch moved between transformers releases.
         self.model_accepts_loss_kwargs = True
@@ -310,7 +310,7 @@ class MStepTrainer(Trainer):
         self.total_questions = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        return torch.utils.data.SequentialSampler(self._plan)  # the order is part of the plan
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -332,7 +332,11 @@ class MStepTrainer(Trainer):
         return model
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of one micro-batch, scaled so that a step's micro-batches add up to the mean over its questions."""
         outputs = model(**inputs)
@@ -340,7 +344,7 @@ class MStepTrainer(Trainer):
         loss = outputs["loss"] * self.args.world_size / num_items_in_batch
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
-                f"The {inputs['micro_batch'].role} loss must be finite; it is {float(loss)}. "
+                f"The {inputs['micro_batch'].role} loss must be finite; it is {float(loss.detach())}. "
                 "Lower the learning rate or use bfloat16 or float32 instead of float16."
             )
         self._record(outputs, inputs["micro_batch"].num_questions)
@@ -366,8 +370,8 @@ class MStepTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One parameter group per learner, each with its own learning rate."""
         if self.optimizer is None:
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = _parameter_groups(self.model if model is None else model, self._dro_config)
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = _parameter_groups(self._joint if model is None else model, self._dro_config)
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
@@ -377,7 +381,11 @@ def _parameter_groups(model: nn.Module, config: DROConfig) -> list[dict[str, Any
     rates: list[tuple[Callable[[str], bool], float, float]] = [
         (lambda n: "question_adapter" in n, config.retriever_learning_rate, 0.0),
         (lambda n: "prior." in n, config.prior_learning_rate, 0.0),
-        (lambda n: ".selector." in n, config.selector_learning_rate or config.learning_rate, config.weight_decay),
+        (
+            lambda n: ".selector." in n,
+            config.selector_learning_rate or config.learning_rate,
+            config.weight_decay,
+        ),
         (lambda n: True, config.learning_rate, config.weight_decay),
     ]
     groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": decay} for _, lr, decay in rates]
@@ -389,7 +397,12 @@ def _parameter_groups(model: nn.Module, config: DROConfig) -> list[dict[str, Any
 
 
 def _training_arguments(
-    model: JointModel, config: DROConfig, output_dir: Path, seed: int, max_rows: int, overrides: dict[str, Any]
+    model: JointModel,
+    config: DROConfig,
+    output_dir: Path,
+    seed: int,
+    max_rows: int,
+    overrides: dict[str, Any],
 ) -> TrainingArguments:
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),

@@ -220,7 +220,14 @@ class DROTrainer:
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a resumed run to end where an uninterrupted one would."""
         settings = asdict(self.config)
-        for name in ("output_dir", "resume", "rounds", "early_stopping_patience", "report_to", "logging_steps"):
+        for name in (
+            "output_dir",
+            "resume",
+            "rounds",
+            "early_stopping_patience",
+            "report_to",
+            "logging_steps",
+        ):
             settings.pop(name)
         return {
             "config": settings,
@@ -258,7 +265,7 @@ class DROTrainer:
         """Records of the rounds whose checkpoint is there; a line cut by a kill is dropped, and its round redone."""
         file = self.output_dir / METRICS_FILE
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        records = []
+        records: list[dict[str, Any]] = []
         for line in lines:
             try:
                 record = json.loads(line)

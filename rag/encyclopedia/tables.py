@@ -1,0 +1,142 @@
+"""The fact tables: one TSV file per kind of entity, one row per entity, one column per relation.
+
+The first column is the name as it stands inside a sentence ("the Nile", "oxygen"). An empty cell means that
+the value is left out; several values in one cell are separated by ";". `aliases.tsv` maps a value to other
+spellings that also count as correct answers.
+"""
+
+import csv
+import functools
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the entities of one table are numbered and spoken of."""
+
+    prefix: str
+    """Start of every id, as in "element-oxygen"."""
+
+    noun: str | None = None
+    """What a later sentence calls the entity ("the element"); None where it repeats the name."""
+
+    introduction: str | None = None
+    """What the entity is, said before or among its facts; None where the facts say it."""
+
+    described: str = "{name}"
+    """The entity's name in a question, with its kind where the bare name would mislead."""
+
+
+KINDS: dict[str, Kind] = {
+    "elements": Kind("element", "element", "{subject} is a chemical element"),
+    "countries": Kind("country", "country", "{subject} is a country"),
+    "us_states": Kind("state", "state", "{subject} is one of the fifty states of the United States"),
+    "planets": Kind("planet", "body", "{subject} is a body of the solar system that moves around the Sun"),
+    "moons": Kind("moon", "moon", "{subject} is a natural moon in the solar system", "the moon {name}"),
+    "inventions": Kind("invention", introduction="The history of {subject} is well recorded"),
+    "languages": Kind("language", "language", "{subject} is a programming language", "the programming language {name}"),
+    "books": Kind("book", "work", "{subject} is a well-known work of literature"),
+    "paintings": Kind("painting", "work", "{subject} is a famous painting that is often reproduced"),
+    "museums": Kind("museum", "museum", "{subject} is a museum that is open to the public"),
+    "operas": Kind("opera", "opera", "{subject} is an opera that is still performed", "the opera {name}"),
+    "people": Kind("person"),
+    "presidents": Kind("president", "president", "{subject} is in the list of presidents of the United States"),
+    "rivers": Kind("river", "river", "{subject} is a river"),
+    "mountains": Kind("mountain", "mountain", "{subject} is a mountain"),
+    "landmarks": Kind("landmark", "landmark", "{subject} is a landmark that attracts many visitors"),
+    "olympics": Kind("olympics", "event", "{subject} brought together athletes from many nations"),
+    "instruments": Kind("instrument", "instrument", "{subject} is a musical instrument"),
+}
+
+_PROFESSIONS = {
+    "architecture": "architect",
+    "astronomy": "astronomer",
+    "biochemistry": "biochemist",
+    "biology": "biologist",
+    "business": "entrepreneur",
+    "chemistry": "chemist",
+    "computer science": "computer scientist",
+    "engineering": "engineer",
+    "journalism": "journalist",
+    "literature": "writer",
+    "mathematics": "mathematician",
+    "medicine": "physician",
+    "music": "composer",
+    "painting": "painter",
+    "physics": "physicist",
+}
+
+# Letters that have no accent to strip but an accepted ASCII spelling.
+_ASCII_LETTERS = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "œ": "oe", "Ż": "Z"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """One row of a fact table."""
+
+    id: str
+    table: str
+    name: str
+    noun: str | None
+    facts: dict[str, tuple[str, ...]]
+    """Relation name to its values; relations without a value are absent."""
+
+    @property
+    def title(self) -> str:
+        """The name without its article, as the title of a passage."""
+        bare = without_article(self.name)
+        return bare[0].upper() + bare[1:]
+
+    @property
+    def described(self) -> str:
+        """The name as a question mentions it."""
+        return KINDS[self.table].described.format(name=self.name)
+
+
+def without_article(name: str) -> str:
+    """Drops a leading lower-case "the": "The Hobbit" keeps its own."""
+    return name.removeprefix("the ")
+
+
+def ascii_spelling(text: str) -> str:
+    """Spells a text without accents: "São Paulo" becomes "Sao Paulo"."""
+    decomposed = unicodedata.normalize("NFKD", text.translate(_ASCII_LETTERS))
+    return decomposed.encode("ascii", "ignore").decode("ascii")
+
+
+@functools.cache
+def load_entities() -> tuple[Entity, ...]:
+    """Reads every fact table, in the order of `KINDS` and of the rows."""
+    return tuple(_entity(table, row) for table in KINDS for row in _rows(table))
+
+
+@functools.cache
+def load_aliases() -> dict[str, tuple[str, ...]]:
+    """Reads the other accepted spellings of a value."""
+    return {row["name"]: _values(row["aliases"]) for row in _rows("aliases")}
+
+
+def _rows(table: str) -> Iterator[dict[str, str]]:
+    text = resources.files("rag.encyclopedia").joinpath(f"{table}.tsv").read_text(encoding="utf-8")
+    # QUOTE_NONE: a quotation mark in a name is a character like any other.
+    yield from csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _entity(table: str, row: dict[str, str]) -> Entity:
+    kind, name = KINDS[table], row["name"]
+    facts = {relation: _values(cell) for relation, cell in row.items() if relation != "name" and cell}
+    noun = _PROFESSIONS[facts["field"][0]] if "field" in facts else kind.noun
+    return Entity(id=f"{kind.prefix}-{_slug(name)}", table=table, name=name, noun=noun, facts=facts)
+
+
+def _values(cell: str) -> tuple[str, ...]:
+    return tuple(cell.split(";"))
+
+
+def _slug(name: str) -> str:
+    spelled = ascii_spelling(without_article(name)).replace("+", "plus").replace("#", "sharp").lower()
+    return re.sub(r"[^a-z0-9]+", "-", spelled.replace("'", "")).strip("-")

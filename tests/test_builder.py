@@ -1,0 +1,307 @@
+"""An index directory appears whole or not at all, and opens only with the parts it was made of."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import faiss
+import numpy as np
+import pytest
+import torch
+from conftest import PASSAGES, tiny_encoder
+from sentence_transformers import util
+
+from indexes import (
+    Chunker,
+    Corpus,
+    DataError,
+    Encoder,
+    FaissIndex,
+    MismatchError,
+    Passage,
+    PassageIndex,
+    UsageError,
+    builder,
+)
+from indexes import build_index as build
+from indexes.encoder import Vectors
+
+QUESTIONS = ["which river flows through france", "who wrote hamlet", "symbol of the element radium"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    folder = tmp_path_factory.mktemp("encoder") / "words"
+    tiny_encoder([p.contents for p in PASSAGES] + QUESTIONS, dimension=18).save_pretrained(folder)
+    return Encoder.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.jsonl"
+    rows = [{"id": p.id, "title": p.title, "text": p.text} for p in PASSAGES]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def index(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> PassageIndex:
+    return build(corpus_file, encoder, tmp_path / "index", progress=False)
+
+
+class BreakingEncoder(Encoder):
+    """Stops after a number of passages."""
+
+    def encode_passages(self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool = False) -> Vectors:
+        if passages[-1].id == PASSAGES[-1].id:
+            raise KeyboardInterrupt
+        return super().encode_passages(passages, batch_size=batch_size, progress=progress)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_round_trip(index: PassageIndex, encoder: Encoder, tmp_path: Path) -> None:
+    assert index.path == tmp_path / "index"
+    opened = PassageIndex.open(index.path, encoder=encoder, verify="checksums")
+    assert list(opened.corpus) == PASSAGES
+    assert (len(opened), len(opened.vectors), opened.vectors.dimension) == (12, 12, 18)
+    assert (opened.manifest.corpus_source, opened.manifest.factory) == ("toy.jsonl", "Flat")
+    assert sorted(contents_of(index.path)) == sorted(["manifest.json", *opened.manifest.files])
+    assert sorted(os.listdir(tmp_path)) == ["index", "toy.jsonl"]
+    np.testing.assert_array_equal(opened.vectors.reconstruct(range(12)), encoder.encode_passages(PASSAGES))
+
+
+def test_flat_top_k_equals_semantic_search(index: PassageIndex, encoder: Encoder) -> None:
+    # The reference embeds and searches on its own, from the text that an encoder is meant to see.
+    texts = [f"{p.title}\n{p.text}" for p in PASSAGES]
+    expected = util.semantic_search(encoder.model.encode(QUESTIONS), encoder.model.encode(texts), top_k=5)
+    scores_Bk, ids_Bk = index.vectors.search(encoder.encode_questions(QUESTIONS), 5)
+    assert ids_Bk.tolist() == [[hit["corpus_id"] for hit in hits] for hits in expected]
+    np.testing.assert_allclose(scores_Bk, [[hit["score"] for hit in hits] for hits in expected], atol=1e-6)
+
+
+def test_every_way_to_give_a_corpus_and_an_encoder(
+    corpus_file: Path, encoder: Encoder, index: PassageIndex, tmp_path: Path
+) -> None:
+    dataset = datasets.Dataset.from_list([{"_id": p.id, "title": p.title, "text": p.text} for p in PASSAGES])
+    for number, corpus in enumerate([str(corpus_file), Corpus.from_passages(PASSAGES), dataset]):
+        built = build(corpus, encoder.name, tmp_path / f"other-{number}", batch_size=1 + number, progress=False)
+        assert built.manifest.corpus_fingerprint == index.manifest.corpus_fingerprint
+        np.testing.assert_allclose(
+            built.vectors.reconstruct(range(12)), index.vectors.reconstruct(range(12)), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW4", "IVF2,Flat", "PQ3x2", "IVF2,PQ3x2,Refine(SQ8)"])
+def test_the_same_input_gives_the_same_bytes(factory: str, encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    threads = faiss.omp_get_max_threads()
+    # Several threads insert into a graph in an order that is theirs to choose.
+    faiss.omp_set_num_threads(1)
+    try:
+        for name in ("one", "two"):
+            build(corpus_file, encoder, tmp_path / name, factory=factory, progress=False)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    one = contents_of(tmp_path / "one")
+    assert one == contents_of(tmp_path / "two")
+    assert {"index.faiss", "manifest.json", "passages/state.json"} <= set(one)
+    assert str(tmp_path / "one").encode() not in b"".join(one.values())
+
+
+def test_trained_kinds_are_trained_on_a_sample_and_hold_everything(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    train = FaissIndex.train
+    monkeypatch.setattr(FaissIndex, "train", lambda self, sample: (sizes.append(len(sample)), train(self, sample))[1])
+    monkeypatch.setattr(builder, "_TRAINING_FACTOR", 3)
+    built = build(corpus_file, encoder, tmp_path / "ivf", factory="IVF2,Flat", batch_size=1, progress=False)
+    assert (sizes, len(built.vectors)) == ([6], 12)
+    np.testing.assert_allclose(built.vectors.reconstruct(range(12)), encoder.encode_passages(PASSAGES), atol=1e-6)
+
+
+def test_too_few_passages_for_the_factory_leave_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least 256 vectors to train on, but 12 came"):
+        build(corpus_file, encoder, tmp_path / "index", factory="PQ3", progress=False)
+    assert os.listdir(tmp_path) == ["toy.jsonl"]
+
+
+def test_a_chunker_cuts_first(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
+    built = build(corpus_file, encoder, tmp_path / "index", chunker=chunker, progress=False)
+    assert len(built) > 12
+    assert built.corpus[0] == Passage("p0#0", "Hamlet", "Hamlet is a tragedy that William")
+    assert built.verify(encoder=encoder)["passages"] == len(built)
+
+
+def test_an_interrupted_build_leaves_nothing_new(index: PassageIndex, encoder: Encoder, tmp_path: Path) -> None:
+    before = contents_of(tmp_path)
+    breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    for output in (tmp_path / "index", tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            build(index.corpus, breaking, output, batch_size=2, overwrite=True, progress=False)
+    assert contents_of(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == ["index", "toy.jsonl"]
+
+
+def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "text": "x"}\n{')
+    with pytest.raises(DataError, match="line 2 is broken"):
+        build(tmp_path / "bad.jsonl", encoder, tmp_path / "index", progress=False)
+    assert os.listdir(tmp_path) == ["bad.jsonl"]
+
+
+def test_a_failed_swap_brings_the_old_index_back(
+    index: PassageIndex, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents_of(tmp_path)
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if ".partial-" in str(source):
+            raise OSError("disk on fire")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="disk on fire"):
+        build(Corpus.from_passages(PASSAGES[:5]), encoder, index.path, overwrite=True, progress=False)
+    assert contents_of(tmp_path) == before
+
+
+def test_an_output_that_is_taken_is_refused(index: PassageIndex, encoder: Encoder, tmp_path: Path) -> None:
+    smaller = Corpus.from_passages(PASSAGES[:5])
+    with pytest.raises(UsageError, match=r"already holds an index.*ask to overwrite"):
+        build(smaller, encoder, index.path, progress=False)
+    assert len(build(smaller, encoder, index.path, overwrite=True, progress=False)) == 5
+    (tmp_path / "home").mkdir()
+    assert len(build(smaller, encoder, tmp_path / "home", progress=False)) == 5
+    (tmp_path / "diary").mkdir()
+    (tmp_path / "diary/today.txt").write_text("dear diary")
+    for output in (tmp_path / "diary", tmp_path / "diary/today.txt"):
+        with pytest.raises(UsageError, match="already holds something that is not an index"):
+            build(smaller, encoder, output, overwrite=True, progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["diary", "home", "index", "toy.jsonl"]
+    assert (tmp_path / "diary/today.txt").read_text() == "dear diary"
+
+
+def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match=r"directory with a manifest\.json, but .* has none"):
+        PassageIndex.open(tmp_path)
+    with pytest.raises(MismatchError, match=r"but .*missing is no directory"):
+        PassageIndex.open(tmp_path / "missing")
+    with pytest.raises(UsageError, match="verify must be 'none', 'sizes' or 'checksums', but 'all' came"):
+        PassageIndex.open(tmp_path, verify="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "passages/data-00000-of-00001.arrow", "passages/state.json"])
+def test_truncated_and_changed_files_are_refused(name: str, index: PassageIndex) -> None:
+    path = index.path / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MismatchError, match=rf"{path.name} must have {len(whole)} bytes, .*truncated"):
+        PassageIndex.open(index.path)
+    # Even unchecked, a truncated file gives a sentence and no crash.
+    with pytest.raises(MismatchError, match=r"damaged or truncated|passages of an index must be readable"):
+        PassageIndex.open(index.path, verify="none")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(MismatchError, match=rf"{path.name} must have the SHA-256"):
+        PassageIndex.open(index.path, verify="checksums")
+
+
+def test_another_encoder_is_refused(index: PassageIndex, encoder: Encoder) -> None:
+    other = tiny_encoder([p.contents for p in PASSAGES], dimension=18, seed=5)
+    with pytest.raises(MismatchError, match="its weights differ"):
+        PassageIndex.open(index.path, encoder=other)
+    with pytest.raises(MismatchError, match="its weights differ"):
+        index.verify(encoder=other)
+    assert index.load_encoder().fingerprint == encoder.fingerprint
+
+
+def test_an_encoder_that_changed_in_its_folder_is_refused(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder.name, tmp_path / "words")
+    built = build(corpus_file, tmp_path / "words", tmp_path / "index", progress=False)
+    shutil.rmtree(tmp_path / "words")
+    tiny_encoder([p.contents for p in PASSAGES], dimension=18, seed=6).save_pretrained(tmp_path / "words")
+    with pytest.raises(MismatchError, match="its weights differ"):
+        built.load_encoder()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("index.faiss", "vectors = 12 .*, but 9 was"), ("passages", "passages = 12 .*, but 9 was")],
+)
+def test_parts_of_another_index_are_refused(
+    part: str, message: str, index: PassageIndex, encoder: Encoder, tmp_path: Path
+) -> None:
+    other = build(Corpus.from_passages(PASSAGES[:9]), encoder, tmp_path / "other", progress=False)
+    shutil.rmtree(index.path / part, ignore_errors=True)
+    (index.path / part).unlink(missing_ok=True)
+    (shutil.copytree if part == "passages" else shutil.copy)(other.path / part, index.path / part)
+    with pytest.raises(MismatchError, match=message):
+        PassageIndex.open(index.path, verify="none")
+
+
+def test_verify_reports_what_it_checked(index: PassageIndex, encoder: Encoder, corpus_file: Path) -> None:
+    report = index.verify(encoder=encoder, corpus=Corpus.from_file(corpus_file), sample=5)
+    lowest = report.pop("lowest_cosine")
+    assert report == {
+        "files": 4,
+        "passages": 12,
+        "encoder_checked": True,
+        "corpus_checked": True,
+        "sampled": 5,
+    }
+    assert lowest == pytest.approx(1, abs=1e-6)
+    with pytest.raises(MismatchError, match="but a corpus of 11 passages"):
+        index.verify(corpus=Corpus.from_passages(PASSAGES[:11]))
+
+
+def test_verify_finds_vectors_in_the_wrong_order(index: PassageIndex, encoder: Encoder) -> None:
+    swapped = encoder.encode_passages(PASSAGES)[[0, 2, 1, *range(3, 12)]]
+    wrong = PassageIndex(index.path, index.corpus, FaissIndex.build(swapped), index.manifest)
+    with pytest.raises(MismatchError, match="vector of passage 'p1' must be what the encoder gives"):
+        wrong.verify(encoder=encoder)
+
+
+def test_verify_does_not_compare_vectors_that_were_compressed(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    built = build(corpus_file, encoder, tmp_path / "index", factory="PQ3x2", progress=False)
+    report = built.verify(encoder=encoder)
+    assert (report["sampled"], report["lowest_cosine"]) == (0, None)
+
+
+def test_info_is_ready_for_json(index: PassageIndex) -> None:
+    info = index.info()
+    assert json.loads(json.dumps(info)) == info
+    assert info["bytes_on_disk"] == sum(len(content) for content in contents_of(index.path).values())
+    assert (info["passages"], info["dimension"], info["factory"]) == (12, 18, "Flat")
+
+
+def test_the_progress_bar_counts_passages(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build(corpus_file, encoder, tmp_path / "quiet", progress=False)
+    assert "passages" not in capfd.readouterr().err
+    build(corpus_file, encoder, tmp_path / "loud", progress=True)
+    assert "12/12" in (shown := capfd.readouterr().err) and "passages/s" in shown
+
+
+def test_real_passages_with_the_real_encoder(data_dir: Path, real_encoder_dir: Path, tmp_path: Path) -> None:
+    corpus = Corpus.from_passages(islice(Corpus.from_file(data_dir / "2wiki/corpus.jsonl.gz"), 60))
+    encoder = Encoder.from_pretrained(real_encoder_dir, device="cpu")
+    built = build(corpus, encoder, tmp_path / "index", progress=False)
+    questions = [f"What is {passage.title}?" for passage in corpus.take(range(0, 60, 7))]
+    embeddings_Nd = torch.from_numpy(encoder.model.encode([p.contents for p in corpus]))
+    expected = util.semantic_search(torch.from_numpy(encoder.model.encode(questions)), embeddings_Nd, top_k=20)
+    _, ids_Bk = built.vectors.search(encoder.encode_questions(questions), 20)
+    assert ids_Bk.tolist() == [[hit["corpus_id"] for hit in hits] for hits in expected]
+    assert built.verify(encoder=encoder, sample=9)["lowest_cosine"] > 0.99999

@@ -1,0 +1,171 @@
+"""The encoder is the model it wraps, with its prompts and weights pinned by a fingerprint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PASSAGES, tiny_encoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from indexes import DataError, Encoder, Passage, ResourceError, UsageError
+
+WORDS = "who wrote hamlet was it shakespeare or goethe in the year of a play about devil and scholar".split()
+TEXTS = [" ".join(WORDS[: n + 1]) for n in range(13)]
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real (random, tiny) transformer with attention, padding and a length limit, saved in float16."""
+    folder = tmp_path_factory.mktemp("bert")
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, ":", "q"])}
+    torch.manual_seed(3)
+    size = {"hidden_size": 20, "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=40, initializer_range=0.4, **size)
+    BertModel(config).half().save_pretrained(folder / "hf")
+    BertTokenizerFast(vocab=vocabulary, model_max_length=32).save_pretrained(folder / "hf")
+    transformer = Transformer(str(folder / "hf"))
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    model = SentenceTransformer(modules=[transformer, pooling], device="cpu", prompts={"query": "q : "})
+    model.save_pretrained(str(folder / "st"), create_model_card=False)
+    return folder / "st"
+
+
+@pytest.fixture(scope="module")
+def bert(bert_folder: Path) -> Encoder:
+    return Encoder.from_pretrained(bert_folder, device="cpu")
+
+
+def test_vectors_are_the_models_own_after_normalisation(bert: Encoder) -> None:
+    passages = [Passage(str(n), f"title {n}", text) for n, text in enumerate(TEXTS)]
+    expected_Nd = bert.model.encode([f"title {n}\n{text}" for n, text in enumerate(TEXTS)], prompt="")
+    expected_Nd /= np.sqrt((expected_Nd**2).sum(axis=1, keepdims=True))
+    vectors_Nd = bert.encode_passages(passages)
+    assert (vectors_Nd.shape, vectors_Nd.dtype, bert.dimension) == ((13, 20), np.float32, 20)
+    np.testing.assert_allclose(vectors_Nd, expected_Nd, atol=1e-6)
+
+
+def test_a_batch_scores_like_its_rows_alone(bert: Encoder) -> None:
+    together_Bd = bert.encode_questions(TEXTS, batch_size=5)
+    alone_Bd = np.concatenate([bert.encode_questions([text]) for text in TEXTS])
+    np.testing.assert_allclose(together_Bd, alone_Bd, atol=1e-6)
+    np.testing.assert_array_equal(together_Bd, bert.encode_questions(TEXTS, batch_size=5))
+
+
+def test_weights_are_loaded_in_float32_unless_asked_otherwise(bert: Encoder, bert_folder: Path) -> None:
+    assert {p.dtype for p in bert.model.parameters()} == {torch.float32}
+    half = Encoder.from_pretrained(bert_folder, device="cpu", dtype="bfloat16")
+    assert (bert.dtype, half.dtype) == ("float32", "bfloat16")
+    vectors_Bd = half.encode_questions(TEXTS[:3])
+    assert vectors_Bd.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors_Bd, axis=1), 1, atol=1e-6)
+    with pytest.raises(UsageError, match="float32, float16, bfloat16, but 'int8' came"):
+        Encoder.from_pretrained(bert_folder, dtype="int8")
+
+
+def test_prompts_come_from_the_model_and_explicit_ones_replace_them(bert: Encoder, bert_folder: Path) -> None:
+    assert (bert.question_prompt, bert.passage_prompt) == ("q : ", "")
+    plain = Encoder.from_pretrained(bert_folder, device="cpu", question_prompt="", passage_prompt="a ")
+    np.testing.assert_allclose(plain.encode_questions(["q : hamlet"]), bert.encode_questions(["hamlet"]), atol=1e-6)
+    np.testing.assert_allclose(
+        plain.encode_passages([Passage("1", "", "hamlet")]), plain.encode_questions(["a hamlet"]), atol=1e-6
+    )
+    assert np.abs(plain.encode_questions(["hamlet"]) - bert.encode_questions(["hamlet"])).max() > 1e-3
+
+
+def test_fingerprint_survives_saving_and_carries_every_setting(
+    bert: Encoder, bert_folder: Path, tmp_path: Path
+) -> None:
+    def load(folder: Path = bert_folder, **settings: object) -> Encoder:
+        return Encoder.from_pretrained(folder, device="cpu", **settings)  # type: ignore[arg-type]
+
+    changed = load(question_prompt="Q: ", passage_prompt="P: ", max_length=9)
+    changed.save_pretrained(tmp_path / "changed")
+    again = load(tmp_path / "changed")
+    assert again.fingerprint == changed.fingerprint
+    assert (again.question_prompt, again.passage_prompt, again.max_length) == ("Q: ", "P: ", 9)
+    assert load().fingerprint == bert.fingerprint
+    variants = [bert, changed, load(question_prompt=""), load(passage_prompt="p "), load(max_length=9)]
+    variants.append(load(dtype="float16"))
+    assert len({encoder.fingerprint for encoder in variants}) == len(variants)
+
+
+def test_fingerprint_sees_one_changed_weight_and_the_pooling(bert_folder: Path) -> None:
+    encoder = Encoder.from_pretrained(bert_folder, device="cpu")
+    before = encoder.fingerprint
+    weight = next(encoder.model.parameters())
+    with torch.no_grad():
+        weight[3, 2] += 1e-4
+    assert encoder.fingerprint != before
+    with torch.no_grad():
+        weight[3, 2] -= 1e-4
+    other = SentenceTransformer(modules=[encoder.model[0], Pooling(20, "cls")], device="cpu")
+    assert Encoder(other, question_prompt="q : ").fingerprint != Encoder(encoder.model).fingerprint
+
+
+def test_max_length_truncates(bert_folder: Path) -> None:
+    # Two of the five tokens are [CLS] and [SEP], so three words remain.
+    short = Encoder.from_pretrained(bert_folder, device="cpu", question_prompt="", max_length=5)
+    vectors_Bd = short.encode_questions([TEXTS[2], TEXTS[3], TEXTS[1]])
+    np.testing.assert_allclose(vectors_Bd[0], vectors_Bd[1], atol=1e-6)
+    assert np.abs(vectors_Bd[0] - vectors_Bd[2]).max() > 1e-3
+
+
+def test_an_encoder_without_a_length_limit_says_so(tmp_path: Path) -> None:
+    tiny_encoder(TEXTS).save_pretrained(tmp_path / "bag")
+    encoder = Encoder.from_pretrained(tmp_path / "bag")
+    assert encoder.max_length is None
+    assert encoder.name == str(tmp_path / "bag")
+    with pytest.raises(UsageError, match="max_length=5 needs a model with a length limit"):
+        Encoder.from_pretrained(tmp_path / "bag", max_length=5)
+
+
+def test_empty_input() -> None:
+    encoder = tiny_encoder(TEXTS, dimension=6)
+    assert encoder.encode_questions([]).shape == (0, 6)
+    assert encoder.encode_passages([]).shape == (0, 6)
+    with pytest.raises(DataError, match="question 1 is empty"):
+        encoder.encode_questions(["who", " \n"])
+    with pytest.raises(UsageError, match="one string came"):
+        encoder.encode_questions("who")
+
+
+def test_a_text_of_unknown_words_only_scores_zero_instead_of_nan() -> None:
+    encoder = tiny_encoder(TEXTS)
+    with torch.no_grad():
+        encoder.model[0].embedding.weight[0] = 0
+    assert np.abs(encoder.encode_questions(["zzz"])).max() == 0
+
+
+def test_a_vector_that_is_not_finite_names_the_passage() -> None:
+    encoder = tiny_encoder([p.contents for p in PASSAGES])
+    with torch.no_grad():
+        encoder.model[0].embedding.weight[encoder.model.tokenizer.token_to_id("oxygen")] = torch.nan
+    with pytest.raises(DataError, match=r"NaN or infinity for 1 passages, the first is 'p2'"):
+        encoder.encode_passages(PASSAGES)
+    with pytest.raises(DataError, match=r"for 1 questions, the first is 'is oxygen\?'"):
+        encoder.encode_questions(["what?", "is oxygen?"])
+
+
+@pytest.mark.parametrize("name", ["no-such-folder/at-all", "deeply/nested/missing/folder"])
+def test_a_missing_model_says_what_was_tried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = rf"'{name}' cannot be\. Tried the Hugging Face hub, .* Pass the path of a local folder"
+    with pytest.raises(ResourceError, match=message) as caught:
+        Encoder.from_pretrained(name)
+    assert caught.value.exit_code == 5
+
+
+def test_a_folder_without_a_model_says_what_was_tried(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"Tried the local folder \("):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_the_real_encoder_ranks_an_answer_first(real_encoder_dir: Path) -> None:
+    encoder = Encoder.from_pretrained(real_encoder_dir, device="cpu")
+    question_d = encoder.encode_questions(["Which river flows through Paris?"])[0]
+    scores = encoder.encode_passages(PASSAGES) @ question_d
+    assert {PASSAGES[i].title for i in np.argsort(-scores)[:2]} == {"Paris", "Seine"}
+    assert (encoder.dimension, encoder.max_length, encoder.dtype) == (384, 256, "float32")

@@ -1,0 +1,214 @@
+"""FAISS against numpy: inner products, best first, and an honest answer when there is too little."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexes import DataError, FaissIndex, MismatchError, UsageError, choose_factory
+
+N, D, B, K = 300, 16, 7, 5
+EXACT = ["Flat", "HNSW16", "IVF4,Flat"]
+APPROXIMATE = [
+    "SQ8",
+    "PQ4x4",
+    "IVF4,SQ8",
+    "IVF4,PQ4x4",
+    "OPQ4,IVF4,PQ4x4",
+    "IVF4,PQ4x4,Refine(SQ8)",
+    "PCA12,Flat",
+]
+
+
+@pytest.fixture(scope="module")
+def vectors_Nd() -> np.ndarray:
+    """Vectors of very different lengths, so that inner product and distance disagree."""
+    random = np.random.default_rng(0)
+    return (random.standard_normal((N, D)) * random.uniform(0.2, 3, (N, 1))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def unit_Nd(vectors_Nd: np.ndarray) -> np.ndarray:
+    return vectors_Nd / np.linalg.norm(vectors_Nd, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def queries_Bd() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((B, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("factory", EXACT)
+def test_scores_are_dot_products_best_first(factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+    products_BN = queries_Bd @ vectors_Nd.T
+    expected_Bk = np.argsort(-products_BN, axis=1)[:, :K]
+    distances_BN = ((queries_Bd[:, None] - vectors_Nd) ** 2).sum(axis=2)
+    assert (expected_Bk != np.argsort(distances_BN, axis=1)[:, :K]).any(axis=1).all()
+    scores_Bk, ids_Bk = FaissIndex.build(vectors_Nd, factory=factory).search(queries_Bd, K)
+    np.testing.assert_array_equal(ids_Bk, expected_Bk)
+    np.testing.assert_allclose(scores_Bk, np.take_along_axis(products_BN, expected_Bk, axis=1), rtol=1e-5)
+    assert (scores_Bk.dtype, ids_Bk.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("factory", EXACT + APPROXIMATE)
+def test_every_kind_finds_its_own_vectors_and_gives_them_back(factory: str, unit_Nd: np.ndarray) -> None:
+    index = FaissIndex.build(unit_Nd, factory=factory, ids=np.arange(N) * 10)
+    assert (len(index), index.dimension, index.factory) == (N, D, factory)
+    _, ids_Bk = index.search(unit_Nd, K)
+    found = (ids_Bk == np.arange(N)[:, None] * 10).any(axis=1).mean()
+    wanted = [290, 0, 40]
+    error = np.abs(index.reconstruct(wanted) - unit_Nd[[29, 0, 4]]).max()
+    if factory in EXACT:
+        assert (found, error) == (1, 0)
+    else:
+        assert found > 0.8 and error < 0.7
+
+
+def test_short_results_are_minus_one_and_minus_infinity(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+    scores_Bk, ids_Bk = FaissIndex.build(vectors_Nd[:3]).search(queries_Bd, K)
+    assert sorted(ids_Bk[0, :3].tolist()) == [0, 1, 2]
+    assert (ids_Bk[:, 3:] == -1).all() and (scores_Bk[:, 3:] == -np.inf).all()
+    scores_Bk, ids_Bk = FaissIndex.empty(D).search(queries_Bd, 2)
+    assert (ids_Bk == -1).all() and (scores_Bk == -np.inf).all()
+
+
+def test_equal_scores_are_ordered_by_id(vectors_Nd: np.ndarray) -> None:
+    twins_Nd = vectors_Nd.copy()
+    twins_Nd[[3, 50, 7, 200]] = vectors_Nd[7] * 10
+    scores_Bk, ids_Bk = FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 6)
+    assert ids_Bk[0, :4].tolist() == [3, 7, 50, 200]
+    assert (np.diff(scores_Bk[0]) <= 0).all()
+    assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2)[1].tolist() == [[3, 7]]
+
+
+def test_batches_of_queries_do_not_matter(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+    index = FaissIndex.build(vectors_Nd)
+    whole, split = index.search(queries_Bd, K), index.search(queries_Bd, K, batch_size=3)
+    np.testing.assert_array_equal(whole[1], split[1])
+    np.testing.assert_allclose(whole[0], split[0], rtol=1e-6)
+
+
+def test_ids_continue_after_the_largest(vectors_Nd: np.ndarray) -> None:
+    index = FaissIndex.empty(D)
+    index.add(vectors_Nd[:2])
+    index.add(vectors_Nd[2:4], ids=[40, 12])
+    index.add(vectors_Nd[4:5])
+    np.testing.assert_array_equal(index.reconstruct([0, 1, 40, 12, 41]), vectors_Nd[:5])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat", "IVF4,PQ4x4,Refine(SQ8)"])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_save_and_load_keep_every_result(
+    factory: str, mmap: bool, unit_Nd: np.ndarray, queries_Bd: np.ndarray, tmp_path: Path
+) -> None:
+    index = FaissIndex.build(unit_Nd, factory=factory, ids=np.arange(N) + 1000)
+    index.save(tmp_path / "index.faiss")
+    loaded = FaissIndex.load(tmp_path / "index.faiss", mmap=mmap)
+    assert (len(loaded), loaded.dimension, loaded.factory) == (N, D, factory)
+    for before, after in zip(index.search(queries_Bd, K), loaded.search(queries_Bd, K), strict=True):
+        np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(index.reconstruct([1007, 1003]), loaded.reconstruct([1007, 1003]))
+    if mmap:
+        with pytest.raises(UsageError, match="read-only"):
+            loaded.add(unit_Nd[:1])
+    else:
+        loaded.add(unit_Nd[:1])
+        np.testing.assert_allclose(loaded.reconstruct([1000 + N]), unit_Nd[:1], atol=0.02)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_truncated_or_foreign_file_is_refused(
+    factory: str, mmap: bool, vectors_Nd: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "index.faiss"
+    FaissIndex.build(vectors_Nd, factory=factory).save(path)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-8], whole[:3], b"", b"not an index" * 50):
+        path.write_bytes(content)
+        with pytest.raises(MismatchError, match=r"index\.faiss must be a complete FAISS index.* Build the index"):
+            FaissIndex.load(path, mmap=mmap)
+
+
+def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+    import faiss
+
+    faiss.write_index(faiss.IndexIDMap2(faiss.IndexFlatL2(D)), str(tmp_path / "l2.faiss"))
+    faiss.write_index(faiss.IndexFlatIP(D), str(tmp_path / "bare.faiss"))
+    with pytest.raises(
+        MismatchError, match="inner-product index with mapped ids, but it is a IndexIDMap2 with metric 1"
+    ):
+        FaissIndex.load(tmp_path / "l2.faiss")
+    with pytest.raises(MismatchError, match="but it is a IndexFlat"):
+        FaissIndex.load(tmp_path / "bare.faiss")
+    with pytest.raises(MismatchError, match=r"nope\.faiss does not"):
+        FaissIndex.load(tmp_path / "nope.faiss")
+
+
+@pytest.mark.parametrize("factory", ["Flt", "", "PQ5", "IDMap,Flat", "LSH"])
+def test_a_bad_factory_is_refused_with_examples(factory: str) -> None:
+    with pytest.raises(UsageError, match=rf"factory.*'{factory}'"):
+        FaissIndex.empty(D, factory)
+    with pytest.raises(UsageError, match='Try one of "Flat", "HNSW32"'):
+        FaissIndex.empty(D, "Flt")
+
+
+@pytest.mark.parametrize(("factory", "needed"), [("IVF301,Flat", 301), ("PQ4x9", 512), ("IVF4,PQ4", 256), ("Flat", 0)])
+def test_training_says_how_many_vectors_it_needs(factory: str, needed: int, vectors_Nd: np.ndarray) -> None:
+    index = FaissIndex.empty(D, factory)
+    assert index.training_points == needed
+    if needed:
+        with pytest.raises(UsageError, match=f"at least {needed} vectors to train on, but 200 came.*Flat"):
+            index.train(vectors_Nd[:200])
+        with pytest.raises(UsageError, match="must be trained before vectors are added"):
+            index.add(vectors_Nd)
+
+
+def test_the_seed_decides_the_clusters(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+    def bytes_with(seed: int) -> bytes:
+        FaissIndex.build(vectors_Nd, factory="IVF4,PQ4x4", seed=seed).save(tmp_path / "i")
+        return (tmp_path / "i").read_bytes()
+
+    assert bytes_with(3) == bytes_with(3) != bytes_with(4)
+
+
+def test_bad_vectors_ids_and_queries_are_refused(vectors_Nd: np.ndarray) -> None:
+    index = FaissIndex.build(vectors_Nd[:9])
+    with pytest.raises(MismatchError, match=r"shape \[n, 16\], but \[7, 15\] came"):
+        index.search(np.zeros((7, 15)), K)
+    with pytest.raises(MismatchError, match=r"shape \[N, d\], but \[16\] came"):
+        FaissIndex.build(vectors_Nd[0])
+    with pytest.raises(UsageError, match="k must be at least 1, but 0 came"):
+        index.search(vectors_Nd, 0)
+    with pytest.raises(DataError, match="must be finite"):
+        index.add(np.full((1, D), np.nan))
+    with pytest.raises(DataError, match=r"-1 means no result.*-1 came"):
+        index.add(vectors_Nd[:2], ids=[20, -1])
+    with pytest.raises(DataError, match="20 appears twice"):
+        index.add(vectors_Nd[:2], ids=[20, 20])
+    with pytest.raises(DataError, match="8 appears twice"):
+        index.add(vectors_Nd[:2], ids=[20, 8])
+    with pytest.raises(MismatchError, match="2 vectors and 3 ids"):
+        index.add(vectors_Nd[:2], ids=[20, 21, 22])
+    with pytest.raises(DataError, match="id 9 is not in the index, which holds 9 vectors"):
+        index.reconstruct([0, 9])
+    assert len(index) == 9 and index.reconstruct([]).shape == (0, D)
+
+
+@pytest.mark.parametrize(
+    ("n", "dimension", "factory"),
+    [
+        (1, 384, "Flat"),
+        (200_000, 384, "Flat"),
+        (200_001, 384, "HNSW32"),
+        (2_000_000, 384, "HNSW32"),
+        # 4 sqrt(4e6) = 8000, nearest power of two 8192; 384 / 8 = 48 parts.
+        (4_000_000, 384, "IVF8192,PQ48,Refine(SQ8)"),
+        # 4 sqrt(21e6) = 18330, nearest power in the exponent 16384; 100 / 8 = 12 -> largest divisor 10.
+        (21_000_000, 100, "IVF16384,PQ10,Refine(SQ8)"),
+    ],
+)
+def test_choose_factory(n: int, dimension: int, factory: str) -> None:
+    chosen, reason = choose_factory(n, dimension)
+    assert chosen == factory
+    assert f"{n:,} vectors" in reason
+    assert FaissIndex.empty(dimension, chosen).factory == factory
