@@ -241,6 +241,20 @@ class LanguageModel(nn.Module):
 
     # -- forward -----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def gradient_checkpointing(self, enabled: bool = True) -> Iterator[None]:
+        """Recompute activations in backward passes inside the block (non-reentrant)."""
+        with warnings.catch_warnings():
+            # transformers 5.2x renames these; the old names are the ones that all of 5.17 to 5.x have.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+            if enabled:
+                self.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+            try:
+                yield
+            finally:
+                if enabled:
+                    self.base_model.gradient_checkpointing_disable()
+
     @property
     def base_model(self) -> PreTrainedModel:
         """The causal LM under the adapters (adapters still act in its forward)."""

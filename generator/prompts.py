@@ -53,7 +53,7 @@ Only respond with the ranking results; do not provide explanations.
 Search Query: {question}
 Your output: """
 
-PASSAGE_TEMPLATE = '[{identifier}] Title: "{title}" Text: {text}'
+PASSAGE_TEMPLATE = "[{identifier}] Title: {title} Text: {text}"
 
 RANKING_OPEN = "["
 RANKING_SEPARATOR = "] > ["

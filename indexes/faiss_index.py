@@ -160,8 +160,6 @@ class FaissIndex:
         sample_nd = self._matrix(vectors)
         if self.is_trained:
             return
-        if len(sample_nd) < self.training_points:
-            raise UsageError(self._too_few(len(sample_nd)))
         try:
             self._index.train(sample_nd)
         except RuntimeError as error:

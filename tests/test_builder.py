@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -161,12 +162,12 @@ def test_a_failed_swap_brings_the_old_index_back(
     index: PassageIndex, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents_of(tmp_path)
-    replace = os.replace
+    rename = os.replace
 
     def failing(source: Path, target: Path) -> None:
         if ".partial-" in str(source):
             raise OSError("disk on fire")
-        replace(source, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="disk on fire"):
@@ -269,6 +270,22 @@ def test_verify_finds_vectors_in_the_wrong_order(index: PassageIndex, encoder: E
     wrong = PassageIndex(index.path, index.corpus, FaissIndex.build(swapped), index.manifest)
     with pytest.raises(MismatchError, match="vector of passage 'p1' must be what the encoder gives"):
         wrong.verify(encoder=encoder)
+
+
+def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
+    manifest = replace(index.manifest, corpus_fingerprint="0" * 64)
+    with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but a corpus"):
+        PassageIndex(index.path, index.corpus, index.vectors, manifest).verify()
+
+
+def test_the_encoder_comes_back_with_the_settings_of_the_build(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    prompts = {"question_prompt": "who ", "passage_prompt": "river "}
+    prompted = Encoder.from_pretrained(encoder.name, device="cpu", dtype="float16", **prompts)
+    loaded = build(corpus_file, prompted, tmp_path / "index", progress=False).load_encoder(device="cpu")
+    assert (loaded.question_prompt, loaded.passage_prompt, loaded.dtype) == ("who ", "river ", "float16")
+    assert loaded.fingerprint == prompted.fingerprint != encoder.fingerprint
 
 
 def test_verify_does_not_compare_vectors_that_were_compressed(

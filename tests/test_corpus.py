@@ -90,11 +90,13 @@ def test_flashrag_contents_hold_the_title_in_quotes_on_the_first_line(tmp_path: 
         {"id": 7, "contents": '"Hamlet"\nA play.\nIn five acts.'},
         {"id": 8, "contents": "Faust\nAnother play."},
         {"id": 9, "contents": '"Only one line"'},
+        {"id": 10, "contents": "Nothing follows\n \n"},
     ]
     assert list(Corpus.from_file(write_jsonl(tmp_path / "c.jsonl", rows))) == [
         Passage("7", "Hamlet", "A play.\nIn five acts."),
         Passage("8", "Faust", "Another play."),
         Passage("9", "", '"Only one line"'),
+        Passage("10", "", "Nothing follows"),
     ]
 
 

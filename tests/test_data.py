@@ -201,6 +201,7 @@ def test_squad_broken_over_lines_after_its_first_key(tmp_path: Path) -> None:
 def test_squad_with_paragraph_ids_has_gold_ids(tmp_path: Path) -> None:
     document = json.loads(json.dumps(SQUAD))
     document["data"][0]["paragraphs"][0]["id"] = "p7"
+    document["data"][1]["paragraphs"][0]["id"] = "p5"  # what a question says itself comes first
     document["data"][1]["paragraphs"][0]["qas"][0]["gold_ids"] = ["p6", "p8"]
     examples = load_examples(write_document(tmp_path / "f.json", document))
     assert [example.gold_ids for example in examples] == [("p7",), ("p7",), ("p6", "p8")]
@@ -474,7 +475,10 @@ def test_write_then_load(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_examples(examples, path)
     assert load_examples(path) == examples
-    assert (path.read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
+    packed = path.read_bytes()
+    assert (packed[:2] == b"\x1f\x8b") == name.endswith(".gz")
+    text = (gzip.decompress(packed) if name.endswith(".gz") else packed).decode()
+    assert "K\u00f6ln" in text  # readable, not escaped
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 

@@ -53,6 +53,9 @@ def test_json_is_deterministic_complete_and_read_back(manifest: Manifest, tmp_pa
     manifest.save(tmp_path / "manifest.json")
     assert Manifest.load(tmp_path / "manifest.json") == manifest
     assert Manifest.from_json(manifest.to_json()).to_json() == manifest.to_json()
+    two = {"b": FileRecord(1, "x"), "a": FileRecord(2, "y")}
+    backwards = dict(reversed(two.items()))
+    assert replace(manifest, files=two).to_json() == replace(manifest, files=backwards).to_json()
     data = json.loads(manifest.to_json())
     assert (data["metric"], data["format_version"]) == ("inner_product", 1)
     assert data["encoder"]["question_prompt"] == "q: "

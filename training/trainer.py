@@ -151,7 +151,7 @@ class DROTrainer:
                 callbacks=self.callbacks,
                 on_questions=advance,
             )
-            with self._gradient_checkpointing():
+            with model.language_model.gradient_checkpointing(self.config.gradient_checkpointing):
                 trainer.train()
         model.eval()
         return {name: total / max(trainer.total_questions, 1) for name, total in trainer.totals.items()}
@@ -288,17 +288,6 @@ class DROTrainer:
             return self.config.num_samples
         selector = self.rag.selector.config
         return len(enumerate_permutations(selector.num_candidates, selector.num_selected))
-
-    @contextmanager
-    def _gradient_checkpointing(self) -> Any:
-        model = self.rag.generator.language_model.base_model
-        if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        try:
-            yield
-        finally:
-            if self.config.gradient_checkpointing:
-                model.gradient_checkpointing_disable()
 
     @contextmanager
     def _bar(self, total: int, label: str) -> Any:

@@ -144,11 +144,11 @@ def train_tokenizer(rng: random.Random, vocab_size: int) -> PreTrainedTokenizerF
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=3,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
@@ -183,7 +183,7 @@ def batches(
     weights = torch.zeros(len(rows), width)
     for i, (ids, prompt_length) in enumerate(rows):
         input_ids[i, : len(ids)] = torch.tensor(ids)
-        weights[i, :prompt_length] = 0.1 / prompt_length  # language modelling, so that words get their meaning
+        weights[i, :prompt_length] = 0.5 / prompt_length  # language modelling, so that words get their meaning
         weights[i, prompt_length : len(ids)] = 1.0 / (len(ids) - prompt_length)
     return input_ids, weights / len(rows)
 
@@ -278,11 +278,11 @@ def train_encoder(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--encoder_steps", type=int, default=300)
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", choices=["base", "encoder"])

@@ -459,7 +459,7 @@ RELATIONS: dict[str, Relation] = {
             "{subject} was written by {object}.",
             "The author of {subject} is {object}.",
             "{object} wrote {subject}.",
-            "{subject} is a work by {object}.",
+            "{subject} comes from the pen of {object}.",
         ),
         questions=(
             "Who wrote {subject}?",
@@ -517,7 +517,7 @@ RELATIONS: dict[str, Relation] = {
             "{subject} was painted by {object}.",
             "{object} painted {subject}.",
             "The artist behind {subject} is {object}.",
-            "{subject} is the work of the artist {object}.",
+            "{subject} was made by the artist {object}.",
         ),
         questions=(
             "Who painted {subject}?",

@@ -1,0 +1,177 @@
+"""The house stands: imports flow one way, nothing pickles, no drawer for odds and ends, every room opens alone.
+
+The rules are read from the syntax trees, so imports inside functions and under TYPE_CHECKING count as well.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("indexes", "generator", "retriever", "training", "rag")  # each may import itself and those before it
+OUTSIDE = ("tests", "benchmarks", "examples")  # not shipped, so nothing that is shipped may need them
+PICKLING = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+NAMELESS = ("utils", "util", "common", "types", "helpers", "misc")
+
+
+def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of every module that is imported, also lazily by its name in a string."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(module), level=0, names=names):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(module)), *_],
+            ):
+                yield node.lineno, module
+            case ast.Assign(targets=[ast.Name(id="_EXPORTS")], value=ast.Dict(values=values)):
+                yield from (
+                    (value.lineno, value.value)
+                    for value in values
+                    if isinstance(value, ast.Constant) and isinstance(value.value, str)
+                )
+
+
+def violations(root: Path) -> list[str]:
+    """One line per broken rule, each opening with the offending file."""
+    found: list[str] = []
+    for rank, package in enumerate(PACKAGES):
+        forbidden = (*PACKAGES[rank + 1 :], *OUTSIDE)
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            module = path.parent.name if path.name == "__init__.py" else path.stem
+            if module in NAMELESS:
+                found.append(f"{name}: a module must be named after what it holds, not {module!r}")
+            for line, imported in imported_modules(ast.parse(path.read_text(encoding="utf-8"))):
+                top = imported.partition(".")[0]
+                if top in forbidden:
+                    found.append(f"{name}:{line}: {package} must not import {imported}")
+                if top in PICKLING:
+                    found.append(f"{name}:{line}: nothing is pickled here, yet {imported} is imported")
+    return found
+
+
+def test_the_house_has_no_violations() -> None:
+    assert violations(ROOT) == []
+
+
+def test_every_package_is_there() -> None:
+    """A checker that looks at empty folders would always be content."""
+    for package in PACKAGES:
+        assert len(list((ROOT / package).glob("*.py"))) > 1, package
+
+
+TOY = {
+    "indexes/__init__.py": "",
+    "indexes/corpus.py": "import json\nfrom indexes import errors\nfrom .errors import DataError\n",
+    "indexes/errors.py": "class DataError(Exception):\n    pass\n",
+    "generator/prompts.py": "from indexes.corpus import Passage\n",
+    "retriever/dense.py": "def search():\n    import generator.prompts\n",
+    "training/trainer.py": "import retriever.dense, indexes\n",
+    "rag/__init__.py": "_EXPORTS = {'RAG': 'rag.pipeline'}\n",
+    "rag/pipeline.py": "from training import trainer\nfrom rag.metrics import f1\n",
+    "rag/metrics.py": "import ragged, generators\n",
+}
+
+
+def toy_tree(root: Path, name: str = "rag/metrics.py", source: str = "") -> Path:
+    for path, text in {**TOY, name: source}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
+def test_a_sound_toy_tree_passes(tmp_path: Path) -> None:
+    assert violations(toy_tree(tmp_path, "rag/metrics.py", TOY["rag/metrics.py"])) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "expected"),
+    [
+        ("indexes/corpus.py", "import generator\n", "indexes/corpus.py:1: indexes must not import generator"),
+        (
+            "generator/prompts.py",
+            "def f():\n    from retriever.dense import search\n",
+            "generator/prompts.py:2: generator must not import retriever.dense.search",
+        ),
+        (
+            "retriever/dense.py",
+            "class A:\n    def f(self):\n        import training.trainer as t\n",
+            "retriever/dense.py:3: retriever must not import training.trainer",
+        ),
+        (
+            "training/deep/down.py",
+            "import os\nif os:\n    from rag import RAG\n",
+            "training/deep/down.py:3: training must not import rag.RAG",
+        ),
+        (
+            "training/trainer.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rag.pipeline import RAG\n",
+            "training/trainer.py:3: training must not import rag.pipeline.RAG",
+        ),
+        (
+            "training/__init__.py",
+            "_EXPORTS = {\n    'DROTrainer': 'training.trainer',\n    'RAG': 'rag.pipeline',\n}\n",
+            "training/__init__.py:3: training must not import rag.pipeline",
+        ),
+        (
+            "indexes/corpus.py",
+            "import importlib\nm = importlib.import_module('rag.cli')\n",
+            "indexes/corpus.py:2: indexes must not import rag.cli",
+        ),
+        ("rag/cli.py", "from tests import conftest\n", "rag/cli.py:1: rag must not import tests.conftest"),
+        (
+            "rag/cli.py",
+            "def f():\n    import pickle\n",
+            "rag/cli.py:2: nothing is pickled here, yet pickle is imported",
+        ),
+        (
+            "indexes/utils.py",
+            "",
+            "indexes/utils.py: a module must be named after what it holds, not 'utils'",
+        ),
+        (
+            "rag/common/__init__.py",
+            "",
+            "rag/common/__init__.py: a module must be named after what it holds, not 'common'",
+        ),
+    ],
+)
+def test_the_checker_names_the_offending_file(tmp_path: Path, path: str, source: str, expected: str) -> None:
+    assert violations(toy_tree(tmp_path, path, source)) == [expected]
+
+
+# Imports the package, then every module inside it, and prints which of the five were loaded on the way.
+IMPORT_ALONE = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(package.__path__, sys.argv[1] + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*sorted(set(sys.argv[2:]) & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_is_importable_alone(package: str) -> None:
+    """The first import of a process is this package; a cycle that another import order hides shows here."""
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALONE, package, *PACKAGES],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = result.stdout.split()
+    assert package in loaded
+    assert set(loaded) <= set(PACKAGES[: PACKAGES.index(package) + 1])

@@ -1,0 +1,238 @@
+"""The selector's distribution: normalised, cached = uncached, shared = separate, and about passages."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
+
+from generator.language_model import LanguageModel
+from indexes.errors import DataError, UsageError
+from retriever.dense import DenseRetriever
+from retriever.permutations import enumerate_permutations
+from retriever.selector import Selector, SelectorConfig, standardise
+
+Make = Callable[..., Selector]
+QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which river does it lie?"]
+DECODINGS = ["autoregressive", "single_pass"]
+
+
+def reference_log_prob(selector: Selector, candidates: object, z: list[int]) -> float:
+    """log p_s(z) from plain full-model forwards: one row per step, no cache, no mask, every logit of V."""
+    model = selector.language_model
+    prompt = selector.prompt_ids(candidates)
+    prior = standardise(candidates.scores_n)
+    reply: list[int] = []
+    total, used = 0.0, []
+    for chosen in z:
+        row = prompt + ([] if selector.config.decoding == "single_pass" else reply)
+        with torch.no_grad(), model.use("selector"):
+            logits = model.base_model(input_ids=torch.tensor([row])).logits[0, -1].double()
+        pooled = torch.stack([logits[i] for i in selector.identifiers.token_ids[: len(candidates)]])
+        if selector.config.use_prior:
+            pooled = selector.prior.gate.item() * pooled + selector.prior.strength.item() * prior
+        pooled[used] = float("-inf")
+        total += float(pooled.log_softmax(-1)[chosen])
+        used.append(chosen)
+        reply += [selector.identifiers.token_ids[chosen], *selector._separator]
+    return total
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_log_prob_is_that_of_the_plain_model(
+    architecture: str, decoding: str, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    model = tiny_language_model(architecture)
+    shake_adapters(model)
+    selector = make_selector(model, decoding=decoding)
+    for candidates in retriever.search(QUESTIONS, 6):
+        z = [[3, 0, 5], [1, 2, 4]]
+        found = selector.log_prob(candidates, torch.tensor(z))
+        expected = [reference_log_prob(selector, candidates, one) for one in z]
+        assert found.tolist() == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+@pytest.mark.parametrize("prior", [True, False])
+def test_probabilities_of_all_permutations_sum_to_one(
+    decoding: str, prior: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """n = 6, K = 3: 120 permutations."""
+    selector = make_selector(language_model, decoding=decoding, prior=prior)
+    everything = selector.enumerate(retriever.search(QUESTIONS, 6))
+    for one in everything:
+        assert len(one) == 120
+        assert one.log_p_m.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+        assert one.log_p_m.std().item() > 0.1  # not the uniform distribution, for which this would be easy
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_cached_sampling_equals_uncached_scoring(
+    decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    selector = make_selector(language_model, decoding=decoding)
+    candidates = retriever.search(QUESTIONS, 6)
+    drawn = selector.sample(candidates, 7, temperature=1.7, generator=torch.Generator().manual_seed(1))
+    for one, permutations in zip(candidates, drawn, strict=True):
+        torch.testing.assert_close(selector.log_prob(one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0)
+        assert not torch.allclose(permutations.log_p_m, permutations.log_q_m)
+        assert all(len(set(z)) == 3 for z in permutations.z_mK.tolist())
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_samples_follow_the_distribution(
+    decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """4,000 draws of 6 ordered pairs against the enumerated probabilities, tempered and not."""
+    selector = make_selector(language_model, decoding=decoding, num_candidates=3, num_selected=2)
+    candidates = [retriever.search(QUESTIONS[0], 3)]
+    exact = selector.enumerate(candidates)[0]
+    drawn = selector.sample(candidates, 4000, generator=torch.Generator().manual_seed(5))[0]
+    frequency = torch.stack([(drawn.z_mK == z).all(-1).float().mean() for z in exact.z_mK])
+    assert (frequency - exact.log_p_m.exp()).abs().max().item() < 0.03
+
+
+def test_proposal_probabilities_are_those_of_the_tempered_steps(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Trap 7. single_pass at temperature t is Plackett-Luce with scores / t, computed here from the scores."""
+    selector = make_selector(language_model, decoding="single_pass")
+    candidates = retriever.search(QUESTIONS[0], 6)
+    drawn = selector.sample([candidates], 5, temperature=2.5, generator=torch.Generator().manual_seed(0))[0]
+    first = torch.tensor([float(selector.log_prob(candidates, torch.tensor([[i, *_rest(i)]]))[0]) for i in range(6)])
+    assert torch.isfinite(first).all()
+    with torch.no_grad(), language_model.use("selector"):
+        scores = selector._teacher_forced_logits(selector._batch([candidates]), drawn.z_mK[None])[0, :, 0].double()
+    for z, s, log_q in zip(drawn.z_mK.tolist(), scores / 2.5, drawn.log_q_m, strict=True):
+        left = list(range(6))
+        expected = 0.0
+        for i in z:
+            expected += float(s[i] - s[left].logsumexp(-1))
+            left.remove(i)
+        assert float(log_q) == pytest.approx(expected, abs=1e-4)
+
+
+def _rest(i: int) -> list[int]:
+    return [j for j in range(3) if j != i][:2]
+
+
+def test_shared_prompt_gradients_equal_separate_rows(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    selector = make_selector(language_model)
+    candidates = retriever.search(QUESTIONS[1], 6)
+    z = torch.tensor([[0, 3, 1], [5, 2, 4], [0, 3, 2], [1, 0, 5]])
+    weights = torch.tensor([0.4, -0.7, 1.1, 0.2])
+
+    def gradients(rows: list[torch.Tensor], parts: list[torch.Tensor]) -> torch.Tensor:
+        language_model.zero_grad()
+        with language_model.use("selector"):
+            for row, weight in zip(rows, parts, strict=True):
+                (selector.score([candidates], [row])[0] * weight).sum().backward()
+        return torch.cat([p.grad.flatten() for p in language_model.adapter_parameters("selector").values()])
+
+    shared = gradients([z], [weights])
+    separate = gradients(list(z.split(1)), list(weights.split(1)))
+    assert shared.abs().max() > 1e-4
+    torch.testing.assert_close(shared, separate, rtol=1e-3, atol=1e-5 * float(shared.abs().max()))
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_batches_score_like_their_questions_alone(
+    decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Different prompt lengths, different numbers of candidates (5 and 3) and of permutations (4 and 2)."""
+    selector = make_selector(language_model, decoding=decoding)
+    one, two = retriever.search(QUESTIONS[0], 5), retriever.search(QUESTIONS[1], 3)
+    z_one, z_two = enumerate_permutations(5, 3)[7:11], enumerate_permutations(3, 3)[2:4]
+    with torch.no_grad(), language_model.use("selector"):
+        together = selector.score([one, two], [z_one, z_two])
+    torch.testing.assert_close(together[0], selector.log_prob(one, z_one), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together[1], selector.log_prob(two, z_two), atol=1e-4, rtol=0)
+    greedy = [p.z_mK.tolist() for p in selector.select([one, two])]
+    assert greedy == [selector.select([c])[0].z_mK.tolist() for c in (one, two)]
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_an_untrained_selector_reproduces_the_retrievers_order(decoding: str, retriever: DenseRetriever) -> None:
+    """Whatever the base model's logits say, and in whatever order the candidates are shown."""
+    selector = Selector(
+        tiny_language_model(),
+        retriever,
+        config=SelectorConfig(num_candidates=8, num_selected=4, decoding=decoding),
+    )
+    for candidates in retriever.search(QUESTIONS, 8):
+        assert selector.select([candidates])[0].z_mK[0].tolist() == [0, 1, 2, 3]
+        shuffled = candidates.reordered([5, 2, 7, 0, 1, 6, 4, 3])
+        chosen = selector.select([shuffled])[0].z_mK[0].tolist()
+        assert [shuffled.ids[i] for i in chosen] == candidates.ids[:4]
+
+
+def test_scores_follow_the_passages_not_the_letters(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Probabilities of *passages* are untouched by a shuffle when the prior speaks alone; when the language model
+    speaks, the shuffled prompt's own letters are the ones that are scored."""
+    candidates = retriever.search(QUESTIONS[0], 6)
+    order = [4, 2, 0, 5, 1, 3]
+    shuffled = candidates.reordered(order)
+    z = torch.tensor([[0, 1, 2], [3, 5, 4]])
+    moved = torch.tensor([[order.index(i) for i in row] for row in z.tolist()])
+    prior_only = make_selector(language_model, gate=0.0)
+    torch.testing.assert_close(prior_only.log_prob(candidates, z), prior_only.log_prob(shuffled, moved))
+    speaking = make_selector(language_model)
+    expected = [reference_log_prob(speaking, shuffled, row) for row in moved.tolist()]
+    assert speaking.log_prob(shuffled, moved).tolist() == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_prior_teaches_the_question_adapter(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """d log p_s / d adapter by finite differences."""
+    selector = make_selector(language_model)
+    candidates = retriever.search(QUESTIONS[0], 6)
+    z = torch.tensor([[2, 4, 1]])
+    adapter = retriever.adapter
+    with language_model.use("selector"):
+        selector.score([candidates], [z])[0].sum().backward()
+        assert adapter.up_dr.grad is not None
+        i, j = divmod(int(adapter.up_dr.grad.abs().argmax()), adapter.up_dr.shape[1])
+        values = []
+        for step in (1e-2, -1e-2):
+            with torch.no_grad():
+                adapter.up_dr[i, j] += step
+            values.append(float(selector.score([candidates], [z])[0].detach()))
+            with torch.no_grad():
+                adapter.up_dr[i, j] -= step
+    assert float(adapter.up_dr.grad[i, j]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-2)
+
+
+def test_too_few_candidates(language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever) -> None:
+    selector = make_selector(language_model)
+    with pytest.raises(DataError, match=r"At least K=3 candidates must be retrieved; .* has 2"):
+        selector.select([retriever.search(QUESTIONS[0], 2)])
+    with pytest.raises(UsageError, match="At most num_candidates=6"):
+        selector.select([retriever.search(QUESTIONS[0], 7)])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_candidates": 3, "num_selected": 4}, "K=4, n=3 came"),
+        ({"decoding": "beam"}, "'beam' came"),
+        ({"prior_strength": 0.0}, "must be positive"),
+    ],
+)
+def test_config_is_checked(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SelectorConfig(**bad)
+
+
+def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: DenseRetriever) -> None:
+    """Prompt and reply must fit 1,200 positions; the question stays whole."""
+    model = tiny_language_model(context=1200)
+    selector = make_selector(model)
+    ids = selector.prompt_ids(retriever.search(QUESTIONS[1], 6))
+    assert len(ids) + 2 * (1 + len(selector._separator)) <= 1200
+    assert model.tokenizer.decode(ids).count(QUESTIONS[1]) == 2
