@@ -138,7 +138,7 @@ class JointModel(nn.Module):
         shares: list[Tensor] = []
         for posterior in micro_batch.posteriors:
             d = posterior.distinct()
-            mine = torch.arange(micro_batch.part, len(d.z_uK), micro_batch.parts)
+            mine = torch.tensor(range(micro_batch.part, len(d.z_uK), micro_batch.parts), dtype=torch.long)
             if len(mine) == 0:  # fewer distinct rows than parts: a row of weight 0 keeps the passes in step
                 rows.append(answer_row(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
                 weights.append(torch.zeros(1))

@@ -1,0 +1,162 @@
+"""The E-step against the enumerated posterior, and its bookkeeping."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from generator.generator import Generator
+from generator.language_model import LanguageModel
+from indexes.errors import DataError
+from retriever.dense import DenseRetriever
+from retriever.permutations import Permutations
+from retriever.selector import Selector
+from training.config import DROConfig
+from training.data import QAExample
+from training.estimation import EStep, Posterior, answer_row, stable_seed
+
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+    QAExample("q3", "who designed Python?", ("Guido van Rossum",), ("p5",)),
+]
+
+
+@pytest.fixture
+def e_step(
+    language_model: LanguageModel,
+    retriever: DenseRetriever,
+    make_selector: Callable[..., Selector],
+    generator: Generator,
+) -> Callable[..., EStep]:
+    def make(**settings: object) -> EStep:
+        selector = make_selector(language_model, num_candidates=4, num_selected=2)
+        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused", **settings}))
+
+    return make
+
+
+def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) -> None:
+    """p(z|x,y) and log p(y|x) from one forward per permutation."""
+    step = e_step(exact=True)
+    for posterior in step(EXAMPLES, round=1):
+        joint = []
+        for z in posterior.permutations.z_mK:
+            log_p_s = step.selector.log_prob(posterior.candidates, z[None])[0]
+            passages = [posterior.candidates.passages[i] for i in z.tolist()]
+            joint.append(
+                log_p_s.double() + step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)
+            )
+        expected = torch.stack(joint)
+        assert len(posterior.permutations) == 12
+        torch.testing.assert_close(posterior.weights_m.double(), expected.softmax(-1), rtol=1e-3, atol=1e-5)
+        assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.logsumexp(-1)), abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: float) -> None:
+    exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
+    step = e_step(num_samples=4000, proposal_temperature=temperature, candidate_order="retriever")
+    sampled = step(EXAMPLES[:1], round=1)[0]
+    assert sampled.answer == exact.answer
+    distinct = sampled.distinct()
+    found = {tuple(z): float(w) for z, w in zip(distinct.z_uK.tolist(), distinct.weights_u, strict=True)}
+    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
+    assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
+    assert sampled.telemetry()["log_marginal"] == pytest.approx(exact.telemetry()["log_marginal"], abs=0.2)
+
+
+def test_duplicates_keep_their_multiplicity() -> None:
+    """Draws a, b, a with weights .2, .5, .3: a carries .5 and stands for two thirds of the draws."""
+    z = torch.tensor([[1, 0], [0, 1], [1, 0]])
+    posterior = Posterior(
+        EXAMPLES[0],
+        "x",
+        None,  # type: ignore[arg-type]
+        Permutations(z, torch.tensor([-1.0, -2.0, -1.0]), torch.zeros(3)),
+        torch.zeros(3),
+        torch.tensor([0.2, 0.5, 0.3]),
+        torch.full((3,), 1 / 3),
+        torch.zeros(3),
+    )
+    distinct = posterior.distinct()
+    a = distinct.z_uK.tolist().index([1, 0])
+    assert distinct.weights_u[a].item() == pytest.approx(0.5)
+    assert distinct.share_u[a].item() == pytest.approx(2 / 3)
+    assert distinct.baseline_u is not None
+    assert distinct.baseline_u[a].item() == pytest.approx(2 / 3)
+    assert distinct.log_p_old_u.tolist() == [-2.0 if i != a else -1.0 for i in range(2)]
+    assert posterior.telemetry()["distinct_permutations"] == pytest.approx(2 / 3)
+
+
+def test_equal_weights_have_full_ess(e_step: Callable[..., EStep]) -> None:
+    telemetry = e_step(num_samples=5)(EXAMPLES, round=1)[0].telemetry()
+    assert 1.0 <= telemetry["ess"] <= 5.0 + 1e-4
+    assert math.isfinite(telemetry["log_marginal"])
+
+
+def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]) -> None:
+    first, again = e_step()(EXAMPLES, round=2), e_step()(EXAMPLES, round=2)
+    other = e_step()(EXAMPLES, round=3)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.permutations.z_mK, b.permutations.z_mK)
+        assert torch.equal(a.weights_m, b.weights_m)
+        assert a.candidates.ids == b.candidates.ids
+    assert any(a.candidates.ids != c.candidates.ids for a, c in zip(first, other, strict=True))
+
+
+def test_candidate_order(e_step: Callable[..., EStep], retriever: DenseRetriever) -> None:
+    """Shuffled: the same candidates in another order. "retriever": as they were found."""
+    found = retriever.search([e.question for e in EXAMPLES], 4)
+    kept = e_step(candidate_order="retriever")(EXAMPLES, round=1)
+    shuffled = e_step()(EXAMPLES, round=1)
+    assert [p.candidates.ids for p in kept] == [c.ids for c in found]
+    assert [sorted(p.candidates.ids) for p in shuffled] == [sorted(c.ids) for c in found]
+    assert [p.candidates.ids for p in shuffled] != [c.ids for c in found]
+
+
+def test_mean_likelihood_is_a_temperature(e_step: Callable[..., EStep]) -> None:
+    """An option with its name: weights from log p / |y|; the reported log-likelihood stays a sum."""
+    total, mean = (
+        e_step(exact=True)(EXAMPLES[2:], round=1)[0],
+        e_step(exact=True, likelihood="mean")(EXAMPLES[2:], round=1)[0],
+    )
+    torch.testing.assert_close(total.log_likelihood_m, mean.log_likelihood_m)
+    length = len("Guido van Rossum") + 1  # byte tokens and the end
+    expected = (total.permutations.log_p_m + total.log_likelihood_m / length).softmax(-1)
+    torch.testing.assert_close(mean.weights_m, expected, rtol=1e-4, atol=1e-6)
+    assert mean.telemetry()["ess"] > total.telemetry()["ess"]
+
+
+def test_paper_mode_has_no_baseline(e_step: Callable[..., EStep]) -> None:
+    assert e_step(control_variate=False)(EXAMPLES, round=1)[0].baseline_m is None
+
+
+def test_aliases_change_over_rounds(e_step: Callable[..., EStep]) -> None:
+    """Trap 8: every golden answer is used, one per round."""
+    step = e_step(num_samples=1)
+    assert {step(EXAMPLES[:1], round=r)[0].answer for r in range(12)} == {"Shakespeare", "William Shakespeare"}
+
+
+def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], generator: Generator) -> None:
+    """Trap 8: the generator reads the passages in the permutation's order, gold or not."""
+    posterior = e_step(candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
+    z = torch.tensor([3, 1])
+    row = answer_row(generator, posterior.candidates, z, "x")
+    text = generator.language_model.tokenizer.decode(row.prompt_ids)
+    titles = [posterior.candidates.passages[i].title for i in (3, 1)]
+    assert f"[1] Title: {titles[0]} Text" in text
+    assert f"[2] Title: {titles[1]} Text" in text
+
+
+def test_fewer_than_k_retrieved(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    step = e_step()
+    search = step.retriever.search
+    monkeypatch.setattr(step.retriever, "search", lambda questions, k: [search(q, 1) for q in questions])
+    with pytest.raises(DataError, match="At least K=2 candidates must be retrieved"):
+        step(EXAMPLES, round=1)
+
+
+def test_seeds_are_stable_across_processes() -> None:
+    assert stable_seed(42, 1, "order", "q1") == 4406052232115555641

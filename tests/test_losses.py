@@ -1,0 +1,199 @@
+"""The objective's parts: by hand, by enumeration, against full logits, by finite differences."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from indexes.errors import UsageError
+from retriever.permutations import enumerate_permutations, plackett_luce_log_prob
+from training.losses import (
+    baseline_weights,
+    clipped_selector_loss,
+    effective_sample_size,
+    generator_loss,
+    log_importance_weights,
+    log_marginal,
+    posterior_weights,
+    selector_loss,
+    selfaug_loss,
+    selfaug_positions,
+)
+
+
+def test_weights_by_hand() -> None:
+    """p_s = q = (1/2, 1/2), likelihoods 0.3 and 0.1: posterior (3/4, 1/4), log p(y|x) = log 0.2, ESS = 1.6."""
+    half = torch.tensor([0.5, 0.5]).log()
+    log_omega = log_importance_weights(half, half, torch.tensor([0.3, 0.1]).log())
+    weights = posterior_weights(log_omega)
+    torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]))
+    assert log_marginal(log_omega).item() == pytest.approx(math.log(0.2))
+    assert effective_sample_size(weights).item() == pytest.approx(1.6)
+
+
+def test_the_proposal_is_corrected() -> None:
+    """Trap 7: drawn from another q, the self-normalised weights still converge to the enumerated posterior."""
+    n, k = 4, 2
+    z = enumerate_permutations(n, k)
+    generator = torch.Generator().manual_seed(0)
+    scores, likelihood = torch.randn(n, generator=generator) * 1.5, torch.randn(len(z), generator=generator)
+    log_p, log_q = plackett_luce_log_prob(scores, z), plackett_luce_log_prob(scores / 3, z)
+    posterior = (log_p + likelihood).softmax(-1)
+    drawn = torch.multinomial(log_q.exp(), 60_000, replacement=True, generator=generator)
+    weights = posterior_weights(log_importance_weights(log_p[drawn], log_q[drawn], likelihood[drawn]))
+    found = torch.zeros(len(z)).index_add(0, drawn, weights)
+    assert (found - posterior).abs().max().item() < 0.01
+    careless = torch.zeros(len(z)).index_add(0, drawn, likelihood[drawn].softmax(-1))
+    assert (careless - posterior).abs().max().item() > 0.05  # the control: without log p - log q
+
+
+def test_enumeration_is_exact() -> None:
+    z = enumerate_permutations(4, 3)
+    log_p = plackett_luce_log_prob(torch.tensor([0.3, -1.0, 2.0, 0.1]), z)
+    likelihood = torch.randn(len(z), generator=torch.Generator().manual_seed(2)) - 5
+    uniform = torch.full((len(z),), -math.log(len(z)))
+    log_omega = log_importance_weights(log_p, uniform, likelihood)
+    assert log_marginal(log_omega).item() == pytest.approx(float((log_p + likelihood).logsumexp(-1)), abs=1e-5)
+    torch.testing.assert_close(posterior_weights(log_omega), (log_p + likelihood).softmax(-1))
+    torch.testing.assert_close(baseline_weights(log_p, uniform), log_p.exp(), rtol=1e-4, atol=1e-6)
+
+
+def test_long_answers_do_not_underflow() -> None:
+    """Trap 9: log-likelihoods of -2000 nats, whose exp is 0 in every format."""
+    weights = posterior_weights(torch.tensor([-2000.0, -2001.0]))
+    torch.testing.assert_close(weights, torch.tensor([1.0, math.exp(-1)]) / (1 + math.exp(-1)))
+
+
+def test_the_mean_would_flatten_the_weights() -> None:
+    """Trap 9: 64 answer tokens, 32 nats apart: the sum decides, the mean hardly does."""
+    log_likelihood = torch.tensor([-64.0, -96.0])
+    assert posterior_weights(log_likelihood)[0].item() > 0.9999
+    assert posterior_weights(log_likelihood / 64)[0].item() == pytest.approx(1 / (1 + math.exp(-0.5)))
+
+
+def test_losses_by_hand() -> None:
+    log_p, weights = torch.tensor([-1.0, -3.0]), torch.tensor([0.25, 0.75])
+    assert selector_loss(log_p, weights).item() == pytest.approx(2.5)
+    assert generator_loss(log_p, weights).item() == pytest.approx(2.5)
+
+
+def test_control_variate_gradient_at_fresh_samples() -> None:
+    """At p_new = p_old the gradient with respect to log p is -(w - b)."""
+    log_p = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    w, b = torch.tensor([0.7, 0.2, 0.1]), torch.full((3,), 1 / 3)
+    clipped_selector_loss(log_p, log_p.detach(), w, b, 0.2).backward()
+    torch.testing.assert_close(log_p.grad, b - w)
+
+
+def test_equal_utilities_leave_the_selector_alone() -> None:
+    """The paper's estimator pulls the selector onto its own samples; with the control variate nothing moves."""
+    log_p = torch.tensor([-1.0, -2.0], requires_grad=True)
+    half = torch.tensor([0.5, 0.5])
+    clipped_selector_loss(log_p, log_p.detach(), half, half, 0.2).backward()
+    assert torch.equal(log_p.grad, torch.zeros(2))
+    (paper,) = torch.autograd.grad(selector_loss(log_p, half), log_p)
+    assert paper.abs().min().item() == 0.5
+
+
+def test_the_clip_stops_runaway_negatives() -> None:
+    """Once p_new/p_old has left the clip range in the wanted direction there is no gradient left."""
+    old = torch.zeros(2)
+    w, b = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    for values, expected in (([0.5, -0.5], [0.0, 0.0]), ([-0.5, 0.5], [-0.5 * math.exp(-0.5), 0.5 * math.exp(0.5)])):
+        log_p = torch.tensor(values, requires_grad=True)
+        clipped_selector_loss(log_p, old, w, b, 0.2).backward()
+        torch.testing.assert_close(log_p.grad, torch.tensor(expected))
+
+
+# -- SelfAug ---------------------------------------------------------------------------------------------------
+
+N, H, V = 13, 6, 9
+
+
+def _case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    tuned, base = (torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    head = torch.randn(V, H, generator=generator, dtype=torch.float64).to(dtype)
+    weights = torch.rand(N, generator=generator)
+    return tuned.requires_grad_(), base, head, weights
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("chunk", [1, 4, 13, 50])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_chunked_kl_is_the_full_one(direction: str, chunk: int, cap: float | None) -> None:
+    """Value and gradient against `F.kl_div` on full logits, with and without soft-capped logits."""
+    tuned, base, weight, row_weights = _case()
+
+    def head(h: torch.Tensor) -> torch.Tensor:
+        logits = h @ weight.T
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    log_q, log_p = head(tuned).log_softmax(-1), head(base).log_softmax(-1)
+    # F.kl_div(input, target) is KL(target || input)
+    pair = (log_q, log_p) if direction == "forward" else (log_p, log_q)
+    full = (F.kl_div(*pair, log_target=True, reduction="none").sum(-1) * row_weights).sum()
+    (expected,) = torch.autograd.grad(full, tuned)
+    ours = selfaug_loss(tuned, base, row_weights, head, direction=direction, chunk_tokens=chunk)
+    (gradient,) = torch.autograd.grad(3.0 * ours, tuned)
+    torch.testing.assert_close(ours, full.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient / 3.0, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_distributions_have_exactly_no_divergence(direction: str, dtype: torch.dtype) -> None:
+    tuned, _, head, weights = _case(dtype)
+    loss = selfaug_loss(tuned, tuned.detach().clone(), weights, lambda h: h @ head.T, direction=direction)
+    assert loss.item() == 0.0
+    loss.backward()
+    assert tuned.grad is not None
+    assert tuned.grad.abs().max().item() == 0.0
+
+
+def test_the_head_gets_no_gradient() -> None:
+    tuned, base, head, weights = _case()
+    head.requires_grad_()
+    selfaug_loss(tuned, base, weights, lambda h: h @ head.T).backward()
+    assert head.grad is None
+
+
+def test_it_can_be_evaluated_without_a_graph() -> None:
+    tuned, base, head, weights = _case()
+    with torch.no_grad():
+        value = selfaug_loss(tuned, base, weights, lambda h: h @ head.T)
+    assert value.item() == pytest.approx(selfaug_loss(tuned, base, weights, lambda h: h @ head.T).item())
+
+
+def test_logits_exist_only_for_a_chunk() -> None:
+    tuned, base, weight, weights = _case()
+    sizes: list[int] = []
+
+    def head(h: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(h))
+        return h @ weight.T
+
+    selfaug_loss(tuned, base, weights, head, chunk_tokens=4).backward()
+    assert max(sizes) == 4
+    assert sum(sizes) == 2 * N
+
+
+def test_positions_average_per_row_then_over_rows() -> None:
+    """P = 4 and 2: three and one predictions of input tokens. Row weights 1/2: each row counts the same (trap 10)."""
+    rows, positions, weights = selfaug_positions(torch.tensor([4, 2]), torch.tensor([0.5, 0.5]), include_last=False)
+    assert rows.tolist() == [0, 0, 0, 1]
+    assert positions.tolist() == [0, 1, 2, 0]
+    torch.testing.assert_close(weights, torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
+
+
+def test_the_last_prompt_position_is_an_option() -> None:
+    _, positions, weights = selfaug_positions(torch.tensor([3]), torch.tensor([1.0]), include_last=True)
+    assert positions.tolist() == [0, 1, 2]
+    assert weights.sum().item() == pytest.approx(1.0)
+
+
+def test_unknown_direction() -> None:
+    tuned, base, head, weights = _case()
+    with pytest.raises(UsageError, match="'sideways' came"):
+        selfaug_loss(tuned, base, weights, lambda h: h @ head.T, direction="sideways")

@@ -1,0 +1,333 @@
+"""The M-step: its gradient is that of log p(y|x), whatever way it is cut into micro-batches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
+from torch import nn
+
+from generator.generator import Generator
+from generator.language_model import LanguageModel
+from retriever.dense import DenseRetriever
+from retriever.permutations import enumerate_permutations
+from retriever.selector import Selector
+from training.config import DROConfig
+from training.data import QAExample
+from training.estimation import EStep, Posterior, answer_row
+from training.maximization import (
+    JointModel,
+    MicroBatch,
+    MStepTrainer,
+    micro_batches_per_batch,
+    plan_micro_batches,
+)
+
+Make = Callable[..., Selector]
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+    QAExample("q3", "who designed Python?", ("Guido",), ("p5",)),
+]
+
+
+def config(**settings: object) -> DROConfig:
+    return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum", **settings})
+
+
+@pytest.fixture
+def parts(language_model: LanguageModel, retriever: DenseRetriever, make_selector: Make) -> tuple[Selector, Generator]:
+    return make_selector(language_model, num_candidates=4, num_selected=2), Generator(language_model)
+
+
+def posteriors_of(parts: tuple[Selector, Generator], settings: DROConfig) -> list[Posterior]:
+    selector, generator = parts
+    return EStep(selector.retriever, selector, generator, settings)(EXAMPLES, round=1)
+
+
+def micro_batches(posteriors: list[Posterior], **changes: object) -> list[MicroBatch]:
+    batch = tuple(posteriors)
+    return [MicroBatch("selector", batch, num_questions=len(batch)), MicroBatch("generator", batch, **changes)]
+
+
+def gradients(joint: JointModel, batches: list[MicroBatch]) -> dict[str, torch.Tensor]:
+    """Gradients of the summed losses, each micro-batch's backward under its own adapter."""
+    joint.zero_grad()
+    for batch in batches:
+        with joint.language_model.use(batch.role):
+            joint(batch)["loss"].backward()
+    return {n: p.grad.clone() for n, p in joint.named_parameters() if p.grad is not None}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float = 1e-3) -> None:
+    assert found.keys() == expected.keys()
+    scale = max(float(g.abs().max()) for g in expected.values())
+    assert scale > 1e-3
+    for name, gradient in expected.items():
+        torch.testing.assert_close(
+            found[name], gradient, rtol=rtol, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("control_variate", [True, False])
+def test_exact_mode_gradient_is_that_of_the_marginal(
+    control_variate: bool, parts: tuple[Selector, Generator], retriever: DenseRetriever
+) -> None:
+    """- grad log sum_z p_s(z|x) p_g(y|x,d_z), by autograd through every permutation, full-vocabulary logits."""
+    selector, generator = parts
+    settings = config(exact=True, control_variate=control_variate)
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    found = gradients(joint, micro_batches(posteriors))
+
+    joint.zero_grad()
+    model = selector.language_model
+    for posterior in posteriors:
+        # The two adapters are never active together, so each side's graph is built under its own and the
+        # marginal's gradient is assembled by the chain rule on detached copies of the two log-probabilities.
+        z_NK = enumerate_permutations(4, 2)
+        with model.use("selector"):
+            log_s = selector.score([posterior.candidates], [z_NK])[0]
+        with model.use("generator"):
+            log_g = torch.stack([_full_logit_log_prob(generator, posterior, z) for z in z_NK])
+        leaf_s, leaf_g = log_s.detach().requires_grad_(), log_g.detach().requires_grad_()
+        marginal = -(leaf_s + leaf_g).logsumexp(0)
+        marginal.backward()
+        log_s.backward(leaf_s.grad)
+        log_g.backward(leaf_g.grad)
+    expected = {n: p.grad.clone() for n, p in joint.named_parameters() if p.grad is not None}
+    assert_same(found, expected)
+    assert any("question_adapter" in n for n in found)
+    assert any(n.startswith("prior.") for n in found)
+
+
+def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
+    row = answer_row(generator, posterior.candidates, z, posterior.answer)
+    ids = torch.tensor([row.input_ids])
+    logits = generator.language_model.base_model(input_ids=ids).logits[0]
+    n = len(row.answer_ids)
+    return -nn.functional.cross_entropy(logits[-n - 1 : -1], ids[0, -n:], reduction="sum")
+
+
+def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Generator]) -> None:
+    selector, generator = parts
+    posterior = posteriors_of(parts, config())[:1]
+    batches = micro_batches(posterior)
+    summed = gradients(JointModel(selector, generator, config()), batches)
+    token = gradients(JointModel(selector, generator, config(loss_normalization="token")), batches)
+    tokens = {"selector": 2, "generator": len("Shakespeare") + 1}
+    for name, gradient in summed.items():
+        role = "generator" if ".generator." in name else "selector"
+        torch.testing.assert_close(token[name], gradient / tokens[role], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts_count", [2, 3, 9])
+@pytest.mark.parametrize("rows", ["all", "one"])
+def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts_count: int, rows: str) -> None:
+    """Nine parts of at most eight rows: some are empty and must still pass."""
+    selector, generator = parts
+    settings = config(num_samples=8, selfaug_alpha=0.5, selfaug_rows=rows)
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    whole = gradients(joint, micro_batches(posteriors, seed=3)[1:])
+    split = [MicroBatch("generator", tuple(posteriors), i, parts_count, 0, 3) for i in range(parts_count)]
+    assert_same(gradients(joint, split), whole)
+
+
+def test_padding_batch_and_order_invariance(parts: tuple[Selector, Generator]) -> None:
+    selector, generator = parts
+    settings = config(num_samples=3, selfaug_alpha=0.5)
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    together = gradients(joint, micro_batches(posteriors))
+    alone = gradients(joint, [b for p in reversed(posteriors) for b in micro_batches([p])])
+    assert_same(alone, together)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "mistral", "gemma", "qwen3"])
+def test_selfaug_is_exactly_zero_before_the_first_update(
+    architecture: str, retriever: DenseRetriever, make_selector: Make
+) -> None:
+    """Fresh adapters, dropout of the base and of LoRA asked for: the KL is 0, not small."""
+    assert architecture in ARCHITECTURES
+    model = tiny_language_model(architecture, attention_dropout=0.4)
+    selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
+    settings = config(selfaug_alpha=0.5, num_samples=3)
+    batch = micro_batches(posteriors_of((selector, generator), settings))[1]
+    joint = JointModel(selector, generator, settings).train()
+    with model.use("generator"):
+        assert joint(batch)["selfaug_kl"].item() == 0.0
+    shake_adapters(model)
+    with model.use("generator"):
+        assert joint(batch)["selfaug_kl"].item() > 1e-3
+
+
+def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
+    """Mean over a row's P-1 input predictions, over the question's draws, summed over questions."""
+    selector, generator = parts
+    settings = config(selfaug_alpha=0.5, num_samples=3, selfaug_chunk_tokens=7)
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    model = joint.language_model
+    with model.use("generator"):
+        found = joint(micro_batches(posteriors)[1])["selfaug_kl"].item()
+    expected = 0.0
+    for posterior in posteriors:
+        for z in posterior.permutations.z_mK:
+            row = answer_row(generator, posterior.candidates, z, posterior.answer)
+            ids, P = torch.tensor([row.input_ids]), len(row.prompt_ids)
+            logits = {}
+            for role in ("base", "generator"):
+                with torch.no_grad(), model.use(role):
+                    logits[role] = model.base_model(input_ids=ids).logits[0, : P - 1].double().log_softmax(-1)
+            kl = nn.functional.kl_div(logits["generator"], logits["base"], log_target=True, reduction="sum")
+            expected += float(kl) / (P - 1) / len(posterior.permutations)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
+    selector, generator = parts
+    every = config(selfaug_alpha=1.0, num_samples=4)
+    posteriors = posteriors_of(parts, every)[:1]
+    model = selector.language_model
+
+    def kl(settings: DROConfig, seed: int) -> float:
+        with torch.no_grad(), model.use("generator"):
+            batch = replace(micro_batches(posteriors)[1], seed=seed)
+            return JointModel(selector, generator, settings)(batch)["selfaug_kl"].item()
+
+    drawn = torch.tensor([kl(replace(every, selfaug_rows="one"), seed) for seed in range(60)])
+    assert drawn.std().item() > 0
+    assert drawn.mean().item() == pytest.approx(kl(every, 0), abs=4 * drawn.std().item() / 60**0.5)
+
+
+def test_a_broken_reference_is_noticed(
+    parts: tuple[Selector, Generator], retriever: DenseRetriever, make_selector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 1, at run time: if the reference pass saw anything else than the base, training stops."""
+    model = tiny_language_model()
+    selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
+    settings = config(selfaug_alpha=0.5, num_samples=2)
+    batch = micro_batches(posteriors_of((selector, generator), settings))[1]
+    joint = JointModel(selector, generator, settings)
+    real = generator.forward
+
+    def disturbed(rows: list) -> tuple:
+        hidden, *rest = real(rows)
+        return (hidden + 0.01 if model.role == "base" else hidden, *rest)
+
+    monkeypatch.setattr(generator, "forward", disturbed)
+    with pytest.raises(RuntimeError, match="must be exactly 0 before the first update"), model.use("generator"):
+        joint(batch)
+
+
+def test_who_learns(parts: tuple[Selector, Generator]) -> None:
+    selector, generator = parts
+    posteriors = posteriors_of(parts, config())
+
+    def names(**settings: object) -> set[str]:
+        joint = JointModel(selector, generator, config(**settings))
+        batches = micro_batches(posteriors)
+        kept = [b for b in batches if settings.get(f"train_{b.role}", True)]
+        return {
+            "selector" if ".selector." in n else "generator" if ".generator." in n else n.split(".")[0]
+            for n in gradients(joint, kept)
+        }
+
+    assert names() == {"selector", "generator", "prior", "question_adapter"}
+    assert names(train_selector=False) == {"generator"}
+    assert names(train_generator=False) == {"selector", "prior", "question_adapter"}
+    assert names(train_retriever=False) == {"selector", "generator", "prior"}
+
+
+def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Generator]) -> None:
+    """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
+    posteriors = (posteriors_of(parts, config()) * 2)[:5]
+    settings = config(per_device_train_batch_size=2, rows_per_micro_batch=3)
+    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
+    assert micro_batches_per_batch(settings, 8) == 4
+    assert len(plan) == 4 * 4
+    for rank in range(2):
+        mine = plan[rank::2]
+        assert [b.role for b in mine] == ["selector", "generator", "generator", "generator"] * 2
+        assert [b.part for b in mine] == [0, 0, 1, 2] * 2
+    assert [a.role for a in plan[0::2]] == [b.role for b in plan[1::2]]
+    assert sum(b.num_questions for b in plan) >= 5
+
+
+def test_the_trainer_steps_on_the_mean_over_questions(
+    parts: tuple[Selector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradient accumulation over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
+    selector, generator = parts
+    settings = config(
+        selfaug_alpha=0.5,
+        num_samples=2,
+        gradient_accumulation_steps=3,
+        learning_rate=1.0,
+        prior_learning_rate=1.0,
+        retriever_learning_rate=1.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        training_arguments={"optim": "sgd"},
+    )
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    expected = {n: g / 3 for n, g in gradients(joint, micro_batches(posteriors)).items()}
+    joint.zero_grad()
+    before = {n: p.detach().clone() for n, p in joint.named_parameters()}
+    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_rows=2)
+    trainer.train()
+    moved = {n: before[n] - p.detach() for n, p in joint.named_parameters() if not torch.equal(before[n], p)}
+    assert_same(moved, {n: g for n, g in expected.items() if n in moved})
+    assert trainer.total_questions == 3
+    assert set(trainer.totals) == {"selector_loss", "generator_loss", "selfaug_kl"}
+
+
+def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+    """Three rounds of exact E-step and a small M-step: log p(y|x) summed over questions never falls."""
+    selector, generator = parts
+    settings = config(
+        exact=True,
+        control_variate=False,
+        candidate_order="retriever",
+        gradient_accumulation_steps=3,
+        learning_rate=2e-3,
+        prior_learning_rate=2e-3,
+        lr_scheduler_type="constant",
+    )
+    values = []
+    for round in range(3):
+        posteriors = posteriors_of(parts, settings)
+        values.append(sum(p.telemetry()["log_marginal"] for p in posteriors))
+        joint = JointModel(selector, generator, settings)
+        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
+        joint.eval()
+    assert all(later >= earlier - 1e-3 for earlier, later in pairwise(values))
+    assert values[-1] > values[0] + 0.1
+
+
+def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+    """With the control variate, 6 passes over samples of equal weight move nothing."""
+    selector, generator = parts
+    settings = config(num_samples=6, train_generator=False, num_train_epochs=6, learning_rate=1e-2)
+    flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
+    z = [p.permutations.z_mK for p in flat]
+    before = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    joint = JointModel(selector, generator, settings)
+    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
+    joint.eval()
+    after = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
+
+
+def test_not_finite_losses_stop_the_run(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+    selector, generator = parts
+    settings = config(num_samples=2)
+    broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
+    joint = JointModel(selector, generator, settings)
+    with pytest.raises(RuntimeError, match="loss must be finite"):
+        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_rows=2).train()
