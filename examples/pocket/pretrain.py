@@ -159,33 +159,82 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, item: Item) -> tuple[list[int], int]:
-    """Row ids and the length of the prompt."""
+@dataclass(frozen=True)
+class Row:
+    """Token ids, and which of them are answers (the others are only language-modelled)."""
+
+    ids: list[int]
+    is_answer: list[bool]
+
+
+def row_of(*parts: tuple[list[int], bool]) -> Row:
+    return Row([i for ids, _ in parts for i in ids], [flag for ids, flag in parts for _ in ids])
+
+
+def reading_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_passages: int) -> Row:
+    """What the pipeline will show: the real prompt, then the answer."""
+    item = reading_item(rng, num_passages)
     prompt = AnswerPrompt().encode(tokenizer, item.question, item.passages, max_tokens=1900)
-    answer = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
-    return [*prompt, *answer, tokenizer.convert_tokens_to_ids("<|end|>")], len(prompt)
+    return row_of((prompt, False), (answer_ids(tokenizer, item.answer), True))
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
+    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids("<|end|>")]
+
+
+def dense_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_passages: int) -> Row:
+    """Passages, then questions about every fact in them: many answers for few tokens, so that reading is learned."""
+    entities = [entity(rng) for _ in range(num_passages)]
+    numbered = [f"[{i + 1}] Title: {e.passage.title} Text: {e.passage.text}" for i, e in enumerate(entities)]
+    parts = [(tokenizer("\n".join(numbered), add_special_tokens=False)["input_ids"], False)]
+    asked = [(e, relation) for e in entities for relation in e.facts]
+    rng.shuffle(asked)
+    for e, relation in asked:
+        question = capitalised(rng.choice(RELATIONS[relation].questions).format(subject=e.name))
+        text = f"\nQuestion: {question}\nYour answer: <|end|><|assistant|>"
+        parts.append((tokenizer(text, add_special_tokens=False)["input_ids"], False))
+        parts.append((answer_ids(tokenizer, e.facts[relation]), True))
+    return row_of(*parts)
+
+
+def repeat_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Row:
+    """Random tokens twice: the shortest way to the attention heads that copy."""
+    ids = [rng.randrange(len(SPECIAL), len(tokenizer)) for _ in range(rng.randint(8, 60))]
+    return row_of((ids, False), (ids, True))
+
+
+def rows_for(rng: random.Random, tokenizer: PreTrainedTokenizerFast, progress: float) -> Iterator[Row]:
+    """The curriculum: copying, then reading short rows, then the real prompt with ever more distractors."""
+    most = 2 + round(3 * progress)
+    kind = rng.random()
+    repeats, dense = (0.5, 1.0) if progress < 0.2 else (0.1, 0.6) if progress < 0.5 else (0.02, 0.15)
+    num_passages = 1 if rng.random() < 0.6 - 0.4 * progress else rng.randint(2, most)
+    while True:
+        if kind < repeats:
+            yield repeat_row(rng, tokenizer)
+        elif kind < dense:
+            yield dense_row(rng, tokenizer, min(num_passages, 3))
+        else:
+            yield reading_row(rng, tokenizer, num_passages)
 
 
 def batches(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, tokens: int, progress: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one length class, within the token budget, and the loss weight of every target.
-
-    Copying is learned from single passages first; the number of distractors grows as training goes on.
-    """
-    single = rng.random() < 0.6 - 0.35 * progress
-    num_passages = 1 if single else rng.randint(2, 3 + round(2 * progress))
-    rows: list[tuple[list[int], int]] = []
-    while not rows or (len(rows) + 1) * max(len(ids) for ids, _ in rows) <= tokens:
-        rows.append(encode(tokenizer, reading_item(rng, num_passages)))
-    width = max(len(ids) for ids, _ in rows)
+    """Rows of one kind within the token budget, and the loss weight of every target."""
+    rows: list[Row] = []
+    for row in rows_for(rng, tokenizer, progress):
+        if rows and (len(rows) + 1) * max(len(r.ids) for r in [*rows, row]) > tokens:
+            break
+        rows.append(row)
+    width = max(len(row.ids) for row in rows)
     input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    weights = torch.zeros(len(rows), width)
-    for i, (ids, prompt_length) in enumerate(rows):
-        input_ids[i, : len(ids)] = torch.tensor(ids)
-        weights[i, :prompt_length] = 0.5 / prompt_length  # language modelling, so that words get their meaning
-        weights[i, prompt_length : len(ids)] = 1.0 / (len(ids) - prompt_length)
-    return input_ids, weights / len(rows)
+    answers, others = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        answers[i, : len(row.ids)] = torch.tensor(row.is_answer).float()
+        others[i, : len(row.ids)] = 1 - answers[i, : len(row.ids)]
+    return input_ids, answers / answers.sum() + 0.3 * others / others.sum()
 
 
 def pretrain(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -278,7 +327,7 @@ def train_encoder(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--encoder_steps", type=int, default=300)
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")

@@ -1,0 +1,238 @@
+"""Rounds: reproducible, resumable, honest about the best one; and what the run directory refuses."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PASSAGES, byte_tokenizer, tiny_model
+
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig
+from indexes.builder import PassageIndex
+from indexes.errors import DataError, MismatchError, UsageError
+from rag.pipeline import RAG
+from retriever.selector import SelectorConfig
+from training.config import DROConfig
+from training.data import QAExample
+from training.trainer import DROTrainer
+from training.warm_up import target_permutation, warm_up_posteriors
+
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+    QAExample("q3", "who designed Python?", ("Guido",), ("p5",)),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_rag(base: Path, index: PassageIndex) -> Callable[[], RAG]:
+    def make() -> RAG:
+        torch.manual_seed(0)  # LoRA's A matrices
+        return RAG.create(
+            index=index,
+            base=base,
+            selector=SelectorConfig(num_candidates=5, num_selected=2),
+            generation=GenerationConfig(max_new_tokens=3),
+            adapter=AdapterConfig(r=3),
+            device="cpu",
+        )
+
+    return make
+
+
+def settings(folder: Path, **changes: object) -> DROConfig:
+    defaults = {"rounds": 2, "num_samples": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
+    return DROConfig(**{"output_dir": folder, **defaults, **changes})
+
+
+def learned(rag: RAG) -> dict[str, torch.Tensor]:
+    model = rag.generator.language_model
+    tensors = {n: p for role in ("selector", "generator") for n, p in model.adapter_parameters(role).items()}
+    tensors |= {f"prior.{n}": p for n, p in rag.selector.prior.named_parameters()}
+    tensors |= {f"question.{n}": p for n, p in rag.retriever.adapter.named_parameters()}
+    return {n: p.detach().clone() for n, p in tensors.items()}
+
+
+def train(rag: RAG, config: DROConfig, dev: Sequence[QAExample] | None = EXAMPLES[:2]) -> DROTrainer:
+    trainer = DROTrainer(rag, config, EXAMPLES, dev, progress=False)
+    trainer.train()
+    return trainer
+
+
+def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    one, two, other = make_rag(), make_rag(), make_rag()
+    first = train(one, settings(tmp_path / "a"))
+    second = train(two, settings(tmp_path / "b"))
+    third = train(other, settings(tmp_path / "c", seed=7))
+    assert without_seconds(first.history) == without_seconds(second.history)
+    assert all(torch.equal(a, b) for a, b in zip(learned(one).values(), learned(two).values(), strict=True))
+    assert without_seconds(first.history) != without_seconds(third.history)
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    assert lines == first.history
+    assert {"ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"} <= set(
+        lines[1]
+    )
+    assert {"eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("killed_in", ["_estimate", "_maximize", "_evaluate"])
+def test_a_killed_run_resumes_to_the_same_weights(
+    killed_in: str, make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken, resumed = make_rag(), make_rag(), make_rag()
+    reference = train(whole, settings(tmp_path / "whole"))
+    trainer = DROTrainer(broken, settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2], progress=False)
+    real = getattr(trainer, killed_in)
+
+    def until_round_2(*args: object) -> object:
+        if trainer.history and trainer.history[-1]["round"] == 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(trainer, killed_in, until_round_2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"round": 2, "cut o')  # what a kill in the middle of a write leaves
+    again = train(resumed, settings(tmp_path / "run", resume=True))
+    assert without_seconds(again.history) == without_seconds(reference.history)
+    assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
+
+
+def test_resume_refuses_other_settings(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0), None)
+    with pytest.raises(MismatchError, match=r"other values of \['num_samples'\]"):
+        train(make_rag(), settings(tmp_path / "run", warm_up_epochs=0, num_samples=4, resume=True), None)
+
+
+def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rag = make_rag()
+    scores = iter([0.2, 0.9, 0.4, 0.9])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def evaluate(examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
+        seen.append(learned(rag))
+        return {"f1": next(scores)}
+
+    monkeypatch.setattr(rag, "evaluate", evaluate)
+    trainer = train(rag, settings(tmp_path / "run", rounds=3))
+    assert trainer.best_round() == 1
+    assert all(torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[1].values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
+
+
+def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best at round 1, patience 2: rounds 2 and 3 run, 4 and 5 do not."""
+    rag = make_rag()
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
+    monkeypatch.setattr(rag, "evaluate", lambda examples, progress=True: {"f1": next(scores)})
+    trainer = train(rag, settings(tmp_path / "run", rounds=5, num_samples=1, early_stopping_patience=2))
+    assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
+
+
+def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    for frozen in ("selector", "generator"):
+        rag = make_rag()
+        before = learned(rag)
+        train(rag, settings(tmp_path / frozen, rounds=1, warm_up_epochs=0, **{f"train_{frozen}": False}), None)
+        changed = {n for n, t in learned(rag).items() if not torch.equal(t, before[n])}
+        mine = {n for n in changed if f".{frozen}." in n or (frozen == "selector" and n.startswith(("prior", "quest")))}
+        assert changed
+        assert not mine
+
+
+def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    train(make_rag(), settings(tmp_path / "run", rounds=1, report_to="tensorboard", logging_steps=1), None)
+    assert list((tmp_path / "run/logs").rglob("events.out.tfevents.*"))
+
+
+def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    plain, saving = make_rag(), make_rag()
+    train(plain, settings(tmp_path / "a", rounds=1), None)
+    train(saving, settings(tmp_path / "b", rounds=1, gradient_checkpointing=True), None)
+    for name, tensor in learned(plain).items():
+        torch.testing.assert_close(learned(saving)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_learning_raises_the_likelihood_of_the_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    trainer = train(make_rag(), settings(tmp_path / "run", rounds=4, learning_rate=2e-2, selfaug_alpha=0.0), None)
+    values = [row["log_marginal"] for row in trainer.history[1:]]
+    assert values[-1] > values[0] + 1.0
+
+
+def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
+    """Gold first (in its own order), then by score; without gold ids the retriever's order."""
+    rag = make_rag()
+    found = rag.retriever.search(EXAMPLES[0].question, 5).reordered([3, 0, 4, 1, 2])
+    by_score = [1, 3, 4, 0, 2]
+    assert target_permutation(found, (), 3).tolist() == by_score[:3]
+    gold = found.ids[2], "not retrieved", found.ids[0]
+    assert target_permutation(found, gold, 4).tolist() == [2, 0, 1, 3]
+    config = settings(Path("unused"), warm_up_target="gold")
+    with pytest.raises(DataError, match="'q9'"):
+        warm_up_posteriors([QAExample("q9", "q?", ("a",))], rag.retriever, rag.selector.config, config)
+    only = warm_up_posteriors(EXAMPLES, rag.retriever, rag.selector.config, replace(config, warm_up_target="retriever"))
+    for posterior in only:
+        best = posterior.candidates.scores_n.argsort(descending=True)[:2]
+        assert posterior.permutations.z_mK[0].tolist() == best.tolist()
+
+
+def test_output_dir(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    rag = make_rag()
+    with pytest.raises(UsageError, match="holds something else"):
+        DROTrainer(rag, settings(tmp_path), EXAMPLES)
+    with pytest.raises(UsageError, match=r"holds no run\.json"):
+        DROTrainer(rag, settings(tmp_path / "new", resume=True), EXAMPLES)
+    with pytest.raises(UsageError, match="is a file"):
+        DROTrainer(rag, settings(tmp_path / "notes.txt"), EXAMPLES)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(UsageError, match="continue it with resume=True"):
+        DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES)
+
+
+def test_training_questions_need_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 1 have none"):
+        DROTrainer(make_rag(), settings(tmp_path / "run"), [QAExample("q", "who?")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must be one of \['exact_match'"):
+        train(make_rag(), settings(tmp_path / "run", rounds=1, metric_for_best_model="bleu"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1; 0 came"),
+        ({"proposal_temperature": 0.0}, "proposal_temperature must be positive"),
+        ({"clip_range": 1.0}, "between 0 and 1"),
+        ({"likelihood": "max"}, r"one of \['sum', 'mean'\]; 'max' came"),
+        ({"train_selector": False, "train_generator": False}, "both are false"),
+        ({"rows_per_micro_batch": 0}, "at least 1 or None"),
+    ],
+)
+def test_config_is_checked(bad: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings(Path("unused"), **bad)
+
+
+def test_the_toy_corpus_is_what_these_tests_think() -> None:
+    assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
