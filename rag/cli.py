@@ -57,11 +57,11 @@ def _build_arguments(parser: Any) -> None:
 
 
 def _build(args: Any) -> Report:
-    from indexes import Chunker, Encoder, build_index
-    from rag.pocket import encoder_path
+    from indexes import Chunker, build_index
+    from rag.pocket import load_encoder
 
-    encoder = Encoder.from_pretrained(
-        encoder_path(args.encoder),
+    encoder = load_encoder(
+        args.encoder,
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
         device=args.device,
@@ -101,20 +101,11 @@ def _verify_arguments(parser: Any) -> None:
 
 
 def _verify(args: Any) -> Report:
-    from indexes import Corpus, Encoder, PassageIndex
-    from rag.pocket import encoder_path
+    from indexes import Corpus, PassageIndex
+    from rag.pipeline import encoder_of
 
     index = PassageIndex.open(args.index)
-    record = index.manifest.encoder
-    encoder = None
-    if args.encoder is not None:
-        encoder = Encoder.from_pretrained(
-            encoder_path(args.encoder),
-            question_prompt=record.question_prompt,
-            passage_prompt=record.passage_prompt,
-            dtype=record.dtype,
-            max_length=record.max_length,
-        )
+    encoder = None if args.encoder is None else encoder_of(index, args.encoder)
     corpus = None if args.corpus is None else Corpus.from_file(args.corpus)
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
@@ -135,12 +126,12 @@ def _search_arguments(parser: Any) -> None:
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
     from rag.evaluation import search_metrics
-    from rag.pipeline import load_encoder
+    from rag.pipeline import encoder_of
     from retriever import Candidates, DenseRetriever
 
     examples = _questions(args)
     index = PassageIndex.open(args.index)
-    retriever = DenseRetriever(index, load_encoder(index, args.encoder))
+    retriever = DenseRetriever(index, encoder_of(index, args.encoder))
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
         found += retriever.search([e.question for e in examples[start : start + args.batch_size]], args.k)
@@ -450,7 +441,7 @@ def _parse(name: str, words: list[str]) -> Any:
 
 
 def _suggestion(message: str, parser: Any) -> str:
-    unknown = re.search(r"(?:Key|option|arguments?|key)[ :]+['\"]?(?:--)?([\w.-]+)", message)
+    unknown = re.search(r"(?:[Kk]ey|[Oo]ption|arguments?)[ :]+['\"]?(?:--)?([\w.-]+)", message)
     known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
     return _nearest(unknown.group(1), known) if unknown and unknown.group(1) not in known else ""
 

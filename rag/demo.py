@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from generator import AdapterConfig, GenerationConfig
-from indexes import Encoder, build_index
+from indexes import build_index
 from indexes.errors import UsageError
 from rag.encyclopedia import write
 from rag.evaluation import Evaluation, evaluate
 from rag.pipeline import RAG, Answer
-from rag.pocket import POCKET, encoder_path
+from rag.pocket import POCKET, load_encoder
 from retriever import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 
@@ -70,7 +70,7 @@ def run_demo(
         files = write(folder)
         index = build_index(
             files["corpus"],
-            Encoder.from_pretrained(encoder_path(POCKET)),
+            load_encoder(POCKET),
             folder / "index",
             progress=progress,
         )

@@ -18,7 +18,7 @@ from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from rag.evaluation import evaluate
 from rag.metrics import answer_recall
-from rag.pocket import POCKET, base_path
+from rag.pocket import POCKET, base_path, load_encoder
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, save_learned
@@ -104,7 +104,7 @@ class RAG:
             UsageError: K > n and the like.
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        retriever = DenseRetriever(opened, load_encoder(opened, encoder))
+        retriever = DenseRetriever(opened, encoder_of(opened, encoder))
         model = LanguageModel.from_pretrained(
             base_path(base),
             adapter=adapter,
@@ -333,19 +333,18 @@ class RAG:
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
 
 
-def load_encoder(index: PassageIndex, encoder: str | Path | Encoder | None) -> Encoder:
-    """The encoder of an index: the one its manifest names, or the given copy of it with the same prompts."""
+def encoder_of(index: PassageIndex, encoder: str | Path | Encoder | None = None) -> Encoder:
+    """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts."""
     if isinstance(encoder, Encoder):
         return encoder
-    if encoder is None:
-        return index.load_encoder()
     record = index.manifest.encoder
-    return Encoder.from_pretrained(
-        encoder,
+    return load_encoder(
+        record.name if encoder is None else encoder,
         question_prompt=record.question_prompt,
         passage_prompt=record.passage_prompt,
         dtype=record.dtype,
         max_length=record.max_length,
+        revision=record.revision if encoder is None else None,
     )
 
 

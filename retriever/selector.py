@@ -79,8 +79,9 @@ class RetrieverPrior(nn.Module):
 
     def __init__(self, strength: float = 1.0) -> None:
         super().__init__()
-        self.gate = nn.Parameter(torch.zeros(()))
-        self.strength = nn.Parameter(torch.tensor(float(strength)))
+        # One-element vectors, not scalars: FSDP cannot shard a scalar.
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.strength = nn.Parameter(torch.tensor([float(strength)]))
 
     def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
         """Pooled logits, any common shape `[..., n]`."""

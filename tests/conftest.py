@@ -38,6 +38,7 @@ from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
+from training.data import QAExample
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -57,6 +58,11 @@ PASSAGES = [
     Passage("p9", "Curie", "Marie Curie was a physicist born in Warsaw who discovered radium."),
     Passage("p10", "Danube", "The Danube is a river that flows into the Black Sea."),
     Passage("p11", "Radium", "Radium is a chemical element with symbol Ra."),
+]
+
+EXAMPLES_FOR_WORKERS = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
 ]
 
 ARCHITECTURES = {

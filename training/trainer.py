@@ -90,6 +90,7 @@ class DROTrainer:
         self.history: list[dict[str, Any]] = []
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
+        self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
 
     # -- the story ---------------------------------------------------------------------------------------------
 

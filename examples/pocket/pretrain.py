@@ -151,6 +151,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=0.06,  # nearer 1 / sqrt(hidden size): the usual 0.02 leaves attention flat for long
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -198,16 +199,20 @@ def dense_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_passag
 
 
 def repeat_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Row:
-    """Random tokens twice: the shortest way to the attention heads that copy."""
-    ids = [rng.randrange(len(SPECIAL), len(tokenizer)) for _ in range(rng.randint(8, 60))]
-    return row_of((ids, False), (ids, True))
+    """A few random tokens or names, several times over: the shortest way to the attention heads that copy."""
+    if rng.random() < 0.5:
+        ids = [rng.randrange(len(SPECIAL), len(tokenizer)) for _ in range(rng.randint(4, 24))]
+    else:
+        names = ", ".join(name(rng) for _ in range(rng.randint(1, 4)))
+        ids = tokenizer(names + ". ", add_special_tokens=False)["input_ids"]
+    return row_of((ids, False), *[(ids, True)] * rng.randint(1, 4))
 
 
 def rows_for(rng: random.Random, tokenizer: PreTrainedTokenizerFast, progress: float) -> Iterator[Row]:
     """The curriculum: copying, then reading short rows, then the real prompt with ever more distractors."""
     most = 2 + round(3 * progress)
     kind = rng.random()
-    repeats, dense = (0.5, 1.0) if progress < 0.2 else (0.1, 0.6) if progress < 0.5 else (0.02, 0.15)
+    repeats, dense = (0.5, 1.0) if progress < 0.3 else (0.1, 0.6) if progress < 0.5 else (0.02, 0.15)
     num_passages = 1 if rng.random() < 0.6 - 0.4 * progress else rng.randint(2, most)
     while True:
         if kind < repeats:
@@ -327,11 +332,11 @@ def train_encoder(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--encoder_steps", type=int, default=300)
-    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("--vocab_size", type=int, default=640)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", choices=["base", "encoder"])

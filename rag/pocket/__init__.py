@@ -5,8 +5,12 @@ model cards beside them; the scripts are in `examples/pocket/`.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from indexes.errors import ResourceError
+
+if TYPE_CHECKING:
+    from indexes.encoder import Encoder
 
 POCKET = "pocket"
 
@@ -16,9 +20,20 @@ def base_path(base: str | Path) -> str | Path:
     return _embedded("base") if str(base) == POCKET else base
 
 
-def encoder_path(encoder: str | Path) -> str | Path:
-    """`"pocket"` to the folder of the embedded encoder; anything else unchanged."""
-    return _embedded("encoder") if str(encoder) == POCKET else encoder
+def load_encoder(encoder: str | Path, **settings: Any) -> "Encoder":
+    """An encoder by name or folder; `"pocket"` is the embedded one and keeps that name in the index's manifest.
+
+    Args:
+        encoder: Hub name, folder, or "pocket".
+        settings: As `Encoder.from_pretrained` takes them.
+    """
+    from indexes.encoder import Encoder
+
+    if str(encoder) != POCKET:
+        return Encoder.from_pretrained(encoder, **settings)
+    loaded = Encoder.from_pretrained(_embedded("encoder"), **settings)
+    loaded.name = POCKET  # a path inside site-packages would mean nothing on another machine
+    return loaded
 
 
 def _embedded(name: str) -> Path:

@@ -1,0 +1,237 @@
+"""The command line: the whole road, and every bad input with its sentence and its exit code."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import PASSAGES, byte_tokenizer, tiny_model
+
+from indexes.encoder import Encoder
+from rag.cli import COMMANDS, main
+
+QUESTIONS = [
+    {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
+    {"id": "q2", "question": "what is the capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
+]
+SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+
+
+def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    if file.suffix == ".gz":
+        file.write_bytes(gzip.compress(text.encode()))
+    else:
+        file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def files(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A corpus, questions, models, and an index built by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    corpus = write_jsonl(folder / "corpus.jsonl.gz", [{"id": p.id, "title": p.title, "text": p.text} for p in PASSAGES])
+    questions = write_jsonl(folder / "questions.jsonl", QUESTIONS)
+    tiny_model().save_pretrained(folder / "base")
+    byte_tokenizer().save_pretrained(folder / "base")
+    found = {"corpus": str(corpus), "questions": str(questions), "base": str(folder / "base"), "encoder": encoder.name}
+    found["index"] = str(folder / "index")
+    code = main(["index", "build", "--corpus", found["corpus"], "--encoder", encoder.name, "--output", found["index"]])
+    assert code == 0
+    return found
+
+
+def run(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def result(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    code, out, err = run([*words, "--json"], capsys)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_index_info_and_verify(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert result(["index", "info", files["index"]], capsys)["passages"] == len(PASSAGES)
+    words = ["index", "verify", files["index"], "--encoder", files["encoder"], "--corpus", files["corpus"]]
+    assert result(words, capsys)["lowest_cosine"] > 0.999
+
+
+def test_search(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = result(["search", "--index", files["index"], "--questions", files["questions"], "-k", "5"], capsys)
+    assert [r["id"] for r in found["results"]] == ["q1", "q2"]
+    assert [len(r["hits"]) for r in found["results"]] == [5, 5]
+    scores = [h["score"] for h in found["results"][0]["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    expected = sum(q["gold_ids"][0] == r["hits"][0]["id"] for q, r in zip(QUESTIONS, found["results"], strict=True)) / 2
+    assert found["metrics"]["recall@1"] == expected
+    code, out, _ = run(["search", "--index", files["index"], "who wrote Hamlet?", "-k", "2"], capsys)
+    assert code == 0
+    assert "Hamlet" in out
+
+
+def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """YAML and flags together: the flag wins."""
+    config = tmp_path / "train.yaml"
+    config.write_text("rounds: 3\nnum_samples: 2\nlearning_rate: 0.001\nselector:\n  num_candidates: 4\n")
+    words = ["train", "--config", str(config), "--index", files["index"], "--base", files["base"], *SMALL]
+    words += ["--train", files["questions"], "--dev", files["questions"], "--output_dir", str(tmp_path / "run")]
+    trained = result([*words, "--rounds", "1"], capsys)
+    assert [row["round"] for row in trained["rounds"]] == [0, 1]
+    bundle = trained["bundle"]
+    scored = result(["evaluate", "--bundle", bundle, "--questions", files["questions"]], capsys)
+    best = trained["rounds"][trained["best_round"]]
+    assert scored["metrics"]["f1"] == best["eval_f1"]
+    assert len(scored["rows"]) == 2
+    answers = result(["ask", "--bundle", bundle, "who wrote Hamlet?", "and Faust?"], capsys)["answers"]
+    assert [a["question"] for a in answers] == ["who wrote Hamlet?", "and Faust?"]
+    assert len(answers[0]["passages"]) == 2
+
+
+def test_json_to_a_file(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(["index", "info", files["index"], "--json", str(tmp_path / "info.json")], capsys)
+    assert code == 0
+    assert json.loads((tmp_path / "info.json").read_text())["passages"] == len(PASSAGES)
+    assert "passages: 12" in out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    report = result(["doctor"], capsys)
+    assert report["packages"]["torch"]
+    assert any("OMP_WAIT_POLICY" in f["text"] for f in report["findings"])
+    assert run(["doctor"], capsys)[0] == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*name.split(), "--help"])
+    assert stopped.value.code == 0
+    assert COMMANDS[name].help in " ".join(capsys.readouterr().out.split())
+
+
+def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
+    """Name -> (command, exit code, what the message must contain)."""
+    broken = write_jsonl(tmp_path / "broken.jsonl", [{"id": "a", "text": "x"}, '{"id": "b", "text"'])
+    twice = write_jsonl(tmp_path / "twice.jsonl", [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}])
+    empty = write_jsonl(tmp_path / "empty.jsonl", [])
+    no_answers = write_jsonl(tmp_path / "no-answers.jsonl", [{"id": "q", "question": "who?"}])
+    blank = write_jsonl(tmp_path / "blank.jsonl", [{"id": "q", "question": " ", "golden_answers": ["a"]}])
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("mine")
+    truncated = tmp_path / "truncated"
+    subprocess.run(["cp", "-r", files["index"], str(truncated)], check=True)
+    vectors = truncated / "index.faiss"
+    vectors.write_bytes(vectors.read_bytes()[:-7])
+    config = tmp_path / "typo.yaml"
+    config.write_text("learning_rat: 0.1\n")
+
+    def build(corpus: Path, *more: str) -> list[str]:
+        words = ["index", "build", "--corpus", str(corpus), "--encoder", files["encoder"]]
+        return [*words, "--output", str(tmp_path / "new"), *more]
+
+    pipeline = ["--index", files["index"], "--base", files["base"]]
+    train = ["train", *pipeline, *SMALL, "--output_dir", str(tmp_path / "new"), "--train"]
+    long_question = "what " * 2000 + "?"
+    return {
+        "broken line": (build(broken), 3, "broken.jsonl, line 2"),
+        "duplicate id": (build(twice), 3, "'a'"),
+        "empty corpus": (build(empty), 3, "empty.jsonl"),
+        "missing corpus": (build(tmp_path / "nowhere.jsonl"), 3, "nowhere.jsonl"),
+        "bad factory": (build(Path(files["corpus"]), "--factory", "Flatt"), 2, "Flatt"),
+        "output taken": (
+            ["index", "build", "--corpus", files["corpus"], "--encoder", files["encoder"], "--output", str(taken)],
+            2,
+            "already holds something",
+        ),
+        "missing encoder": (
+            ["index", "build", "--corpus", files["corpus"], "--output", "x", "--encoder", "/no/e"],
+            5,
+            "/no/e",
+        ),
+        "not an index": (["index", "info", str(taken)], 4, "manifest.json"),
+        "truncated index": (["search", "--index", str(truncated), "who?"], 4, "index.faiss"),
+        "another encoder": (["search", "--index", files["index"], "--encoder", "pocket", "who?"], 4, "encoder"),
+        "no question": (["search", "--index", files["index"]], 2, "exactly one of the two"),
+        "empty question": (["search", "--index", files["index"], " "], 3, "empty"),
+        "train without answers": ([*train, str(no_answers)], 3, "no-answers.jsonl"),
+        "empty question in a file": ([*train, str(blank)], 3, "blank.jsonl"),
+        "missing base": (["ask", "--index", files["index"], "--base", "/no/base", "who?"], 5, "/no/base"),
+        "K > n": (["ask", *pipeline, "--selector.num_candidates", "2", "who?"], 2, "K=5, n=2"),
+        "fewer than K": (["ask", *pipeline, "--selector.num_selected", "13", "who?"], 3, "At least K=13 candidates"),
+        "question longer than the context": (["ask", *pipeline, *SMALL, long_question], 3, "Shorten the question"),
+        "unknown key": ([*train, files["questions"], "--config", str(config)], 2, "Did you mean 'learning_rate'?"),
+        "unknown flag": ([*train, files["questions"], "--ronds", "3"], 2, "Did you mean 'rounds'?"),
+        "bad value": ([*train, files["questions"], "--rounds", "0"], 2, "rounds must be at least 1; 0 came"),
+        "wrong type": ([*train, files["questions"], "--rounds", "many"], 2, "rounds"),
+        "run folder taken": (
+            ["train", *pipeline, *SMALL, "--train", files["questions"], "--output_dir", str(taken)],
+            2,
+            "holds something else",
+        ),
+        "not a bundle": (["ask", "--bundle", str(taken), "who?"], 4, "rag_config.json"),
+        "no index": (["ask", "--base", files["base"], "who?"], 2, "--index"),
+        "unknown command": (["trian"], 2, "Did you mean 'train'?"),
+        "half a command": (["index"], 2, "['build', 'info', 'verify']"),
+    }
+
+
+BAD = [
+    *(
+        "broken line",
+        "duplicate id",
+        "empty corpus",
+        "missing corpus",
+        "bad factory",
+        "output taken",
+        "missing encoder",
+    ),
+    *("not an index", "truncated index", "another encoder", "no question", "empty question", "train without answers"),
+    *("empty question in a file", "missing base", "K > n", "fewer than K", "question longer than the context"),
+    *("unknown key", "unknown flag", "bad value", "wrong type", "run folder taken", "not a bundle", "no index"),
+    *("unknown command", "half a command"),
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str, files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The right exit code, a sentence on stderr, no traceback, and nothing half-written."""
+    cases = bad(files, tmp_path)
+    assert set(cases) == set(BAD)
+    words, expected, message = cases[name]
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    code, out, err = run(words, capsys)
+    assert code == expected, err
+    assert message in err
+    assert "Traceback" not in err
+    assert not out
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["index", "info", "/nowhere", "--debug"], capsys)
+    assert code == 4
+    assert "Traceback" in err
+
+
+def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"].__class__("x", lambda parser: None, interrupt))
+    assert run(["doctor"], capsys)[0] == 130
+
+
+def test_help_is_instant() -> None:
+    """No torch for `rag --help`."""
+    script = "import sys; from rag.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == 0

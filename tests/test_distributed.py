@@ -1,0 +1,164 @@
+"""Two processes: equal gradients on both, no divergence before the first update, under DDP and FSDP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indexes.builder import PassageIndex
+
+WORKER = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
+from conftest import shake_adapters, tiny_language_model
+from generator.generator import Generator
+from indexes.builder import PassageIndex
+from retriever.dense import DenseRetriever
+from retriever.selector import Selector, SelectorConfig
+from training.config import DROConfig
+from training.estimation import EStep
+from training.maximization import JointModel, MicroBatch
+
+mode, index_path = sys.argv[1], sys.argv[2]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+index = PassageIndex.open(index_path)
+model = tiny_language_model()
+retriever = DenseRetriever(index, index.load_encoder())
+selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
+generator = Generator(model)
+config = DROConfig(output_dir="unused", num_samples=2)
+posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
+joint = JointModel(selector, generator, config)
+mine = (posteriors[rank],)
+
+if mode == "ddp":
+    # Built while the generator is active: a reducer that trusted peft's requires_grad would miss the selector.
+    with model.use("generator"):
+        wrapped = DistributedDataParallel(joint, find_unused_parameters=True)
+else:
+    from torch.distributed.fsdp import fully_shard
+    for layer in model.base_model.get_decoder().layers:
+        fully_shard(layer)
+    fully_shard(joint)
+    wrapped = joint
+
+report = {}
+with model.use("generator"):
+    report["kl"] = float(wrapped(MicroBatch("generator", mine))["selfaug_kl"])
+gradients = {}
+for role in ("selector", "generator"):
+    wrapped.zero_grad()
+    with model.use(role):
+        loss = wrapped(MicroBatch(role, mine))["loss"]
+        loss.backward()
+    for name, p in joint.named_parameters():
+        if p.grad is not None:
+            full = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            if f".{role}." in name and "lora_B" in name:
+                gradients[name] = full.flatten()
+flat = torch.cat(list(gradients.values()))
+others = [torch.empty_like(flat) for _ in range(2)]
+dist.all_gather(others, flat)
+report["largest_difference"] = float((others[0] - others[1]).abs().max())
+report["norm"] = float(flat.norm())
+report["roles"] = sorted({"selector" if ".selector." in n else "generator" for n in gradients})
+if rank == 0:
+    Path(sys.argv[4]).write_text(json.dumps(report))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run_two(script: str, arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "worker.py"
+    file.write_text(script)
+    root = Path(__file__).parents[1]
+    port = str(free_port())
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(file), *arguments],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(e[-3000:] for e in errors)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_gradients_agree_and_the_reference_is_the_base(mode: str, index: PassageIndex, tmp_path: Path) -> None:
+    """Trap 3. Each process has another question; both adapters' gradients must come out equal on both."""
+    arguments = [mode, str(index.path), str(Path(__file__).parent), str(tmp_path / "report.json")]
+    run_two(WORKER, arguments, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["kl"] == 0.0
+    assert report["roles"] == ["generator", "selector"]
+    assert report["norm"] > 1e-3
+    assert report["largest_difference"] <= 1e-6 * report["norm"]
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
+from conftest import byte_tokenizer, tiny_model
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig
+from rag.pipeline import RAG
+from retriever.selector import SelectorConfig
+from training.config import DROConfig
+from training.trainer import DROTrainer
+
+torch.manual_seed(0)
+rag = RAG.create(index=sys.argv[1], base=sys.argv[3], selector=SelectorConfig(num_candidates=4, num_selected=2),
+                 generation=GenerationConfig(max_new_tokens=2), adapter=AdapterConfig(r=2), device="cpu")
+config = DROConfig(output_dir=sys.argv[4], rounds=1, num_samples=2, warm_up_epochs=1, learning_rate=1e-2,
+                   gradient_accumulation_steps=1)
+DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], progress=False).train()
+model = rag.generator.language_model
+flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])
+import torch.distributed as dist
+if dist.is_initialized():
+    both = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(both, flat.detach())
+    assert torch.equal(both[0], both[1]), "the two processes ended with different adapters"
+    if dist.get_rank() == 0:
+        Path(sys.argv[4], "agreed").write_text(str(float(flat.norm())))
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> None:
+    """The whole loop under two processes: E-step shared out, adapters equal afterwards, files written once."""
+    from conftest import byte_tokenizer, tiny_model
+
+    tiny_model().save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    arguments = [str(index.path), str(Path(__file__).parent), str(tmp_path / "base"), str(tmp_path / "run")]
+    run_two(TRAIN, arguments, tmp_path)
+    assert float((tmp_path / "run/agreed").read_text()) > 0
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,233 @@
+"""`RAG`: answers, and bundles that answer the same in another process with no network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tiny_model
+
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig
+from generator.prompts import AnswerPrompt
+from indexes.builder import PassageIndex, build_index
+from indexes.corpus import Corpus, Passage
+from indexes.encoder import Encoder
+from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from rag.evaluation import evaluate
+from rag.pipeline import RAG
+from retriever.selector import SelectorConfig
+from training.data import QAExample
+
+QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rag(base: Path, index: PassageIndex) -> RAG:
+    """A pipeline whose every learned part differs from its start."""
+    pipeline = RAG.create(
+        index=index,
+        base=base,
+        selector=SelectorConfig(num_candidates=6, num_selected=2),
+        generation=GenerationConfig(max_new_tokens=4),
+        adapter=AdapterConfig(r=3),
+        answer_prompt=AnswerPrompt(template="{passages}\n{question} Answer: "),
+        device="cpu",
+    )
+    shake_adapters(pipeline.generator.language_model)
+    with torch.no_grad():
+        pipeline.selector.prior.gate.fill_(0.4)
+        pipeline.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+    return pipeline
+
+
+def test_an_answer_says_where_it_comes_from(rag: RAG) -> None:
+    answer = rag.answer(QUESTIONS[0])
+    found = rag.retriever.search(QUESTIONS[0], 6)
+    assert [p.id for p in answer.passages] == [found.ids[i] for i in answer.permutation]
+    assert len(answer.passages) == 2
+    if answer.text:
+        expected = rag.generator.log_prob(QUESTIONS[0], answer.passages, answer.text)
+        assert answer.log_prob == pytest.approx(expected, abs=1e-4)
+    assert json.loads(json.dumps(answer.to_dict()))["question"] == QUESTIONS[0]
+
+
+def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
+    )
+    answer = rag.answer(QUESTIONS[0])
+    assert answer.passages[1].id in answer.citations
+    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: ["nowhere to be found"])
+    assert rag.answer(QUESTIONS[0]).citations == []
+
+
+def test_a_batch_answers_like_its_questions_alone(rag: RAG) -> None:
+    together = rag.answer(QUESTIONS)
+    for one, question in zip(together, QUESTIONS, strict=True):
+        alone = rag.answer(question)
+        assert (alone.text, alone.permutation) == (one.text, one.permutation)
+        assert alone.log_prob == pytest.approx(one.log_prob, abs=1e-4)
+    assert rag.answer([]) == []
+
+
+def test_streaming(rag: RAG) -> None:
+    assert "".join(rag.stream(QUESTIONS[1])).strip() == rag.answer(QUESTIONS[1]).text
+
+
+def test_a_bundle_answers_the_same_in_a_new_process_offline(rag: RAG, tmp_path: Path) -> None:
+    """Everything inside the bundle, which is then moved, with the network switched off."""
+    before = [a.to_dict() for a in rag.answer(QUESTIONS)]
+    rag.save_pretrained(tmp_path / "made", include_index=True, include_encoder=True, include_base=True)
+    moved = tmp_path / "elsewhere" / "bundle"
+    shutil.copytree(tmp_path / "made", moved)
+    shutil.rmtree(tmp_path / "made")
+    script = (
+        "import json, sys; from rag import RAG; r = RAG.from_pretrained(sys.argv[1], device='cpu');"
+        "print(json.dumps([a.to_dict() for a in r.answer(json.loads(sys.argv[2]))]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(moved), json.dumps(QUESTIONS)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert json.loads(result.stdout.strip().splitlines()[-1]) == before
+    assert not [f for f in moved.rglob("*") if f.suffix in (".bin", ".pkl", ".pt", ".pickle")]
+
+
+def test_a_bundle_points_to_its_parts(rag: RAG, tmp_path: Path) -> None:
+    bundle = rag.save_pretrained(tmp_path / "bundle", report=[{"round": 0, "eval_f1": 0.25}])
+    again = RAG.from_pretrained(bundle, device="cpu")
+    assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
+    assert again.generator.prompt == rag.generator.prompt
+    assert "| 0 | 0.250 |" in (bundle / "README.md").read_text()
+    assert sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) < 200_000
+
+
+def test_saving_over_something_else_is_refused(rag: RAG, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="already holds something else"):
+        rag.save_pretrained(tmp_path)
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    rag.save_pretrained(bundle)  # an earlier bundle may be replaced
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "thesis.txt"]
+
+
+def test_a_failed_save_leaves_nothing(rag: RAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    before = {f: f.read_bytes() for f in bundle.rglob("*") if f.is_file()}
+    monkeypatch.setattr("rag.pipeline._model_card", lambda config, report: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rag.save_pretrained(bundle)
+    assert {f: f.read_bytes() for f in bundle.rglob("*") if f.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_damaged_bundles(rag: RAG, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match=r"A bundle is a folder with rag_config\.json"):
+        RAG.from_pretrained(tmp_path)
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    (bundle / "learned/selector/adapter_model.safetensors").unlink()
+    with pytest.raises(MismatchError, match="is missing"):
+        RAG.from_pretrained(bundle, device="cpu")
+    (bundle / "rag_config.json").write_text("{")
+    with pytest.raises(MismatchError, match="must be JSON"):
+        RAG.from_pretrained(bundle)
+    (bundle / "rag_config.json").write_text('{"format_version": 99}')
+    with pytest.raises(MismatchError, match="it has 99"):
+        RAG.from_pretrained(bundle)
+
+
+def test_an_index_of_another_corpus(rag: RAG, encoder: Encoder, tmp_path: Path) -> None:
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    other = [*PASSAGES[:-1], Passage("new", "New", "a new passage")]
+    index = build_index(Corpus.from_passages(other), encoder, tmp_path / "other", progress=False)
+    with pytest.raises(MismatchError, match="was trained over a corpus with fingerprint"):
+        RAG.from_pretrained(bundle, index=index, device="cpu")
+
+
+def test_create_refuses(base: Path, index: PassageIndex, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="must be found at"):
+        RAG.create(index=index, base=tmp_path / "no-model")
+    with pytest.raises(MismatchError):
+        RAG.create(index=index, base=base, encoder=tiny_encoder(["else"], seed=9))
+    with pytest.raises(UsageError, match="K=9, n=6 came"):
+        RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=6, num_selected=9))
+    pipeline = RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=20, num_selected=13))
+    with pytest.raises(DataError, match=r"At least K=13 candidates must be retrieved; .* has 12"):
+        pipeline.answer("who?")
+    with pytest.raises(DataError, match="empty"):
+        pipeline.answer(" ")
+
+
+def test_push_to_hub_uploads_a_whole_bundle(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, object] = {}
+
+    class Api:
+        def create_repo(self, repo_id: str, **kwargs: object) -> None:
+            calls["repo"] = (repo_id, kwargs["private"])
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
+            calls["files"] = {f.name for f in Path(folder_path).iterdir()}
+            return "commit"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert rag.push_to_hub("me/my-rag", private=True, include_index=True) == "commit"
+    assert calls == {
+        "repo": ("me/my-rag", True),
+        "files": {"README.md", "rag_config.json", "learned", "index"},
+    }
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    QAExample("q1", QUESTIONS[0], ("Shakespeare",), ("p0",)),
+    QAExample("q2", QUESTIONS[1], ("Paris",), ("p3", "p7")),
+    QAExample("q3", QUESTIONS[2], ("The Danube", "Danube")),
+]
+
+
+def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers "Shakespeare", "Paris France", "the danube!": EM (1 + 0 + 1)/3, F1 (1 + 2/3 + 1)/3."""
+    replies = iter(["Shakespeare", "Paris France", "the danube!"])
+    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [next(replies) for _ in questions])
+    result = evaluate(rag, EXAMPLES, progress=False)
+    assert result.metrics["exact_match"] == pytest.approx(2 / 3)
+    assert result.metrics["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
+    assert result.metrics["n"] == 3
+    found = [c.ids for c in rag.retriever.search(QUESTIONS, 6)]
+    expected = (float("p0" in found[0][:3]) + len({"p3", "p7"} & set(found[1][:3])) / 2) / 2
+    assert result.metrics["retriever_recall@3"] == pytest.approx(expected)
+    assert "selector_recall@1" in result.metrics
+    assert "selector_recall@3" not in result.metrics  # K = 2
+    assert "retriever_recall@20" not in result.metrics  # n = 6
+    assert [row["prediction"] for row in result.rows] == ["Shakespeare", "Paris France", "the danube!"]
+
+
+def test_evaluation_does_not_depend_on_order_or_batches(rag: RAG) -> None:
+    first = evaluate(rag, EXAMPLES, progress=False)
+    second = evaluate(rag, EXAMPLES[::-1], batch_size=1, progress=False)
+    assert first.metrics == second.metrics
+
+
+def test_evaluation_needs_answers(rag: RAG) -> None:
+    with pytest.raises(DataError, match="1 of 2 have none, the first is 'x'"):
+        evaluate(rag, [EXAMPLES[0], QAExample("x", "q?")], progress=False)
+    with pytest.raises(DataError, match="0 of 0"):
+        evaluate(rag, [], progress=False)
