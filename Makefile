@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := indexes generator retriever training rag
-# Without an NVIDIA driver the CPU build of torch is taken, which spares a download of several gigabytes.
-TORCH_INDEX ?= $(if $(shell command -v nvidia-smi 2>/dev/null),,https://download.pytorch.org/whl/cpu)
+# A package index to look at for torch first, say the one with its CPU builds (much smaller than the CUDA ones).
+TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 # Idle OpenMP threads that spin make torch and faiss many times slower on busy cores.

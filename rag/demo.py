@@ -130,8 +130,8 @@ def _text(
 ) -> str:
     lines = [
         f"{passages} passages, {train_questions} training and {len(dev)} held-out questions, {seconds:.0f} s.",
-        "The embedded base is a tiny model that was trained on invented facts only: it is weak on purpose of size,",
-        "and few questions make wide intervals. Read the table as a road test, not as a result.",
+        "The embedded base has about a million parameters and was trained on invented facts only: it is weak, and",
+        "so few questions make wide intervals. Read the table as a test of the road, not as a result.",
         "",
         _table(rows),
         "",

@@ -189,7 +189,7 @@ class Selector:
         One row holds a question's prompt once and all its replies behind it; a block mask and positions that
         restart after the prompt make that equal to m separate rows.
         """
-        batch = self._batch(candidates)
+        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates])
         m = max(len(z) for z in permutations)
         z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
         z_BmK = z_BmK.to(self.language_model.device)
@@ -232,10 +232,9 @@ class Selector:
                 "Raise num_candidates or hand over fewer."
             )
 
-    def _batch(self, candidates: Sequence[Candidates]) -> _Batch:
+    def _batch(self, candidates: Sequence[Candidates], prompts: Sequence[list[int]]) -> _Batch:
         model = self.language_model
-        prompts = [self.prompt_ids(c) for c in candidates]
-        prompt_ids_BP, lengths_B = pad_right(prompts, model.end_of_answer_id, model.device)
+        prompt_ids_BP, lengths_B = pad_right(list(prompts), model.end_of_answer_id, model.device)
         n = max(len(c) for c in candidates)
         absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
         prior_Bn = torch.stack([self._prior_scores(c, n) for c in candidates])
@@ -306,11 +305,12 @@ class Selector:
         greedy: bool,
         generator: torch.Generator | None,
     ) -> list[Permutations]:
-        lengths = [len(self.prompt_ids(c)) + m * self._reply_tokens for c in candidates]
+        prompts = [self.prompt_ids(c) for c in candidates]
+        lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
             for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
-                batch = self._batch([candidates[i] for i in rows])
+                batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
                 permutations = self._decode(batch, m, temperature, greedy, generator)
                 drawn |= dict(zip(rows, permutations, strict=True))
         return [drawn[i] for i in range(len(candidates))]

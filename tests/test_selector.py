@@ -103,7 +103,9 @@ def test_proposal_probabilities_are_those_of_the_tempered_steps(
     first = torch.tensor([float(selector.log_prob(candidates, torch.tensor([[i, *_rest(i)]]))[0]) for i in range(6)])
     assert torch.isfinite(first).all()
     with torch.no_grad(), language_model.use("selector"):
-        scores = selector._teacher_forced_logits(selector._batch([candidates]), drawn.z_mK[None])[0, :, 0].double()
+        scores = selector._teacher_forced_logits(
+            selector._batch([candidates], [selector.prompt_ids(candidates)]), drawn.z_mK[None]
+        )[0, :, 0].double()
     for z, s, log_q in zip(drawn.z_mK.tolist(), scores / 2.5, drawn.log_q_m, strict=True):
         left = list(range(6))
         expected = 0.0

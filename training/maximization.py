@@ -424,4 +424,9 @@ def _training_arguments(
         "use_cpu": model.language_model.device.type == "cpu",
         "disable_tqdm": True,  # DROTrainer shows one bar over the whole run
     }
-    return TrainingArguments(**{**settings, **config.training_arguments, **overrides})
+    arguments = TrainingArguments(**{**settings, **config.training_arguments, **overrides})
+    if arguments.n_gpu > 1:
+        # One process that sees several GPUs would wrap the model into DataParallel, which cannot split a plan;
+        # several GPUs are used by `accelerate launch` or torchrun, one process each.
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,111 @@
+"""What the README and the example configs promise: every command runs, every file in the map exists.
+
+Commands run as they stand, in order, in one folder; only the two Hub models are replaced by tiny local ones.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
+
+from rag.cli import COMMANDS, _parse, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HUB = {"sentence-transformers/all-MiniLM-L6-v2": "models/encoder", "Qwen/Qwen2.5-0.5B-Instruct": "models/base"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README takes for granted."""
+    rows = [{"id": p.id, "title": p.title, "text": p.text} for p in PASSAGES]
+    questions = [
+        {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
+        {"id": "q2", "question": "capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
+    ]
+    for name, content in {"corpus": rows, "train": questions, "dev": questions[:1]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    tiny_model(context=6000).save_pretrained(tmp_path / "models/base")
+    byte_tokenizer().save_pretrained(tmp_path / "models/base")
+    tiny_encoder([p.contents for p in PASSAGES]).save_pretrained(tmp_path / "models/encoder")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def local(text: str) -> str:
+    for name, folder in HUB.items():
+        text = text.replace(name, folder)
+    return text
+
+
+def test_python_road(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python")
+    exec(compile(local(code), "README.md", "exec"), {})
+    assert "Answer(question='who wrote Hamlet?'" in capsys.readouterr().out
+    assert (workplace / "my-rag/rag_config.json").is_file()
+
+
+def test_shell_commands(workplace: Path) -> None:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    ran = 0
+    for line in lines:
+        words = shlex.split(local(line))
+        if words[0] == "make":
+            # Running `make test` inside the tests would not end; its recipe is asked for instead.
+            subprocess.run(["make", "-n", "-C", str(ROOT), words[1]], check=True, capture_output=True)
+        else:
+            assert words[0] == "rag"
+            assert main(words[1:]) == 0, line
+            ran += 1
+    assert ran == 9
+
+
+def test_the_map_names_files_that_exist() -> None:
+    (block,) = blocks("text")
+    named: dict[str, set[str]] = {}
+    package = ""
+    for line in block.splitlines():
+        package = line.split("/")[0] if not line.startswith(" ") else package
+        named.setdefault(package, set()).update(
+            re.findall(r"\b\w+\.py\b", line.split("  ", 1)[1][:32] if package else "")
+        )
+    for package, files in named.items():
+        actual = {f.name for f in (ROOT / package).glob("*.py")} - {"__init__.py", "__main__.py"}
+        assert files == actual, package
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples/configs").glob("*.yaml")), ids=lambda f: f.name)
+def test_example_configs_load(file: Path) -> None:
+    """Each is a config of `rag train`, and its first line is the command that uses it."""
+    command = shlex.split(file.read_text().splitlines()[0].removeprefix("# "))
+    assert command[:2] == ["rag", "train"]
+    words = [w if w != str(file.relative_to(ROOT)) else str(file) for w in command[2:]]
+    args = _parse("train", words)
+    assert args.base.startswith("Qwen/")
+    assert args.rounds == 5
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:indexes|generator|retriever|training|rag|tests)/\w+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_docs_name_tests_that_exist() -> None:
+    text = (ROOT / "docs/traps.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", text)
+    assert len(named) >= 20
+    for file, function in named:
+        assert f"def {function}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), function
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert all(f"rag {name}" in README or f"make {name}" in README for name in COMMANDS)
