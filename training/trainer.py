@@ -86,7 +86,8 @@ class DROTrainer:
         self.callbacks = callbacks or []
         self.progress = progress
         self.output_dir = Path(config.output_dir)
-        self.state = PartialState()
+        # Several CPU processes are only seen as such when the CPU is asked for.
+        self.state = PartialState(cpu=rag.generator.language_model.device.type == "cpu")
         self.history: list[dict[str, Any]] = []
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
