@@ -55,6 +55,9 @@ Your output: """
 
 PASSAGE_TEMPLATE = "[{identifier}] Title: {title} Text: {text}"
 
+# A prompt is measured before it is cut, so a too long one is no reason for the tokenizer to warn.
+_QUIETLY: dict[str, Any] = {"verbose": False}
+
 RANKING_OPEN = "["
 RANKING_SEPARATOR = "] > ["
 
@@ -63,10 +66,14 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of one user turn: the chat template where the tokenizer has one, the plain prompt otherwise."""
     if tokenizer.chat_template is not None:
         encoded: Any = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
+            [{"role": "user", "content": text}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            tokenizer_kwargs=_QUIETLY,
         )
         return list(encoded["input_ids"])
-    ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=True, **_QUIETLY)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; a prompt must stay open
         ids.pop()
     return ids
@@ -146,7 +153,7 @@ def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: 
 
     One common cap is found (water filling), so short texts stay whole and the longest give way first.
     """
-    encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts]
+    encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **_QUIETLY) for text in texts]
     lengths = [len(e["input_ids"]) for e in encoded]
     cap = _common_cap(lengths, budget)
     return [

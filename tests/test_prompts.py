@@ -93,12 +93,14 @@ def test_special_tokens_are_no_identifiers() -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_documents_are_cut_and_the_question_is_not(chat: bool) -> None:
+def test_documents_are_cut_and_the_question_is_not(chat: bool, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = byte_tokenizer(chat=chat)
+    tokenizer.model_max_length = 700
     long = [Passage("a", "T", "x" * 900), Passage("b", "U", "short one"), Passage("c", "V", "y" * 700)]
     ids = AnswerPrompt().encode(tokenizer, "where is it?", long, max_tokens=700)
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert len(ids) <= 700
+    assert "longer than the specified maximum" not in caplog.text  # it was measured, not sent
     assert len(ids) > 690  # the budget is used, not merely respected
     assert text.count("where is it?") == 2
     assert "Text: short one\n" in text  # a short passage stays whole
