@@ -5,17 +5,17 @@ Legend: B rows, T tokens of the longest row.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
-from transformers import TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from generator.language_model import LanguageModel, length_mask, pad_right, token_budget_batches
 from generator.log_probs import answer_log_prob
-from generator.prompts import AnswerPrompt, encode_plain
+from generator.prompts import AnswerPrompt, defuse, encode_plain
 from indexes.corpus import Passage
 from indexes.errors import DataError, UsageError
 
@@ -53,6 +53,16 @@ class AnswerRow:
         return self.prompt_ids + self.answer_ids
 
 
+class _Abandoned(StoppingCriteria):
+    """Stops when nobody listens any more."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
 class Generator:
     """Answers a question from passages, and scores given answers.
 
@@ -86,12 +96,17 @@ class Generator:
         """
         if not answer.strip():
             raise DataError("An answer to score must hold at least one visible character; an empty one came.")
-        return [*encode_plain(self.language_model.tokenizer, answer), self.language_model.end_of_answer_id]
+        tokenizer = self.language_model.tokenizer
+        return [*encode_plain(tokenizer, defuse(tokenizer, answer)), self.language_model.end_of_answer_id]
 
     def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
         """`prompt_ids + answer_ids` within the context; passages are cut, never question or answer."""
         answer_ids = self.encode_answer(answer)
         return AnswerRow(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
+
+    def prompt_ids(self, question: str, passages: Sequence[Passage]) -> list[int]:
+        """The prompt that `generate` answers: room for `max_new_tokens` is kept."""
+        return self._prompt_ids(question, passages, reserve=self.config.max_new_tokens)
 
     def _prompt_ids(self, question: str, passages: Sequence[Passage], *, reserve: int) -> list[int]:
         room = self.language_model.context_length - reserve
@@ -133,9 +148,7 @@ class Generator:
     @torch.no_grad()
     def generate(self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[str]:
         """Answers to several questions, each from its own passages, in the order given."""
-        prompts = [
-            self._prompt_ids(q, p, reserve=self.config.max_new_tokens) for q, p in zip(questions, passages, strict=True)
-        ]
+        prompts = [self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)]
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
         with self.language_model.use(ROLE):
@@ -146,8 +159,7 @@ class Generator:
 
     def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
         input_ids, attention_mask = self._pad_left(prompts)
-        base: Any = self.language_model.base_model  # its stubs hide that `generate` can be called
-        output = base.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=self._hf_config())
+        output = self._run(input_ids=input_ids, attention_mask=attention_mask)
         new = output[:, input_ids.shape[1] :]
         return [text.strip() for text in self.language_model.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -157,43 +169,62 @@ class Generator:
         reversed_ids, lengths = pad_right([p[::-1] for p in prompts], model.end_of_answer_id, model.device)
         return reversed_ids.flip(1), length_mask(lengths, reversed_ids.shape[1]).flip(1)
 
+    def _run(self, **inputs: Any) -> Any:
+        """`generate` with our settings and no others.
+
+        transformers fills what a config leaves open from the model's own `generation_config` (a repetition penalty,
+        say); answers would then not be the argmax, and their log-probability not the one reported.
+        """
+        base: Any = self.language_model.base_model
+        own = base.generation_config
+        base.generation_config = HFGenerationConfig()
+        try:
+            return base.generate(generation_config=self._hf_config(), **inputs)
+        finally:
+            base.generation_config = own
+
     def _hf_config(self) -> HFGenerationConfig:
         model, config = self.language_model, self.config
         stop = {model.end_of_answer_id, int(model.tokenizer.eos_token_id)}
-        sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.temperature > 0 else {}
+        sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
         return HFGenerationConfig(
             max_new_tokens=config.max_new_tokens,
             do_sample=config.temperature > 0,
             eos_token_id=sorted(stop),
             pad_token_id=model.end_of_answer_id,
-            **sampling,
+            **(sampling if config.temperature > 0 else {}),
         )
 
     def stream(self, question: str, passages: Sequence[Passage]) -> Iterator[str]:
         """The answer piece by piece, as it is generated."""
-        prompt = self._prompt_ids(question, passages, reserve=self.config.max_new_tokens)
+        prompt = self.prompt_ids(question, passages)
         streamer = TextIteratorStreamer(
             self.language_model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0
         )
         failure: list[BaseException] = []
-        worker = Thread(target=self._stream_worker, args=(prompt, streamer, failure), daemon=True)
+        abandoned = Event()
+        worker = Thread(target=self._stream_worker, args=(prompt, streamer, failure, abandoned), daemon=True)
         worker.start()
-        yield from streamer
-        worker.join()
+        try:
+            yield from streamer
+        finally:
+            abandoned.set()  # a consumer that stops listening stops the generation
+            worker.join()
         if failure:
             raise failure[0]
 
     @torch.no_grad()
-    def _stream_worker(self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException]) -> None:
+    def _stream_worker(
+        self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException], abandoned: Event
+    ) -> None:
         input_ids, attention_mask = self._pad_left([prompt])
         try:
-            base: Any = self.language_model.base_model
             with self.language_model.use(ROLE):
-                base.generate(
+                self._run(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
-                    generation_config=self._hf_config(),
                     streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([_Abandoned(abandoned)]),
                 )
         except BaseException as error:  # handed to the consumer, which raises it
             failure.append(error)

@@ -8,11 +8,13 @@ Legend: B rows, T tokens, P prompt tokens, Q query tokens of this call, H hidden
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -90,11 +92,13 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.quantization: str | None = None
         self.adapter = adapter or AdapterConfig()
         _switch_off_dropout(model)
         self.peft_model = self._add_adapters(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._role = ""
+        self._in_use = RLock()
         self.trainable_roles(ROLES)
         self._switch(BASE)
         self.eval()
@@ -142,7 +146,9 @@ class LanguageModel(nn.Module):
             ) from error
         if quantization is None:
             nn.Module.to(model, device)
-        return cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
+        loaded = cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
+        loaded.quantization = quantization
+        return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
@@ -150,9 +156,12 @@ class LanguageModel(nn.Module):
         with warnings.catch_warnings():
             # peft 0.21 still asks transformers 5.2x by an old name; nothing a user could do about it.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
-            for role in ROLES[1:]:
-                peft_model.add_adapter(role, self.adapter.to_peft())
+            # LoRA's A matrices are random; a fixed seed makes the same command give the same pipeline.
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+                for role in ROLES[1:]:
+                    peft_model.add_adapter(role, self.adapter.to_peft())
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
             raise UsageError(
                 "target_modules must leave the output head alone (the KL is computed through it, frozen); "
@@ -170,16 +179,18 @@ class LanguageModel(nn.Module):
         """Answer as `role` inside the block.
 
         A forward pass and its backward belong into one block: with gradient checkpointing the backward runs the
-        forward again, and would do so with whatever adapter is active by then.
+        forward again, and would do so with whatever adapter is active by then. Other threads wait: there is one
+        set of adapters, and it cannot play two roles at once.
         """
         if role not in (*ROLES, BASE):
             raise UsageError(f"role must be one of {[*ROLES, BASE]}; {role!r} came.")
-        previous = self._role
-        self._switch(role)
-        try:
-            yield self
-        finally:
-            self._switch(previous)
+        with self._in_use:
+            previous = self._role
+            self._switch(role)
+            try:
+                yield self
+            finally:
+                self._switch(previous)
 
     def _switch(self, role: str) -> None:
         if role == self._role:
@@ -417,9 +428,9 @@ class Branches:
 
 
 def best_device() -> str:
-    """`"cuda"`, `"mps"` or `"cpu"`, whichever comes first on this machine."""
+    """`"cuda"`, `"mps"` or `"cpu"`, whichever comes first; of several GPUs the one of this process."""
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

@@ -128,6 +128,7 @@ class _PassagePrompt:
         """Token ids of the prompt in at most `max_tokens`, passage texts cut where needed."""
         if not question.strip():
             raise DataError("A question must hold at least one visible character; an empty one came.")
+        question, passages = defuse(tokenizer, question), [_defused(tokenizer, p) for p in passages]
         ids = render_chat(tokenizer, self._render(question, identifiers, passages))
         if len(ids) <= max_tokens:
             return ids
@@ -140,12 +141,25 @@ class _PassagePrompt:
             if len(ids) <= max_tokens:
                 return ids
             # Joining can cost a token or two more than the parts; give exactly that back and try again.
-            budget -= len(ids) - max_tokens
+            excess = len(ids) - max_tokens
+            budget = max(budget - excess, 0) if budget > 0 else -1
         raise DataError(
             f"The question and the instructions around {len(passages)} empty passages must fit into {max_tokens} "
-            f"tokens, but they need {max_tokens - budget} or more. "
+            "tokens, but they need more. "
             "Shorten the question, use fewer passages, or take a model with a longer context."
         )
+
+
+def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with the names of control tokens broken by a space, so that a document cannot end the user's turn."""
+    for token in tokenizer.all_special_tokens:
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _defused(tokenizer: PreTrainedTokenizerBase, passage: Passage) -> Passage:
+    return Passage(passage.id, defuse(tokenizer, passage.title), defuse(tokenizer, passage.text))
 
 
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: int) -> list[str]:

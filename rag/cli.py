@@ -37,6 +37,8 @@ class Command:
     help: str
     arguments: Callable[[Any], None]
     run: Callable[[Any], Report]
+    json_file: bool = False
+    """`--json FILE` beside the text, for a command whose text is worth having too; else `--json` replaces it."""
 
 
 # -- index -----------------------------------------------------------------------------------------------------
@@ -50,14 +52,26 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument("--batch_size", type=int, default=256, help="passages encoded at once")
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
-    parser.add_argument("--chunk_tokens", type=int, help="cut passages to at most this many encoder tokens")
-    parser.add_argument("--chunk_overlap", type=int, default=16, help="tokens shared by neighbouring chunks")
+    _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
 
 
+def _chunk_arguments(parser: Any) -> None:
+    parser.add_argument("--chunk_tokens", type=int, help="passages are cut to at most this many encoder tokens")
+    parser.add_argument("--chunk_overlap", type=int, default=16, help="tokens shared by neighbouring chunks")
+
+
+def _chunker(args: Any, encoder: Any) -> Any:
+    from indexes import Chunker
+
+    if args.chunk_tokens is None:
+        return None
+    return Chunker(encoder.tokenizer, max_tokens=args.chunk_tokens, overlap=args.chunk_overlap)
+
+
 def _build(args: Any) -> Report:
-    from indexes import Chunker, build_index
+    from indexes import build_index
     from rag.pocket import load_encoder
 
     encoder = load_encoder(
@@ -66,16 +80,13 @@ def _build(args: Any) -> Report:
         passage_prompt=args.passage_prompt,
         device=args.device,
     )
-    chunker = None
-    if args.chunk_tokens is not None:
-        chunker = Chunker(encoder.tokenizer, max_tokens=args.chunk_tokens, overlap=args.chunk_overlap)
     index = build_index(
         args.corpus,
         encoder,
         args.output,
         factory=args.factory,
         batch_size=args.batch_size,
-        chunker=chunker,
+        chunker=_chunker(args, encoder),
         overwrite=args.overwrite,
         progress=_progress(args),
     )
@@ -98,6 +109,7 @@ def _verify_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
     parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
+    _chunk_arguments(parser)
 
 
 def _verify(args: Any) -> Report:
@@ -107,6 +119,9 @@ def _verify(args: Any) -> Report:
     index = PassageIndex.open(args.index)
     encoder = None if args.encoder is None else encoder_of(index, args.encoder)
     corpus = None if args.corpus is None else Corpus.from_file(args.corpus)
+    chunker = _chunker(args, encoder or encoder_of(index)) if args.chunk_tokens else None
+    if corpus is not None and chunker is not None:
+        corpus = corpus.chunked(chunker)
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
 
@@ -139,7 +154,7 @@ def _search(args: Any) -> Report:
         {"id": e.id, "hits": [{"id": i, "score": s} for i, s in zip(c.ids, c.scores_n.tolist(), strict=True)]}
         for e, c in zip(examples, found, strict=True)
     ]
-    metrics = search_metrics(examples, found)
+    metrics = search_metrics(examples, found, args.k)
     data = {"results": hits, "metrics": metrics}
     return Report(_metrics_text(metrics) if args.questions else _hits_text(found), data)
 
@@ -271,6 +286,10 @@ def _open(args: Any) -> Any:
 
     if args.bundle is None:
         return _create(args)
+    fresh = _parser("ask").get_defaults()
+    given = [key for key in ("base", "revision", "selector", "generation", "adapter") if args[key] != fresh[key]]
+    if given:
+        raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
     return RAG.from_pretrained(
         args.bundle,
         index=args.index,
@@ -339,6 +358,11 @@ def _demo(args: Any) -> Report:
     return Report(result.text, result.data)
 
 
+def _check_json_file(args: Any) -> None:
+    if isinstance(args.json, str) and not Path(args.json).resolve().parent.is_dir():
+        raise UsageError(f"--json needs a file in a folder that exists; {args.json} came.")
+
+
 def _doctor(args: Any) -> Report:
     from rag.doctor import diagnose, render
 
@@ -354,7 +378,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
     "evaluate": Command("score a pipeline on questions with answers", _evaluate_arguments, _evaluate),
     "ask": Command("answer questions", _ask_arguments, _ask),
-    "demo": Command("the whole road on an embedded encyclopedia and a tiny model", _demo_arguments, _demo),
+    "demo": Command(
+        "the whole road on an embedded encyclopedia and a tiny model", _demo_arguments, _demo, json_file=True
+    ),
     "doctor": Command("versions, devices, OpenMP runtimes and advice", lambda parser: None, _doctor),
 }
 
@@ -377,6 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, rest = _split_command(words)
         args = _parse(name, rest)
+        _check_json_file(args)
         _quiet(debug)
         _print(COMMANDS[name].run(args), args)
         return 0
@@ -422,7 +449,10 @@ def _parser(name: str) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"rag {name}", description=COMMANDS[name].help, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument("--json", nargs="?", const="-", help="write the result as JSON, to FILE or to the screen")
+    if COMMANDS[name].json_file:
+        parser.add_argument("--json", metavar="FILE", type=str, help="also write the result as JSON to FILE")
+    else:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     COMMANDS[name].arguments(parser)
@@ -460,15 +490,13 @@ def _quiet(debug: bool) -> None:
 
 
 def _print(report: Report, args: Any) -> None:
-    if args.json is None:
-        print(report.text)
+    if args.json is True:
+        print(json.dumps(report.data, ensure_ascii=False))
         return
-    text = json.dumps(report.data, ensure_ascii=False, indent=None if args.json == "-" else 2)
-    if args.json == "-":
-        print(text)
-    else:
+    print(report.text)
+    if args.json:
+        text = json.dumps(report.data, ensure_ascii=False, indent=2)
         Path(args.json).write_text(text + "\n", encoding="utf-8")
-        print(report.text)
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -79,12 +79,12 @@ def _recalls(stage: str, ids: Sequence[str], texts: Sequence[str], example: QAEx
     return row
 
 
-def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidates]) -> dict[str, float]:
-    """Recall of a retriever alone, for the questions that have gold ids or golden answers."""
+def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidates], k_max: int) -> dict[str, float]:
+    """Recall of a retriever alone at the cut-offs up to `k_max`, over questions with gold ids or golden answers."""
     rows = []
     for example, found in zip(examples, candidates, strict=True):
         row: dict[str, float] = {}
-        for k in CUTOFFS:
+        for k in (k for k in CUTOFFS if k <= k_max):
             if example.gold_ids:
                 row[f"recall@{k}"] = gold_recall(found.ids, example.gold_ids, k)
             if example.golden_answers:

@@ -57,10 +57,18 @@ class RAG:
     Args:
         retriever: Question to candidates.
         selector: Candidates to a permutation.
-        generator: Passages to an answer; shares the selector's language model or brings its own.
+        generator: Passages to an answer; shares the selector's language model.
+
+    Raises:
+        UsageError: Selector and generator have different language models.
     """
 
     def __init__(self, retriever: DenseRetriever, selector: Selector, generator: Generator) -> None:
+        if selector.language_model is not generator.language_model:
+            raise UsageError(
+                "Selector and generator must share one LanguageModel (two adapters on one base, trained and saved "
+                "together); two different ones came. Hand the same object to both."
+            )
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
@@ -104,7 +112,7 @@ class RAG:
             UsageError: K > n and the like.
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        retriever = DenseRetriever(opened, encoder_of(opened, encoder))
+        retriever = DenseRetriever(opened, encoder_of(opened, encoder, device=device))
         model = LanguageModel.from_pretrained(
             base_path(base),
             adapter=adapter,
@@ -159,11 +167,12 @@ class RAG:
         ]
 
     def _row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
+        """The answer behind the very prompt that it was generated from."""
+        prompt_ids = self.generator.prompt_ids(question, passages)
         if text.strip():
-            return self.generator.row(question, passages, text)
+            return AnswerRow(prompt_ids, self.generator.encode_answer(text))
         # The model may well end its answer at once; that is scored too, though nobody would train on it.
-        row = self.generator.row(question, passages, "-")
-        return AnswerRow(row.prompt_ids, row.answer_ids[-1:])
+        return AnswerRow(prompt_ids, [self.generator.language_model.end_of_answer_id])
 
     def stream(self, question: str) -> Iterator[str]:
         """The answer to one question, piece by piece."""
@@ -189,7 +198,7 @@ class RAG:
         """Write a bundle: adapters, question adapter, prompts, config and a model card.
 
         The index, the encoder and the base are pointed to by default and copied on request; with all three the
-        bundle answers on another machine with no network.
+        bundle answers on another machine with no network. Parts that already live in `folder` stay in it.
 
         Args:
             folder: New, empty, or an earlier bundle (replaced).
@@ -204,7 +213,11 @@ class RAG:
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
             raise UsageError(f"A bundle needs a new or empty folder; {folder} already holds something else.")
+        include_index |= _is_inside(self.retriever.index.path, folder)
+        include_encoder |= _is_inside(self.retriever.encoder.name, folder)
+        include_base |= _is_inside(self.generator.language_model.name, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -219,31 +232,40 @@ class RAG:
                 self._save_base(partial / "base")
             (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
             if folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(old)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            if not folder.exists() and old.exists():
+                old.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
         return folder
 
     def _config(self, folder: Path, index: bool, encoder: bool, base: bool) -> dict[str, Any]:
         model, manifest = self.generator.language_model, self.retriever.index.manifest
-        pointer = os.path.relpath(self.retriever.index.path, folder.resolve())
+        encoder_name = self.retriever.encoder.name
+        index_path = os.path.relpath(self.retriever.index.path.resolve(), folder.resolve())
         return {
             "format_version": FORMAT_VERSION,
             "created_by": f"dro-rag {version('dro-rag')}",
-            "base": {"name": "base" if base else _pointer(model.name, folder), "revision": model.revision},
-            "base_inside": base,
+            "base": {
+                "name": "base" if base else _pointer(model.name, folder),
+                "is_folder": base or _is_folder(model.name),
+                "revision": None if base else model.revision,
+                "dtype": str(model.base_model.dtype).removeprefix("torch."),
+                "quantization": model.quantization,
+            },
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
             "generation": asdict(self.generator.config),
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
-            "index": {
-                "path": "index" if index else pointer,
-                "corpus_fingerprint": manifest.corpus_fingerprint,
+            "index": {"path": "index" if index else index_path, "corpus_fingerprint": manifest.corpus_fingerprint},
+            "encoder": {
+                "name": "encoder" if encoder else _pointer(encoder_name, folder),
+                "is_folder": encoder or _is_folder(encoder_name),
             },
-            "encoder": "encoder" if encoder else None,
         }
 
     def _save_base(self, folder: Path) -> None:
@@ -275,9 +297,9 @@ class RAG:
             folder: What `save_pretrained` wrote (a Hub repository: download it first with huggingface_hub).
             index: Use this index instead of the one the bundle points to (same corpus required).
             encoder: Use this copy of the encoder.
-            dtype: As in `create`.
+            dtype: As in `create`; "auto" is what it was saved with.
             device: As in `create`.
-            quantization: As in `create`.
+            quantization: As in `create`; default: what it was saved with.
 
         Raises:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
@@ -286,21 +308,20 @@ class RAG:
         folder = Path(folder)
         config = _read_config(folder)
         where = index if index is not None else folder / config["index"]["path"]
-        inside = folder / "encoder" if config["encoder"] else None
-        base = config["base"]["name"]
+        base = config["base"]
         rag = cls.create(
             index=where,
-            base=folder / base if config["base_inside"] or _is_relative(base) else base,
-            encoder=encoder if encoder is not None else inside,
+            base=_resolve(base, folder),
+            encoder=encoder if encoder is not None else _resolve(config["encoder"], folder),
             selector=SelectorConfig(**config["selector"]),
             generation=GenerationConfig(**config["generation"]),
             adapter=AdapterConfig(**config["adapter"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
-            revision=config["base"]["revision"],
-            dtype=dtype,
+            revision=base["revision"],
+            dtype=base["dtype"] if dtype == "auto" else dtype,
             device=device,
-            quantization=quantization,
+            quantization=quantization or base["quantization"],
         )
         rag._check_corpus(config, folder)
         rag._set_question_adapter(config["question_adapter_rank"])
@@ -333,7 +354,9 @@ class RAG:
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
 
 
-def encoder_of(index: PassageIndex, encoder: str | Path | Encoder | None = None) -> Encoder:
+def encoder_of(
+    index: PassageIndex, encoder: str | Path | Encoder | None = None, *, device: str | None = None
+) -> Encoder:
     """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts."""
     if isinstance(encoder, Encoder):
         return encoder
@@ -342,6 +365,7 @@ def encoder_of(index: PassageIndex, encoder: str | Path | Encoder | None = None)
         record.name if encoder is None else encoder,
         question_prompt=record.question_prompt,
         passage_prompt=record.passage_prompt,
+        device=device,
         dtype=record.dtype,
         max_length=record.max_length,
         revision=record.revision if encoder is None else None,
@@ -354,13 +378,21 @@ def _citations(text: str, passages: Sequence[Passage]) -> list[str]:
     return [p.id for p in passages if answer_recall([p.contents], [text], 1)]
 
 
+def _is_folder(name: str) -> bool:
+    return name != POCKET and Path(name).is_dir()
+
+
 def _pointer(name: str, folder: Path) -> str:
-    """A base in a folder is pointed to relative to the bundle; a Hub name (or "pocket") stays as it is."""
-    return os.path.relpath(Path(name).resolve(), folder.resolve()) if Path(name).is_dir() else name
+    """A model in a folder is pointed to relative to the bundle; a Hub name (or "pocket") stays as it is."""
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if _is_folder(name) else name
 
 
-def _is_relative(name: str) -> bool:
-    return name.startswith("..")
+def _resolve(part: dict[str, Any], folder: Path) -> str | Path:
+    return (folder / part["name"]).resolve() if part["is_folder"] else str(part["name"])
+
+
+def _is_inside(name: str | Path, folder: Path) -> bool:
+    return name != POCKET and Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def _write_json(file: Path, data: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def sample_step(log_q_n: Tensor, generator: torch.Generator | None) -> Tensor:
     Exponential noise is drawn in float64: float32 uniforms hit 0 often enough to give infinite Gumbels.
     """
     noise = torch.empty(log_q_n.shape, dtype=torch.float64).exponential_(generator=generator)
-    return (log_q_n.double() - noise.log().to(log_q_n.device)).argmax(-1)
+    return (log_q_n.cpu().double() - noise.log()).argmax(-1).to(log_q_n.device)  # some devices have no float64
 
 
 def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:

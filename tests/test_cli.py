@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import PASSAGES, byte_tokenizer, tiny_model
 
 from indexes.encoder import Encoder
 from rag.cli import COMMANDS, main
+from rag.demo import DemoResult
 
 QUESTIONS = [
     {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
@@ -75,6 +77,24 @@ def test_search(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> No
     code, out, _ = run(["search", "--index", files["index"], "who wrote Hamlet?", "-k", "2"], capsys)
     assert code == 0
     assert "Hamlet" in out
+    # --json takes no word away from the questions
+    both = main(["search", "--index", files["index"], "--json", "who wrote Hamlet?", "and Faust?", "-k", "1"])
+    data = json.loads(capsys.readouterr().out)
+    assert both == 0
+    assert [len(r["hits"]) for r in data["results"]] == [1, 1]
+
+
+def test_recall_is_reported_up_to_k(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = result(["search", "--index", files["index"], "--questions", files["questions"], "-k", "3"], capsys)
+    assert {n for n in found["metrics"] if n.startswith("recall")} == {"recall@1", "recall@3"}
+
+
+def test_verify_a_chunked_index(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chunks = ["--chunk_tokens", "6", "--chunk_overlap", "2"]
+    words = ["--corpus", files["corpus"], "--encoder", files["encoder"], *chunks]
+    assert run(["index", "build", *words, "--output", str(tmp_path / "chunked")], capsys)[0] == 0
+    assert result(["index", "verify", str(tmp_path / "chunked"), *words], capsys)["passages"] > len(PASSAGES)
+    assert run(["index", "verify", str(tmp_path / "chunked"), "--corpus", files["corpus"]], capsys)[0] == 4
 
 
 def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -93,13 +113,20 @@ def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture
     answers = result(["ask", "--bundle", bundle, "who wrote Hamlet?", "and Faust?"], capsys)["answers"]
     assert [a["question"] for a in answers] == ["who wrote Hamlet?", "and Faust?"]
     assert len(answers[0]["passages"]) == 2
+    code, _, err = run(["ask", "--bundle", bundle, "--selector.num_selected", "1", "who?"], capsys)
+    assert code == 2
+    assert "A bundle brings its own ['selector']" in err
 
 
-def test_json_to_a_file(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = run(["index", "info", files["index"], "--json", str(tmp_path / "info.json")], capsys)
+def test_the_demo_writes_its_json_beside_its_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rag.demo.run_demo", lambda **settings: DemoResult("the table", {"rows": [settings["rounds"]]}))
+    code, out, _ = run(["demo", "--rounds", "3", "--json", str(tmp_path / "demo.json")], capsys)
     assert code == 0
-    assert json.loads((tmp_path / "info.json").read_text())["passages"] == len(PASSAGES)
-    assert "passages: 12" in out
+    assert out == "the table\n"
+    assert json.loads((tmp_path / "demo.json").read_text()) == {"rows": [3]}
+    assert run(["demo", "--json", str(tmp_path / "no/such/folder.json")], capsys)[0] == 2
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +253,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     def interrupt(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "doctor", COMMANDS["doctor"].__class__("x", lambda parser: None, interrupt))
+    monkeypatch.setitem(COMMANDS, "doctor", replace(COMMANDS["doctor"], run=interrupt))
     assert run(["doctor"], capsys)[0] == 130
 
 

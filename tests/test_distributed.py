@@ -132,7 +132,7 @@ from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.trainer import DROTrainer
 
-torch.manual_seed(0)
+torch.manual_seed(int(__import__("os").environ["RANK"]))  # the same adapters must come out anyway
 rag = RAG.create(index=sys.argv[1], base=sys.argv[3], selector=SelectorConfig(num_candidates=4, num_selected=2),
                  generation=GenerationConfig(max_new_tokens=2), adapter=AdapterConfig(r=2), device="cpu")
 config = DROConfig(output_dir=sys.argv[4], rounds=1, num_samples=2, warm_up_epochs=1, learning_rate=1e-2,

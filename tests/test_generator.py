@@ -70,6 +70,14 @@ def test_greedy_answers_are_the_argmax_of_the_full_model(generator: Generator) -
     assert generator.generate([QUESTIONS[0]], [PASSAGES[:2]]) == [expected]
 
 
+def test_the_models_own_generation_settings_stay_out(generator: Generator) -> None:
+    """A repetition penalty in generation_config.json would make "greedy" something else."""
+    before = generator.generate(QUESTIONS, [PASSAGES[:2]] * 3)
+    generator.language_model.base_model.generation_config.repetition_penalty = 5.0
+    assert generator.generate(QUESTIONS, [PASSAGES[:2]] * 3) == before
+    assert generator.language_model.base_model.generation_config.repetition_penalty == 5.0
+
+
 def test_streaming_gives_the_same_answer(generator: Generator) -> None:
     pieces = list(generator.stream(QUESTIONS[0], PASSAGES[:2]))
     assert "".join(pieces).strip() == generator.generate([QUESTIONS[0]], [PASSAGES[:2]])[0]

@@ -22,6 +22,7 @@ from training.maximization import (
     JointModel,
     MicroBatch,
     MStepTrainer,
+    _parameter_groups,
     micro_batches_per_batch,
     plan_micro_batches,
 )
@@ -202,6 +203,25 @@ def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
     drawn = torch.tensor([kl(replace(every, selfaug_rows="one"), seed) for seed in range(60)])
     assert drawn.std().item() > 0
     assert drawn.mean().item() == pytest.approx(kl(every, 0), abs=4 * drawn.std().item() / 60**0.5)
+
+
+@pytest.mark.parametrize("rows", ["all", "one"])
+def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
+    """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
+    model = tiny_language_model()
+    selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
+    settings = config(selfaug_alpha=0.5, num_samples=6, selfaug_rows=rows)
+    posteriors = posteriors_of((selector, generator), settings)
+    for seed in range(5):
+        joint = JointModel(selector, generator, settings)
+        with model.use("generator"):
+            assert abs(joint(MicroBatch("generator", tuple(posteriors), seed=seed))["selfaug_kl"].item()) < 1e-4
+
+
+def test_a_zero_selector_learning_rate_means_zero(parts: tuple[Selector, Generator]) -> None:
+    joint = JointModel(*parts, config())
+    groups = _parameter_groups(joint, config(selector_learning_rate=0.0, learning_rate=0.5))
+    assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
 def test_a_broken_reference_is_noticed(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tiny_model
+from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tiny_language_model, tiny_model
 
-from generator.generator import GenerationConfig
+from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes.builder import PassageIndex, build_index
@@ -117,6 +117,56 @@ def test_a_bundle_points_to_its_parts(rag: RAG, tmp_path: Path) -> None:
     assert again.generator.prompt == rag.generator.prompt
     assert "| 0 | 0.250 |" in (bundle / "README.md").read_text()
     assert sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) < 200_000
+
+
+def test_saving_a_bundle_onto_itself_keeps_its_parts(rag: RAG, tmp_path: Path) -> None:
+    """Load, train on, save: the index, encoder and base inside must survive."""
+    folder = tmp_path / "b"
+    rag.save_pretrained(folder, include_index=True, include_encoder=True, include_base=True)
+    RAG.from_pretrained(folder, device="cpu").save_pretrained(folder)
+    assert RAG.from_pretrained(folder, device="cpu").answer(QUESTIONS) == rag.answer(QUESTIONS)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_path: Path) -> None:
+    made = RAG.create(index=index, base=base, dtype="bfloat16", device="cpu")
+    bundle = made.save_pretrained(tmp_path / "bundle")
+    assert RAG.from_pretrained(bundle, device="cpu").generator.language_model.base_model.dtype == torch.bfloat16
+    again = RAG.from_pretrained(bundle, device="cpu", dtype="float32")
+    assert again.generator.language_model.base_model.dtype == torch.float32
+
+
+def test_the_same_call_makes_the_same_pipeline(base: Path, index: PassageIndex) -> None:
+    """LoRA's random half must not depend on what was drawn before, nor change what is drawn after."""
+    torch.manual_seed(1)
+    first = RAG.create(index=index, base=base, device="cpu").generator.language_model
+    after = torch.rand(1)
+    torch.manual_seed(2)
+    second = RAG.create(index=index, base=base, device="cpu").generator.language_model
+    for role in ("selector", "generator"):
+        ours, theirs = first.adapter_parameters(role), second.adapter_parameters(role)
+        assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    torch.manual_seed(1)
+    RAG.create(index=index, base=base, device="cpu")
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_selector_and_generator_share_one_model(rag: RAG) -> None:
+    with pytest.raises(UsageError, match="must share one LanguageModel"):
+        RAG(rag.retriever, rag.selector, Generator(tiny_language_model()))
+
+
+def test_asking_while_an_answer_streams(rag: RAG) -> None:
+    """One set of adapters: the second call waits, and both answers are what they are alone."""
+    alone = [rag.answer(q).text for q in QUESTIONS[:2]]
+    stream = rag.stream(QUESTIONS[0])
+    first = next(stream)
+    assert rag.answer(QUESTIONS[1]).text == alone[1]
+    assert (first + "".join(stream)).strip() == alone[0]
+    abandoned = rag.stream(QUESTIONS[0])
+    next(abandoned)
+    abandoned.close()
+    assert rag.generator.language_model.role == "base"
 
 
 def test_saving_over_something_else_is_refused(rag: RAG, tmp_path: Path) -> None:

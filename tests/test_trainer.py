@@ -38,7 +38,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_rag(base: Path, index: PassageIndex) -> Callable[[], RAG]:
     def make() -> RAG:
-        torch.manual_seed(0)  # LoRA's A matrices
         return RAG.create(
             index=index,
             base=base,
@@ -214,8 +213,29 @@ def test_training_questions_need_answers(make_rag: Callable[[], RAG], tmp_path: 
 
 
 def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    """Found at round 0, and the run goes on under the right name."""
     with pytest.raises(UsageError, match=r"must be one of \['exact_match'"):
         train(make_rag(), settings(tmp_path / "run", rounds=1, metric_for_best_model="bleu"))
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
+    assert len(train(make_rag(), settings(tmp_path / "run", rounds=1, resume=True)).history) == 2
+
+
+def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    for bad in ({"lr_scheduler_type": "liner"}, {"training_arguments": {"no_such_thing": 1}}):
+        with pytest.raises(UsageError, match="TrainingArguments must accept"):
+            DROTrainer(make_rag(), settings(tmp_path / "run", **bad), EXAMPLES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1), None)
+    again = settings(tmp_path / "run", warm_up_epochs=0, num_samples=1, resume=True)
+    with pytest.raises(MismatchError, match=r"other values of \['train_examples'\]"):
+        DROTrainer(make_rag(), again, EXAMPLES[::-1], progress=False).train()
+    other = make_rag()
+    other.selector.config = replace(other.selector.config, decoding="single_pass")
+    with pytest.raises(MismatchError, match=r"other values of \['selector'\]"):
+        DROTrainer(other, again, EXAMPLES, progress=False).train()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +247,7 @@ def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None
         ({"likelihood": "max"}, r"one of \['sum', 'mean'\]; 'max' came"),
         ({"train_selector": False, "train_generator": False}, "both are false"),
         ({"rows_per_micro_batch": 0}, "at least 1 or None"),
+        ({"early_stopping_patience": 0}, "at least 1 or None"),
     ],
 )
 def test_config_is_checked(bad: dict[str, object], message: str) -> None:

@@ -109,8 +109,8 @@ class DROConfig:
         self._need(0 < self.clip_range < 1, "clip_range", "between 0 and 1")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
-        if self.rows_per_micro_batch is not None:
-            self._need(self.rows_per_micro_batch >= 1, "rows_per_micro_batch", "at least 1 or None")
+        for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples"):
+            self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
         if not (self.train_selector or self.train_generator):
             raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
 

@@ -8,6 +8,7 @@ Every draw is a function of (seed, round, question), so a killed run that resume
 ends with the same weights as one that was never interrupted.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -32,11 +33,15 @@ from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
 from training.data import QAExample, load_examples
 from training.estimation import EStep, Posterior, stable_seed
-from training.maximization import JointModel, MStepTrainer
+from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
 
+_FREE_ON_RESUME = (
+    *("output_dir", "resume", "rounds", "early_stopping_patience", "metric_for_best_model"),
+    *("report_to", "logging_steps"),
+)
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 
@@ -87,11 +92,17 @@ class DROTrainer:
         self.progress = progress
         self.output_dir = Path(config.output_dir)
         # Several CPU processes are only seen as such when the CPU is asked for.
-        self.state = PartialState(cpu=rag.generator.language_model.device.type == "cpu")
+        self.state = PartialState(cpu=self._on_cpu)
         self.history: list[dict[str, Any]] = []
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
+        # Refused settings are found now, and not after hours of E-step.
+        training_arguments(config, self.output_dir, seed=0, max_rows=1, use_cpu=self._on_cpu)
         self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.rag.generator.language_model.device.type == "cpu"
 
     # -- the story ---------------------------------------------------------------------------------------------
 
@@ -171,6 +182,8 @@ class DROTrainer:
             with (self.output_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.history[-1], sort_keys=True) + "\n")
         self.state.wait_for_everyone()
+        if self.eval_examples is not None:
+            self._score(self.history[-1])  # an unknown metric is found in the first round, with its work saved
 
     def _evaluate(self) -> dict[str, float]:
         if self.eval_examples is None:
@@ -222,20 +235,20 @@ class DROTrainer:
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a resumed run to end where an uninterrupted one would."""
         settings = asdict(self.config)
-        for name in (
-            "output_dir",
-            "resume",
-            "rounds",
-            "early_stopping_patience",
-            "report_to",
-            "logging_steps",
-        ):
+        for name in _FREE_ON_RESUME:
             settings.pop(name)
+        model, selector, generator = self.rag.generator.language_model, self.rag.selector, self.rag.generator
         return {
             "config": settings,
-            "base": self.rag.generator.language_model.name,
+            "base": model.name,
+            "adapter": asdict(model.adapter),
+            "selector": asdict(selector.config),
+            "generation": asdict(generator.config),
+            "prompts": [asdict(selector.prompt), asdict(generator.prompt)],
             "index": self.rag.retriever.index.manifest.corpus_fingerprint,
-            "num_train_examples": len(self.train_examples),
+            "encoder": self.rag.retriever.index.manifest.encoder.fingerprint,
+            "train_examples": _digest(self.train_examples),
+            "eval_examples": _digest(self.eval_examples or []),
         }
 
     def _write_run_file(self) -> None:
@@ -308,6 +321,10 @@ def _examples(dataset: Any, *, require_answers: bool, limit: int | None = None) 
             )
         return examples
     return load_examples(dataset, require_answers=require_answers, limit=limit)
+
+
+def _digest(examples: Sequence[QAExample]) -> str:
+    return hashlib.sha256(json.dumps([asdict(e) for e in examples]).encode()).hexdigest()
 
 
 def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:
