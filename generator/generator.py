@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from generator.language_model import LanguageModel, length_mask, pad_right, token_budget_batches
+from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob
 from generator.prompts import AnswerPrompt, defuse, encode_plain
+from generator.rows import length_mask, pad_right, token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, UsageError
 

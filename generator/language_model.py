@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from generator.prompts import render_chat
+from generator.rows import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -339,7 +340,7 @@ class LanguageModel(nn.Module):
             )
 
     def branch_masks(
-        self, prompt_lengths_B: Tensor, prompt_width: int, query: "Branches", keys: "Branches"
+        self, prompt_lengths_B: Tensor, prompt_width: int, query: Branches, keys: Branches
     ) -> Tensor | dict[str, Tensor]:
         """Additive attention mask of several replies to one prompt in one row.
 
@@ -355,20 +356,11 @@ class LanguageModel(nn.Module):
         Returns:
             `[B, 1, Q, P + keys]`, or one mask per layer type where the model mixes full and sliding attention.
         """
-        device, dtype = self.device, self.base_model.dtype
-        prompt_P = torch.arange(prompt_width, device=device)
-        in_prompt = query.branch < 0
-        visible_prompt = (prompt_P < prompt_lengths_B[:, None, None]) & (
-            ~in_prompt[:, None] | (prompt_P <= query.depth[:, None])
-        )
-        same = (query.branch[:, None] == keys.branch) & (keys.depth <= query.depth[:, None]) & ~in_prompt[:, None]
-        visible = torch.cat([visible_prompt, same.expand(len(prompt_lengths_B), -1, -1)], -1)
-        # A padded query sees nothing; let it see position 0, so that softmax stays finite everywhere.
-        visible[..., 0] |= ~visible.any(-1)
-        distance = self._distance(prompt_lengths_B, prompt_P, query, keys)
+        visible, distance = branch_visibility(prompt_lengths_B, prompt_width, query, keys)
+        dtype = self.base_model.dtype
 
         def additive(seen: Tensor) -> Tensor:
-            mask = torch.zeros(seen.shape, dtype=dtype, device=device)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             return mask.masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
         types, window = self._attention_types()
@@ -376,12 +368,6 @@ class LanguageModel(nn.Module):
             kind: additive(visible & (distance < window) if kind == "sliding_attention" else visible) for kind in types
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
-
-    def _distance(self, prompt_lengths_B: Tensor, prompt_P: Tensor, query: "Branches", keys: "Branches") -> Tensor:
-        """Position of the query minus position of the key, `[B, Q, P + keys]`."""
-        position_Q = query.positions(prompt_lengths_B)
-        position_K = torch.cat([prompt_P.expand(len(prompt_lengths_B), -1), keys.positions(prompt_lengths_B)], dim=1)
-        return position_Q[:, :, None] - position_K[:, None, :]
 
     def _attention_types(self) -> tuple[list[str], float]:
         config = self.base_model.config.get_text_config(decoder=True).to_dict()
@@ -392,39 +378,6 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Cache:
         """An empty key-value cache that keeps every token: the masks above decide what a layer may see."""
         return DynamicCache()
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Which reply each token belongs to, and how deep in it: two int64 vectors of one length.
-
-    `branch == -1` marks prompt tokens, whose depth is their position in the prompt; a reply token of depth t
-    stands at position P + t of its row.
-    """
-
-    branch: Tensor
-    depth: Tensor
-
-    @classmethod
-    def of(cls, num_branches: int, start: int, length: int, device: torch.device) -> "Branches":
-        """Tokens `start .. start+length-1` of every branch, branch by branch."""
-        depth = torch.arange(start, start + length, device=device).repeat(num_branches)
-        return cls(torch.arange(num_branches, device=device).repeat_interleave(length), depth)
-
-    @classmethod
-    def prompt(cls, length: int, device: torch.device) -> "Branches":
-        """The prompt itself."""
-        depth = torch.arange(length, device=device)
-        return cls(torch.full_like(depth, -1), depth)
-
-    def followed_by(self, other: "Branches") -> "Branches":
-        """Both, one after the other."""
-        return Branches(torch.cat([self.branch, other.branch]), torch.cat([self.depth, other.depth]))
-
-    def positions(self, prompt_lengths_B: Tensor) -> Tensor:
-        """Position ids `[B, tokens]`: replies restart right after each row's own prompt."""
-        offset = torch.where(self.branch < 0, 0, prompt_lengths_B[:, None])
-        return self.depth + offset
 
 
 def best_device() -> str:
@@ -448,32 +401,6 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     if dtype not in known:
         raise UsageError(f"dtype must be 'auto' or one of {sorted(known)}; {dtype!r} came.")
     return known[dtype]
-
-
-def pad_right(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of ids to `(ids_BT, lengths_B)`, padded on the right."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return ids.to(device), torch.tensor([len(row) for row in rows], device=device)
-
-
-def length_mask(lengths_B: Tensor, width: int) -> Tensor:
-    """1 for real tokens, 0 for right padding: int64 `[B, width]`."""
-    return (torch.arange(width, device=lengths_B.device) < lengths_B[:, None]).long()
-
-
-def token_budget_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Group row indices, longest first, so that rows x longest row stays within `max_tokens` (at least one row)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 def _quantization(kind: str) -> Any:
@@ -512,6 +439,3 @@ def _end_of_answer_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
-
-
-Head = Callable[[Tensor], Tensor]

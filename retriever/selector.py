@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from generator.language_model import Branches, LanguageModel, pad_right, token_budget_batches
+from generator.language_model import LanguageModel
 from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
+from generator.rows import Branches, pad_right, token_budget_batches
 from indexes.errors import DataError, UsageError
 from retriever.dense import Candidates, DenseRetriever
 from retriever.permutations import (

@@ -8,11 +8,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from generator.language_model import (
     AdapterConfig,
-    Branches,
     LanguageModel,
     resolve_dtype,
-    token_budget_batches,
 )
+from generator.rows import Branches, token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError
 
 IDS = torch.tensor([[20, 30, 40, 50, 60]])
