@@ -400,11 +400,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dro-rag {version('dro-rag')}")
         return 0
     debug = "--debug" in words
+    _set_up_logs(debug, quiet="--quiet" in words)
     try:
         name, rest = _split_command(words)
         args = _parse(name, rest)
         _check_json_file(args)
-        _quiet(debug)
         _print(COMMANDS[name].run(args), args)
         return 0
     except RAGError as error:
@@ -480,13 +480,16 @@ def _progress(args: Any) -> bool:
     return not args.quiet and sys.stderr.isatty()
 
 
-def _quiet(debug: bool) -> None:
-    """Library chatter belongs into logs; our own warnings stay."""
+def _set_up_logs(debug: bool, quiet: bool) -> None:
+    """Our own news on stderr, library chatter only with --debug. Runs before any library is imported."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    for package in ("indexes", "generator", "retriever", "training", "rag"):
+        logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _print(report: Report, args: Any) -> None:

@@ -65,7 +65,10 @@ class Posterior:
         )
 
     def telemetry(self) -> dict[str, float]:
-        """Health of this E-step: ESS, share of distinct permutations, estimate of log p(y|x)."""
+        """Health of this E-step: ESS, share of distinct permutations, and `log_marginal`.
+
+        The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration).
+        """
         return {
             "ess": float(effective_sample_size(self.weights_m)),
             "distinct_permutations": len(self.permutations.distinct()[0]) / len(self.permutations),

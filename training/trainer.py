@@ -181,6 +181,10 @@ class DROTrainer:
             save_learned(self.rag.selector, self._round_folder(round))
             with (self.output_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.history[-1], sort_keys=True) + "\n")
+            shown = ("eval_exact_match", "eval_f1", "log_marginal", "ess")
+            record = self.history[-1]
+            news = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
+            logger.info("Round %d of %d in %.0f s. %s", round, self.config.rounds, seconds, news)
         self.state.wait_for_everyone()
         if self.eval_examples is not None:
             self._score(self.history[-1])  # an unknown metric is found in the first round, with its work saved
