@@ -338,7 +338,7 @@ def _answer_text(answer: Any) -> str:
 
 def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--output", type=str, help="keep index, run and bundle in this new folder")
-    parser.add_argument("--train_questions", type=int, default=64, help="questions to train on")
+    parser.add_argument("--train_questions", type=int, default=48, help="questions to train on")
     parser.add_argument("--dev_questions", type=int, default=64, help="held-out questions to score")
     parser.add_argument("--rounds", type=int, default=2, help="E-step and M-step pairs")
     parser.add_argument("--seed", type=int, default=42, help="of every draw")

@@ -15,7 +15,6 @@ from generator import AdapterConfig, GenerationConfig
 from indexes import build_index
 from indexes.errors import UsageError
 from rag.encyclopedia import write
-from rag.evaluation import Evaluation, evaluate
 from rag.pipeline import RAG, Answer
 from rag.pocket import POCKET, load_encoder
 from retriever import SelectorConfig
@@ -43,7 +42,7 @@ class DemoResult:
 def run_demo(
     *,
     output: str | Path | None = None,
-    train_questions: int = 64,
+    train_questions: int = 48,
     dev_questions: int = 64,
     rounds: int = 2,
     seed: int = 42,
@@ -77,10 +76,11 @@ def run_demo(
         train = load_examples(files["train"], require_answers=True, limit=train_questions)
         dev = load_examples(files["dev"], require_answers=True, limit=dev_questions)
         rag = _pipeline(folder / "index")
-        before = evaluate(rag, dev, progress=progress)
+        before = rag.evaluate(dev, progress=progress)
         trainer = DROTrainer(rag, _config(folder / "run", rounds, seed), train, dev, progress=progress)
         history = trainer.train()
-        after = evaluate(rag, dev, progress=progress)
+        best = history[trainer.best_round()]
+        after = {name.removeprefix("eval_"): value for name, value in best.items() if name.startswith("eval_")}
         rag.save_pretrained(folder / "bundle", report=history)
         answers = rag.answer([e.question for e in dev[:3]])
     seconds = time.perf_counter() - started
@@ -88,7 +88,7 @@ def run_demo(
     return DemoResult(
         _text(len(index), len(train), rows, dev, answers, seconds),
         {
-            "rows": [{"name": name, **result.metrics} for name, result in rows],
+            "rows": [{"name": name, **metrics} for name, metrics in rows],
             "rounds": history,
             "best_round": trainer.best_round(),
             "answers": [a.to_dict() for a in answers],
@@ -123,7 +123,7 @@ def _config(output_dir: Path, rounds: int, seed: int) -> DROConfig:
 def _text(
     passages: int,
     train_questions: int,
-    rows: Sequence[tuple[str, Evaluation]],
+    rows: Sequence[tuple[str, dict[str, float]]],
     dev: Sequence[QAExample],
     answers: Sequence[Answer],
     seconds: float,
@@ -145,15 +145,15 @@ def _text(
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[tuple[str, Evaluation]]) -> str:
+def _table(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
     from io import StringIO
 
     from rich.console import Console
     from rich.table import Table
 
     table = Table("pipeline", *(name.replace("_", " ") for name in COLUMNS))
-    for name, result in rows:
-        table.add_row(name, *(f"{result.metrics[c]:.3f}" if c in result.metrics else "-" for c in COLUMNS))
+    for name, metrics in rows:
+        table.add_row(name, *(f"{metrics[c]:.3f}" if c in metrics else "-" for c in COLUMNS))
     buffer = StringIO()
     Console(file=buffer, width=140).print(table)
     return buffer.getvalue().rstrip()
