@@ -127,13 +127,18 @@ class Generator:
         lengths = [len(row.input_ids) for row in rows]
         with self.language_model.use(ROLE):
             for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
-                result[batch] = self.score([rows[i] for i in batch]).cpu()
+                result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def score(self, rows: Sequence[AnswerRow]) -> Tensor:
-        """One forward pass: float32 `[B]` with gradient, under whatever adapter is active."""
+    def score(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor]:
+        """One forward pass with gradient, under whatever adapter is active.
+
+        Returns:
+            `(log_p_B, hidden_BTH)`: float32 log-probabilities of the answers, and the hidden states behind them.
+        """
         hidden_BTH, input_ids_BT, prompt_B, answer_B = self.forward(rows)
-        return answer_log_prob(hidden_BTH, input_ids_BT, prompt_B, answer_B, self.language_model.head)
+        log_p_B = answer_log_prob(hidden_BTH, input_ids_BT, prompt_B, answer_B, self.language_model.head)
+        return log_p_B, hidden_BTH
 
     def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""

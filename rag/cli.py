@@ -119,9 +119,8 @@ def _verify(args: Any) -> Report:
     index = PassageIndex.open(args.index)
     encoder = None if args.encoder is None else encoder_of(index, args.encoder)
     corpus = None if args.corpus is None else Corpus.from_file(args.corpus)
-    chunker = _chunker(args, encoder or encoder_of(index)) if args.chunk_tokens else None
-    if corpus is not None and chunker is not None:
-        corpus = corpus.chunked(chunker)
+    if corpus is not None and args.chunk_tokens is not None:
+        corpus = corpus.chunked(_chunker(args, encoder or encoder_of(index)))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
 

@@ -13,6 +13,7 @@ z_<k (`autoregressive`) it is DRO's selector (arXiv 2505.03075).
 Legend: B questions, m permutations, K selected, n candidates.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -98,9 +99,7 @@ def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:
         UsageError: k > n, or more than `limit` of them.
     """
     check_selection(n, k)
-    count = 1
-    for i in range(k):
-        count *= n - i
+    count = math.perm(n, k)
     if count > limit:
         raise UsageError(
             f"Exact mode enumerates n!/(n-K)! permutations and allows {limit}; n={n}, K={k} gives {count}. "

@@ -10,6 +10,7 @@ the mean over questions.
 Legend: R rows of a micro-batch, T tokens, H hidden size, N aligned positions, u distinct permutations.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from generator.generator import AnswerRow, Generator
 from generator.language_model import BASE, ROLES
-from generator.log_probs import answer_log_prob
 from indexes.errors import UsageError
 from retriever.selector import Selector
 from training.config import DROConfig
@@ -117,7 +117,7 @@ class JointModel(nn.Module):
         rows, weights_R, share_R = self._rows(micro_batch)
         aligned = self._aligned_rows(micro_batch, share_R)
         base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if len(aligned.rows) else None
-        log_p_R, hidden_RTH = self._score(rows)
+        log_p_R, hidden_RTH = self._generator.score(rows)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
         if base_NH is None:
@@ -188,19 +188,16 @@ class JointModel(nn.Module):
         aligned.row_of_N = row_of_N
         return hidden_ATH[row_of_N, aligned.positions_N]
 
-    def _score(self, rows: list[AnswerRow]) -> tuple[Tensor, Tensor]:
-        hidden_RTH, input_ids_RT, prompt_R, answer_R = self._generator.forward(rows)
-        log_p_R = answer_log_prob(hidden_RTH, input_ids_RT, prompt_R, answer_R, self.language_model.head)
-        return log_p_R, hidden_RTH
-
     def _check_first_kl(self, kl: Tensor, *, exact: bool) -> None:
         """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference.
 
         When the reference sees only some of the rows, its batch has another shape and kernels may round otherwise.
         """
+        if not self._must_start_at_zero:
+            return
         value = float(kl.detach())
         allowed = 0.0 if exact else FIRST_KL_TOLERANCE
-        if self._must_start_at_zero and self.language_model.is_untrained("generator") and abs(value) > allowed:
+        if self.language_model.is_untrained("generator") and abs(value) > allowed:
             raise RuntimeError(
                 f"SelfAug's KL must be exactly 0 before the first update; it is {value:.3e}. The reference "
                 "pass does not see the same distribution (active dropout, or a wrapper that hides the adapters)."
@@ -238,7 +235,7 @@ def plan_micro_batches(
         world_size: Number of processes.
         max_rows: The most distinct permutations a question can have (decides the number of parts).
     """
-    parts = -(-max_rows // config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
+    parts = _generator_parts(config, max_rows)
     plan: list[MicroBatch] = []
     for epoch in range(config.num_train_epochs):
         generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
@@ -261,8 +258,12 @@ def _group(batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: i
 
 def micro_batches_per_batch(config: DROConfig, max_rows: int) -> int:
     """How many micro-batches one batch of questions becomes."""
-    parts = -(-max_rows // config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
-    return config.train_selector + parts * config.train_generator
+    return config.train_selector + _generator_parts(config, max_rows) * config.train_generator
+
+
+def _generator_parts(config: DROConfig, max_rows: int) -> int:
+    """Into how many micro-batches a question batch's generator rows are split."""
+    return math.ceil(max_rows / config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
 
 
 def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:

@@ -11,6 +11,7 @@ ends with the same weights as one that was never interrupted.
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,6 @@ from transformers import TrainerCallback
 from generator.generator import Generator
 from indexes.errors import DataError, MismatchError, UsageError
 from retriever.dense import DenseRetriever
-from retriever.permutations import enumerate_permutations
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
@@ -306,7 +306,7 @@ class DROTrainer:
         if not self.config.exact:
             return self.config.num_samples
         selector = self.rag.selector.config
-        return len(enumerate_permutations(selector.num_candidates, selector.num_selected))
+        return math.perm(selector.num_candidates, selector.num_selected)
 
     @contextmanager
     def _bar(self, total: int, label: str) -> Any:
