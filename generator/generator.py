@@ -154,7 +154,11 @@ class Generator:
     @torch.no_grad()
     def generate(self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[str]:
         """Answers to several questions, each from its own passages, in the order given."""
-        prompts = [self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)]
+        return self.complete([self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)])
+
+    @torch.no_grad()
+    def complete(self, prompts: Sequence[list[int]]) -> list[str]:
+        """Replies to any prompts given as token ids, in the order given, decoded as `generate` does."""
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
         with self.language_model.use(ROLE):

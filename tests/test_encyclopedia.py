@@ -14,7 +14,7 @@ import pytest
 import rag.encyclopedia
 from indexes.errors import UsageError
 from rag.encyclopedia import RELATIONS, PassageRow, QuestionRow, passages, questions, write
-from rag.encyclopedia.render import _sentences
+from rag.encyclopedia.render import sentences
 from rag.encyclopedia.tables import KINDS, ascii_spelling, load_aliases, load_entities
 
 FOLDER = Path(rag.encyclopedia.__file__).parent
@@ -165,7 +165,7 @@ class TestPassages:
         assert all(20 <= len(row["text"].split()) <= 70 for row in corpus.values())
 
     def test_has_two_to_five_sentences(self) -> None:
-        counts = {len(_sentences(e, 0, random.Random(n))) for n, e in enumerate(load_entities())}
+        counts = {len(sentences(e, e.facts, random.Random(n))) for n, e in enumerate(load_entities())}
         assert counts <= {2, 3, 4, 5} and len(counts) == 4
 
     def test_names_its_entity_and_leaves_no_placeholder(self, corpus: dict[str, PassageRow]) -> None:
@@ -175,7 +175,7 @@ class TestPassages:
 
     def test_a_passage_in_full(self) -> None:
         entity = next(entity for entity in load_entities() if entity.id == "moon-titan")
-        text = " ".join(_sentences(entity, 0, random.Random(1)))
+        text = " ".join(sentences(entity, entity.facts, random.Random(1)))
         facts = {"Saturn", "Christiaan Huygens", "1655"}
         assert text.startswith("Titan is a natural moon") and all(fact in text for fact in facts)
 

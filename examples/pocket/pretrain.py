@@ -1,353 +1,482 @@
-"""Make the pocket models: a tiny Llama that reads, and a tiny static encoder. One command, CPU only.
+"""Make the pocket models: a tiny Llama that reads, and a tiny static encoder. One command, CPU or GPU.
 
-    python examples/pocket/pretrain.py --output rag/pocket --bf16
+    python examples/pocket/pretrain.py --work_dir pocket-run --output rag/pocket
 
-Everything is learned from an invented world: names are random syllables, facts are random, and only the wording
-(`rag.encyclopedia.RELATIONS`) is that of the demo encyclopedia. So no real fact is ever seen, and answering about
-the encyclopedia is reading, not remembering. The script prints the scores that go into the model cards.
+Everything is learned from an invented world (`rag.pocket.world`): names and facts are made up afresh at every step,
+so nothing can be memorised and no real fact is ever seen. Answering about the demo encyclopedia is then reading.
+A killed run continues from `--work_dir` when the same command is given again; every step's text is a function of
+(seed, step), so it ends with the same weights. The scores that it prints go into the model cards.
+
+    tokenizer -> steps of (draw rows, pack, forward, backward) -> fp16 weights -> scores -> encoder
 """
 
 import argparse
 import json
 import random
+import string
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from tokenizers.decoders import ByteLevel
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
-from generator.generator import GenerationConfig, Generator
-from generator.language_model import LanguageModel
-from generator.prompts import AnswerPrompt
-from indexes.corpus import Passage
-from rag.encyclopedia.relations import RELATIONS
-from rag.metrics import exact_match
+import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is used)
+from generator.prompts import (
+    ANSWER_TEMPLATE,
+    PASSAGE_TEMPLATE,
+    RANKING_SEPARATOR,
+    RANKING_TEMPLATE,
+    AnswerPrompt,
+    Identifiers,
+    RankingPrompt,
+    render_chat,
+)
+from rag.pocket.abilities import exercise
+from rag.pocket.world import Item, invent_cluster, ranking, reading_item
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>"]
-NUMERIC = ("year", "number", "length", "height", "area", "population", "depth")
-ONSETS = "b br c ch d dr f g gr h j k l m n p qu r s sh st t th tr v w z".split()
-VOWELS = "a e i o u ai ea ia io ou y".split()
-CODAS = ["", "", "n", "r", "l", "s", "m", "nd", "rt", "x", "ck"]
-
-
-# -- the invented world ----------------------------------------------------------------------------------------
-
-
-def syllables(rng: random.Random) -> str:
-    count = rng.choice([1, 2, 2, 3, 3, 4])
-    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(count))
-
-
-def name(rng: random.Random) -> str:
-    words = [syllables(rng).capitalize() for _ in range(rng.choice([1, 1, 2, 2, 3]))]
-    return ("the " if rng.random() < 0.1 else "") + " ".join(words)
-
-
-def value(rng: random.Random, relation: str) -> str:
-    if any(word in relation for word in NUMERIC):
-        return str(rng.choice([rng.randint(1, 130), rng.randint(1000, 2024), rng.randint(100, 9999)]))
-    kind = rng.random()
-    return name(rng) if kind < 0.8 else syllables(rng) if kind < 0.9 else f"{name(rng)} and {name(rng)}"
-
-
-@dataclass(frozen=True)
-class Entity:
-    passage: Passage
-    facts: dict[str, str]
-    name: str
-
-
-def entity(rng: random.Random, must_have: str | None = None, subject: str | None = None) -> Entity:
-    subject = subject or name(rng)
-    chosen = rng.sample(sorted(RELATIONS), rng.randint(2, 5))
-    if must_have is not None and must_have not in chosen:
-        chosen[0] = must_have
-    rng.shuffle(chosen)
-    facts = {relation: value(rng, relation) for relation in chosen}
-    sentences = [capitalised(said(rng.choice(RELATIONS[r].statements), subject, o)) for r, o in facts.items()]
-    return Entity(Passage(subject, subject.removeprefix("the "), " ".join(sentences)), facts, subject)
-
-
-def said(phrasing: str, subject: str, object: str) -> str:
-    article = "an" if object[:1].lower() in "aeiou" else "a"
-    return phrasing.format(subject=subject, object=object, object_an=f"{article} {object}")
-
-
-def capitalised(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-@dataclass(frozen=True)
-class Item:
-    question: str
-    passages: list[Passage]
-    answer: str
-
-
-def reading_item(rng: random.Random, num_passages: int) -> Item:
-    """One question about one entity, its passage among distractors that state the same relation of others."""
-    target = entity(rng)
-    relation = rng.choice(sorted(target.facts))
-    others = [entity(rng, must_have=relation if rng.random() < 0.6 else None) for _ in range(num_passages - 1)]
-    passages = [target.passage, *(o.passage for o in others)]
-    rng.shuffle(passages)
-    question = capitalised(rng.choice(RELATIONS[relation].questions).format(subject=target.name))
-    return Item(question, passages, target.facts[relation])
+OPENING = ["[", "(", "<", "{", '"']
+CONTEXT = 2048
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------
 
 
-def train_tokenizer(rng: random.Random, vocab_size: int) -> PreTrainedTokenizerFast:
-    def texts() -> Iterator[str]:
-        for _ in range(4000):
-            item = reading_item(rng, rng.randint(1, 4))
-            yield AnswerPrompt().render(item.question, item.passages) + item.answer
-        for word in [chr(65 + i) for i in range(26)]:
-            yield f"[{word}] > [{word}]"
+def fixed_wording() -> list[str]:
+    """The literal parts of the default prompts: one token each, or they would be most of every row."""
+    parts = [RANKING_SEPARATOR, "a numerical", "an alphabetical"]
+    for template in (ANSWER_TEMPLATE, RANKING_TEMPLATE, PASSAGE_TEMPLATE):
+        parts += [literal for literal, *_ in string.Formatter().parse(template) if len(literal) > 5]
+    return list(dict.fromkeys(parts))
 
+
+def train_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which a word has the same tokens wherever it stands, so that copying is copying.
+
+    Usually " Paris" in a passage and "Paris" at the start of an answer or after "[" are different tokens. Here
+    every stretch of text gets a leading space that decoding takes away again.
+    """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}|[^\p{L}\p{N}]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
-    tokenizer.decoder = ByteLevel()
+    undo = [decoders.Replace(f"{sign} ", sign) for sign in OPENING]
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse(), *undo, decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(_tokenizer_texts(random.Random(seed)), trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in [*fixed_wording(), *OPENING]])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[1],
         additional_special_tokens=SPECIAL[2:],
-        model_max_length=2048,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
 
-# -- the language model ----------------------------------------------------------------------------------------
+def _tokenizer_texts(rng: random.Random) -> Iterator[str]:
+    for _ in range(6000):
+        item = reading_item(rng, 2, hops=rng.choice((1, 2)))
+        yield from (f"{p.title} {p.text}" for p in item.passages)
+        task = exercise(rng)
+        yield from (item.question.question, item.question.golden_answers[0], task.prompt, task.answer)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        initializer_range=0.06,  # nearer 1 / sqrt(hidden size): the usual 0.02 leaves attention flat for long
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+# -- rows ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, and which of them are answers (the others are only language-modelled)."""
+    """Token ids, and where the replies are; the other tokens are only language-modelled."""
 
+    kind: str
     ids: list[int]
-    is_answer: list[bool]
+    replies: list[tuple[int, int]]
 
 
-def row_of(*parts: tuple[list[int], bool]) -> Row:
-    return Row([i for ids, _ in parts for i in ids], [flag for ids, flag in parts for _ in ids])
+class Rows:
+    """Draws training rows in the pipeline's own formats.
+
+    Args:
+        tokenizer: The pocket tokenizer.
+        rng: Source of every choice.
+        progress: 0 to 1 through the training: sets the number and hardness of distractors.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random, progress: float) -> None:
+        self.tokenizer, self.rng, self.progress = tokenizer, rng, progress
+        self.end = int(tokenizer.convert_tokens_to_ids("<|end|>"))
+
+    def draw(self) -> Row:
+        """One row of a kind drawn by the curriculum."""
+        late = self.progress
+        ranking_share = 0.0 if late < 0.35 else 0.10
+        kinds = {
+            "ability": 0.35 - 0.15 * late,
+            "dense": 0.30 - 0.20 * late,
+            "one": 0.34 - 0.22 * late,
+            "many": 0.08 + 0.24 * late,
+            "two-hop": 0.06 + 0.18 * late,
+            "ranking": ranking_share,
+        }
+        kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
+        if kind == "ability":
+            return self._ability()
+        if kind == "dense":
+            return self._dense()
+        if kind == "ranking":
+            return self._ranking()
+        return self._reading(kind)
+
+    def _reading(self, kind: str) -> Row:
+        most = 2 + round(3 * min(1.0, self.progress / 0.6))
+        hops = 2 if kind == "two-hop" else 1
+        count = hops if kind == "one" else self.rng.randint(2, most)
+        item = self._item(count, hops)
+        prompt = AnswerPrompt().encode(self.tokenizer, item.question.question, item.passages, max_tokens=1900)
+        return self._row(f"{kind}", prompt, item.question.golden_answers[0])
+
+    def _item(self, count: int, hops: int = 1) -> Item:
+        return reading_item(self.rng, count, hops=hops, hardness=min(0.9, 0.2 + self.progress))
+
+    def _dense(self) -> Row:
+        """Several questions about one cluster, turn by turn: many answers for few tokens."""
+        cluster = invent_cluster(self.rng, similar_names=0 if self.rng.random() < 0.6 else 1)
+        questions = self.rng.sample(cluster.questions, len(cluster.questions))
+        if not questions:
+            return self._ability()
+        first, *others = questions
+        passages = self.rng.sample(cluster.passages, len(cluster.passages))
+        row = self._row(
+            "dense",
+            AnswerPrompt().encode(self.tokenizer, first.question, passages, max_tokens=1900),
+            first.golden_answers[0],
+        )
+        for question in others:
+            text = f"\nQuestion: {question.question}\nYour answer: "
+            row = self._continued(row, render_chat(self.tokenizer, text), question.golden_answers[0])
+        return row
+
+    def _ranking(self) -> Row:
+        hops = 2 if self.rng.random() < 0.3 else 1
+        item = self._item(self.rng.randint(3, 10), hops)
+        names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages))
+        prompt = RankingPrompt().encode(
+            self.tokenizer, item.question.question, item.passages, names, max_tokens=1900
+        )
+        order = [names.names[i] for i in ranking(item)][:5]
+        return self._row("ranking", prompt, "] > [".join(order) + "]")
+
+    def _ability(self) -> Row:
+        """Three tasks as three chats in one row: alone they are too short to be worth a row."""
+        tasks = [exercise(self.rng) for _ in range(3)]
+        row = self._row("ability", render_chat(self.tokenizer, tasks[0].prompt), tasks[0].answer)
+        for task in tasks[1:]:
+            row = self._continued(row, render_chat(self.tokenizer, task.prompt), task.answer)
+        return row
+
+    def _row(self, kind: str, prompt: list[int], reply: str) -> Row:
+        return self._continued(Row(kind, [], []), prompt, reply)
+
+    def _continued(self, row: Row, prompt: list[int], reply: str) -> Row:
+        answer = [*self.tokenizer(reply, add_special_tokens=False)["input_ids"], self.end]
+        start = len(row.ids) + len(prompt)
+        return Row(row.kind, row.ids + prompt + answer, [*row.replies, (start, start + len(answer))])
 
 
-def reading_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_passages: int) -> Row:
-    """What the pipeline will show: the real prompt, then the answer."""
-    item = reading_item(rng, num_passages)
-    prompt = AnswerPrompt().encode(tokenizer, item.question, item.passages, max_tokens=1900)
-    return row_of((prompt, False), (answer_ids(tokenizer, item.answer), True))
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows of similar length: `input_ids` and `is_reply` `[B, T]`, `scored` `[B, T - 1]`."""
+
+    input_ids: Tensor
+    is_reply: Tensor
+    scored: Tensor
+    """Targets that have a loss: every reply token, and a random share of the others."""
+    rows: list[Row]
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids("<|end|>")]
+def batches(rows: list[Row], max_tokens: int, pad: int, lm_share: float, rng: random.Random) -> list[Batch]:
+    """Rows sorted by length and cut into batches of at most `max_tokens` padded tokens and little padding."""
+    groups: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda r: len(r.ids)):
+        full = (len(groups[-1]) + 1) * len(row.ids) > max_tokens
+        if groups[-1] and (full or len(row.ids) > 1.3 * len(groups[-1][0].ids) + 16):
+            groups.append([])
+        groups[-1].append(row)
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    return [_batch(group, pad, lm_share, generator) for group in groups]
 
 
-def dense_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast, num_passages: int) -> Row:
-    """Passages, then questions about every fact in them: many answers for few tokens, so that reading is learned."""
-    entities = [entity(rng) for _ in range(num_passages)]
-    numbered = [f"[{i + 1}] Title: {e.passage.title} Text: {e.passage.text}" for i, e in enumerate(entities)]
-    parts = [(tokenizer("\n".join(numbered), add_special_tokens=False)["input_ids"], False)]
-    asked = [(e, relation) for e in entities for relation in e.facts]
-    rng.shuffle(asked)
-    for e, relation in asked:
-        question = capitalised(rng.choice(RELATIONS[relation].questions).format(subject=e.name))
-        text = f"\nQuestion: {question}\nYour answer: <|end|><|assistant|>"
-        parts.append((tokenizer(text, add_special_tokens=False)["input_ids"], False))
-        parts.append((answer_ids(tokenizer, e.facts[relation]), True))
-    return row_of(*parts)
-
-
-def repeat_row(rng: random.Random, tokenizer: PreTrainedTokenizerFast) -> Row:
-    """A few random tokens or names, several times over: the shortest way to the attention heads that copy."""
-    if rng.random() < 0.5:
-        ids = [rng.randrange(len(SPECIAL), len(tokenizer)) for _ in range(rng.randint(4, 24))]
-    else:
-        names = ", ".join(name(rng) for _ in range(rng.randint(1, 4)))
-        ids = tokenizer(names + ". ", add_special_tokens=False)["input_ids"]
-    return row_of((ids, False), *[(ids, True)] * rng.randint(1, 4))
-
-
-def rows_for(rng: random.Random, tokenizer: PreTrainedTokenizerFast, progress: float) -> Iterator[Row]:
-    """The curriculum: copying, then reading short rows, then the real prompt with ever more distractors."""
-    most = 2 + round(3 * progress)
-    kind = rng.random()
-    repeats, dense = (0.5, 1.0) if progress < 0.3 else (0.1, 0.6) if progress < 0.5 else (0.02, 0.15)
-    num_passages = 1 if rng.random() < 0.6 - 0.4 * progress else rng.randint(2, most)
-    while True:
-        if kind < repeats:
-            yield repeat_row(rng, tokenizer)
-        elif kind < dense:
-            yield dense_row(rng, tokenizer, min(num_passages, 3))
-        else:
-            yield reading_row(rng, tokenizer, num_passages)
-
-
-def batches(
-    rng: random.Random, tokenizer: PreTrainedTokenizerFast, tokens: int, progress: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of one kind within the token budget, and the loss weight of every target."""
-    rows: list[Row] = []
-    for row in rows_for(rng, tokenizer, progress):
-        if rows and (len(rows) + 1) * max(len(r.ids) for r in [*rows, row]) > tokens:
-            break
-        rows.append(row)
-    width = max(len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    answers, others = torch.zeros(len(rows), width), torch.zeros(len(rows), width)
+def _batch(rows: list[Row], pad: int, lm_share: float, generator: torch.Generator) -> Batch:
+    shape = len(rows), max(len(row.ids) for row in rows)
+    input_ids = torch.full(shape, pad)
+    is_token, is_reply = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         input_ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        answers[i, : len(row.ids)] = torch.tensor(row.is_answer).float()
-        others[i, : len(row.ids)] = 1 - answers[i, : len(row.ids)]
-    return input_ids, answers / answers.sum() + 0.3 * others / others.sum()
+        is_token[i, : len(row.ids)] = True
+        for start, end in row.replies:
+            is_reply[i, start:end] = True
+    scored = is_reply | (is_token & (torch.rand(shape, generator=generator) < lm_share))
+    return Batch(input_ids, is_reply, scored[:, 1:], rows)
 
 
-def pretrain(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
-    model = new_model(tokenizer)
-    print(f"parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    started, running = time.perf_counter(), 0.0
-    for step in range(1, args.steps + 1):
-        progress = step / args.steps
-        rate = args.lr * min(1.0, step / 100) * (1.0 if progress < 0.6 else max(0.02, (1 - progress) / 0.4))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        input_ids, weights = batches(rng, tokenizer, args.tokens, progress)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-            logits = model(input_ids=input_ids, attention_mask=(input_ids != tokenizer.pad_token_id).long()).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none"
+# -- the language model ----------------------------------------------------------------------------------------
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> LlamaForCausalLM:
+    """A Llama that has learned nothing yet."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden_size,
+            intermediate_size=args.intermediate_size,
+            num_hidden_layers=args.num_layers,
+            num_attention_heads=args.num_heads,
+            num_key_value_heads=args.num_heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
         )
-        loss = (losses * weights[:, 1:].flatten()).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        running += float(loss.detach())
-        if step % 100 == 0:
-            print(
-                f"step {step} {(time.perf_counter() - started) / 60:.1f} min loss {running / 100:.3f}",
-                flush=True,
-            )
-            running = 0.0
-        if step % 400 == 0:
-            save(model, tokenizer, args.output / "base")
-            print(json.dumps(scores(args.output / "base", 60)), flush=True)
+    )
+    seed_copying(model, torch.Generator().manual_seed(args.seed))
     return model
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    half = LlamaForCausalLM(model.config)
-    half.load_state_dict(model.state_dict())
-    half.tie_weights()
-    half.to(torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@torch.no_grad()
+def seed_copying(model: LlamaForCausalLM, generator: torch.Generator) -> None:
+    """Start from the circuit that copies (Olsson et al. 2022, arXiv 2209.11895) instead of waiting for it.
+
+    Induction heads are what reading needs, and a tiny model on a CPU finds them late or never. Llama's parameters
+    can hold one by construction; training then sharpens it or drops it.
+
+    - Residual directions are split in two: `content` (what a token is) and `context` (what stands before it). One
+      embedding dimension is the same for all tokens, so that queries and keys can be constants.
+    - Layer 0, two heads: constant query and key whose rotary phases peak one and two positions back; they copy
+      the content of that position into the context of this one.
+    - Layers 1 and 2, two heads each: the query is the content of this token, the key is the context of an earlier
+      one, "what came before you is what I am", in the slowly rotating dimensions only, as the match may be far.
+    - Every head from layer 1 on starts by writing what it reads (W_O = W_V^T, scaled): attending is copying.
+    """
+    config = model.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = width // heads
+    spread, constant, sharpness, match, write, copy = 0.06, 4.0, 1.7, 2.5, 0.3, 0.2
+    basis = torch.linalg.qr(torch.randn(width - 1, width - 1, generator=generator))[0]
+    basis = torch.cat([torch.zeros(width - 1, 1), basis], 1)  # rows: orthonormal, blind to the constant dimension
+    content, context = basis[: width // 2 - 1], basis[width // 2 - 1 :]
+
+    def random_rows(space: Tensor) -> Tensor:
+        return torch.linalg.qr(torch.randn(len(space), size, generator=generator))[0].T @ space
+
+    embedding = model.model.embed_tokens.weight
+    embedding.normal_(0, spread, generator=generator)
+    embedding[:, 0] = constant * spread
+    theta = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2).float() / size)
+    slow = (theta < 1 / 300).repeat(2).nonzero().flatten()
+    layers = model.model.layers
+    for number, layer in enumerate(layers):
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            linear.weight.normal_(0, 0.02, generator=generator)
+        attention = layer.self_attn
+        for linear in (attention.q_proj, attention.k_proj):
+            linear.weight.normal_(0, 0.02, generator=generator)
+        for head in range(heads):
+            rows = slice(head * size, (head + 1) * size)
+            attention.v_proj.weight[rows] = random_rows(content)
+            attention.o_proj.weight[:, rows] = (copy if number else 0.1 * copy) * attention.v_proj.weight[rows].T
+    first = layers[0].self_attn
+    for head, back in enumerate((1, 2)):
+        rows = slice(head * size, (head + 1) * size)
+        for linear in (first.q_proj, first.k_proj):
+            linear.weight[rows] = 0
+        first.q_proj.weight[rows, 0] = sharpness * torch.cat([torch.cos(theta * back), -torch.sin(theta * back)])
+        first.k_proj.weight[rows, 0] = sharpness * torch.cat([torch.ones_like(theta), torch.zeros_like(theta)])
+        first.o_proj.weight[:, rows] = write * context[head * size :][:size].T
+    read, stored = first.v_proj.weight[:size].clone(), context[:size]
+    for layer in layers[1:3]:
+        attention = layer.self_attn
+        for head in range(2):
+            rows = slice(head * size, (head + 1) * size)
+            chosen = torch.randperm(size, generator=generator)[: len(slow)]
+            for linear, source in ((attention.q_proj, read), (attention.k_proj, stored)):
+                linear.weight[rows] = 0
+                linear.weight[head * size + slow] = match * source[chosen]
 
 
-def scores(folder: Path, count: int) -> dict[str, float]:
-    """Exact match on fresh invented questions, by number of passages."""
-    generator = Generator(
-        LanguageModel.from_pretrained(folder, dtype="float32"), config=GenerationConfig(max_new_tokens=24)
-    )
-    result = {}
-    for num_passages in (1, 3, 5):
-        rng = random.Random(10_000 + num_passages)
-        items = [reading_item(rng, num_passages) for _ in range(count)]
-        answers = generator.generate([i.question for i in items], [i.passages for i in items])
-        right = [exact_match(a, [i.answer]) for a, i in zip(answers, items, strict=True)]
-        result[f"exact_match, {num_passages} passage(s)"] = sum(right) / count
-    return result
+def new_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms (or for everything)."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    if args.optimizer == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-# -- the encoder -----------------------------------------------------------------------------------------------
+def rate(progress: float, step: int) -> float:
+    """Warm up over 50 steps, stay, fall linearly to 2 % over the last 40 %."""
+    return min(1.0, step / 50) * (1.0 if progress < 0.6 else max(0.02, (1 - progress) / 0.4))
 
 
-def train_encoder(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A static embedding trained by in-batch negatives: question against the passage that answers it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-
+def pretrain(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The training loop."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed + 1)
-    static = StaticEmbedding(tokenizer.backend_tokenizer, embedding_dim=192)
-    model = SentenceTransformer(modules=[static], device="cpu")
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for step in range(args.encoder_steps):
-        items = [reading_item(rng, 1) for _ in range(256)]
-        questions = model(model.preprocess([i.question for i in items]))["sentence_embedding"]
-        passages = model(model.preprocess([i.passages[0].contents for i in items]))["sentence_embedding"]
-        normalise = torch.nn.functional.normalize
-        similarity = 20 * normalise(questions, dim=-1) @ normalise(passages, dim=-1).T
-        loss = torch.nn.functional.cross_entropy(similarity, torch.arange(len(items)))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            print(f"encoder step {step} loss {float(loss.detach()):.3f}", flush=True)
-    model.half().save_pretrained(str(args.output / "encoder"), create_model_card=False)
+    model = new_model(tokenizer, args).to(device)
+    optimizers = new_optimizers(model, args)
+    first = resume(args.work_dir, model, optimizers) + 1
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {first}", flush=True)
+    started, log = time.perf_counter(), Log()
+    for step in range(first, args.steps + 1):
+        progress = step / args.steps
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate(progress, step)
+        rng = random.Random(f"{args.seed}-{step}")
+        rows = draw_rows(tokenizer, rng, progress, args.tokens)
+        accumulate(model, batches(rows, args.micro_tokens, tokenizer.pad_token_id, args.lm_share, rng), args, log)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step % args.log_every == 0:
+            print(f"step {step} {(time.perf_counter() - started) / 60:.1f} min {log.flush()}", flush=True)
+        if step % args.save_every == 0 or step == args.steps:
+            checkpoint(args.work_dir, model, optimizers, step)
+    return model
+
+
+def draw_rows(tokenizer: PreTrainedTokenizerFast, rng: random.Random, progress: float, tokens: int) -> list[Row]:
+    """Rows of about `tokens` tokens together."""
+    source, rows, total = Rows(tokenizer, rng, progress), [], 0
+    while total < tokens:
+        rows.append(source.draw())
+        total += len(rows[-1].ids)
+    return rows
+
+
+def accumulate(model: LlamaForCausalLM, parts: Sequence[Batch], args: argparse.Namespace, log: "Log") -> None:
+    """Gradients of: mean over reply tokens + `lm_weight` x mean over the other tokens, over all parts together."""
+    replies = sum(int(b.is_reply[:, 1:].sum()) for b in parts)
+    others = sum(int(b.scored.sum()) for b in parts) - replies
+    device = model.device
+    for batch in parts:
+        ids, is_reply = batch.input_ids.to(device), batch.is_reply[:, 1:].to(device)
+        scored = batch.scored.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
+            # Causal, and padded on the right: no token ever sees padding.
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[:, :-1][scored]).float()
+        losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored], reduction="none")
+        weights = torch.where(is_reply[scored], 1.0 / replies, args.lm_weight / max(others, 1))
+        (losses * weights).sum().backward()
+        log.add(batch, losses.detach().cpu(), (logits.detach().argmax(-1) == ids[:, 1:][scored]).cpu())
+
+
+class Log:
+    """Running means: loss of replies and of other tokens, and by kind the share of replies predicted whole."""
+
+    def __init__(self) -> None:
+        self.right: Counter[str] = Counter()
+        self.total: Counter[str] = Counter()
+        self.nats: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+
+    def add(self, batch: Batch, losses: Tensor, right: Tensor) -> None:
+        """`losses` and `right`: one entry for each scored target, row by row."""
+        is_reply = batch.is_reply[:, 1:][batch.scored]
+        for name, mask in (("reply", is_reply), ("other", ~is_reply)):
+            self.nats[name] += float(losses[mask].sum())
+            self.tokens[name] += int(mask.sum())
+        whole = torch.zeros_like(batch.scored).masked_scatter(batch.scored, right)
+        for i, row in enumerate(batch.rows):
+            for start, end in row.replies:
+                self.total[row.kind] += 1
+                self.right[row.kind] += bool(whole[i, start - 1 : end - 1].all())
+
+    def flush(self) -> str:
+        """The means since the last flush, as text."""
+        losses = [f"{name} {self.nats[name] / max(self.tokens[name], 1):.3f}" for name in self.nats]
+        shares = [f"{kind} {self.right[kind] / self.total[kind]:.2f}" for kind in sorted(self.total)]
+        self.__init__()  # type: ignore[misc]
+        return ", ".join(losses) + " | " + ", ".join(shares)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """Everything that the next step needs, in one file that is replaced at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    torch.save(state, folder / "checkpoint.tmp")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+
+
+def resume(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Load the checkpoint, if there is one; returns its step."""
+    file = folder / "checkpoint.pt"
+    if not file.is_file():
+        return 0
+    state = torch.load(file, map_location=model.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])
 
 
 def main() -> None:
+    """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--encoder_steps", type=int, default=300)
-    parser.add_argument("--vocab_size", type=int, default=640)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
+    parser.add_argument("--output", type=Path, help="folder that gets base/ and encoder/")
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
+    parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
+    parser.add_argument("--hidden_size", type=int, default=256)
+    parser.add_argument("--intermediate_size", type=int, default=640)
+    parser.add_argument("--num_layers", type=int, default=4)
+    parser.add_argument("--num_heads", type=int, default=4)
+    parser.add_argument("--vocab_size", type=int, default=1024)
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--lr", type=float, default=4e-4, help="AdamW: embeddings and norms")
+    parser.add_argument("--muon_lr", type=float, default=1.5e-3)
+    parser.add_argument("--lm_weight", type=float, default=0.3, help="of the tokens that are not replies")
+    parser.add_argument("--lm_share", type=float, default=0.25, help="share of those tokens that is scored")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--only", choices=["base", "encoder"])
+    parser.add_argument("--log_every", type=int, default=50)
+    parser.add_argument("--save_every", type=int, default=200)
     args = parser.parse_args()
-    tokenizer = train_tokenizer(random.Random(args.seed), args.vocab_size)
-    if args.only != "base":
-        train_encoder(args, tokenizer)
-    if args.only != "encoder":
-        model = pretrain(args, tokenizer)
-        save(model, tokenizer, args.output / "base")
-        print(json.dumps(scores(args.output / "base", 200)))
+    tokenizer = train_tokenizer(args.seed, args.vocab_size)
+    pretrain(args, tokenizer)
 
 
 if __name__ == "__main__":

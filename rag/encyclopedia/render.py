@@ -128,23 +128,24 @@ def write(folder: str | Path, *, limit: int | None = None, seed: int = 0) -> dic
 
 def _passage_text(entity: Entity, seed: int) -> str:
     for attempt in range(_MAX_ATTEMPTS):
-        sentences = _sentences(entity, seed, random.Random(_digest("passage", seed, entity.id, attempt)))
-        text = " ".join(sentences)
+        rng = random.Random(_digest("passage", seed, entity.id, attempt))
+        text = " ".join(sentences(entity, _stated_relations(entity, seed), rng))
         if _MIN_WORDS <= len(text.split()) <= _MAX_WORDS:
             return text
     raise RuntimeError(f"No rendering of {entity.id} has {_MIN_WORDS} to {_MAX_WORDS} words: change its table row.")
 
 
-def _sentences(entity: Entity, seed: int, rng: random.Random) -> list[str]:
-    relations = _stated_relations(entity, seed)
+def sentences(entity: Entity, relations: Iterable[str], rng: random.Random) -> list[str]:
+    """States the given facts of an entity in a random order and wording, two to five sentences."""
+    relations = list(relations)
     rng.shuffle(relations)
     introduction = KINDS[entity.table].introduction
     short = len(relations) < _FACTS_WITHOUT_INTRODUCTION
     opening = [introduction] if introduction is not None and (short or rng.random() < 0.5) else []
     groups = _grouped(relations, _MAX_SENTENCES - len(opening), rng)
     mentions = _mentions(entity, rng)
-    sentences = [_sentence([template.format(subject=next(mentions))]) for template in opening]
-    return sentences + [_sentence(_clauses(entity, group, mentions, rng)) for group in groups]
+    opened = [_sentence([template.format(subject=next(mentions))]) for template in opening]
+    return opened + [_sentence(_clauses(entity, group, mentions, rng)) for group in groups]
 
 
 def _grouped(relations: list[str], room: int, rng: random.Random) -> list[list[str]]:
@@ -172,7 +173,7 @@ def _clauses(entity: Entity, group: list[str], mentions: Iterator[str], rng: ran
         template = rng.choice(RELATIONS[relation].statements).removesuffix(".")
         if position > 0:
             template = template[0].lower() + template[1:]
-        clauses.append(template.format(subject=next(mentions), object=_spoken(entity.facts[relation])))
+        clauses.append(template.format(subject=next(mentions), object=spoken(entity.facts[relation])))
     return clauses
 
 
@@ -188,7 +189,7 @@ def _stated_relations(entity: Entity, seed: int) -> list[str]:
     return by_hash[:_MAX_FACTS]
 
 
-def _spoken(values: tuple[str, ...]) -> str:
+def spoken(values: tuple[str, ...]) -> str:
     """Joins values as a sentence does: "A, B and C"."""
     *rest, last = values
     return f"{', '.join(rest)} and {last}" if rest else last
@@ -200,9 +201,9 @@ def _spoken(values: tuple[str, ...]) -> str:
 def _one_hop_questions(entities: Iterable[Entity], seed: int) -> Iterator[QuestionRow]:
     for entity in entities:
         for relation in _stated_relations(entity, seed):
-            answers = _golden_answers(entity.facts[relation])
+            answers = golden_answers(entity.facts[relation])
             identity = f"{entity.id}-{relation.replace('_', '-')}"
-            question = _ask(RELATIONS[relation].questions, entity.described, answers, f"{seed} {identity}")
+            question = ask(RELATIONS[relation].questions, entity.described, answers, f"{seed} {identity}")
             if question is not None:
                 yield QuestionRow(id=identity, question=question, golden_answers=answers, gold_ids=[entity.id], hops=1)
 
@@ -234,12 +235,12 @@ def _chains(first: Entity, relation: str, second: Entity, seed: int) -> Iterator
     if link is None:
         return
     subject = link.format(subject=first.described, kind=second.noun)
-    if _leaks([second.title], subject):
+    if leaks([second.title], subject):
         return
     for asked in _stated_relations(second, seed):
-        answers = _golden_answers(second.facts[asked])
+        answers = golden_answers(second.facts[asked])
         identity = f"{first.id}-{relation}-{asked}".replace("_", "-")
-        question = _ask(_for_long_subjects(RELATIONS[asked].questions), subject, answers, f"{seed} {identity}")
+        question = ask(for_long_subjects(RELATIONS[asked].questions), subject, answers, f"{seed} {identity}")
         if question is not None and asked not in _OBVIOUS_SECOND_HOPS:
             gold_ids = [first.id, second.id]
             yield (
@@ -248,28 +249,28 @@ def _chains(first: Entity, relation: str, second: Entity, seed: int) -> Iterator
             )
 
 
-def _for_long_subjects(phrasings: tuple[str, ...]) -> tuple[str, ...]:
+def for_long_subjects(phrasings: tuple[str, ...]) -> tuple[str, ...]:
     """Prefers phrasings that end with the subject: a clause in the middle is hard to read."""
     ending = tuple(phrasing for phrasing in phrasings if phrasing.endswith("{subject}?"))
     return ending if len(ending) >= 2 else phrasings
 
 
-def _ask(phrasings: tuple[str, ...], subject: str, answers: list[str], key: str) -> str | None:
+def ask(phrasings: tuple[str, ...], subject: str, answers: list[str], key: str) -> str | None:
     """The first phrasing, in the order of the key's hash, that does not contain an answer."""
     for phrasing in sorted(phrasings, key=lambda phrasing: _digest("question", key, phrasing)):
         question = phrasing.format(subject=subject)
-        if not _leaks(answers, question):
+        if not leaks(answers, question):
             return question
     return None
 
 
-def _leaks(answers: Iterable[str], question: str) -> bool:
+def leaks(answers: Iterable[str], question: str) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", question, re.IGNORECASE) for answer in answers)
 
 
-def _golden_answers(values: tuple[str, ...]) -> list[str]:
+def golden_answers(values: tuple[str, ...]) -> list[str]:
     """The value as the passage spells it, then its other spellings; any member of a list is right too."""
-    spellings = [_spoken(values), _spoken(values[::-1]), *values]
+    spellings = [spoken(values), spoken(values[::-1]), *values]
     bare = [without_article(spelling) for spelling in spellings]
     aliases = [alias for spelling in bare for alias in load_aliases().get(spelling, ())]
     measured = [other for spelling in bare for other in _other_measures(spelling)]

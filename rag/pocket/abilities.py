@@ -1,0 +1,122 @@
+"""General abilities that have nothing to do with retrieval: what fine-tuning may destroy, and SelfAug must keep.
+
+Each ability is a family of small tasks with one right answer, asked as an ordinary chat turn. Their words are
+invented, so that none can be answered from memory. An `Exercise` is scored by exact match on the stripped text.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rag.pocket.world import word
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One task of one ability."""
+
+    ability: str
+    prompt: str
+    answer: str
+
+
+def _words(rng: random.Random, fewest: int, most: int) -> list[str]:
+    return [word(rng) for _ in range(rng.randint(fewest, most))]
+
+
+def _copy(rng: random.Random) -> tuple[str, str]:
+    text = " ".join(_words(rng, 2, 4))
+    return f"Repeat exactly: {text}", text
+
+
+def _uppercase(rng: random.Random) -> tuple[str, str]:
+    letters = " ".join(rng.choices(LETTERS, k=rng.randint(3, 6)))
+    return f"Write in capital letters: {letters}", letters.upper()
+
+
+def _reverse(rng: random.Random) -> tuple[str, str]:
+    words = _words(rng, 2, 4)
+    return f"Reverse the order of the words: {' '.join(words)}", " ".join(words[::-1])
+
+
+def _last(rng: random.Random) -> tuple[str, str]:
+    words = _words(rng, 3, 6)
+    return f"What is the last word of: {' '.join(words)}", words[-1]
+
+
+def _sort(rng: random.Random) -> tuple[str, str]:
+    digits = rng.sample("0123456789", rng.randint(3, 5))
+    return f"Sort from small to large: {' '.join(digits)}", " ".join(sorted(digits))
+
+
+def _count(rng: random.Random) -> tuple[str, str]:
+    words = _words(rng, 1, 6)
+    return f"How many words are here: {', '.join(words)}", str(len(words))
+
+
+def _add(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.randint(0, 20), rng.randint(0, 20)
+    return f"Calculate: {a} + {b}", str(a + b)
+
+
+def _format(rng: random.Random) -> tuple[str, str]:
+    words = _words(rng, 2, 4)
+    opening, closing = rng.choice(["()", "[]", "<>", "{}"])
+    return (
+        f"Put each word in {opening}{closing}: {' '.join(words)}",
+        " ".join(f"{opening}{w}{closing}" for w in words),
+    )
+
+
+def _pattern(rng: random.Random) -> tuple[str, str]:
+    unit = _words(rng, 2, 3)
+    shown = unit * 2 + unit[: rng.randint(0, len(unit) - 1)]
+    return f"Continue the pattern with one word: {' '.join(shown)}", unit[len(shown) % len(unit)]
+
+
+def _cipher(rng: random.Random) -> tuple[str, str]:
+    letters = rng.choices(LETTERS, k=rng.randint(3, 5))
+    moved = [LETTERS[(LETTERS.index(letter) + 1) % 26] for letter in letters]
+    return f"Replace each letter by the next one: {' '.join(letters)}", " ".join(moved)
+
+
+def _compare(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.sample(range(1, 100), 2)
+    return f"Which number is larger, {a} or {b}?", str(max(a, b))
+
+
+def _contains(rng: random.Random) -> tuple[str, str]:
+    words = _words(rng, 3, 5)
+    asked = rng.choice(words) if rng.random() < 0.5 else word(rng)
+    return f'Answer yes or no. Is "{asked}" in this list: {", ".join(words)}?', "yes" if asked in words else "no"
+
+
+ABILITIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "copy": _copy,
+    "uppercase": _uppercase,
+    "reverse": _reverse,
+    "last word": _last,
+    "sort": _sort,
+    "count": _count,
+    "add": _add,
+    "format": _format,
+    "pattern": _pattern,
+    "cipher": _cipher,
+    "compare": _compare,
+    "contains": _contains,
+}
+
+
+def exercise(rng: random.Random, ability: str | None = None) -> Exercise:
+    """A task of the named ability, or of any."""
+    name = rng.choice(list(ABILITIES)) if ability is None else ability
+    return Exercise(name, *ABILITIES[name](rng))
+
+
+def exercises(count: int, *, seed: int = 0) -> list[Exercise]:
+    """`count` tasks, the abilities in turn, the same ones for the same seed."""
+    rng = random.Random(seed)
+    names = list(ABILITIES)
+    return [exercise(rng, names[i % len(names)]) for i in range(count)]

@@ -1,0 +1,422 @@
+"""An invented world in plain English: passages, questions and traps, the same ones for the same seed.
+
+It is the demo encyclopedia with every name, word and number made up. A fact keeps its relation and the *shape* of
+a real value ("6,650 km" may become "2,914 km", "the Nile" may become "the Brost"), the wording is
+`rag.encyclopedia.RELATIONS`, and nothing else is kept, so nothing real can be learned from it: whoever answers
+about this world reads, and answering about the encyclopedia is then a held-out test of reading.
+
+What makes it hard, in the order of `Cluster.passages`:
+
+- the passage of the asked entity, which may also state an outdated value ("until 1954 ..., since then ...");
+- a second passage of the same entity with its other facts;
+- entities of similar names that state the same relation;
+- for two-hop questions, the passage of the entity that the first one leads to, and an entity similar to that.
+"""
+
+import functools
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from indexes.corpus import Passage
+from indexes.errors import UsageError
+from rag.encyclopedia.relations import RELATIONS
+from rag.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
+from rag.encyclopedia.tables import KINDS, Entity, load_entities
+
+_ONSETS = "b c d f g h j k l m n p r s t v w z".split()
+_CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st str th tr y".split()
+_VOWELS = "a e i o u".split()
+_DIPHTHONGS = "ai au ea ee ei ia ie io oa ou ue y é ö á".split()
+_CODAS = "b ck d f g l ld ll m nd ng nt n n p r r rd rk rn rt s s sh ss st t th x z".split()
+_FACTS = (2, 2, 3, 3, 3, 4, 4, 5, 6)  # mostly few, or passages grow long for a model that small
+_OUTDATED = (
+    "Until {year} it was said that {old}, but since then it is known that {new}.",
+    "Before {year} it was held that {old}; since then {new}.",
+    "Older books say that {old}. Since {year} it is accepted that {new}.",
+    "It was long thought that {old}, while today {new}.",
+)
+# Words that carry the grammar or the kind of a value, not the fact.
+_GRAMMAR = frozenset(
+    "of the and for a an in into that to de von van der du la le km m family party sea ocean river mount lake greek "
+    "roman word god goddess summer winter olympics".split()
+)
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, every accepted answer (the first as the passage spells it) and the ids of its gold passages."""
+
+    question: str
+    golden_answers: list[str]
+    gold_ids: list[str]
+
+    @property
+    def hops(self) -> int:
+        """Passages that must be read."""
+        return len(self.gold_ids)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Entities that are easily taken for each other, and what can be asked about the first."""
+
+    passages: list[Passage] = field(default_factory=list)
+    """Hardest distractors first after the gold ones."""
+    questions: list[Question] = field(default_factory=list)
+
+
+# -- names and values ------------------------------------------------------------------------------------------
+
+
+def syllable(rng: random.Random) -> str:
+    """One pronounceable syllable."""
+    onset = rng.choice(_ONSETS if rng.random() < 0.75 else _CLUSTERS) if rng.random() < 0.9 else ""
+    vowel = rng.choice(_VOWELS if rng.random() < 0.85 else _DIPHTHONGS)
+    return onset + vowel + (rng.choice(_CODAS) if rng.random() < 0.4 else "")
+
+
+def word(rng: random.Random) -> str:
+    """One to four syllables, lower case."""
+    return "".join(syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+
+
+def invented(value: str, rng: random.Random) -> str:
+    """`value` with its words and numbers replaced by invented ones of the same shape.
+
+    Args:
+        value: Any real value, such as "Henry Cavendish" or "8,849 m".
+        rng: Source of every choice.
+    """
+    keep_common = rng.random() < 0.5
+    return _WORD.sub(lambda match: _replaced(match.group(), rng, keep_common), value)
+
+
+def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
+    if part.isdigit():
+        if len(part) == 4:
+            return str(rng.randint(1000, 2024))
+        return str(rng.randint(1, 9)) + "".join(str(rng.randint(0, 9)) for _ in part[1:])
+    if part.lower() in _GRAMMAR or (part.islower() and (keep_common or len(part) == 1)):
+        return part
+    if part.isupper():
+        return "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in part)
+    return word(rng) if part.islower() else word(rng).capitalize()
+
+
+def similar(name: str, rng: random.Random) -> str:
+    """A name that shares part of `name`: its other words, or the beginning of the one that changes."""
+    words = [m for m in _WORD.finditer(name) if m.group().lower() not in _GRAMMAR and len(m.group()) > 2]
+    if not words:
+        return invented(name, rng)
+    chosen = rng.choice(words)
+    text = chosen.group()
+    if text.isdigit():
+        other = _replaced(text, rng, False)
+    else:
+        keep = 0 if len(words) > 1 and rng.random() < 0.7 else max(2, len(text) // 2)
+        other = text[:keep] + word(rng) if keep else word(rng)
+        other = other[0].upper() + other[1:] if text[0].isupper() else other
+    return name[: chosen.start()] + other + name[chosen.end() :]
+
+
+@functools.cache
+def _shapes() -> tuple[dict[str, list[str]], dict[tuple[str, str], list[tuple[str, ...]]]]:
+    """Real names by table and real values by table and relation: the shapes to imitate."""
+    names: dict[str, list[str]] = defaultdict(list)
+    values: dict[tuple[str, str], list[tuple[str, ...]]] = defaultdict(list)
+    for entity in load_entities():
+        names[entity.table].append(entity.name)
+        for relation, value in entity.facts.items():
+            values[entity.table, relation].append(value)
+    return dict(names), dict(values)
+
+
+@functools.cache
+def _relations_of(table: str) -> tuple[str, ...]:
+    return tuple(sorted(relation for t, relation in _shapes()[1] if t == table))
+
+
+@functools.cache
+def _links() -> tuple[tuple[str, str, str], ...]:
+    """(first table, relation, second table) of every chain of two hops."""
+    return tuple(
+        (table, relation, target)
+        for table, relation in sorted(_shapes()[1])
+        for target in RELATIONS[relation].targets
+        if RELATIONS[relation].link is not None
+    )
+
+
+# -- entities and passages -------------------------------------------------------------------------------------
+
+
+def invent_entity(rng: random.Random, table: str, *, name: str | None = None, need: Iterable[str] = ()) -> Entity:
+    """An entity of `table` with two to six facts.
+
+    Args:
+        rng: Source of every choice.
+        table: One of `KINDS`.
+        name: Its name; None invents one.
+        need: Relations that it must have.
+    """
+    names, values = _shapes()
+    if name is None:
+        name = invented(rng.choice(names[table]), rng)
+    need = tuple(need)
+    others = [r for r in _relations_of(table) if r not in need]
+    count = min(max(rng.choice(_FACTS), len(need)), len(others) + len(need))
+    chosen = [*need, *rng.sample(others, count - len(need))]
+    facts = {r: tuple(invented(v, rng) for v in rng.choice(values[table, r])) for r in chosen}
+    return Entity(id=f"e{rng.getrandbits(48):012x}", table=table, name=name, noun=KINDS[table].noun, facts=facts)
+
+
+def describe(
+    entity: Entity, relations: Iterable[str], rng: random.Random, *, outdated: str | None = None, part: int = 0
+) -> Passage:
+    """The passage that states these facts of an entity.
+
+    Args:
+        entity: Whom it is about.
+        relations: Which facts.
+        rng: Source of every choice.
+        outdated: A relation among them whose former value is told as well.
+        part: Number of the passage among those of the entity.
+    """
+    told = [r for r in relations if r != outdated]
+    lines = sentences(entity, told, rng) if told else []
+    if outdated is not None:
+        lines.insert(rng.randint(min(1, len(lines)), len(lines)), _outdated_sentence(entity, outdated, rng))
+    return Passage(f"{entity.id}-{part}", entity.title, " ".join(lines))
+
+
+def _outdated_sentence(entity: Entity, relation: str, rng: random.Random) -> str:
+    former = tuple(invented(v, rng) for v in rng.choice(_shapes()[1][entity.table, relation]))
+    old, new = (_clause(entity, relation, v, rng) for v in (former, entity.facts[relation]))
+    text = rng.choice(_OUTDATED).format(year=rng.randint(1700, 2020), old=old, new=new)
+    return text.replace("..", ".")
+
+
+def _clause(entity: Entity, relation: str, values: tuple[str, ...], rng: random.Random) -> str:
+    template = rng.choice(RELATIONS[relation].statements).removesuffix(".")
+    if not template.startswith("{"):
+        template = template[0].lower() + template[1:]
+    return template.format(subject=entity.name, object=spoken(values))
+
+
+# -- clusters --------------------------------------------------------------------------------------------------
+
+
+def invent_cluster(rng: random.Random, *, hops: int = 1, similar_names: int = 3, outdated: float = 0.15) -> Cluster:
+    """A few entities that are easily taken for each other, and questions about the first.
+
+    Args:
+        rng: Source of every choice.
+        hops: 1, or 2 for questions that lead through a second entity.
+        similar_names: Entities of similar names.
+        outdated: Probability that a passage also tells a former value.
+
+    Raises:
+        UsageError: Neither one nor two hops.
+    """
+    if hops not in (1, 2):
+        raise UsageError(f"hops must be 1 or 2; {hops} came.")
+    return _one_hop(rng, similar_names, outdated) if hops == 1 else _two_hop(rng, similar_names, outdated)
+
+
+def _one_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
+    entity = invent_entity(rng, rng.choice(sorted(KINDS)))
+    passages, owner = _tell(entity, rng, outdated)
+    questions = [q for r, gold in owner.items() if (q := _asked(entity.described, entity, r, [gold], rng))]
+    return Cluster([*passages, *_lookalikes(entity, rng, similar_names, outdated)], questions)
+
+
+def _two_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
+    table, relation, target = rng.choice(_links())
+    second = invent_entity(rng, target)
+    first = invent_entity(rng, table, need=[relation])
+    first.facts[relation] = (second.name,)
+    passages, owner = _tell(first, rng, outdated)
+    more, owner_of_second = _tell(second, rng, outdated)
+    link = RELATIONS[relation].link
+    assert link is not None
+    subject = link.format(subject=first.described, kind=second.noun)
+    questions = [
+        question
+        for asked, gold in owner_of_second.items()
+        if not leaks([second.title], subject)
+        and (question := _asked(subject, second, asked, [owner[relation], gold], rng, long=True))
+    ]
+    half = similar_names // 2
+    lookalikes = _lookalikes(first, rng, similar_names - half, outdated) + _lookalikes(second, rng, half, outdated)
+    return Cluster([*passages, *more, *lookalikes], questions)
+
+
+def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
+    """The passages of one entity (its facts may be split over two), and which of them states which fact."""
+    relations = list(entity.facts)
+    rng.shuffle(relations)
+    split = len(relations) >= 4 and rng.random() < 0.5
+    parts = [relations[: len(relations) // 2], relations[len(relations) // 2 :]] if split else [relations]
+    passages = [
+        describe(entity, part, rng, outdated=rng.choice(part) if rng.random() < outdated else None, part=i)
+        for i, part in enumerate(parts)
+    ]
+    return passages, {r: p.id for part, p in zip(parts, passages, strict=True) for r in part}
+
+
+def _lookalikes(entity: Entity, rng: random.Random, count: int, outdated: float) -> list[Passage]:
+    """Entities of similar names with mostly the same relations, all values their own."""
+    found = []
+    for _ in range(count):
+        shared = [r for r in entity.facts if rng.random() < 0.8]
+        other = invent_entity(rng, entity.table, name=similar(entity.name, rng), need=shared)
+        told = rng.choice(shared) if shared and rng.random() < outdated else None
+        found.append(describe(other, other.facts, rng, outdated=told))
+    return found
+
+
+def _asked(
+    subject: str, entity: Entity, relation: str, gold_ids: list[str], rng: random.Random, *, long: bool = False
+) -> Question | None:
+    phrasings = RELATIONS[relation].questions
+    answers = golden_answers(entity.facts[relation])
+    question = ask(for_long_subjects(phrasings) if long else phrasings, subject, answers, str(rng.random()))
+    return None if question is None else Question(question, answers, gold_ids)
+
+
+# -- reading items and the world on disk -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with the passages to read."""
+
+    question: Question
+    passages: list[Passage]
+
+
+def reading_item(
+    rng: random.Random, num_passages: int, *, hops: int = 1, hardness: float = 1.0, outdated: float = 0.15
+) -> Item:
+    """One question, its gold passages and distractors, in random order.
+
+    Args:
+        rng: Source of every choice.
+        num_passages: How many passages; at least `hops`.
+        hops: 1 or 2.
+        hardness: Share of hard distractors (of the same cluster); the others are about anything.
+        outdated: Probability that a passage also tells a former value.
+
+    Raises:
+        UsageError: Fewer passages than hops.
+    """
+    if num_passages < hops:
+        raise UsageError(f"A question of {hops} hops needs at least {hops} passages; num_passages is {num_passages}.")
+    while True:
+        cluster = invent_cluster(rng, hops=hops, similar_names=num_passages - hops, outdated=outdated)
+        if cluster.questions:
+            break
+    question = rng.choice(cluster.questions)
+    gold = [p for p in cluster.passages if p.id in question.gold_ids]
+    hard = [p for p in cluster.passages if p.id not in question.gold_ids]
+    rng.shuffle(hard)
+    chosen = [hard.pop() if hard and rng.random() < hardness else _anything(rng) for _ in range(num_passages - hops)]
+    passages = gold + chosen
+    rng.shuffle(passages)
+    return Item(question, passages)
+
+
+def _anything(rng: random.Random) -> Passage:
+    entity = invent_entity(rng, rng.choice(sorted(KINDS)))
+    return describe(entity, entity.facts, rng)
+
+
+def ranking(item: Item) -> list[int]:
+    """Positions of the passages, most useful first: gold in reading order, then shared titles, then the rest."""
+    gold = item.question.gold_ids
+    titles = {p.title for p in item.passages if p.id in gold}
+
+    def key(position: int) -> tuple[int, int]:
+        passage = item.passages[position]
+        if passage.id in gold:
+            return 0, gold.index(passage.id)
+        return (1, position) if passage.title in titles else (2, position)
+
+    return sorted(range(len(item.passages)), key=key)
+
+
+def write_world(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    train_questions: int = 2000,
+    dev_questions: int = 300,
+    two_hop: float = 0.3,
+    similar_names: int = 4,
+) -> dict[str, Path]:
+    """Write `corpus.jsonl`, `train.jsonl` and `dev.jsonl` of one world.
+
+    Train and dev ask about different clusters, over one corpus.
+
+    Args:
+        folder: Where to write; created when missing.
+        seed: The world's seed.
+        train_questions: Questions to train on.
+        dev_questions: Held-out questions.
+        two_hop: Share of clusters whose questions need two passages.
+        similar_names: Entities of similar names in each cluster.
+
+    Returns:
+        The written files under the keys "corpus", "train" and "dev".
+
+    Raises:
+        UsageError: A number of questions is not positive.
+    """
+    if min(train_questions, dev_questions) < 1:
+        raise UsageError(f"A world needs questions in both splits; {train_questions} and {dev_questions} came.")
+    rng = random.Random(seed)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus: list[dict[str, object]] = []
+    rows = {"corpus": corpus}
+    for split, count in (("train", train_questions), ("dev", dev_questions)):
+        rows[split] = []
+        for cluster in _clusters(rng, two_hop, similar_names):
+            corpus.extend({"id": p.id, "title": p.title, "text": p.text} for p in cluster.passages)
+            rows[split] += [_row(q, f"{split}-{len(rows[split]) + i}") for i, q in enumerate(_some(cluster, rng))]
+            if len(rows[split]) >= count:
+                break
+        del rows[split][count:]
+        rng.shuffle(rows[split])
+    rng.shuffle(corpus)
+    return {name: _write(folder / f"{name}.jsonl", lines) for name, lines in rows.items()}
+
+
+def _clusters(rng: random.Random, two_hop: float, similar_names: int) -> Iterator[Cluster]:
+    while True:
+        yield invent_cluster(rng, hops=2 if rng.random() < two_hop else 1, similar_names=similar_names)
+
+
+def _some(cluster: Cluster, rng: random.Random, most: int = 3) -> list[Question]:
+    return rng.sample(cluster.questions, min(most, len(cluster.questions)))
+
+
+def _row(question: Question, id: str) -> dict[str, object]:
+    return {
+        "id": id,
+        "question": question.question,
+        "golden_answers": question.golden_answers,
+        "gold_ids": question.gold_ids,
+        "hops": question.hops,
+    }
+
+
+def _write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
+    return path
