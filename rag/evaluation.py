@@ -7,30 +7,51 @@ passages among the first k (questions with gold ids only); `retriever_answer_rec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
 from indexes.errors import DataError
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall
-from retriever.dense import Candidates
+from retriever.dense import Candidates, DenseRetriever
 from training.data import QAExample
 
 if TYPE_CHECKING:
-    from rag.pipeline import RAG, Answer
+    from rag.pipeline import Answer
 
 CUTOFFS = (1, 3, 5, 20)
 
 
+class Answerer(Protocol):
+    """Whoever answers from candidates: `rag.RAG`, or a baseline."""
+
+    @property
+    def retriever(self) -> DenseRetriever:
+        """Finds the candidates."""
+        ...
+
+    @property
+    def num_candidates(self) -> int:
+        """How many."""
+        ...
+
+    def answer_from(self, candidates: Sequence[Candidates]) -> list["Answer"]:
+        """One answer for each question's candidates."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over all questions, and one row per question."""
+    """Means over all questions; for each question its scores and the whole answer."""
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
+    answers: list["Answer"]
 
 
-def evaluate(rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True) -> Evaluation:
+def evaluate(
+    rag: Answerer, examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True
+) -> Evaluation:
     """Answer every question and score the answers.
 
     Raises:
@@ -43,6 +64,7 @@ def evaluate(rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16,
             f"{f', the first is {unanswerable[0]!r}' if unanswerable else ''}. Leave them out."
         )
     rows: list[dict[str, Any]] = []
+    answers: list[Answer] = []
     scores: list[dict[str, float]] = []
     with tqdm(total=len(examples), desc="evaluate", unit="question", disable=not progress, leave=False) as bar:
         for start in range(0, len(examples), batch_size):
@@ -51,11 +73,12 @@ def evaluate(rag: "RAG", examples: Sequence[QAExample], *, batch_size: int = 16,
             for example, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
                 scores.append(score(example, found, answer))
                 rows.append({"id": example.id, "question": example.question, "prediction": answer.text, **scores[-1]})
+                answers.append(answer)
             bar.update(len(batch))
     metrics = aggregate(scores)
     if metrics["n"] != len(examples):
         raise RuntimeError(f"Every question must be scored: {len(examples)} came, {metrics['n']:.0f} were.")
-    return Evaluation(metrics, rows)
+    return Evaluation(metrics, rows, answers)
 
 
 def score(example: QAExample, candidates: Candidates, answer: "Answer") -> dict[str, float]:

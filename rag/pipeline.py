@@ -160,7 +160,7 @@ class RAG:
         rows = [self._row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
         log_probs = self.generator.log_probs(rows).tolist()
         return [
-            Answer(question, text, _citations(text, chosen), chosen, permutation, log_prob)
+            Answer(question, text, citations(text, chosen), chosen, permutation, log_prob)
             for question, text, chosen, permutation, log_prob in zip(
                 questions, texts, passages, permutations, log_probs, strict=True
             )
@@ -372,7 +372,8 @@ def encoder_of(
     )
 
 
-def _citations(text: str, passages: Sequence[Passage]) -> list[str]:
+def citations(text: str, passages: Sequence[Passage]) -> list[str]:
+    """Ids of the passages that contain the text of an answer; none for an empty answer."""
     if not text.strip():
         return []
     return [p.id for p in passages if answer_recall([p.contents], [text], 1)]

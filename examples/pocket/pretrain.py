@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is used)
+from generator.generator import GenerationConfig, Generator
+from generator.language_model import LanguageModel
 from generator.prompts import (
     ANSWER_TEMPLATE,
     PASSAGE_TEMPLATE,
@@ -37,8 +39,17 @@ from generator.prompts import (
     RankingPrompt,
     render_chat,
 )
-from rag.pocket.abilities import exercise
-from rag.pocket.world import Item, invent_cluster, ranking, reading_item
+from indexes import build_index
+from indexes.corpus import Passage
+from indexes.encoder import Encoder
+from rag.encyclopedia.render import passages, questions
+from rag.evaluation import search_metrics
+from rag.forgetting import measure_forgetting
+from rag.metrics import exact_match
+from rag.pocket.abilities import ABILITIES, exercise, exercises
+from rag.pocket.world import Item, invent_cluster, ranking, reading_item, write_world
+from retriever.dense import DenseRetriever
+from training.data import load_examples
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -183,9 +194,7 @@ class Rows:
         hops = 2 if self.rng.random() < 0.3 else 1
         item = self._item(self.rng.randint(3, 10), hops)
         names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages))
-        prompt = RankingPrompt().encode(
-            self.tokenizer, item.question.question, item.passages, names, max_tokens=1900
-        )
+        prompt = RankingPrompt().encode(self.tokenizer, item.question.question, item.passages, names, max_tokens=1900)
         order = [names.names[i] for i in ranking(item)][:5]
         return self._row("ranking", prompt, "] > [".join(order) + "]")
 
@@ -435,7 +444,11 @@ class Log:
 def checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int) -> None:
     """Everything that the next step needs, in one file that is replaced at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    state: dict[str, Any] = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
     torch.save(state, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
@@ -447,16 +460,157 @@ def resume(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.O
         return 0
     state = torch.load(file, map_location=model.device, weights_only=True)
     model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+    for optimizer, saved in zip(optimizers, state["optimizers"] if optimizers else [], strict=True):
         optimizer.load_state_dict(saved)
     return int(state["step"])
+
+
+# -- scores and files ------------------------------------------------------------------------------------------
+
+
+def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights in half precision and the tokenizer, as transformers reads them."""
+    half = LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.tie_weights()
+    half.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def scores(folder: Path, count: int, seed: int) -> dict[str, float]:
+    """Exact match of the exported model, greedy, on text that no step has seen."""
+    model = LanguageModel.from_pretrained(folder, dtype="float32")
+    generator = Generator(model, config=GenerationConfig(max_new_tokens=32))
+    rng = random.Random(f"scores-{seed}")
+    easy = {"hardness": 1.0, "outdated": 0.15}
+    items = {
+        "one-hop, gold passage alone": [reading_item(rng, 1, **easy) for _ in range(count)],
+        "one-hop, among 4 hard distractors": [reading_item(rng, 5, **easy) for _ in range(count)],
+        "two-hop, both gold passages": [reading_item(rng, 2, hops=2, **easy) for _ in range(count)],
+        "two-hop, among 3 hard distractors": [reading_item(rng, 5, hops=2, **easy) for _ in range(count)],
+    }
+    result = {name: read(generator, some) for name, some in items.items()}
+    result |= {f"real facts, {hops}, gold passages": real_facts(generator, count, hops) for hops in (1, 2)}
+    solved = measure_forgetting(generator, exercises(12 * (count // 12), seed=seed)).right
+    names = list(ABILITIES)
+    by_ability = {name: mean(solved[i :: len(names)]) for i, name in enumerate(names)}
+    return result | {"general abilities": mean(solved)} | {f"ability: {k}": v for k, v in by_ability.items()}
+
+
+def read(generator: Generator, items: Sequence[Item]) -> float:
+    """Exact match of reading items."""
+    answers = generator.generate([i.question.question for i in items], [i.passages for i in items])
+    return mean([exact_match(a, i.question.golden_answers) for a, i in zip(answers, items, strict=True)])
+
+
+def real_facts(generator: Generator, count: int, hops: int) -> float:
+    """Exact match on the demo encyclopedia, from the gold passages alone."""
+    by_id = {row["id"]: Passage(row["id"], row["title"], row["text"]) for row in passages()}
+    rows = [row for row in questions("dev") if row["hops"] == hops][:count]
+    answers = generator.generate([r["question"] for r in rows], [[by_id[i] for i in r["gold_ids"]] for r in rows])
+    return mean([exact_match(a, r["golden_answers"]) for a, r in zip(answers, rows, strict=True)])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+CARD = """\
+---
+library_name: transformers
+license: apache-2.0
+---
+# {title}
+
+{text}
+
+Made by `python examples/pocket/pretrain.py` with {arguments}. All text comes from the invented world of
+`rag.pocket.world`; names and facts are drawn afresh at every step, and no real fact is among them.
+
+| score | value |
+|---|---|
+{table}
+"""
+
+
+def write_card(folder: Path, title: str, text: str, args: argparse.Namespace, values: dict[str, float]) -> None:
+    """The model card, with the scores that were just measured."""
+    said = ", ".join(f"{k}={v}" for k, v in sorted(vars(args).items()) if k not in ("work_dir", "output", "only"))
+    table = "\n".join(f"| {name} | {value:.3f} |" for name, value in values.items())
+    (folder / "README.md").write_text(
+        CARD.format(title=title, text=text, arguments=f"`{said}`", table=table), encoding="utf-8"
+    )
+
+
+# -- the encoder -----------------------------------------------------------------------------------------------
+
+
+def encoder_tokenizer(seed: int, vocab_size: int) -> Tokenizer:
+    """Lower-case word pieces: a bag of them is all that a static embedding sees."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_tokenizer_texts(random.Random(seed)), trainer)
+    return tokenizer
+
+
+def encoder_pairs(rng: random.Random, count: int) -> Iterator[dict[str, str]]:
+    """Question, a gold passage, and a passage that is easily taken for it."""
+    for _ in range(count):
+        item = reading_item(rng, 3, hops=rng.choice((1, 1, 2)))
+        gold = [p for p in item.passages if p.id in item.question.gold_ids]
+        other = [p for p in item.passages if p.id not in item.question.gold_ids]
+        positive, negative = rng.choice(gold), rng.choice(other)
+        yield {"question": item.question.question, "positive": positive.contents, "negative": negative.contents}
+
+
+def train_encoder(args: argparse.Namespace, folder: Path) -> None:
+    """A static embedding trained with in-batch and hard negatives, by sentence-transformers' own trainer."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers import SentenceTransformerTrainingArguments as TrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    torch.manual_seed(args.seed)
+    tokenizer = encoder_tokenizer(args.seed, args.encoder_vocab_size)
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=args.encoder_dimension)])
+    data = Dataset.from_list(list(encoder_pairs(random.Random(f"encoder-{args.seed}"), args.encoder_pairs)))
+    arguments = TrainingArguments(
+        output_dir=str(args.work_dir / "encoder"),
+        per_device_train_batch_size=256,
+        learning_rate=args.encoder_lr,
+        num_train_epochs=1,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+        disable_tqdm=True,
+    )
+    SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(model)
+    ).train()
+    model.half().save_pretrained(str(folder), create_model_card=False)
+
+
+def encoder_scores(folder: Path, seed: int) -> dict[str, float]:
+    """Recall on a world of its own: 300 questions over its whole corpus."""
+    with TemporaryDirectory() as work:
+        files = write_world(work, seed=seed + 1000, train_questions=300, dev_questions=300)
+        index = build_index(files["corpus"], Encoder.from_pretrained(folder), Path(work) / "index", progress=False)
+        examples = load_examples(files["dev"], require_answers=True)
+        retriever = DenseRetriever(index, Encoder.from_pretrained(folder))
+        found = retriever.search([e.question for e in examples], 20)
+        return search_metrics(examples, found, 20) | {"passages": float(len(index))}
 
 
 def main() -> None:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
-    parser.add_argument("--output", type=Path, help="folder that gets base/ and encoder/")
+    parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
@@ -472,11 +626,43 @@ def main() -> None:
     parser.add_argument("--lm_share", type=float, default=0.25, help="share of those tokens that is scored")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--score_items", type=int, default=300, help="questions behind each score")
     parser.add_argument("--log_every", type=int, default=50)
     parser.add_argument("--save_every", type=int, default=200)
+    parser.add_argument("--encoder_vocab_size", type=int, default=4000)
+    parser.add_argument("--encoder_dimension", type=int, default=192)
+    parser.add_argument("--encoder_pairs", type=int, default=40_000)
+    parser.add_argument("--encoder_lr", type=float, default=0.05)
+    parser.add_argument("--only", choices=["base", "encoder", "scores"], help="leave the rest out")
     args = parser.parse_args()
+    if args.only != "encoder":
+        make_base(args)
+    if args.only in (None, "encoder"):
+        folder = args.output / "encoder"
+        train_encoder(args, folder)
+        values = encoder_scores(folder, args.seed)
+        print(json.dumps(values, indent=2))
+        write_card(folder, "Pocket encoder", "A static embedding for the pocket laboratory.", args, values)
+
+
+def make_base(args: argparse.Namespace) -> None:
+    """Pre-train, export and score the language model."""
+    folder = args.output / "base"
     tokenizer = train_tokenizer(args.seed, args.vocab_size)
-    pretrain(args, tokenizer)
+    if args.only == "scores":
+        model = new_model(tokenizer, args)
+        resume(args.work_dir, model, [])
+    else:
+        model = pretrain(args, tokenizer)
+    export(model.cpu(), tokenizer, folder)
+    values = scores(folder, args.score_items, args.seed)
+    print(json.dumps(values, indent=2), flush=True)
+    count = sum(p.numel() for p in model.parameters())
+    text = (
+        f"A Llama of {count:,} parameters that reads: it answers from passages, ranks them, and has a few general "
+        "abilities. It knows nothing. It exists for the demo and the laboratory of dro-rag."
+    )
+    write_card(folder, "Pocket base", text, args, values)
 
 
 if __name__ == "__main__":

@@ -265,6 +265,7 @@ def ask(phrasings: tuple[str, ...], subject: str, answers: list[str], key: str) 
 
 
 def leaks(answers: Iterable[str], question: str) -> bool:
+    """Whether a question already says one of its answers, as whole words."""
     return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", question, re.IGNORECASE) for answer in answers)
 
 

@@ -63,7 +63,7 @@ def _add(rng: random.Random) -> tuple[str, str]:
 
 def _format(rng: random.Random) -> tuple[str, str]:
     words = _words(rng, 2, 4)
-    opening, closing = rng.choice(["()", "[]", "<>", "{}"])
+    opening, closing = rng.choice([("(", ")"), ("[", "]"), ("<", ">"), ("{", "}")])
     return (
         f"Put each word in {opening}{closing}: {' '.join(words)}",
         " ".join(f"{opening}{w}{closing}" for w in words),

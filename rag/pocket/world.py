@@ -82,8 +82,9 @@ def syllable(rng: random.Random) -> str:
 
 
 def word(rng: random.Random) -> str:
-    """One to four syllables, lower case."""
-    return "".join(syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+    """One to four syllables and at least two letters, lower case."""
+    text = "".join(syllable(rng) for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+    return text if len(text) > 1 else text + syllable(rng)
 
 
 def invented(value: str, rng: random.Random) -> str:
@@ -112,8 +113,8 @@ def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
 def similar(name: str, rng: random.Random) -> str:
     """A name that shares part of `name`: its other words, or the beginning of the one that changes."""
     words = [m for m in _WORD.finditer(name) if m.group().lower() not in _GRAMMAR and len(m.group()) > 2]
-    if not words:
-        return invented(name, rng)
+    if not words:  # nothing to share
+        return f"{name} {word(rng).capitalize()}"
     chosen = rng.choice(words)
     text = chosen.group()
     if text.isdigit():
@@ -275,7 +276,10 @@ def _lookalikes(entity: Entity, rng: random.Random, count: int, outdated: float)
     found = []
     for _ in range(count):
         shared = [r for r in entity.facts if rng.random() < 0.8]
-        other = invent_entity(rng, entity.table, name=similar(entity.name, rng), need=shared)
+        name = similar(entity.name, rng)
+        while name.casefold() == entity.name.casefold():
+            name = similar(entity.name, rng)
+        other = invent_entity(rng, entity.table, name=name, need=shared)
         told = rng.choice(shared) if shared and rng.random() < outdated else None
         found.append(describe(other, other.facts, rng, outdated=told))
     return found
@@ -385,9 +389,10 @@ def write_world(
     folder.mkdir(parents=True, exist_ok=True)
     corpus: list[dict[str, object]] = []
     rows = {"corpus": corpus}
+    clusters = _clusters(rng, two_hop, similar_names)
     for split, count in (("train", train_questions), ("dev", dev_questions)):
         rows[split] = []
-        for cluster in _clusters(rng, two_hop, similar_names):
+        for cluster in clusters:
             corpus.extend({"id": p.id, "title": p.title, "text": p.text} for p in cluster.passages)
             rows[split] += [_row(q, f"{split}-{len(rows[split]) + i}") for i, q in enumerate(_some(cluster, rng))]
             if len(rows[split]) >= count:
@@ -399,8 +404,14 @@ def write_world(
 
 
 def _clusters(rng: random.Random, two_hop: float, similar_names: int) -> Iterator[Cluster]:
+    """Clusters without end; no title of one stands in another, or a question about it would have two answers."""
+    taken: set[str] = set()
     while True:
-        yield invent_cluster(rng, hops=2 if rng.random() < two_hop else 1, similar_names=similar_names)
+        cluster = invent_cluster(rng, hops=2 if rng.random() < two_hop else 1, similar_names=similar_names)
+        titles = {p.title.casefold() for p in cluster.passages}
+        if cluster.questions and not titles & taken:
+            taken |= titles
+            yield cluster
 
 
 def _some(cluster: Cluster, rng: random.Random, most: int = 3) -> list[Question]:

@@ -1,0 +1,385 @@
+"""The laboratory: every claim about DRO and SelfAug, measured on an invented world with the pocket models.
+
+    world -> index -> for each recipe: fresh pipeline -> train -> score on the same held-out questions -> compare
+
+A recipe is a row of the final table. All trained rows see the same questions for the same number of rounds, none
+sees which passages are gold, and the round that is kept is chosen on validation questions, not on those of the table.
+
+| row | what it is |
+|---|---|
+| base | the base model reads the retriever's top K |
+| sft | LoRA, supervised on the retriever's top K: an E-step with one certain permutation |
+| rag_sequence | LoRA, marginalised over single documents (RAG-Sequence, arXiv 2005.11401) |
+| dro_no_selector | DRO whose selector stays the retriever's order |
+| dro_no_generator | DRO whose generator stays the base model |
+| dro | DRO (arXiv 2505.03075) |
+| dro_selfaug | DRO with the SelfAug term (arXiv 2509.03934) |
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from generator.generator import GenerationConfig, Generator
+from generator.language_model import AdapterConfig
+from indexes import build_index
+from indexes.builder import PassageIndex
+from indexes.errors import UsageError
+from rag.encyclopedia import write
+from rag.evaluation import Answerer, Evaluation, evaluate
+from rag.forgetting import Forgetting, measure_forgetting
+from rag.pipeline import RAG
+from rag.pocket import POCKET, load_encoder
+from rag.pocket.abilities import Exercise, exercises
+from rag.pocket.world import write_world
+from rag.rag_sequence import RAGSequence
+from rag.significance import bootstrap_interval, paired_bootstrap
+from retriever.dense import DenseRetriever
+from retriever.selector import Selector, SelectorConfig
+from training import DROConfig, DROTrainer, QAExample, load_examples
+from training.checkpoint import load_learned
+
+logger = logging.getLogger(__name__)
+
+LABELS = {
+    "base": "base model, retrieved top K",
+    "sft": "supervised LoRA on top K",
+    "rag_sequence": "RAG-Sequence (single documents)",
+    "dro_no_selector": "DRO, selector not trained",
+    "dro_no_generator": "DRO, generator not trained",
+    "dro": "DRO",
+    "dro_selfaug": "DRO + SelfAug",
+}
+BASELINES = ("base", "sft", "rag_sequence")
+SAMPLES = 8
+# Choosing a permutation at almost no temperature is choosing the most probable one.
+_CERTAIN = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabSettings:
+    """Sizes of one run of the laboratory."""
+
+    mode: str = "default"
+    rows: tuple[str, ...] = ("base", "sft", "dro_selfaug")
+    seed: int = 42
+    """Of the world, of every draw and of the batches."""
+    train_questions: int = 192
+    validation_questions: int = 48
+    """They choose the round that is kept, and draw the curves."""
+    test_questions: int = 160
+    """They fill the table."""
+    rounds: int = 2
+    num_candidates: int = 8
+    num_selected: int = 3
+    num_samples: int = 4
+    learning_rate: float = 1e-3
+    lora_r: int = 16
+    selfaug_alpha: float = 0.5
+    gradient_accumulation_steps: int = 4
+    exercises: int = 96
+    """General-ability tasks behind the last columns."""
+    encyclopedia_questions: int = 40
+    """Real-facts questions that the last row answers at the end."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.rows if name not in LABELS]
+        if unknown or not self.rows:
+            raise UsageError(f"rows must name some of {list(LABELS)}; {list(self.rows)} came.")
+
+
+class Watched:
+    """A pipeline whose every evaluation also measures what was forgotten: what the trainer sees of a pipeline."""
+
+    def __init__(self, rag: RAG, answerer: Answerer, tasks: Sequence[Exercise]) -> None:
+        self.rag, self.answerer, self.tasks = rag, answerer, tasks
+        self.retriever: DenseRetriever = rag.retriever
+        self.selector: Selector = rag.selector
+        self.generator: Generator = rag.generator
+
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
+        """Metrics of the answers, and `general` and `kl_drift`."""
+        forgetting = measure_forgetting(self.generator, self.tasks)
+        metrics = evaluate(self.answerer, examples, progress=progress).metrics
+        return metrics | {"general": forgetting.general, "kl_drift": forgetting.kl_drift}
+
+
+class Lab:
+    """One run: a folder with the world, its index, one training run per row and one result per row.
+
+    Rows that are finished are not done again, and a row that was interrupted continues after its last round.
+
+    Args:
+        folder: Where everything is written; an unfinished run with the same settings is continued.
+        settings: Sizes.
+        progress: Show progress bars.
+        on_row: Called with the name of each row before it starts.
+
+    Raises:
+        UsageError: The folder holds something else.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: LabSettings,
+        *,
+        progress: bool = True,
+        on_row: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.folder, self.settings, self.progress, self.on_row = Path(folder), settings, progress, on_row
+        self.tasks = exercises(settings.exercises, seed=settings.seed)
+        self._open_folder()
+
+    # -- the story ---------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Do every row that is not done yet, and compare them; returns what `rag.report` shows."""
+        questions = self._world()
+        results = []
+        for name in self.settings.rows:
+            self.on_row(name)
+            results.append(self._finished(name) or self._row(name, questions))
+        return {
+            "mode": self.settings.mode,
+            "settings": asdict(self.settings),
+            "rows": [_table_row(result, self.settings.seed) for result in results],
+            "retriever": results[0]["retriever"],
+            "comparisons": compare(results),
+            "curves": {r["name"]: r["curve"] for r in results if r["curve"]},
+            "samples": _samples(results, questions["test"]),
+            "encyclopedia": self._encyclopedia(self.settings.rows[-1]),
+        }
+
+    def _row(self, name: str, questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
+        """Train one recipe and score it."""
+        started = time.perf_counter()
+        rag = self._pipeline(name, self._index("world"))
+        answerer: Answerer = RAGSequence(rag) if name == "rag_sequence" else rag
+        curve: list[dict[str, Any]] = []
+        if name != "base":
+            watched = Watched(rag, answerer, self.tasks)
+            config = self._config(name)
+            curve = DROTrainer(
+                watched, config, questions["train"], questions["validation"], progress=self.progress
+            ).train()
+            rag.save_pretrained(self.folder / "bundles" / name, report=curve)
+        evaluation = evaluate(answerer, questions["test"], progress=self.progress)
+        forgetting = measure_forgetting(rag.generator, exercises(4 * len(self.tasks), seed=self.settings.seed + 1))
+        result = _result(name, curve, evaluation, forgetting, time.perf_counter() - started)
+        _write_json(self._result_file(name), result)
+        return result
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _world(self) -> dict[str, list[QAExample]]:
+        """Write the world once, index it once; returns its questions."""
+        s, folder = self.settings, self.folder / "world"
+        if not (folder / "dev.jsonl").is_file():
+            write_world(
+                folder,
+                seed=s.seed,
+                train_questions=s.train_questions,
+                dev_questions=s.validation_questions + s.test_questions,
+            )
+        held_out = load_examples(folder / "dev.jsonl", require_answers=True)
+        self._index("world")
+        return {
+            "train": load_examples(folder / "train.jsonl", require_answers=True),
+            "validation": held_out[: s.validation_questions],
+            "test": held_out[s.validation_questions :],
+        }
+
+    def _index(self, name: str) -> PassageIndex:
+        folder = self.folder / name / "index"
+        if not folder.is_dir():
+            build_index(self.folder / name / "corpus.jsonl", load_encoder(POCKET), folder, progress=self.progress)
+        return PassageIndex.open(folder)
+
+    def _pipeline(self, name: str, index: PassageIndex) -> RAG:
+        s = self.settings
+        n, k = (s.num_candidates, s.num_selected) if name != "rag_sequence" else (s.num_selected, 1)
+        return RAG.create(
+            index=index,
+            base=POCKET,
+            selector=SelectorConfig(num_candidates=n, num_selected=k),
+            generation=GenerationConfig(max_new_tokens=24),
+            adapter=AdapterConfig(r=s.lora_r, lora_alpha=2 * s.lora_r),
+        )
+
+    def _config(self, name: str) -> DROConfig:
+        """The recipe of one row."""
+        s = self.settings
+        folder = self.folder / "runs" / name
+        shared = DROConfig(
+            output_dir=folder,
+            resume=(folder / "run.json").is_file(),
+            rounds=s.rounds,
+            num_samples=s.num_samples,
+            learning_rate=s.learning_rate,
+            gradient_accumulation_steps=s.gradient_accumulation_steps,
+            warm_up_epochs=1,
+            warm_up_target="retriever",  # nobody is told which passages are gold
+            selfaug_alpha=0.0,
+            selfaug_rows="one",
+            metric_for_best_model="exact_match",
+            seed=s.seed,
+        )
+        recipes: dict[str, dict[str, Any]] = {
+            "sft": {"train_selector": False, "num_samples": 1, "proposal_temperature": _CERTAIN},
+            "rag_sequence": {"train_selector": False, "exact": True},
+            "dro_no_selector": {"train_selector": False},
+            "dro_no_generator": {"train_generator": False},
+            "dro": {},
+            "dro_selfaug": {"selfaug_alpha": s.selfaug_alpha},
+        }
+        return replace(shared, **recipes[name])
+
+    def _encyclopedia(self, name: str) -> dict[str, Any]:
+        """Let one trained row read real facts, which neither it nor the base has ever seen."""
+        if not (self.folder / "encyclopedia" / "dev.jsonl").is_file():
+            write(self.folder / "encyclopedia")
+        asked = load_examples(
+            self.folder / "encyclopedia" / "dev.jsonl", require_answers=True, limit=self.settings.encyclopedia_questions
+        )
+        rag = self._pipeline(name, self._index("encyclopedia"))
+        if name != "base":
+            load_learned(rag.selector, self.folder / "bundles" / name / "learned")
+        answerer: Answerer = RAGSequence(rag) if name == "rag_sequence" else rag
+        evaluation = evaluate(answerer, asked, progress=self.progress)
+        result = {"name": name, "answers": [a.to_dict() for a in evaluation.answers], "scores": evaluation.rows}
+        return {
+            "name": name,
+            "exact_match": evaluation.metrics["exact_match"],
+            "questions": len(asked),
+            "samples": _samples([result], asked),
+        }
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        file, ours = self.folder / "lab.json", json.loads(json.dumps(asdict(self.settings)))
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == ours:
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            what = "a run with other settings" if file.is_file() else "something else"
+            raise UsageError(
+                f"The laboratory needs a new or empty folder, or one of its own to continue; {self.folder} holds "
+                f"{what}. Name another folder with --output."
+            )
+        _write_json(file, ours)
+
+    def _result_file(self, name: str) -> Path:
+        return self.folder / "results" / f"{name}.json"
+
+    def _finished(self, name: str) -> dict[str, Any] | None:
+        file = self._result_file(name)
+        if not file.is_file():
+            # A training run without its result may be continued, but a bundle written by half is written again.
+            shutil.rmtree(self.folder / "bundles" / name, ignore_errors=True)
+            return None
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+
+
+def _result(
+    name: str, curve: list[dict[str, Any]], evaluation: Evaluation, forgetting: Forgetting, seconds: float
+) -> dict[str, Any]:
+    metrics = evaluation.metrics
+    return {
+        "name": name,
+        "seconds": seconds,
+        "curve": curve,
+        "scores": evaluation.rows,
+        "answers": [a.to_dict() for a in evaluation.answers],
+        "general": forgetting.right,
+        "kl_drift": forgetting.kl_drift,
+        "retriever": {f"recall_at_{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3)},
+    }
+
+
+def _column(result: Mapping[str, Any], name: str) -> list[float]:
+    """One score per question (or per exercise)."""
+    return list(result["general"]) if name == "general" else [row[name] for row in result["scores"] if name in row]
+
+
+_COLUMNS = {
+    "exact_match": "exact_match",
+    "f1": "f1",
+    "recall_at_1": "selector_recall@1",
+    "recall_at_3": "selector_recall@3",
+    "general": "general",
+}
+
+
+def _table_row(result: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    columns = {name: _column(result, source) for name, source in _COLUMNS.items()}
+    columns = {name: values for name, values in columns.items() if values}
+    return {
+        "name": result["name"],
+        "label": LABELS[result["name"]],
+        **{name: sum(values) / len(values) for name, values in columns.items()},
+        "kl_drift": result["kl_drift"],
+        "seconds": result["seconds"],
+        "seed": seed,
+        "intervals": {name: list(bootstrap_interval(values)) for name, values in columns.items()},
+    }
+
+
+def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """DRO against every baseline and ablation, and SelfAug against plain DRO, paired over the same questions."""
+    by_name = {r["name"]: r for r in results}
+    ours = "dro" if "dro" in by_name else "dro_selfaug"
+    pairs = [(ours, other, "exact_match") for other in by_name if not other.startswith(ours)]
+    pairs += [("dro_selfaug", "dro", metric) for metric in ("exact_match", "general")]
+    pairs += [(name, "base", "general") for name in by_name if name != "base"]
+    return [
+        _comparison(by_name[name], by_name[other], metric)
+        for name, other, metric in pairs
+        if name in by_name and other in by_name
+    ]
+
+
+def _comparison(result: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    values, others = _column(result, _COLUMNS[metric]), _column(other, _COLUMNS[metric])
+    paired = paired_bootstrap(values, others)
+    mean = sum(others) / len(others)
+    return {
+        "name": result["name"],
+        "against": other["name"],
+        "metric": metric,
+        "difference": paired.difference,
+        "interval": list(paired.interval),
+        "relative": paired.difference / mean if mean else None,
+        "p": paired.p,
+        "questions": len(values),
+    }
+
+
+def _samples(results: Sequence[Mapping[str, Any]], examples: Sequence[QAExample]) -> list[dict[str, Any]]:
+    """The first questions, each with what every row made of it."""
+    return [
+        {
+            "question": example.question,
+            "golden_answers": list(example.golden_answers),
+            "gold_ids": list(example.gold_ids),
+            "answers": [
+                {**r["answers"][i], "row": r["name"], "exact_match": r["scores"][i]["exact_match"]} for r in results
+            ],
+        }
+        for i, example in enumerate(examples[:SAMPLES])
+    ]
+
+
+def _write_json(file: Path, data: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    partial.replace(file)

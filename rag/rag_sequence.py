@@ -1,0 +1,94 @@
+"""The baseline that DRO argues against: marginalise over single, independent documents.
+
+RAG-Sequence (Lewis et al. 2020, arXiv 2005.11401, section 2.1):
+
+    p(y|x) = sum_d p(d|x) p_g(y|x,d)
+
+In our terms it is a selector that is never trained and picks one document, so it is *trained* by an exact E-step
+over K = 1 (`DROConfig(exact=True, train_selector=False)`), whose M-step has the gradient of log p(y|x). What needs
+code of its own is its "thorough decoding": every document proposes an answer, and every answer is judged by all.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from generator.generator import AnswerRow
+from indexes.errors import UsageError
+from rag.pipeline import RAG, Answer, citations
+from retriever.dense import Candidates, DenseRetriever
+
+
+class RAGSequence:
+    """Answers by the sum over documents.
+
+    Args:
+        rag: A pipeline whose selector picks one of n candidates; n is the number of documents summed over.
+
+    Raises:
+        UsageError: The selector picks more than one.
+    """
+
+    def __init__(self, rag: RAG) -> None:
+        if rag.selector.config.num_selected != 1:
+            raise UsageError(
+                "RAG-Sequence reads one document at a time: num_selected must be 1; "
+                f"{rag.selector.config.num_selected} came."
+            )
+        self.rag = rag
+
+    @property
+    def retriever(self) -> DenseRetriever:
+        """Of the pipeline."""
+        return self.rag.retriever
+
+    @property
+    def num_candidates(self) -> int:
+        """n, the documents summed over."""
+        return self.rag.num_candidates
+
+    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
+        """The most probable of the answers that the documents propose, for each question."""
+        proposals = self._proposals(candidates)
+        return [self._best(c, texts) for c, texts in zip(candidates, proposals, strict=True)]
+
+    def _proposals(self, candidates: Sequence[Candidates]) -> list[list[str]]:
+        """The greedy answer of each document alone, each different one once."""
+        questions = [c.question for c in candidates for _ in c.passages]
+        texts = iter(self.rag.generator.generate(questions, [[p] for c in candidates for p in c.passages]))
+        return [list(dict.fromkeys(next(texts) for _ in c.passages)) for c in candidates]
+
+    def _best(self, candidates: Candidates, texts: Sequence[str]) -> Answer:
+        log_p_d = self._log_prior(candidates)
+        log_p_td = torch.stack([self._log_likelihoods(candidates, text) for text in texts])
+        log_p_t = (log_p_td + log_p_d).logsumexp(-1)
+        best = int(log_p_t.argmax())
+        passages = [candidates.passages[i] for i in range(len(candidates))]
+        text = texts[best]
+        return Answer(
+            candidates.question,
+            text,
+            citations(text, passages),
+            passages,
+            list(range(len(passages))),
+            float(log_p_t[best]),
+        )
+
+    def _log_prior(self, candidates: Candidates) -> Tensor:
+        """Log p(d|x) over the candidates, `[n]`, from the untrained selector: the retriever's scores."""
+        permutations = self.rag.selector.enumerate([candidates])[0]
+        log_p_d = torch.empty(len(candidates))
+        log_p_d[permutations.z_mK[:, 0]] = permutations.log_p_m.float()
+        return log_p_d
+
+    def _log_likelihoods(self, candidates: Candidates, text: str) -> Tensor:
+        generator = self.rag.generator
+        end = generator.language_model.end_of_answer_id
+        rows = [
+            generator.row(candidates.question, [passage], text)
+            if text.strip()
+            else AnswerRow(generator.prompt_ids(candidates.question, [passage]), [end])
+            for passage in candidates.passages
+        ]
+        return generator.log_probs(rows)

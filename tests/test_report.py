@@ -1,0 +1,795 @@
+"""The report page: read back by a parser that knows nothing of how it was written, and opened in a real browser."""
+
+import copy
+import html
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexes.errors import DataError
+from rag.report import render_report, write_report
+
+ROOT = Path(__file__).parents[1]
+VOID = {"meta", "link", "input", "br"}
+
+
+class TreeParser(HTMLParser):
+    """HTML as an element tree; an end tag that closes something else is an error, where browsers would guess."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.builder = ET.TreeBuilder()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} comes twice: {attrs}"
+        self.builder.start(tag, {name: value or "" for name, value in attrs})
+        if tag in VOID:
+            self.builder.end(tag)
+        else:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+        self.builder.end(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.builder.data(data)
+
+
+def parse(page: str) -> ET.Element:
+    parser = TreeParser()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    return parser.builder.close()
+
+
+def text(element: ET.Element) -> str:
+    return " ".join("".join(element.itertext()).split())
+
+
+def by_id(tree: ET.Element, id: str) -> ET.Element:
+    (found,) = [element for element in tree.iter() if element.get("id") == id]
+    return found
+
+
+def by_class(tree: ET.Element, name: str) -> list[ET.Element]:
+    return [element for element in tree.iter() if name in element.get("class", "").split()]
+
+
+def sections(tree: ET.Element) -> list[str]:
+    return [element.get("id", "") for element in tree.iter("section")]
+
+
+def answer(row: str, said: str, em: float | None, permutation: list[int], cited: list[str]) -> dict[str, Any]:
+    passages = [
+        {"id": f"e1-{i}", "title": f"Brost {i}", "text": f"The Brost {i} is a river of {row}."} for i in permutation
+    ]
+    return {
+        "row": row,
+        "text": said,
+        "exact_match": em,
+        "citations": cited,
+        "permutation": permutation,
+        "passages": passages,
+        "log_prob": -0.3,
+    }
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """Every part once, every count another one."""
+    sample = {
+        "question": "how long is the Brost?",
+        "golden_answers": ["2,914 km", "2914 km"],
+        "gold_ids": ["e1-0"],
+        "answers": [
+            answer("base", "2,100 km", 0.0, [0, 1], ["e1-1"]),
+            answer("dro", "2,914 km", 1.0, [2, 0], ["e1-0", "e9-9"]),
+            answer("sft", "a river", None, [3, 1], []),
+        ],
+    }
+    return {
+        "mode": "quick",
+        "settings": {"seed": 42, "train_questions": 400, "num_samples": 4, "rounds": 3, "learning_rate": 0.002},
+        "rows": [
+            {
+                "name": "base",
+                "label": "Base model, retrieved top-K",
+                "exact_match": 0.41,
+                "f1": 0.5,
+                "recall_at_1": 0.4,
+                "general": 0.93,
+                "kl_drift": 0.0,
+                "seconds": 60.2,
+                "seed": 42,
+                "intervals": {"exact_match": [0.35, 0.47]},
+            },
+            {
+                "name": "sft",
+                "label": "Supervised fine-tuning",
+                "exact_match": 0.45,
+                "f1": 0.55,
+                "kl_drift": 0.5,
+                "seconds": 1234.0,
+            },
+            {
+                "name": "dro",
+                "label": "DRO",
+                "exact_match": 0.62,
+                "f1": float("nan"),
+                "recall_at_1": 0.6,
+                "general": 0.8,
+            },
+        ],
+        "retriever": {"recall_at_1": 0.42, "recall_at_3": 0.6},
+        "comparisons": [
+            {
+                "name": "dro",
+                "against": "sft",
+                "metric": "exact_match",
+                "difference": 0.17,
+                "relative": 0.378,
+                "p": 0.0004,
+                "questions": 200,
+            },
+            {"name": "sft", "against": "base", "metric": "general", "difference": -0.085, "p": 0.3},
+        ],
+        "curves": {
+            "sft": [
+                {"round": 0, "eval_exact_match": 0.41, "eval_f1": 0.5, "eval_selector_recall@1": 0.42},
+                {"round": 1, "eval_exact_match": 0.43, "eval_f1": 0.52, "ess": 3.1, "log_marginal": -7.2},
+                {"round": 2, "eval_exact_match": 0.44, "eval_f1": math.inf, "ess": 2.9, "log_marginal": -6.9},
+                {"round": 3, "eval_exact_match": 0.45, "eval_f1": 0.55, "ess": None, "log_marginal": -6.5},
+            ],
+            "dro": [
+                dro_record(0, 0.41, 0.42, 0.93, 0.0),
+                {**dro_record(1, 0.55, 0.50, 0.85, 0.1), "ess": 2.5, "log_marginal": -6.0},
+                {**dro_record(2, 0.62, 0.60, 0.80, 0.3), "ess": 2.0, "log_marginal": -5.0},
+            ],
+        },
+        "samples": [sample],
+        "encyclopedia": {
+            "exact_match": 0.4,
+            "questions": 40,
+            "samples": [{**copy.deepcopy(sample), "question": "what is the Nile?"}],
+        },
+        "seconds": 321.0,
+    }
+
+
+def dro_record(round: int, em: float, selector: float, general: float, drift: float) -> dict[str, float]:
+    return {
+        "round": round,
+        "eval_exact_match": em,
+        "eval_f1": em + 0.1,
+        "eval_selector_recall@1": selector,
+        "eval_retriever_recall@1": 0.42 + 0.01 * round,
+        "eval_general": general,
+        "eval_kl_drift": drift,
+    }
+
+
+@pytest.fixture
+def tree(result: dict[str, Any]) -> ET.Element:
+    return parse(render_report(result))
+
+
+# The file.
+
+
+def test_the_file_is_written_where_it_is_asked_for(tmp_path: Path, result: dict[str, Any]) -> None:
+    file = tmp_path / "new" / "folder" / "report.html"
+    assert write_report(result, str(file)) == file
+    first = file.read_text(encoding="utf-8")
+    assert first == render_report(result)
+    assert write_report({"rows": []}, file) == file
+    assert file.read_text(encoding="utf-8") != first
+
+
+def test_text_that_utf_8_cannot_hold_costs_one_character(tmp_path: Path) -> None:
+    file = write_report(
+        {"rows": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]}, tmp_path / "report.html"
+    )
+    assert "lone ? surrogate\ufffd\ufffd" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("broken", "came"),
+    [
+        ({}, r"got the keys \[\]"),
+        ({"mode": "quick", "curves": {}}, r"got the keys \['curves', 'mode'\]"),
+        ({"rows": {"base": 1}}, "got dict"),
+        ({"rows": None}, "got NoneType"),
+    ],
+)
+def test_a_result_without_rows_is_refused(tmp_path: Path, broken: dict[str, Any], came: str) -> None:
+    with pytest.raises(DataError, match=f"must hold 'rows', a list with one mapping per pipeline; {came}. Pass the"):
+        write_report(broken, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    code = "import sys; before = set(sys.modules); import rag.report; print(*sorted({m.partition('.')[0] for m in \
+set(sys.modules) - before} - sys.stdlib_module_names))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["indexes", "rag"]
+
+
+# Nothing is loaded, nothing runs.
+
+LOADING_TAGS = set("script img image iframe frame object embed audio video source track base form use portal".split())
+LOADING_ATTRIBUTES = set("src srcset data poster action formaction background ping xlink:href".split())
+
+
+def loads(tree: ET.Element) -> Iterator[str]:
+    """Whatever could fetch or run something."""
+    for element in tree.iter():
+        if element.tag in LOADING_TAGS:
+            yield f"<{element.tag}>"
+        for name, value in element.attrib.items():
+            link = name == "href" and not (
+                value.startswith("#") or (element.tag == "a" and value.startswith("https://arxiv.org/abs/"))
+            )
+            if name in LOADING_ATTRIBUTES or name.startswith("on") or (link and value != "data:,"):
+                yield f"{element.tag} {name}={value}"
+        style = element.get("style", "") + (text(element) if element.tag == "style" else "")
+        yield from re.findall(r"url\(|@import|@font-face|expression\(", style)
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "<script>1</script>",
+        '<img src="x.png"></img>',
+        '<link rel="stylesheet" href="x.css">',
+        "<style>@import 'x.css'</style>",
+        "<style>p{background:url(x.png)}</style>",
+        '<p style="background:url(x)">x</p>',
+        '<p onclick="x()">x</p>',
+        '<a href="javascript:x()">x</a>',
+        '<a href="https://example.org/">x</a>',
+        '<svg><use href="x.svg#a"></use></svg>',
+    ],
+)
+def test_the_load_finder_finds(element: str) -> None:
+    assert list(loads(parse(f"<html>{element}</html>")))
+
+
+def test_nothing_is_loaded_and_nothing_runs(tree: ET.Element) -> None:
+    assert list(loads(tree)) == []
+    (policy,) = [e.get("content", "") for e in tree.iter("meta") if e.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert {e.get("href") for e in tree.iter("a") if "arxiv" in e.get("href", "")} == {
+        "https://arxiv.org/abs/2505.03075",
+        "https://arxiv.org/abs/2509.03934",
+    }
+
+
+HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="throw 2">&lt;<!-- """
+
+
+def hostile(value: Any, *, keys: bool = False) -> Any:
+    """The same result with an attack before every text, and before the keys that are data."""
+    if isinstance(value, str):
+        return HOSTILE + value
+    if isinstance(value, list):
+        return [hostile(entry) for entry in value]
+    if isinstance(value, dict):
+        return {
+            (HOSTILE + key if keys else key): hostile(entry, keys=key in ("curves", "settings"))
+            for key, entry in value.items()
+        }
+    return value
+
+
+def test_text_stays_text(result: dict[str, Any], tree: ET.Element) -> None:
+    """The attacked page has element for element and attribute for attribute the build of the peaceful one."""
+    # Settings are named alike in both, since some of their names choose the words of the introduction.
+    attacked = {**hostile(result), "settings": result["settings"] | {HOSTILE: HOSTILE}}
+    peaceful = parse(render_report({**result, "settings": result["settings"] | {"x": "y"}}))
+    found = parse(render_report(attacked))
+    assert list(loads(found)) == []
+    assert [(e.tag, *e.attrib) for e in found.iter()] == [(e.tag, *e.attrib) for e in peaceful.iter()]
+    whole = text(found)
+    shown = " ".join(HOSTILE.split())
+    for wanted in ("how long is the Brost?", "2,914 km", "Brost 2", "The Brost 1 is a river of", "DRO", "sft", "e9-9"):
+        assert f"{shown} {wanted}" in whole, wanted
+
+
+# The tables.
+
+
+def test_every_row_stands_in_the_table_with_its_numbers(tree: ET.Element) -> None:
+    (table,) = by_class(by_id(tree, "results"), "results")
+    headings = [text(cell) for cell in table.findall("thead/tr/th")]
+    assert headings == [
+        "Pipeline", "Exact match", "F1", "Recall@1", "Recall@3", "General ability", "KL drift", "Seconds",
+    ]  # fmt: skip
+    rows = [[text(cell) for cell in row] for row in table.findall("tbody/tr")]
+    missing = "\u2013"
+    assert rows == [
+        ["Base model, retrieved top-Kbase \u00b7 seed 42", "0.4100.350 to 0.470", "0.500", "0.400", missing]
+        + ["0.930 (highest)", "0.000", "60"],
+        ["Supervised fine-tuningsft", "0.450", "0.550 (highest)", missing, missing, missing, "0.500", "1,234"],
+        ["DROdro", "0.620 (highest)", missing, "0.600 (highest)", missing, "0.800", missing, missing],
+        ["The dense retriever alone", missing, missing, "0.420", "0.600", missing, missing, missing],
+    ]
+    explained = [text(term) for term in by_class(tree, "meanings")[0].iter("dt")]
+    assert explained == headings[1:]
+
+
+def test_bars_are_as_long_as_their_values(tree: ET.Element) -> None:
+    (table,) = by_class(by_id(tree, "results"), "results")
+    first, second, _, _ = table.findall("tbody/tr")
+    track, bar = first.findall("td")[0].findall("svg/rect")
+    assert (track.get("width"), bar.get("width")) == ("100", "41.0")
+    line = first.findall("td")[0].findall("svg/path")[0].get("d", "")
+    assert re.findall(r"M([\d.]+) 1V6", line) == ["35.0", "47.0"]  # the caps at both ends of the interval
+    seconds = [row.findall("td")[6].findall("svg/rect")[1].get("width") for row in (first, second)]
+    assert [float(width or "nan") for width in seconds] == pytest.approx([100 * 60.2 / 1234, 100], abs=0.01)
+
+
+def test_every_header_says_what_it_heads(tree: ET.Element) -> None:
+    cells = list(tree.iter("th"))
+    assert len(cells) > 40
+    assert {cell.get("scope") for cell in cells} == {"col", "row"}
+    for region in by_class(tree, "scroll"):
+        assert (region.get("role"), region.get("tabindex")) == ("region", "0")
+        assert region.get("aria-label")
+
+
+def test_comparisons(tree: ET.Element) -> None:
+    rows = by_id(tree, "comparisons").findall(".//tbody/tr")
+    assert [[text(cell) for cell in row] for row in rows] == [
+        ["DRO", "Supervised fine-tuning", "Exact match", "+0.170", "+38%", "< 0.001", "200"],
+        ["Supervised fine-tuning", "Base model, retrieved top-K", "General ability", "\u22120.085", "\u2013", "0.300"]
+        + ["\u2013"],
+    ]
+    assert [bool(row.findall("td/b")) for row in rows] == [True, False]
+    bars = [row.findall("td/svg/rect")[1] for row in rows]
+    # The greatest difference fills the right half, its opposite half of the left one.
+    assert [(float(bar.get("x", "")), float(bar.get("width", ""))) for bar in bars] == [(50, 50), (25, 25)]
+
+
+def test_what_was_run(tree: ET.Element) -> None:
+    introduction = text(by_class(tree, "lead")[0])
+    assert "This run: mode quick, 400 training questions, 3 rounds, 4 lists drawn per question, 5 min 21 s in all." in (
+        introduction
+    )
+    assert "invented" in introduction
+    settings = {text(row[0]): text(row[1]) for row in by_id(tree, "settings").findall(".//tbody/tr")}
+    assert settings == {
+        "mode": "quick", "seed": "42", "train_questions": "400", "num_samples": "4", "rounds": "3",
+        "learning_rate": "0.002",
+    }  # fmt: skip
+
+
+# The charts.
+
+
+def lines(tree: ET.Element, key: str) -> list[list[tuple[float, float]]]:
+    """The points of every polyline of one chart."""
+    return [
+        [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.get("points", "").split())]
+        for line in by_id(tree, f"chart-{key}").iter("polyline")
+    ]
+
+
+def number(shown: str) -> float:
+    return float(shown.replace("\u2212", "-"))
+
+
+def ticks(tree: ET.Element, key: str) -> tuple[dict[float, float], dict[float, float]]:
+    """Value to place of the ticks, of the x axis and of the y axis."""
+    found = [e for e in by_class(by_id(tree, f"chart-{key}"), "tick")]
+    below = {number(text(e)): float(e.get("x", "")) for e in found if e.get("text-anchor") == "middle"}
+    left = {number(text(e)): float(e.get("y", "")) - 4 for e in found if e.get("text-anchor") == "end"}
+    return below, left
+
+
+def placed(axis: dict[float, float], value: float) -> float:
+    """Where a value must stand, by the first and the last tick alone."""
+    (low, start), (high, end) = min(axis.items()), max(axis.items())
+    return start + (end - start) * (value - low) / (high - low)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("eval-exact-match", [[(0, 0.41), (1, 0.43), (2, 0.44), (3, 0.45)], [(0, 0.41), (1, 0.55), (2, 0.62)]]),
+        ("eval-f1", [[(0, 0.5), (1, 0.52), (3, 0.55)], [(0, 0.51), (1, 0.65), (2, 0.72)]]),
+        # The retriever that training moved, two selectors, and the retriever alone wherever a selector was scored.
+        (
+            "selector",
+            [
+                [(0, 0.42), (1, 0.43), (2, 0.44)],
+                [(0, 0.42)],
+                [(0, 0.42), (1, 0.5), (2, 0.6)],
+                [(0, 0.42), (1, 0.42), (2, 0.42)],
+            ],
+        ),
+        ("ess", [[(1, 3.1), (2, 2.9)], [(1, 2.5), (2, 2.0)]]),
+        ("log-marginal", [[(1, -7.2), (2, -6.9), (3, -6.5)], [(1, -6.0), (2, -5.0)]]),
+        ("drift", [[(0.0, 0.93), (0.1, 0.85), (0.3, 0.8)]]),
+    ],
+)
+def test_one_line_per_series_through_its_points(
+    tree: ET.Element, key: str, expected: list[list[tuple[float, float]]]
+) -> None:
+    x_axis, y_axis = ticks(tree, key)
+    found = lines(tree, key)
+    assert [len(line) for line in found] == [len(line) for line in expected]
+    for line, values in zip(found, expected, strict=True):
+        for point, (x, y) in zip(line, values, strict=True):
+            assert point == pytest.approx((placed(x_axis, x), placed(y_axis, y)), abs=0.11)  # one decimal is written
+
+
+def test_charts_are_drawn_in_order_and_describe_themselves(tree: ET.Element) -> None:
+    figures = [figure for figure in by_id(tree, "rounds").iter("figure")]
+    assert [figure.get("id") for figure in figures] == [
+        f"chart-{key}" for key in ("eval-exact-match", "eval-f1", "selector", "ess", "log-marginal", "drift")
+    ]
+    for figure in figures:
+        (plot,) = figure.findall("svg")
+        title, description = (by_id(tree, id) for id in plot.get("aria-labelledby", "").split())
+        assert (plot.get("role"), title.tag, description.tag) == ("img", "title", "desc")
+        assert text(title) == text(figure.findall("figcaption/h3")[0])
+        assert len(by_class(plot, "unit")) == 2
+        assert all(text(unit) for unit in by_class(plot, "unit"))
+    assert text(by_id(tree, "drift-desc")) == (
+        "general ability over KL drift, nats: dro from 0.0000; 0.930 to 0.3000; 0.800."
+    )
+
+
+def test_the_numbers_of_a_chart_stand_in_its_table(tree: ET.Element) -> None:
+    rows = by_id(tree, "chart-ess").findall(".//tr")
+    assert [[text(cell) for cell in row] for row in rows] == [
+        ["Round", "1", "2"],
+        ["sft", "3.100", "2.900"],
+        ["dro", "2.500", "2.000"],
+    ]
+    f1 = by_id(tree, "chart-eval-f1").findall(".//tbody/tr")
+    assert [text(cell) for cell in f1[0]] == ["sft", "0.500", "0.520", "\u2013", "0.550"]
+    marks = [text(mark.findall("title")[0]) for mark in by_class(by_id(tree, "chart-ess"), "mark")]
+    assert marks == ["sft, round 1: 3.100", "sft, round 2: 2.900", "dro, round 1: 2.500", "dro, round 2: 2.000"]
+
+
+def drawn(values: list[float | None], key: str = "eval_exact_match") -> ET.Element:
+    records = [{"round": i, key: value} for i, value in enumerate(values)]
+    return parse(render_report({"rows": [{"name": "dro"}], "curves": {"dro": records}}))
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.41, 0.62], [0.4, 0.5, 0.6, 0.7]),  # a quarter of the range is 0.0525: steps of 0.1
+        ([0.3, 0.9], [0.2, 0.4, 0.6, 0.8, 1.0]),  # 0.3 is no multiple of 0.2
+        ([0.5, 0.54], [0.5, 0.51, 0.52, 0.53, 0.54]),
+        ([0.0, 0.0], [0.0, 0.02, 0.04, 0.06]),  # nothing was right: not below zero
+        ([1.0, 1.0], [0.94, 0.96, 0.98, 1.0]),  # everything was: not above one
+        ([0.2], [0.15, 0.2, 0.25]),
+        ([-31.0, -7.5, 12.0], [-40.0, -20.0, 0.0, 20.0]),
+        ([10.0, 260000.0], [0.0, 1e5, 2e5, 3e5]),
+    ],
+)
+def test_ticks_are_round_numbers_around_the_values(values: list[float | None], shown: list[float]) -> None:
+    x_axis, y_axis = ticks(drawn(values), "eval-exact-match")
+    assert sorted(y_axis) == shown
+    places = [y_axis[value] for value in shown]
+    assert [b - a for a, b in pairwise(places)] == pytest.approx([places[1] - places[0]] * (len(shown) - 1), abs=0.21)
+    assert places == sorted(places, reverse=True)  # upwards on the page is towards smaller y
+    assert sorted(x_axis) == list(range(max(len(values), 2)))
+
+
+def test_many_rounds_share_few_ticks() -> None:
+    x_axis, _ = ticks(drawn([0.1 * (i % 3) for i in range(61)]), "eval-exact-match")
+    assert sorted(x_axis) == [0, 10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("hole", [None, math.nan, math.inf, -math.inf, "0.5", [0.5]])
+def test_what_is_no_number_leaves_a_hole(hole: Any) -> None:
+    (line,) = lines(drawn([0.1, hole, 0.3]), "eval-exact-match")
+    assert len(line) == 2
+    nothing = drawn([hole, hole])
+    assert sections(nothing) == ["results"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    values: list[Any] = [np.float32(0.25), np.float64(0.5), np.int64(1)]
+    assert len(lines(drawn(values), "eval-exact-match")[0]) == 3
+
+
+def test_names_at_the_ends_of_lines_never_overlap() -> None:
+    curves = {f"a row with a very long name {i}": [{"round": 0, "ess": 2.0 + 0.001 * i}] for i in range(9)}
+    tree = parse(render_report({"rows": [], "curves": curves}))
+    names = by_class(by_id(tree, "chart-ess"), "name")
+    heights = sorted(float(name.get("y", "")) for name in names)
+    assert len(heights) == 9
+    assert min(b - a for a, b in pairwise(heights)) >= 12.9
+    assert 0 < heights[0] < heights[-1] < 264
+    assert {text(name) for name in names} == {"a row with a ver\u2026"}
+
+
+def styles(elements: list[ET.Element]) -> set[str]:
+    return {name for element in elements for name in element.get("class", "").split() if re.fullmatch(r"s\d+", name)}
+
+
+def test_a_row_has_one_colour_and_one_shape_all_over_the_page(tree: ET.Element) -> None:
+    shapes: dict[str, set[str]] = {}
+    for key in by_class(tree, "key"):
+        (style,) = styles([key])
+        shapes.setdefault(style, set()).add(key.findall("path")[0].get("d", ""))
+    for series in by_class(tree, "series"):
+        for style in styles([series]):
+            shapes[style] |= {mark.findall("path")[0].get("d", "") for mark in by_class(series, "mark")}
+    assert sorted(shapes) == ["s0", "s1", "s2"]
+    assert [len(found) for found in shapes.values()] == [1, 1, 1]
+    assert len(set.union(*shapes.values())) == 3
+    (table,) = by_class(tree, "results")
+    assert [sorted(styles(list(row.iter()))) for row in table.findall("tbody/tr")] == [["s0"], ["s1"], ["s2"], []]
+    assert [sorted(styles(list(article.iter()))) for article in tree.iter("article")] == [["s0"], ["s2"], ["s1"]] * 2
+
+
+def test_ten_rows_have_ten_looks() -> None:
+    tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(10)]}))
+    colours = re.findall(r"\.s\d+{--c:(#\w+)}", text(tree.findall("head/style")[0]))[:10]
+    shapes = [key.findall("path")[0].get("d") for key in by_class(tree, "key")]
+    assert len(colours) == len(shapes) == 10
+    assert len(set(zip(colours, shapes, strict=True))) == 10
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of the Web Content Accessibility Guidelines, of #rgb or #rrggbb."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [part / 255 for part in bytes.fromhex(digits)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_by_hand() -> None:
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)  # the usual example of just too little
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_and_lines_have_enough_contrast(dark: bool) -> None:
+    tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(8)]}))
+    style = text(tree.findall("head/style")[0])
+    theme = re.findall(r":root{(.*?)}", style)[dark]
+    names = dict(re.findall(r"--(\w+):(#\w+)", theme))
+    series = re.findall(r"\.s\d+{--c:(#\w+)}", style)[8 * dark :][:8]
+    for ground in ("bg", "card"):
+        for ink in ("ink", "soft", "link", "right", "wrong"):
+            assert contrast(names[ink], names[ground]) >= 4.5, (ink, ground)
+    assert len(set(series)) == 8
+    for badge in ("gold", "cite"):
+        assert contrast(names["ink"], names[badge]) >= 4.5, badge
+    assert min(contrast(colour, names["card"]) for colour in series) >= 3
+
+
+# Sample answers.
+
+
+def test_a_sample_shows_what_was_read_and_what_came_of_it(tree: ET.Element) -> None:
+    (sample,) = by_class(by_id(tree, "samples"), "sample")
+    assert text(by_class(sample, "question")[0]) == "how long is the Brost?"
+    assert "Golden answers: 2,914 km \u00b7 2914 km" in text(sample)
+    base, dro, sft = sample.iter("article")
+    assert [text(by_class(article, "text")[0]) for article in (base, dro, sft)] == [
+        "\u2717Base model, retrieved top-K: wrong. 2,100 km",
+        "\u2713DRO: right. 2,914 km",
+        "?Supervised fine-tuning: not scored. a river",
+    ]
+    assert "retriever ranks (0 = best): 2, 0." in text(dro)
+    assert "log p = \u22120.30 nats" in text(dro)
+    read = [text(summary) for summary in dro.findall("ol/li/details/summary")]
+    assert read == ["Brost 2 e1-2", "Brost 0 e1-0 gold cited"]
+    assert [text(summary) for summary in base.findall("ol/li/details/summary")] == [
+        "Brost 0 e1-0 gold",
+        "Brost 1 e1-1 cited",
+    ]
+    assert [text(passage) for passage in dro.findall("ol/li/details/p")] == [
+        "The Brost 2 is a river of dro.",
+        "The Brost 0 is a river of dro.",
+    ]
+    assert "Cited without being read: e9-9" in text(dro)
+    assert "Cited without" not in text(base) + text(sft)
+
+
+def test_the_encyclopedia(tree: ET.Element) -> None:
+    section = by_id(tree, "encyclopedia")
+    assert "Exact match 0.400 on 40 questions." in text(section)
+    assert [text(question) for question in by_class(section, "question")] == ["what is the Nile?"]
+
+
+# Parts that are not there.
+
+PARTS = {
+    "comparisons": "comparisons",
+    "curves": "rounds",
+    "samples": "samples",
+    "encyclopedia": "encyclopedia",
+}
+
+
+def test_every_part_has_its_section(tree: ET.Element) -> None:
+    assert sections(tree) == ["results", "comparisons", "rounds", "samples", "encyclopedia", "settings"]
+    links = [link.get("href") for link in tree.findall("body/header/nav/a")]
+    assert links == [f"#{section}" for section in sections(tree)]
+
+
+@pytest.mark.parametrize("empty", ["gone", None, [], {}, float("nan")])
+@pytest.mark.parametrize("part", ["mode", "settings", "retriever", "seconds", *PARTS])
+def test_a_missing_part_takes_only_its_section(result: dict[str, Any], part: str, empty: Any) -> None:
+    if empty == "gone":
+        del result[part]
+    else:
+        result[part] = empty
+    gone = {PARTS.get(part)}
+    tree = parse(render_report(result))
+    every = ["results", "comparisons", "rounds", "samples", "encyclopedia", "settings"]
+    assert sections(tree) == [section for section in every if section not in gone]
+
+
+def test_rows_alone_and_nothing_at_all() -> None:
+    tree = parse(render_report({"rows": [{"name": "base"}]}))
+    assert sections(tree) == ["results"]
+    assert "base" in text(by_id(tree, "results"))
+    assert sections(parse(render_report({"rows": []}))) == []
+    assert sections(parse(render_report({"rows": [{}]}))) == ["results"]
+
+
+def test_every_field_may_be_missing(result: dict[str, Any]) -> None:
+    """One field after the other is taken away, at every depth, and a page is still written."""
+    places = list(fields(result, ()))
+    assert len(places) > 150
+    for place in places:
+        poorer = copy.deepcopy(result)
+        holder = poorer
+        for step in place[:-1]:
+            holder = holder[step]
+        del holder[place[-1]]
+        assert sections(parse(render_report(poorer))), place
+
+
+def fields(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        if (*place, key) != ("rows",):
+            yield (*place, key)
+            yield from fields(entry, (*place, key))
+
+
+# In a browser.
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a browser made of a page: every line of its console, and the document as it stood in the end."""
+
+    messages: list[str]
+    dom: str
+
+
+def visit(browser: str, file: Path, scratch: Path) -> Visit:
+    """Open a file in a headless browser. Errors, warnings and exceptions are messages; log lines are as well."""
+    home = scratch / "home"
+    home.mkdir(exist_ok=True)
+    flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --enable-logging=stderr --v=0 --dump-dom"
+    done = subprocess.run(
+        [browser, *flags.split(), f"--user-data-dir={scratch / 'profile'}", file.resolve().as_uri()],
+        env={**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    # [process:thread:time:INFO:CONSOLE:line] "message", source: where (line); a message may span lines.
+    messages = re.findall(r':CONSOLE[:(]\d+\)?\] "(.*?)", source: ', done.stderr, re.DOTALL)
+    return Visit(messages, done.stdout)
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    """A Chromium that starts; some systems have a command of that name that only asks for its installation."""
+    for name in filter(shutil.which, BROWSERS):
+        if subprocess.run([name, "--version"], capture_output=True, check=False).returncode == 0:
+            return name
+    pytest.skip(f"no browser to open the page in: install one of {', '.join(BROWSERS)}")
+
+
+@pytest.fixture
+def open_page(browser: str, tmp_path: Path) -> Callable[[Path], Visit]:
+    """Opens a file with `visit`."""
+    return lambda file: visit(browser, file, tmp_path)
+
+
+def test_the_page_opens_without_a_word_in_the_console(
+    open_page: Callable[[Path], Visit], tmp_path: Path, result: dict[str, Any]
+) -> None:
+    visited = open_page(write_report(result, tmp_path / "report.html"))
+    assert visited.messages == []
+    for row in result["rows"]:
+        assert row["label"] in visited.dom
+    assert visited.dom.count("<polyline") == 13  # 2 + 2 + 4 + 2 + 2 + 1
+    hostile_page = open_page(write_report(hostile(result), tmp_path / "hostile.html"))
+    assert hostile_page.messages == []
+    assert "throw 1" in hostile_page.dom
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<script>console.error('an error\\nof two lines')</script>", "an error\nof two lines"),
+        ("<script>console.warn('a warning')</script>", "a warning"),
+        ("<script>setTimeout(() => { throw new Error('thrown') }, 0)</script>", "Uncaught Error: thrown"),
+        ("<script>Promise.reject(new Error('late'))</script>", "Uncaught (in promise) Error: late"),
+        (
+            "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\"><img src='x.png'>",
+            "violates the following Content Security Policy directive",
+        ),
+        ("<img src='missing.png'>", "net::ERR_FILE_NOT_FOUND"),
+    ],
+)
+def test_a_faulty_page_is_heard(open_page: Callable[[Path], Visit], tmp_path: Path, content: str, message: str) -> None:
+    """Control: the same helper on pages that do complain."""
+    file = tmp_path / "faulty.html"
+    file.write_text(f'<!DOCTYPE html><link rel="icon" href="data:,"><p>here</p>{content}', encoding="utf-8")
+    visited = open_page(file)
+    assert "<p>here</p>" in visited.dom
+    assert any(message in heard for heard in visited.messages), visited.messages
+
+
+# The page in a frame of a phone's width; the frame's load precedes the end of the outer page's.
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,"><iframe id="frame" style="width:390px;
+height:800px;border:0" srcdoc="PAGE"></iframe><p id="seen"></p><script>
+document.getElementById("frame").onload = (event) => {
+  const page = event.target.contentDocument, seen = [page.documentElement.scrollWidth];
+  const line = page.querySelector("#chart-ess .s2"), box = page.querySelector("#show-2");
+  if (box) for (box.checked of [true, false]) seen.push(event.target.contentWindow.getComputedStyle(line).display);
+  document.getElementById("seen").textContent = seen.join(" ");
+}</script>"""
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_on_a_phone_nothing_sticks_out_and_boxes_hide_their_series(
+    open_page: Callable[[Path], Visit], tmp_path: Path, result: dict[str, Any], wide: bool
+) -> None:
+    page = render_report(result)
+    if wide:  # control: something that does stick out
+        page = page.replace("</main>", '<p style="width:777px">wide</p></main>')
+    file = tmp_path / "frame.html"
+    file.write_text(FRAME.replace("PAGE", html.escape(page)), encoding="utf-8")
+    visited = open_page(file)
+    assert visited.messages == []
+    found = re.search(r'<p id="seen">(\d+) (\w+) (\w+)</p>', visited.dom)
+    assert found is not None
+    assert (int(found[1]) > 390, found[2], found[3]) == (wide, "inline", "none")

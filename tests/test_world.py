@@ -1,0 +1,186 @@
+"""The invented world: readable, unambiguous, hard on purpose, the same for the same seed, and free of real facts."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from indexes.errors import UsageError
+from rag.encyclopedia.relations import RELATIONS
+from rag.encyclopedia.tables import load_entities
+from rag.pocket import world
+from rag.pocket.world import (
+    describe,
+    invent_cluster,
+    invent_entity,
+    invented,
+    ranking,
+    reading_item,
+    similar,
+    write_world,
+)
+
+
+def rows(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_world(tmp_path_factory.mktemp("world"), seed=3, train_questions=150, dev_questions=60)
+
+
+class TestInvented:
+    def test_numbers_keep_their_shape(self) -> None:
+        for seed in range(50):
+            assert re.fullmatch(r"[1-9],\d{3} km", invented("6,650 km", random.Random(seed)))
+            assert 1000 <= int(invented("1766", random.Random(seed))) <= 2024
+
+    def test_names_keep_articles_particles_and_case(self) -> None:
+        for seed in range(50):
+            assert re.fullmatch(
+                r"the [A-ZÉÖÁ][a-zéöá]* of [A-ZÉÖÁ][a-zéöá]*", invented("the Tale of Genji", random.Random(seed))
+            )
+
+    def test_nothing_of_a_real_name_is_left(self) -> None:
+        rng = random.Random(0)
+        names = [e.name for e in load_entities() if len(e.name) > 6 and e.name[0].isupper()]
+        kept = [
+            n
+            for n in names
+            for w in re.findall(r"[A-Z]\w{4,}", n)
+            if w in invented(n, rng) and w.lower() not in world._GRAMMAR
+        ]
+        assert kept == []
+
+    @pytest.mark.parametrize("name", ["Henry Cavendish", "the Nile", "oxygen", "the 1896 Summer Olympics"])
+    def test_a_similar_name_shares_a_part_and_is_another(self, name: str) -> None:
+        for seed in range(30):
+            other = similar(name, random.Random(seed))
+            shared = set(name.split()) & set(other.split())
+            assert other != name
+            assert shared or other[:3] == name[:3]
+
+
+class TestItems:
+    def test_the_first_answer_stands_in_the_last_gold_passage(self) -> None:
+        rng = random.Random(1)
+        for i in range(200):
+            item = reading_item(rng, 4, hops=1 + i % 2)
+            gold = {p.id: p for p in item.passages}[item.question.gold_ids[-1]]
+            assert item.question.golden_answers[0].removeprefix("the ") in gold.text
+
+    def test_no_question_says_its_answer(self) -> None:
+        rng = random.Random(2)
+        for i in range(200):
+            question = reading_item(rng, 2, hops=1 + i % 2).question
+            assert not any(
+                re.search(rf"(?<!\w){re.escape(a)}(?!\w)", question.question) for a in question.golden_answers
+            )
+
+    def test_two_hops_lead_through_a_name_that_the_question_keeps_to_itself(self) -> None:
+        rng = random.Random(3)
+        for _ in range(100):
+            item = reading_item(rng, 2, hops=2)
+            by_id = {p.id: p for p in item.passages}
+            first, second = (by_id[i] for i in item.question.gold_ids)
+            assert second.title in first.text
+            assert second.title not in item.question.question
+
+    def test_hard_distractors_look_like_the_gold_passage(self) -> None:
+        rng = random.Random(4)
+        alike = 0
+        for _ in range(100):
+            item = reading_item(rng, 4, hardness=1.0)
+            gold = next(p for p in item.passages if p.id == item.question.gold_ids[0])
+            words = set(gold.title.lower().split())
+            alike += any(
+                words & set(p.title.lower().split()) or p.title[:2].lower() == gold.title[:2].lower()
+                for p in item.passages
+                if p is not gold
+            )
+        assert alike >= 95
+
+    def test_easy_distractors_are_about_anything(self) -> None:
+        rng = random.Random(5)
+        item = reading_item(rng, 6, hardness=0.0)
+        assert len({p.title for p in item.passages}) == 6
+
+    def test_an_outdated_value_is_told_beside_the_current_one(self) -> None:
+        rng = random.Random(6)
+        for _ in range(50):
+            entity = invent_entity(rng, "countries", need=["capital", "currency"])
+            text = describe(entity, ["capital", "currency"], rng, outdated="capital").text
+            assert entity.facts["capital"][0] in text
+            assert re.search(r"Until|Before|Older books|long thought", text)
+
+    def test_facts_of_an_entity_that_has_two_passages_are_told_once(self) -> None:
+        rng = random.Random(7)
+        seen = 0
+        for _ in range(100):
+            cluster = invent_cluster(rng, similar_names=0, outdated=0.0)
+            if len(cluster.passages) == 2:
+                seen += 1
+                for question in cluster.questions:
+                    texts = [p.text for p in cluster.passages if p.id in question.gold_ids]
+                    assert len(texts) == 1
+        assert seen > 5
+
+    def test_ranking_puts_gold_first_in_reading_order_then_the_same_title(self) -> None:
+        rng = random.Random(8)
+        for _ in range(50):
+            item = reading_item(rng, 5, hops=2)
+            order = [item.passages[i] for i in ranking(item)]
+            assert [p.id for p in order[:2]] == item.question.gold_ids
+            titles = {p.title for p in order[:2]}
+            same = [p.title in titles for p in order[2:]]
+            assert same == sorted(same, reverse=True)
+
+    def test_too_few_passages_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="needs at least 2 passages; num_passages is 1"):
+            reading_item(random.Random(0), 1, hops=2)
+
+    def test_three_hops_are_refused(self) -> None:
+        with pytest.raises(UsageError, match="hops must be 1 or 2; 3 came"):
+            invent_cluster(random.Random(0), hops=3)
+
+
+class TestWorld:
+    def test_is_the_same_for_the_same_seed(self, files: dict[str, Path], tmp_path: Path) -> None:
+        again = write_world(tmp_path / "again", seed=3, train_questions=150, dev_questions=60)
+        other = write_world(tmp_path / "other", seed=4, train_questions=150, dev_questions=60)
+        for name, file in files.items():
+            assert again[name].read_bytes() == file.read_bytes()
+            assert other[name].read_bytes() != file.read_bytes()
+
+    def test_has_as_many_questions_as_asked_for(self, files: dict[str, Path]) -> None:
+        assert len(rows(files["train"])) == 150
+        assert len(rows(files["dev"])) == 60
+
+    def test_every_gold_passage_is_in_the_corpus_once(self, files: dict[str, Path]) -> None:
+        ids = [row["id"] for row in rows(files["corpus"])]
+        assert len(ids) == len(set(ids))
+        for split in ("train", "dev"):
+            for row in rows(files[split]):
+                assert set(row["gold_ids"]) <= set(ids)  # type: ignore[arg-type]
+
+    def test_train_and_dev_ask_about_different_passages(self, files: dict[str, Path]) -> None:
+        gold = {s: {i for row in rows(files[s]) for i in row["gold_ids"]} for s in ("train", "dev")}  # type: ignore[attr-defined]
+        assert not gold["train"] & gold["dev"]
+
+    def test_uses_many_relations_in_four_wordings_each(self, files: dict[str, Path]) -> None:
+        assert len(RELATIONS) >= 12
+        assert all(len(set(r.statements)) >= 4 and len(set(r.questions)) >= 4 for r in RELATIONS.values())
+        asked = {str(row["question"]).split()[0] for row in rows(files["train"])}
+        assert len(asked) >= 8
+
+    def test_holds_no_real_name(self, files: dict[str, Path]) -> None:
+        text = files["corpus"].read_text(encoding="utf-8")
+        real = [e.name for e in load_entities() if len(e.name) >= 8 and " " in e.name and e.name[0].isupper()]
+        assert [name for name in real if name in text] == []
+
+    def test_needs_questions(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="needs questions in both splits; 0 and 5 came"):
+            write_world(tmp_path, train_questions=0, dev_questions=5)
