@@ -45,11 +45,19 @@ class _Column:
 _COLUMNS = (
     _Column("exact_match", "Exact match", "Share of answers that equal a golden answer after normalisation."),
     _Column("f1", "F1", "Overlap of answer and golden answer in words: the harmonic mean of precision and recall."),
-    _Column("recall_at_1", "Recall@1", "Share of the gold passages that the first passage read holds."),
-    _Column("recall_at_3", "Recall@3", "The same for the first three passages of the ranking."),
-    _Column("general", "General ability", "Exact match on tasks without retrieval that the base model can do."),
     _Column(
-        "kl_drift", "KL drift", "Distance from the base model's token distributions, in nats; 0 is the base.", False
+        "recall_at_1",
+        "Recall@1",
+        "Share of the gold passages among the first passage read: at most 1/2 if there are two.",
+    ),
+    _Column("recall_at_3", "Recall@3", "Share of the gold passages among the first three passages read."),
+    _Column(
+        "general",
+        "General ability",
+        "Share of tasks solved that need no retrieval and that the base model was made for.",
+    ),
+    _Column(
+        "kl_drift", "KL drift", "Mean KL(base || tuned) per input token of those tasks, in nats; 0 is the base.", False
     ),
     _Column("seconds", "Seconds", "Time for training and evaluation of this row.", False),
 )
@@ -277,6 +285,7 @@ def _run(result: Mapping[str, Any]) -> str:
     settings = _mapping(result.get("settings"))
     wordings = {
         "train_questions": "{} training questions",
+        "validation_questions": "{} validation questions",
         "test_questions": "{} test questions",
         "rounds": "{} rounds",
         "num_candidates": "{} candidate passages per question",
@@ -332,10 +341,14 @@ def _result_cell(row: Mapping[str, Any], column: _Column, rows: Sequence[Mapping
     number = _value(column, value)
     if column.share and value == highest and len(rows) > 1:
         number = f'<b>{number}<span class="unseen"> (highest)</span></b>'
-    interval = _finites(_sequence(_mapping(row.get("intervals")).get(column.key)))
+    interval = _mapping(row.get("intervals")).get(column.key)
     scale = 1.0 if column.share else highest
-    text = f"<small>{_number(interval[0])} to {_number(interval[1])}</small>" if len(interval) == 2 else ""
-    return f"<td>{number}{text}{_bar(value, interval, scale, style)}</td>"
+    return f"<td>{number}{_interval(interval)}{_bar(value, _finites(_sequence(interval)), scale, style)}</td>"
+
+
+def _interval(interval: object, form: str = ".3f") -> str:
+    ends = _finites(_sequence(interval))
+    return f"<small>{_number(ends[0], form)} to {_number(ends[1], form)}</small>" if len(ends) == 2 else ""
 
 
 def _bar(value: float, interval: Sequence[float], scale: float, style: str) -> str:
@@ -370,9 +383,10 @@ def _comparisons(result: Mapping[str, Any], names: _Names) -> str:
     head = ["Pipeline", "against", "Metric", "Difference", "Relative", "p", "Questions"]
     body = [_comparison(entry, scale, names) for entry in entries]
     return (
-        "<p>Differences on the same questions. p is how probable a difference at least this large would be if both "
-        "pipelines were equally good; <b>bold</b> where it is below 0.05, without a correction for the number of "
-        f"comparisons.</p>{_table(head, body, 'Comparisons of pipelines', 'comparisons')}"
+        "<p>Differences on the same questions (for general ability: tasks), with 95 % bootstrap intervals. p is that "
+        "of a two-sided paired bootstrap test: how probable a difference at least this large is if both pipelines are "
+        "equally good. <b>Bold</b>: below 0.05, without a correction for the number of comparisons.</p>"
+        f"{_table(head, body, 'Comparisons of pipelines', 'comparisons')}"
     )
 
 
@@ -383,7 +397,7 @@ def _comparison(entry: Mapping[str, Any], scale: float, names: _Names) -> str:
     cells = [
         _escape(names.label(against)),
         _escape(_metric(entry.get("metric", ""))),
-        f"{_number(entry.get('difference'), '+.3f')}{bar}",
+        f"{_number(entry.get('difference'), '+.3f')}{_interval(entry.get('interval'), '+.3f')}{bar}",
         _number(entry.get("relative"), "+.0%"),
         "&lt; 0.001" if p is not None and p < 0.001 else _number(p),
         _number(entry.get("questions"), ",.0f"),
@@ -452,8 +466,9 @@ def _charts(result: Mapping[str, Any], names: _Names) -> str:
     if not figures:
         return ""
     return (
-        "<p>Scores on held-out questions before training (round 0) and after each round. Marks tell their value on "
-        f"hover, and every chart has its numbers in a table.</p>{_switches(curves, names)}"
+        "<p>Scores on the validation questions, which choose the round that is kept, before training (round 0) and "
+        "after each round. Marks tell their value on hover, and every chart has its numbers in a table.</p>"
+        f"{_switches(curves, names)}"
         f'<div class="charts">{"".join(figures)}</div>'
     )
 
@@ -467,9 +482,9 @@ def _round_texts(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         (
             "ess",
             "Effective sample size",
-            "How many of the drawn lists carry the weight in the E-step: 1 means that one list explains the answer "
-            "alone, the number of draws that all explain it alike.",
-            "lists" if drawn is None else f"lists, of {drawn} drawn",
+            "How many of a question's lists carry the weight in the E-step: at 1, one list explains the answer alone."
+            + ("" if drawn is None else f" DRO draws {_escape(drawn)}."),
+            "lists per question",
         ),
         (
             "log_marginal",
@@ -513,7 +528,7 @@ def _round_chart(key: str, title: str, text: str, unit: str, curves: _Records, n
 def _selector_chart(result: Mapping[str, Any], curves: _Records, names: _Names) -> _Chart:
     """The selectors, the retriever they started from, and retrievers that training moved."""
     selectors = _row_series(curves, names, "eval_selector_recall@1")
-    text = "Share of the gold passages that the first passage read holds. Grey dashes: the dense retriever alone."
+    text = "Share of the gold passages among the first passage read. Grey dashes: the dense retriever alone."
     retrievers = [
         _Series(f"{name}, retriever", names.style(name), "", _points(records, "eval_retriever_recall@1"), named=False)
         for name, records in curves.items()
@@ -771,16 +786,18 @@ def _encyclopedia(encyclopedia: Mapping[str, Any], names: _Names) -> str:
         return ""
     number = f" Exact match <b>{_number(score)}</b>" if score is not None else ""
     count = f" on {questions:,.0f} questions." if score is not None and questions is not None else ""
+    reader = f" Read by: {_escape(names.label(str(encyclopedia['name'])))}." if encyclopedia.get("name") else ""
     return (
-        "<p>Questions about a small encyclopedia of real facts, not about the invented world."
-        f"{number}{count}</p>{samples}"
+        "<p>Questions about a small encyclopedia of real facts, which no pipeline was trained on."
+        f"{reader}{number}{count}</p>{samples}"
     )
 
 
 def _settings(result: Mapping[str, Any]) -> str:
     settings = _mapping(result.get("settings"))
     entries = {**({"mode": result["mode"]} if result.get("mode") else {}), **settings}
-    body = [f'<tr><th scope="row">{_escape(key)}</th><td>{_escape(value)}</td></tr>' for key, value in entries.items()]
+    texts = {key: ", ".join(map(str, _sequence(value))) or str(value) for key, value in entries.items()}
+    body = [f'<tr><th scope="row">{_escape(key)}</th><td>{_escape(value)}</td></tr>' for key, value in texts.items()]
     return _table(["Setting", "Value"], body, "Settings of the run", "settings") if body else ""
 
 

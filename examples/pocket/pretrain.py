@@ -107,6 +107,14 @@ def train_tokenizer(seed: int, vocab_size: int) -> PreTrainedTokenizerFast:
     return fast
 
 
+def load_or_train_tokenizer(args: argparse.Namespace) -> PreTrainedTokenizerFast:
+    """The tokenizer of this run: a continued run must not train another one."""
+    folder = args.work_dir / "tokenizer"
+    if not folder.is_dir():
+        train_tokenizer(args.seed, args.vocab_size).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 def _tokenizer_texts(rng: random.Random) -> Iterator[str]:
     for _ in range(6000):
         item = reading_item(rng, 2, hops=rng.choice((1, 2)))
@@ -143,7 +151,7 @@ class Rows:
     def draw(self) -> Row:
         """One row of a kind drawn by the curriculum."""
         late = self.progress
-        ranking_share = 0.0 if late < 0.35 else 0.10
+        ranking_share = 0.0 if late < 0.25 else 0.10
         kinds = {
             "ability": 0.35 - 0.15 * late,
             "dense": 0.30 - 0.20 * late,
@@ -162,7 +170,7 @@ class Rows:
         return self._reading(kind)
 
     def _reading(self, kind: str) -> Row:
-        most = 2 + round(3 * min(1.0, self.progress / 0.6))
+        most = 2 + round(3 * min(1.0, self.progress / 0.4))
         hops = 2 if kind == "two-hop" else 1
         count = hops if kind == "one" else self.rng.randint(2, most)
         item = self._item(count, hops)
@@ -170,7 +178,7 @@ class Rows:
         return self._row(f"{kind}", prompt, item.question.golden_answers[0])
 
     def _item(self, count: int, hops: int = 1) -> Item:
-        return reading_item(self.rng, count, hops=hops, hardness=min(0.9, 0.2 + self.progress))
+        return reading_item(self.rng, count, hops=hops, hardness=min(0.9, 0.3 + self.progress))
 
     def _dense(self) -> Row:
         """Several questions about one cluster, turn by turn: many answers for few tokens."""
@@ -196,7 +204,10 @@ class Rows:
         names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages))
         prompt = RankingPrompt().encode(self.tokenizer, item.question.question, item.passages, names, max_tokens=1900)
         order = [names.names[i] for i in ranking(item)][:5]
-        return self._row("ranking", prompt, "] > [".join(order) + "]")
+        row = self._row("ranking", prompt, "] > [".join(order) + "]")
+        # Which of the useless passages comes third is nobody's to know: only the gold part is a reply.
+        start, end = row.replies[0]
+        return Row("ranking", row.ids, [(start, min(end, start + 2 * hops))])
 
     def _ability(self) -> Row:
         """Three tasks as three chats in one row: alone they are too short to be worth a row."""
@@ -611,7 +622,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
     parser.add_argument("--hidden_size", type=int, default=256)
@@ -648,7 +659,7 @@ def main() -> None:
 def make_base(args: argparse.Namespace) -> None:
     """Pre-train, export and score the language model."""
     folder = args.output / "base"
-    tokenizer = train_tokenizer(args.seed, args.vocab_size)
+    tokenizer = load_or_train_tokenizer(args)
     if args.only == "scores":
         model = new_model(tokenizer, args)
         resume(args.work_dir, model, [])

@@ -1,0 +1,155 @@
+"""The laboratory on a handful of questions: every recipe trains what it says, and a killed run is continued."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexes.errors import UsageError
+from rag.demo import MODES, run_demo
+from rag.lab import LABELS, Lab, LabSettings, compare
+from rag.pipeline import RAG
+
+TINY = LabSettings(
+    rows=("base", "dro_selfaug"),
+    seed=5,
+    train_questions=3,
+    validation_questions=2,
+    test_questions=3,
+    rounds=1,
+    num_candidates=4,
+    num_selected=2,
+    num_samples=2,
+    exercises=12,
+    encyclopedia_questions=2,
+)
+
+
+def config_of(name: str, tmp_path: Path) -> Any:
+    return Lab(tmp_path / "lab", TINY, progress=False)._config(name)
+
+
+class TestRecipes:
+    def test_nobody_is_told_which_passages_are_gold(self, tmp_path: Path) -> None:
+        for name in LABELS.keys() - {"base"}:
+            assert config_of(name, tmp_path).warm_up_target == "retriever"
+
+    def test_what_is_trained(self, tmp_path: Path) -> None:
+        trained = {
+            name: (config.train_selector, config.train_generator, config.selfaug_alpha)
+            for name in LABELS.keys() - {"base"}
+            for config in [config_of(name, tmp_path)]
+        }
+        assert trained == {
+            "sft": (False, True, 0.0),
+            "rag_sequence": (False, True, 0.0),
+            "dro_no_selector": (False, True, 0.0),
+            "dro_no_generator": (True, False, 0.0),
+            "dro": (True, True, 0.0),
+            "dro_selfaug": (True, True, 0.5),
+        }
+
+    def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
+        configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
+        assert len({(c.rounds, c.warm_up_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
+
+    def test_an_unknown_row_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"rows must name some of .*; \['dpo'\] came"):
+            replace(TINY, rows=("dpo",))
+
+
+class TestCompare:
+    def result(self, name: str, right: list[float], general: list[float]) -> dict[str, Any]:
+        return {"name": name, "scores": [{"exact_match": r} for r in right], "general": general}
+
+    def test_differences_are_paired_and_relative_to_the_other(self) -> None:
+        results = [
+            self.result("base", [1, 0, 0, 0], [1, 1]),
+            self.result("dro", [1, 1, 0, 0], [1, 0]),
+            self.result("dro_selfaug", [1, 1, 1, 0], [1, 1]),
+        ]
+        found = {(c["name"], c["against"], c["metric"]): c for c in compare(results)}
+        assert found["dro", "base", "exact_match"]["difference"] == 0.25
+        assert found["dro", "base", "exact_match"]["relative"] == 1.0
+        assert found["dro_selfaug", "dro", "general"]["difference"] == 0.5
+        assert found["dro", "base", "general"]["relative"] == -0.5
+        assert len(found) == 5
+
+    def test_nothing_is_relative_to_zero(self) -> None:
+        results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
+        assert compare(results)[0]["relative"] is None
+
+
+@pytest.mark.slow
+def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
+    sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "rows", "seed")}
+    result = run_demo(mode="full", output=tmp_path / "lab", seed=5, progress=False, **sizes)
+    rows = {row["name"]: row for row in result.data["rows"]}
+    assert list(rows) == list(LABELS)
+    keys = {"name", "exact_match", "f1", "recall_at_1", "general", "kl_drift", "seconds", "seed"}
+    assert all(keys <= row.keys() for row in rows.values())
+    assert rows["base"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert rows["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert rows["sft"]["recall_at_1"] == rows["base"]["recall_at_1"]
+    assert rows["sft"]["kl_drift"] > 0.0
+    assert result.data["curves"].keys() == LABELS.keys() - {"base"}
+    assert [r["round"] for r in result.data["curves"]["dro"]] == [0, 1]
+    assert all("eval_general" in r for r in result.data["curves"]["dro"])
+    assert json.loads(json.dumps(result.data)) == json.loads(json.dumps(result.data, allow_nan=False))
+    assert all(label in result.text for label in LABELS.values())
+    page = (tmp_path / "lab/report.html").read_text(encoding="utf-8")
+    assert all(label in page for label in LABELS.values())
+    answered = result.data["samples"][0]
+    again = RAG.from_pretrained(tmp_path / "lab/bundles/dro").answer(answered["question"])
+    assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path) -> None:
+    whole = Lab(tmp_path / "whole", TINY, progress=False).run()
+
+    class Killed(Exception):
+        pass
+
+    def kill(name: str) -> None:
+        if name == "dro_selfaug":
+            raise Killed
+
+    with pytest.raises(Killed):
+        Lab(tmp_path / "killed", TINY, progress=False, on_row=kill).run()
+    before = (tmp_path / "killed/results/base.json").stat().st_mtime_ns
+    lab = Lab(tmp_path / "killed", TINY, progress=False)
+    again = lab.run()
+    assert (tmp_path / "killed/results/base.json").stat().st_mtime_ns == before
+    (tmp_path / "killed/results/dro_selfaug.json").unlink()  # trained, but not scored
+    scored = Lab(tmp_path / "killed", TINY, progress=False).run()
+    for other in (again, scored):
+        for one, two in zip(whole["rows"], other["rows"], strict=True):
+            assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(
+        UsageError, match=r"new or empty folder, or one of its own to continue; .* holds something else"
+    ):
+        run_demo(output=tmp_path, progress=False)
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    Lab(tmp_path, TINY, progress=False)
+    Lab(tmp_path, TINY, progress=False)
+    with pytest.raises(UsageError, match="holds a run with other settings"):
+        Lab(tmp_path, replace(TINY, seed=6), progress=False)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"mode must be one of .*; 'huge' came"):
+        run_demo(mode="huge")
+
+
+def test_modes_differ_only_in_size() -> None:
+    assert MODES["full"].rows == tuple(LABELS)
+    assert MODES["quick"].train_questions < MODES["default"].train_questions < MODES["full"].train_questions

@@ -1,0 +1,143 @@
+"""The script that makes the pocket models: its copying start copies, its rows are right, a killed run is continued."""
+
+import argparse
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
+from rag.pocket.world import reading_item
+
+SCRIPT = Path(__file__).parents[1] / "examples/pocket/pretrain.py"
+
+
+@pytest.fixture(scope="module")
+def pretrain() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pocket_pretrain", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pretrain: ModuleType) -> PreTrainedTokenizerFast:
+    return pretrain.train_tokenizer(7, 1024)  # type: ignore[no-any-return]
+
+
+def arguments(**changes: object) -> argparse.Namespace:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 3, "num_heads": 4, "seed": 7}
+    training = {"lr": 4e-4, "muon_lr": 1.5e-3, "optimizer": "muon", "steps": 4, "tokens": 600, "micro_tokens": 512}
+    rest = {"lm_weight": 0.3, "lm_share": 0.25, "bf16": False, "log_every": 100, "save_every": 2}
+    return argparse.Namespace(**{**sizes, **training, **rest, **changes})
+
+
+class TestTokenizer:
+    @pytest.mark.parametrize(
+        "text",
+        ["Paris", "8,849 m", "U.S.", "C++", "Musée d'Orsay", "a,b and 3", "[A] > [B]", "<ab> <cd>", 'say "hi" (now)'],
+    )
+    def test_gives_text_back(self, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+    def test_a_word_has_the_same_tokens_wherever_it_stands(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        name = tokenizer("Kalindra")["input_ids"]
+        for text in ("see Kalindra", "[Kalindra", '"Kalindra', "Title: Kalindra"):
+            assert tokenizer(text)["input_ids"][-len(name) :] == name
+
+    def test_the_wording_of_the_prompts_is_few_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        item = reading_item(random.Random(1), 2)
+        names = Identifiers.for_tokenizer(tokenizer, 20)
+        content = sum(len(tokenizer(f"{p.title} {p.text}")["input_ids"]) for p in item.passages)
+        asked = len(tokenizer(item.question.question)["input_ids"])
+        answer = AnswerPrompt().encode(tokenizer, item.question.question, item.passages, max_tokens=2000)
+        rank = RankingPrompt().encode(tokenizer, item.question.question, item.passages, names, max_tokens=2000)
+        assert len(answer) - content - 2 * asked < 25
+        assert len(rank) - content - 2 * asked < 35
+        assert names.style == "letters"
+
+
+class TestCopying:
+    def test_the_start_attends_to_what_followed_the_same_token(
+        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        """Sequence s s: at token i of the second copy an induction head looks at token i + 1 of the first."""
+        model = pretrain.new_model(tokenizer, arguments(hidden_size=256, num_heads=4, intermediate_size=64))
+        model.set_attn_implementation("eager")
+        n = 40
+        half = torch.randint(10, 900, (1, n), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            layers = model(input_ids=torch.cat([half, half], 1), output_attentions=True).attentions
+        found = [float(layers[i][0, head].diagonal(1 - n)[1:].mean()) for i in (1, 2) for head in (0, 1)]
+        back = [float(layers[0][0, 0].diagonal(-1)[1:].mean()), float(layers[0][0, 1].diagonal(-2)[4:].mean())]
+        assert min(found) > 0.25, found  # at random it would be 1 / 60
+        assert back[0] > 0.9, back
+
+
+class TestRows:
+    def test_replies_are_the_answers_and_nothing_else(
+        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        source = pretrain.Rows(tokenizer, random.Random(3), 0.8)
+        for _ in range(60):
+            row = source.draw()
+            for start, end in row.replies:
+                if row.kind != "ranking":  # of a ranking only the gold part is a reply
+                    assert row.ids[end - 1] == tokenizer.convert_tokens_to_ids("<|end|>")
+                assert row.ids[start - 1] in (
+                    tokenizer.convert_tokens_to_ids("<|assistant|>"),
+                    *tokenizer("[")["input_ids"],
+                )
+                assert tokenizer.decode(row.ids[start : end - 1]).strip()
+
+    def test_the_curriculum_grows_harder(self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
+        def mean_length(progress: float) -> float:
+            source = pretrain.Rows(tokenizer, random.Random(4), progress)
+            return sum(len(source.draw().ids) for _ in range(150)) / 150
+
+        assert mean_length(0.0) < mean_length(0.5) < mean_length(0.9)
+
+    def test_batches_hold_every_row_once_and_score_every_reply(
+        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = pretrain.draw_rows(tokenizer, random.Random(5), 0.5, 3000)
+        parts = pretrain.batches(rows, 1024, tokenizer.pad_token_id, 0.25, random.Random(0))
+        assert sorted(map(id, rows)) == sorted(id(r) for b in parts for r in b.rows)
+        for batch in parts:
+            assert batch.input_ids.numel() <= max(1024, batch.input_ids.shape[1])
+            assert bool((batch.scored | ~batch.is_reply[:, 1:]).all())
+            for i, row in enumerate(batch.rows):
+                assert not batch.scored[i, len(row.ids) - 1 :].any()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_weights(
+    pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    whole = pretrain.pretrain(arguments(work_dir=tmp_path / "whole"), tokenizer)
+    half = arguments(work_dir=tmp_path / "half")
+    checkpoint = pretrain.checkpoint
+
+    class Killed(Exception):
+        pass
+
+    def kill(*args: object) -> None:
+        checkpoint(*args)
+        raise Killed
+
+    pretrain.checkpoint = kill
+    try:
+        with pytest.raises(Killed):
+            pretrain.pretrain(half, tokenizer)
+    finally:
+        pretrain.checkpoint = checkpoint
+    continued = pretrain.pretrain(half, tokenizer)
+    for one, other in zip(whole.parameters(), continued.parameters(), strict=True):
+        assert torch.equal(one, other)
