@@ -489,7 +489,7 @@ def drawn(values: list[float | None], key: str = "eval_exact_match") -> ET.Eleme
     [
         ([0.41, 0.62], [0.4, 0.5, 0.6, 0.7]),  # a quarter of the range is 0.0525: steps of 0.1
         ([0.3, 0.62], [0.3, 0.4, 0.5, 0.6, 0.7]),  # in floats 0.3 / 0.1 is less than 3
-        ([0.8, 1.1], [0.8, 0.9, 1.0, 1.1]),  # and 1.1 / 0.1 is more than 11
+        ([0.22, 0.28], [0.22, 0.24, 0.26, 0.28]),  # and 0.28 / 0.02 is more than 14
         ([0.3, 0.9], [0.2, 0.4, 0.6, 0.8, 1.0]),  # 0.3 is no multiple of 0.2
         ([0.5, 0.54], [0.5, 0.51, 0.52, 0.53, 0.54]),
         ([0.0, 0.0], [0.0, 0.02, 0.04, 0.06]),  # nothing was right: not below zero

@@ -33,7 +33,7 @@ _CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st s
 _VOWELS = "a e i o u".split()
 _DIPHTHONGS = "ai au ea ee ei ia ie io oa ou ue y é ö á".split()
 _CODAS = "b ck d f g l ld ll m nd ng nt n n p r r rd rk rn rt s s sh ss st t th x z".split()
-_FACTS = (2, 2, 3, 3, 3, 4, 4, 5, 6)  # mostly few, or passages grow long for a model that small
+_FACTS = (2, 3, 3, 4, 4, 5, 6)
 _OUTDATED = (
     "Until {year} it was said that {old}, but since then it is known that {new}.",
     "Before {year} it was held that {old}; since then {new}.",
@@ -158,7 +158,7 @@ def _links() -> tuple[tuple[str, str, str], ...]:
 
 
 def invent_entity(rng: random.Random, table: str, *, name: str | None = None, need: Iterable[str] = ()) -> Entity:
-    """An entity of `table` with two to six facts.
+    """An entity of `table` with two to six facts (or as many as its table has relations).
 
     Args:
         rng: Source of every choice.
@@ -259,11 +259,11 @@ def _two_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster
 
 
 def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
-    """The passages of one entity (its facts may be split over two), and which of them states which fact."""
+    """The passages of one entity (its facts may be split over several), and which of them states which fact."""
     relations = list(entity.facts)
     rng.shuffle(relations)
-    split = len(relations) >= 4 and rng.random() < 0.5
-    parts = [relations[: len(relations) // 2], relations[len(relations) // 2 :]] if split else [relations]
+    count = len(relations) // 2 if rng.random() < 0.7 else 1
+    parts = [relations[i::count] for i in range(count)] if count > 1 else [relations]
     passages = [
         describe(entity, part, rng, outdated=rng.choice(part) if rng.random() < outdated else None, part=i)
         for i, part in enumerate(parts)
@@ -273,15 +273,13 @@ def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Pas
 
 def _lookalikes(entity: Entity, rng: random.Random, count: int, outdated: float) -> list[Passage]:
     """Entities of similar names with mostly the same relations, all values their own."""
-    found = []
+    found: list[Passage] = []
     for _ in range(count):
         shared = [r for r in entity.facts if rng.random() < 0.8]
         name = similar(entity.name, rng)
         while name.casefold() == entity.name.casefold():
             name = similar(entity.name, rng)
-        other = invent_entity(rng, entity.table, name=name, need=shared)
-        told = rng.choice(shared) if shared and rng.random() < outdated else None
-        found.append(describe(other, other.facts, rng, outdated=told))
+        found += _tell(invent_entity(rng, entity.table, name=name, need=shared), rng, outdated)[0]
     return found
 
 
@@ -361,7 +359,7 @@ def write_world(
     seed: int = 0,
     train_questions: int = 2000,
     dev_questions: int = 300,
-    two_hop: float = 0.3,
+    two_hop: float = 0.15,
     similar_names: int = 4,
 ) -> dict[str, Path]:
     """Write `corpus.jsonl`, `train.jsonl` and `dev.jsonl` of one world.
