@@ -61,7 +61,7 @@ class TestInvented:
             other = similar(name, random.Random(seed))
             shared = set(name.split()) & set(other.split())
             assert other != name
-            assert shared or other[:3] == name[:3]
+            assert shared or other[:3] == name[:3] or name in other
 
 
 class TestItems:

@@ -361,8 +361,8 @@ def new_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[to
 
 
 def rate(progress: float, step: int) -> float:
-    """Warm up over 50 steps, stay, fall linearly to 2 % over the last 40 %."""
-    return min(1.0, step / 50) * (1.0 if progress < 0.6 else max(0.02, (1 - progress) / 0.4))
+    """Warm up over 50 steps, stay, fall linearly to 2 % over the second half."""
+    return min(1.0, step / 50) * min(1.0, max(0.02, 2 * (1 - progress)))
 
 
 def pretrain(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -622,7 +622,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
     parser.add_argument("--hidden_size", type=int, default=256)
@@ -640,9 +640,9 @@ def main() -> None:
     parser.add_argument("--score_items", type=int, default=300, help="questions behind each score")
     parser.add_argument("--log_every", type=int, default=50)
     parser.add_argument("--save_every", type=int, default=200)
-    parser.add_argument("--encoder_vocab_size", type=int, default=4000)
-    parser.add_argument("--encoder_dimension", type=int, default=192)
-    parser.add_argument("--encoder_pairs", type=int, default=40_000)
+    parser.add_argument("--encoder_vocab_size", type=int, default=1000)
+    parser.add_argument("--encoder_dimension", type=int, default=48)
+    parser.add_argument("--encoder_pairs", type=int, default=12_000)
     parser.add_argument("--encoder_lr", type=float, default=0.05)
     parser.add_argument("--only", choices=["base", "encoder", "scores"], help="leave the rest out")
     args = parser.parse_args()

@@ -33,6 +33,7 @@ _CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st s
 _VOWELS = "a e i o u".split()
 _DIPHTHONGS = "ai au ea ee ei ia ie io oa ou ue y é ö á".split()
 _CODAS = "b ck d f g l ld ll m nd ng nt n n p r r rd rk rn rt s s sh ss st t th x z".split()
+EPITHETS = ("New", "Old", "Upper", "Lower", "North", "South", "Great", "Little", "First", "Second", "Saint", "Royal")
 _FACTS = (2, 3, 3, 4, 4, 5, 6)
 _OUTDATED = (
     "Until {year} it was said that {old}, but since then it is known that {new}.",
@@ -111,7 +112,9 @@ def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
 
 
 def similar(name: str, rng: random.Random) -> str:
-    """A name that shares part of `name`: its other words, or the beginning of the one that changes."""
+    """A name that is easily taken for `name`: another epithet, or one word changed in whole or in its second half."""
+    if rng.random() < 0.6:
+        return _with_epithet(name, rng)
     words = [m for m in _WORD.finditer(name) if m.group().lower() not in _GRAMMAR and len(m.group()) > 2]
     if not words:  # nothing to share
         return f"{name} {word(rng).capitalize()}"
@@ -124,6 +127,16 @@ def similar(name: str, rng: random.Random) -> str:
         other = text[:keep] + word(rng) if keep else word(rng)
         other = other[0].upper() + other[1:] if text[0].isupper() else other
     return name[: chosen.start()] + other + name[chosen.end() :]
+
+
+def _with_epithet(name: str, rng: random.Random) -> str:
+    """ "the Nile" to "the Upper Nile", "the Upper Nile" to "the Nile" or "the Little Nile"."""
+    article = "the " if name.startswith("the ") else ""
+    bare = name.removeprefix("the ")
+    first, _, rest = bare.partition(" ")
+    old, bare = (first, rest) if first in EPITHETS and rest else ("", bare)
+    new = rng.choice([e for e in (*EPITHETS, "", "") if e != old])
+    return article + (f"{new} {bare}" if new else bare)
 
 
 @functools.cache
@@ -275,7 +288,7 @@ def _lookalikes(entity: Entity, rng: random.Random, count: int, outdated: float)
     """Entities of similar names with mostly the same relations, all values their own."""
     found: list[Passage] = []
     for _ in range(count):
-        shared = [r for r in entity.facts if rng.random() < 0.8]
+        shared = [r for r in entity.facts if rng.random() < 0.9]
         name = similar(entity.name, rng)
         while name.casefold() == entity.name.casefold():
             name = similar(entity.name, rng)
@@ -360,7 +373,7 @@ def write_world(
     train_questions: int = 2000,
     dev_questions: int = 300,
     two_hop: float = 0.15,
-    similar_names: int = 4,
+    similar_names: int = 12,
 ) -> dict[str, Path]:
     """Write `corpus.jsonl`, `train.jsonl` and `dev.jsonl` of one world.
 
