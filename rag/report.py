@@ -536,7 +536,9 @@ def _selector_chart(result: Mapping[str, Any], curves: _Records, names: _Names) 
     moved = [series for series in retrievers if len({point.y for point in series.points}) > 1]
     if moved:
         text += " Coloured dashes: the retriever as training moved it."
-    start = _finite(_mapping(result.get("retriever")).get("recall_at_1"))
+    # On the questions of the curves, where they say it: those of the table are others.
+    firsts = [series.points[0].y for series in retrievers if series.points]
+    start = firsts[0] if firsts else _finite(_mapping(result.get("retriever")).get("recall_at_1"))
     rounds = sorted({point.round for series in selectors for point in series.points})
     reference = [_Point(round, round, start) for round in rounds] if start is not None else []
     # The reference comes last, so that it stays visible on selectors that are no better.

@@ -78,7 +78,7 @@ class TestCopying:
         found = [float(layers[i][0, head].diagonal(1 - n)[1:].mean()) for i in (1, 2) for head in (0, 1)]
         back = [float(layers[0][0, 0].diagonal(-1)[1:].mean()), float(layers[0][0, 1].diagonal(-2)[4:].mean())]
         assert min(found) > 0.25, found  # at random it would be 1 / 60
-        assert back[0] > 0.9, back
+        assert min(back) > 0.4, back
 
 
 class TestRows:
@@ -88,8 +88,8 @@ class TestRows:
         source = pretrain.Rows(tokenizer, random.Random(3), 0.8)
         for _ in range(60):
             row = source.draw()
-            for start, end in row.replies:
-                if row.kind != "ranking":  # of a ranking only the gold part is a reply
+            for kind, (start, end) in zip(row.kinds, row.replies, strict=True):
+                if kind != "ranking":  # of a ranking only the gold part is a reply
                     assert row.ids[end - 1] == tokenizer.convert_tokens_to_ids("<|end|>")
                 assert row.ids[start - 1] in (
                     tokenizer.convert_tokens_to_ids("<|assistant|>"),

@@ -418,6 +418,15 @@ def placed(axis: dict[float, float], value: float) -> float:
     return start + (end - start) * (value - low) / (high - low)
 
 
+def test_the_reference_of_the_curves_is_measured_on_their_questions(result: dict[str, Any]) -> None:
+    curves = {
+        "dro": [{"round": r, "eval_selector_recall@1": 0.5 + r / 10, "eval_retriever_recall@1": 0.5} for r in (0, 1)]
+    }
+    tree = parse(render_report({**result, "retriever": {"recall_at_1": 0.1}, "curves": curves}))
+    y_axis = ticks(tree, "selector")[1]
+    assert {y for _, y in lines(tree, "selector")[-1]} == {pytest.approx(placed(y_axis, 0.5), abs=0.11)}
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -17,7 +17,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,6 +58,7 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>"]
 OPENING = ["[", "(", "<", "{", '"']
 CONTEXT = 2048
+WHICH_PASSAGE = "Which passage says so?"
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------
@@ -128,9 +129,9 @@ def _tokenizer_texts(rng: random.Random) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids, and where the replies are; the other tokens are only language-modelled."""
+    """Token ids, and where the replies are, each of a kind; the other tokens are only language-modelled."""
 
-    kind: str
+    kinds: list[str]
     ids: list[int]
     replies: list[tuple[int, int]]
 
@@ -151,7 +152,7 @@ class Rows:
     def draw(self) -> Row:
         """One row of a kind drawn by the curriculum."""
         late = self.progress
-        ranking_share = 0.0 if late < 0.25 else 0.10
+        ranking_share = 0.0 if late < 0.25 else 0.15
         kinds = {
             "ability": 0.35 - 0.15 * late,
             "dense": 0.30 - 0.20 * late,
@@ -175,7 +176,13 @@ class Rows:
         count = hops if kind == "one" else self.rng.randint(2, most)
         item = self._item(count, hops)
         prompt = AnswerPrompt().encode(self.tokenizer, item.question.question, item.passages, max_tokens=1900)
-        return self._row(f"{kind}", prompt, item.question.golden_answers[0])
+        row = self._row(kind, prompt, item.question.golden_answers[0])
+        if count == hops:
+            return row
+        # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
+        position = [p.id for p in item.passages].index(item.question.gold_ids[-1])
+        pointed = self._continued(row, render_chat(self.tokenizer, WHICH_PASSAGE), f"[{position + 1}]")
+        return replace(pointed, kinds=[kind, "pointing"])
 
     def _item(self, count: int, hops: int = 1) -> Item:
         return reading_item(self.rng, count, hops=hops, hardness=min(0.9, 0.3 + self.progress))
@@ -200,14 +207,14 @@ class Rows:
 
     def _ranking(self) -> Row:
         hops = 2 if self.rng.random() < 0.3 else 1
-        item = self._item(self.rng.randint(3, 10), hops)
+        item = reading_item(self.rng, self.rng.randint(2, 10), hops=hops, hardness=self.rng.random())
         names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages))
         prompt = RankingPrompt().encode(self.tokenizer, item.question.question, item.passages, names, max_tokens=1900)
         order = [names.names[i] for i in ranking(item)][:5]
         row = self._row("ranking", prompt, "] > [".join(order) + "]")
         # Which of the useless passages comes third is nobody's to know: only the gold part is a reply.
         start, end = row.replies[0]
-        return Row("ranking", row.ids, [(start, min(end, start + 2 * hops))])
+        return replace(row, replies=[(start, min(end, start + 2 * hops))])
 
     def _ability(self) -> Row:
         """Three tasks as three chats in one row: alone they are too short to be worth a row."""
@@ -218,12 +225,14 @@ class Rows:
         return row
 
     def _row(self, kind: str, prompt: list[int], reply: str) -> Row:
-        return self._continued(Row(kind, [], []), prompt, reply)
+        return replace(self._continued(Row([], [], []), prompt, reply), kinds=[kind])
 
     def _continued(self, row: Row, prompt: list[int], reply: str) -> Row:
         answer = [*self.tokenizer(reply, add_special_tokens=False)["input_ids"], self.end]
         start = len(row.ids) + len(prompt)
-        return Row(row.kind, row.ids + prompt + answer, [*row.replies, (start, start + len(answer))])
+        return Row(
+            [*row.kinds, *row.kinds[-1:]], row.ids + prompt + answer, [*row.replies, (start, start + len(answer))]
+        )
 
 
 @dataclass(frozen=True)
@@ -437,9 +446,9 @@ class Log:
             self.tokens[name] += int(mask.sum())
         whole = torch.zeros_like(batch.scored).masked_scatter(batch.scored, right)
         for i, row in enumerate(batch.rows):
-            for start, end in row.replies:
-                self.total[row.kind] += 1
-                self.right[row.kind] += bool(whole[i, start - 1 : end - 1].all())
+            for kind, (start, end) in zip(row.kinds, row.replies, strict=True):
+                self.total[kind] += 1
+                self.right[kind] += bool(whole[i, start - 1 : end - 1].all())
 
     def flush(self) -> str:
         """The means since the last flush, as text."""
