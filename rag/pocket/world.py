@@ -130,7 +130,7 @@ def similar(name: str, rng: random.Random) -> str:
 
 
 def _with_epithet(name: str, rng: random.Random) -> str:
-    """ "the Nile" to "the Upper Nile", "the Upper Nile" to "the Nile" or "the Little Nile"."""
+    """From "the Nile" to "the Upper Nile", from "the Upper Nile" to "the Nile" or "the Little Nile"."""
     article = "the " if name.startswith("the ") else ""
     bare = name.removeprefix("the ")
     first, _, rest = bare.partition(" ")
