@@ -112,7 +112,7 @@ class TestRows:
         assert sorted(map(id, rows)) == sorted(id(r) for b in parts for r in b.rows)
         for batch in parts:
             assert batch.input_ids.numel() <= max(1024, batch.input_ids.shape[1])
-            assert bool((batch.scored | ~batch.is_reply[:, 1:]).all())
+            assert bool((batch.scored | (batch.reply_weights[:, 1:] == 0)).all())
             for i, row in enumerate(batch.rows):
                 assert not batch.scored[i, len(row.ids) - 1 :].any()
 

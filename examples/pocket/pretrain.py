@@ -59,6 +59,8 @@ SPECIAL = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>"]
 OPENING = ["[", "(", "<", "{", '"']
 CONTEXT = 2048
 WHICH_PASSAGE = "Which passage says so?"
+# One identifier says as much about reading as a whole answer does, and would drown among its tokens.
+REPLY_WEIGHTS = {"ranking": 8.0, "pointing": 8.0}
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------
@@ -237,10 +239,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows of similar length: `input_ids` and `is_reply` `[B, T]`, `scored` `[B, T - 1]`."""
+    """Right-padded rows of similar length: `input_ids` and `reply_weights` `[B, T]`, `scored` `[B, T - 1]`."""
 
     input_ids: Tensor
-    is_reply: Tensor
+    reply_weights: Tensor
+    """0 where a token is no reply."""
     scored: Tensor
     """Targets that have a loss: every reply token, and a random share of the others."""
     rows: list[Row]
@@ -261,14 +264,14 @@ def batches(rows: list[Row], max_tokens: int, pad: int, lm_share: float, rng: ra
 def _batch(rows: list[Row], pad: int, lm_share: float, generator: torch.Generator) -> Batch:
     shape = len(rows), max(len(row.ids) for row in rows)
     input_ids = torch.full(shape, pad)
-    is_token, is_reply = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    is_token, reply_weights = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
     for i, row in enumerate(rows):
         input_ids[i, : len(row.ids)] = torch.tensor(row.ids)
         is_token[i, : len(row.ids)] = True
-        for start, end in row.replies:
-            is_reply[i, start:end] = True
-    scored = is_reply | (is_token & (torch.rand(shape, generator=generator) < lm_share))
-    return Batch(input_ids, is_reply, scored[:, 1:], rows)
+        for kind, (start, end) in zip(row.kinds, row.replies, strict=True):
+            reply_weights[i, start:end] = REPLY_WEIGHTS.get(kind, 1.0)
+    scored = (reply_weights > 0) | (is_token & (torch.rand(shape, generator=generator) < lm_share))
+    return Batch(input_ids, reply_weights, scored[:, 1:], rows)
 
 
 # -- the language model ----------------------------------------------------------------------------------------
@@ -412,19 +415,19 @@ def draw_rows(tokenizer: PreTrainedTokenizerFast, rng: random.Random, progress: 
 
 
 def accumulate(model: LlamaForCausalLM, parts: Sequence[Batch], args: argparse.Namespace, log: "Log") -> None:
-    """Gradients of: mean over reply tokens + `lm_weight` x mean over the other tokens, over all parts together."""
-    replies = sum(int(b.is_reply[:, 1:].sum()) for b in parts)
-    others = sum(int(b.scored.sum()) for b in parts) - replies
+    """Gradients of: weighted mean over reply tokens + `lm_weight` x mean over others, over all parts together."""
+    replies = sum(float(b.reply_weights[:, 1:].sum()) for b in parts)
+    others = sum(int((b.scored & (b.reply_weights[:, 1:] == 0)).sum()) for b in parts)
     device = model.device
     for batch in parts:
-        ids, is_reply = batch.input_ids.to(device), batch.is_reply[:, 1:].to(device)
-        scored = batch.scored.to(device)
+        ids, scored = batch.input_ids.to(device), batch.scored.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
             # Causal, and padded on the right: no token ever sees padding.
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[:, :-1][scored]).float()
         losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored], reduction="none")
-        weights = torch.where(is_reply[scored], 1.0 / replies, args.lm_weight / max(others, 1))
+        reply_weights = batch.reply_weights[:, 1:].to(device)[scored]
+        weights = torch.where(reply_weights > 0, reply_weights / replies, args.lm_weight / max(others, 1))
         (losses * weights).sum().backward()
         log.add(batch, losses.detach().cpu(), (logits.detach().argmax(-1) == ids[:, 1:][scored]).cpu())
 
@@ -440,7 +443,7 @@ class Log:
 
     def add(self, batch: Batch, losses: Tensor, right: Tensor) -> None:
         """`losses` and `right`: one entry for each scored target, row by row."""
-        is_reply = batch.is_reply[:, 1:][batch.scored]
+        is_reply = batch.reply_weights[:, 1:][batch.scored] > 0
         for name, mask in (("reply", is_reply), ("other", ~is_reply)):
             self.nats[name] += float(losses[mask].sum())
             self.tokens[name] += int(mask.sum())

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rag.pocket.world import word
+from rag.pocket.world import syllable
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -22,8 +22,13 @@ class Exercise:
     answer: str
 
 
+def _word(rng: random.Random) -> str:
+    text = syllable(rng) + (syllable(rng) if rng.random() < 0.6 else "")
+    return text if len(text) > 1 else text + syllable(rng)
+
+
 def _words(rng: random.Random, fewest: int, most: int) -> list[str]:
-    return [word(rng) for _ in range(rng.randint(fewest, most))]
+    return [_word(rng) for _ in range(rng.randint(fewest, most))]
 
 
 def _copy(rng: random.Random) -> tuple[str, str]:
@@ -89,7 +94,7 @@ def _compare(rng: random.Random) -> tuple[str, str]:
 
 def _contains(rng: random.Random) -> tuple[str, str]:
     words = _words(rng, 3, 5)
-    asked = rng.choice(words) if rng.random() < 0.5 else word(rng)
+    asked = rng.choice(words) if rng.random() < 0.5 else _word(rng)
     return f'Answer yes or no. Is "{asked}" in this list: {", ".join(words)}?', "yes" if asked in words else "no"
 
 
