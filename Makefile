@@ -1,4 +1,4 @@
-# make demo     index, train and answer on a small encyclopedia (a few minutes on two cores)
+# make demo     base, supervised LoRA and DRO + SelfAug on an invented world, with a report (minutes on two cores)
 # make test     the whole test suite
 # make install  only the environment that both of them use
 #

@@ -129,6 +129,26 @@ def test_the_demo_writes_its_json_beside_its_table(
     assert run(["demo", "--json", str(tmp_path / "no/such/folder.json")], capsys)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "mode"), [([], "default"), (["--quick"], "quick"), (["--full", "--seed", "7", "--lora_r", "4"], "full")]
+)
+def test_the_demo_has_three_sizes(
+    flags: list[str], mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr("rag.demo.run_demo", lambda **settings: seen.update(settings) or DemoResult("", {}))
+    assert run(["demo", *flags], capsys)[0] == 0
+    assert seen["mode"] == mode
+    assert seen["seed"] == (7 if mode == "full" else 42)
+    assert ("lora_r" in seen) == (mode == "full")
+
+
+def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["demo", "--quick", "--full"], capsys)
+    assert code == 2
+    assert "either quick or full; both --quick and --full came" in err
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     report = result(["doctor"], capsys)
     assert report["packages"]["torch"]
