@@ -34,6 +34,8 @@ MODES: dict[str, LabSettings] = {
         validation_questions=64,
         test_questions=320,
         rounds=3,
+        num_candidates=10,
+        exercises=96,
     ),
 }
 _PERCENT = ("exact_match", "f1", "recall_at_1", "recall_at_3", "general")
