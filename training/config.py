@@ -99,7 +99,7 @@ class DROConfig:
     """Continue the run in output_dir after its last finished round."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_train_epochs", "per_device_train_batch_size"):
+        for name in ("rounds", "num_samples", "num_train_epochs", "per_device_train_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
