@@ -112,7 +112,7 @@ def test_torch_is_pinned_without_a_build(pins: dict[str, Version]) -> None:
 
 
 def test_optional_things_stay_optional(pyproject: dict[str, Any]) -> None:
-    assert not {"tensorboard", "bitsandbytes", "pytest", "scipy"} & set(requirements(pyproject))
+    assert not {"tensorboard", "bitsandbytes", "pytest"} & set(requirements(pyproject))
     marker = requirements(pyproject, "quantization")["bitsandbytes"].marker
     assert marker is not None
     assert [marker.evaluate({"sys_platform": system}) for system in ("linux", "darwin", "win32")] == [
