@@ -157,7 +157,7 @@ class RAG:
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
         texts = self.generator.generate(questions, passages)
-        rows = [self._row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
+        rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
         log_probs = self.generator.log_probs(rows).tolist()
         return [
             Answer(question, text, citations(text, chosen), chosen, permutation, log_prob)
@@ -166,7 +166,7 @@ class RAG:
             )
         ]
 
-    def _row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
+    def row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
         """The answer behind the very prompt that it was generated from."""
         prompt_ids = self.generator.prompt_ids(question, passages)
         if text.strip():

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, DenseRetriever
@@ -64,7 +63,7 @@ class RAGSequence:
         log_p_td = torch.stack([self._log_likelihoods(candidates, text) for text in texts])
         log_p_t = (log_p_td + log_p_d).logsumexp(-1)
         best = int(log_p_t.argmax())
-        passages = [candidates.passages[i] for i in range(len(candidates))]
+        passages = candidates.passages
         text = texts[best]
         return Answer(
             candidates.question,
@@ -83,12 +82,5 @@ class RAGSequence:
         return log_p_d
 
     def _log_likelihoods(self, candidates: Candidates, text: str) -> Tensor:
-        generator = self.rag.generator
-        end = generator.language_model.end_of_answer_id
-        rows = [
-            generator.row(candidates.question, [passage], text)
-            if text.strip()
-            else AnswerRow(generator.prompt_ids(candidates.question, [passage]), [end])
-            for passage in candidates.passages
-        ]
-        return generator.log_probs(rows)
+        rows = [self.rag.row(candidates.question, [passage], text) for passage in candidates.passages]
+        return self.rag.generator.log_probs(rows)
