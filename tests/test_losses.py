@@ -97,13 +97,40 @@ def test_equal_utilities_leave_the_selector_alone() -> None:
 
 
 def test_the_clip_stops_runaway_negatives() -> None:
-    """Once p_new/p_old has left the clip range in the wanted direction there is no gradient left."""
+    """A permutation that explains nothing is lowered to the clip; one that explains something rises unclipped."""
     old = torch.zeros(2)
     w, b = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
-    for values, expected in (([0.5, -0.5], [0.0, 0.0]), ([-0.5, 0.5], [-0.5 * math.exp(-0.5), 0.5 * math.exp(0.5)])):
+    for values, expected in (([0.5, -0.5], [-0.5, 0.0]), ([-0.5, 0.5], [-0.5, 0.5])):
         log_p = torch.tensor(values, requires_grad=True)
         clipped_selector_loss(log_p, old, w, b, 0.2).backward()
         torch.testing.assert_close(log_p.grad, torch.tensor(expected))
+
+
+def _ascend(weights: torch.Tensor, *, arms: int = 50, steps: int) -> torch.Tensor:
+    """Probabilities of a softmax policy after many passes over one set of four samples; it starts uniform."""
+    logits = torch.zeros(arms, requires_grad=True)
+    old = logits.detach().log_softmax(-1)[:4]
+    for _ in range(steps):
+        loss = clipped_selector_loss(logits.log_softmax(-1)[:4], old, weights, torch.full((4,), 0.25), 0.2)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - gradient).detach().requires_grad_()
+    return logits.detach().softmax(-1)
+
+
+def test_one_m_step_can_go_where_the_posterior_is() -> None:
+    """A rare permutation that carries the whole posterior becomes the mode, in as many passes as it takes."""
+    p = _ascend(torch.tensor([1.0, 0.0, 0.0, 0.0]), steps=100)
+    assert p[0] > 0.9
+
+
+def test_twenty_passes_over_equal_utilities_change_nothing() -> None:
+    torch.testing.assert_close(_ascend(torch.full((4,), 0.25), steps=20), torch.full((50,), 0.02))
+
+
+def test_many_passes_lower_the_useless_only_to_the_clip() -> None:
+    """Negative weights alone must not empty a permutation; what rises beside it may push it lower."""
+    p = _ascend(torch.tensor([0.25, 0.25, 0.25, 0.0]), steps=500)
+    assert 0.015 < p[3] < 0.0165
 
 
 # -- SelfAug ---------------------------------------------------------------------------------------------------

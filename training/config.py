@@ -28,9 +28,9 @@ class DROConfig:
     """Order in which the selector sees the candidates in training; "retriever" is the paper's."""
 
     control_variate: bool = True
-    """Subtract b_j from the selector's weights (lower variance, clipped ratio); False is the paper's estimator."""
+    """Subtract b_j from the selector's weights (lower variance); False is the paper's estimator."""
     clip_range: float = 0.2
-    """With the control variate: p_new/p_old is clipped to 1 +- this, so that negative weights stay safe."""
+    """With the control variate: what explains nothing is lowered until p_new/p_old = 1 - this, and no further."""
     loss_normalization: Literal["token", "sum"] = "token"
     """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
 

@@ -64,11 +64,12 @@ def selector_loss(log_p_m: Tensor, weights_m: Tensor) -> Tensor:
 def clipped_selector_loss(
     log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tensor, baseline_m: Tensor, clip_range: float
 ) -> Tensor:
-    """The same gradient with a control variate, safe when samples are no longer fresh.
+    """With a control variate: `- sum_j (w_j - b_j) log p_s(z_j|x)`, safe when samples are no longer fresh.
 
-    `- sum_j min(rho_j A_j, clip(rho_j, 1-c, 1+c) A_j)` with `A = w - b` and `rho = p_new / p_old`, the clipped
-    surrogate of PPO (arXiv 1707.06347). At rho = 1 its gradient is that of `- sum_j (w_j - b_j) log p_s(z_j|x)`.
-    Without the clip, negative A can be lowered without end and collapses the selector.
+    What explains the answer (w > b) is raised by its likelihood, as far as the M-step asks. What does not is lowered
+    until `p_new / p_old = 1 - c` and then left alone: without that floor it would be lowered without end, and the
+    selector would collapse. PPO (arXiv 1707.06347) clips both sides, but that is a trust region and not an M-step: a
+    permutation of probability .02 that carries the whole posterior could rise to .024 and no further.
 
     Args:
         log_p_m: Under the selector now, with gradient.
@@ -78,9 +79,8 @@ def clipped_selector_loss(
         clip_range: c.
     """
     advantage_m = weights_m - baseline_m
-    ratio_m = (log_p_m - log_p_old_m).exp()
-    clipped_m = ratio_m.clamp(1 - clip_range, 1 + clip_range)
-    return -torch.minimum(ratio_m * advantage_m, clipped_m * advantage_m).sum(-1)
+    floored_m = torch.maximum(log_p_m, log_p_old_m + math.log1p(-clip_range))
+    return -(advantage_m * torch.where(advantage_m > 0, log_p_m, floored_m)).sum(-1)
 
 
 def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:
