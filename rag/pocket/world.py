@@ -65,10 +65,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Entities that are easily taken for each other, and what can be asked about the first."""
+    """Entities that are easily taken for each other, and what can be asked about any of them."""
 
     passages: list[Passage] = field(default_factory=list)
-    """Hardest distractors first after the gold ones."""
     questions: list[Question] = field(default_factory=list)
 
 
@@ -96,7 +95,10 @@ def invented(value: str, rng: random.Random) -> str:
         rng: Source of every choice.
     """
     keep_common = rng.random() < 0.5
-    return _WORD.sub(lambda match: _replaced(match.group(), rng, keep_common), value)
+    text = _WORD.sub(lambda match: _replaced(match.group(), rng, keep_common), value)
+    if text == value and value.lower() != value:  # "La traviata" is a name, though all its words are common
+        return _WORD.sub(lambda match: _replaced(match.group(), rng, False), value)
+    return text
 
 
 def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
@@ -113,7 +115,7 @@ def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
 
 def similar(name: str, rng: random.Random) -> str:
     """A name that is easily taken for `name`: another epithet, or one word changed in whole or in its second half."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.45:
         return _with_epithet(name, rng)
     words = [m for m in _WORD.finditer(name) if m.group().lower() not in _GRAMMAR and len(m.group()) > 2]
     if not words:  # nothing to share
@@ -181,7 +183,9 @@ def invent_entity(rng: random.Random, table: str, *, name: str | None = None, ne
     """
     names, values = _shapes()
     if name is None:
-        name = invented(rng.choice(names[table]), rng)
+        real = name = rng.choice(names[table])
+        while name == real:
+            name = invented(real, rng)
     need = tuple(need)
     others = [r for r in _relations_of(table) if r not in need]
     count = min(max(rng.choice(_FACTS), len(need)), len(others) + len(need))
@@ -227,7 +231,7 @@ def _clause(entity: Entity, relation: str, values: tuple[str, ...], rng: random.
 
 
 def invent_cluster(rng: random.Random, *, hops: int = 1, similar_names: int = 3, outdated: float = 0.15) -> Cluster:
-    """A few entities that are easily taken for each other, and questions about the first.
+    """A few entities that are easily taken for each other, and questions about all of them.
 
     Args:
         rng: Source of every choice.
@@ -244,31 +248,44 @@ def invent_cluster(rng: random.Random, *, hops: int = 1, similar_names: int = 3,
 
 
 def _one_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
-    entity = invent_entity(rng, rng.choice(sorted(KINDS)))
-    passages, owner = _tell(entity, rng, outdated)
-    questions = [q for r, gold in owner.items() if (q := _asked(entity.described, entity, r, [gold], rng))]
-    return Cluster([*passages, *_lookalikes(entity, rng, similar_names, outdated)], questions)
+    cluster = Cluster()
+    for entity in _family(invent_entity(rng, rng.choice(sorted(KINDS))), similar_names, rng):
+        passages, owner = _tell(entity, rng, outdated)
+        asked = (_asked(entity.described, entity, r, [gold], rng) for r, gold in owner.items())
+        cluster.passages.extend(passages)
+        cluster.questions.extend(q for q in asked if q)
+    return cluster
 
 
 def _two_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
     table, relation, target = rng.choice(_links())
-    second = invent_entity(rng, target)
-    first = invent_entity(rng, table, need=[relation])
-    first.facts[relation] = (second.name,)
-    passages, owner = _tell(first, rng, outdated)
-    more, owner_of_second = _tell(second, rng, outdated)
+    half = similar_names // 2
+    firsts = _family(invent_entity(rng, table, need=[relation]), similar_names - half, rng)
+    seconds = _family(invent_entity(rng, target), half, rng)
+    cluster = Cluster()
+    for first, second in zip(firsts, seconds, strict=False):
+        first.facts[relation] = (second.name,)
+        passages, owner = _tell(first, rng, outdated)
+        more, owner_of_second = _tell(second, rng, outdated)
+        cluster.passages.extend([*passages, *more])
+        cluster.questions.extend(_chained(first, second, relation, owner[relation], owner_of_second, rng))
+    for alone in firsts[len(seconds) :]:
+        cluster.passages.extend(_tell(alone, rng, outdated)[0])
+    return cluster
+
+
+def _chained(
+    first: Entity, second: Entity, relation: str, first_gold: str, owner: dict[str, str], rng: random.Random
+) -> Iterator[Question]:
+    """Questions about `second`, which is named only as the `relation` of `first`."""
     link = RELATIONS[relation].link
     assert link is not None
     subject = link.format(subject=first.described, kind=second.noun)
-    questions = [
-        question
-        for asked, gold in owner_of_second.items()
-        if not leaks([second.title], subject)
-        and (question := _asked(subject, second, asked, [owner[relation], gold], rng, long=True))
-    ]
-    half = similar_names // 2
-    lookalikes = _lookalikes(first, rng, similar_names - half, outdated) + _lookalikes(second, rng, half, outdated)
-    return Cluster([*passages, *more, *lookalikes], questions)
+    for asked, gold in owner.items():
+        if leaks([second.title], subject):
+            continue
+        if question := _asked(subject, second, asked, [first_gold, gold], rng, long=True):
+            yield question
 
 
 def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
@@ -284,16 +301,22 @@ def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Pas
     return passages, {r: p.id for part, p in zip(parts, passages, strict=True) for r in part}
 
 
-def _lookalikes(entity: Entity, rng: random.Random, count: int, outdated: float) -> list[Passage]:
-    """Entities of similar names with mostly the same relations, all values their own."""
-    found: list[Passage] = []
-    for _ in range(count):
-        shared = [r for r in entity.facts if rng.random() < 0.9]
-        name = similar(entity.name, rng)
-        while name.casefold() == entity.name.casefold():
-            name = similar(entity.name, rng)
-        found += _tell(invent_entity(rng, entity.table, name=name, need=shared), rng, outdated)[0]
-    return found
+def _family(first: Entity, similar_names: int, rng: random.Random) -> list[Entity]:
+    """Entities of similar names with mostly the same relations and values of their own, in random order.
+
+    Everyone's name is made from the first's, so the order must be random: asked only about the first, a reader would
+    find it without the question, as the one that all the others resemble.
+    """
+    family = [first]
+    names = {first.title.casefold()}
+    while len(family) <= similar_names:
+        name = similar(first.name, rng)
+        entity = invent_entity(rng, first.table, name=name, need=[r for r in first.facts if rng.random() < 0.9])
+        if entity.title.casefold() not in names:
+            names.add(entity.title.casefold())
+            family.append(entity)
+    rng.shuffle(family)
+    return family
 
 
 def _asked(
