@@ -189,7 +189,8 @@ class Generator:
         own = base.generation_config
         base.generation_config = HFGenerationConfig()
         try:
-            return base.generate(generation_config=self._hf_config(), **inputs)
+            with self.language_model.autocast():
+                return base.generate(generation_config=self._hf_config(), **inputs)
         finally:
             base.generation_config = own
 

@@ -94,6 +94,7 @@ class LanguageModel(nn.Module):
         self.name = name
         self.revision = revision
         self.quantization: str | None = None
+        self.mixed = False
         self.adapter = adapter or AdapterConfig()
         _switch_off_dropout(model)
         self.peft_model = self._add_adapters(model)
@@ -124,7 +125,7 @@ class LanguageModel(nn.Module):
             adapter: LoRA settings.
             revision: Branch, tag or commit on the Hub.
             dtype: `"auto"` takes bfloat16 on a GPU that has it (else float16) and float32 on a CPU; or a torch
-                dtype name.
+                dtype name; or `"mixed"`: float32 weights and residual stream, bfloat16 products.
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
 
@@ -132,7 +133,8 @@ class LanguageModel(nn.Module):
             ResourceError: The model cannot be found or loaded.
         """
         device = device or best_device()
-        options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype(dtype, device)}
+        mixed = dtype == "mixed"
+        options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype("float32" if mixed else dtype, device)}
         if quantization is not None:
             options |= {"quantization_config": _quantization(quantization), "device_map": {"": device}}
         try:
@@ -149,6 +151,7 @@ class LanguageModel(nn.Module):
             nn.Module.to(model, device)
         loaded = cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
         loaded.quantization = quantization
+        loaded.mixed = mixed
         return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------
@@ -292,14 +295,19 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states `[B, Q, H]` of the active role; no logits are computed."""
-        output = self.base_model.get_decoder()(
-            input_ids=input_ids_BQ,
-            attention_mask=attention_mask,
-            position_ids=position_ids_BQ,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        with self.autocast():
+            output = self.base_model.get_decoder()(
+                input_ids=input_ids_BQ,
+                attention_mask=attention_mask,
+                position_ids=position_ids_BQ,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return output.last_hidden_state
+
+    def autocast(self) -> torch.autocast:
+        """Where the body computes: in bfloat16 if the model was loaded as `"mixed"`. The head stays as it is."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.mixed)
 
     def head(self, hidden_NH: Tensor) -> Tensor:
         """Logits `[..., V]` of hidden states, as the model's own forward gives them."""
@@ -357,7 +365,8 @@ class LanguageModel(nn.Module):
             `[B, 1, Q, P + keys]`, or one mask per layer type where the model mixes full and sliding attention.
         """
         visible, distance = branch_visibility(prompt_lengths_B, prompt_width, query, keys)
-        dtype = self.base_model.dtype
+        # What lies below bfloat16's range would become -inf there, and a padding row that sees nothing, NaN.
+        dtype = torch.bfloat16 if self.mixed else self.base_model.dtype
 
         def additive(seen: Tensor) -> Tensor:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
@@ -387,6 +396,12 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX-512 BF16 or AMX), so that `dtype="mixed"` is faster than float32."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     """A torch dtype from its name; `"auto"` chooses by hardware.
 
@@ -399,7 +414,7 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
         return torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
-        raise UsageError(f"dtype must be 'auto' or one of {sorted(known)}; {dtype!r} came.")
+        raise UsageError(f"dtype must be 'auto', 'mixed' or one of {sorted(known)}; {dtype!r} came.")
     return known[dtype]
 
 

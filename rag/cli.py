@@ -194,7 +194,7 @@ def _pipeline_arguments(parser: Any) -> None:
     parser.add_argument("--base", type=str, default="pocket", help='causal LM: Hub name, folder, or "pocket"')
     parser.add_argument("--revision", type=str, help="revision of the base on the Hub")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
     parser.add_class_arguments(SelectorConfig, "selector")

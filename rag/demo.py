@@ -34,7 +34,7 @@ MODES: dict[str, LabSettings] = {
         validation_questions=64,
         test_questions=320,
         rounds=3,
-        num_candidates=10,
+        num_candidates=9,
         exercises=96,
     ),
 }

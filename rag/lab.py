@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from generator.generator import GenerationConfig, Generator
-from generator.language_model import AdapterConfig
+from generator.language_model import AdapterConfig, best_device, fast_bfloat16
 from indexes import build_index
 from indexes.builder import PassageIndex
 from indexes.errors import UsageError
@@ -209,8 +209,10 @@ class Lab:
         return RAG.create(
             index=index,
             base=POCKET,
-            selector=SelectorConfig(num_candidates=n, num_selected=k),
+            # The pocket base learned to rank with the identifiers of the answer prompt.
+            selector=SelectorConfig(num_candidates=n, num_selected=k, identifiers="numbers"),
             generation=GenerationConfig(max_new_tokens=24),
+            dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=s.lora_r, lora_alpha=2 * s.lora_r),
         )
 

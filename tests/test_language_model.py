@@ -1,5 +1,7 @@
 """One base, two adapters, one reference: switching, heads, masks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, byte_tokenizer, shake_adapters, tiny_language_model, tiny_model
@@ -196,6 +198,18 @@ def test_dtype_names() -> None:
     assert resolve_dtype("auto", "cpu") is torch.float32
     with pytest.raises(UsageError, match="'fp8' came"):
         resolve_dtype("fp8", "cpu")
+
+
+def test_mixed_keeps_float32_weights_and_multiplies_in_bfloat16(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    plain, mixed = (LanguageModel.from_pretrained(tmp_path, dtype=d, device="cpu") for d in ("float32", "mixed"))
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+    with torch.no_grad():
+        expected, found = (m.hidden(IDS, None) for m in (plain, mixed))
+    assert found.dtype == torch.float32
+    error = float((found - expected).abs().max() / expected.abs().max())
+    assert 1e-4 < error < 5e-2, error  # 0 would mean that nothing ran in bfloat16
 
 
 def test_token_budget() -> None:

@@ -53,6 +53,25 @@ def test_log_prob_is_that_of_the_plain_model(
         assert found.tolist() == pytest.approx(expected, abs=2e-4)
 
 
+def test_mixed_precision_with_padding(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Padding rows see nothing: their mask must not become -inf in bfloat16, or gradients are NaN."""
+    selector = make_selector(language_model)
+    candidates = [c.reordered(list(range(n))) for c, n in zip(retriever.search(QUESTIONS, 6), (6, 3), strict=False)]
+    z = [torch.tensor([[2, 0, 1], [1, 2, 0]]) for _ in candidates]
+    with language_model.use("selector"):
+        expected = torch.stack(selector.score(candidates, z)).detach()
+        language_model.mixed = True
+        found = torch.stack(selector.score(candidates, z))
+        found.sum().backward()
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found.detach(), expected, atol=0.2, rtol=0.02)
+    gradients = [p.grad for p in language_model.adapter_parameters("selector").values()]
+    assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
+    assert [p.z_mK.shape for p in selector.select(candidates)] == [(1, 3), (1, 3)]
+
+
 @pytest.mark.parametrize("decoding", DECODINGS)
 @pytest.mark.parametrize("prior", [True, False])
 def test_probabilities_of_all_permutations_sum_to_one(
