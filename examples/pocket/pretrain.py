@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,11 +33,13 @@ from generator.language_model import LanguageModel
 from generator.prompts import (
     ANSWER_TEMPLATE,
     PASSAGE_TEMPLATE,
+    RANKING_OPEN,
     RANKING_SEPARATOR,
     RANKING_TEMPLATE,
     AnswerPrompt,
     Identifiers,
     RankingPrompt,
+    encode_plain,
     render_chat,
 )
 from indexes import build_index
@@ -47,7 +50,7 @@ from rag.evaluation import search_metrics
 from rag.forgetting import measure_forgetting
 from rag.metrics import exact_match
 from rag.pocket.abilities import ABILITIES, exercise, exercises
-from rag.pocket.world import Item, invent_cluster, ranking, reading_item, write_world
+from rag.pocket.world import Cluster, Item, Question, invent_cluster, ranking, reading_item, write_world
 from retriever.dense import DenseRetriever
 from training.data import load_examples
 
@@ -60,7 +63,13 @@ OPENING = ["[", "(", "<", "{", '"']
 CONTEXT = 2048
 WHICH_PASSAGE = "Which passage says so?"
 # One identifier says as much about reading as a whole answer does, and would drown among its tokens.
-REPLY_WEIGHTS = {"ranking": 8.0, "pointing": 8.0}
+REPLY_WEIGHTS = {"ranking": 3.0, "ranking, answered": 3.0, "finding": 3.0, "ranking two-hop": 3.0, "pointing": 4.0}
+QUESTIONS_PER_LIST = 12
+BELONGING = 2.1
+# As in the answer prompt: what was learned about pointing there holds here.
+IDENTIFIERS, MOST_PASSAGES = "numbers", 9
+RANKING_FROM, RANKING_RAMP = 0.15, 0.45
+_PARTS = (attrgetter("passages"), attrgetter("questions"))
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------
@@ -154,23 +163,23 @@ class Rows:
     def draw(self) -> Row:
         """One row of a kind drawn by the curriculum."""
         late = self.progress
-        ranking_share = 0.0 if late < 0.25 else 0.15
         kinds = {
             "ability": 0.35 - 0.15 * late,
             "dense": 0.30 - 0.20 * late,
-            "one": 0.34 - 0.22 * late,
-            "many": 0.08 + 0.24 * late,
-            "two-hop": 0.06 + 0.18 * late,
-            "ranking": ranking_share,
+            "one": 0.34 - 0.24 * late,
+            "many": 0.06 + 0.24 * late,
+            "two-hop": 0.04 + 0.16 * late,
+            "finding": 0.25 - 0.17 * late,
+            "ranking": 0.0 if late < RANKING_FROM else 0.10 + 0.20 * late,
         }
         kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
-        if kind == "ability":
-            return self._ability()
-        if kind == "dense":
-            return self._dense()
-        if kind == "ranking":
-            return self._ranking()
-        return self._reading(kind)
+        special = {
+            "ability": self._ability,
+            "dense": self._dense,
+            "finding": self._finding,
+            "ranking": self._ranking,
+        }
+        return special[kind]() if kind in special else self._reading(kind)
 
     def _reading(self, kind: str) -> Row:
         most = 2 + round(3 * min(1.0, self.progress / 0.4))
@@ -207,16 +216,106 @@ class Rows:
             row = self._continued(row, render_chat(self.tokenizer, text), question.golden_answers[0])
         return row
 
+    def _finding(self) -> Row:
+        """Which of some short texts holds these words? Identifiers learn here, for few tokens, whose they are."""
+        cluster = self._families()
+        texts = [" ".join(p.text.split()[: self.rng.randint(3, 24)]) for p in cluster.passages]
+        lines = "\n".join(
+            PASSAGE_TEMPLATE.format(identifier=i, title=p.title, text=text)
+            for i, (p, text) in enumerate(zip(cluster.passages, texts, strict=True), 1)
+        )
+        row = Row([], [], [])
+        for _ in range(QUESTIONS_PER_LIST):
+            number = self.rng.randrange(len(texts))
+            words = f"{cluster.passages[number].title} {texts[number]}".split()
+            length = self.rng.randint(1, 5)
+            start = self.rng.randrange(max(1, len(words) - length + 1))
+            phrase = " ".join(words[start : start + length])
+            if sum(phrase in f"{p.title} {t}" for p, t in zip(cluster.passages, texts, strict=True)) > 1:
+                continue
+            asked = f"Which passage says: {phrase}" if row.ids else f"{lines}\nWhich passage says: {phrase}"
+            row = self._pointed(row, "finding", render_chat(self.tokenizer, asked), f"[{number + 1}]")
+        return row if row.ids else self._ability()
+
+    def _pointed(self, row: Row, kind: str, prompt: list[int], reply: str) -> Row:
+        """`row` continued by a reply that opens with "[" and of which only the identifier counts."""
+        row = self._continued(row, prompt, reply)
+        start, _ = row.replies[-1]
+        return Row([*row.kinds[: len(row.replies) - 1], kind], row.ids, [*row.replies[:-1], (start + 1, start + 2)])
+
     def _ranking(self) -> Row:
-        hops = 2 if self.rng.random() < 0.3 else 1
-        item = reading_item(self.rng, self.rng.randint(2, 10), hops=hops, hardness=self.rng.random())
-        names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages))
-        prompt = RankingPrompt().encode(self.tokenizer, item.question.question, item.passages, names, max_tokens=1900)
-        order = [names.names[i] for i in ranking(item)][:5]
-        row = self._row("ranking", prompt, "] > [".join(order) + "]")
+        return self._ranking_two_hop() if self.rng.random() < 0.2 else self._ranking_dense()
+
+    def _ranking_dense(self) -> Row:
+        """Many questions about one list of passages, turn by turn: the list is long, and an identifier is short."""
+        family = self._families()
+        names = Identifiers.for_tokenizer(self.tokenizer, len(family.passages), style=IDENTIFIERS).names
+        position = {p.id: i for i, p in enumerate(family.passages)}
+        row = Row([], [], [])
+        for question in family.questions[:QUESTIONS_PER_LIST]:
+            gold = position[question.gold_ids[0]]
+            prompt = self._ranking_prompt(question.question, family.passages, asked_before=bool(row.ids))
+            kind, given = self._given(question, names, gold)
+            row = self._continued(row, prompt + encode_plain(self.tokenizer, given), names[gold] + "]")
+            # Only the identifier is a reply: what follows it is the same everywhere.
+            start, _ = row.replies[-1]
+            row = Row([*row.kinds[: len(row.replies) - 1], kind], row.ids, [*row.replies[:-1], (start, start + 1)])
+        return row
+
+    def _families(self) -> Cluster:
+        """Passages of one to four families together: alike within each, easily told apart between them."""
+        ramp = self._ranking_ramp()
+        total = self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * ramp))
+        count = min(total, self.rng.randint(1, 4 - round(2 * ramp)))
+        while True:
+            families = [self._part_of_family(total // count + (i < total % count)) for i in range(count)]
+            passages, questions = ([x for f in families for x in parts(f)] for parts in _PARTS)
+            if questions:
+                self.rng.shuffle(passages)
+                self.rng.shuffle(questions)
+                return Cluster(passages, questions)
+
+    def _part_of_family(self, num_passages: int) -> Cluster:
+        family = invent_cluster(self.rng, similar_names=num_passages - 1)
+        passages = self.rng.sample(family.passages, num_passages)
+        kept = {p.id for p in passages}
+        return Cluster(passages, [q for q in family.questions if kept.issuperset(q.gold_ids)])
+
+    def _ranking_ramp(self) -> float:
+        return min(1.0, max(0.0, (self.progress - RANKING_FROM) / RANKING_RAMP))
+
+    def _given(self, question: Question, names: Sequence[str], gold: int) -> tuple[str, str]:
+        """What stands before the identifier: usually nothing.
+
+        Or the answer, because finding the passage that holds an answer is learned first and finding the one that
+        holds an answer not yet given comes after it. Or a wrong identifier, because in a permutation the gold
+        passage may also come second.
+        """
+        chance = self.rng.random()
+        others = [name for i, name in enumerate(names) if i != gold]
+        if chance < 0.4 - 0.25 * self._ranking_ramp():
+            return "ranking, answered", f"{question.golden_answers[0]} ["
+        if chance > 0.8 and others:
+            return "ranking", f"[{self.rng.choice(others)}{RANKING_SEPARATOR}"
+        return "ranking", RANKING_OPEN
+
+    def _ranking_prompt(self, question: str, passages: Sequence[Passage], *, asked_before: bool) -> list[int]:
+        if asked_before:
+            return render_chat(self.tokenizer, f"Search Query: {question}\nYour output: ")
+        names = Identifiers.for_tokenizer(self.tokenizer, len(passages), style=IDENTIFIERS)
+        text = RankingPrompt().render(question, passages, names)
+        return render_chat(self.tokenizer, text)
+
+    def _ranking_two_hop(self) -> Row:
+        item = reading_item(self.rng, self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * self._ranking_ramp())), hops=2, hardness=self.rng.random())
+        names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages), style=IDENTIFIERS).names
+        prompt = self._ranking_prompt(item.question.question, item.passages, asked_before=False)
+        order = [names[i] for i in ranking(item)][:5]
+        prompt += encode_plain(self.tokenizer, RANKING_OPEN)
+        row = self._row("ranking two-hop", prompt, RANKING_SEPARATOR.join(order) + "]")
         # Which of the useless passages comes third is nobody's to know: only the gold part is a reply.
         start, end = row.replies[0]
-        return replace(row, replies=[(start, min(end, start + 2 * hops))])
+        return replace(row, replies=[(start, min(end, start + 4))])
 
     def _ability(self) -> Row:
         """Three tasks as three chats in one row: alone they are too short to be worth a row."""
@@ -295,12 +394,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> L
             bos_token_id=None,
         )
     )
-    seed_copying(model, torch.Generator().manual_seed(args.seed))
+    bracket = int(tokenizer.convert_tokens_to_ids("["))
+    seed_copying(model, bracket, torch.Generator().manual_seed(args.seed))
     return model
 
 
 @torch.no_grad()
-def seed_copying(model: LlamaForCausalLM, generator: torch.Generator) -> None:
+def seed_copying(model: LlamaForCausalLM, bracket: int, generator: torch.Generator) -> None:
     """Start from the circuit that copies (Olsson et al. 2022, arXiv 2209.11895) instead of waiting for it.
 
     Induction heads are what reading needs, and a tiny model on a CPU finds them late or never. Llama's parameters
@@ -312,6 +412,8 @@ def seed_copying(model: LlamaForCausalLM, generator: torch.Generator) -> None:
       the content of that position into the context of this one.
     - Layers 1 and 2, two heads each: the query is the content of this token, the key is the context of an earlier
       one, "what came before you is what I am", in the slowly rotating dimensions only, as the match may be far.
+      The second of them asks for the two tokens before: names differ in one word of several.
+    - Layer 1, one head: the identifier of the passage that a token stands in (`_seed_belonging`).
     - Every head from layer 1 on starts by writing what it reads (W_O = W_V^T, scaled): attending is copying.
     """
     config = model.config
@@ -327,6 +429,9 @@ def seed_copying(model: LlamaForCausalLM, generator: torch.Generator) -> None:
 
     embedding = model.model.embed_tokens.weight
     embedding.normal_(0, spread, generator=generator)
+    # All of one length: a longer key would win over a nearer one.
+    embedding[:, 0] = 0
+    embedding *= spread * width**0.5 / embedding.norm(dim=-1, keepdim=True)
     embedding[:, 0] = constant * spread
     theta = config.rope_parameters["rope_theta"] ** (-torch.arange(0, size, 2).float() / size)
     slow = (theta < 1 / 300).repeat(2).nonzero().flatten()
@@ -349,15 +454,35 @@ def seed_copying(model: LlamaForCausalLM, generator: torch.Generator) -> None:
         first.q_proj.weight[rows, 0] = sharpness * torch.cat([torch.cos(theta * back), -torch.sin(theta * back)])
         first.k_proj.weight[rows, 0] = sharpness * torch.cat([torch.ones_like(theta), torch.zeros_like(theta)])
         first.o_proj.weight[:, rows] = write * context[head * size :][:size].T
-    read, stored = first.v_proj.weight[:size].clone(), context[:size]
+    first.v_proj.weight[size : 2 * size] = first.v_proj.weight[:size]  # or the two contexts could not be compared
+    read, before, before_that = first.v_proj.weight[:size].clone(), context[:size], context[size : 2 * size]
     for layer in layers[1:3]:
         attention = layer.self_attn
-        for head in range(2):
-            rows = slice(head * size, (head + 1) * size)
+        for head, pairs in enumerate(([(read, before)], [(read, before), (0.5 * before, before_that)])):
+            for linear in (attention.q_proj, attention.k_proj):
+                linear.weight[head * size : (head + 1) * size] = 0
             chosen = torch.randperm(size, generator=generator)[: len(slow)]
-            for linear, source in ((attention.q_proj, read), (attention.k_proj, stored)):
-                linear.weight[rows] = 0
-                linear.weight[head * size + slow] = match * source[chosen]
+            for part, (asked, stored) in zip(slow.chunk(len(pairs)), pairs, strict=True):
+                some = chosen[: len(part)]
+                attention.q_proj.weight[head * size + part] = match * asked[some]
+                attention.k_proj.weight[head * size + part] = match * stored[some]
+    follows_bracket = context[:size].T @ first.v_proj.weight[:size] @ embedding[bracket]
+    _seed_belonging(layers[1].self_attn, 2 * size, follows_bracket / follows_bracket.norm(), theta)
+
+
+def _seed_belonging(attention: Any, row: int, header: Tensor, theta: Tensor) -> None:
+    """One head by which every token of a passage knows the passage's identifier: "the last thing after a bracket".
+
+    Constant query; the key is how much a token looks as if it followed "["; among several such tokens the nearest
+    wins, because the rotary phases used turn by less than half a circle over a passage.
+    """
+    size = 2 * len(theta)
+    near = ((theta < 1 / 80) & (theta > 1 / 250)).nonzero().flatten()
+    rows = slice(row, row + size)
+    for linear in (attention.q_proj, attention.k_proj):
+        linear.weight[rows] = 0
+    attention.q_proj.weight[row + near, 0] = BELONGING
+    attention.k_proj.weight[row + near] = BELONGING * header
 
 
 def new_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -373,8 +498,8 @@ def new_optimizers(model: LlamaForCausalLM, args: argparse.Namespace) -> list[to
 
 
 def rate(progress: float, step: int) -> float:
-    """Warm up over 50 steps, stay, fall linearly to 2 % over the second half."""
-    return min(1.0, step / 50) * min(1.0, max(0.02, 2 * (1 - progress)))
+    """Warm up over 50 steps, stay, fall linearly to 2 % from three tenths of the way on."""
+    return min(1.0, step / 50) * min(1.0, max(0.02, (1 - progress) / 0.7))
 
 
 def pretrain(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -634,12 +759,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens per step")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
     parser.add_argument("--hidden_size", type=int, default=256)
-    parser.add_argument("--intermediate_size", type=int, default=640)
-    parser.add_argument("--num_layers", type=int, default=4)
+    parser.add_argument("--intermediate_size", type=int, default=512)
+    parser.add_argument("--num_layers", type=int, default=5)
     parser.add_argument("--num_heads", type=int, default=4)
     parser.add_argument("--vocab_size", type=int, default=1024)
     parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
