@@ -264,9 +264,8 @@ class Rows:
 
     def _families(self) -> Cluster:
         """Passages of one to four families together: alike within each, easily told apart between them."""
-        ramp = self._ranking_ramp()
-        total = self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * ramp))
-        count = min(total, self.rng.randint(1, 4 - round(2 * ramp)))
+        total = self._list_length()
+        count = min(total, self.rng.randint(1, 4 - round(2 * self._ranking_ramp())))
         while True:
             families = [self._part_of_family(total // count + (i < total % count)) for i in range(count)]
             passages, questions = ([x for f in families for x in parts(f)] for parts in _PARTS)
@@ -280,6 +279,9 @@ class Rows:
         passages = self.rng.sample(family.passages, num_passages)
         kept = {p.id for p in passages}
         return Cluster(passages, [q for q in family.questions if kept.issuperset(q.gold_ids)])
+
+    def _list_length(self) -> int:
+        return self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * self._ranking_ramp()))
 
     def _ranking_ramp(self) -> float:
         return min(1.0, max(0.0, (self.progress - RANKING_FROM) / RANKING_RAMP))
@@ -307,7 +309,7 @@ class Rows:
         return render_chat(self.tokenizer, text)
 
     def _ranking_two_hop(self) -> Row:
-        item = reading_item(self.rng, self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * self._ranking_ramp())), hops=2, hardness=self.rng.random())
+        item = reading_item(self.rng, self._list_length(), hops=2, hardness=self.rng.random())
         names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages), style=IDENTIFIERS).names
         prompt = self._ranking_prompt(item.question.question, item.passages, asked_before=False)
         order = [names[i] for i in ranking(item)][:5]
@@ -638,6 +640,8 @@ def scores(folder: Path, count: int, seed: int) -> dict[str, float]:
         "two-hop, among 3 hard distractors": [reading_item(rng, 5, hops=2, **easy) for _ in range(count)],
     }
     result = {name: read(generator, some) for name, some in items.items()}
+    listed = [reading_item(rng, MOST_PASSAGES, **easy) for _ in range(count)]
+    result[f"ranking, gold passage first of {MOST_PASSAGES}"] = ranked_first(model, listed)
     result |= {f"real facts, {hops}, gold passages": real_facts(generator, count, hops) for hops in (1, 2)}
     solved = measure_forgetting(generator, exercises(12 * (count // 12), seed=seed)).right
     names = list(ABILITIES)
@@ -649,6 +653,20 @@ def read(generator: Generator, items: Sequence[Item]) -> float:
     """Exact match of reading items."""
     answers = generator.generate([i.question.question for i in items], [i.passages for i in items])
     return mean([exact_match(a, i.question.golden_answers) for a, i in zip(answers, items, strict=True)])
+
+
+@torch.no_grad()
+def ranked_first(model: LanguageModel, items: Sequence[Item]) -> float:
+    """Share of items whose gold passage has the most probable identifier, without any retriever."""
+    right = []
+    for item in items:
+        names = Identifiers.for_tokenizer(model.tokenizer, len(item.passages), style=IDENTIFIERS)
+        prompt = RankingPrompt().encode(
+            model.tokenizer, item.question.question, item.passages, names, max_tokens=model.context_length
+        )
+        logits_n = model.head_rows(model.hidden(torch.tensor([prompt]), None)[0, -1], torch.tensor(names.token_ids))
+        right.append(float(item.passages[int(logits_n.argmax())].id in item.question.gold_ids))
+    return mean(right)
 
 
 def real_facts(generator: Generator, count: int, hops: int) -> float:
