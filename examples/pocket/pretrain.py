@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,14 +61,16 @@ SPECIAL = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|end|>"]
 OPENING = ["[", "(", "<", "{", '"']
 CONTEXT = 2048
 WHICH_PASSAGE = "Which passage says so?"
-# One identifier says as much about reading as a whole answer does, and would drown among its tokens.
-REPLY_WEIGHTS = {"ranking": 3.0, "ranking, answered": 3.0, "finding": 3.0, "ranking two-hop": 3.0, "pointing": 4.0}
+# Of a token of a reply. What the pipeline itself will ask for counts more than what only leads there.
+REPLY_WEIGHTS = {
+    **{"one": 1.5, "many": 2.0},
+    **{"ranking": 2.5, "ranking two-hop": 4.0, "ranking, answered": 0.5, "finding": 0.5},
+}
 QUESTIONS_PER_LIST = 12
 BELONGING = 2.1
 # As in the answer prompt: what was learned about pointing there holds here.
 IDENTIFIERS, MOST_PASSAGES = "numbers", 9
 RANKING_FROM, RANKING_RAMP = 0.15, 0.45
-_PARTS = (attrgetter("passages"), attrgetter("questions"))
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------
@@ -164,61 +165,73 @@ class Rows:
         """One row of a kind drawn by the curriculum."""
         late = self.progress
         kinds = {
-            "ability": 0.35 - 0.15 * late,
-            "dense": 0.30 - 0.20 * late,
+            "ability": 0.35 - 0.10 * late,
             "one": 0.34 - 0.24 * late,
-            "many": 0.06 + 0.24 * late,
+            "dense": 0.30,
+            "many": 0.06 + 0.12 * late,
             "two-hop": 0.04 + 0.16 * late,
-            "finding": 0.25 - 0.17 * late,
-            "ranking": 0.0 if late < RANKING_FROM else 0.10 + 0.20 * late,
+            "finding": 0.12 - 0.08 * late,
+            "ranking": 0.0 if late < RANKING_FROM else 0.10,
         }
         kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
-        special = {
-            "ability": self._ability,
-            "dense": self._dense,
-            "finding": self._finding,
-            "ranking": self._ranking,
-        }
+        special = {"ability": self._ability, "finding": self._finding, "ranking": self._ranking}
         return special[kind]() if kind in special else self._reading(kind)
 
     def _reading(self, kind: str) -> Row:
+        """Questions about one list of passages, turn by turn: many answers for few tokens."""
         most = 2 + round(3 * min(1.0, self.progress / 0.4))
-        hops = 2 if kind == "two-hop" else 1
-        count = hops if kind == "one" else self.rng.randint(2, most)
-        item = self._item(count, hops)
-        prompt = AnswerPrompt().encode(self.tokenizer, item.question.question, item.passages, max_tokens=1900)
-        row = self._row(kind, prompt, item.question.golden_answers[0])
-        if count == hops:
-            return row
-        # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
-        position = [p.id for p in item.passages].index(item.question.gold_ids[-1])
-        pointed = self._continued(row, render_chat(self.tokenizer, WHICH_PASSAGE), f"[{position + 1}]")
-        return replace(pointed, kinds=[kind, "pointing"])
-
-    def _item(self, count: int, hops: int = 1) -> Item:
-        return reading_item(self.rng, count, hops=hops, hardness=min(0.9, 0.3 + self.progress))
-
-    def _dense(self) -> Row:
-        """Several questions about one cluster, turn by turn: many answers for few tokens."""
-        cluster = invent_cluster(self.rng, similar_names=0 if self.rng.random() < 0.6 else 1)
-        questions = self.rng.sample(cluster.questions, len(cluster.questions))
-        if not questions:
-            return self._ability()
-        first, *others = questions
-        passages = self.rng.sample(cluster.passages, len(cluster.passages))
-        row = self._row(
-            "dense",
-            AnswerPrompt().encode(self.tokenizer, first.question, passages, max_tokens=1900),
-            first.golden_answers[0],
-        )
+        asked = {"one": 1, "dense": 8, "many": 1, "two-hop": 4}[kind]
+        if kind == "two-hop":
+            listed = self._two_hop_list(self.rng.randint(2, most))
+        else:
+            listed = self._list(1 if kind == "one" else self.rng.randint(1 if kind == "dense" else 2, most))
+        first, *others = listed.questions[:asked]
+        prompt = AnswerPrompt().encode(self.tokenizer, first.question, listed.passages, max_tokens=1900)
+        row = self._row(kind, prompt, first.golden_answers[0])
+        if kind in ("many", "two-hop"):
+            # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
+            position = [p.id for p in listed.passages].index(first.gold_ids[-1])
+            row = self._pointed(row, "pointing", render_chat(self.tokenizer, WHICH_PASSAGE), f"[{position + 1}]")
         for question in others:
             text = f"\nQuestion: {question.question}\nYour answer: "
             row = self._continued(row, render_chat(self.tokenizer, text), question.golden_answers[0])
+            row = replace(row, kinds=[*row.kinds[:-1], kind])
         return row
+
+    def _list(self, num_passages: int) -> Cluster:
+        """Passages with questions about any of them; the later, the more alike."""
+        hard = self.rng.random() < min(0.8, 0.3 + self.progress)
+        return self._families(num_passages, 1 if hard else self.rng.randint(1, min(num_passages, 3)))
+
+    def _two_hop_list(self, num_passages: int) -> Cluster:
+        while True:
+            cluster = invent_cluster(self.rng, hops=2, similar_names=num_passages - 2)
+            if cluster.questions:
+                break
+        gold_ids = self.rng.choice(cluster.questions).gold_ids
+        others = [p for p in cluster.passages if p.id not in gold_ids]
+        passages = [p for p in cluster.passages if p.id in gold_ids]
+        passages += self.rng.sample(others, min(len(others), num_passages - 2))
+        return self._shuffled(passages, cluster.questions)
+
+    def _families(self, num_passages: int, count: int) -> Cluster:
+        """Passages of `count` families together: alike within each, easily told apart between them."""
+        while True:
+            sizes = [num_passages // count + (i < num_passages % count) for i in range(count)]
+            families = [invent_cluster(self.rng, similar_names=size - 1) for size in sizes]
+            parts = [self.rng.sample(f.passages, size) for f, size in zip(families, sizes, strict=True)]
+            listed = self._shuffled([p for part in parts for p in part], [q for f in families for q in f.questions])
+            if listed.questions:
+                return listed
+
+    def _shuffled(self, passages: list[Passage], questions: list[Question]) -> Cluster:
+        kept = {p.id for p in passages}
+        answerable = [q for q in questions if kept.issuperset(q.gold_ids)]
+        return Cluster(self.rng.sample(passages, len(passages)), self.rng.sample(answerable, len(answerable)))
 
     def _finding(self) -> Row:
         """Which of some short texts holds these words? Identifiers learn here, for few tokens, whose they are."""
-        cluster = self._families()
+        cluster = self._ranking_list()
         texts = [" ".join(p.text.split()[: self.rng.randint(3, 24)]) for p in cluster.passages]
         lines = "\n".join(
             PASSAGE_TEMPLATE.format(identifier=i, title=p.title, text=text)
@@ -248,7 +261,7 @@ class Rows:
 
     def _ranking_dense(self) -> Row:
         """Many questions about one list of passages, turn by turn: the list is long, and an identifier is short."""
-        family = self._families()
+        family = self._ranking_list()
         names = Identifiers.for_tokenizer(self.tokenizer, len(family.passages), style=IDENTIFIERS).names
         position = {p.id: i for i, p in enumerate(family.passages)}
         row = Row([], [], [])
@@ -262,23 +275,9 @@ class Rows:
             row = Row([*row.kinds[: len(row.replies) - 1], kind], row.ids, [*row.replies[:-1], (start, start + 1)])
         return row
 
-    def _families(self) -> Cluster:
-        """Passages of one to four families together: alike within each, easily told apart between them."""
+    def _ranking_list(self) -> Cluster:
         total = self._list_length()
-        count = min(total, self.rng.randint(1, 4 - round(2 * self._ranking_ramp())))
-        while True:
-            families = [self._part_of_family(total // count + (i < total % count)) for i in range(count)]
-            passages, questions = ([x for f in families for x in parts(f)] for parts in _PARTS)
-            if questions:
-                self.rng.shuffle(passages)
-                self.rng.shuffle(questions)
-                return Cluster(passages, questions)
-
-    def _part_of_family(self, num_passages: int) -> Cluster:
-        family = invent_cluster(self.rng, similar_names=num_passages - 1)
-        passages = self.rng.sample(family.passages, num_passages)
-        kept = {p.id for p in passages}
-        return Cluster(passages, [q for q in family.questions if kept.issuperset(q.gold_ids)])
+        return self._families(total, min(total, self.rng.randint(1, 4 - round(2 * self._ranking_ramp()))))
 
     def _list_length(self) -> int:
         return self.rng.randint(2, 3 + round((MOST_PASSAGES - 3) * self._ranking_ramp()))
