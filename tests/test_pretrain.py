@@ -108,10 +108,10 @@ class TestRows:
         source, kinds = pretrain.Rows(tokenizer, random.Random(3), 0.8), set()
         assistant = [tokenizer.convert_tokens_to_ids("<|assistant|>")]
         openings = [*tokenizer("[")["input_ids"], *tokenizer(RANKING_SEPARATOR)["input_ids"]]
-        for _ in range(80):
+        for _ in range(300):
             row = source.draw()
             for kind, (start, end) in zip(row.kinds, row.replies, strict=True):
-                if kind.startswith(("ranking", "finding")):  # of these only the identifiers are replies
+                if kind.startswith(("ranking", "finding", "pointing")):  # of these only the identifiers are replies
                     assert row.ids[start - 1] in openings
                     assert tokenizer.decode(row.ids[start]).strip().isdigit()
                 else:
