@@ -200,6 +200,18 @@ class Selector:
         log_p_Bm = sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
         return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
 
+    @torch.no_grad()
+    def unpooled(self, candidates: Candidates, z_mK: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two pooled opinions were at every step of given permutations of one question.
+
+        Returns:
+            `(lm_mKn, prior_n)`: id logits of the language model and standardised retriever scores, on the CPU.
+        """
+        with self.language_model.use(ROLE):
+            batch = self._batch([candidates], [self.prompt_ids(candidates)])
+            lm_1mKn = self._unpooled_logits(batch, z_mK[None].to(self.language_model.device))
+        return lm_1mKn[0].float().cpu(), batch.prior_Bn[0].float().cpu()
+
     # -- prompts -----------------------------------------------------------------------------------------------
 
     @property
@@ -261,16 +273,18 @@ class Selector:
 
     def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
         """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
+        return self._pool(self._unpooled_logits(batch, z_BmK), batch.prior_Bn[:, None, None, :])
+
+    def _unpooled_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
+        """The same, of the language model alone."""
         B, m, K = z_BmK.shape
         n = batch.absent_Bn.shape[1]
-        prior_B11n = batch.prior_Bn[:, None, None, :]
         steps = 0 if self.config.decoding == "single_pass" else K - 1
         hidden_first_BH, hidden_later_BmkH = self._hidden_of_replies(batch, z_BmK[..., :steps])
         first_Bn = self._id_logits(hidden_first_BH, n)[:, None, None, :].expand(B, m, 1, n)
         if self.config.decoding == "single_pass":
-            return self._pool(first_Bn.expand(B, m, K, n), prior_B11n)
-        logits = torch.cat([first_Bn, self._id_logits(hidden_later_BmkH, n)], dim=2)
-        return self._pool(logits, prior_B11n)
+            return first_Bn.expand(B, m, K, n)
+        return torch.cat([first_Bn, self._id_logits(hidden_later_BmkH, n)], dim=2)
 
     def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""

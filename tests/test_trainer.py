@@ -86,6 +86,7 @@ def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) 
     assert {"ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"} <= set(
         lines[1]
     )
+    assert {"prior_gate", "prior_strength"} <= set(lines[1])
     assert {"eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"} <= set(lines[0])
 
 
@@ -243,7 +244,6 @@ def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RA
     [
         ({"rounds": 0}, "rounds must be at least 1; 0 came"),
         ({"proposal_temperature": 0.0}, "proposal_temperature must be positive"),
-        ({"clip_range": 1.0}, "between 0 and 1"),
         ({"likelihood": "max"}, r"one of \['sum', 'mean'\]; 'max' came"),
         ({"train_selector": False, "train_generator": False}, "both are false"),
         ({"rows_per_micro_batch": 0}, "at least 1 or None"),

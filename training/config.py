@@ -29,8 +29,6 @@ class DROConfig:
 
     control_variate: bool = True
     """Subtract b_j from the selector's weights (lower variance); False is the paper's estimator."""
-    clip_range: float = 0.2
-    """With the control variate: what explains nothing is lowered until p_new/p_old = 1 - this, and no further."""
     loss_normalization: Literal["token", "sum"] = "token"
     """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
 
@@ -61,8 +59,10 @@ class DROConfig:
     """Of both LoRA adapters."""
     selector_learning_rate: float | None = None
     """Of the selector's adapter, when it should differ."""
+    fit_pooling: bool = True
+    """Fit the two pooling weights of the retriever prior on all questions before the gradient steps of an M-step."""
     prior_learning_rate: float = 1e-2
-    """Of the two pooling weights of the retriever prior."""
+    """Of these two weights in the gradient steps."""
     retriever_learning_rate: float = 1e-3
     """Of the question adapter."""
     num_train_epochs: int = 1
@@ -106,7 +106,6 @@ class DROConfig:
         for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate"):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
-        self._need(0 < self.clip_range < 1, "clip_range", "between 0 and 1")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
         for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples"):

@@ -61,26 +61,25 @@ def selector_loss(log_p_m: Tensor, weights_m: Tensor) -> Tensor:
     return -(weights_m * log_p_m).sum(-1)
 
 
-def clipped_selector_loss(
-    log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tensor, baseline_m: Tensor, clip_range: float
-) -> Tensor:
-    """With a control variate: `- sum_j (w_j - b_j) log p_s(z_j|x)`, safe when samples are no longer fresh.
+def marginal_selector_loss(log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tensor, baseline_m: Tensor) -> Tensor:
+    """With the control variate: minus the gain in the estimated log p(y|x) since the samples were drawn.
 
-    What explains the answer (w > b) is raised by its likelihood, as far as the M-step asks. What does not is lowered
-    until `p_new / p_old = 1 - c` and then left alone: without that floor it would be lowered without end, and the
-    selector would collapse. PPO (arXiv 1707.06347) clips both sides, but that is a trust region and not an M-step: a
-    permutation of probability .02 that carries the whole posterior could rise to .024 and no further.
+    The self-normalised estimate of p(y|x) is `sum_j b_j p_g(y|x,d_zj)`. Written for a selector that has moved on,
+    both w and b follow it: `- log sum_j w_j p_new/p_old (z_j) + log sum_j b_j p_new/p_old (z_j)`. Its gradient is that
+    of `- sum_j (w_j - b_j) log p_s(z_j|x)` with w and b of the selector as it is *now*, so samples may be passed over
+    again. With w and b of the selector that was, the negative ones would be lowered without end.
 
     Args:
         log_p_m: Under the selector now, with gradient.
         log_p_old_m: Under the selector that drew the samples.
-        weights_m: w.
-        baseline_m: b.
-        clip_range: c.
+        weights_m: w, summing to 1.
+        baseline_m: b, summing to 1.
+
+    Returns:
+        `[...]`: 0 where nothing has moved; never below `- log max_j w_j / b_j`.
     """
-    advantage_m = weights_m - baseline_m
-    floored_m = torch.maximum(log_p_m, log_p_old_m + math.log1p(-clip_range))
-    return -(advantage_m * torch.where(advantage_m > 0, log_p_m, floored_m)).sum(-1)
+    growth_m = log_p_m - log_p_old_m
+    return (growth_m + baseline_m.log()).logsumexp(-1) - (growth_m + weights_m.log()).logsumexp(-1)
 
 
 def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:

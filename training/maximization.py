@@ -28,8 +28,8 @@ from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import Posterior, answer_row, stable_seed
 from training.losses import (
-    clipped_selector_loss,
     generator_loss,
+    marginal_selector_loss,
     selector_loss,
     selfaug_loss,
     selfaug_positions,
@@ -103,7 +103,7 @@ class JointModel(nn.Module):
                 loss = selector_loss(log_p_u, weights_u)
             else:
                 old_u, baseline_u = d.log_p_old_u.to(device), d.baseline_u.to(device)
-                loss = clipped_selector_loss(log_p_u, old_u, weights_u, baseline_u, self._config.clip_range)
+                loss = marginal_selector_loss(log_p_u, old_u, weights_u, baseline_u)
             losses.append(loss / self._tokens(d.z_uK.shape[1]))
         total = torch.stack(losses).sum()
         return {"loss": total, "selector_loss": total.detach()}

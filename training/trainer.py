@@ -34,6 +34,7 @@ from training.config import DROConfig
 from training.data import QAExample, load_examples
 from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
+from training.pooling import fit_pooling
 from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
@@ -117,8 +118,9 @@ class DROTrainer:
                 break
             started = time.perf_counter()
             posteriors = self._estimate(round)
+            pooling = self._fit_pooling(posteriors, round)
             losses = self._maximize(posteriors, round)
-            self._finish_round(round, _mean_telemetry(posteriors) | losses, started)
+            self._finish_round(round, _mean_telemetry(posteriors) | pooling | losses, started)
         self._restore_best()
         return self.history
 
@@ -148,6 +150,15 @@ class DROTrainer:
             return posteriors
         parts = gather_object([posteriors])
         return [parts[i % n][i // n] for i in range(len(self.train_examples))]
+
+    def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
+        """The exact part of the M-step; every process does the same."""
+        config, selector = self.config, self.rag.selector
+        if not (config.fit_pooling and config.train_selector and selector.config.use_prior):
+            return {}
+        with self._bar(len(posteriors), f"round {round}: pooling") as advance:
+            fit_pooling(selector, posteriors, advance)
+        return {"prior_gate": selector.prior.gate.item(), "prior_strength": selector.prior.strength.item()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""
