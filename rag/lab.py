@@ -78,8 +78,6 @@ class LabSettings:
     num_selected: int = 3
     num_samples: int = 4
     learning_rate: float = 5e-4
-    prior_learning_rate: float = 5e-2
-    """Hundreds of optimizer steps must be enough for the language model to be heard beside the retriever."""
     lora_r: int = 16
     selfaug_alpha: float = 0.5
     gradient_accumulation_steps: int = 4
@@ -226,7 +224,6 @@ class Lab:
             rounds=s.rounds,
             num_samples=s.num_samples,
             learning_rate=s.learning_rate,
-            prior_learning_rate=s.prior_learning_rate,
             gradient_accumulation_steps=s.gradient_accumulation_steps,
             # The base reads and ranks already. Warm-up towards gold passages would tell which they are, and warm-up
             # towards the retriever's order would only sharpen the prior until nothing else is ever drawn.
