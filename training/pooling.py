@@ -43,13 +43,21 @@ def fit_pooling(
     stacks = [tuple(torch.stack(tensors) for tensors in zip(*group, strict=True)) for group in cases.values()]
     weights = (selector.prior.gate, selector.prior.strength)
     start = torch.cat([w.detach().float().cpu() for w in weights])
-    best = _maximise(stacks, start, len(posteriors))
+    best = best_pooling(stacks, start, len(posteriors))
     with torch.no_grad():
         for weight, value in zip(weights, best, strict=True):
             weight.fill_(float(value))
 
 
-def _maximise(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:
+def best_pooling(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:
+    """The optimum of `[gate, strength]` from `start`.
+
+    Args:
+        stacks: Questions of equal shapes together: `lm_NmKn, prior_Nn, z_NmK, log_p_old_Nm, w_Nm, b_Nm`, where an empty
+            `b_N0` stands for the paper's estimator.
+        start: `[2]`; the ridge pulls towards it.
+        count: Questions in all stacks.
+    """
     pooling = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([pooling], max_iter=50, line_search_fn="strong_wolfe")
 

@@ -191,11 +191,11 @@ class Rows:
         if kind in ("many", "two-hop"):
             # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
             position = [p.id for p in listed.passages].index(first.gold_ids[-1])
-            row = self._pointed(row, "pointing", render_chat(self.tokenizer, WHICH_PASSAGE), f"[{position + 1}]")
+            asking = render_chat(self.tokenizer, WHICH_PASSAGE) + encode_plain(self.tokenizer, RANKING_OPEN)
+            row = self._identified(row, "pointing", asking, str(position + 1))
         for question in others:
             text = f"\nQuestion: {question.question}\nYour answer: "
-            row = self._continued(row, render_chat(self.tokenizer, text), question.golden_answers[0])
-            row = replace(row, kinds=[*row.kinds[:-1], kind])
+            row = self._continued(row, kind, render_chat(self.tokenizer, text), question.golden_answers[0])
         return row
 
     def _list(self, num_passages: int) -> Cluster:
@@ -247,14 +247,15 @@ class Rows:
             if sum(phrase in f"{p.title} {t}" for p, t in zip(cluster.passages, texts, strict=True)) > 1:
                 continue
             asked = f"Which passage says: {phrase}" if row.ids else f"{lines}\nWhich passage says: {phrase}"
-            row = self._pointed(row, "finding", render_chat(self.tokenizer, asked), f"[{number + 1}]")
+            prompt = render_chat(self.tokenizer, asked) + encode_plain(self.tokenizer, RANKING_OPEN)
+            row = self._identified(row, "finding", prompt, str(number + 1))
         return row if row.ids else self._ability()
 
-    def _pointed(self, row: Row, kind: str, prompt: list[int], reply: str) -> Row:
-        """`row` continued by a reply that opens with "[" and of which only the identifier counts."""
-        row = self._continued(row, prompt, reply)
+    def _identified(self, row: Row, kind: str, prompt: list[int], name: str) -> Row:
+        """`row` continued by an identifier and what closes it, which is the same everywhere and no reply."""
+        row = self._continued(row, kind, prompt, name + "]")
         start, _ = row.replies[-1]
-        return Row([*row.kinds[: len(row.replies) - 1], kind], row.ids, [*row.replies[:-1], (start + 1, start + 2)])
+        return replace(row, replies=[*row.replies[:-1], (start, start + 1)])
 
     def _ranking(self) -> Row:
         return self._ranking_two_hop() if self.rng.random() < 0.2 else self._ranking_dense()
@@ -269,10 +270,7 @@ class Rows:
             gold = position[question.gold_ids[0]]
             prompt = self._ranking_prompt(question.question, family.passages, asked_before=bool(row.ids))
             kind, given = self._given(question, names, gold)
-            row = self._continued(row, prompt + encode_plain(self.tokenizer, given), names[gold] + "]")
-            # Only the identifier is a reply: what follows it is the same everywhere.
-            start, _ = row.replies[-1]
-            row = Row([*row.kinds[: len(row.replies) - 1], kind], row.ids, [*row.replies[:-1], (start, start + 1)])
+            row = self._identified(row, kind, prompt + encode_plain(self.tokenizer, given), names[gold])
         return row
 
     def _ranking_list(self) -> Cluster:
@@ -323,18 +321,16 @@ class Rows:
         tasks = [exercise(self.rng) for _ in range(3)]
         row = self._row("ability", render_chat(self.tokenizer, tasks[0].prompt), tasks[0].answer)
         for task in tasks[1:]:
-            row = self._continued(row, render_chat(self.tokenizer, task.prompt), task.answer)
+            row = self._continued(row, "ability", render_chat(self.tokenizer, task.prompt), task.answer)
         return row
 
     def _row(self, kind: str, prompt: list[int], reply: str) -> Row:
-        return replace(self._continued(Row([], [], []), prompt, reply), kinds=[kind])
+        return self._continued(Row([], [], []), kind, prompt, reply)
 
-    def _continued(self, row: Row, prompt: list[int], reply: str) -> Row:
+    def _continued(self, row: Row, kind: str, prompt: list[int], reply: str) -> Row:
         answer = [*self.tokenizer(reply, add_special_tokens=False)["input_ids"], self.end]
         start = len(row.ids) + len(prompt)
-        return Row(
-            [*row.kinds, *row.kinds[-1:]], row.ids + prompt + answer, [*row.replies, (start, start + len(answer))]
-        )
+        return Row([*row.kinds, kind], row.ids + prompt + answer, [*row.replies, (start, start + len(answer))])
 
 
 @dataclass(frozen=True)
