@@ -230,6 +230,9 @@ def _train_arguments(parser: Any) -> None:
     parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
     parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
     parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
+    parser.add_argument(
+        "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"
+    )
     parser.add_class_arguments(DROConfig, skip={"training_arguments"})
     parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
 
@@ -242,7 +245,12 @@ def _train(args: Any) -> Report:
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
     dev = None if args.dev is None else load_examples(args.dev, require_answers=True, limit=args.max_eval_samples)
     rag = _create(args)
-    trainer = DROTrainer(rag, config, args.train, dev, progress=_progress(args))
+    train = load_examples(args.train, require_answers=True, limit=config.max_train_samples)
+    if args.answerable_only:
+        from rag.evaluation import answerable
+
+        train = answerable(rag, train)
+    trainer = DROTrainer(rag, config, train, dev, progress=_progress(args))
     history = trainer.train()
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}

@@ -102,6 +102,30 @@ def _recalls(stage: str, ids: Sequence[str], texts: Sequence[str], example: QAEx
     return row
 
 
+def answerable(rag: Answerer, examples: Sequence[QAExample], *, batch_size: int = 64) -> list[QAExample]:
+    """The questions whose answer stands in one of their candidates: those that reading can answer.
+
+    Trained on the others, a generator learns to say what it has not read. DPR (arXiv 2004.04906, section 4.1) leaves
+    out such training questions too. To be used on training questions only; a test without them would be another test.
+
+    Raises:
+        DataError: None is left.
+    """
+    kept: list[QAExample] = []
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        candidates = rag.retriever.search([e.question for e in batch], rag.num_candidates)
+        for example, found in zip(batch, candidates, strict=True):
+            if answer_recall([p.contents for p in found.passages], example.golden_answers, rag.num_candidates):
+                kept.append(example)
+    if not kept:
+        raise DataError(
+            f"Training needs questions that reading can answer; no candidate of any of {len(examples)} holds an "
+            "answer. Do the questions belong to this index?"
+        )
+    return kept
+
+
 def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidates], k_max: int) -> dict[str, float]:
     """Recall of a retriever alone at the cut-offs up to `k_max`, over questions with gold ids or golden answers."""
     rows = []

@@ -2,8 +2,9 @@
 
     world -> index -> for each recipe: fresh pipeline -> train -> score on the same held-out questions -> compare
 
-A recipe is a row of the final table. All trained rows see the same questions for the same number of rounds, none
-sees which passages are gold, and the round that is kept is chosen on validation questions, not on those of the table.
+A recipe is a row of the final table. All trained rows see the same questions (those that some candidate answers) for
+the same number of rounds, none sees which passages are gold, and the round that is kept is chosen on validation
+questions, not on those of the table. Held-out questions are taken as they come.
 
 | row | what it is |
 |---|---|
@@ -30,7 +31,7 @@ from indexes import build_index
 from indexes.builder import PassageIndex
 from indexes.errors import UsageError
 from rag.encyclopedia import write
-from rag.evaluation import Answerer, Evaluation, evaluate
+from rag.evaluation import Answerer, Evaluation, answerable, evaluate
 from rag.forgetting import Forgetting, measure_forgetting
 from rag.pipeline import RAG
 from rag.pocket import POCKET, load_encoder
@@ -188,9 +189,9 @@ class Lab:
                 dev_questions=s.validation_questions + s.test_questions,
             )
         held_out = load_examples(folder / "dev.jsonl", require_answers=True)
-        self._index("world")
+        retrieved = self._pipeline("base", self._index("world"))
         return {
-            "train": load_examples(folder / "train.jsonl", require_answers=True),
+            "train": answerable(retrieved, load_examples(folder / "train.jsonl", require_answers=True)),
             "validation": held_out[: s.validation_questions],
             "test": held_out[s.validation_questions :],
         }

@@ -118,6 +118,18 @@ def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture
     assert "A bundle brings its own ['selector']" in err
 
 
+def test_training_can_leave_out_what_no_candidate_answers(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    questions = tmp_path / "unanswerable.jsonl"
+    questions.write_text('{"id": "x", "question": "who wrote Hamlet?", "golden_answers": ["Nobody Ever"]}\n')
+    words = ["train", "--index", files["index"], "--base", files["base"], *SMALL, "--selector.num_candidates", "4"]
+    words += ["--train", str(questions), "--output_dir", str(tmp_path / "run"), "--answerable_only", "true"]
+    code, _, err = run(words, capsys)
+    assert code != 0
+    assert "no candidate of any of 1 holds an answer" in err
+
+
 def test_the_demo_writes_its_json_beside_its_table(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

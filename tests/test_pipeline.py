@@ -18,7 +18,7 @@ from indexes.builder import PassageIndex, build_index
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from rag.evaluation import evaluate
+from rag.evaluation import answerable, evaluate
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 from training.data import QAExample
@@ -281,3 +281,20 @@ def test_evaluation_needs_answers(rag: RAG) -> None:
         evaluate(rag, [EXAMPLES[0], QAExample("x", "q?")], progress=False)
     with pytest.raises(DataError, match="0 of 0"):
         evaluate(rag, [], progress=False)
+
+
+def test_only_questions_that_a_candidate_answers_are_kept(rag: RAG) -> None:
+    """A passage that holds the answer but is not retrieved does not count."""
+    far = rag.retriever.search(QUESTIONS[0], len(PASSAGES)).passages[-1]
+    questions = [*EXAMPLES, QAExample("q4", QUESTIONS[0], (far.title,)), QAExample("q5", "who?", ("Nobody Ever",))]
+    found = rag.retriever.search([e.question for e in questions], rag.num_candidates)
+    expected = [
+        e.id
+        for e, c in zip(questions, found, strict=True)
+        if any(a.removeprefix("The ") in p.contents for a in e.golden_answers for p in c.passages)
+    ]
+    assert [e.id for e in answerable(rag, questions, batch_size=2)] == expected
+    assert "q3" in expected
+    assert "q4" not in expected
+    with pytest.raises(DataError, match="no candidate of any of 1 holds an answer"):
+        answerable(rag, questions[-1:])

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import random
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -119,7 +120,36 @@ class TestRows:
                     assert row.ids[end - 1] == tokenizer.convert_tokens_to_ids("<|end|>")
                     assert tokenizer.decode(row.ids[start : end - 1]).strip()
                 kinds.add(kind)
+            reading = ("one", "dense", "many", "two-hop")
+            asked = [start for kind, (start, _) in zip(row.kinds, row.replies, strict=True) if kind in reading]
+            assert list(row.sources) == asked
         assert kinds >= {"one", "many", "pointing", "finding", "ranking", "ranking, answered", "ability", "dense"}
+
+    def test_the_source_of_an_answer_holds_it(self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
+        source, seen = pretrain.Rows(tokenizer, random.Random(6), 0.8), set()
+        for _ in range(60):
+            row = source.draw()
+            first = row.replies[0][0]
+            if first not in row.sources:
+                continue
+            prompt = tokenizer.decode(row.ids[:first])
+            passages = re.split(r"\n?\[\d\] Title: ", prompt)[1:]
+            end = next(end for start, end in row.replies if start == first)
+            answer = tokenizer.decode(row.ids[first : end - 1])
+            assert answer in passages[row.sources[first]]
+            seen.add(row.sources[first])
+        assert len(seen) > 2
+
+    def test_the_source_loss_sees_only_the_states_that_answer(
+        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = [r for r in pretrain.draw_rows(tokenizer, random.Random(5), 0.9, 4000) if r.sources]
+        longest = max(len(row.ids) for row in rows)
+        hidden = torch.randn(len(rows), longest, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        pretrain.source_loss(hidden, rows).backward()
+        moved = {(i, t) for i, t in hidden.grad.abs().sum(-1).nonzero().tolist()}  # type: ignore[union-attr]
+        assert moved == {(i, start - 1) for i, row in enumerate(rows) for start in row.sources}
+        assert float(pretrain.source_loss(hidden, [pretrain.Row([], [], [])])) == 0
 
     def test_the_curriculum_grows_harder(self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
         def mean_length(progress: float) -> float:

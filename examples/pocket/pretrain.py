@@ -17,7 +17,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -68,6 +68,7 @@ REPLY_WEIGHTS = {
 }
 QUESTIONS_PER_LIST = 12
 TASKS_PER_ROW = 6
+SOURCE_WEIGHT = 0.3
 BELONGING = 2.1
 # As in the answer prompt: what was learned about pointing there holds here.
 IDENTIFIERS, MOST_PASSAGES = "numbers", 9
@@ -147,6 +148,8 @@ class Row:
     kinds: list[str]
     ids: list[int]
     replies: list[tuple[int, int]]
+    sources: dict[int, int] = field(default_factory=dict)
+    """By the position where an answer starts, the place in the list of the passage that holds it."""
 
 
 class Rows:
@@ -187,18 +190,23 @@ class Rows:
             listed = self._two_hop_list(self.rng.randint(2, most))
         else:
             listed = self._list(1 if kind == "one" else self.rng.randint(1 if kind == "dense" else 2, most))
+        place = {p.id: i for i, p in enumerate(listed.passages)}
         first, *others = listed.questions[:asked]
         prompt = AnswerPrompt().encode(self.tokenizer, first.question, listed.passages, max_tokens=1900)
-        row = self._row(kind, prompt, first.golden_answers[0])
+        row = self._answered(Row([], [], []), kind, prompt, first, place)
         if kind in ("many", "two-hop"):
             # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
-            position = [p.id for p in listed.passages].index(first.gold_ids[-1])
             asking = render_chat(self.tokenizer, WHICH_PASSAGE) + encode_plain(self.tokenizer, RANKING_OPEN)
-            row = self._identified(row, "pointing", asking, str(position + 1))
+            row = self._identified(row, "pointing", asking, str(place[first.gold_ids[-1]] + 1))
         for question in others:
             text = f"\nQuestion: {question.question}\nYour answer: "
-            row = self._continued(row, kind, render_chat(self.tokenizer, text), question.golden_answers[0])
+            row = self._answered(row, kind, render_chat(self.tokenizer, text), question, place)
         return row
+
+    def _answered(self, row: Row, kind: str, prompt: list[int], question: Question, place: dict[str, int]) -> Row:
+        """`row` continued by a question and its answer, which is found in a passage known here."""
+        row = self._continued(row, kind, prompt, question.golden_answers[0])
+        return replace(row, sources=row.sources | {row.replies[-1][0]: place[question.gold_ids[-1]]})
 
     def _list(self, num_passages: int) -> Cluster:
         """Passages with questions about any of them; the later, the more alike."""
@@ -332,7 +340,8 @@ class Rows:
     def _continued(self, row: Row, kind: str, prompt: list[int], reply: str) -> Row:
         answer = [*self.tokenizer(reply, add_special_tokens=False)["input_ids"], self.end]
         start = len(row.ids) + len(prompt)
-        return Row([*row.kinds, kind], row.ids + prompt + answer, [*row.replies, (start, start + len(answer))])
+        replies = [*row.replies, (start, start + len(answer))]
+        return Row([*row.kinds, kind], row.ids + prompt + answer, replies, row.sources)
 
 
 @dataclass(frozen=True)
@@ -544,18 +553,39 @@ def accumulate(model: LlamaForCausalLM, parts: Sequence[Batch], lm_weight: float
     """Gradients of: weighted mean over reply tokens + `lm_weight` x mean over others, over all parts together."""
     replies = sum(float(b.reply_weights[:, 1:].sum()) for b in parts)
     others = sum(int((b.scored & (b.reply_weights[:, 1:] == 0)).sum()) for b in parts)
+    sources = sum(len(row.sources) for b in parts for row in b.rows)
     device = model.device
     for batch in parts:
         ids, scored = batch.input_ids.to(device), batch.scored.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             # Causal, and padded on the right: no token ever sees padding.
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            logits = model.lm_head(hidden[:, :-1][scored]).float()
+            output = model.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+            logits = model.lm_head(output.last_hidden_state[:, :-1][scored]).float()
         losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored], reduction="none")
         reply_weights = batch.reply_weights[:, 1:].to(device)[scored]
         weights = torch.where(reply_weights > 0, reply_weights / replies, lm_weight / max(others, 1))
-        (losses * weights).sum().backward()
+        located = source_loss(output.hidden_states[-2], batch.rows)
+        ((losses * weights).sum() + SOURCE_WEIGHT * located / max(sources, 1)).backward()
+        log.nats["source"] += float(located.detach())
+        log.tokens["source"] += sum(len(row.sources) for row in batch.rows)
         log.add(batch, losses.detach().cpu(), (logits.detach().argmax(-1) == ids[:, 1:][scored]).cpu())
+
+
+def source_loss(hidden_BTH: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Sum of cross-entropies: before the last layer, the state that will answer must tell which passage to read.
+
+    Ranking finds the passage of a question nine times in ten, and yet reading took the fact of any that tells one: what
+    the last layer has to look for must be known before it. The readout is fixed and random, so nothing is added to
+    the model.
+    """
+    where = [(i, start - 1, place) for i, row in enumerate(rows) for start, place in row.sources.items()]
+    if not where:
+        return hidden_BTH.new_zeros(())
+    row_N, position_N, place_N = torch.tensor(where, device=hidden_BTH.device).T
+    state_NH = torch.nn.functional.rms_norm(hidden_BTH[row_N, position_N].float(), hidden_BTH.shape[-1:])
+    readout_HP = torch.randn(hidden_BTH.shape[-1], MOST_PASSAGES, generator=torch.Generator().manual_seed(0))
+    logits_NP = state_NH @ readout_HP.to(state_NH) / 4
+    return torch.nn.functional.cross_entropy(logits_NP, place_N, reduction="sum")
 
 
 class Log:
@@ -776,7 +806,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
-    parser.add_argument("--steps", type=int, default=6400)
+    parser.add_argument("--steps", type=int, default=8400)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
     parser.add_argument("--hidden_size", type=int, default=256)
