@@ -806,7 +806,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True, help="checkpoints of this run; resumed when it exists")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets base/ and encoder/")
-    parser.add_argument("--steps", type=int, default=8400)
+    parser.add_argument("--steps", type=int, default=6400)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
     parser.add_argument("--micro_tokens", type=int, default=4096, help="padded tokens per forward pass")
     parser.add_argument("--hidden_size", type=int, default=256)
