@@ -2,7 +2,8 @@
 
 Metric names: `exact_match` and `f1` of the answer; `retriever_recall@k` and `selector_recall@k`, the share of gold
 passages among the first k (questions with gold ids only); `retriever_answer_recall@k` and
-`selector_answer_recall@k`, whether a golden answer stands in the first k passages.
+`selector_answer_recall@k`, whether a golden answer stands in the first k passages. The selector's ranking is what was
+read, in its order, then the other candidates in the retriever's.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
+from indexes.corpus import Passage
 from indexes.errors import DataError
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall
 from retriever.dense import Candidates, DenseRetriever
@@ -87,11 +89,13 @@ def score(example: QAExample, candidates: Candidates, answer: "Answer") -> dict[
         "exact_match": exact_match(answer.text, example.golden_answers),
         "f1": f1(answer.text, example.golden_answers),
     }
-    row |= _recalls("retriever", candidates.ids, [p.contents for p in candidates.passages], example)
-    return row | _recalls("selector", [p.id for p in answer.passages], [p.contents for p in answer.passages], example)
+    read = {p.id for p in answer.passages}
+    ranked = [*answer.passages, *(p for p in candidates.passages if p.id not in read)]
+    return row | _recalls("retriever", candidates.passages, example) | _recalls("selector", ranked, example)
 
 
-def _recalls(stage: str, ids: Sequence[str], texts: Sequence[str], example: QAExample) -> dict[str, float]:
+def _recalls(stage: str, passages: Sequence[Passage], example: QAExample) -> dict[str, float]:
+    ids, texts = [p.id for p in passages], [p.contents for p in passages]
     row: dict[str, float] = {}
     for k in CUTOFFS:
         if k > len(ids) and k != CUTOFFS[0]:

@@ -48,9 +48,10 @@ _COLUMNS = (
     _Column(
         "recall_at_1",
         "Recall@1",
-        "Share of the gold passages among the first passage read: at most 1/2 if there are two.",
+        "Share of the gold passages that come first: at most 1/2 if there are two.",
     ),
-    _Column("recall_at_3", "Recall@3", "Share of the gold passages among the first three passages read."),
+    _Column("recall_at_3", "Recall@3", "The same among the first three: what is read, then the other candidates."),
+    _Column("recall_at_5", "Recall@5", "The same among the first five."),
     _Column(
         "general",
         "General ability",

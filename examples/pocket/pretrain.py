@@ -826,7 +826,7 @@ def main() -> None:
     parser.add_argument("--save_every", type=int, default=200)
     parser.add_argument("--encoder_vocab_size", type=int, default=1000)
     parser.add_argument("--encoder_dimension", type=int, default=48)
-    parser.add_argument("--encoder_pairs", type=int, default=12_000)
+    parser.add_argument("--encoder_pairs", type=int, default=4_000)
     parser.add_argument("--encoder_lr", type=float, default=0.05)
     parser.add_argument("--only", choices=["base", "encoder", "scores"], help="leave the rest out")
     args = parser.parse_args()
