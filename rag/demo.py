@@ -30,7 +30,7 @@ MODES: dict[str, LabSettings] = {
     "full": LabSettings(
         mode="full",
         rows=tuple(LABELS),
-        train_questions=320,
+        train_questions=256,
         validation_questions=48,
         test_questions=320,
         rounds=3,

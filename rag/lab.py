@@ -80,7 +80,7 @@ class LabSettings:
     num_selected: int = 2
     """About the paper's share: 5 of 20."""
     num_samples: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
     lora_r: int = 16
     selfaug_alpha: float = 0.5
