@@ -348,6 +348,7 @@ def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--full", action="store_true", help="every baseline and ablation, up to 45 minutes")
     parser.add_argument("--output", type=str, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
+    parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
     for name, what in _DEMO_SIZES.items():
         parser.add_argument(f"--{name}", type=float if name == "learning_rate" else int, help=what)
 
@@ -366,12 +367,15 @@ def _demo(args: Any) -> Report:
 
     if args.quick and args.full:
         raise UsageError("A demo is either quick or full; both --quick and --full came.")
+    sizes = {name: args[name] for name in _DEMO_SIZES if args[name] is not None}
+    if args.rows:
+        sizes["rows"] = tuple(args.rows)
     result = run_demo(
         mode="quick" if args.quick else "full" if args.full else "default",
         output=args.output,
         seed=args.seed,
         progress=_progress(args),
-        **{name: args[name] for name in _DEMO_SIZES if args[name] is not None},
+        **sizes,
     )
     return Report(result.text, result.data)
 

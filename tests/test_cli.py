@@ -153,6 +153,9 @@ def test_the_demo_has_three_sizes(
     assert seen["mode"] == mode
     assert seen["seed"] == (7 if mode == "full" else 42)
     assert ("lora_r" in seen) == (mode == "full")
+    assert "rows" not in seen
+    assert run(["demo", *flags, "--rows", "dro", "dro_selfaug"], capsys)[0] == 0
+    assert seen["rows"] == ("dro", "dro_selfaug")
 
 
 def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:
