@@ -84,12 +84,45 @@ def plackett_luce_log_prob(scores_n: Tensor, z_mK: Tensor) -> Tensor:
 
 
 def sample_step(log_q_n: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One id per row from normalised log-probabilities `[..., n]`, by the Gumbel maximum.
+    """One id per row from normalised log-probabilities `[..., n]`, by the Gumbel maximum."""
+    perturbed_n = log_q_n.cpu().double() + standard_gumbel(log_q_n.shape, generator)
+    return perturbed_n.argmax(-1).to(log_q_n.device)  # some devices have no float64
 
-    Exponential noise is drawn in float64: float32 uniforms hit 0 often enough to give infinite Gumbels.
+
+def standard_gumbel(shape: torch.Size | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Independent Gumbel(0) noise on the CPU; in float64, because float32 hits 0 often enough for infinite ones."""
+    return -torch.empty(shape, dtype=torch.float64).exponential_(generator=generator).log()
+
+
+def perturbed_children(log_q_bn: Tensor, perturbed_parent_b: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gumbel-perturbed log-probabilities of all children of b nodes, given each node's own.
+
+    A node's perturbed log-probability is the largest of its leaves', so its children's are drawn under the condition
+    that their largest is the node's (Kool et al. 2019, arXiv 1903.06059, section 4.1 and appendix B.3).
+
+    Args:
+        log_q_bn: Log-probability of each child from the root; minus infinity for one that does not exist.
+        perturbed_parent_b: Of the nodes; minus infinity for one that does not exist.
+        generator: Of the noise.
+
+    Returns:
+        float64 `[..., b, n]` on the CPU.
     """
-    noise = torch.empty(log_q_n.shape, dtype=torch.float64).exponential_(generator=generator)
-    return (log_q_n.cpu().double() - noise.log()).argmax(-1).to(log_q_n.device)  # some devices have no float64
+    log_q_bn, parent_b1 = log_q_bn.double().cpu(), perturbed_parent_b.double().cpu().unsqueeze(-1)
+    free_bn = log_q_bn + standard_gumbel(log_q_bn.shape, generator)
+    gap_bn = free_bn - free_bn.amax(-1, keepdim=True)
+    v_bn = parent_b1 - free_bn + torch.log(-torch.expm1(gap_bn))
+    given_bn = parent_b1 - v_bn.clamp_min(0) - torch.log1p(torch.exp(-v_bn.abs()))
+    return given_bn.masked_fill(log_q_bn.isneginf() | parent_b1.isneginf(), NEGATIVE_INFINITY)
+
+
+def log_inclusion(log_q_m: Tensor, threshold: Tensor) -> Tensor:
+    """Log-probability that a leaf is among those whose perturbed log-probability passes `threshold`.
+
+    `log(1 - exp(-exp(log q - kappa)))`: with kappa the largest perturbed value that was *not* taken, sums of
+    `f / inclusion` over the sample are unbiased (Kool et al. 2019, section 4.2).
+    """
+    return torch.log(-torch.expm1(-torch.exp(log_q_m.double() - threshold.double())))
 
 
 def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:

@@ -12,7 +12,8 @@ S tokens that follow one choice (its id and the separator).
 """
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +25,17 @@ from generator.rows import Branches, pad_right, token_budget_batches
 from indexes.errors import DataError, UsageError
 from retriever.dense import Candidates, DenseRetriever
 from retriever.permutations import (
+    NEGATIVE_INFINITY,
     Permutations,
     check_selection,
     enumerate_permutations,
+    log_inclusion,
     mark_used,
     mask_used,
+    perturbed_children,
     sample_step,
     sequential_log_prob,
+    standard_gumbel,
 )
 
 logger = logging.getLogger(__name__)
@@ -154,15 +159,27 @@ class Selector:
         m: int,
         *,
         temperature: float = 1.0,
+        replacement: bool = True,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
-        """M independent draws per question from the selector tempered by `temperature` (1: the selector itself).
+        """M draws per question from the selector tempered by `temperature` (1: the selector itself).
+
+        Args:
+            candidates: One set per question.
+            m: Draws per question; without replacement there are fewer where fewer permutations exist.
+            temperature: Above 1 explores more.
+            replacement: False draws m different permutations, by stochastic beam search over the tree of ids (Kool
+                et al. 2019, arXiv 1903.06059).
+            generator: Of the draws.
 
         Returns:
-            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`).
+            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
+            without replacement the log-probability of being drawn at all, less log m).
         """
         if m < 1 or temperature <= 0:
             raise UsageError(f"m must be at least 1 and temperature positive; m={m}, temperature={temperature} came.")
+        if not replacement:
+            return self._search_all(candidates, m, temperature, generator)
         return self._decode_all(candidates, m=m, temperature=temperature, greedy=False, generator=generator)
 
     @torch.no_grad()
@@ -320,14 +337,19 @@ class Selector:
         greedy: bool,
         generator: torch.Generator | None,
     ) -> list[Permutations]:
+        return self._in_batches(candidates, m, lambda batch: self._decode(batch, m, temperature, greedy, generator))
+
+    def _in_batches(
+        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch], list[Permutations]]
+    ) -> list[Permutations]:
+        """What `draw` makes of batches of questions with room for m replies each, in the order of `candidates`."""
         prompts = [self.prompt_ids(c) for c in candidates]
         lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
             for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
                 batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
-                permutations = self._decode(batch, m, temperature, greedy, generator)
-                drawn |= dict(zip(rows, permutations, strict=True))
+                drawn |= dict(zip(rows, draw(batch), strict=True))
         return [drawn[i] for i in range(len(candidates))]
 
     def _decode(
@@ -353,6 +375,45 @@ class Selector:
         return [
             Permutations(z_mK, p_m, q_m) for z_mK, p_m, q_m in zip(z_BmK, log_p_Bm.cpu(), log_q_Bm.cpu(), strict=True)
         ]
+
+    def _search_all(
+        self, candidates: Sequence[Candidates], m: int, temperature: float, generator: torch.Generator | None
+    ) -> list[Permutations]:
+        # One beam more than asked for: the first one left out is the threshold of the inclusion probabilities.
+        return self._in_batches(candidates, m + 1, lambda batch: self._search(batch, m, temperature, generator))
+
+    def _search(
+        self, batch: _Batch, m: int, temperature: float, generator: torch.Generator | None
+    ) -> list[Permutations]:
+        """Stochastic beam search: at every step, the m + 1 children of largest perturbed log-probability."""
+        stepper = _Stepper(self, batch, m + 1)
+        B, n = batch.absent_Bn.shape
+        used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
+        log_p_Bb = torch.zeros(B, m + 1, dtype=torch.float64)
+        log_q_Bb = torch.zeros_like(log_p_Bb)
+        perturbed_Bb = torch.full_like(log_p_Bb, NEGATIVE_INFINITY)
+        perturbed_Bb[:, 0] = standard_gumbel((B,), generator)  # at first only the root exists
+        z_Bbk = torch.zeros(B, m + 1, 0, dtype=torch.long)
+        for _ in range(self.config.num_selected):
+            logits_Bbn = mask_used(stepper.logits_after(z_Bbk), used_Bbn).cpu().double()
+            log_p_Bbn = log_p_Bb.unsqueeze(-1) + logits_Bbn.log_softmax(-1)
+            log_q_Bbn = log_q_Bb.unsqueeze(-1) + (logits_Bbn / temperature).log_softmax(-1)
+            children_Bbn = perturbed_children(log_q_Bbn, perturbed_Bb, generator)
+            perturbed_Bb, best_Bb = children_Bbn.flatten(1).topk(m + 1, dim=-1)
+            parent_Bb, chosen_Bb = best_Bb // n, best_Bb % n
+            log_p_Bb, log_q_Bb = (t.flatten(1).gather(1, best_Bb) for t in (log_p_Bbn, log_q_Bbn))
+            parents_Bbk = parent_Bb.unsqueeze(-1).expand(-1, -1, z_Bbk.shape[-1])
+            z_Bbk = torch.cat([z_Bbk.gather(1, parents_Bbk), chosen_Bb.unsqueeze(-1)], dim=-1)
+            used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
+            used_Bbn = used_Bbn.scatter(-1, z_Bbk.to(used_Bbn.device), True)
+        return [_drawn(*one) for one in zip(z_Bbk, log_p_Bb, log_q_Bb, perturbed_Bb, strict=True)]
+
+
+def _drawn(z_bK: Tensor, log_p_b: Tensor, log_q_b: Tensor, perturbed_b: Tensor) -> Permutations:
+    """The sample of one question: all beams but the last, as far as they exist."""
+    m = int(perturbed_b[:-1].isfinite().sum())
+    log_q_m = log_inclusion(log_q_b[:m], perturbed_b[-1]) - math.log(m)
+    return Permutations(z_bK[:m], log_p_b[:m].float(), log_q_m.float())
 
 
 class _Stepper:
@@ -383,12 +444,23 @@ class _Stepper:
         """Pooled id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
         if not z or self.cache is None:
             return self.first_Bmn
-        return self._step(z[-1], depth=len(z) - 1)
+        return self._step(z[-1].unsqueeze(-1), depth=len(z) - 1)
 
-    def _step(self, chosen_Bm: Tensor, depth: int) -> Tensor:
+    def logits_after(self, z_Bmk: Tensor) -> Tensor:
+        """The same after whole replies `[B, m, k]`, which need not continue those asked about before."""
+        if not z_Bmk.shape[-1] or self.cache is None:
+            return self.first_Bmn
+        # Beams change their parents, and a reply is short beside the prompt: it is read anew.
+        if read := len(self.keys.depth):
+            self.cache.crop(-read)
+        self.keys = Branches.of(self.m, 0, 0, self.selector.language_model.device)
+        return self._step(z_Bmk.to(self.batch.prompt_ids_BP.device), depth=0)
+
+    def _step(self, chosen_Bmk: Tensor, depth: int) -> Tensor:
+        """Read k more choices of every reply, of which each has `depth` already."""
         model, batch = self.selector.language_model, self.batch
         B, P = batch.prompt_ids_BP.shape
-        ids_BmS = self.selector._reply_ids(chosen_Bm.unsqueeze(-1)).squeeze(2)
+        ids_BmS = self.selector._reply_ids(chosen_Bmk).flatten(2)
         S = ids_BmS.shape[-1]
         tokens = Branches.of(self.m, depth * S, S, model.device)
         self.keys = self.keys.followed_by(tokens)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,29 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
     expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
     assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
     assert sampled.telemetry()["log_marginal"] == pytest.approx(exact.telemetry()["log_marginal"], abs=0.2)
+
+
+def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[..., EStep]) -> None:
+    """Twelve exist: twelve different draws leave nothing to estimate."""
+    exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES, round=1)
+    settings = {"num_samples": 40, "proposal_temperature": 2.0, "replacement": False}
+    sampled = e_step(**settings, candidate_order="retriever")(EXAMPLES, round=1)
+    for one, other in zip(exact, sampled, strict=True):
+        weights = {tuple(z): float(w) for z, w in zip(other.permutations.z_mK.tolist(), other.weights_m, strict=True)}
+        expected = {tuple(z): float(w) for z, w in zip(one.permutations.z_mK.tolist(), one.weights_m, strict=True)}
+        assert weights == pytest.approx(expected, abs=1e-4)
+        assert other.telemetry()["log_marginal"] == pytest.approx(one.telemetry()["log_marginal"], abs=1e-3)
+        assert other.telemetry()["distinct_permutations"] == 1.0
+
+
+def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Callable[..., EStep]) -> None:
+    """p(y|x) itself, not its logarithm: averaged over many E-steps with three of twelve permutations each."""
+    exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
+    step = e_step(num_samples=3, replacement=False, candidate_order="retriever", questions_per_batch=300)
+    copies = [replace(EXAMPLES[0], id=f"copy-{i}", golden_answers=(exact.answer,)) for i in range(300)]
+    found = torch.tensor([p.telemetry()["log_marginal"] for p in step(copies, round=1)]).double().exp()
+    expected = math.exp(exact.telemetry()["log_marginal"])
+    assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / len(found) ** 0.5)
 
 
 def test_duplicates_keep_their_multiplicity() -> None:

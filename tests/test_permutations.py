@@ -10,9 +10,12 @@ from indexes.errors import UsageError
 from retriever.permutations import (
     Permutations,
     enumerate_permutations,
+    log_inclusion,
+    perturbed_children,
     plackett_luce_log_prob,
     sample_step,
     sequential_log_prob,
+    standard_gumbel,
 )
 
 
@@ -85,3 +88,45 @@ def test_distinct_keeps_the_way_back() -> None:
     unique, inverse = Permutations(z, torch.zeros(3), torch.zeros(3)).distinct()
     assert len(unique) == 2
     assert torch.equal(unique[inverse], z)
+
+
+def test_children_are_perturbed_as_leaves_are() -> None:
+    """Top two of three leaves by way of their tree, against the closed form of drawing without replacement."""
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    generator, draws = torch.Generator().manual_seed(2), 40_000
+    root = standard_gumbel((draws, 1), generator)
+    inner = perturbed_children(torch.tensor([0.5, 0.5]).log().expand(draws, 1, 2), root, generator)[:, 0]
+    left = perturbed_children(p[:2].log().expand(draws, 1, 2), inner[:, :1], generator)[:, 0]
+    leaves = torch.cat([left, inner[:, 1:]], dim=1)
+    torch.testing.assert_close(leaves.amax(1), root[:, 0])
+    order = leaves.argsort(dim=1, descending=True)
+    found = torch.bincount(order[:, 0] * 3 + order[:, 1], minlength=9) / draws
+    for first, second in itertools.permutations(range(3), 2):
+        expected = float(p[first] * p[second] / (1 - p[first]))
+        assert float(found[first * 3 + second]) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / draws))
+
+
+def test_what_does_not_exist_is_never_perturbed() -> None:
+    absent = float("-inf")
+    log_q = torch.tensor([[0.0, absent], [absent, absent], [-1.0, -2.0]])
+    found = perturbed_children(log_q, torch.tensor([0.3, 0.1, absent]), torch.Generator().manual_seed(0))
+    assert found[0, 0].item() == pytest.approx(0.3)
+    assert found.isneginf().tolist() == [[False, True], [True, True], [True, True]]
+
+
+def test_sums_over_a_sample_without_replacement_are_unbiased() -> None:
+    """E[sum f / inclusion] is the sum of f over all leaves; without the inclusion weights it is not."""
+    generator, draws, m = torch.Generator().manual_seed(4), 20_000, 3
+    log_p = torch.randn(7, generator=generator).mul(2).log_softmax(0).double()
+    f = log_p.exp() * torch.randn(7, generator=generator)
+    perturbed = log_p + standard_gumbel((draws, 7), generator)
+    values, taken = perturbed.topk(m + 1, dim=1)
+    inclusion = log_inclusion(log_p[taken[:, :m]], values[:, m:]).exp()
+    sums = (f[taken[:, :m]] / inclusion).sum(1)
+    error = sums.std().item() / math.sqrt(draws)
+    assert sums.mean().item() == pytest.approx(f.sum().item(), abs=4 * error)
+    assert abs(f[taken[:, :m]].sum(1).mean().item() - f.sum().item()) > 4 * error
+
+
+def test_all_that_exist_are_included_for_sure() -> None:
+    assert log_inclusion(torch.tensor([-3.0, -90.0]), torch.tensor(float("-inf"))).tolist() == [0.0, 0.0]

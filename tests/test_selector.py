@@ -112,6 +112,60 @@ def test_samples_follow_the_distribution(
     assert (frequency - exact.log_p_m.exp()).abs().max().item() < 0.03
 
 
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_without_replacement_draws_differ_and_are_scored_as_uncached(
+    decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Beams change parents at every step, so what the cache holds of a beam must be what it became."""
+    selector = make_selector(language_model, decoding=decoding)
+    candidates = [*retriever.search(QUESTIONS, 6), retriever.search(QUESTIONS[0], 5)]
+    generator = torch.Generator().manual_seed(1)
+    drawn = selector.sample(candidates, 9, temperature=1.7, replacement=False, generator=generator)
+    for one, permutations in zip(candidates, drawn, strict=True):
+        torch.testing.assert_close(selector.log_prob(one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0)
+        assert len({tuple(z) for z in permutations.z_mK.tolist()}) == 9
+        assert all(len(set(z)) == 3 and max(z) < len(one) for z in permutations.z_mK.tolist())
+
+
+def test_all_permutations_at_once_are_the_enumeration(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    selector = make_selector(language_model, num_candidates=3, num_selected=2)
+    candidates = [retriever.search(QUESTIONS[0], 3)]
+    exact = selector.enumerate(candidates)[0]
+    for m in (6, 50):
+        drawn = selector.sample(candidates, m, replacement=False, generator=torch.Generator().manual_seed(0))[0]
+        order = sorted(range(6), key=lambda i: drawn.z_mK[i].tolist())
+        assert torch.equal(drawn.z_mK[order], exact.z_mK)
+        torch.testing.assert_close(drawn.log_p_m[order], exact.log_p_m, atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn.log_q_m, exact.log_q_m)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_draws_without_replacement_estimate_sums_without_bias(
+    temperature: float, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Mean over j of p/q f is, on average, the exact expectation of f; the first draw follows the proposal."""
+    selector = make_selector(language_model, num_candidates=4, num_selected=2)
+    candidates = retriever.search(QUESTIONS[0], 4)
+    exact = selector.enumerate([candidates])[0]
+    f_N = torch.linspace(-1, 2, 12)
+    value = {tuple(z): float(f) for z, f in zip(exact.z_mK.tolist(), f_N, strict=True)}
+    generator = torch.Generator().manual_seed(8)
+    draws = selector.sample([candidates] * 600, 4, temperature=temperature, replacement=False, generator=generator)
+    means = torch.stack(
+        [
+            ((d.log_p_m - d.log_q_m).exp() * torch.tensor([value[tuple(z)] for z in d.z_mK.tolist()])).mean()
+            for d in draws
+        ]
+    )
+    expected = float((exact.log_p_m.exp() * f_N).sum())
+    assert float(means.mean()) == pytest.approx(expected, abs=4 * float(means.std()) / len(means) ** 0.5)
+    if temperature == 1.0:
+        first = torch.stack([(d.z_mK[0] == exact.z_mK).all(-1).float() for d in draws]).mean(0)
+        assert (first - exact.log_p_m.exp()).abs().max().item() < 4 * (0.25 / len(draws)) ** 0.5
+
+
 def test_proposal_probabilities_are_those_of_the_tempered_steps(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:

@@ -20,6 +20,8 @@ class DROConfig:
     """m: permutations drawn per question in the E-step."""
     proposal_temperature: float = 1.0
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
+    replacement: bool = True
+    """False draws m different permutations (stochastic beam search), weighted by their probability of being drawn."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
     likelihood: Literal["sum", "mean"] = "sum"

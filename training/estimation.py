@@ -158,6 +158,7 @@ class EStep:
             candidates,
             self.config.num_samples,
             temperature=self.config.proposal_temperature,
+            replacement=self.config.replacement,
             generator=torch.Generator().manual_seed(seed),
         )
 
