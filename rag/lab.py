@@ -36,6 +36,8 @@ from rag.forgetting import Forgetting, measure_forgetting
 from rag.pipeline import RAG
 from rag.pocket import POCKET, load_encoder
 from rag.pocket.abilities import Exercise, exercises
+from rag.pocket.domain import Domain, encyclopedia
+from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
 from rag.rag_sequence import RAGSequence
 from rag.significance import bootstrap_interval, paired_bootstrap
@@ -55,6 +57,7 @@ LABELS = {
     "dro": "DRO",
     "dro_selfaug": "DRO + SelfAug",
 }
+DOMAINS: dict[str, Callable[[], Domain]] = {"harbour": lambda: HARBOUR, "encyclopedia": encyclopedia}
 LAB_FILE = "lab.json"
 SAMPLES = 8
 # Choosing a permutation at almost no temperature is choosing the most probable one.
@@ -69,6 +72,9 @@ class LabSettings:
     rows: tuple[str, ...] = ("base", "sft", "dro_selfaug")
     seed: int = 42
     """Of the world, of every draw and of the batches."""
+    domain: str = "harbour"
+    """What the world is about: "harbour", of which the pocket base has never read, or "encyclopedia", whose wording it
+    was made on."""
     train_questions: int = 96
     """Those that no candidate answers are left out of training."""
     validation_questions: int = 24
@@ -94,6 +100,8 @@ class LabSettings:
         unknown = [name for name in self.rows if name not in LABELS]
         if unknown or not self.rows:
             raise UsageError(f"rows must name some of {list(LABELS)}; {list(self.rows)} came.")
+        if self.domain not in DOMAINS:
+            raise UsageError(f"domain must be one of {list(DOMAINS)}; {self.domain!r} came.")
 
 
 class Watched:
@@ -188,6 +196,7 @@ class Lab:
             write_world(
                 folder,
                 seed=s.seed,
+                domain=DOMAINS[s.domain](),
                 train_questions=s.train_questions,
                 dev_questions=s.validation_questions + s.test_questions,
             )

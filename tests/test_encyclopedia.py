@@ -140,25 +140,6 @@ class TestTables:
         assert ascii_spelling("São Paulo, Kraków, złoty, Ørsted") == "Sao Paulo, Krakow, zloty, Orsted"
 
 
-class TestRelations:
-    @pytest.mark.parametrize("name", RELATIONS)
-    def test_has_four_statements_and_four_questions(self, name: str) -> None:
-        relation = RELATIONS[name]
-        assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4
-        for statement in relation.statements:
-            assert statement.count("{subject}") == statement.count("{object}") == 1
-            assert statement.count("{") == 2 and statement.endswith(".")
-        for question in relation.questions:
-            assert question.count("{subject}") == question.count("{") == 1 and question.endswith("?")
-
-    def test_links_lead_to_tables_that_exist(self) -> None:
-        links = {name: relation for name, relation in RELATIONS.items() if relation.link is not None}
-        assert len(links) >= 12
-        for relation in links.values():
-            assert relation.link is not None and relation.link.count("{subject}") == 1
-            assert relation.targets and set(relation.targets) <= KINDS.keys()
-
-
 class TestPassages:
     def test_counts_and_lengths(self, corpus: dict[str, PassageRow]) -> None:
         assert 1_200 <= len(corpus) <= 1_400

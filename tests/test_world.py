@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from indexes.errors import UsageError
-from rag.encyclopedia.relations import RELATIONS
 from rag.encyclopedia.tables import load_entities
 from rag.pocket import world
+from rag.pocket.domain import Domain, encyclopedia
+from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import (
     describe,
     invent_cluster,
@@ -65,36 +66,78 @@ class TestInvented:
             assert shared or other[:3] == name[:3] or name in other
 
 
+DOMAINS = pytest.mark.parametrize("domain", [encyclopedia(), HARBOUR], ids=["encyclopedia", "harbour"])
+
+
+@DOMAINS
+class TestDomain:
+    def test_every_thing_has_two_facts_or_more_and_every_relation_is_used(self, domain: Domain) -> None:
+        used = {relation for _, relation in domain.values}
+        assert used == set(domain.relations)
+        assert {table for table, _ in domain.values} == set(domain.names) == set(domain.kinds)
+        assert all(len(domain.relations_of(table)) >= 2 and domain.names[table] for table in domain.kinds)
+
+    def test_relations_are_said_and_asked_in_four_ways(self, domain: Domain) -> None:
+        assert len(domain.relations) >= 12
+        for name, relation in domain.relations.items():
+            assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4, name
+            for statement in relation.statements:
+                assert statement.count("{subject}") == statement.count("{object}") == 1, statement
+                assert statement.count("{") == 2 and statement.endswith("."), statement
+            for question in relation.questions:
+                assert question.count("{subject}") == question.count("{") == 1 and question.endswith("?"), question
+
+    def test_links_lead_to_tables_of_the_domain(self, domain: Domain) -> None:
+        assert domain.links
+        for table, relation, target in domain.links:
+            assert (table, relation) in domain.values and target in domain.kinds
+            link = domain.relations[relation].link
+            assert link is not None and link.count("{subject}") == 1
+
+
+def test_the_second_domain_shares_no_relation_and_no_wording_with_the_first() -> None:
+    """Or the pocket base would have read it."""
+    known = encyclopedia()
+    assert not known.relations.keys() & HARBOUR.relations.keys()
+    assert not known.kinds.keys() & HARBOUR.kinds.keys()
+    said = [{w for r in d.relations.values() for w in (*r.statements, *r.questions)} for d in (known, HARBOUR)]
+    assert not said[0] & said[1]
+
+
 class TestItems:
-    def test_the_first_answer_stands_in_the_last_gold_passage(self) -> None:
+    @DOMAINS
+    def test_the_first_answer_stands_in_the_last_gold_passage(self, domain: Domain) -> None:
         rng = random.Random(1)
         for i in range(200):
-            item = reading_item(rng, 4, hops=1 + i % 2)
+            item = reading_item(rng, 4, hops=1 + i % 2, domain=domain)
             gold = {p.id: p for p in item.passages}[item.question.gold_ids[-1]]
             assert item.question.golden_answers[0].removeprefix("the ") in gold.text
 
-    def test_no_question_says_its_answer(self) -> None:
+    @DOMAINS
+    def test_no_question_says_its_answer(self, domain: Domain) -> None:
         rng = random.Random(2)
         for i in range(200):
-            question = reading_item(rng, 2, hops=1 + i % 2).question
+            question = reading_item(rng, 2, hops=1 + i % 2, domain=domain).question
             assert not any(
                 re.search(rf"(?<!\w){re.escape(a)}(?!\w)", question.question) for a in question.golden_answers
             )
 
-    def test_two_hops_lead_through_a_name_that_the_question_keeps_to_itself(self) -> None:
+    @DOMAINS
+    def test_two_hops_lead_through_a_name_that_the_question_keeps_to_itself(self, domain: Domain) -> None:
         rng = random.Random(3)
         for _ in range(100):
-            item = reading_item(rng, 2, hops=2)
+            item = reading_item(rng, 2, hops=2, domain=domain)
             by_id = {p.id: p for p in item.passages}
             first, second = (by_id[i] for i in item.question.gold_ids)
             assert second.title in first.text
             assert second.title not in item.question.question
 
-    def test_hard_distractors_look_like_the_gold_passage(self) -> None:
+    @DOMAINS
+    def test_hard_distractors_look_like_the_gold_passage(self, domain: Domain) -> None:
         rng = random.Random(4)
         alike = 0
         for _ in range(100):
-            item = reading_item(rng, 4, hardness=1.0)
+            item = reading_item(rng, 4, hardness=1.0, domain=domain)
             gold = next(p for p in item.passages if p.id == item.question.gold_ids[0])
             words = set(gold.title.lower().split())
             alike += any(
@@ -196,11 +239,17 @@ class TestWorld:
         gold = {s: {i for row in rows(files[s]) for i in row["gold_ids"]} for s in ("train", "dev")}  # type: ignore[attr-defined]
         assert not gold["train"] & gold["dev"]
 
-    def test_uses_many_relations_in_four_wordings_each(self, files: dict[str, Path]) -> None:
-        assert len(RELATIONS) >= 12
-        assert all(len(set(r.statements)) >= 4 and len(set(r.questions)) >= 4 for r in RELATIONS.values())
+    def test_asks_in_many_ways(self, files: dict[str, Path]) -> None:
         asked = {str(row["question"]).split()[0] for row in rows(files["train"])}
         assert len(asked) >= 8
+
+    def test_of_another_domain_holds_nothing_of_the_first(self, tmp_path: Path) -> None:
+        found = write_world(tmp_path, seed=3, train_questions=150, dev_questions=60, domain=HARBOUR)
+        questions = [str(row["question"]) for row in rows(found["train"])]
+        assert len(questions) == 150
+        openings = [question.partition("{subject}")[0] for r in HARBOUR.relations.values() for question in r.questions]
+        assert all(any(question.startswith(opening) for opening in openings) for question in questions)
+        assert {row["hops"] for row in rows(found["train"])} == {1, 2}
 
     def test_holds_no_real_name(self, files: dict[str, Path]) -> None:
         text = files["corpus"].read_text(encoding="utf-8")

@@ -16,14 +16,7 @@ from typing import Literal, TypedDict
 
 from indexes.errors import UsageError
 from rag.encyclopedia.relations import RELATIONS, Relation
-from rag.encyclopedia.tables import (
-    KINDS,
-    Entity,
-    ascii_spelling,
-    load_aliases,
-    load_entities,
-    without_article,
-)
+from rag.encyclopedia.tables import Entity, ascii_spelling, load_aliases, load_entities, without_article
 
 Split = Literal["train", "dev"]
 
@@ -139,7 +132,7 @@ def sentences(entity: Entity, relations: Iterable[str], rng: random.Random) -> l
     """States the given facts of an entity in a random order and wording, two to five sentences."""
     relations = list(relations)
     rng.shuffle(relations)
-    introduction = KINDS[entity.table].introduction
+    introduction = entity.kind.introduction
     short = len(relations) < _FACTS_WITHOUT_INTRODUCTION
     opening = [introduction] if introduction is not None and (short or rng.random() < 0.5) else []
     groups = _grouped(relations, _MAX_SENTENCES - len(opening), rng)
@@ -170,7 +163,7 @@ def _mentions(entity: Entity, rng: random.Random) -> Iterator[str]:
 def _clauses(entity: Entity, group: list[str], mentions: Iterator[str], rng: random.Random) -> list[str]:
     clauses = []
     for position, relation in enumerate(group):
-        template = rng.choice(RELATIONS[relation].statements).removesuffix(".")
+        template = rng.choice(entity.wording[relation].statements).removesuffix(".")
         if position > 0:
             template = template[0].lower() + template[1:]
         clauses.append(template.format(subject=next(mentions), object=spoken(entity.facts[relation])))

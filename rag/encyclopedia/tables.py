@@ -9,9 +9,11 @@ import csv
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
+
+from rag.encyclopedia.relations import RELATIONS, Relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ _ASCII_LETTERS = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ"
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One row of a fact table."""
+    """One row of a fact table, real or invented."""
 
     id: str
     table: str
@@ -84,6 +86,12 @@ class Entity:
     noun: str | None
     facts: dict[str, tuple[str, ...]]
     """Relation name to its values; relations without a value are absent."""
+
+    kind: Kind = field(repr=False)
+    """How it is spoken of."""
+
+    wording: Mapping[str, Relation] = field(repr=False)
+    """How its facts are said and asked, by relation name."""
 
     @property
     def title(self) -> str:
@@ -94,7 +102,7 @@ class Entity:
     @property
     def described(self) -> str:
         """The name as a question mentions it."""
-        return KINDS[self.table].described.format(name=self.name)
+        return self.kind.described.format(name=self.name)
 
 
 def without_article(name: str) -> str:
@@ -130,7 +138,8 @@ def _entity(table: str, row: dict[str, str]) -> Entity:
     kind, name = KINDS[table], row["name"]
     facts = {relation: _values(cell) for relation, cell in row.items() if relation != "name" and cell}
     noun = _PROFESSIONS[facts["field"][0]] if "field" in facts else kind.noun
-    return Entity(id=f"{kind.prefix}-{_slug(name)}", table=table, name=name, noun=noun, facts=facts)
+    identity = f"{kind.prefix}-{_slug(name)}"
+    return Entity(id=identity, table=table, name=name, noun=noun, facts=facts, kind=kind, wording=RELATIONS)
 
 
 def _values(cell: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """An invented world in plain English: passages, questions and traps, the same ones for the same seed.
 
-It is the demo encyclopedia with every name, word and number made up. A fact keeps its relation and the *shape* of
-a real value ("6,650 km" may become "2,914 km", "the Nile" may become "the Brost"), the wording is
-`rag.encyclopedia.RELATIONS`, and nothing else is kept, so nothing real can be learned from it: whoever answers
-about this world reads, and answering about the encyclopedia is then a held-out test of reading.
+It is a domain (the demo encyclopedia, if no other is named) with every name, word and number made up. A fact keeps
+its relation, its wording and the *shape* of a real value ("6,650 km" may become "2,914 km", "the Nile" may become "the
+Brost"), and nothing else is kept, so nothing real can be learned from it: whoever answers about this world reads, and
+answering about the encyclopedia is then a held-out test of reading.
 
 What makes it hard, in the order of `Cluster.passages`:
 
@@ -13,20 +13,18 @@ What makes it hard, in the order of `Cluster.passages`:
 - for two-hop questions, the passage of the entity that the first one leads to, and an entity similar to that.
 """
 
-import functools
 import json
 import random
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexes.corpus import Passage
 from indexes.errors import UsageError
-from rag.encyclopedia.relations import RELATIONS
 from rag.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
-from rag.encyclopedia.tables import KINDS, Entity, load_entities
+from rag.encyclopedia.tables import Entity
+from rag.pocket.domain import Domain, encyclopedia
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z".split()
 _CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st str th tr y".split()
@@ -141,61 +139,53 @@ def _with_epithet(name: str, rng: random.Random) -> str:
     return article + (f"{new} {bare}" if new else bare)
 
 
-@functools.cache
-def _shapes() -> tuple[dict[str, list[str]], dict[tuple[str, str], list[tuple[str, ...]]]]:
-    """Real names by table and real values by table and relation: the shapes to imitate."""
-    names: dict[str, list[str]] = defaultdict(list)
-    values: dict[tuple[str, str], list[tuple[str, ...]]] = defaultdict(list)
-    for entity in load_entities():
-        names[entity.table].append(entity.name)
-        for relation, value in entity.facts.items():
-            values[entity.table, relation].append(value)
-    return dict(names), dict(values)
-
-
-@functools.cache
-def _relations_of(table: str) -> tuple[str, ...]:
-    return tuple(sorted(relation for t, relation in _shapes()[1] if t == table))
-
-
-@functools.cache
-def _links() -> tuple[tuple[str, str, str], ...]:
-    """(first table, relation, second table) of every chain of two hops."""
-    return tuple(
-        (table, relation, target)
-        for table, relation in sorted(_shapes()[1])
-        for target in RELATIONS[relation].targets
-        if RELATIONS[relation].link is not None
-    )
-
-
 # -- entities and passages -------------------------------------------------------------------------------------
 
 
-def invent_entity(rng: random.Random, table: str, *, name: str | None = None, need: Iterable[str] = ()) -> Entity:
+@dataclass(frozen=True, slots=True)
+class InventedEntity(Entity):
+    """An entity that remembers what its name and values imitate."""
+
+    domain: Domain = field(repr=False)
+
+
+def invent_entity(
+    rng: random.Random,
+    table: str,
+    *,
+    name: str | None = None,
+    need: Iterable[str] = (),
+    domain: Domain | None = None,
+) -> InventedEntity:
     """An entity of `table` with two to six facts (or as many as its table has relations).
 
     Args:
         rng: Source of every choice.
-        table: One of `KINDS`.
+        table: One of the domain's `kinds`.
         name: Its name; None invents one.
         need: Relations that it must have.
+        domain: What it is taken from; None: the demo encyclopedia.
     """
-    names, values = _shapes()
+    domain = domain or encyclopedia()
     if name is None:
-        real = name = rng.choice(names[table])
+        real = name = rng.choice(domain.names[table])
         while name == real:
             name = invented(real, rng)
     need = tuple(need)
-    others = [r for r in _relations_of(table) if r not in need]
+    others = [r for r in domain.relations_of(table) if r not in need]
     count = min(max(rng.choice(_FACTS), len(need)), len(others) + len(need))
     chosen = [*need, *rng.sample(others, count - len(need))]
-    facts = {r: tuple(invented(v, rng) for v in rng.choice(values[table, r])) for r in chosen}
-    return Entity(id=f"e{rng.getrandbits(48):012x}", table=table, name=name, noun=KINDS[table].noun, facts=facts)
+    facts = {r: tuple(invented(v, rng) for v in rng.choice(domain.values[table, r])) for r in chosen}
+    kind, identity = domain.kinds[table], f"e{rng.getrandbits(48):012x}"
+    return InventedEntity(identity, table, name, kind.noun, facts, kind, domain.relations, domain=domain)
+
+
+def _any_entity(rng: random.Random, domain: Domain) -> InventedEntity:
+    return invent_entity(rng, rng.choice(sorted(domain.kinds)), domain=domain)
 
 
 def describe(
-    entity: Entity, relations: Iterable[str], rng: random.Random, *, outdated: str | None = None, part: int = 0
+    entity: InventedEntity, relations: Iterable[str], rng: random.Random, *, outdated: str | None = None, part: int = 0
 ) -> Passage:
     """The passage that states these facts of an entity.
 
@@ -213,15 +203,15 @@ def describe(
     return Passage(f"{entity.id}-{part}", entity.title, " ".join(lines))
 
 
-def _outdated_sentence(entity: Entity, relation: str, rng: random.Random) -> str:
-    former = tuple(invented(v, rng) for v in rng.choice(_shapes()[1][entity.table, relation]))
+def _outdated_sentence(entity: InventedEntity, relation: str, rng: random.Random) -> str:
+    former = tuple(invented(v, rng) for v in rng.choice(entity.domain.values[entity.table, relation]))
     old, new = (_clause(entity, relation, v, rng) for v in (former, entity.facts[relation]))
     text = rng.choice(_OUTDATED).format(year=rng.randint(1700, 2020), old=old, new=new)
     return text.replace("..", ".")
 
 
 def _clause(entity: Entity, relation: str, values: tuple[str, ...], rng: random.Random) -> str:
-    template = rng.choice(RELATIONS[relation].statements).removesuffix(".")
+    template = rng.choice(entity.wording[relation].statements).removesuffix(".")
     if not template.startswith("{"):
         template = template[0].lower() + template[1:]
     return template.format(subject=entity.name, object=spoken(values))
@@ -230,7 +220,14 @@ def _clause(entity: Entity, relation: str, values: tuple[str, ...], rng: random.
 # -- clusters --------------------------------------------------------------------------------------------------
 
 
-def invent_cluster(rng: random.Random, *, hops: int = 1, similar_names: int = 3, outdated: float = 0.15) -> Cluster:
+def invent_cluster(
+    rng: random.Random,
+    *,
+    hops: int = 1,
+    similar_names: int = 3,
+    outdated: float = 0.15,
+    domain: Domain | None = None,
+) -> Cluster:
     """A few entities that are easily taken for each other, and questions about all of them.
 
     Args:
@@ -238,18 +235,20 @@ def invent_cluster(rng: random.Random, *, hops: int = 1, similar_names: int = 3,
         hops: 1, or 2 for questions that lead through a second entity.
         similar_names: Entities of similar names.
         outdated: Probability that a passage also tells a former value.
+        domain: What the entities are taken from; None: the demo encyclopedia.
 
     Raises:
         UsageError: Neither one nor two hops.
     """
     if hops not in (1, 2):
         raise UsageError(f"hops must be 1 or 2; {hops} came.")
-    return _one_hop(rng, similar_names, outdated) if hops == 1 else _two_hop(rng, similar_names, outdated)
+    invent = _one_hop if hops == 1 else _two_hop
+    return invent(rng, similar_names, outdated, domain or encyclopedia())
 
 
-def _one_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
+def _one_hop(rng: random.Random, similar_names: int, outdated: float, domain: Domain) -> Cluster:
     cluster = Cluster()
-    for entity in _family(invent_entity(rng, rng.choice(sorted(KINDS))), similar_names, rng):
+    for entity in _family(_any_entity(rng, domain), similar_names, rng):
         passages, owner = _tell(entity, rng, outdated)
         asked = (_asked(entity.described, entity, r, [gold], rng) for r, gold in owner.items())
         cluster.passages.extend(passages)
@@ -257,11 +256,11 @@ def _one_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster
     return cluster
 
 
-def _two_hop(rng: random.Random, similar_names: int, outdated: float) -> Cluster:
-    table, relation, target = rng.choice(_links())
+def _two_hop(rng: random.Random, similar_names: int, outdated: float, domain: Domain) -> Cluster:
+    table, relation, target = rng.choice(domain.links)
     half = similar_names // 2
-    firsts = _family(invent_entity(rng, table, need=[relation]), similar_names - half, rng)
-    seconds = _family(invent_entity(rng, target), half, rng)
+    firsts = _family(invent_entity(rng, table, need=[relation], domain=domain), similar_names - half, rng)
+    seconds = _family(invent_entity(rng, target, domain=domain), half, rng)
     cluster = Cluster()
     for first, second in zip(firsts, seconds, strict=False):
         first.facts[relation] = (second.name,)
@@ -278,7 +277,7 @@ def _chained(
     first: Entity, second: Entity, relation: str, first_gold: str, owner: dict[str, str], rng: random.Random
 ) -> Iterator[Question]:
     """Questions about `second`, which is named only as the `relation` of `first`."""
-    link = RELATIONS[relation].link
+    link = first.wording[relation].link
     assert link is not None
     subject = link.format(subject=first.described, kind=second.noun)
     for asked, gold in owner.items():
@@ -288,7 +287,7 @@ def _chained(
             yield question
 
 
-def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
+def _tell(entity: InventedEntity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
     """The passages of one entity (its facts may be split over several), and which of them states which fact."""
     relations = list(entity.facts)
     rng.shuffle(relations)
@@ -301,7 +300,7 @@ def _tell(entity: Entity, rng: random.Random, outdated: float) -> tuple[list[Pas
     return passages, {r: p.id for part, p in zip(parts, passages, strict=True) for r in part}
 
 
-def _family(first: Entity, similar_names: int, rng: random.Random) -> list[Entity]:
+def _family(first: InventedEntity, similar_names: int, rng: random.Random) -> list[InventedEntity]:
     """Entities of similar names with mostly the same relations and values of their own, in random order.
 
     Everyone's name is made from the first's, so the order must be random: asked only about the first, a reader would
@@ -311,7 +310,8 @@ def _family(first: Entity, similar_names: int, rng: random.Random) -> list[Entit
     names = {first.title.casefold()}
     while len(family) <= similar_names:
         name = similar(first.name, rng)
-        entity = invent_entity(rng, first.table, name=name, need=[r for r in first.facts if rng.random() < 0.9])
+        need = [r for r in first.facts if rng.random() < 0.9]
+        entity = invent_entity(rng, first.table, name=name, need=need, domain=first.domain)
         if entity.title.casefold() not in names:
             names.add(entity.title.casefold())
             family.append(entity)
@@ -322,7 +322,7 @@ def _family(first: Entity, similar_names: int, rng: random.Random) -> list[Entit
 def _asked(
     subject: str, entity: Entity, relation: str, gold_ids: list[str], rng: random.Random, *, long: bool = False
 ) -> Question | None:
-    phrasings = RELATIONS[relation].questions
+    phrasings = entity.wording[relation].questions
     answers = golden_answers(entity.facts[relation])
     question = ask(for_long_subjects(phrasings) if long else phrasings, subject, answers, str(rng.random()))
     return None if question is None else Question(question, answers, gold_ids)
@@ -340,7 +340,13 @@ class Item:
 
 
 def reading_item(
-    rng: random.Random, num_passages: int, *, hops: int = 1, hardness: float = 1.0, outdated: float = 0.15
+    rng: random.Random,
+    num_passages: int,
+    *,
+    hops: int = 1,
+    hardness: float = 1.0,
+    outdated: float = 0.15,
+    domain: Domain | None = None,
 ) -> Item:
     """One question, its gold passages and distractors, in random order.
 
@@ -350,28 +356,32 @@ def reading_item(
         hops: 1 or 2.
         hardness: Share of hard distractors (of the same cluster); the others are about anything.
         outdated: Probability that a passage also tells a former value.
+        domain: What the passages are about; None: the demo encyclopedia.
 
     Raises:
         UsageError: Fewer passages than hops.
     """
     if num_passages < hops:
         raise UsageError(f"A question of {hops} hops needs at least {hops} passages; num_passages is {num_passages}.")
+    domain = domain or encyclopedia()
     while True:
-        cluster = invent_cluster(rng, hops=hops, similar_names=num_passages - hops, outdated=outdated)
+        cluster = invent_cluster(rng, hops=hops, similar_names=num_passages - hops, outdated=outdated, domain=domain)
         if cluster.questions:
             break
     question = rng.choice(cluster.questions)
     gold = [p for p in cluster.passages if p.id in question.gold_ids]
     hard = [p for p in cluster.passages if p.id not in question.gold_ids]
     rng.shuffle(hard)
-    chosen = [hard.pop() if hard and rng.random() < hardness else _anything(rng) for _ in range(num_passages - hops)]
+    chosen = [
+        hard.pop() if hard and rng.random() < hardness else _anything(rng, domain) for _ in range(num_passages - hops)
+    ]
     passages = gold + chosen
     rng.shuffle(passages)
     return Item(question, passages)
 
 
-def _anything(rng: random.Random) -> Passage:
-    entity = invent_entity(rng, rng.choice(sorted(KINDS)))
+def _anything(rng: random.Random, domain: Domain) -> Passage:
+    entity = _any_entity(rng, domain)
     return describe(entity, entity.facts, rng)
 
 
@@ -397,6 +407,7 @@ def write_world(
     dev_questions: int = 300,
     two_hop: float = 0.15,
     similar_names: int = 12,
+    domain: Domain | None = None,
 ) -> dict[str, Path]:
     """Write `corpus.jsonl`, `train.jsonl` and `dev.jsonl` of one world.
 
@@ -409,6 +420,7 @@ def write_world(
         dev_questions: Held-out questions.
         two_hop: Share of clusters whose questions need two passages.
         similar_names: Entities of similar names in each cluster.
+        domain: What it is about; None: the demo encyclopedia.
 
     Returns:
         The written files under the keys "corpus", "train" and "dev".
@@ -423,7 +435,7 @@ def write_world(
     folder.mkdir(parents=True, exist_ok=True)
     corpus: list[dict[str, object]] = []
     rows = {"corpus": corpus}
-    clusters = _clusters(rng, two_hop, similar_names)
+    clusters = _clusters(rng, two_hop, similar_names, domain or encyclopedia())
     for split, count in (("train", train_questions), ("dev", dev_questions)):
         rows[split] = []
         for cluster in clusters:
@@ -437,11 +449,12 @@ def write_world(
     return {name: _write(folder / f"{name}.jsonl", lines) for name, lines in rows.items()}
 
 
-def _clusters(rng: random.Random, two_hop: float, similar_names: int) -> Iterator[Cluster]:
+def _clusters(rng: random.Random, two_hop: float, similar_names: int, domain: Domain) -> Iterator[Cluster]:
     """Clusters without end; no title of one stands in another, or a question about it would have two answers."""
     taken: set[str] = set()
     while True:
-        cluster = invent_cluster(rng, hops=2 if rng.random() < two_hop else 1, similar_names=similar_names)
+        hops = 2 if rng.random() < two_hop else 1
+        cluster = invent_cluster(rng, hops=hops, similar_names=similar_names, domain=domain)
         titles = {p.title.casefold() for p in cluster.passages}
         if cluster.questions and not titles & taken:
             taken |= titles
