@@ -81,8 +81,9 @@ def run_demo(
 def _text(data: Mapping[str, Any], report: Path) -> str:
     settings = data["settings"]
     lines = [
-        f"{settings['train_questions']} training and {settings['test_questions']} held-out questions about an invented "
-        f"world, {data['seconds']:.0f} s, seed {settings['seed']}.",
+        f"{settings['train_questions']} training questions ({data['answerable_questions']} of which some candidate "
+        f"answers; the others are left out) and {settings['test_questions']} held-out ones about an invented world "
+        f"({settings['domain']}), {data['seconds']:.0f} s, seed {settings['seed']}.",
         "",
         _table(data["rows"]),
         "in brackets: 95 % bootstrap interval, in points; recall@k: gold passages among the first k,",

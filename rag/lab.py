@@ -75,6 +75,8 @@ class LabSettings:
     domain: str = "harbour"
     """What the world is about: "harbour", of which the pocket base has never read, or "encyclopedia", whose wording it
     was made on."""
+    similar_names: int = 6
+    """Other entities that are easily taken for the one that is asked about."""
     train_questions: int = 96
     """Those that no candidate answers are left out of training."""
     validation_questions: int = 24
@@ -160,6 +162,7 @@ class Lab:
         return {
             "mode": self.settings.mode,
             "settings": asdict(self.settings),
+            "answerable_questions": len(questions["train"]),
             "rows": [_table_row(result, self.settings.seed) for result in results],
             "retriever": results[0]["retriever"],
             "comparisons": compare(results),
@@ -197,6 +200,7 @@ class Lab:
                 folder,
                 seed=s.seed,
                 domain=DOMAINS[s.domain](),
+                similar_names=s.similar_names,
                 train_questions=s.train_questions,
                 dev_questions=s.validation_questions + s.test_questions,
             )

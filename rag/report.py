@@ -283,9 +283,11 @@ def _introduction(result: Mapping[str, Any]) -> str:
 
 def _run(result: Mapping[str, Any]) -> str:
     """A sentence about the size of the run, made of what the settings tell."""
-    settings = _mapping(result.get("settings"))
+    settings = {**_mapping(result.get("settings")), "answerable": result.get("answerable_questions")}
     wordings = {
+        "domain": "domain {}",
         "train_questions": "{} training questions",
+        "answerable": "{} of which some candidate answers, and no others were learned from",
         "validation_questions": "{} validation questions",
         "test_questions": "{} test questions",
         "rounds": "{} rounds",
@@ -293,12 +295,18 @@ def _run(result: Mapping[str, Any]) -> str:
         "num_selected": "{} of them read",
         "num_samples": "{} lists drawn per question",
     }
-    parts = [wording.format(settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
+    parts = [_counted(wording, settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
     if result.get("mode"):
         parts.insert(0, f"mode {result['mode']}")
     if _finite(result.get("seconds")) is not None:
         parts.append(f"{_duration(result['seconds'])} in all")
     return f"This run: {', '.join(parts)}." if parts else ""
+
+
+def _counted(wording: str, number: Any) -> str:
+    """One "round", two "rounds"."""
+    text = wording.format(number)
+    return text.removesuffix("s") if number == 1 else text
 
 
 # The main table.

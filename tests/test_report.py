@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from indexes.errors import DataError
-from rag.report import render_report, write_report
+from rag.report import _run, render_report, write_report
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "input", "br"}
@@ -382,6 +382,11 @@ def test_what_was_run(tree: ET.Element) -> None:
         introduction
     )
     assert "invented" in introduction
+    short = {"settings": {"domain": "harbour", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
+    assert _run(short) == (
+        "This run: domain harbour, 9 training questions, 7 of which some candidate answers, and no others were learned "
+        "from, 1 round."
+    )
     settings = {text(row[0]): text(row[1]) for row in by_id(tree, "settings").findall(".//tbody/tr")}
     assert settings == {
         "mode": "quick", "seed": "42", "train_questions": "400", "num_samples": "4", "rounds": "3",
