@@ -350,16 +350,19 @@ def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
     parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
     for name, what in _DEMO_SIZES.items():
-        parser.add_argument(f"--{name}", type=float if name == "learning_rate" else int, help=what)
+        parser.add_argument(f"--{name}", type=_DEMO_TYPES.get(name, int), help=what)
 
 
 _DEMO_SIZES = {
+    "domain": "what the world is about: harbour (the pocket base never read of it) or encyclopedia",
     "train_questions": "questions to train on",
     "test_questions": "held-out questions behind the table",
     "rounds": "E-step and M-step pairs",
     "lora_r": "rank of the adapters",
     "learning_rate": "of the adapters",
+    "selfaug_alpha": "weight of the SelfAug term",
 }
+_DEMO_TYPES: dict[str, type] = {"domain": str, "learning_rate": float, "selfaug_alpha": float}
 
 
 def _demo(args: Any) -> Report:

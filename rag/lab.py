@@ -91,7 +91,7 @@ class LabSettings:
     learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
     lora_r: int = 16
-    selfaug_alpha: float = 0.5
+    selfaug_alpha: float = 2.0
     gradient_accumulation_steps: int = 2
     exercises: int = 48
     """General-ability tasks behind the last columns."""

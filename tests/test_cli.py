@@ -156,6 +156,8 @@ def test_the_demo_has_three_sizes(
     assert "rows" not in seen
     assert run(["demo", *flags, "--rows", "dro", "dro_selfaug"], capsys)[0] == 0
     assert seen["rows"] == ("dro", "dro_selfaug")
+    assert run(["demo", *flags, "--domain", "encyclopedia", "--selfaug_alpha", "0.5"], capsys)[0] == 0
+    assert (seen["domain"], seen["selfaug_alpha"]) == ("encyclopedia", 0.5)
 
 
 def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,12 +48,16 @@ class TestRecipes:
             "dro_no_selector": (False, True, 0.0),
             "dro_no_generator": (True, False, 0.0),
             "dro": (True, True, 0.0),
-            "dro_selfaug": (True, True, 0.5),
+            "dro_selfaug": (True, True, TINY.selfaug_alpha),
         }
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
         configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
         assert len({(c.rounds, c.warm_up_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
+
+    def test_an_unknown_domain_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
+            replace(TINY, domain="law")
 
     def test_an_unknown_row_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"rows must name some of .*; \['dpo'\] came"):
