@@ -356,7 +356,7 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """DRO against every baseline and ablation, and SelfAug against plain DRO, paired over the same questions."""
     by_name = {r["name"]: r for r in results}
     ours = "dro" if "dro" in by_name else "dro_selfaug"
-    pairs = [(ours, other, "exact_match") for other in by_name if not other.startswith(ours)]
+    pairs = [(ours, other, "exact_match") for other in by_name if other not in ("dro", "dro_selfaug")]
     pairs += [("dro_selfaug", "dro", metric) for metric in ("exact_match", "general")]
     pairs += [(name, "base", "general") for name in by_name if name != "base"]
     return [

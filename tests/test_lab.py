@@ -81,6 +81,15 @@ class TestCompare:
         assert found["dro", "base", "general"]["relative"] == -0.5
         assert len(found) == 5
 
+    def test_dro_is_compared_with_every_baseline_and_every_ablation(self) -> None:
+        for rows, ours in (
+            (list(LABELS), "dro"),
+            ([name for name in LABELS if name != "dro"], "dro_selfaug"),
+        ):
+            found = compare([self.result(name, [1, 0], [1, 1]) for name in rows])
+            against = [c["against"] for c in found if c["metric"] == "exact_match" and c["name"] == ours]
+            assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
+
     def test_nothing_is_relative_to_zero(self) -> None:
         results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
         assert compare(results)[0]["relative"] is None
