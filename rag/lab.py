@@ -77,7 +77,7 @@ class LabSettings:
     was made on."""
     similar_names: int = 6
     """Other entities that are easily taken for the one that is asked about."""
-    train_questions: int = 128
+    train_questions: int = 72
     """Those that no candidate answers are left out of training."""
     validation_questions: int = 24
     """They choose the round that is kept, and draw the curves."""
