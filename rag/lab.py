@@ -81,7 +81,7 @@ class LabSettings:
     was made on."""
     similar_names: int = 6
     """Other entities that are easily taken for the one that is asked about."""
-    train_questions: int = 72
+    train_questions: int = 128
     """Those that no candidate answers are left out of training."""
     validation_questions: int = 24
     """They choose the round that is kept, and draw the curves."""
@@ -95,7 +95,7 @@ class LabSettings:
     learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
     lora_r: int = 16
-    selfaug_alpha: float = 2.0
+    selfaug_alpha: float = 4.0
     gradient_accumulation_steps: int = 2
     exercises: int = 48
     """General-ability tasks behind the last columns."""

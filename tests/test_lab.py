@@ -51,7 +51,7 @@ class TestRecipes:
             "dro_no_selector": (False, True, 0.0),
             "dro_no_generator": (True, False, 0.0),
             "dro": (True, True, 0.0),
-            "dro_selfaug": (True, True, 2.0),
+            "dro_selfaug": (True, True, 4.0),
         }
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
