@@ -205,8 +205,8 @@ class Selector:
     def score(self, candidates: Sequence[Candidates], permutations: Sequence[Tensor]) -> list[Tensor]:
         """Log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
 
-        One row holds a question's prompt once and all its replies behind it; a block mask and positions that
-        restart after the prompt make that equal to m separate rows.
+        A question's prompt is read once, with all its replies behind it; a block mask and positions that restart after
+        the prompt make that equal to m separate rows.
         """
         batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates])
         m = max(len(z) for z in permutations)
