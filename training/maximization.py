@@ -114,8 +114,7 @@ class JointModel(nn.Module):
     # -- generator and SelfAug ---------------------------------------------------------------------------------
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        rows, weights_R, share_R = self._rows(micro_batch)
-        aligned = self._aligned_rows(micro_batch, share_R)
+        rows, weights_R, aligned = self.rows(micro_batch)
         base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if len(aligned.rows) else None
         log_p_R, hidden_RTH = self._generator.score(rows)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
@@ -135,7 +134,12 @@ class JointModel(nn.Module):
         loss = nll + self._config.selfaug_alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
-    def _rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
+    def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, "_Aligned"]:
+        """The generator's rows of a micro-batch, the posterior weight of each, and those that SelfAug runs on."""
+        rows, weights_R, share_R = self._weighted_rows(micro_batch)
+        return rows, weights_R, self._aligned_rows(micro_batch, share_R)
+
+    def _weighted_rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
         """This part's rows of every question, with their posterior weight and their share of the draws."""
         rows: list[AnswerRow] = []
         weights: list[Tensor] = []
