@@ -99,7 +99,7 @@ def permutations_text(data: Mapping[str, Any]) -> str:
             f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f}  {row['log_likelihood']:10.3f} "
             f"{row['weight']:7.4f} {baseline}  {order}"
         )
-    return "\n".join([*lines, "", *(f"{name}: {value:.4f}" for name, value in data["telemetry"].items())])
+    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["telemetry"].items())])
 
 
 # -- rows of the M-step ----------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ class DROConfig:
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = True
     """False draws m different permutations (stochastic beam search), weighted by their probability of being drawn."""
+    guidance: float = 0.0
+    """gamma: half of the proposal follows the selector's scores plus gamma log p(y|x,d_i) of each candidate alone.
+    It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
     likelihood: Literal["sum", "mean"] = "sum"
@@ -105,7 +108,7 @@ class DROConfig:
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate"):
+        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate", "guidance"):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
         for name, allowed in _CHOICES.items():

@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -343,5 +344,9 @@ def _digest(examples: Sequence[QAExample]) -> str:
 
 
 def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:
-    rows = [p.telemetry() for p in posteriors]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """Means over the questions that have the number: not every question says which passages are gold."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for posterior in posteriors:
+        for name, value in posterior.telemetry().items():
+            values[name].append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
