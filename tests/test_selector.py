@@ -22,7 +22,10 @@ DECODINGS = ["autoregressive", "single_pass"]
 def reference_log_prob(
     selector: Selector, candidates: object, z: list[int], temperature: float = 1.0, guide: Sequence[float] | None = None
 ) -> float:
-    """log p_s(z), or of the tempered and guided selector, from plain full-model forwards: one row per step, no cache, no mask, every logit of V."""
+    """log p_s(z), or of the tempered and guided selector.
+
+    From plain full-model forwards: one row per step, no cache, no mask, every logit of V.
+    """
     model = selector.language_model
     prompt = selector.prompt_ids(candidates)
     prior = standardise(candidates.scores_n)

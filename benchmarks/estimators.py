@@ -1,0 +1,261 @@
+"""How wrong each way to estimate the posterior and the selector's gradient is, against the enumerated truth.
+
+    python -m benchmarks.estimators [--json]
+
+A problem is a selector over permutations of K of n candidates (logits that depend on what was chosen before) and a
+log-likelihood of the answer for every permutation: candidates are useful or not, those that are read first count more,
+and a part belongs to the permutation alone. Sharpness scales the selector's logits; a mild likelihood spans a few nats,
+a peaked one several times as much. The guide sees each candidate alone, with noise of its own.
+
+| method | proposal | weights |
+|---|---|---|
+| paper | T = 0.7, with replacement, duplicates dropped | the likelihood alone, not corrected |
+| snis | the selector, with replacement | self-normalised p/q times the likelihood |
+| without | the selector, without replacement | the same by inclusion probabilities (Kool et al. 2019) |
+| + cv | as before it | less the control variate b |
+| guided | half selector, half guided, without replacement | the same, with the control variate |
+| guided, same cost | guided, with as many permutations fewer as the guide costs (n rows of one passage) | the same |
+
+Errors are means over problems, relative to nothing: `posterior_mse` sums over permutations, `gradient_bias` (squared),
+`gradient_variance` and their sum `gradient_mse` over the logits of the tree.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
+from training.losses import baseline_weights, log_importance_weights, posterior_weights
+
+SHARPNESS = {"flat": 0.5, "medium": 1.5, "sharp": 3.0}
+LIKELIHOOD = {"mild": 1.5, "peaked": 6.0}
+GAMMA = 0.6
+
+
+def main() -> None:
+    """Parse the arguments and print the table, or the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--selected", type=int, default=3)
+    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--problems", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=600, help="E-steps of each problem")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    args = parser.parse_args()
+    rows = list(measure(args))
+    print(json.dumps(rows) if args.json else _text(rows))
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every method at every m in every regime."""
+    tree = Tree.of(args.candidates, args.selected)
+    for likelihood, scale in LIKELIHOOD.items():
+        for sharpness, spread in SHARPNESS.items():
+            for m in args.samples:
+                sums: dict[str, Tensor] = {}
+                for number in range(args.problems):
+                    generator = torch.Generator().manual_seed(1000 * args.seed + number)
+                    problem = Problem.drawn(tree, spread, scale, generator)
+                    for name, method in METHODS.items():
+                        errors = problem.errors(*method(problem, m, args.repeats, generator))
+                        sums[name] = sums.get(name, torch.zeros(3)) + errors / args.problems
+                for name, (posterior, bias, variance) in sums.items():
+                    yield {
+                        "method": name,
+                        "m": m,
+                        "sharpness": sharpness,
+                        "likelihood": likelihood,
+                        "posterior_mse": float(posterior),
+                        "gradient_bias": float(bias),
+                        "gradient_variance": float(variance),
+                        "gradient_mse": float(bias + variance),
+                    }
+
+
+# -- problems --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All permutations of K of n candidates as leaves of the tree of choices; N leaves, P inner nodes."""
+
+    leaves_NK: Tensor
+    nodes_NK: Tensor
+    """The inner node at which each choice of each leaf is made."""
+    used_Pn: Tensor
+    """What cannot be chosen at a node."""
+
+    @classmethod
+    def of(cls, n: int, k: int) -> "Tree":
+        """Number the nodes in the order in which leaves meet them."""
+        leaves_NK = enumerate_permutations(n, k)
+        numbers: dict[tuple[int, ...], int] = {}
+        nodes_NK = torch.tensor(
+            [[numbers.setdefault(tuple(z[:step]), len(numbers)) for step in range(k)] for z in leaves_NK.tolist()]
+        )
+        used_Pn = torch.zeros(len(numbers), n, dtype=torch.bool)
+        for chosen, node in numbers.items():
+            used_Pn[node, list(chosen)] = True
+        return cls(leaves_NK, nodes_NK, used_Pn)
+
+    def log_prob(self, logits_Pn: Tensor) -> Tensor:
+        """Of every leaf `[N]`."""
+        return self._along(logits_Pn.masked_fill(self.used_Pn, -math.inf).log_softmax(-1))
+
+    def _along(self, step_Pn: Tensor) -> Tensor:
+        return step_Pn[self.nodes_NK, self.leaves_NK].sum(-1)
+
+    def gradients(self, logits_Pn: Tensor, weights_RN: Tensor) -> Tensor:
+        """Gradient of `sum_N weights log p` by the logits, for R weightings at once `[R, P n]`."""
+        prob_Pn = logits_Pn.masked_fill(self.used_Pn, -math.inf).softmax(-1)
+        R, (P, n) = len(weights_RN), logits_Pn.shape
+        chosen_RPn, visits_RP = torch.zeros(R, P * n), torch.zeros(R, P)
+        for nodes_N, choices_N in zip(self.nodes_NK.T, self.leaves_NK.T, strict=True):
+            chosen_RPn.index_add_(1, nodes_N * n + choices_N, weights_RN)
+            visits_RP.index_add_(1, nodes_N, weights_RN)
+        return chosen_RPn - (visits_RP[..., None] * prob_Pn).flatten(1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A selector and a likelihood."""
+
+    tree: Tree
+    logits_Pn: Tensor
+    log_p_N: Tensor
+    log_likelihood_N: Tensor
+    alone_n: Tensor
+    """Log-likelihood of each candidate alone, as the guide sees it."""
+
+    @classmethod
+    def drawn(cls, tree: Tree, sharpness: float, scale: float, generator: torch.Generator) -> "Problem":
+        """Two useful candidates, one of them half as much; what is read first counts more."""
+        (P, n), k = tree.used_Pn.shape, tree.leaves_NK.shape[1]
+        own_n = sharpness * torch.randn(n, generator=generator)
+        logits_Pn = own_n + 0.3 * sharpness * torch.randn(P, n, generator=generator)
+        useful_n = torch.zeros(n)
+        useful_n[torch.randperm(n, generator=generator)[:2]] = torch.tensor([1.0, 0.5])
+        place_K = torch.linspace(1.0, 0.6, k)
+        read_N = (useful_n[tree.leaves_NK] * place_K).sum(-1)
+        likelihood_N = scale * (read_N + 0.15 * torch.randn(len(read_N), generator=generator))
+        alone_n = scale * (useful_n + 0.15 * torch.randn(n, generator=generator))
+        return cls(tree, logits_Pn, tree.log_prob(logits_Pn), likelihood_N, alone_n)
+
+    def errors(self, weights_RN: Tensor, baseline_RN: Tensor | None) -> Tensor:
+        """Squared error of the posterior, squared bias and variance of the gradient: `[3]`."""
+        truth_N = (self.log_p_N + self.log_likelihood_N).softmax(-1)
+        expected = self.tree.gradients(self.logits_Pn, truth_N[None])
+        found = self.tree.gradients(self.logits_Pn, weights_RN if baseline_RN is None else weights_RN - baseline_RN)
+        mean = found.mean(0, keepdim=True)
+        posterior = (weights_RN - truth_N).square().sum(-1).mean()
+        return torch.stack([posterior, (mean - expected).square().sum(), (found - mean).square().sum(-1).mean()])
+
+
+# -- methods: R E-steps with m permutations each, as weights over all N ----------------------------------------------
+
+Estimate = tuple[Tensor, Tensor | None]
+Method = Callable[[Problem, int, int, torch.Generator], Estimate]
+
+
+def _spread(index_Rm: Tensor, values_Rm: Tensor, n: int) -> Tensor:
+    return torch.zeros(len(index_Rm), n).scatter_add_(1, index_Rm, values_Rm)
+
+
+def paper(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """The released way."""
+    log_q_N = problem.tree.log_prob(problem.logits_Pn / 0.7)
+    index_Rm = torch.multinomial(log_q_N.exp().expand(repeats, -1), m, replacement=True, generator=generator)
+    drawn_RN = _spread(index_Rm, torch.ones(index_Rm.shape), len(log_q_N)) > 0
+    return problem.log_likelihood_N.expand(repeats, -1).masked_fill(~drawn_RN, -math.inf).softmax(-1), None
+
+
+def with_replacement(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """Self-normalised importance sampling from the selector."""
+    log_q_N = problem.log_p_N
+    index_Rm = torch.multinomial(log_q_N.exp().expand(repeats, -1), m, replacement=True, generator=generator)
+    return _weighted(problem, index_Rm, log_q_N[index_Rm])
+
+
+def _without(problem: Problem, log_q_N: Tensor, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    # Of the leaves' perturbed log-probabilities stochastic beam search finds the largest without seeing all of them.
+    perturbed_RN = log_q_N + standard_gumbel((repeats, len(log_q_N)), generator)
+    top_Rm, index_Rm = perturbed_RN.topk(m + 1, dim=-1)
+    log_inclusion_Rm = log_inclusion(log_q_N[index_Rm[:, :m]], top_Rm[:, m:])
+    return _weighted(problem, index_Rm[:, :m], log_inclusion_Rm)
+
+
+def _weighted(problem: Problem, index_Rm: Tensor, log_q_Rm: Tensor) -> Estimate:
+    log_p_Rm, N = problem.log_p_N[index_Rm], len(problem.log_p_N)
+    w_Rm = posterior_weights(log_importance_weights(log_p_Rm, log_q_Rm, problem.log_likelihood_N[index_Rm]))
+    return _spread(index_Rm, w_Rm, N), _spread(index_Rm, baseline_weights(log_p_Rm, log_q_Rm), N)
+
+
+def without_replacement(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """Different permutations, from the selector."""
+    return _without(problem, problem.log_p_N, m, repeats, generator)
+
+
+def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """Different permutations, half of the proposal guided by what each candidate alone says of the answer."""
+    proposal = Proposal(guide_Bn=GAMMA * problem.alone_n[None])
+    leaves_CN = torch.stack(
+        [problem.tree.log_prob(logits) for logits in (problem.logits_Pn,) * 2]
+        + [problem.tree.log_prob(problem.logits_Pn + GAMMA * problem.alone_n)]
+    )
+    return _without(problem, proposal.log_q(leaves_CN), m, repeats, generator)
+
+
+def guided_at_same_cost(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """The same, paying for the guide's n rows of one passage with permutations of K."""
+    n, k = len(problem.alone_n), problem.tree.leaves_NK.shape[1]
+    return guided(problem, max(m - math.ceil(n / k), 1), repeats, generator)
+
+
+def _without_baseline(method: Method) -> Method:
+    return lambda *arguments: (method(*arguments)[0], None)
+
+
+METHODS: dict[str, Method] = {
+    "paper": paper,
+    "snis": _without_baseline(with_replacement),
+    "snis + cv": with_replacement,
+    "without": _without_baseline(without_replacement),
+    "without + cv": without_replacement,
+    "guided": guided,
+    "guided, same cost": guided_at_same_cost,
+}
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    reference = {
+        (r["likelihood"], r["sharpness"]): r for r in rows if r["method"] == "paper" and r["m"] == max(_eight(rows))
+    }
+    lines = [
+        f"| {' | '.join(['likelihood', 'selector', 'm', 'method', 'posterior', 'bias', 'variance', 'gradient'])} |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for r in rows:
+        paper_row = reference[r["likelihood"], r["sharpness"]]
+        numbers = [r["posterior_mse"] / paper_row["posterior_mse"]]
+        numbers += [
+            r[name] / paper_row["gradient_mse"] for name in ("gradient_bias", "gradient_variance", "gradient_mse")
+        ]
+        cells = [r["likelihood"], r["sharpness"], str(r["m"]), r["method"], *(f"{x:.2f}" for x in numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"relative to the paper's way at m = {max(_eight(rows))}"])
+
+
+def _eight(rows: list[dict[str, Any]]) -> list[int]:
+    """Sizes up to 8, or the smallest there is."""
+    return [r["m"] for r in rows if r["m"] <= 8] or [min(r["m"] for r in rows)]
+
+
+if __name__ == "__main__":
+    main()
