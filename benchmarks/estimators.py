@@ -14,7 +14,12 @@ a peaked one several times as much. The guide sees each candidate alone, with no
 | without | the selector, without replacement | the same by inclusion probabilities (Kool et al. 2019) |
 | + cv | as before it | less the control variate b |
 | guided | half selector, half guided, without replacement | the same, with the control variate |
+| imputed | 8 m different ones from the guided proposal, of which m are scored | the others by a surrogate |
 | guided, same cost | guided, with as many permutations fewer as the guide costs (n rows of one passage) | the same |
+
+The surrogate of an unscored permutation is a linear function of what its candidates say alone, place by place, with
+slopes fitted to the scored ones of all E-steps and an offset for each E-step. "Same cost" pays for the guide's n rows
+of one passage with n/K permutations.
 
 Errors are means over problems, relative to nothing: `posterior_mse` sums over permutations, `gradient_bias` (squared),
 `gradient_variance` and their sum `gradient_mse` over the logits of the tree.
@@ -184,11 +189,14 @@ def with_replacement(problem: Problem, m: int, repeats: int, generator: torch.Ge
 
 
 def _without(problem: Problem, log_q_N: Tensor, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    return _weighted(problem, *_different(log_q_N, m, repeats, generator))
+
+
+def _different(log_q_N: Tensor, m: int, repeats: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     # Of the leaves' perturbed log-probabilities stochastic beam search finds the largest without seeing all of them.
     perturbed_RN = log_q_N + standard_gumbel((repeats, len(log_q_N)), generator)
     top_Rm, index_Rm = perturbed_RN.topk(m + 1, dim=-1)
-    log_inclusion_Rm = log_inclusion(log_q_N[index_Rm[:, :m]], top_Rm[:, m:])
-    return _weighted(problem, index_Rm[:, :m], log_inclusion_Rm)
+    return index_Rm[:, :m], log_inclusion(log_q_N[index_Rm[:, :m]], top_Rm[:, m:])
 
 
 def _weighted(problem: Problem, index_Rm: Tensor, log_q_Rm: Tensor) -> Estimate:
@@ -204,18 +212,52 @@ def without_replacement(problem: Problem, m: int, repeats: int, generator: torch
 
 def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
     """Different permutations, half of the proposal guided by what each candidate alone says of the answer."""
-    proposal = Proposal(guide_Bn=GAMMA * problem.alone_n[None])
-    leaves_CN = torch.stack(
-        [problem.tree.log_prob(logits) for logits in (problem.logits_Pn,) * 2]
-        + [problem.tree.log_prob(problem.logits_Pn + GAMMA * problem.alone_n)]
+    return _without(problem, _guided_log_q(problem), m, repeats, generator)
+
+
+def _guided_log_q(problem: Problem) -> Tensor:
+    guide_n = GAMMA * problem.alone_n
+    leaves_CN = torch.stack([problem.log_p_N, problem.log_p_N, problem.tree.log_prob(problem.logits_Pn + guide_n)])
+    return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
+
+
+def imputed(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """Many permutations, few of them scored, the others guessed from those."""
+    log_q_N = _guided_log_q(problem)
+    index_RM, log_q_RM = _different(log_q_N, min(8 * m, len(log_q_N) - 1), repeats, generator)
+    log_p_RM, true_RM = problem.log_p_N[index_RM], problem.log_likelihood_N[index_RM]
+    alone_RMK = problem.alone_n[problem.tree.leaves_NK[index_RM]]
+    # Scored are those that matter most if the candidates alone are to be believed.
+    promise_RM = log_p_RM - log_q_RM + alone_RMK.mean(-1)
+    scored_Rm = (promise_RM + standard_gumbel(promise_RM.shape, generator)).topk(m, dim=-1).indices
+    known_RM = torch.zeros_like(log_p_RM, dtype=torch.bool).scatter_(1, scored_Rm, True)
+    guess_RM = _surrogate(alone_RMK, true_RM, scored_Rm)
+    log_omega_RM = log_importance_weights(log_p_RM, log_q_RM, torch.where(known_RM, true_RM, guess_RM))
+    N = len(log_q_N)
+    return (
+        _spread(index_RM, posterior_weights(log_omega_RM), N),
+        _spread(index_RM, baseline_weights(log_p_RM, log_q_RM), N),
     )
-    return _without(problem, proposal.log_q(leaves_CN), m, repeats, generator)
+
+
+def _surrogate(alone_RMK: Tensor, true_RM: Tensor, scored_Rm: Tensor) -> Tensor:
+    """Least squares over the scored permutations of all E-steps: a slope for each place, an offset for each E-step."""
+    K = alone_RMK.shape[-1]
+    x_RmK = alone_RMK.gather(1, scored_Rm[..., None].expand(-1, -1, K))
+    y_Rm = true_RM.gather(1, scored_Rm)
+    x_mean, y_mean = x_RmK.mean(1, keepdim=True), y_Rm.mean(1, keepdim=True)
+    centred_DK, centred_D = (x_RmK - x_mean).flatten(0, 1), (y_Rm - y_mean).flatten()
+    slopes_K = torch.linalg.solve(centred_DK.T @ centred_DK + 1e-3 * torch.eye(K), centred_DK.T @ centred_D)
+    return (alone_RMK - x_mean) @ slopes_K + y_mean
 
 
 def guided_at_same_cost(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
     """The same, paying for the guide's n rows of one passage with permutations of K."""
-    n, k = len(problem.alone_n), problem.tree.leaves_NK.shape[1]
-    return guided(problem, max(m - math.ceil(n / k), 1), repeats, generator)
+    return guided(problem, _paid(problem, m), repeats, generator)
+
+
+def _paid(problem: Problem, m: int) -> int:
+    return max(m - math.ceil(len(problem.alone_n) / problem.tree.leaves_NK.shape[1]), 1)
 
 
 def _without_baseline(method: Method) -> Method:
@@ -230,6 +272,10 @@ METHODS: dict[str, Method] = {
     "without + cv": without_replacement,
     "guided": guided,
     "guided, same cost": guided_at_same_cost,
+    "imputed": imputed,
+    "imputed, same cost": lambda problem, m, repeats, generator: imputed(
+        problem, _paid(problem, m), repeats, generator
+    ),
 }
 
 
