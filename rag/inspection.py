@@ -41,7 +41,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     return {
         "question": example.question,
         "answer": posterior.answer,
-        "candidates": _candidates(posterior, example, rows),
+        "candidates": _candidates(posterior, example),
         "permutations": sorted(rows, key=lambda row: -row["weight"]),
         "telemetry": posterior.telemetry(),
     }
@@ -69,8 +69,8 @@ def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
     return rows
 
 
-def _candidates(posterior: Posterior, example: QAExample, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found = posterior.candidates
+def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]]:
+    found, marginals = posterior.candidates, posterior.marginals().tolist()
     return [
         {
             "position": i,
@@ -78,7 +78,7 @@ def _candidates(posterior: Posterior, example: QAExample, rows: Sequence[Mapping
             "title": passage.title,
             "score": float(score),
             "gold": passage.id in example.gold_ids,
-            "marginal": sum(row["weight"] for row in rows if i in row["positions"]),
+            "marginal": marginals[i],
         }
         for i, (passage, score) in enumerate(zip(found.passages, found.scores_n, strict=True))
     ]

@@ -218,13 +218,16 @@ class Selector:
         with self.language_model.use(ROLE):
             return self.score([candidates], [z_mK])[0].cpu()
 
-    def score(self, candidates: Sequence[Candidates], permutations: Sequence[Tensor]) -> list[Tensor]:
+    def score(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> list[Tensor]:
         """Log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
 
         One row holds a question's prompt once and all its replies behind it; a block mask and positions that
-        restart after the prompt make that equal to m separate rows.
+        restart after the prompt make that equal to m separate rows. Without `teach_retriever` the gradient stops at the
+        retriever's scores.
         """
-        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates])
+        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates], teach_retriever=teach_retriever)
         m = max(len(z) for z in permutations)
         z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
         z_BmK = z_BmK.to(self.language_model.device)
@@ -279,17 +282,19 @@ class Selector:
                 "Raise num_candidates or hand over fewer."
             )
 
-    def _batch(self, candidates: Sequence[Candidates], prompts: Sequence[list[int]]) -> _Batch:
+    def _batch(
+        self, candidates: Sequence[Candidates], prompts: Sequence[list[int]], *, teach_retriever: bool = True
+    ) -> _Batch:
         model = self.language_model
         prompt_ids_BP, lengths_B = pad_right(list(prompts), model.end_of_answer_id, model.device)
         n = max(len(c) for c in candidates)
         absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
-        prior_Bn = torch.stack([self._prior_scores(c, n) for c in candidates])
+        prior_Bn = torch.stack([self._prior_scores(c, n, teach_retriever) for c in candidates])
         return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn)
 
-    def _prior_scores(self, candidates: Candidates, n: int) -> Tensor:
+    def _prior_scores(self, candidates: Candidates, n: int, teach_retriever: bool) -> Tensor:
         adapter = self.retriever.adapter
-        learning = torch.is_grad_enabled() and adapter.up_dr.requires_grad
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
         # With gradients on, scores are recomputed through the question adapter: this is the path by which
         # log p_s(z|x) teaches the retriever. Otherwise those of the search are used as they are.
         scores_n = self.retriever.score(candidates) if learning else candidates.scores_n

@@ -53,7 +53,10 @@ class DROConfig:
     train_generator: bool = True
     """False leaves the generator as it is: an ablation of the paper."""
     train_retriever: bool = True
-    """Let the gradient of log p_s reach the question adapter through the retriever prior."""
+    """Train the question adapter; the index stays as it is."""
+    retriever_objective: Literal["prior", "distillation", "both"] = "prior"
+    """What it learns from: the gradient of log p_s through the retriever prior; the posterior marginals, as its softmax
+    over the candidates should have them; or the sum of both."""
 
     warm_up_epochs: int = 1
     """Passes of supervised warm-up before the first round; 0 leaves it out."""
@@ -129,5 +132,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "loss_normalization": ("token", "sum"),
     "selfaug_direction": ("forward", "reverse"),
     "selfaug_rows": ("all", "one"),
+    "retriever_objective": ("prior", "distillation", "both"),
     "warm_up_target": ("auto", "gold", "retriever"),
 }

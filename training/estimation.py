@@ -48,6 +48,12 @@ class Posterior:
     """b: control variate, None for the paper's estimator (and in warm-up)."""
     log_omega_m: Tensor
 
+    def marginals(self) -> Tensor:
+        """Posterior probability that each candidate is read `[n]`; sums to K."""
+        z_mK = self.permutations.z_mK
+        weights_mK = self.weights_m[:, None].expand_as(z_mK)
+        return torch.zeros(len(self.candidates)).index_add(0, z_mK.flatten(), weights_mK.flatten())
+
     def distinct(self) -> "DistinctPermutations":
         """Each different permutation once; weights of duplicates are added, so multiplicity is kept."""
         z_uK, inverse_m = self.permutations.distinct()
