@@ -119,7 +119,7 @@ def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> 
 def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Generator]) -> None:
     """Distillation against soft-target `F.cross_entropy` on scores computed here; "both" is the sum of the two ways."""
     distilled = adapter_gradients(parts, retriever_objective="distillation")
-    selector, generator = parts
+    selector = parts[0]
     adapter = selector.retriever.adapter
     adapter.zero_grad()
     for posterior in posteriors_of(parts, config(exact=True)):
