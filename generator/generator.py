@@ -144,8 +144,9 @@ class Generator:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
         model = self.language_model
         input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
-        # The mask comes from lengths, never from the pad id: pad and eos may be the same token.
-        hidden_BTH = model.hidden(input_ids_BT, length_mask(lengths_B, input_ids_BT.shape[1]))
+        # Padding stands on the right, where no real token looks: causal attention needs no mask here, and without one
+        # its kernels skip what lies above the diagonal.
+        hidden_BTH = model.hidden(input_ids_BT, None)
         answer_B = torch.tensor([len(row.answer_ids) for row in rows], device=model.device)
         return hidden_BTH, input_ids_BT, lengths_B - answer_B, answer_B
 

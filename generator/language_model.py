@@ -95,6 +95,7 @@ class LanguageModel(nn.Module):
         self.revision = revision
         self.quantization: str | None = None
         self.mixed = False
+        self.is_checkpointing = False
         self.adapter = adapter or AdapterConfig()
         _switch_off_dropout(model)
         self.peft_model = self._add_adapters(model)
@@ -264,9 +265,11 @@ class LanguageModel(nn.Module):
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
             if enabled:
                 self.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.is_checkpointing = enabled
             try:
                 yield
             finally:
+                self.is_checkpointing = False
                 if enabled:
                     self.base_model.gradient_checkpointing_disable()
 
@@ -294,7 +297,14 @@ class LanguageModel(nn.Module):
         position_ids_BQ: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Last hidden states `[B, Q, H]` of the active role; no logits are computed."""
+        """Last hidden states `[B, Q, H]` of the active role; no logits are computed.
+
+        Args:
+            input_ids_BQ: Tokens; without a mask, padding may only stand on the right.
+            attention_mask: None for plain causal attention, else as transformers takes it.
+            position_ids_BQ: Where the tokens stand; default: one after the other, behind the cache.
+            cache: Keys and values of what was read before; what is read now is added.
+        """
         with self.autocast():
             output = self.base_model.get_decoder()(
                 input_ids=input_ids_BQ,

@@ -412,6 +412,7 @@ _DEMO_SIZES = {
     "lora_r": "rank of the adapters",
     "learning_rate": "of the adapters",
     "selfaug_alpha": "weight of the SelfAug term",
+    "workers": "rows done at the same time, each in its own process (default: one for each core; one on a GPU)",
 }
 _DEMO_TYPES: dict[str, type] = {"domain": str, "learning_rate": float, "selfaug_alpha": float}
 
@@ -489,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dro-rag {version('dro-rag')}")
         return 0
     debug = "--debug" in words
-    _set_up_logs(debug, quiet="--quiet" in words)
+    set_up_logs(debug, quiet="--quiet" in words)
     try:
         name, rest = _split_command(words)
         args = _parse(name, rest)
@@ -569,7 +570,7 @@ def _progress(args: Any) -> bool:
     return not args.quiet and sys.stderr.isatty()
 
 
-def _set_up_logs(debug: bool, quiet: bool) -> None:
+def set_up_logs(debug: bool, quiet: bool) -> None:
     """Our own news on stderr, library chatter only with --debug. Runs before any library is imported."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     for package in ("indexes", "generator", "retriever", "training", "rag"):

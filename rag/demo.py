@@ -49,7 +49,13 @@ class DemoResult:
 
 
 def run_demo(
-    *, mode: str = "default", output: str | Path | None = None, seed: int = 42, progress: bool = True, **sizes: Any
+    *,
+    mode: str = "default",
+    output: str | Path | None = None,
+    seed: int = 42,
+    progress: bool = True,
+    workers: int | None = None,
+    **sizes: Any,
 ) -> DemoResult:
     """Run the laboratory, write `report.html` and say what came out.
 
@@ -59,6 +65,7 @@ def run_demo(
             unfinished run in it is continued, a finished one replaced.
         seed: Of the world and of every draw.
         progress: Show progress bars.
+        workers: Rows done at the same time, each in its own process; default: one for each core, one on a GPU.
         sizes: Any other field of `LabSettings`, to change what the mode says.
 
     Raises:
@@ -71,7 +78,7 @@ def run_demo(
     folder = Path(output) if output is not None else Path(DEFAULT_OUTPUT) / f"{mode}-seed-{seed}"
     if (folder / FINISHED_FILE).is_file() and (folder / LAB_FILE).is_file():
         shutil.rmtree(folder)
-    data = Lab(folder, settings, progress=progress).run()
+    data = Lab(folder, settings, progress=progress, workers=workers).run()
     data["seconds"] = time.perf_counter() - started
     report = write_report(data, folder / "report.html")
     (folder / FINISHED_FILE).touch()

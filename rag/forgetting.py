@@ -13,7 +13,7 @@ import torch
 from generator.generator import Generator
 from generator.language_model import BASE
 from generator.prompts import render_chat
-from generator.rows import length_mask, pad_right, token_budget_batches
+from generator.rows import pad_right, token_budget_batches
 from rag.pocket.abilities import Exercise
 from training.losses import selfaug_loss, selfaug_positions
 
@@ -52,13 +52,12 @@ def kl_drift(generator: Generator, prompts: Sequence[list[int]]) -> float:
     model, total = generator.language_model, 0.0
     for batch in token_budget_batches([len(p) for p in prompts], generator.max_tokens_per_batch):
         input_ids_BT, lengths_B = pad_right([prompts[i] for i in batch], model.end_of_answer_id, model.device)
-        mask_BT = length_mask(lengths_B, input_ids_BT.shape[1])
         rows_N, positions_N, weights_N = selfaug_positions(
             lengths_B, torch.ones(len(batch), device=model.device), include_last=True
         )
         with model.use("generator"):
-            tuned_NH = model.hidden(input_ids_BT, mask_BT)[rows_N, positions_N]
+            tuned_NH = model.hidden(input_ids_BT, None)[rows_N, positions_N]
         with model.use(BASE):
-            base_NH = model.hidden(input_ids_BT, mask_BT)[rows_N, positions_N]
+            base_NH = model.hidden(input_ids_BT, None)[rows_N, positions_N]
         total += float(selfaug_loss(tuned_NH, base_NH, weights_N, model.head))
     return total / len(prompts)

@@ -25,11 +25,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, best_device, fast_bfloat16
 from indexes import build_index
 from indexes.builder import PassageIndex
 from indexes.errors import UsageError
+from rag.cli import set_up_logs
 from rag.encyclopedia import write
 from rag.evaluation import Answerer, Evaluation, answerable, evaluate
 from rag.forgetting import Forgetting, measure_forgetting
@@ -41,6 +44,7 @@ from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
 from rag.rag_sequence import RAGSequence
 from rag.significance import bootstrap_interval, paired_bootstrap
+from rag.workers import Helpers, claim, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
@@ -77,7 +81,7 @@ class LabSettings:
     was made on."""
     similar_names: int = 6
     """Other entities that are easily taken for the one that is asked about."""
-    train_questions: int = 96
+    train_questions: int = 128
     """Those that no candidate answers are left out of training."""
     validation_questions: int = 24
     """They choose the round that is kept, and draw the curves."""
@@ -91,7 +95,7 @@ class LabSettings:
     learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
     lora_r: int = 16
-    selfaug_alpha: float = 2.0
+    selfaug_alpha: float = 4.0
     gradient_accumulation_steps: int = 2
     exercises: int = 48
     """General-ability tasks behind the last columns."""
@@ -131,10 +135,11 @@ class Lab:
         folder: Where everything is written; an unfinished run with the same settings is continued.
         settings: Sizes.
         progress: Show progress bars.
-        on_row: Called with the name of each row before it starts.
+        on_row: Called with the name of each row before it starts in this process.
+        workers: Processes that do rows at the same time and share the cores (None: `default_workers`).
 
     Raises:
-        UsageError: The folder holds something else.
+        UsageError: The folder holds something else, or fewer than one worker.
     """
 
     def __init__(
@@ -144,8 +149,12 @@ class Lab:
         *,
         progress: bool = True,
         on_row: Callable[[str], None] = lambda name: None,
+        workers: int | None = 1,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers must be at least 1; {workers} came.")
         self.folder, self.settings, self.progress, self.on_row = Path(folder), settings, progress, on_row
+        self.workers = min(workers or default_workers(), len(settings.rows))
         self.tasks = exercises(settings.exercises, seed=settings.seed)
         self._open_folder()
 
@@ -154,11 +163,9 @@ class Lab:
     def run(self) -> dict[str, Any]:
         """Do every row that is not done yet, and compare them; returns what `rag.report` shows."""
         questions = self._world()
-        results = []
-        for number, name in enumerate(self.settings.rows, 1):
-            logger.info("Row %d of %d: %s.", number, len(self.settings.rows), LABELS[name])
-            self.on_row(name)
-            results.append(self._finished(name) or self._row(name, questions))
+        with self._helpers():
+            self.do_rows(questions)
+        results = [self._result(name) for name in self.settings.rows]
         return {
             "mode": self.settings.mode,
             "settings": asdict(self.settings),
@@ -170,6 +177,21 @@ class Lab:
             "samples": _samples(results, questions["test"]),
             "encyclopedia": self._encyclopedia(self.settings.rows[-1]),
         }
+
+    def _helpers(self) -> Helpers:
+        told = {"quiet": not logger.isEnabledFor(logging.INFO), "progress": self.progress}
+        code = "import json, sys, rag.lab; rag.lab.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
+        return Helpers(self.folder, self.workers - 1, code, [str(self.folder), json.dumps(told)])
+
+    def do_rows(self, questions: Mapping[str, list[QAExample]]) -> None:
+        """Do the rows that nobody has done or claimed: from the shortest, or, beside others, from the longest."""
+        rows = list(enumerate(self.settings.rows, 1))
+        for number, name in rows if self.workers == 1 else reversed(rows):
+            if self._result_file(name).is_file() or not claim(self.folder, name):
+                continue
+            logger.info("Row %d of %d: %s.", number, len(rows), LABELS[name])
+            self.on_row(name)
+            self._row(name, questions)
 
     def _row(self, name: str, questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
         """Train one recipe and score it."""
@@ -299,9 +321,29 @@ class Lab:
     def _result_file(self, name: str) -> Path:
         return self.folder / "results" / f"{name}.json"
 
-    def _finished(self, name: str) -> dict[str, Any] | None:
-        file = self._result_file(name)
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    def _result(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(self._result_file(name).read_text(encoding="utf-8")))
+
+
+# -- several processes -----------------------------------------------------------------------------------------
+
+
+def default_workers() -> int:
+    """One for each thread that torch may use on a CPU; one where there is an accelerator.
+
+    The pocket model's operations are too short to be shared out: two processes of one thread each do nearly twice the
+    work of one with two threads.
+    """
+    return torch.get_num_threads() if best_device() == "cpu" else 1
+
+
+def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
+    """Do rows of a laboratory that another process has opened, until none is left."""
+    leave_with_parent()
+    set_up_logs(debug=False, quiet=quiet)
+    settings = json.loads((Path(folder) / LAB_FILE).read_text(encoding="utf-8"))
+    lab = Lab(folder, LabSettings(**settings | {"rows": tuple(settings["rows"])}), progress=progress, workers=2)
+    lab.do_rows(lab._world())
 
 
 # -- results ---------------------------------------------------------------------------------------------------
@@ -356,7 +398,7 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """DRO against every baseline and ablation, and SelfAug against plain DRO, paired over the same questions."""
     by_name = {r["name"]: r for r in results}
     ours = "dro" if "dro" in by_name else "dro_selfaug"
-    pairs = [(ours, other, "exact_match") for other in by_name if not other.startswith(ours)]
+    pairs = [(ours, other, "exact_match") for other in by_name if other not in ("dro", "dro_selfaug")]
     pairs += [("dro_selfaug", "dro", metric) for metric in ("exact_match", "general")]
     pairs += [(name, "base", "general") for name in by_name if name != "base"]
     return [

@@ -38,6 +38,8 @@ class Permutations:
     """log p_s(z | x) under the selector when they were drawn, float32."""
     log_q_m: Tensor
     """log q(z | x) under the proposal they were drawn from, float32."""
+    lm_logits_mKn: Tensor | None = None
+    """What the language model alone gave every id at every step, float32, where it was asked while drawing."""
 
     def __len__(self) -> int:
         return len(self.z_mK)

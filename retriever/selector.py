@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from generator.language_model import LanguageModel
 from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
@@ -238,16 +239,19 @@ class Selector:
         return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
 
     @torch.no_grad()
-    def unpooled(self, candidates: Candidates, z_mK: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two pooled opinions were at every step of given permutations of one question.
+    def unpooled(self, candidates: Candidates, permutations: Permutations) -> tuple[Tensor, Tensor]:
+        """What the two pooled opinions were at every step of drawn permutations of one question.
 
         Returns:
             `(lm_mKn, prior_n)`: id logits of the language model and standardised retriever scores, on the CPU.
         """
+        prior_n = self._prior_scores(candidates, len(candidates)).float().cpu()
+        if permutations.lm_logits_mKn is not None:
+            return permutations.lm_logits_mKn[..., : len(candidates)], prior_n
         with self.language_model.use(ROLE):
             batch = self._batch([candidates], [self.prompt_ids(candidates)])
-            lm_1mKn = self._unpooled_logits(batch, z_mK[None].to(self.language_model.device))
-        return lm_1mKn[0].float().cpu(), batch.prior_Bn[0].float().cpu()
+            lm_1mKn = self._unpooled_logits(batch, permutations.z_mK[None].to(self.language_model.device))
+        return lm_1mKn[0].float().cpu(), prior_n
 
     # -- prompts -----------------------------------------------------------------------------------------------
 
@@ -292,7 +296,7 @@ class Selector:
         prior_Bn = torch.stack([self._prior_scores(c, n, teach_retriever) for c in candidates])
         return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn)
 
-    def _prior_scores(self, candidates: Candidates, n: int, teach_retriever: bool) -> Tensor:
+    def _prior_scores(self, candidates: Candidates, n: int, teach_retriever: bool = True) -> Tensor:
         adapter = self.retriever.adapter
         learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
         # With gradients on, scores are recomputed through the question adapter: this is the path by which
@@ -304,6 +308,11 @@ class Selector:
     def _pool(self, lm_logits: Tensor, prior: Tensor) -> Tensor:
         return self.prior(lm_logits, prior) if self.config.use_prior else lm_logits
 
+    def _is_unheard(self) -> bool:
+        """Whether the language model need not be asked: its logits would be multiplied by a gate of 0."""
+        learning = torch.is_grad_enabled() and self.prior.gate.requires_grad
+        return self.config.use_prior and not learning and not self.prior.gate.any()
+
     def _id_logits(self, hidden: Tensor, n: int) -> Tensor:
         ids_n = torch.tensor(self.identifiers.token_ids[:n], device=hidden.device)
         return self.language_model.head_rows(hidden, ids_n)
@@ -312,7 +321,12 @@ class Selector:
 
     def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
         """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
-        return self._pool(self._unpooled_logits(batch, z_BmK), batch.prior_Bn[:, None, None, :])
+        prior_B11n = batch.prior_Bn[:, None, None, :]
+        if self._is_unheard():
+            lm_BmKn = torch.zeros_like(prior_B11n).expand(*z_BmK.shape, -1)
+        else:
+            lm_BmKn = self._unpooled_logits(batch, z_BmK)
+        return self._pool(lm_BmKn, prior_B11n)
 
     def _unpooled_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
         """The same, of the language model alone."""
@@ -327,6 +341,46 @@ class Selector:
 
     def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
+        if self.language_model.is_checkpointing and torch.is_grad_enabled():
+            return self._hidden_in_one_pass(batch, chosen_Bmk)
+        B, m, k = chosen_Bmk.shape
+        cache = self.language_model.new_cache() if k else None
+        first_BH = self._hidden_of_prompt(batch, cache)
+        if cache is None:
+            return first_BH, first_BH.new_zeros(B, m, 0, first_BH.shape[-1])
+        none = Branches.of(m, 0, 0, self.language_model.device)
+        later_BmkH, _ = self._hidden_of_choices(batch, chosen_Bmk, none, cache)
+        return first_BH, later_BmkH
+
+    def _hidden_of_prompt(self, batch: _Batch, cache: Cache | None) -> Tensor:
+        """Hidden state `[B, H]` at the end of each prompt.
+
+        Prompts are padded on the right, where no real token looks: causal attention needs no mask, and without one
+        its kernels skip what lies above the diagonal.
+        """
+        hidden_BPH = self.language_model.hidden(batch.prompt_ids_BP, None, cache=cache)
+        return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
+
+    def _hidden_of_choices(
+        self, batch: _Batch, chosen_Bmk: Tensor, read: Branches, cache: Cache
+    ) -> tuple[Tensor, Branches]:
+        """Hidden states `[B, m, k, H]` after k more choices of each reply, and what of the replies is read by then."""
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        ids_BmkS = self._reply_ids(chosen_Bmk)
+        P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
+        tokens = Branches.of(m, len(read.depth) // m, k * S, model.device)
+        read = read.followed_by(tokens)
+        hidden_BTH = model.hidden(
+            ids_BmkS.reshape(B, m * k * S),
+            model.branch_masks(batch.prompt_lengths_B, P, tokens, read),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+            cache=cache,
+        )
+        return hidden_BTH.reshape(B, m, k, S, -1)[..., -1, :], read
+
+    def _hidden_in_one_pass(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with prompt and replies in one row, because gradient checkpointing leaves no cache to read from."""
         model = self.language_model
         B, m, k = chosen_Bmk.shape
         P, S = batch.prompt_ids_BP.shape[1], 1 + len(self._separator)
@@ -378,14 +432,18 @@ class Selector:
         used_Bmn = batch.absent_Bn[:, None].expand(B, m, n)
         log_CBm = proposal.start(B, m, used_Bmn.device)
         z: list[Tensor] = []
+        lm: list[Tensor] = []
         for _ in range(self.config.num_selected):
-            log_CBmn = proposal.children(log_CBm, mask_used(stepper.logits(z), used_Bmn))
+            lm.append(stepper.lm_logits(z))
+            logits_Bmn = mask_used(self._pool(lm[-1], batch.prior_Bn[:, None]), used_Bmn)
+            log_CBmn = proposal.children(log_CBm, logits_Bmn)
             chosen_Bm = log_CBmn[0].argmax(-1) if greedy else sample_step(proposal.log_q(log_CBmn), generator)
             log_CBm = log_CBmn.gather(-1, chosen_Bm.expand(len(log_CBmn), -1, -1).unsqueeze(-1)).squeeze(-1)
             used_Bmn = mark_used(used_Bmn, chosen_Bm)
             z.append(chosen_Bm)
         z_BmK, log_p_Bm, log_q_Bm = torch.stack(z, dim=-1).cpu(), log_CBm[0].cpu(), proposal.log_q(log_CBm).cpu()
-        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, strict=True)]
+        lm_BmKn = stepper.heard(torch.stack(lm, dim=-2))
+        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, lm_BmKn, strict=True)]
 
     def _search(
         self, batch: _Batch, m: int, proposal: Proposal, generator: torch.Generator | None
@@ -398,8 +456,10 @@ class Selector:
         perturbed_Bb = torch.full_like(log_CBb[0], NEGATIVE_INFINITY)
         perturbed_Bb[:, 0] = standard_gumbel((B,), generator)  # at first only the root exists
         z_Bbk = torch.zeros(B, m + 1, 0, dtype=torch.long)
+        lm_Bbkn = torch.zeros(B, m + 1, 0, n)
         for _ in range(self.config.num_selected):
-            logits_Bbn = mask_used(stepper.logits_after(z_Bbk), used_Bbn).cpu().double()
+            lm_Bbn = stepper.lm_logits_after(z_Bbk)
+            logits_Bbn = mask_used(self._pool(lm_Bbn, batch.prior_Bn[:, None]), used_Bbn).cpu().double()
             log_CBbn = proposal.children(log_CBb, logits_Bbn)
             children_Bbn = perturbed_children(proposal.log_q(log_CBbn), perturbed_Bb, generator)
             perturbed_Bb, best_Bb = children_Bbn.flatten(1).topk(m + 1, dim=-1)
@@ -407,9 +467,13 @@ class Selector:
             log_CBb = log_CBbn.flatten(2).gather(2, best_Bb.expand(len(log_CBbn), -1, -1))
             parents_Bbk = parent_Bb.unsqueeze(-1).expand(-1, -1, z_Bbk.shape[-1])
             z_Bbk = torch.cat([z_Bbk.gather(1, parents_Bbk), chosen_Bb.unsqueeze(-1)], dim=-1)
+            lm_Bbkn = torch.cat([lm_Bbkn, lm_Bbn.float().cpu().unsqueeze(2)], dim=2)
+            lm_Bbkn = lm_Bbkn.gather(1, parent_Bb[:, :, None, None].expand_as(lm_Bbkn))
             used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
             used_Bbn = used_Bbn.scatter(-1, z_Bbk.to(used_Bbn.device), True)
-        return [_drawn(*one) for one in zip(z_Bbk, log_CBb[0], proposal.log_q(log_CBb), perturbed_Bb, strict=True)]
+        heard_B = stepper.heard(lm_Bbkn)
+        log_q_Bb = proposal.log_q(log_CBb)
+        return [_drawn(*one) for one in zip(z_Bbk, log_CBb[0], log_q_Bb, perturbed_Bb, heard_B, strict=True)]
 
 
 def _padded(guides: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:
@@ -420,67 +484,54 @@ def _padded(guides: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:
     return guide_Bn
 
 
-def _drawn(z_bK: Tensor, log_p_b: Tensor, log_q_b: Tensor, perturbed_b: Tensor) -> Permutations:
+def _drawn(z_bK: Tensor, log_p_b: Tensor, log_q_b: Tensor, perturbed_b: Tensor, lm_bKn: Tensor | None) -> Permutations:
     """The sample of one question: all beams but the last, as far as they exist."""
     m = int(perturbed_b[:-1].isfinite().sum())
     log_q_m = log_inclusion(log_q_b[:m], perturbed_b[-1]) - math.log(m)
-    return Permutations(z_bK[:m], log_p_b[:m].float(), log_q_m.float())
+    lm_mKn = None if lm_bKn is None else lm_bKn[:m]
+    return Permutations(z_bK[:m], log_p_b[:m].float(), log_q_m.float(), lm_mKn)
 
 
 class _Stepper:
-    """Id logits step by step on a key-value cache that holds each prompt once for all its m replies."""
+    """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
+
+    A language model that goes unheard is not asked: its logits are given as 0.
+    """
 
     def __init__(self, selector: Selector, batch: _Batch, m: int) -> None:
         self.selector, self.batch, self.m = selector, batch, m
-        self.cache = None if selector.config.decoding == "single_pass" else selector.language_model.new_cache()
-        self.keys = Branches.of(m, 0, 0, selector.language_model.device)
-        self.first_Bmn = self._prefill()
+        self.unheard = selector._is_unheard()
+        one_pass = self.unheard or selector.config.decoding == "single_pass"
+        self.cache = None if one_pass else selector.language_model.new_cache()
+        self.read = Branches.of(m, 0, 0, selector.language_model.device)
+        self.first_Bmn = self._after_prompt()[:, None].expand(-1, m, -1)
 
-    def _prefill(self) -> Tensor:
-        model, batch = self.selector.language_model, self.batch
-        B, P = batch.prompt_ids_BP.shape
-        tokens = Branches.prompt(P, model.device)
-        hidden_BPH = model.hidden(
-            batch.prompt_ids_BP,
-            model.branch_masks(batch.prompt_lengths_B, P, tokens, self.keys),
-            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
-            cache=self.cache,
-        )
-        last_BH = hidden_BPH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
-        n = batch.absent_Bn.shape[1]
-        pooled_Bn = self.selector._pool(self.selector._id_logits(last_BH, n), batch.prior_Bn)
-        return pooled_Bn[:, None].expand(B, self.m, n)
+    def _after_prompt(self) -> Tensor:
+        if self.unheard:
+            return torch.zeros_like(self.batch.prior_Bn)
+        hidden_BH = self.selector._hidden_of_prompt(self.batch, self.cache)
+        return self.selector._id_logits(hidden_BH, self.batch.absent_Bn.shape[1])
 
-    def logits(self, z: list[Tensor]) -> Tensor:
-        """Pooled id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
+    def lm_logits(self, z: list[Tensor]) -> Tensor:
+        """Id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
         if not z or self.cache is None:
             return self.first_Bmn
-        return self._step(z[-1].unsqueeze(-1), depth=len(z) - 1)
+        return self._step(z[-1].unsqueeze(-1), self.cache)
 
-    def logits_after(self, z_Bmk: Tensor) -> Tensor:
+    def lm_logits_after(self, z_Bmk: Tensor) -> Tensor:
         """The same after whole replies `[B, m, k]`, which need not continue those asked about before."""
         if not z_Bmk.shape[-1] or self.cache is None:
             return self.first_Bmn
         # Beams change their parents, and a reply is short beside the prompt: it is read anew.
-        if read := len(self.keys.depth):
+        if read := len(self.read.depth):
             self.cache.crop(-read)
-        self.keys = Branches.of(self.m, 0, 0, self.selector.language_model.device)
-        return self._step(z_Bmk.to(self.batch.prompt_ids_BP.device), depth=0)
+        self.read = Branches.of(self.m, 0, 0, self.selector.language_model.device)
+        return self._step(z_Bmk.to(self.batch.prompt_ids_BP.device), self.cache)
 
-    def _step(self, chosen_Bmk: Tensor, depth: int) -> Tensor:
-        """Read k more choices of every reply, of which each has `depth` already."""
-        model, batch = self.selector.language_model, self.batch
-        B, P = batch.prompt_ids_BP.shape
-        ids_BmS = self.selector._reply_ids(chosen_Bmk).flatten(2)
-        S = ids_BmS.shape[-1]
-        tokens = Branches.of(self.m, depth * S, S, model.device)
-        self.keys = self.keys.followed_by(tokens)
-        hidden = model.hidden(
-            ids_BmS.reshape(B, self.m * S),
-            model.branch_masks(batch.prompt_lengths_B, P, tokens, self.keys),
-            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
-            cache=self.cache,
-        )
-        last_BmH = hidden.reshape(B, self.m, S, -1)[:, :, -1]
-        n = batch.absent_Bn.shape[1]
-        return self.selector._pool(self.selector._id_logits(last_BmH, n), batch.prior_Bn[:, None])
+    def _step(self, chosen_Bmk: Tensor, cache: Cache) -> Tensor:
+        hidden_BmkH, self.read = self.selector._hidden_of_choices(self.batch, chosen_Bmk, self.read, cache)
+        return self.selector._id_logits(hidden_BmkH[:, :, -1], self.batch.absent_Bn.shape[1])
+
+    def heard(self, lm_BmKn: Tensor) -> Sequence[Tensor | None]:
+        """What the language model said of each question, on the CPU; None if it was not asked."""
+        return [None] * len(lm_BmKn) if self.unheard else list(lm_BmKn.float().cpu())

@@ -1,16 +1,19 @@
 """The laboratory on a handful of questions: every recipe trains what it says, and a killed run is continued."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from indexes.errors import UsageError
 from rag.demo import MODES, run_demo
-from rag.lab import LABELS, Lab, LabSettings, compare
+from rag.lab import LABELS, Lab, LabSettings, compare, default_workers
 from rag.pipeline import RAG
+from rag.workers import CLAIMS_FOLDER
 
 TINY = LabSettings(
     rows=("base", "dro_selfaug"),
@@ -48,7 +51,7 @@ class TestRecipes:
             "dro_no_selector": (False, True, 0.0),
             "dro_no_generator": (True, False, 0.0),
             "dro": (True, True, 0.0),
-            "dro_selfaug": (True, True, TINY.selfaug_alpha),
+            "dro_selfaug": (True, True, 4.0),
         }
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
@@ -81,6 +84,15 @@ class TestCompare:
         assert found["dro", "base", "general"]["relative"] == -0.5
         assert len(found) == 5
 
+    def test_dro_is_compared_with_every_baseline_and_every_ablation(self) -> None:
+        for rows, ours in (
+            (list(LABELS), "dro"),
+            ([name for name in LABELS if name != "dro"], "dro_selfaug"),
+        ):
+            found = compare([self.result(name, [1, 0], [1, 1]) for name in rows])
+            against = [c["against"] for c in found if c["metric"] == "exact_match" and c["name"] == ours]
+            assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
+
     def test_nothing_is_relative_to_zero(self) -> None:
         results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
         assert compare(results)[0]["relative"] is None
@@ -108,6 +120,45 @@ def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     answered = result.data["samples"][0]
     again = RAG.from_pretrained(tmp_path / "lab/bundles/dro").answer(answered["question"])
     assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """Each with the thread that the lone one has, so that every sum is taken in the same order."""
+    threads = torch.get_num_threads()
+    done: dict[str, list[str]] = {"one": [], "two": []}
+
+    def after_the_helper(name: str) -> None:
+        """The rows are so small that none would be left when the helper has imported torch."""
+        done["two"].append(name)
+        end = time.monotonic() + 120
+        while not (tmp_path / "two" / CLAIMS_FOLDER / "base").is_file():
+            assert time.monotonic() < end, "the helper claims nothing"
+            time.sleep(0.1)
+
+    try:
+        torch.set_num_threads(1)
+        alone = Lab(tmp_path / "one", TINY, progress=False, on_row=done["one"].append).run()
+        torch.set_num_threads(2)
+        shared = Lab(tmp_path / "two", TINY, progress=False, on_row=after_the_helper, workers=2).run()
+    finally:
+        torch.set_num_threads(threads)
+    assert done["one"] == ["base", "dro_selfaug"]
+    assert done["two"] == ["dro_selfaug"]  # the longest first; the helper did the other
+    assert [{**row, "seconds": 0} for row in shared["rows"]] == [{**row, "seconds": 0} for row in alone["rows"]]
+    assert shared["curves"].keys() == {"dro_selfaug"}
+
+
+def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 16)
+    monkeypatch.setattr("rag.lab.best_device", lambda: "cpu")
+    assert Lab(tmp_path, TINY, workers=None).workers == 2  # no more than rows
+    assert Lab(tmp_path, TINY).workers == 1
+    assert default_workers() == 16
+    monkeypatch.setattr("rag.lab.best_device", lambda: "cuda:0")
+    assert default_workers() == 1
+    with pytest.raises(UsageError, match="workers must be at least 1; 0 came"):
+        Lab(tmp_path, TINY, workers=0)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_the_better_opinion_gains(selector: Selector, posteriors: list[Posterior
     start = selector.prior.gate.item()
 
     def agreement(p: Posterior) -> torch.Tensor:
-        lm_mKn, _ = selector.unpooled(p.candidates, p.permutations.z_mK)
+        lm_mKn, _ = selector.unpooled(p.candidates, p.permutations)
         return lm_mKn[:, 0].gather(-1, p.permutations.z_mK[:, :1]).squeeze(-1)
 
     agreeing = judged(posteriors, lambda p: 2 * agreement(p))

@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
-from retriever.permutations import enumerate_permutations
+from retriever.permutations import Permutations, enumerate_permutations
 from retriever.selector import Selector, SelectorConfig, standardise
 
 Make = Callable[..., Selector]
@@ -133,6 +133,59 @@ def test_without_replacement_draws_differ_and_are_scored_as_uncached(
         torch.testing.assert_close(selector.log_prob(one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0)
         assert len({tuple(z) for z in permutations.z_mK.tolist()}) == 9
         assert all(len(set(z)) == 3 and max(z) < len(one) for z in permutations.z_mK.tolist())
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_what_was_heard_while_drawing_is_what_reading_again_would_say(
+    decoding: str, replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Candidates of different numbers, so that some of the logits are padding."""
+    selector = make_selector(language_model, decoding=decoding)
+    candidates = [retriever.search(QUESTIONS[0], 6), retriever.search(QUESTIONS[1], 4)]
+    generator = torch.Generator().manual_seed(3)
+    drawn = selector.sample(candidates, 5, replacement=replacement, generator=generator)
+    for one, permutations in zip(candidates, drawn, strict=True):
+        heard_mKn, prior_n = selector.unpooled(one, permutations)
+        again_mKn, _ = selector.unpooled(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
+        assert permutations.lm_logits_mKn is not None
+        assert heard_mKn.shape == (5, 3, len(one))
+        torch.testing.assert_close(heard_mKn, again_mKn, atol=1e-4, rtol=0)
+        assert again_mKn.std().item() > 0.01
+        torch.testing.assert_close(prior_n, standardise(one.scores_n))
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_behind_a_closed_gate_the_language_model_is_not_asked(
+    replacement: bool,
+    language_model: LanguageModel,
+    make_selector: Make,
+    retriever: DenseRetriever,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selector = make_selector(language_model, gate=0.0)
+    candidates = retriever.search(QUESTIONS, 6)
+    asked: list[int] = []
+    hidden = language_model.hidden
+    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: asked.append(1) or hidden(*a, **k))
+
+    selector.select(candidates)
+    drawn = selector.sample(candidates, 4, replacement=replacement, generator=torch.Generator().manual_seed(0))
+    log_p = [selector.log_prob(c, p.z_mK) for c, p in zip(candidates, drawn, strict=True)]
+    assert not asked
+    for one, permutations, log_p_m in zip(candidates, drawn, log_p, strict=True):
+        assert permutations.lm_logits_mKn is None
+        prior = selector.prior.strength.item() * standardise(one.scores_n).double()
+        for z, value, drawn_value in zip(permutations.z_mK.tolist(), log_p_m, permutations.log_p_m, strict=True):
+            plackett_luce = sum(prior[j] - prior[[i for i in range(6) if i not in z[:k]]].logsumexp(0)
+                                for k, j in enumerate(z))  # fmt: skip
+            assert float(value) == pytest.approx(float(plackett_luce), abs=1e-5)
+            assert float(drawn_value) == pytest.approx(float(plackett_luce), abs=1e-5)
+
+    with language_model.use("selector"):  # a gate that learns must hear what it would open for
+        selector.score(candidates, [p.z_mK for p in drawn])[0].sum().backward()
+    assert asked
+    assert selector.prior.gate.grad is not None and selector.prior.gate.grad.abs().item() > 1e-4
 
 
 def test_all_permutations_at_once_are_the_enumeration(
@@ -276,6 +329,30 @@ def test_shared_prompt_gradients_equal_separate_rows(
     separate = gradients(list(z.split(1)), list(weights.split(1)))
     assert shared.abs().max() > 1e-4
     torch.testing.assert_close(shared, separate, rtol=1e-3, atol=1e-5 * float(shared.abs().max()))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradient_checkpointing_changes_no_gradient(
+    architecture: str, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """It leaves no cache to read from, so prompt and replies are one row there."""
+    model = tiny_language_model(architecture)
+    shake_adapters(model)
+    selector = make_selector(model)
+    candidates = [retriever.search(QUESTIONS[0], 5), retriever.search(QUESTIONS[1], 4)]
+    z = [torch.tensor([[0, 3, 1], [4, 2, 0]]), torch.tensor([[1, 0, 2], [3, 2, 1]])]
+
+    def gradients(checkpointing: bool) -> torch.Tensor:
+        model.zero_grad()
+        model.train()
+        with model.use("selector"), model.gradient_checkpointing(checkpointing):
+            torch.cat(selector.score(candidates, z)).dot(torch.tensor([0.4, -0.7, 1.1, 0.2])).backward()
+        model.eval()
+        return torch.cat([p.grad.flatten() for p in model.adapter_parameters("selector").values()])
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.abs().max() > 1e-5
+    torch.testing.assert_close(plain, checkpointed, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)

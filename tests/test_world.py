@@ -88,7 +88,12 @@ class TestDomain:
                 assert question.count("{subject}") == question.count("{") == 1 and question.endswith("?"), question
 
     def test_links_lead_to_tables_of_the_domain(self, domain: Domain) -> None:
-        assert domain.links
+        linked = {name for name, relation in domain.relations.items() if relation.link is not None}
+        assert linked == {relation for _, relation, _ in domain.links}
+        assert len(linked) >= (12 if domain is encyclopedia() else 1)
+        for name in linked:
+            targets = domain.relations[name].targets
+            assert targets and set(targets) <= domain.kinds.keys()
         for table, relation, target in domain.links:
             assert (table, relation) in domain.values and target in domain.kinds
             link = domain.relations[relation].link

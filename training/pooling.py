@@ -35,7 +35,7 @@ def fit_pooling(
     """
     cases: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = defaultdict(list)
     for posterior in posteriors:
-        lm_mKn, prior_n = selector.unpooled(posterior.candidates, posterior.permutations.z_mK)
+        lm_mKn, prior_n = selector.unpooled(posterior.candidates, posterior.permutations)
         baseline_m = torch.zeros(0) if posterior.baseline_m is None else posterior.baseline_m
         drawn = (posterior.permutations.z_mK, posterior.permutations.log_p_m)
         cases[tuple(lm_mKn.shape)].append((lm_mKn, prior_n, *drawn, posterior.weights_m, baseline_m))

@@ -27,7 +27,14 @@ class Domain:
 
     def relations_of(self, table: str) -> tuple[str, ...]:
         """The relations that things of this table may have, sorted."""
-        return tuple(sorted(relation for t, relation in self.values if t == table))
+        return self._relations_by_table[table]
+
+    @functools.cached_property
+    def _relations_by_table(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for table, relation in sorted(self.values):
+            found[table].append(relation)
+        return {table: tuple(relations) for table, relations in found.items()}
 
     @functools.cached_property
     def links(self) -> tuple[tuple[str, str, str], ...]:
