@@ -57,6 +57,9 @@ class DROConfig:
     retriever_objective: Literal["prior", "distillation", "both"] = "prior"
     """What it learns from: the gradient of log p_s through the retriever prior; the posterior marginals, as its softmax
     over the candidates should have them; or the sum of both."""
+    refresh_index: bool = False
+    """After each round also train the whole encoder on the posterior (sentence-transformers' own trainer) and encode the
+    corpus anew, into the run's folder."""
 
     warm_up_epochs: int = 1
     """Passes of supervised warm-up before the first round; 0 leaves it out."""
@@ -73,6 +76,12 @@ class DROConfig:
     """Of these two weights in the gradient steps."""
     retriever_learning_rate: float = 1e-3
     """Of the question adapter."""
+    encoder_learning_rate: float = 2e-5
+    """Of the encoder, with refresh_index."""
+    encoder_epochs: int = 1
+    """Passes over a round's pairs of question and passage, with refresh_index."""
+    encoder_batch_size: int = 32
+    """Pairs per step, each of which is a negative of the others, with refresh_index."""
     num_train_epochs: int = 1
     """Passes over one E-step's samples in the M-step."""
     per_device_train_batch_size: int = 1
@@ -110,6 +119,8 @@ class DROConfig:
         for name in ("rounds", "num_samples", "num_train_epochs", "per_device_train_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("encoder_epochs", "encoder_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate", "guidance"):
             self._need(getattr(self, name) >= 0, name, "at least 0")
