@@ -96,8 +96,9 @@ class DenseRetriever:
         self.adapter = adapter or QuestionAdapter(encoder.dimension)
 
     def replace(self, index: PassageIndex, encoder: Encoder) -> None:
-        """Search another index with the encoder that built it; what the question adapter learned belongs to the old one
-        and is forgotten.
+        """Search another index with the encoder that built it.
+
+        What the question adapter learned belongs to the old one and is forgotten.
 
         Raises:
             MismatchError: `encoder` is not the one that built `index`, or its vectors have another length.

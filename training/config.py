@@ -58,8 +58,8 @@ class DROConfig:
     """What it learns from: the gradient of log p_s through the retriever prior; the posterior marginals, as its softmax
     over the candidates should have them; or the sum of both."""
     refresh_index: bool = False
-    """After each round also train the whole encoder on the posterior (sentence-transformers' own trainer) and encode the
-    corpus anew, into the run's folder."""
+    """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
+    the corpus anew, into the run's folder."""
 
     warm_up_epochs: int = 1
     """Passes of supervised warm-up before the first round; 0 leaves it out."""

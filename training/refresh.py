@@ -44,7 +44,7 @@ def refreshed(
     is_main_process: bool = True,
     progress: bool = True,
 ) -> None:
-    """Write `folder/encoder` and `folder/index`: the retriever's encoder trained further, and its passages encoded anew.
+    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded anew.
 
     Args:
         retriever: Left as it is; `DenseRetriever.replace` takes what was written.
