@@ -91,6 +91,7 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
 def _trained(encoder: Encoder, pairs: Sequence[dict[str, str]], folder: Path, config: DROConfig, seed: int) -> Encoder:
     """A trained copy."""
     model = copy.deepcopy(encoder.model)
+    model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "logs"),
         num_train_epochs=config.encoder_epochs,
