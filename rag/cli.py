@@ -340,6 +340,57 @@ def _answer_text(answer: Any) -> str:
     return "\n".join(lines)
 
 
+# -- inspect ---------------------------------------------------------------------------------------------------
+
+
+def _inspect_permutations_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, help="one question, in quotes")
+    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
+    parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
+    _inspect_arguments(parser)
+
+
+def _inspect_arguments(parser: Any) -> None:
+    from training import DROConfig
+
+    _bundle_arguments(parser)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
+
+
+def _inspect_config(args: Any) -> Any:
+    from dataclasses import fields
+
+    from training import DROConfig
+
+    names = {f.name for f in fields(DROConfig)} - {"training_arguments", "output_dir"}
+    return DROConfig(output_dir="unused", **{name: getattr(args, name) for name in names})
+
+
+def _inspect_permutations(args: Any) -> Report:
+    from rag.inspection import inspect_permutations, permutations_text
+    from training import QAExample
+
+    example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
+    data = inspect_permutations(_open(args), example, _inspect_config(args), round=args.round)
+    return Report(permutations_text(data), data)
+
+
+def _inspect_batch_arguments(parser: Any) -> None:
+    parser.add_argument("--questions", type=str, required=True, help="training questions with golden answers")
+    _inspect_arguments(parser)
+
+
+def _inspect_batch(args: Any) -> Report:
+    from rag.inspection import batch_text, inspect_batch
+    from training import load_examples
+
+    config, rag = _inspect_config(args), _open(args)
+    examples = load_examples(args.questions, require_answers=True, limit=config.per_device_train_batch_size)
+    rows = inspect_batch(rag, examples, config, round=args.round)
+    return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
+
+
 # -- demo and doctor -------------------------------------------------------------------------------------------
 
 
@@ -404,6 +455,16 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
     "evaluate": Command("score a pipeline on questions with answers", _evaluate_arguments, _evaluate),
     "ask": Command("answer questions", _ask_arguments, _ask),
+    "inspect permutations": Command(
+        "what the E-step draws for a question, and how much each permutation explains the answer",
+        _inspect_permutations_arguments,
+        _inspect_permutations,
+    ),
+    "inspect batch": Command(
+        "the generator's rows of a training batch, with the role of every token",
+        _inspect_batch_arguments,
+        _inspect_batch,
+    ),
     "demo": Command(
         "the laboratory: baselines, DRO and SelfAug on an invented world, with a tiny model",
         _demo_arguments,
@@ -452,8 +513,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: rag COMMAND [options]     (rag COMMAND --help explains one)", ""]
-    lines += [f"  {name:<14} {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "  --version      print the version"])
+    lines += [f"  {name:<20} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "  --version            print the version"])
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
@@ -461,9 +522,9 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, words[length:]
-    if words[0] == "index":
-        verbs = [name.split()[1] for name in COMMANDS if name.startswith("index ")]
-        raise UsageError(f"`rag index` needs one of {verbs}; {' '.join(words[1:2]) or 'nothing'!r} came.")
+    verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if verbs:
+        raise UsageError(f"`rag {words[0]}` needs one of {verbs}; {' '.join(words[1:2]) or 'nothing'!r} came.")
     raise UsageError(f"The command must be one of {list(COMMANDS)}; {words[0]!r} came.{_nearest(words[0], COMMANDS)}")
 
 

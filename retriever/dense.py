@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from indexes.builder import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError, MismatchError, UsageError
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,23 @@ class DenseRetriever:
         self.index = index
         self.encoder = encoder
         self.adapter = adapter or QuestionAdapter(encoder.dimension)
+
+    def replace(self, index: PassageIndex, encoder: Encoder) -> None:
+        """Search another index with the encoder that built it.
+
+        What the question adapter learned belongs to the old one and is forgotten.
+
+        Raises:
+            MismatchError: `encoder` is not the one that built `index`, or its vectors have another length.
+        """
+        index.manifest.check_encoder(encoder)
+        if encoder.dimension != self.encoder.dimension:
+            raise MismatchError(
+                f"The new encoder must make vectors of length {self.encoder.dimension}, as the old one does; it makes "
+                f"{encoder.dimension}. Create a new retriever instead."
+            )
+        self.index, self.encoder = index, encoder
+        nn.init.zeros_(self.adapter.up_dr)
 
     @overload
     def search(self, question: str, k: int = 20) -> Candidates: ...  # type: ignore[overload-overlap]

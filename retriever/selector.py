@@ -28,6 +28,7 @@ from retriever.dense import Candidates, DenseRetriever
 from retriever.permutations import (
     NEGATIVE_INFINITY,
     Permutations,
+    Proposal,
     check_selection,
     enumerate_permutations,
     log_inclusion,
@@ -151,7 +152,9 @@ class Selector:
     @torch.no_grad()
     def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
         """The mode by greedy steps: one permutation per question."""
-        return self._decode_all(candidates, m=1, temperature=1.0, greedy=True, generator=None)
+        return self._in_batches(
+            candidates, 1, lambda batch, rows: self._decode(batch, 1, Proposal(), None, greedy=True)
+        )
 
     @torch.no_grad()
     def sample(
@@ -160,6 +163,8 @@ class Selector:
         m: int,
         *,
         temperature: float = 1.0,
+        guides: Sequence[Tensor] | None = None,
+        guided_share: float = 0.5,
         replacement: bool = True,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
@@ -169,6 +174,10 @@ class Selector:
             candidates: One set per question.
             m: Draws per question; without replacement there are fewer where fewer permutations exist.
             temperature: Above 1 explores more.
+            guides: Per question one number for each candidate `[n]`, added to its id logit at every step: what is known
+                about the posterior. The proposal is then a mixture of the selector and the guided selector, so that a
+                guide that is wrong costs draws and never a large weight.
+            guided_share: Share of the guided one in the mixture.
             replacement: False draws m different permutations, by stochastic beam search over the tree of ids (Kool
                 et al. 2019, arXiv 1903.06059).
             generator: Of the draws.
@@ -177,11 +186,19 @@ class Selector:
             Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
             without replacement the log-probability of being drawn at all, less log m).
         """
-        if m < 1 or temperature <= 0:
-            raise UsageError(f"m must be at least 1 and temperature positive; m={m}, temperature={temperature} came.")
-        if not replacement:
-            return self._search_all(candidates, m, temperature, generator)
-        return self._decode_all(candidates, m=m, temperature=temperature, greedy=False, generator=generator)
+        if m < 1 or temperature <= 0 or not 0 < guided_share < 1:
+            raise UsageError(
+                "m must be at least 1, temperature positive and guided_share between 0 and 1; "
+                f"m={m}, temperature={temperature}, guided_share={guided_share} came."
+            )
+
+        def draw(batch: _Batch, rows: list[int]) -> list[Permutations]:
+            guide_Bn = None if guides is None else _padded([guides[i] for i in rows], batch.absent_Bn)
+            proposal = Proposal(temperature, guide_Bn, guided_share)
+            return (self._decode if replacement else self._search)(batch, m, proposal, generator)
+
+        # One beam more than asked for: the first one left out is the threshold of the inclusion probabilities.
+        return self._in_batches(candidates, m if replacement else m + 1, draw)
 
     @torch.no_grad()
     def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
@@ -202,13 +219,16 @@ class Selector:
         with self.language_model.use(ROLE):
             return self.score([candidates], [z_mK])[0].cpu()
 
-    def score(self, candidates: Sequence[Candidates], permutations: Sequence[Tensor]) -> list[Tensor]:
+    def score(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> list[Tensor]:
         """Log p_s of given permutations with gradient, per question `[m_b]`, under whatever adapter is active.
 
         A question's prompt is read once, with all its replies behind it; a block mask and positions that restart after
-        the prompt make that equal to m separate rows.
+        the prompt make that equal to m separate rows. Without `teach_retriever` the gradient stops at the retriever's
+        scores.
         """
-        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates])
+        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates], teach_retriever=teach_retriever)
         m = max(len(z) for z in permutations)
         z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
         z_BmK = z_BmK.to(self.language_model.device)
@@ -266,17 +286,19 @@ class Selector:
                 "Raise num_candidates or hand over fewer."
             )
 
-    def _batch(self, candidates: Sequence[Candidates], prompts: Sequence[list[int]]) -> _Batch:
+    def _batch(
+        self, candidates: Sequence[Candidates], prompts: Sequence[list[int]], *, teach_retriever: bool = True
+    ) -> _Batch:
         model = self.language_model
         prompt_ids_BP, lengths_B = pad_right(list(prompts), model.end_of_answer_id, model.device)
         n = max(len(c) for c in candidates)
         absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
-        prior_Bn = torch.stack([self._prior_scores(c, n) for c in candidates])
+        prior_Bn = torch.stack([self._prior_scores(c, n, teach_retriever) for c in candidates])
         return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn)
 
-    def _prior_scores(self, candidates: Candidates, n: int) -> Tensor:
+    def _prior_scores(self, candidates: Candidates, n: int, teach_retriever: bool = True) -> Tensor:
         adapter = self.retriever.adapter
-        learning = torch.is_grad_enabled() and adapter.up_dr.requires_grad
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
         # With gradients on, scores are recomputed through the question adapter: this is the path by which
         # log p_s(z|x) teaches the retriever. Otherwise those of the search are used as they are.
         scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
@@ -382,83 +404,67 @@ class Selector:
 
     # -- drawing permutations ----------------------------------------------------------------------------------
 
-    def _decode_all(
-        self,
-        candidates: Sequence[Candidates],
-        *,
-        m: int,
-        temperature: float,
-        greedy: bool,
-        generator: torch.Generator | None,
-    ) -> list[Permutations]:
-        return self._in_batches(candidates, m, lambda batch: self._decode(batch, m, temperature, greedy, generator))
-
     def _in_batches(
-        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch], list[Permutations]]
+        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch, list[int]], list[Permutations]]
     ) -> list[Permutations]:
-        """What `draw` makes of batches of questions with room for m replies each, in the order of `candidates`."""
+        """What `draw` makes of batches of questions (with their numbers), with room for m replies each, in order."""
         prompts = [self.prompt_ids(c) for c in candidates]
         lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
             for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
                 batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
-                drawn |= dict(zip(rows, draw(batch), strict=True))
+                drawn |= dict(zip(rows, draw(batch, rows), strict=True))
         return [drawn[i] for i in range(len(candidates))]
 
     def _decode(
-        self, batch: _Batch, m: int, temperature: float, greedy: bool, generator: torch.Generator | None
+        self,
+        batch: _Batch,
+        m: int,
+        proposal: Proposal,
+        generator: torch.Generator | None,
+        *,
+        greedy: bool = False,
     ) -> list[Permutations]:
         """One prefill, then K masked choices for all m permutations at once."""
         stepper = _Stepper(self, batch, m)
         B, n = batch.absent_Bn.shape
         used_Bmn = batch.absent_Bn[:, None].expand(B, m, n)
-        log_p_Bm = torch.zeros(B, m, device=used_Bmn.device)
-        log_q_Bm = torch.zeros_like(log_p_Bm)
+        log_CBm = proposal.start(B, m, used_Bmn.device)
         z: list[Tensor] = []
         lm: list[Tensor] = []
         for _ in range(self.config.num_selected):
             lm.append(stepper.lm_logits(z))
             logits_Bmn = mask_used(self._pool(lm[-1], batch.prior_Bn[:, None]), used_Bmn)
-            log_p_Bmn = logits_Bmn.log_softmax(-1)
-            log_q_Bmn = (logits_Bmn / temperature).log_softmax(-1)
-            chosen_Bm = log_p_Bmn.argmax(-1) if greedy else sample_step(log_q_Bmn, generator)
-            log_p_Bm = log_p_Bm + log_p_Bmn.gather(-1, chosen_Bm.unsqueeze(-1)).squeeze(-1)
-            log_q_Bm = log_q_Bm + log_q_Bmn.gather(-1, chosen_Bm.unsqueeze(-1)).squeeze(-1)
+            log_CBmn = proposal.children(log_CBm, logits_Bmn)
+            chosen_Bm = log_CBmn[0].argmax(-1) if greedy else sample_step(proposal.log_q(log_CBmn), generator)
+            log_CBm = log_CBmn.gather(-1, chosen_Bm.expand(len(log_CBmn), -1, -1).unsqueeze(-1)).squeeze(-1)
             used_Bmn = mark_used(used_Bmn, chosen_Bm)
             z.append(chosen_Bm)
-        z_BmK = torch.stack(z, dim=-1).cpu()
+        z_BmK, log_p_Bm, log_q_Bm = torch.stack(z, dim=-1).cpu(), log_CBm[0].cpu(), proposal.log_q(log_CBm).cpu()
         lm_BmKn = stepper.heard(torch.stack(lm, dim=-2))
-        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm.cpu(), log_q_Bm.cpu(), lm_BmKn, strict=True)]
-
-    def _search_all(
-        self, candidates: Sequence[Candidates], m: int, temperature: float, generator: torch.Generator | None
-    ) -> list[Permutations]:
-        # One beam more than asked for: the first one left out is the threshold of the inclusion probabilities.
-        return self._in_batches(candidates, m + 1, lambda batch: self._search(batch, m, temperature, generator))
+        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, lm_BmKn, strict=True)]
 
     def _search(
-        self, batch: _Batch, m: int, temperature: float, generator: torch.Generator | None
+        self, batch: _Batch, m: int, proposal: Proposal, generator: torch.Generator | None
     ) -> list[Permutations]:
         """Stochastic beam search: at every step, the m + 1 children of largest perturbed log-probability."""
         stepper = _Stepper(self, batch, m + 1)
         B, n = batch.absent_Bn.shape
         used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
-        log_p_Bb = torch.zeros(B, m + 1, dtype=torch.float64)
-        log_q_Bb = torch.zeros_like(log_p_Bb)
-        perturbed_Bb = torch.full_like(log_p_Bb, NEGATIVE_INFINITY)
+        log_CBb = proposal.start(B, m + 1, torch.device("cpu")).double()
+        perturbed_Bb = torch.full_like(log_CBb[0], NEGATIVE_INFINITY)
         perturbed_Bb[:, 0] = standard_gumbel((B,), generator)  # at first only the root exists
         z_Bbk = torch.zeros(B, m + 1, 0, dtype=torch.long)
         lm_Bbkn = torch.zeros(B, m + 1, 0, n)
         for _ in range(self.config.num_selected):
             lm_Bbn = stepper.lm_logits_after(z_Bbk)
             logits_Bbn = mask_used(self._pool(lm_Bbn, batch.prior_Bn[:, None]), used_Bbn).cpu().double()
-            log_p_Bbn = log_p_Bb.unsqueeze(-1) + logits_Bbn.log_softmax(-1)
-            log_q_Bbn = log_q_Bb.unsqueeze(-1) + (logits_Bbn / temperature).log_softmax(-1)
-            children_Bbn = perturbed_children(log_q_Bbn, perturbed_Bb, generator)
+            log_CBbn = proposal.children(log_CBb, logits_Bbn)
+            children_Bbn = perturbed_children(proposal.log_q(log_CBbn), perturbed_Bb, generator)
             perturbed_Bb, best_Bb = children_Bbn.flatten(1).topk(m + 1, dim=-1)
             parent_Bb, chosen_Bb = best_Bb // n, best_Bb % n
-            log_p_Bb, log_q_Bb = (t.flatten(1).gather(1, best_Bb) for t in (log_p_Bbn, log_q_Bbn))
+            log_CBb = log_CBbn.flatten(2).gather(2, best_Bb.expand(len(log_CBbn), -1, -1))
             parents_Bbk = parent_Bb.unsqueeze(-1).expand(-1, -1, z_Bbk.shape[-1])
             z_Bbk = torch.cat([z_Bbk.gather(1, parents_Bbk), chosen_Bb.unsqueeze(-1)], dim=-1)
             lm_Bbkn = torch.cat([lm_Bbkn, lm_Bbn.float().cpu().unsqueeze(2)], dim=2)
@@ -466,7 +472,16 @@ class Selector:
             used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
             used_Bbn = used_Bbn.scatter(-1, z_Bbk.to(used_Bbn.device), True)
         heard_B = stepper.heard(lm_Bbkn)
-        return [_drawn(*one) for one in zip(z_Bbk, log_p_Bb, log_q_Bb, perturbed_Bb, heard_B, strict=True)]
+        log_q_Bb = proposal.log_q(log_CBb)
+        return [_drawn(*one) for one in zip(z_Bbk, log_CBb[0], log_q_Bb, perturbed_Bb, heard_B, strict=True)]
+
+
+def _padded(guides: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:
+    """Guides of several questions `[B, n]`; a candidate that does not exist has 0, and is masked anyway."""
+    guide_Bn = torch.zeros_like(absent_Bn, dtype=torch.float32)
+    for row_n, guide_n in zip(guide_Bn, guides, strict=True):
+        row_n[: len(guide_n)] = guide_n
+    return guide_Bn
 
 
 def _drawn(z_bK: Tensor, log_p_b: Tensor, log_q_b: Tensor, perturbed_b: Tensor, lm_bKn: Tensor | None) -> Permutations:

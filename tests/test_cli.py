@@ -130,6 +130,24 @@ def test_training_can_leave_out_what_no_candidate_answers(
     assert "no candidate of any of 1 holds an answer" in err
 
 
+def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--num_samples", "3"]
+    words = ["inspect", "permutations", "who wrote Hamlet?", "--answer", "Shakespeare", *pipeline]
+    found = result([*words, "--gold_ids", "p0"], capsys)
+    assert sum(row["times"] for row in found["permutations"]) == 3
+    assert [c["id"] for c in found["candidates"] if c["gold"]] in ([], ["p0"])
+    assert result([*words, "--round", "2"], capsys)["candidates"] != found["candidates"]
+    assert "answer that is explained: Shakespeare" in run(words, capsys)[1]
+    batch = ["inspect", "batch", "--questions", files["questions"], *pipeline]
+    rows = result(batch, capsys)["rows"]
+    assert {row["question"] for row in rows} == {QUESTIONS[0]["question"]}
+    assert {token["part"] for row in rows for token in row["tokens"]} >= {"prompt", "answer"}
+    assert "answer + scored" in run([*batch, "--per_device_train_batch_size", "2"], capsys)[1]
+    code, _, err = run(["inspect", "everything"], capsys)
+    assert code == 2
+    assert "`rag inspect` needs one of ['permutations', 'batch']" in err
+
+
 def test_the_demo_writes_its_json_beside_its_table(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

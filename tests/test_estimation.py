@@ -95,7 +95,7 @@ def test_duplicates_keep_their_multiplicity() -> None:
     """Draws a, b, a with weights .2, .5, .3: a carries .5 and stands for two thirds of the draws."""
     z = torch.tensor([[1, 0], [0, 1], [1, 0]])
     posterior = Posterior(
-        EXAMPLES[0],
+        QAExample("q", "who?", ("x",)),
         "x",
         None,  # type: ignore[arg-type]
         Permutations(z, torch.tensor([-1.0, -2.0, -1.0]), torch.zeros(3)),
@@ -128,6 +128,42 @@ def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]
         assert torch.equal(a.weights_m, b.weights_m)
         assert a.candidates.ids == b.candidates.ids
     assert any(a.candidates.ids != c.candidates.ids for a, c in zip(first, other, strict=True))
+
+
+def test_guided_sampling_converges_to_the_posterior_too(e_step: Callable[..., EStep]) -> None:
+    """Weights are corrected for whatever was drawn from, with and without replacement."""
+    exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
+    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
+    for settings in ({"num_samples": 4000}, {"num_samples": 12, "replacement": False}):
+        step = e_step(guidance=0.5, candidate_order="retriever", **settings)
+        d = step(EXAMPLES[:1], round=1)[0].distinct()
+        found = {tuple(z): float(w) for z, w in zip(d.z_uK.tolist(), d.weights_u, strict=True)}
+        assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
+
+
+def test_the_guide_is_each_candidate_alone(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    step = e_step(guidance=0.3, candidate_order="retriever")
+    seen: dict[str, object] = {}
+    sample = step.selector.sample
+    monkeypatch.setattr(step.selector, "sample", lambda *a, **k: seen.update(k) or sample(*a, **k))
+    posteriors = step(EXAMPLES, round=1)
+    for posterior, guide_n in zip(posteriors, seen["guides"], strict=True):  # type: ignore[call-overload]
+        for passage, guide in zip(posterior.candidates.passages, guide_n.tolist(), strict=True):
+            alone = step.generator.log_prob(posterior.example.question, [passage], posterior.answer)
+            assert guide == pytest.approx(0.3 * alone, rel=1e-4)
+
+
+def test_telemetry_tells_whether_the_best_permutation_reads_the_gold_passages(e_step: Callable[..., EStep]) -> None:
+    for posterior in e_step(exact=True)(EXAMPLES, round=1):
+        telemetry = posterior.telemetry()
+        best = posterior.permutations.z_mK[int(posterior.weights_m.argmax())].tolist()
+        read = {posterior.candidates.ids[i] for i in best}
+        assert telemetry["best_holds_gold"] == float(set(posterior.example.gold_ids) <= read)
+        entropy = torch.distributions.Categorical(probs=posterior.weights_m.double()).entropy()
+        assert telemetry["posterior_entropy"] == pytest.approx(float(entropy), abs=1e-4)
+        assert telemetry["permutations"] == 12
+    unknown = replace(EXAMPLES[0], gold_ids=())
+    assert "best_holds_gold" not in e_step()([unknown], round=1)[0].telemetry()
 
 
 def test_candidate_order(e_step: Callable[..., EStep], retriever: DenseRetriever) -> None:

@@ -10,6 +10,7 @@ from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations, plackett_luce_log_prob
 from training.losses import (
     baseline_weights,
+    distillation_loss,
     effective_sample_size,
     generator_loss,
     log_importance_weights,
@@ -30,6 +31,17 @@ def test_weights_by_hand() -> None:
     torch.testing.assert_close(weights, torch.tensor([0.75, 0.25]))
     assert log_marginal(log_omega).item() == pytest.approx(math.log(0.2))
     assert effective_sample_size(weights).item() == pytest.approx(1.6)
+
+
+def test_distillation_is_least_where_the_retriever_agrees() -> None:
+    marginals_n = torch.tensor([0.9, 0.7, 0.3, 0.1])
+    at_target = distillation_loss((marginals_n / 2).log() + 3.0, marginals_n)
+    assert float(at_target) == pytest.approx(
+        float(torch.distributions.Categorical(marginals_n / 2).entropy()), abs=1e-5
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        assert float(distillation_loss(torch.randn(4, generator=generator), marginals_n)) > float(at_target)
 
 
 def test_the_proposal_is_corrected() -> None:

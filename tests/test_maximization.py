@@ -105,6 +105,56 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
     assert any(n.startswith("prior.") for n in found)
 
 
+def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> dict[str, torch.Tensor]:
+    """Of the question adapter, moved from the identity so that both of its factors have one."""
+    selector, generator = parts
+    with torch.no_grad():
+        selector.retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+    made = config(exact=True, **settings)
+    posteriors = posteriors_of(parts, made)
+    found = gradients(JointModel(selector, generator, made), micro_batches(posteriors)[:1])
+    return {n: g for n, g in found.items() if "question_adapter" in n}
+
+
+def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Generator]) -> None:
+    """Distillation against soft-target `F.cross_entropy` on scores computed here; "both" is the sum of the two ways."""
+    distilled = adapter_gradients(parts, retriever_objective="distillation")
+    selector = parts[0]
+    adapter = selector.retriever.adapter
+    adapter.zero_grad()
+    for posterior in posteriors_of(parts, config(exact=True)):
+        read_n = torch.zeros(4)
+        for z, w in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m.tolist(), strict=True):
+            read_n[z] += w
+        torch.testing.assert_close(posterior.marginals(), read_n, rtol=1e-4, atol=1e-6)
+        question = torch.nn.functional.normalize(
+            posterior.candidates.question_vector_d
+            + posterior.candidates.question_vector_d @ adapter.down_rd.T @ adapter.up_dr.T,
+            dim=-1,
+        )
+        scores_n = posterior.candidates.passage_vectors_nd @ question
+        z_scores_n = (scores_n - scores_n.mean()) / scores_n.std(correction=0)
+        target_n = read_n / 2
+        torch.nn.functional.cross_entropy(selector.prior.strength.detach() * z_scores_n, target_n).backward()
+    expected = {f"question_adapter.{n}": p.grad for n, p in adapter.named_parameters()}
+    assert_same(distilled, expected)  # type: ignore[arg-type]
+    through_prior = adapter_gradients(parts, retriever_objective="prior")
+    both = adapter_gradients(parts, retriever_objective="both")
+    assert_same(both, {n: through_prior[n] + distilled[n] for n in both})
+    assert any(not torch.allclose(through_prior[n], distilled[n]) for n in both)
+
+
+def test_distillation_leaves_the_selector_as_it_is(parts: tuple[Selector, Generator]) -> None:
+    selector, generator = parts
+
+    def others(**settings: object) -> dict[str, torch.Tensor]:
+        made = config(exact=True, **settings)
+        found = gradients(JointModel(selector, generator, made), micro_batches(posteriors_of(parts, made)))
+        return {n: g for n, g in found.items() if "question_adapter" not in n}
+
+    assert_same(others(retriever_objective="both"), others(retriever_objective="prior"))
+
+
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
     row = answer_row(generator, posterior.candidates, z, posterior.answer)
     ids = torch.tensor([row.input_ids])

@@ -1,6 +1,8 @@
 """The selector's distribution: normalised, cached = uncached, shared = separate, and about passages."""
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -17,8 +19,13 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which r
 DECODINGS = ["autoregressive", "single_pass"]
 
 
-def reference_log_prob(selector: Selector, candidates: object, z: list[int]) -> float:
-    """log p_s(z) from plain full-model forwards: one row per step, no cache, no mask, every logit of V."""
+def reference_log_prob(
+    selector: Selector, candidates: object, z: list[int], temperature: float = 1.0, guide: Sequence[float] | None = None
+) -> float:
+    """log p_s(z), or of the tempered and guided selector.
+
+    From plain full-model forwards: one row per step, no cache, no mask, every logit of V.
+    """
     model = selector.language_model
     prompt = selector.prompt_ids(candidates)
     prior = standardise(candidates.scores_n)
@@ -31,6 +38,7 @@ def reference_log_prob(selector: Selector, candidates: object, z: list[int]) -> 
         pooled = torch.stack([logits[i] for i in selector.identifiers.token_ids[: len(candidates)]])
         if selector.config.use_prior:
             pooled = selector.prior.gate.item() * pooled + selector.prior.strength.item() * prior
+        pooled = (pooled if guide is None else pooled + torch.tensor(guide)) / temperature
         pooled[used] = float("-inf")
         total += float(pooled.log_softmax(-1)[chosen])
         used.append(chosen)
@@ -239,6 +247,63 @@ def test_proposal_probabilities_are_those_of_the_tempered_steps(
             expected += float(s[i] - s[left].logsumexp(-1))
             left.remove(i)
         assert float(log_q) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+@pytest.mark.parametrize("replacement", [True, False])
+def test_a_guided_proposal_is_a_mixture_with_the_selector(
+    decoding: str, replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Drawn as often as the mixture says, whose probabilities come from plain forwards; log p stays the selector's."""
+    selector = make_selector(language_model, decoding=decoding, num_candidates=4, num_selected=2)
+    candidates = retriever.search(QUESTIONS[0], 4)
+    guide, share = [3.0, -1.0, 0.0, 2.0], 0.3
+    log_p, log_q = {}, {}
+    for z in itertools.permutations(range(4), 2):
+        log_p[z] = reference_log_prob(selector, candidates, list(z))
+        plain = reference_log_prob(selector, candidates, list(z), 1.5)
+        guided = reference_log_prob(selector, candidates, list(z), 1.5, guide)
+        log_q[z] = math.log((1 - share) * math.exp(plain) + share * math.exp(guided))
+    draws = selector.sample(
+        [candidates] * 400,
+        5,
+        temperature=1.5,
+        guides=[torch.tensor(guide)] * 400,
+        guided_share=share,
+        replacement=replacement,
+        generator=torch.Generator().manual_seed(2),
+    )
+    for z, found_p, found_q in zip(draws[0].z_mK.tolist(), draws[0].log_p_m, draws[0].log_q_m, strict=True):
+        assert float(found_p) == pytest.approx(log_p[tuple(z)], abs=1e-3)
+        if replacement:
+            assert float(found_q) == pytest.approx(log_q[tuple(z)], abs=1e-3)
+    for z, expected in log_q.items():
+        first = sum(d.z_mK[0].tolist() == list(z) for d in draws) / 400
+        assert first == pytest.approx(math.exp(expected), abs=4 * (0.25 / 400) ** 0.5)
+
+
+def test_guides_belong_to_their_questions(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Questions are batched by length, and one has fewer candidates."""
+    selector = make_selector(language_model, num_candidates=6, num_selected=2)
+    candidates = [*retriever.search(QUESTIONS, 6), retriever.search(QUESTIONS[0], 3)]
+    wanted = [4, 1, 2]
+    guides = [
+        torch.zeros(len(c)).index_fill(0, torch.tensor([i]), 50.0) for c, i in zip(candidates, wanted, strict=True)
+    ]
+    drawn = selector.sample(
+        candidates, 8, guides=guides, guided_share=0.999, generator=torch.Generator().manual_seed(3)
+    )
+    assert [int(d.z_mK[:, 0].mode().values) for d in drawn] == wanted
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_guided_share_leaves_something_to_the_selector(
+    share: float, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    with pytest.raises(UsageError, match="guided_share between 0 and 1"):
+        make_selector(language_model).sample(retriever.search(QUESTIONS, 6), 2, guided_share=share)
 
 
 def _rest(i: int) -> list[int]:

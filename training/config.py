@@ -22,6 +22,9 @@ class DROConfig:
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = True
     """False draws m different permutations (stochastic beam search), weighted by their probability of being drawn."""
+    guidance: float = 0.0
+    """gamma: half of the proposal follows the selector's scores plus gamma log p(y|x,d_i) of each candidate alone.
+    It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
     likelihood: Literal["sum", "mean"] = "sum"
@@ -50,7 +53,13 @@ class DROConfig:
     train_generator: bool = True
     """False leaves the generator as it is: an ablation of the paper."""
     train_retriever: bool = True
-    """Let the gradient of log p_s reach the question adapter through the retriever prior."""
+    """Train the question adapter; the index stays as it is."""
+    retriever_objective: Literal["prior", "distillation", "both"] = "prior"
+    """What it learns from: the gradient of log p_s through the retriever prior; the posterior marginals, as its softmax
+    over the candidates should have them; or the sum of both."""
+    refresh_index: bool = False
+    """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
+    the corpus anew, into the run's folder."""
 
     warm_up_epochs: int = 1
     """Passes of supervised warm-up before the first round; 0 leaves it out."""
@@ -67,6 +76,12 @@ class DROConfig:
     """Of these two weights in the gradient steps."""
     retriever_learning_rate: float = 1e-3
     """Of the question adapter."""
+    encoder_learning_rate: float = 2e-5
+    """Of the encoder, with refresh_index."""
+    encoder_epochs: int = 1
+    """Passes over a round's pairs of question and passage, with refresh_index."""
+    encoder_batch_size: int = 32
+    """Pairs per step, each of which is a negative of the others, with refresh_index."""
     num_train_epochs: int = 1
     """Passes over one E-step's samples in the M-step."""
     per_device_train_batch_size: int = 1
@@ -105,7 +120,9 @@ class DROConfig:
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate"):
+        for name in ("encoder_epochs", "encoder_batch_size"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate", "guidance"):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
         for name, allowed in _CHOICES.items():
@@ -126,5 +143,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "loss_normalization": ("token", "sum"),
     "selfaug_direction": ("forward", "reverse"),
     "selfaug_rows": ("all", "one"),
+    "retriever_objective": ("prior", "distillation", "both"),
     "warm_up_target": ("auto", "gold", "retriever"),
 }

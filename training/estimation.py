@@ -48,6 +48,12 @@ class Posterior:
     """b: control variate, None for the paper's estimator (and in warm-up)."""
     log_omega_m: Tensor
 
+    def marginals(self) -> Tensor:
+        """Posterior probability that each candidate is read `[n]`; sums to K."""
+        z_mK = self.permutations.z_mK
+        weights_mK = self.weights_m[:, None].expand_as(z_mK)
+        return torch.zeros(len(self.candidates)).index_add(0, z_mK.flatten(), weights_mK.flatten())
+
     def distinct(self) -> "DistinctPermutations":
         """Each different permutation once; weights of duplicates are added, so multiplicity is kept."""
         z_uK, inverse_m = self.permutations.distinct()
@@ -74,7 +80,18 @@ class Posterior:
             "distinct_permutations": len(self.permutations.distinct()[0]) / len(self.permutations),
             "log_marginal": float(log_marginal(self.log_omega_m)),
             "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
+            "posterior_entropy": float(torch.special.entr(self.distinct().weights_u).sum()),
+            "permutations": len(self.permutations),
+            **self._gold(),
         }
+
+    def _gold(self) -> dict[str, float]:
+        """Whether the heaviest permutation reads all gold passages; nothing where they are not known."""
+        if not self.example.gold_ids:
+            return {}
+        d = self.distinct()
+        read = {self.candidates.ids[i] for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
+        return {"best_holds_gold": float(read >= set(self.example.gold_ids))}
 
 
 @dataclass(frozen=True)
@@ -134,8 +151,8 @@ class EStep:
     def _estimate(self, examples: Sequence[QAExample], round: int) -> list[Posterior]:
         found = self.retriever.search([e.question for e in examples], self.selector.config.num_candidates)
         candidates = [self._in_training_order(c, e, round) for c, e in zip(found, examples, strict=True)]
-        permutations = self._propose(candidates, examples, round)
         answers = [draw_alias(e, seed=self.config.seed, round=round) for e in examples]
+        permutations = self._propose(candidates, examples, answers, round)
         log_likelihoods = self._log_likelihoods(candidates, permutations, answers)
         return [
             self._posterior(*parts)
@@ -149,7 +166,7 @@ class EStep:
         return candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
 
     def _propose(
-        self, candidates: Sequence[Candidates], examples: Sequence[QAExample], round: int
+        self, candidates: Sequence[Candidates], examples: Sequence[QAExample], answers: Sequence[str], round: int
     ) -> list[Permutations]:
         if self.config.exact:
             return self.selector.enumerate(candidates)
@@ -158,9 +175,18 @@ class EStep:
             candidates,
             self.config.num_samples,
             temperature=self.config.proposal_temperature,
+            guides=self._guides(candidates, answers) if self.config.guidance else None,
             replacement=self.config.replacement,
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def _guides(self, candidates: Sequence[Candidates], answers: Sequence[str]) -> list[Tensor]:
+        """Per question gamma log p(y | x, d_i) of every candidate alone `[n]`."""
+        rows = [
+            self.generator.row(c.question, [p], y) for c, y in zip(candidates, answers, strict=True) for p in c.passages
+        ]
+        scaled_R = self.config.guidance * self.generator.log_probs(rows)
+        return list(scaled_R.split([len(c) for c in candidates]))
 
     def _log_likelihoods(
         self, candidates: Sequence[Candidates], permutations: Sequence[Permutations], answers: Sequence[str]

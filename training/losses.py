@@ -82,6 +82,19 @@ def marginal_selector_loss(log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tens
     return (growth_m + baseline_m.log()).logsumexp(-1) - (growth_m + weights_m.log()).logsumexp(-1)
 
 
+def distillation_loss(logits_n: Tensor, marginals_n: Tensor) -> Tensor:
+    """The retriever's M-step by distillation: cross-entropy from the posterior's share of each candidate.
+
+    As REPLUG-LSR (arXiv 2301.12652) distils how much each document explains, with the posterior marginals (the
+    probability that a candidate is read, over all permutations) in place of the likelihood of one document alone.
+
+    Args:
+        logits_n: The retriever's scores of the candidates, with gradient.
+        marginals_n: Probability under the posterior that each is read; they sum to K.
+    """
+    return -(marginals_n / marginals_n.sum() * logits_n.log_softmax(-1)).sum()
+
+
 def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:
     """The M-step for the generator: `- sum_j w_j log p_g(y|x,d_zj)`."""
     return -(weights_m * log_likelihood_m).sum(-1)

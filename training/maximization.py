@@ -24,10 +24,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from generator.generator import AnswerRow, Generator
 from generator.language_model import BASE, ROLES
 from indexes.errors import UsageError
-from retriever.selector import Selector
+from retriever.selector import Selector, standardise
 from training.config import DROConfig
 from training.estimation import Posterior, answer_row, stable_seed
 from training.losses import (
+    distillation_loss,
     generator_loss,
     marginal_selector_loss,
     selector_loss,
@@ -94,7 +95,8 @@ class JointModel(nn.Module):
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         distinct = [p.distinct() for p in micro_batch.posteriors]
         candidates = [p.candidates for p in micro_batch.posteriors]
-        log_p = self._selector.score(candidates, [d.z_uK for d in distinct])
+        through_prior = self._config.retriever_objective != "distillation"
+        log_p = self._selector.score(candidates, [d.z_uK for d in distinct], teach_retriever=through_prior)
         losses = []
         for d, log_p_u in zip(distinct, log_p, strict=True):
             device = log_p_u.device
@@ -106,7 +108,16 @@ class JointModel(nn.Module):
                 loss = marginal_selector_loss(log_p_u, old_u, weights_u, baseline_u)
             losses.append(loss / self._tokens(d.z_uK.shape[1]))
         total = torch.stack(losses).sum()
-        return {"loss": total, "selector_loss": total.detach()}
+        found = {"loss": total, "selector_loss": total.detach()}
+        if self.question_adapter.up_dr.requires_grad and self._config.retriever_objective != "prior":
+            distilled = torch.stack([self._distillation_loss(p) for p in micro_batch.posteriors]).sum()
+            found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
+        return found
+
+    def _distillation_loss(self, posterior: Posterior) -> Tensor:
+        scores_n = standardise(self._selector.retriever.score(posterior.candidates))
+        logits_n = self.prior.strength.detach() * scores_n
+        return distillation_loss(logits_n, posterior.marginals().to(logits_n.device))
 
     def _tokens(self, count: int) -> int:
         return count if self._config.loss_normalization == "token" else 1
@@ -114,8 +125,7 @@ class JointModel(nn.Module):
     # -- generator and SelfAug ---------------------------------------------------------------------------------
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        rows, weights_R, share_R = self._rows(micro_batch)
-        aligned = self._aligned_rows(micro_batch, share_R)
+        rows, weights_R, aligned = self.rows(micro_batch)
         base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if len(aligned.rows) else None
         log_p_R, hidden_RTH = self._generator.score(rows)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
@@ -135,7 +145,12 @@ class JointModel(nn.Module):
         loss = nll + self._config.selfaug_alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
-    def _rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
+    def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, "_Aligned"]:
+        """The generator's rows of a micro-batch, the posterior weight of each, and those that SelfAug runs on."""
+        rows, weights_R, share_R = self._weighted_rows(micro_batch)
+        return rows, weights_R, self._aligned_rows(micro_batch, share_R)
+
+    def _weighted_rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
         """This part's rows of every question, with their posterior weight and their share of the draws."""
         rows: list[AnswerRow] = []
         weights: list[Tensor] = []

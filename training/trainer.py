@@ -14,6 +14,7 @@ import logging
 import math
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,6 +36,7 @@ from training.data import QAExample, load_examples
 from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
+from training.refresh import open_refreshed, refreshed
 from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class DROTrainer:
         # Several CPU processes are only seen as such when the CPU is asked for.
         self.state = PartialState(cpu=self._on_cpu)
         self.history: list[dict[str, Any]] = []
+        self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
         # Refused settings are found now, and not after hours of E-step.
@@ -120,6 +123,7 @@ class DROTrainer:
             posteriors = self._estimate(round)
             pooling = self._fit_pooling(posteriors, round)
             losses = self._maximize(posteriors, round)
+            self._refresh(posteriors, round)
             self._finish_round(round, _mean_telemetry(posteriors) | pooling | losses, started)
         self._restore_best()
         return self.history
@@ -180,6 +184,27 @@ class DROTrainer:
         model.eval()
         return {name: total / max(trainer.total_questions, 1) for name, total in trainer.totals.items()}
 
+    def _refresh(self, posteriors: Sequence[Posterior], round: int) -> None:
+        """Another encoder and another index, when asked for."""
+        if not self.config.refresh_index:
+            return
+        folder = self._retrieval_folder(round)
+        main = self.state.is_main_process
+        if main:
+            shutil.rmtree(folder, ignore_errors=True)  # of a round that was killed
+        self.state.wait_for_everyone()
+        refreshed(
+            self.rag.retriever,
+            posteriors,
+            folder,
+            self.config,
+            seed=stable_seed(self.config.seed, round, "encoder"),
+            is_main_process=main,
+            progress=self.progress and self.state.is_local_main_process,
+        )
+        self.state.wait_for_everyone()
+        self.rag.retriever.replace(*open_refreshed(folder, self._first_retrieval[1]))
+
     # -- rounds ------------------------------------------------------------------------------------------------
 
     def _finish_round(self, round: int, metrics: dict[str, float], started: float) -> None:
@@ -199,6 +224,7 @@ class DROTrainer:
         self.state.wait_for_everyone()
         if self.eval_examples is not None:
             self._score(self.history[-1])  # an unknown metric is found in the first round, with its work saved
+        self._forget_retrieval()
 
     def _evaluate(self) -> dict[str, float]:
         if self.eval_examples is None:
@@ -229,9 +255,25 @@ class DROTrainer:
             return False
         return int(self.history[-1]["round"]) - self.best_round() >= patience
 
+    def _retrieval_folder(self, round: int) -> Path:
+        return self.output_dir / f"retrieval-{round}"
+
+    def _load_round(self, round: int) -> None:
+        if self.config.refresh_index:
+            folder, first = self._retrieval_folder(round), self._first_retrieval
+            self.rag.retriever.replace(*(open_refreshed(folder, first[1]) if round else first))
+        load_learned(self.rag.selector, self._round_folder(round))
+
+    def _forget_retrieval(self) -> None:
+        """Indexes are large: only those of the best and of the last round are kept."""
+        if self.config.refresh_index and self.state.is_main_process:
+            last = int(self.history[-1]["round"])
+            for round in set(range(1, last)) - {self.best_round()}:
+                shutil.rmtree(self._retrieval_folder(round), ignore_errors=True)
+
     def _restore_best(self) -> None:
         best = self.best_round()
-        load_learned(self.rag.selector, self._round_folder(best))
+        self._load_round(best)
         logger.info("Kept round %d of %d.", best, self.history[-1]["round"])
 
     # -- the run directory -------------------------------------------------------------------------------------
@@ -288,7 +330,7 @@ class DROTrainer:
         if not self.history:
             return self._begin()
         last = int(self.history[-1]["round"])
-        load_learned(self.rag.selector, self._round_folder(last))
+        self._load_round(last)
         return last + 1
 
     def _finished_rounds(self) -> list[dict[str, Any]]:
@@ -343,5 +385,9 @@ def _digest(examples: Sequence[QAExample]) -> str:
 
 
 def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:
-    rows = [p.telemetry() for p in posteriors]
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """Means over the questions that have the number: not every question says which passages are gold."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for posterior in posteriors:
+        for name, value in posterior.telemetry().items():
+            values[name].append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -1,0 +1,201 @@
+"""Looking inside: what one E-step drew and how it weighed it, and what the M-step makes of every token of a row.
+
+Everything shown comes from the functions that train (`training.estimation.EStep`, `training.maximization.JointModel`),
+so what is seen here is what is learned from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generator.generator import AnswerRow
+from generator.log_probs import answer_positions
+from generator.rows import pad_right
+from rag.pipeline import RAG
+from training import DROConfig, QAExample
+from training.estimation import EStep, Posterior
+from training.losses import selfaug_positions
+from training.maximization import JointModel, MicroBatch
+
+
+def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> dict[str, Any]:
+    """The E-step of one question, as data.
+
+    Args:
+        rag: The pipeline.
+        example: A question with golden answers; with gold ids the gold passages are marked.
+        config: How it samples and weighs.
+        round: Number of the round, which with the seed fixes every draw.
+
+    Returns:
+        `candidates` in the order of the selector's prompt, each with its posterior `marginal` (the probability that
+        it is read); `permutations`, heaviest first, each with how often it was drawn, log p_s, log q,
+        log p(y|x,d_z), w and b; and the `telemetry` of the E-step.
+    """
+    posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
+    rows = _drawn(posterior)
+    return {
+        "question": example.question,
+        "answer": posterior.answer,
+        "candidates": _candidates(posterior, example),
+        "permutations": sorted(rows, key=lambda row: -row["weight"]),
+        "telemetry": posterior.telemetry(),
+    }
+
+
+def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
+    """One row per distinct permutation."""
+    drawn, d = posterior.permutations, posterior.distinct()
+    inverse_m = drawn.distinct()[1].tolist()
+    rows = []
+    for u, z_K in enumerate(d.z_uK.tolist()):
+        first = inverse_m.index(u)
+        rows.append(
+            {
+                "positions": z_K,
+                "ids": [posterior.candidates.ids[i] for i in z_K],
+                "times": inverse_m.count(u),
+                "log_p": float(drawn.log_p_m[first]),
+                "log_q": float(drawn.log_q_m[first]),
+                "log_likelihood": float(posterior.log_likelihood_m[first]),
+                "weight": float(d.weights_u[u]),
+                "baseline": None if d.baseline_u is None else float(d.baseline_u[u]),
+            }
+        )
+    return rows
+
+
+def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]]:
+    found, marginals = posterior.candidates, posterior.marginals().tolist()
+    return [
+        {
+            "position": i,
+            "id": passage.id,
+            "title": passage.title,
+            "score": float(score),
+            "gold": passage.id in example.gold_ids,
+            "marginal": marginals[i],
+        }
+        for i, (passage, score) in enumerate(zip(found.passages, found.scores_n, strict=True))
+    ]
+
+
+def permutations_text(data: Mapping[str, Any]) -> str:
+    """What `inspect_permutations` found, for people."""
+    lines = [data["question"], f"answer that is explained: {data['answer']}", "", "candidates (* gold):"]
+    for c in data["candidates"]:
+        mark = "*" if c["gold"] else " "
+        numbers = f"read {c['marginal']:.3f}  score {c['score']:.4f}"
+        lines.append(f"  [{c['position'] + 1}] {mark} {numbers}  {c['id']}  {c['title']}")
+    lines += ["", "  times    log p    log q  log p(y|z)       w       b  permutation"]
+    for row in data["permutations"]:
+        order = " > ".join(f"[{i + 1}]" for i in row["positions"])
+        baseline = "      -" if row["baseline"] is None else f"{row['baseline']:7.4f}"
+        lines.append(
+            f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f}  {row['log_likelihood']:10.3f} "
+            f"{row['weight']:7.4f} {baseline}  {order}"
+        )
+    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["telemetry"].items())])
+
+
+# -- rows of the M-step ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a row, and what is asked of the prediction *of it* (made one position earlier)."""
+
+    id: int
+    text: str
+    part: str
+    """"prompt", "answer" or "padding"."""
+    aligned: bool
+    """SelfAug compares its prediction with the base's."""
+    scored: bool
+    """Its log-probability is part of log p(y | x, d_z)."""
+
+
+def inspect_batch(
+    rag: RAG, examples: Sequence[QAExample], config: DROConfig, *, round: int = 1
+) -> list[dict[str, Any]]:
+    """The generator's rows of one micro-batch, token by token.
+
+    Args:
+        rag: The pipeline.
+        examples: The questions of the micro-batch.
+        config: How it is trained.
+        round: Number of the round.
+
+    Returns:
+        Per row: `question`, the permutation's ids, its posterior `weight`, and its `tokens` (`Token` as dictionaries),
+        padded as in training.
+    """
+    posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
+    joint = JointModel(rag.selector, rag.generator, config)
+    micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
+    rows, weights_R, aligned = joint.rows(micro_batch)
+    tokens = _tokens(rag, rows, set(aligned.rows), include_last=config.selfaug_include_last)
+    owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct().z_uK.tolist()]
+    return [
+        {
+            "question": example.question,
+            "ids": [candidates.ids[i] for i in z],
+            "weight": float(weight),
+            "tokens": [asdict(token) for token in row],
+        }
+        for (example, candidates, z), weight, row in zip(owners, weights_R, tokens, strict=True)
+    ]
+
+
+def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int], *, include_last: bool) -> list[list[Token]]:
+    model = rag.generator.language_model
+    ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
+    answers_B = torch.tensor([len(row.answer_ids) for row in rows])
+    prompts_B = lengths_B - answers_B
+    scored_BT = _predicted(ids_BT, *answer_positions(prompts_B, answers_B))
+    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)), include_last=include_last)[:2])
+    result = []
+    for b in range(len(rows)):
+        parts = ["prompt"] * int(prompts_B[b]) + ["answer"] * int(answers_B[b])
+        parts += ["padding"] * (ids_BT.shape[1] - len(parts))
+        result.append(
+            [
+                Token(int(i), str(model.tokenizer.decode([int(i)])), part, bool(a) and b in aligned_rows, bool(s))
+                for i, part, a, s in zip(ids_BT[b], parts, aligned_BT[b], scored_BT[b], strict=True)
+            ]
+        )
+    return result
+
+
+def _predicted(ids_BT: Tensor, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+    """True at the tokens that these positions predict: each the one after it."""
+    mask_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    mask_BT[rows_N, positions_N + 1] = True
+    return mask_BT
+
+
+def batch_text(rows: Sequence[Mapping[str, Any]], decode: Any) -> str:
+    """What `inspect_batch` found, for people: neighbouring tokens of one role together.
+
+    Args:
+        rows: What it returned.
+        decode: From token ids to text.
+    """
+    lines: list[str] = []
+    for number, row in enumerate(rows, 1):
+        lines += [f"row {number}: {row['question']}   w = {row['weight']:.4f}   reads {', '.join(row['ids'])}"]
+        start = 0
+        for role, group in groupby(row["tokens"], key=_role):
+            tokens = list(group)
+            text = decode([token["id"] for token in tokens])
+            lines.append(f"  {start:5d}-{start + len(tokens) - 1:<5d} {role:<18} {text!r}")
+            start += len(tokens)
+    return "\n".join(lines)
+
+
+def _role(token: Mapping[str, Any]) -> str:
+    return " + ".join([token["part"], *(["KL"] if token["aligned"] else []), *(["scored"] if token["scored"] else [])])

@@ -1,0 +1,73 @@
+"""Ten rounds of EM where log p(y | x) can be enumerated: it never falls in exact mode, and a sampled run follows it."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import byte_tokenizer, tiny_model
+
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig
+from indexes.builder import PassageIndex
+from rag.pipeline import RAG
+from retriever.selector import SelectorConfig
+from training import DROConfig, DROTrainer, QAExample
+from training.estimation import EStep
+
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",)),
+    QAExample("q3", "who designed Python?", ("Guido",)),
+]
+# The candidates stay as they are, so that every round is about the same log p(y | x): a question adapter that learns
+# brings others, and what is summed over is then another set.
+SHARED = {
+    "candidate_order": "retriever",
+    "train_retriever": False,
+    "warm_up_epochs": 0,
+    "selfaug_alpha": 0.0,
+    "loss_normalization": "sum",
+    "gradient_accumulation_steps": 3,
+}
+
+
+@pytest.fixture
+def run(index: PassageIndex, tmp_path: Path) -> Callable[..., list[float]]:
+    base = tmp_path / "base"
+    tiny_model().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+
+    def exact_log_marginal(rag: RAG) -> float:
+        e_step = EStep(rag.retriever, rag.selector, rag.generator, DROConfig(output_dir=base, exact=True, **SHARED))
+        found = [p.telemetry()["log_marginal"] for p in e_step(EXAMPLES, round=0)]
+        return sum(found) / len(found)
+
+    def run(name: str, **changes: object) -> list[float]:
+        """Exact log p(y | x), mean over the questions, after rounds 0 to 10."""
+        rag = RAG.create(
+            index=index,
+            base=base,
+            selector=SelectorConfig(num_candidates=4, num_selected=2),
+            generation=GenerationConfig(max_new_tokens=2),
+            adapter=AdapterConfig(r=3),
+            device="cpu",
+        )
+        rag.evaluate = lambda examples, progress=True: {"f1": exact_log_marginal(rag)}  # type: ignore[method-assign]
+        config = DROConfig(output_dir=tmp_path / name, rounds=10, learning_rate=3e-3, **SHARED, **changes)
+        history = DROTrainer(rag, config, EXAMPLES, EXAMPLES, progress=False).train()
+        return [row["eval_f1"] for row in history]
+
+    return run
+
+
+def test_log_p_of_the_answers_never_falls_and_sampling_follows(run: Callable[..., list[float]]) -> None:
+    exact = run("exact", exact=True, rows_per_micro_batch=12)
+    assert len(exact) == 11
+    assert all(later >= earlier for earlier, later in itertools.pairwise(exact))
+    gain = exact[-1] - exact[0]
+    assert gain > 1.0
+
+    sampled = run("sampled", num_samples=6, seed=1)
+    assert sampled[0] == pytest.approx(exact[0])
+    assert max(abs(s - e) for s, e in zip(sampled, exact, strict=True)) < 0.2 * gain

@@ -1,0 +1,141 @@
+"""The whole encoder as a learner: trained on what the posterior says was read, then the corpus is encoded anew.
+
+    pairs   <- per question each candidate that was probably read, beside one that was not
+    encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer
+    index   <- the same passages, encoded by it
+
+The question adapter learns without this and leaves the index as it is; `DROConfig.refresh_index` asks for both.
+
+Legend: n candidates.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from transformers import PrinterCallback
+
+from indexes.builder import PassageIndex, build_index
+from indexes.encoder import Encoder
+from retriever.dense import DenseRetriever
+from training.config import DROConfig
+from training.estimation import Posterior
+
+logger = logging.getLogger(__name__)
+
+READ = 0.5
+"""A candidate whose posterior probability of being read is at least this is a positive."""
+UNREAD = 0.05
+"""One whose probability is at most this may be a hard negative."""
+
+
+def refreshed(
+    retriever: DenseRetriever,
+    posteriors: Sequence[Posterior],
+    folder: Path,
+    config: DROConfig,
+    *,
+    seed: int,
+    is_main_process: bool = True,
+    progress: bool = True,
+) -> None:
+    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded anew.
+
+    Args:
+        retriever: Left as it is; `DenseRetriever.replace` takes what was written.
+        posteriors: Of one E-step.
+        folder: New.
+        config: `encoder_learning_rate`, `encoder_batch_size`, `encoder_epochs`.
+        seed: Of the batches.
+        is_main_process: All processes train together, one writes.
+        progress: Show progress bars.
+    """
+    pairs = training_pairs(posteriors)
+    trained = _trained(retriever.encoder, pairs, folder, config, seed) if pairs else retriever.encoder
+    if not pairs:
+        logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", READ)
+    if not is_main_process:
+        return
+    trained.save_pretrained(folder / "encoder")
+    old = retriever.index
+    encoder = _opened_encoder(folder, retriever.encoder)
+    build_index(old.corpus, encoder, folder / "index", factory=old.manifest.factory, progress=progress)
+
+
+def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
+    """Rows `question`, `positive`, `negative`: the negative is the unread candidate that the retriever liked best."""
+    rows: list[dict[str, str]] = []
+    for posterior in posteriors:
+        marginals_n, passages = posterior.marginals(), posterior.candidates.passages
+        ranked = posterior.candidates.scores_n.argsort(descending=True).tolist()
+        unread = next((i for i in ranked if float(marginals_n[i]) <= UNREAD), None)
+        if unread is None:
+            continue
+        rows += [
+            {
+                "question": posterior.example.question,
+                "positive": passages[i].contents,
+                "negative": passages[unread].contents,
+            }
+            for i in ranked
+            if float(marginals_n[i]) >= READ
+        ]
+    return rows
+
+
+def _trained(encoder: Encoder, pairs: Sequence[dict[str, str]], folder: Path, config: DROConfig, seed: int) -> Encoder:
+    """A trained copy."""
+    model = copy.deepcopy(encoder.model)
+    model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "logs"),
+        num_train_epochs=config.encoder_epochs,
+        per_device_train_batch_size=config.encoder_batch_size,
+        learning_rate=config.encoder_learning_rate,
+        warmup_steps=0.1,
+        seed=seed % (1 << 31),
+        # A passage that is one question's positive may not be another's negative of the same batch.
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        prompts={
+            "question": encoder.question_prompt,
+            "positive": encoder.passage_prompt,
+            "negative": encoder.passage_prompt,
+        },
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=model.device.type == "cpu",
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(list(pairs)),
+        loss=MultipleNegativesRankingLoss(model),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    model.eval()
+    return Encoder(model, question_prompt=encoder.question_prompt, passage_prompt=encoder.passage_prompt)
+
+
+def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
+    """What `refreshed` wrote, with the prompts and on the device of `like`."""
+    encoder = _opened_encoder(folder, like)
+    return PassageIndex.open(folder / "index", encoder=encoder), encoder
+
+
+def _opened_encoder(folder: Path, like: Encoder) -> Encoder:
+    return Encoder.from_pretrained(
+        folder / "encoder",
+        question_prompt=like.question_prompt,
+        passage_prompt=like.passage_prompt,
+        device=str(like.model.device),
+        dtype=like.dtype,
+    )
