@@ -165,8 +165,9 @@ def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], t
     plain, saving = make_rag(), make_rag()
     train(plain, settings(tmp_path / "a", rounds=1), None)
     train(saving, settings(tmp_path / "b", rounds=1, gradient_checkpointing=True), None)
+    # Prompt and replies are read in one row instead of two; Adam makes steps of 5e-3 of whatever noise that leaves.
     for name, tensor in learned(plain).items():
-        torch.testing.assert_close(learned(saving)[name], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(learned(saving)[name], tensor, rtol=1e-3, atol=2e-4)
 
 
 def test_learning_raises_the_likelihood_of_the_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
