@@ -396,7 +396,7 @@ def _inspect_batch(args: Any) -> Report:
 
 def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of about a minute")
-    parser.add_argument("--full", action="store_true", help="every baseline and ablation, about 20 minutes on two cores")
+    parser.add_argument("--full", action="store_true", help="every baseline and ablation: 20 minutes on two cores")
     parser.add_argument("--output", type=str, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
     parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
