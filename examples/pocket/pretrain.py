@@ -7,6 +7,10 @@ so nothing can be memorised and no real fact is ever seen. Answering about the d
 A killed run continues from `--work_dir` when the same command is given again; every step's text is a function of
 (seed, step), so it ends with the same weights. The scores that it prints go into the model cards.
 
+    python examples/pocket/pretrain.py --work_dir pocket-run --output rag/pocket --only scores
+
+prints those of the base that stands in `--output`.
+
     tokenizer -> steps of (draw rows, pack, forward, backward) -> fp16 weights -> scores -> encoder
 """
 
@@ -828,7 +832,7 @@ def main() -> None:
     parser.add_argument("--encoder_dimension", type=int, default=48)
     parser.add_argument("--encoder_pairs", type=int, default=4_000)
     parser.add_argument("--encoder_lr", type=float, default=0.05)
-    parser.add_argument("--only", choices=["base", "encoder", "scores"], help="leave the rest out")
+    parser.add_argument("--only", choices=["base", "encoder", "scores"], help="scores: of OUTPUT/base as it is")
     args = parser.parse_args()
     if args.only != "encoder":
         make_base(args)
@@ -843,12 +847,11 @@ def main() -> None:
 def make_base(args: argparse.Namespace) -> None:
     """Pre-train, export and score the language model."""
     folder = args.output / "base"
-    tokenizer = load_or_train_tokenizer(args)
     if args.only == "scores":
-        model = new_model(tokenizer, args)
-        resume(args.work_dir, model, [])
-    else:
-        model = pretrain(args, tokenizer)
+        print(json.dumps(scores(folder, args.score_items, args.seed), indent=2), flush=True)
+        return
+    tokenizer = load_or_train_tokenizer(args)
+    model = pretrain(args, tokenizer)
     export(model.cpu(), tokenizer, folder)
     values = scores(folder, args.score_items, args.seed)
     print(json.dumps(values, indent=2), flush=True)
