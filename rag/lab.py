@@ -44,7 +44,7 @@ from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
 from rag.rag_sequence import RAGSequence
 from rag.significance import bootstrap_interval, paired_bootstrap
-from rag.workers import Helpers, claim, leave_with_parent
+from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
@@ -163,8 +163,11 @@ class Lab:
     def run(self) -> dict[str, Any]:
         """Do every row that is not done yet, and compare them; returns what `rag.report` shows."""
         questions = self._world()
+        forget_claims(self.folder)  # of a run that was killed
         with self._helpers():
             self.do_rows(questions)
+        forget_claims(self.folder)
+        self.do_rows(questions)  # what a helper failed at, if any did
         results = [self._result(name) for name in self.settings.rows]
         return {
             "mode": self.settings.mode,
@@ -181,7 +184,8 @@ class Lab:
     def _helpers(self) -> Helpers:
         told = {"quiet": not logger.isEnabledFor(logging.INFO), "progress": self.progress}
         code = "import json, sys, rag.lab; rag.lab.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
-        return Helpers(self.folder, self.workers - 1, code, [str(self.folder), json.dumps(told)])
+        missing = sum(not self._result_file(name).is_file() for name in self.settings.rows)
+        return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
 
     def do_rows(self, questions: Mapping[str, list[QAExample]]) -> None:
         """Do the rows that nobody has done or claimed: from the shortest, or, beside others, from the longest."""

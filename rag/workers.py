@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+logger = logging.getLogger(__name__)
+
 CLAIMS_FOLDER = "claims"
 
 
@@ -25,48 +27,60 @@ def claim(folder: Path, job: str) -> bool:
     return True
 
 
+def forget_claims(folder: Path) -> None:
+    """All jobs can be claimed again."""
+    shutil.rmtree(folder / CLAIMS_FOLDER, ignore_errors=True)
+
+
 class Helpers:
-    """Further processes that do jobs of `folder` while the block runs; its end waits for them.
+    """Further processes that do jobs while the block runs; its end waits for them, an error in the block ends them.
+
+    A helper that fails is logged and no more than that: whoever started it does what is left.
 
     Args:
-        folder: Where jobs are claimed; claims of an earlier run are forgotten.
         count: How many. With this process they share the threads that torch has here.
         code: What each runs (Python). It begins with `leave_with_parent`.
         arguments: Its `sys.argv[1:]`.
-
-    Raises:
-        RuntimeError: One of them failed.
     """
 
-    def __init__(self, folder: Path, count: int, code: str, arguments: Sequence[str]) -> None:
-        self.folder, self.count = folder, count
-        self.command = [sys.executable, "-c", code, *arguments]
+    def __init__(self, count: int, code: str, arguments: Sequence[str]) -> None:
+        self.count = count
+        # Modules come from where ours came from; of itself `-c` would look into the working directory first.
+        self.command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}", *arguments]
         self.threads = torch.get_num_threads()
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> None:
-        shutil.rmtree(self.folder / CLAIMS_FOLDER, ignore_errors=True)
         share = max(1, self.threads // (self.count + 1))
         torch.set_num_threads(share)
         for position in range(1, self.count + 1):
-            # Progress bars of tqdm stand below ours.
-            environment = {**os.environ, "OMP_NUM_THREADS": str(share), "TQDM_POSITION": str(position)}
-            self.processes.append(subprocess.Popen(self.command, stdin=subprocess.PIPE, env=environment))
+            # Progress bars of tqdm stand below ours, and those of loading weights are left out.
+            environment = {"OMP_NUM_THREADS": str(share), "TQDM_POSITION": str(position)}
+            environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is for us, and we end them
+            )
+            self.processes.append(process)
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         torch.set_num_threads(self.threads)
         if kind is not None:
             for process in self.processes:
                 process.kill()
-        codes = [process.wait() for process in self.processes]
         for process in self.processes:
+            code = process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-        if kind is None and any(codes):
-            raise RuntimeError(
-                f"Every helper must end well; their exit codes are {codes}, and what they wrote stands above. What is "
-                "finished is kept: run the same command again."
-            )
+            if kind is None and code:
+                how = (
+                    f"was ended by signal {-code} (9: perhaps for want of memory)"
+                    if code < 0
+                    else f"exited with {code}"
+                )
+                logger.warning("A helper %s; what it left undone is done without it.", how)
 
 
 def leave_with_parent() -> None:
@@ -76,7 +90,6 @@ def leave_with_parent() -> None:
         # The pipe itself, and not the reader around it: that one holds a lock which the end of Python would wait for.
         while os.read(0, 1):
             pass
-        logging.getLogger(__name__).warning("Whoever started this helper is gone; it stops.")
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

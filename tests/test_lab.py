@@ -13,7 +13,7 @@ from indexes.errors import UsageError
 from rag.demo import MODES, run_demo
 from rag.lab import LABELS, Lab, LabSettings, compare, default_workers
 from rag.pipeline import RAG
-from rag.workers import CLAIMS_FOLDER
+from rag.workers import CLAIMS_FOLDER, Helpers
 
 TINY = LabSettings(
     rows=("base", "dro_selfaug"),
@@ -147,6 +147,27 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert done["two"] == ["dro_selfaug"]  # the longest first; the helper did the other
     assert [{**row, "seconds": 0} for row in shared["rows"]] == [{**row, "seconds": 0} for row in alone["rows"]]
     assert shared["curves"].keys() == {"dro_selfaug"}
+
+
+@pytest.mark.slow
+def test_what_a_dead_helper_leaves_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = f"from pathlib import Path; from rag.workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
+    monkeypatch.setattr(Lab, "_helpers", lambda lab: Helpers(1, f"{claim}; raise SystemExit(1)", []))
+    done: list[str] = []
+
+    def after_the_helper(name: str) -> None:
+        done.append(name)
+        end = time.monotonic() + 120
+        while not (tmp_path / "lab" / CLAIMS_FOLDER / "base").is_file():
+            assert time.monotonic() < end, "the helper claims nothing"
+            time.sleep(0.1)
+
+    found = Lab(tmp_path / "lab", TINY, progress=False, on_row=after_the_helper, workers=2).run()
+    assert done == ["dro_selfaug", "base"]
+    assert [row["name"] for row in found["rows"]] == ["base", "dro_selfaug"]
+    assert "A helper exited with 1" in caplog.text
 
 
 def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rag.workers import Helpers, claim
+from rag.workers import Helpers, claim, forget_claims
 
 DO_JOBS = """
 import os, sys
@@ -26,14 +26,15 @@ for job in "abcdefgh":
 
 def test_a_job_is_claimed_once(tmp_path: Path) -> None:
     assert [claim(tmp_path, job) for job in ("one", "two", "one")] == [True, True, False]
+    forget_claims(tmp_path)
+    assert claim(tmp_path, "one")
 
 
 def test_every_job_is_done_once_and_threads_are_shared(tmp_path: Path) -> None:
-    claim(tmp_path, "c")  # of a run that was killed
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        with Helpers(tmp_path, 2, DO_JOBS, [str(tmp_path)]):
+        with Helpers(2, DO_JOBS, [str(tmp_path)]):
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 6
     finally:
@@ -44,17 +45,36 @@ def test_every_job_is_done_once_and_threads_are_shared(tmp_path: Path) -> None:
     assert {position for _, _, position in lines} <= {"1", "2"}
 
 
-def test_a_failing_helper_is_reported(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RuntimeError, match=r"exit codes are \[3, 0\].*run the same command again"),
-        Helpers(tmp_path, 2, "import os, sys; sys.exit(3 * (os.environ['TQDM_POSITION'] == '1'))", []),
+def test_a_failing_helper_is_reported_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    with Helpers(
+        3,
+        "import os; p = os.environ['TQDM_POSITION']; os.kill(os.getpid(), 9) if p == '3' else os._exit(int(p) - 1)",
+        [],
     ):
         pass
+    assert [r.getMessage() for r in caplog.records] == [
+        "A helper exited with 1; what it left undone is done without it.",
+        "A helper was ended by signal 9 (9: perhaps for want of memory); what it left undone is done without it.",
+    ]
 
 
-def test_helpers_end_with_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_helper_imports_what_we_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what lies in the working directory under the same name."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    for name in ("json", "rag", "random"):
+        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError('imported from the working directory')")
+    (tmp_path / "there" / "mine.py").write_text("from pathlib import Path; Path('found').touch()")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(str(tmp_path / "there"))
+    with Helpers(1, "import json, random, rag.workers, mine", []):
+        pass
+    assert (tmp_path / "here" / "found").is_file()
+
+
+def test_helpers_end_with_an_error_of_ours() -> None:
     started = time.monotonic()
-    with pytest.raises(KeyError), Helpers(tmp_path, 1, "import time; time.sleep(60)", []):
+    with pytest.raises(KeyError), Helpers(1, "import time; time.sleep(60)", []):
         raise KeyError
     assert time.monotonic() - started < 30
 
@@ -67,9 +87,8 @@ def test_helpers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     )
     parent = f"""
 import time
-from pathlib import Path
 from rag.workers import Helpers
-with Helpers(Path({str(tmp_path)!r}), 1, {helper!r}, [{str(tmp_path / "pid")!r}]):
+with Helpers(1, {helper!r}, [{str(tmp_path / "pid")!r}]):
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
