@@ -163,11 +163,19 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
 
 def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     plain, saving = make_rag(), make_rag()
+    start = learned(plain)
     train(plain, settings(tmp_path / "a", rounds=1), None)
     train(saving, settings(tmp_path / "b", rounds=1, gradient_checkpointing=True), None)
-    # Prompt and replies are read in one row instead of two; Adam makes steps of 5e-3 of whatever noise that leaves.
-    for name, tensor in learned(plain).items():
-        torch.testing.assert_close(learned(saving)[name], tensor, rtol=1e-3, atol=2e-4)
+    # Prompt and replies are read in one row instead of two, and where a gradient is almost 0, Adam makes whole steps of
+    # the rounding that this leaves. So what was learned is compared as a whole.
+    found = learned(saving)
+    learned_by = {
+        role: [torch.cat([(w[n] - start[n]).flatten() for n in start if role in n]) for w in (learned(plain), found)]
+        for role in ("selector", "generator", "prior", "question")
+    }
+    for one, other in learned_by.values():
+        assert one.norm() > 1e-3
+        assert (one - other).norm() < 0.02 * one.norm()
 
 
 def test_learning_raises_the_likelihood_of_the_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
