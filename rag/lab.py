@@ -168,7 +168,7 @@ class Lab:
             self.do_rows(questions)
         forget_claims(self.folder)
         self.do_rows(questions)  # what a helper failed at, if any did
-        results = [self._result(name) for name in self.settings.rows]
+        results = [self._finished(name) for name in self.settings.rows]
         return {
             "mode": self.settings.mode,
             "settings": asdict(self.settings),
@@ -325,7 +325,7 @@ class Lab:
     def _result_file(self, name: str) -> Path:
         return self.folder / "results" / f"{name}.json"
 
-    def _result(self, name: str) -> dict[str, Any]:
+    def _finished(self, name: str) -> dict[str, Any]:
         return dict(json.loads(self._result_file(name).read_text(encoding="utf-8")))
 
 

@@ -36,6 +36,7 @@ from generator.language_model import AdapterConfig, LanguageModel
 from indexes.builder import PassageIndex, build_index
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
+from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.data import QAExample
@@ -218,3 +219,38 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
 def generator(language_model: LanguageModel) -> Generator:
     """A generator over the tiny model."""
     return Generator(language_model, config=GenerationConfig(max_new_tokens=5))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_rag(base: Path, index: PassageIndex) -> Callable[..., RAG]:
+    """Builds untrained pipelines over the toy passages."""
+
+    def make(num_candidates: int = 5) -> RAG:
+        return RAG.create(
+            index=index,
+            base=base,
+            selector=SelectorConfig(num_candidates=num_candidates, num_selected=2),
+            generation=GenerationConfig(max_new_tokens=3),
+            adapter=AdapterConfig(r=3),
+            device="cpu",
+        )
+
+    return make
+
+
+def learned(rag: RAG) -> dict[str, torch.Tensor]:
+    """Copies of everything that a pipeline learns, by name."""
+    model = rag.generator.language_model
+    tensors = {n: p for role in ("selector", "generator") for n, p in model.adapter_parameters(role).items()}
+    tensors |= {f"prior.{n}": p for n, p in rag.selector.prior.named_parameters()}
+    tensors |= {f"question.{n}": p for n, p in rag.retriever.adapter.named_parameters()}
+    return {n: p.detach().clone() for n, p in tensors.items()}

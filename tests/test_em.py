@@ -5,13 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import byte_tokenizer, tiny_model
 
-from generator.generator import GenerationConfig
-from generator.language_model import AdapterConfig
-from indexes.builder import PassageIndex
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample
 from training.estimation import EStep
 
@@ -33,26 +28,15 @@ SHARED = {
 
 
 @pytest.fixture
-def run(index: PassageIndex, tmp_path: Path) -> Callable[..., list[float]]:
-    base = tmp_path / "base"
-    tiny_model().save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-
+def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[float]]:
     def exact_log_marginal(rag: RAG) -> float:
-        e_step = EStep(rag.retriever, rag.selector, rag.generator, DROConfig(output_dir=base, exact=True, **SHARED))
+        e_step = EStep(rag.retriever, rag.selector, rag.generator, DROConfig(output_dir=tmp_path, exact=True, **SHARED))
         found = [p.telemetry()["log_marginal"] for p in e_step(EXAMPLES, round=0)]
         return sum(found) / len(found)
 
     def run(name: str, **changes: object) -> list[float]:
         """Exact log p(y | x), mean over the questions, after rounds 0 to 10."""
-        rag = RAG.create(
-            index=index,
-            base=base,
-            selector=SelectorConfig(num_candidates=4, num_selected=2),
-            generation=GenerationConfig(max_new_tokens=2),
-            adapter=AdapterConfig(r=3),
-            device="cpu",
-        )
+        rag = make_rag(num_candidates=4)
         rag.evaluate = lambda examples, progress=True: {"f1": exact_log_marginal(rag)}  # type: ignore[method-assign]
         config = DROConfig(output_dir=tmp_path / name, rounds=10, learning_rate=3e-3, **SHARED, **changes)
         history = DROTrainer(rag, config, EXAMPLES, EXAMPLES, progress=False).train()

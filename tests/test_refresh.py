@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
+from conftest import PASSAGES, learned, tiny_encoder
 
-from generator.generator import GenerationConfig
-from generator.language_model import AdapterConfig
-from indexes.builder import PassageIndex, build_index
+from indexes.builder import build_index
 from indexes.corpus import Corpus
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample
 from training.estimation import Posterior
 from training.refresh import open_refreshed, refreshed, training_pairs
@@ -103,31 +100,6 @@ def test_only_an_encoder_of_the_same_length_that_built_the_index(
         retriever.replace(index, other)
 
 
-@pytest.fixture
-def make_rag(index: PassageIndex, tmp_path: Path) -> Callable[[], RAG]:
-    base = tmp_path / "base"
-    tiny_model().save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-
-    def make() -> RAG:
-        return RAG.create(
-            index=index,
-            base=base,
-            selector=SelectorConfig(num_candidates=5, num_selected=2),
-            generation=GenerationConfig(max_new_tokens=3),
-            adapter=AdapterConfig(r=3),
-            device="cpu",
-        )
-
-    return make
-
-
-def weights(rag: RAG) -> list[torch.Tensor]:
-    model = rag.generator.language_model
-    found = [p for role in ("selector", "generator") for p in model.adapter_parameters(role).values()]
-    return [p.detach().clone() for p in [*found, *rag.selector.prior.parameters(), *rag.retriever.adapter.parameters()]]
-
-
 def test_a_run_resumes_restores_and_cleans_up(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +126,7 @@ def test_a_run_resumes_restores_and_cleans_up(
         trainer.train()
     DROTrainer(resumed, settings(tmp_path / "run", rounds=3, resume=True), EXAMPLES, None, progress=False).train()
     assert resumed.retriever.encoder.fingerprint == whole.retriever.encoder.fingerprint
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
 
     answer = resumed.answer("who wrote Hamlet?")
     bundle = resumed.save_pretrained(tmp_path / "run/bundle")

@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, tiny_model
+from conftest import PASSAGES, learned
 
-from generator.generator import GenerationConfig
-from generator.language_model import AdapterConfig
-from indexes.builder import PassageIndex
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.data import QAExample
 from training.trainer import DROTrainer
@@ -27,40 +23,9 @@ EXAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def make_rag(base: Path, index: PassageIndex) -> Callable[[], RAG]:
-    def make() -> RAG:
-        return RAG.create(
-            index=index,
-            base=base,
-            selector=SelectorConfig(num_candidates=5, num_selected=2),
-            generation=GenerationConfig(max_new_tokens=3),
-            adapter=AdapterConfig(r=3),
-            device="cpu",
-        )
-
-    return make
-
-
 def settings(folder: Path, **changes: object) -> DROConfig:
     defaults = {"rounds": 2, "num_samples": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
     return DROConfig(**{"output_dir": folder, **defaults, **changes})
-
-
-def learned(rag: RAG) -> dict[str, torch.Tensor]:
-    model = rag.generator.language_model
-    tensors = {n: p for role in ("selector", "generator") for n, p in model.adapter_parameters(role).items()}
-    tensors |= {f"prior.{n}": p for n, p in rag.selector.prior.named_parameters()}
-    tensors |= {f"question.{n}": p for n, p in rag.retriever.adapter.named_parameters()}
-    return {n: p.detach().clone() for n, p in tensors.items()}
 
 
 def train(rag: RAG, config: DROConfig, dev: Sequence[QAExample] | None = EXAMPLES[:2]) -> DROTrainer:

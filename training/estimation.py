@@ -75,21 +75,21 @@ class Posterior:
 
         The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration).
         """
+        d = self.distinct()
         return {
             "ess": float(effective_sample_size(self.weights_m)),
-            "distinct_permutations": len(self.permutations.distinct()[0]) / len(self.permutations),
+            "distinct_permutations": len(d.z_uK) / len(self.permutations),
             "log_marginal": float(log_marginal(self.log_omega_m)),
             "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
-            "posterior_entropy": float(torch.special.entr(self.distinct().weights_u).sum()),
+            "posterior_entropy": float(torch.special.entr(d.weights_u).sum()),
             "permutations": len(self.permutations),
-            **self._gold(),
+            **self._gold(d),
         }
 
-    def _gold(self) -> dict[str, float]:
+    def _gold(self, d: "DistinctPermutations") -> dict[str, float]:
         """Whether the heaviest permutation reads all gold passages; nothing where they are not known."""
         if not self.example.gold_ids:
             return {}
-        d = self.distinct()
         read = {self.candidates.ids[i] for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
         return {"best_holds_gold": float(read >= set(self.example.gold_ids))}
 

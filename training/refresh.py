@@ -15,7 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import PrinterCallback
@@ -55,16 +59,18 @@ def refreshed(
         is_main_process: All processes train together, one writes.
         progress: Show progress bars.
     """
-    pairs = training_pairs(posteriors)
-    trained = _trained(retriever.encoder, pairs, folder, config, seed) if pairs else retriever.encoder
-    if not pairs:
+    old, index = retriever.encoder, retriever.index
+    model = copy.deepcopy(old.model)
+    if pairs := training_pairs(posteriors):
+        _train(model, old, pairs, folder, config, seed)
+    else:
         logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", READ)
     if not is_main_process:
         return
-    trained.save_pretrained(folder / "encoder")
-    old = retriever.index
-    encoder = _opened_encoder(folder, retriever.encoder)
-    build_index(old.corpus, encoder, folder / "index", factory=old.manifest.factory, progress=progress)
+    name = str((folder / "encoder").resolve())
+    new = Encoder(model, name=name, question_prompt=old.question_prompt, passage_prompt=old.passage_prompt)
+    new.save_pretrained(name)
+    build_index(index.corpus, new, folder / "index", factory=index.manifest.factory, progress=progress)
 
 
 def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
@@ -88,9 +94,15 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
     return rows
 
 
-def _trained(encoder: Encoder, pairs: Sequence[dict[str, str]], folder: Path, config: DROConfig, seed: int) -> Encoder:
-    """A trained copy."""
-    model = copy.deepcopy(encoder.model)
+def _train(
+    model: SentenceTransformer,
+    encoder: Encoder,
+    pairs: Sequence[dict[str, str]],
+    folder: Path,
+    config: DROConfig,
+    seed: int,
+) -> None:
+    """Train the model in place, with the prompts of `encoder`."""
     model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "logs"),
@@ -122,20 +134,15 @@ def _trained(encoder: Encoder, pairs: Sequence[dict[str, str]], folder: Path, co
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.eval()
-    return Encoder(model, question_prompt=encoder.question_prompt, passage_prompt=encoder.passage_prompt)
 
 
 def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
     """What `refreshed` wrote, with the prompts and on the device of `like`."""
-    encoder = _opened_encoder(folder, like)
-    return PassageIndex.open(folder / "index", encoder=encoder), encoder
-
-
-def _opened_encoder(folder: Path, like: Encoder) -> Encoder:
-    return Encoder.from_pretrained(
+    encoder = Encoder.from_pretrained(
         folder / "encoder",
         question_prompt=like.question_prompt,
         passage_prompt=like.passage_prompt,
         device=str(like.model.device),
         dtype=like.dtype,
     )
+    return PassageIndex.open(folder / "index", encoder=encoder), encoder
