@@ -1,25 +1,27 @@
 """How wrong each way to estimate the posterior and the selector's gradient is, against the enumerated truth.
 
     python -m benchmarks.estimators [--json]
+    python -m benchmarks.estimators --pipeline DIR --questions FILE [--limit 40] [--json]
 
 A problem is a selector over permutations of K of n candidates (logits that depend on what was chosen before) and a
 log-likelihood of the answer for every permutation: candidates are useful or not, those that are read first count more,
-and a part belongs to the permutation alone. Sharpness scales the selector's logits; a mild likelihood spans a few nats,
-a peaked one several times as much. The guide sees each candidate alone, with noise of its own.
+and a part belongs to the permutation alone. Sharpness scales the selector's logits; a mild likelihood spans a few
+nats, a peaked one several times as much. Each candidate alone is seen with noise of its own. With a pipeline, the
+problems are questions: its selector and its generator are asked about every permutation, so n and K must be small.
 
 | method | proposal | weights |
 |---|---|---|
+| none | none: the selector as it is for the posterior, and 0 for the gradient | |
 | paper | T = 0.7, with replacement, duplicates dropped | the likelihood alone, not corrected |
 | snis | the selector, with replacement | self-normalised p/q times the likelihood |
 | without | the selector, without replacement | the same by inclusion probabilities (Kool et al. 2019) |
 | + cv | as before it | less the control variate b |
 | guided | half selector, half guided, without replacement | the same, with the control variate |
-| imputed | 8 m different ones from the guided proposal, of which m are scored | the others by a surrogate |
-| guided, same cost | guided, with as many permutations fewer as the guide costs (n rows of one passage) | the same |
+| imputed | 8 m different ones from the selector, of which m are scored | the same, the others guessed |
+| ..., same cost | as many permutations fewer as n rows of one passage cost | |
 
-The surrogate of an unscored permutation is a linear function of what its candidates say alone, place by place, with
-slopes fitted to the scored ones of all E-steps and an offset for each E-step. "Same cost" pays for the guide's n rows
-of one passage with n/K permutations.
+Guided and imputed need what each candidate says alone, n rows of one passage; "same cost" pays for them with n/K
+permutations. Guesses are those of `training.imputation`, with one model for all problems of a regime.
 
 Errors are means over problems, relative to nothing: `posterior_mse` sums over permutations, `gradient_bias` (squared),
 `gradient_variance` and their sum `gradient_mse` over the logits of the tree.
@@ -28,14 +30,18 @@ Errors are means over problems, relative to nothing: `posterior_mse` sums over p
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rag import RAG
 from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
+from training import DROConfig, load_examples
+from training.estimation import EStep, Posterior
+from training.imputation import Surrogate, choose, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights
 
 SHARPNESS = {"flat": 0.5, "medium": 1.5, "sharp": 3.0}
@@ -50,6 +56,9 @@ def main() -> None:
     parser.add_argument("--selected", type=int, default=3)
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--problems", type=int, default=12)
+    parser.add_argument("--pipeline", help="folder of a saved pipeline whose questions are the problems")
+    parser.add_argument("--questions", help="with --pipeline: file of questions with answers")
+    parser.add_argument("--limit", type=int, default=40, help="with --pipeline: only the first so many")
     parser.add_argument("--repeats", type=int, default=600, help="E-steps of each problem")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
@@ -60,28 +69,46 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every method at every m in every regime."""
+    for likelihood, sharpness, problems in _regimes(args):
+        for m in args.samples:
+            generator = torch.Generator().manual_seed(args.seed)
+            for name, method in METHODS.items():
+                estimates = method(problems, m, args.repeats, generator)
+                errors = [p.errors(*estimate) for p, estimate in zip(problems, estimates, strict=True)]
+                posterior, bias, variance = torch.stack(errors).mean(0).tolist()
+                yield {
+                    "method": name,
+                    "m": m,
+                    "sharpness": sharpness,
+                    "likelihood": likelihood,
+                    "posterior_mse": posterior,
+                    "gradient_bias": bias,
+                    "gradient_variance": variance,
+                    "gradient_mse": bias + variance,
+                }
+
+
+def _regimes(args: argparse.Namespace) -> Iterator[tuple[str, str, list["Problem"]]]:
+    if args.pipeline:
+        yield "measured", "measured", measured(args)
+        return
     tree = Tree.of(args.candidates, args.selected)
     for likelihood, scale in LIKELIHOOD.items():
         for sharpness, spread in SHARPNESS.items():
-            for m in args.samples:
-                sums: dict[str, Tensor] = {}
-                for number in range(args.problems):
-                    generator = torch.Generator().manual_seed(1000 * args.seed + number)
-                    problem = Problem.drawn(tree, spread, scale, generator)
-                    for name, method in METHODS.items():
-                        errors = problem.errors(*method(problem, m, args.repeats, generator))
-                        sums[name] = sums.get(name, torch.zeros(3)) + errors / args.problems
-                for name, (posterior, bias, variance) in sums.items():
-                    yield {
-                        "method": name,
-                        "m": m,
-                        "sharpness": sharpness,
-                        "likelihood": likelihood,
-                        "posterior_mse": float(posterior),
-                        "gradient_bias": float(bias),
-                        "gradient_variance": float(variance),
-                        "gradient_mse": float(bias + variance),
-                    }
+            seeds = [1000 * args.seed + number for number in range(args.problems)]
+            yield likelihood, sharpness, [Problem.drawn(tree, spread, scale, seed) for seed in seeds]
+
+
+def measured(args: argparse.Namespace) -> list["Problem"]:
+    """Questions of a saved pipeline."""
+    rag = RAG.from_pretrained(args.pipeline)
+    settings = DROConfig(output_dir="unused", exact=True, candidate_order="retriever")
+    selector = rag.selector.config
+    tree = Tree.of(selector.num_candidates, selector.num_selected)
+    examples = load_examples(args.questions, limit=args.limit)
+    return [
+        Problem.of(tree, rag, p) for p in EStep(rag.retriever, rag.selector, rag.generator, settings)(examples, round=1)
+    ]
 
 
 # -- problems --------------------------------------------------------------------------------------------------
@@ -140,8 +167,25 @@ class Problem:
     """Log-likelihood of each candidate alone, as the guide sees it."""
 
     @classmethod
-    def drawn(cls, tree: Tree, sharpness: float, scale: float, generator: torch.Generator) -> "Problem":
+    def of(cls, tree: Tree, rag: RAG, exact: Posterior) -> "Problem":
+        """An enumerated question: logits from the log-probabilities of the leaves, step by step."""
+        # A choice is as probable as the leaves behind it together; what all choices of a node have in common cancels.
+        prob_N = exact.permutations.log_p_m.double().softmax(-1)
+        P, n = tree.used_Pn.shape
+        prob_Pn = torch.zeros(P * n, dtype=torch.float64)
+        for nodes_N, choices_N in zip(tree.nodes_NK.T, tree.leaves_NK.T, strict=True):
+            prob_Pn.index_add_(0, nodes_N * n + choices_N, prob_N)
+        logits_Pn = prob_Pn.view(P, n).clamp_min(1e-300).log().float()
+        found = exact.candidates
+        alone_n = rag.generator.log_probs(
+            [rag.generator.row(found.question, [p], exact.answer) for p in found.passages]
+        )
+        return cls(tree, logits_Pn, tree.log_prob(logits_Pn), exact.log_likelihood_m.float(), alone_n.float())
+
+    @classmethod
+    def drawn(cls, tree: Tree, sharpness: float, scale: float, seed: int) -> "Problem":
         """Two useful candidates, one of them half as much; what is read first counts more."""
+        generator = torch.Generator().manual_seed(seed)
         (P, n), k = tree.used_Pn.shape, tree.leaves_NK.shape[1]
         own_n = sharpness * torch.randn(n, generator=generator)
         logits_Pn = own_n + 0.3 * sharpness * torch.randn(P, n, generator=generator)
@@ -166,7 +210,12 @@ class Problem:
 # -- methods: R E-steps with m permutations each, as weights over all N ----------------------------------------------
 
 Estimate = tuple[Tensor, Tensor | None]
-Method = Callable[[Problem, int, int, torch.Generator], Estimate]
+Method = Callable[[Sequence[Problem], int, int, torch.Generator], list[Estimate]]
+
+
+def one_by_one(method: Callable[[Problem, int, int, torch.Generator], Estimate]) -> Method:
+    """A method that looks at one problem at a time."""
+    return lambda problems, m, repeats, generator: [method(p, m, repeats, generator) for p in problems]
 
 
 def _spread(index_Rm: Tensor, values_Rm: Tensor, n: int) -> Tensor:
@@ -221,61 +270,57 @@ def _guided_log_q(problem: Problem) -> Tensor:
     return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
 
 
-def imputed(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
-    """Many permutations, few of them scored, the others guessed from those."""
-    log_q_N = _guided_log_q(problem)
-    index_RM, log_q_RM = _different(log_q_N, min(8 * m, len(log_q_N) - 1), repeats, generator)
-    log_p_RM, true_RM = problem.log_p_N[index_RM], problem.log_likelihood_N[index_RM]
-    alone_RMK = problem.alone_n[problem.tree.leaves_NK[index_RM]]
-    # Scored are those that matter most if the candidates alone are to be believed.
-    promise_RM = log_p_RM - log_q_RM + alone_RMK.mean(-1)
-    scored_Rm = (promise_RM + standard_gumbel(promise_RM.shape, generator)).topk(m, dim=-1).indices
-    known_RM = torch.zeros_like(log_p_RM, dtype=torch.bool).scatter_(1, scored_Rm, True)
-    guess_RM = _surrogate(alone_RMK, true_RM, scored_Rm)
-    log_omega_RM = log_importance_weights(log_p_RM, log_q_RM, torch.where(known_RM, true_RM, guess_RM))
-    N = len(log_q_N)
-    return (
-        _spread(index_RM, posterior_weights(log_omega_RM), N),
-        _spread(index_RM, baseline_weights(log_p_RM, log_q_RM), N),
-    )
+def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
+    """Many permutations, few of them scored, the others guessed from those of all problems."""
+    drawn = [_different(p.log_p_N, min(8 * m, len(p.log_p_N) - 1), repeats, generator) for p in problems]
+    ratios = [(p.log_p_N[index_RM] - log_q_RM).float() for p, (index_RM, log_q_RM) in zip(problems, drawn, strict=True)]
+    truths = [p.log_likelihood_N[index_RM] for p, (index_RM, _) in zip(problems, drawn, strict=True)]
+    said = [features(p.alone_n, p.tree.leaves_NK[index_RM]) for p, (index_RM, _) in zip(problems, drawn, strict=True)]
+    scored = [choose(x, ratio_RM, m, generator)[0] for x, ratio_RM in zip(said, ratios, strict=True)]
+    known = [truth_RM.gather(1, scored_Rm) for truth_RM, scored_Rm in zip(truths, scored, strict=True)]
+    heard = [
+        x.gather(1, scored_Rm[..., None].expand(-1, -1, x.shape[-1])) for x, scored_Rm in zip(said, scored, strict=True)
+    ]
+    surrogate = Surrogate.fit(heard, known)
+    estimates: list[Estimate] = []
+    for p, (index_RM, _), ratio_RM, *parts in zip(problems, drawn, ratios, said, scored, known, strict=True):
+        weights_RM = posterior_weights(ratio_RM + surrogate.complete(*parts))
+        N = len(p.log_p_N)
+        estimates.append((_spread(index_RM, weights_RM, N), _spread(index_RM, ratio_RM.softmax(-1), N)))
+    return estimates
 
 
-def _surrogate(alone_RMK: Tensor, true_RM: Tensor, scored_Rm: Tensor) -> Tensor:
-    """Least squares over the scored permutations of all E-steps: a slope for each place, an offset for each E-step."""
-    K = alone_RMK.shape[-1]
-    x_RmK = alone_RMK.gather(1, scored_Rm[..., None].expand(-1, -1, K))
-    y_Rm = true_RM.gather(1, scored_Rm)
-    x_mean, y_mean = x_RmK.mean(1, keepdim=True), y_Rm.mean(1, keepdim=True)
-    centred_DK, centred_D = (x_RmK - x_mean).flatten(0, 1), (y_Rm - y_mean).flatten()
-    slopes_K = torch.linalg.solve(centred_DK.T @ centred_DK + 1e-3 * torch.eye(K), centred_DK.T @ centred_D)
-    return (alone_RMK - x_mean) @ slopes_K + y_mean
+def _at_same_cost(method: Method) -> Method:
+    """Paying for the n rows of one passage with permutations of K."""
 
+    def paid(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
+        n, k = len(problems[0].alone_n), problems[0].tree.leaves_NK.shape[1]
+        return method(problems, max(m - math.ceil(n / k), 1), repeats, generator)
 
-def guided_at_same_cost(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
-    """The same, paying for the guide's n rows of one passage with permutations of K."""
-    return guided(problem, _paid(problem, m), repeats, generator)
-
-
-def _paid(problem: Problem, m: int) -> int:
-    return max(m - math.ceil(len(problem.alone_n) / problem.tree.leaves_NK.shape[1]), 1)
+    return paid
 
 
 def _without_baseline(method: Method) -> Method:
-    return lambda *arguments: (method(*arguments)[0], None)
+    return lambda *arguments: [(weights_RN, None) for weights_RN, _ in method(*arguments)]
+
+
+def nothing(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """What any estimate must be better than."""
+    prob_RN = problem.log_p_N.exp().expand(repeats, -1)
+    return prob_RN, prob_RN
 
 
 METHODS: dict[str, Method] = {
-    "paper": paper,
-    "snis": _without_baseline(with_replacement),
-    "snis + cv": with_replacement,
-    "without": _without_baseline(without_replacement),
-    "without + cv": without_replacement,
-    "guided": guided,
-    "guided, same cost": guided_at_same_cost,
+    "none": one_by_one(nothing),
+    "paper": one_by_one(paper),
+    "snis": _without_baseline(one_by_one(with_replacement)),
+    "snis + cv": one_by_one(with_replacement),
+    "without": _without_baseline(one_by_one(without_replacement)),
+    "without + cv": one_by_one(without_replacement),
+    "guided": one_by_one(guided),
+    "guided, same cost": _at_same_cost(one_by_one(guided)),
     "imputed": imputed,
-    "imputed, same cost": lambda problem, m, repeats, generator: imputed(
-        problem, _paid(problem, m), repeats, generator
-    ),
+    "imputed, same cost": _at_same_cost(imputed),
 }
 
 

@@ -34,7 +34,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     Returns:
         `candidates` in the order of the selector's prompt, each with its posterior `marginal` (the probability that
         it is read); `permutations`, heaviest first, each with how often it was drawn, log p_s, log q,
-        log p(y|x,d_z), w and b; and the `telemetry` of the E-step.
+        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `telemetry` of the E-step.
     """
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
     rows = _drawn(posterior)
@@ -51,6 +51,7 @@ def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
     """One row per distinct permutation."""
     drawn, d = posterior.permutations, posterior.distinct()
     inverse_m = drawn.distinct()[1].tolist()
+    scored = set(range(len(drawn)) if posterior.scored is None else posterior.scored.index_m.tolist())
     rows = []
     for u, z_K in enumerate(d.z_uK.tolist()):
         first = inverse_m.index(u)
@@ -62,6 +63,7 @@ def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
                 "log_p": float(drawn.log_p_m[first]),
                 "log_q": float(drawn.log_q_m[first]),
                 "log_likelihood": float(posterior.log_likelihood_m[first]),
+                "scored": first in scored,
                 "weight": float(d.weights_u[u]),
                 "baseline": None if d.baseline_u is None else float(d.baseline_u[u]),
             }
@@ -91,12 +93,14 @@ def permutations_text(data: Mapping[str, Any]) -> str:
         mark = "*" if c["gold"] else " "
         numbers = f"read {c['marginal']:.3f}  score {c['score']:.4f}"
         lines.append(f"  [{c['position'] + 1}] {mark} {numbers}  {c['id']}  {c['title']}")
-    lines += ["", "  times    log p    log q  log p(y|z)       w       b  permutation"]
+    guessed = "" if all(row["scored"] for row in data["permutations"]) else "   (~ guessed)"
+    lines += ["", f"  times    log p    log q  log p(y|z)       w       b  permutation{guessed}"]
     for row in data["permutations"]:
         order = " > ".join(f"[{i + 1}]" for i in row["positions"])
         baseline = "      -" if row["baseline"] is None else f"{row['baseline']:7.4f}"
+        mark = " " if row["scored"] else "~"
         lines.append(
-            f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f}  {row['log_likelihood']:10.3f} "
+            f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f} {mark}{row['log_likelihood']:10.3f} "
             f"{row['weight']:7.4f} {baseline}  {order}"
         )
     return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["telemetry"].items())])
@@ -139,7 +143,7 @@ def inspect_batch(
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
     rows, weights_R, aligned = joint.rows(micro_batch)
     tokens = _tokens(rag, rows, set(aligned.rows), include_last=config.selfaug_include_last)
-    owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct().z_uK.tolist()]
+    owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {
             "question": example.question,

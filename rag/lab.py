@@ -92,6 +92,8 @@ class LabSettings:
     num_selected: int = 2
     """About the paper's share: 5 of 20."""
     num_samples: int = 4
+    oversampling: int = 8
+    """Different permutations drawn for each one that is scored; 1 draws with replacement, as the paper."""
     learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
     lora_r: int = 16
@@ -267,6 +269,8 @@ class Lab:
             resume=(folder / "run.json").is_file(),
             rounds=s.rounds,
             num_samples=s.num_samples,
+            oversampling=s.oversampling,
+            replacement=s.oversampling == 1,
             learning_rate=s.learning_rate,
             selector_learning_rate=s.selector_learning_rate,
             gradient_accumulation_steps=s.gradient_accumulation_steps,
@@ -279,7 +283,8 @@ class Lab:
             seed=s.seed,
         )
         recipes: dict[str, dict[str, Any]] = {
-            "sft": {"train_selector": False, "num_samples": 1, "proposal_temperature": _CERTAIN},
+            "sft": {"train_selector": False, "num_samples": 1, "proposal_temperature": _CERTAIN}
+            | {"oversampling": 1, "replacement": True},
             "rag_sequence": {"train_selector": False, "exact": True},
             "dro_no_selector": {"train_selector": False},
             "dro_no_generator": {"train_generator": False},

@@ -44,6 +44,11 @@ class Permutations:
     def __len__(self) -> int:
         return len(self.z_mK)
 
+    def at(self, index: Tensor) -> "Permutations":
+        """Some of them, by position."""
+        lm_logits = None if self.lm_logits_mKn is None else self.lm_logits_mKn[index]
+        return Permutations(self.z_mK[index], self.log_p_m[index], self.log_q_m[index], lm_logits)
+
     def distinct(self) -> tuple[Tensor, Tensor]:
         """`(z_uK, inverse_m)`: each different permutation once, and which of them each draw is."""
         return torch.unique(self.z_mK, dim=0, return_inverse=True)

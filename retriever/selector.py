@@ -166,6 +166,7 @@ class Selector:
         guides: Sequence[Tensor] | None = None,
         guided_share: float = 0.5,
         replacement: bool = True,
+        decoding: str | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """M draws per question from the selector tempered by `temperature` (1: the selector itself).
@@ -180,6 +181,8 @@ class Selector:
             guided_share: Share of the guided one in the mixture.
             replacement: False draws m different permutations, by stochastic beam search over the tree of ids (Kool
                 et al. 2019, arXiv 1903.06059).
+            decoding: How the proposal decodes; None: as the selector. "single_pass" draws every id from the first
+                logits and scores the permutations under the selector in one further pass.
             generator: Of the draws.
 
         Returns:
@@ -191,11 +194,16 @@ class Selector:
                 "m must be at least 1, temperature positive and guided_share between 0 and 1; "
                 f"m={m}, temperature={temperature}, guided_share={guided_share} came."
             )
+        if decoding not in (None, "single_pass", self.config.decoding):
+            raise UsageError(
+                f"decoding must be 'single_pass' or the selector's own, {self.config.decoding!r}; {decoding!r} came."
+            )
+        ahead = decoding == "single_pass" != self.config.decoding
 
         def draw(batch: _Batch, rows: list[int]) -> list[Permutations]:
             guide_Bn = None if guides is None else _padded([guides[i] for i in rows], batch.absent_Bn)
             proposal = Proposal(temperature, guide_Bn, guided_share)
-            return (self._decode if replacement else self._search)(batch, m, proposal, generator)
+            return (self._decode if replacement else self._search)(batch, m, proposal, generator, ahead=ahead)
 
         # One beam more than asked for: the first one left out is the threshold of the inclusion probabilities.
         return self._in_batches(candidates, m if replacement else m + 1, draw)
@@ -228,7 +236,7 @@ class Selector:
         the prompt make that equal to m separate rows. Without `teach_retriever` the gradient stops at the retriever's
         scores.
         """
-        batch = self._batch(candidates, [self.prompt_ids(c) for c in candidates], teach_retriever=teach_retriever)
+        batch = self._batch(candidates, self._prompts(candidates), teach_retriever=teach_retriever)
         m = max(len(z) for z in permutations)
         z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
         z_BmK = z_BmK.to(self.language_model.device)
@@ -272,6 +280,14 @@ class Selector:
             self.identifiers,
             max_tokens=self.language_model.context_length - self._reply_tokens,
         )
+
+    def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
+        """Ranking prompts, or one token each where nobody will read them."""
+        if not self._is_unheard():
+            return [self.prompt_ids(c) for c in candidates]
+        for one in candidates:
+            self._check(one)
+        return [[self.language_model.end_of_answer_id] for _ in candidates]
 
     def _check(self, candidates: Candidates) -> None:
         n, k = len(candidates), self.config.num_selected
@@ -408,7 +424,7 @@ class Selector:
         self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch, list[int]], list[Permutations]]
     ) -> list[Permutations]:
         """What `draw` makes of batches of questions (with their numbers), with room for m replies each, in order."""
-        prompts = [self.prompt_ids(c) for c in candidates]
+        prompts = self._prompts(candidates)
         lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
@@ -425,9 +441,10 @@ class Selector:
         generator: torch.Generator | None,
         *,
         greedy: bool = False,
+        ahead: bool = False,
     ) -> list[Permutations]:
-        """One prefill, then K masked choices for all m permutations at once."""
-        stepper = _Stepper(self, batch, m)
+        """One prefill, then K masked choices for all m permutations at once; `ahead` makes them by the first logits."""
+        stepper = _Stepper(self, batch, m, ahead=ahead)
         B, n = batch.absent_Bn.shape
         used_Bmn = batch.absent_Bn[:, None].expand(B, m, n)
         log_CBm = proposal.start(B, m, used_Bmn.device)
@@ -442,14 +459,17 @@ class Selector:
             used_Bmn = mark_used(used_Bmn, chosen_Bm)
             z.append(chosen_Bm)
         z_BmK, log_p_Bm, log_q_Bm = torch.stack(z, dim=-1).cpu(), log_CBm[0].cpu(), proposal.log_q(log_CBm).cpu()
-        lm_BmKn = stepper.heard(torch.stack(lm, dim=-2))
-        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, lm_BmKn, strict=True)]
+        lm_BmKn = torch.stack(lm, dim=-2)
+        if ahead:
+            log_p_Bm, lm_BmKn = self._followed(batch, stepper, z_BmK)
+        heard_B = stepper.heard(lm_BmKn)
+        return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, heard_B, strict=True)]
 
     def _search(
-        self, batch: _Batch, m: int, proposal: Proposal, generator: torch.Generator | None
+        self, batch: _Batch, m: int, proposal: Proposal, generator: torch.Generator | None, *, ahead: bool = False
     ) -> list[Permutations]:
         """Stochastic beam search: at every step, the m + 1 children of largest perturbed log-probability."""
-        stepper = _Stepper(self, batch, m + 1)
+        stepper = _Stepper(self, batch, m + 1, ahead=ahead)
         B, n = batch.absent_Bn.shape
         used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
         log_CBb = proposal.start(B, m + 1, torch.device("cpu")).double()
@@ -471,9 +491,20 @@ class Selector:
             lm_Bbkn = lm_Bbkn.gather(1, parent_Bb[:, :, None, None].expand_as(lm_Bbkn))
             used_Bbn = batch.absent_Bn[:, None].expand(B, m + 1, n)
             used_Bbn = used_Bbn.scatter(-1, z_Bbk.to(used_Bbn.device), True)
+        log_p_Bb, log_q_Bb = log_CBb[0], proposal.log_q(log_CBb)
+        if ahead:
+            log_p_Bb, lm_Bbkn = self._followed(batch, stepper, z_Bbk)
         heard_B = stepper.heard(lm_Bbkn)
-        log_q_Bb = proposal.log_q(log_CBb)
-        return [_drawn(*one) for one in zip(z_Bbk, log_CBb[0], log_q_Bb, perturbed_Bb, heard_B, strict=True)]
+        return [_drawn(*one) for one in zip(z_Bbk, log_p_Bb, log_q_Bb, perturbed_Bb, heard_B, strict=True)]
+
+    def _followed(self, batch: _Batch, stepper: "_Stepper", z_BmK: Tensor) -> tuple[Tensor, Tensor]:
+        """Log p_s `[B, m]` of permutations that were drawn ahead, on the CPU, and the language model's logits."""
+        z_BmK = z_BmK.to(batch.absent_Bn.device)
+        lm_BmKn = stepper.lm_logits_along(z_BmK)
+        (B, m, K), n = z_BmK.shape, batch.absent_Bn.shape[1]
+        logits = self._pool(lm_BmKn, batch.prior_Bn[:, None, None, :]).reshape(B * m, K, n)
+        absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
+        return sequential_log_prob(logits, z_BmK.reshape(B * m, K), absent).view(B, m).cpu(), lm_BmKn
 
 
 def _padded(guides: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:
@@ -495,11 +526,12 @@ def _drawn(z_bK: Tensor, log_p_b: Tensor, log_q_b: Tensor, perturbed_b: Tensor, 
 class _Stepper:
     """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
 
-    A language model that goes unheard is not asked: its logits are given as 0.
+    A language model that goes unheard is not asked: its logits are given as 0. With `ahead` the logits of every step
+    are the first ones, and `lm_logits_along` tells afterwards what they should have been.
     """
 
-    def __init__(self, selector: Selector, batch: _Batch, m: int) -> None:
-        self.selector, self.batch, self.m = selector, batch, m
+    def __init__(self, selector: Selector, batch: _Batch, m: int, *, ahead: bool = False) -> None:
+        self.selector, self.batch, self.m, self.ahead = selector, batch, m, ahead
         self.unheard = selector._is_unheard()
         one_pass = self.unheard or selector.config.decoding == "single_pass"
         self.cache = None if one_pass else selector.language_model.new_cache()
@@ -514,23 +546,31 @@ class _Stepper:
 
     def lm_logits(self, z: list[Tensor]) -> Tensor:
         """Id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
-        if not z or self.cache is None:
+        if not z or self.cache is None or self.ahead:
             return self.first_Bmn
-        return self._step(z[-1].unsqueeze(-1), self.cache)
+        return self._step(z[-1].unsqueeze(-1), self.cache)[:, :, -1]
 
     def lm_logits_after(self, z_Bmk: Tensor) -> Tensor:
         """The same after whole replies `[B, m, k]`, which need not continue those asked about before."""
-        if not z_Bmk.shape[-1] or self.cache is None:
+        if not z_Bmk.shape[-1] or self.cache is None or self.ahead:
             return self.first_Bmn
         # Beams change their parents, and a reply is short beside the prompt: it is read anew.
         if read := len(self.read.depth):
             self.cache.crop(-read)
         self.read = Branches.of(self.m, 0, 0, self.selector.language_model.device)
-        return self._step(z_Bmk.to(self.batch.prompt_ids_BP.device), self.cache)
+        return self._step(z_Bmk.to(self.batch.prompt_ids_BP.device), self.cache)[:, :, -1]
+
+    def lm_logits_along(self, z_BmK: Tensor) -> Tensor:
+        """Id logits `[B, m, K, n]` at every step of whole permutations, none of which was read before."""
+        first_Bm1n, K = self.first_Bmn.unsqueeze(2), z_BmK.shape[-1]
+        if self.cache is None:
+            return first_Bm1n.expand(-1, -1, K, -1)
+        return first_Bm1n if K == 1 else torch.cat([first_Bm1n, self._step(z_BmK[..., :-1], self.cache)], dim=2)
 
     def _step(self, chosen_Bmk: Tensor, cache: Cache) -> Tensor:
+        """Id logits `[B, m, k, n]` after each of k more choices."""
         hidden_BmkH, self.read = self.selector._hidden_of_choices(self.batch, chosen_Bmk, self.read, cache)
-        return self.selector._id_logits(hidden_BmkH[:, :, -1], self.batch.absent_Bn.shape[1])
+        return self.selector._id_logits(hidden_BmkH, self.batch.absent_Bn.shape[1])
 
     def heard(self, lm_BmKn: Tensor) -> Sequence[Tensor | None]:
         """What the language model said of each question, on the CPU; None if it was not asked."""

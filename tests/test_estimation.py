@@ -9,7 +9,7 @@ import torch
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel
-from indexes.errors import DataError
+from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from retriever.selector import Selector
@@ -220,3 +220,83 @@ def test_fewer_than_k_retrieved(e_step: Callable[..., EStep], monkeypatch: pytes
 
 def test_seeds_are_stable_across_processes() -> None:
     assert stable_seed(42, 1, "order", "q1") == 4406052232115555641
+
+
+class TestUnevenWeights:
+    def test_more_permutations_while_that_is_allowed(self, e_step: Callable[..., EStep]) -> None:
+        """A floor that is hardly ever reached asks for twice as many, twice; the last is tempered."""
+        for posterior in e_step(num_samples=3, max_samples=12, ess_floor=2.9)(EXAMPLES, round=1):
+            telemetry = posterior.telemetry()
+            assert telemetry["ess"] >= 2.9 - 1e-3
+            if telemetry["likelihood_exponent"] < 1:
+                assert telemetry["permutations"] == 12
+                assert telemetry["ess"] == pytest.approx(2.9, abs=1e-2)
+        counts = [len(p.permutations) for p in e_step(num_samples=3, max_samples=11, ess_floor=2.9)(EXAMPLES, round=1)]
+        assert max(counts) == 6  # twelve would be too many
+
+    def test_no_permutation_is_scored_twice(
+        self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = e_step(num_samples=3, max_samples=12, ess_floor=2.9)
+        rows: list[str] = []
+        log_probs = step.generator.log_probs
+        monkeypatch.setattr(
+            step.generator,
+            "log_probs",
+            lambda r: rows.extend(str(x.prompt_ids + x.answer_ids) for x in r) or log_probs(r),
+        )
+        step(EXAMPLES, round=1)
+        assert len(rows) > 9 and len(rows) == len(set(rows))
+
+    def test_without_more_of_them_the_likelihood_is_tempered(self, e_step: Callable[..., EStep]) -> None:
+        """To the power at which the effective sample size is the floor, by the formula."""
+        for settings in ({}, {"replacement": False, "oversampling": 3}):
+            for posterior in e_step(num_samples=3, ess_floor=2.5, **settings)(EXAMPLES, round=1):
+                drawn = posterior.permutations
+                log_w = drawn.log_p_m - drawn.log_q_m + posterior.exponent * posterior.log_likelihood_m
+                weights = log_w.double().softmax(-1)
+                torch.testing.assert_close(posterior.weights_m.double(), weights, atol=1e-5, rtol=0)
+                ess = 1 / float(weights.square().sum())
+                assert ess == pytest.approx(2.5, abs=1e-2) if posterior.exponent < 1 else ess >= 2.5
+                assert float(posterior.distinct_scored().weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
+
+    def test_even_weights_are_left_alone(self, e_step: Callable[..., EStep]) -> None:
+        plain = e_step(num_samples=6)(EXAMPLES, round=1)
+        floored = e_step(num_samples=6, max_samples=24, ess_floor=1.0)(EXAMPLES, round=1)
+        for one, other in zip(plain, floored, strict=True):
+            assert torch.equal(one.weights_m, other.weights_m) and other.exponent == 1.0
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"num_samples": 4, "ess_floor": 4.0}, "ess_floor must be below num_samples"),
+            ({"num_samples": 4, "max_samples": 3}, "max_samples must be at least num_samples"),
+            ({"exact": True, "ess_floor": 2.0}, "exact needs no ess_floor"),
+        ],
+    )
+    def test_settings_that_contradict(self, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            DROConfig(output_dir="unused", **settings)
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_a_single_pass_proposal_converges_to_the_posterior_of_the_selector(
+    e_step: Callable[..., EStep], replacement: bool
+) -> None:
+    """Drawn from the first logits alone, weighted by the probability under the selector that goes step by step."""
+    exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
+    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
+    step = e_step(
+        proposal="single_pass",
+        candidate_order="retriever",
+        num_samples=4000 if replacement else 12,
+        replacement=replacement,
+    )
+    posterior = step(EXAMPLES[:1], round=1)[0]
+    d = posterior.distinct()
+    found = {tuple(z): float(w) for z, w in zip(d.z_uK.tolist(), d.weights_u, strict=True)}
+    assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
+    drawn = posterior.permutations
+    log_p = step.selector.log_prob(posterior.candidates, drawn.z_mK[:12])
+    torch.testing.assert_close(drawn.log_p_m[:12], log_p, atol=1e-4, rtol=0)
+    assert (drawn.log_p_m - drawn.log_q_m).std() > 1e-3

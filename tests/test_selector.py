@@ -11,7 +11,7 @@ from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
-from retriever.permutations import Permutations, enumerate_permutations
+from retriever.permutations import Permutations, enumerate_permutations, plackett_luce_log_prob
 from retriever.selector import Selector, SelectorConfig, standardise
 
 Make = Callable[..., Selector]
@@ -453,3 +453,44 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
     ids = selector.prompt_ids(retriever.search(QUESTIONS[1], 6))
     assert len(ids) + 2 * (1 + len(selector._separator)) <= 1200
     assert model.tokenizer.decode(ids).count(QUESTIONS[1]) == 2
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_drawing_ahead_reads_each_prompt_and_all_replies_once(
+    replacement: bool,
+    language_model: LanguageModel,
+    make_selector: Make,
+    retriever: DenseRetriever,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two passes for any K; the proposal is Plackett-Luce over the first logits."""
+    selector = make_selector(language_model, num_selected=4)
+    candidates = retriever.search(QUESTIONS[:1], 6)
+    passes: list[int] = []
+    hidden = language_model.hidden
+    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: passes.append(1) or hidden(*a, **k))
+    drawn = selector.sample(
+        candidates, 5, decoding="single_pass", replacement=replacement, generator=torch.Generator().manual_seed(0)
+    )[0]
+    assert len(passes) == 2
+    torch.testing.assert_close(drawn.log_p_m, selector.log_prob(candidates[0], drawn.z_mK), atol=1e-4, rtol=0)
+    lm_mKn, prior_n = selector.unpooled(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
+    assert drawn.lm_logits_mKn is not None
+    torch.testing.assert_close(drawn.lm_logits_mKn, lm_mKn, atol=1e-4, rtol=0)
+    if replacement:
+        scores_n = selector.prior.gate.item() * lm_mKn[0, 0] + selector.prior.strength.item() * prior_n
+        torch.testing.assert_close(drawn.log_q_m, plackett_luce_log_prob(scores_n, drawn.z_mK), atol=1e-4, rtol=0)
+
+
+def test_a_proposal_decodes_as_the_selector_or_in_a_single_pass(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    selector = make_selector(language_model, decoding="single_pass")
+    candidates = retriever.search(QUESTIONS[:1], 6)
+    same = [
+        selector.sample(candidates, 3, decoding=d, generator=torch.Generator().manual_seed(0))[0].z_mK
+        for d in (None, "single_pass")
+    ]
+    assert torch.equal(*same)
+    with pytest.raises(UsageError, match="'single_pass' or the selector's own, 'single_pass'; 'autoregressive' came"):
+        selector.sample(candidates, 3, decoding="autoregressive")

@@ -22,6 +22,16 @@ class DROConfig:
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = True
     """False draws m different permutations (stochastic beam search), weighted by their probability of being drawn."""
+    oversampling: int = 1
+    """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
+    others are guessed from what each candidate says alone (n short rows per question). Needs replacement=False."""
+    proposal: Literal["selector", "single_pass"] = "selector"
+    """single_pass draws all ids from the selector's first logits, one pass instead of K; log p_s stays exact."""
+    ess_floor: float = 0.0
+    """Least effective sample size. A question below it gets twice as many permutations, up to max_samples; if it is
+    still below, p(y|z) is raised only to the power that reaches the floor. 0: neither."""
+    max_samples: int | None = None
+    """The most permutations that a question may have scored, with ess_floor; None: num_samples."""
     guidance: float = 0.0
     """gamma: half of the proposal follows the selector's scores plus gamma log p(y|x,d_i) of each candidate alone.
     It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
@@ -116,19 +126,36 @@ class DROConfig:
     """Continue the run in output_dir after its last finished round."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "num_samples", "num_train_epochs", "per_device_train_batch_size"):
+        for name in ("rounds", "num_samples", "oversampling", "num_train_epochs", "per_device_train_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("encoder_epochs", "encoder_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("selfaug_alpha", "warm_up_epochs", "learning_rate", "prior_learning_rate", "guidance"):
+        for name in (
+            "selfaug_alpha",
+            "warm_up_epochs",
+            "learning_rate",
+            "prior_learning_rate",
+            "guidance",
+            "ess_floor",
+        ):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
         for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples"):
             self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
+        self._need(
+            self.max_samples is None or self.max_samples >= self.num_samples, "max_samples", "at least num_samples"
+        )
+        self._need(self.ess_floor < self.num_samples, "ess_floor", "below num_samples")
+        if self.exact and self.ess_floor:
+            raise UsageError(
+                "exact needs no ess_floor: every permutation is scored, and the weights are the posterior."
+            )
+        if self.oversampling > 1 and self.replacement and not self.exact:
+            raise UsageError("oversampling draws different permutations; set replacement=False.")
         if not (self.train_selector or self.train_generator):
             raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
 
@@ -139,6 +166,7 @@ class DROConfig:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood": ("sum", "mean"),
+    "proposal": ("selector", "single_pass"),
     "candidate_order": ("shuffled", "retriever"),
     "loss_normalization": ("token", "sum"),
     "selfaug_direction": ("forward", "reverse"),

@@ -1,16 +1,19 @@
 """The E-step: which permutations of documents explain the answer (DRO, arXiv 2505.03075, section on estimation).
 
     candidates <- retriever.search(x)
-    z_1..z_m   <- proposal q (the selector, tempered; or every permutation)
+    z_1..z_M   <- proposal q (the selector, tempered or guided; or every permutation)
+    log p_g    <- the generator scores m of them; the others are guessed from those (oversampling)
     log omega  <- log p_s(z|x) - log q(z|x) + log p_g(y|x, d_z)
     w          <- softmax(log omega)
 
-Legend: m permutations, u distinct ones among them, K selected, n candidates.
+A question whose weights are too uneven may ask for more permutations, or for a tempered likelihood (`ess_floor`).
+
+Legend: m permutations (M, where only m of them are scored), u distinct ones among them, K selected, n candidates.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,12 +24,14 @@ from retriever.permutations import Permutations
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.data import QAExample, draw_alias
+from training.imputation import Surrogate, choose, features
 from training.losses import (
     baseline_weights,
     effective_sample_size,
     log_importance_weights,
     log_marginal,
     posterior_weights,
+    tempered_exponent,
 )
 
 
@@ -41,12 +46,16 @@ class Posterior:
     """In the order in which the selector saw them."""
     permutations: Permutations
     log_likelihood_m: Tensor
-    """log p_g(y | x, d_z), nats, sum over answer tokens."""
+    """log p_g(y | x, d_z), nats, sum over answer tokens; a guess where it was not scored."""
     weights_m: Tensor
     """w: posterior over the drawn permutations."""
     baseline_m: Tensor | None
     """b: control variate, None for the paper's estimator (and in warm-up)."""
     log_omega_m: Tensor
+    scored: "Scored | None" = None
+    """Which permutations the generator scored; None: all of them."""
+    exponent: float = 1.0
+    """Of p(y|z) in the weights: below 1 where it had to be tempered."""
 
     def marginals(self) -> Tensor:
         """Posterior probability that each candidate is read `[n]`; sums to K."""
@@ -56,19 +65,13 @@ class Posterior:
 
     def distinct(self) -> "DistinctPermutations":
         """Each different permutation once; weights of duplicates are added, so multiplicity is kept."""
-        z_uK, inverse_m = self.permutations.distinct()
-        first_u = torch.zeros(len(z_uK), dtype=torch.long).scatter_(0, inverse_m, torch.arange(len(inverse_m)))
+        return DistinctPermutations.of(self.permutations, self.weights_m, self.baseline_m)
 
-        def added(values_m: Tensor) -> Tensor:
-            return torch.zeros(len(z_uK)).index_add(0, inverse_m, values_m)
-
-        return DistinctPermutations(
-            z_uK=z_uK,
-            log_p_old_u=self.permutations.log_p_m[first_u],
-            weights_u=added(self.weights_m),
-            baseline_u=None if self.baseline_m is None else added(self.baseline_m),
-            share_u=added(torch.full((len(inverse_m),), 1.0 / len(inverse_m))),
-        )
+    def distinct_scored(self) -> "DistinctPermutations":
+        """What the generator learns from: those that it scored, which stand for all."""
+        if self.scored is None:
+            return self.distinct()
+        return DistinctPermutations.of(self.permutations.at(self.scored.index_m), self.scored.weights_m, None)
 
     def telemetry(self) -> dict[str, float]:
         """Health of this E-step: ESS, share of distinct permutations, and `log_marginal`.
@@ -83,7 +86,19 @@ class Posterior:
             "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
             "posterior_entropy": float(torch.special.entr(d.weights_u).sum()),
             "permutations": len(self.permutations),
+            "likelihood_exponent": self.exponent,
+            **self._of_scored(),
             **self._gold(d),
+        }
+
+    def _of_scored(self) -> dict[str, float]:
+        """How many were scored, how much of the weight they have, and how far off the guesses may be."""
+        if self.scored is None:
+            return {}
+        return {
+            "scored_permutations": len(self.scored.index_m),
+            "scored_weight": float(self.weights_m[self.scored.index_m].sum()),
+            "guess_error": float(self.scored.residual_m.square().mean().sqrt()),
         }
 
     def _gold(self, d: "DistinctPermutations") -> dict[str, float]:
@@ -95,6 +110,18 @@ class Posterior:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The m permutations of M that the generator scored."""
+
+    index_m: Tensor
+    """Their positions among the M."""
+    weights_m: Tensor
+    """Their posterior weights as a sample of the M: corrected for how they were chosen, summing to 1."""
+    residual_m: Tensor
+    """log p_g of each less what would have been guessed without it, nats; 0 where that cannot be told."""
+
+
+@dataclass(frozen=True)
 class DistinctPermutations:
     """The distinct permutations of a question, with what the M-step needs of each."""
 
@@ -103,7 +130,37 @@ class DistinctPermutations:
     weights_u: Tensor
     baseline_u: Tensor | None
     share_u: Tensor
-    """Share of the m draws that this permutation is: the row weights of SelfAug."""
+    """Share of the draws that this permutation is: the row weights of SelfAug."""
+
+    @classmethod
+    def of(cls, drawn: Permutations, weights_m: Tensor, baseline_m: Tensor | None) -> "DistinctPermutations":
+        """Merge equal draws."""
+        z_uK, inverse_m = drawn.distinct()
+        first_u = torch.zeros(len(z_uK), dtype=torch.long).scatter_(0, inverse_m, torch.arange(len(inverse_m)))
+
+        def added(values_m: Tensor) -> Tensor:
+            return torch.zeros(len(z_uK)).index_add(0, inverse_m, values_m)
+
+        return cls(
+            z_uK=z_uK,
+            log_p_old_u=drawn.log_p_m[first_u],
+            weights_u=added(weights_m),
+            baseline_u=None if baseline_m is None else added(baseline_m),
+            share_u=added(torch.full((len(inverse_m),), 1.0 / len(inverse_m))),
+        )
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One question on its way through the E-step."""
+
+    example: QAExample
+    answer: str
+    candidates: Candidates
+    alone_n: Tensor | None = None
+    """Log-likelihood of the answer given each candidate alone, where it is needed."""
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Log-likelihoods that were scored already, by permutation."""
 
 
 class EStep:
@@ -149,15 +206,36 @@ class EStep:
         return posteriors
 
     def _estimate(self, examples: Sequence[QAExample], round: int) -> list[Posterior]:
+        cases = self._cases(examples, round)
+        m, most = self.config.num_samples, self.config.max_samples or self.config.num_samples
+        posteriors = self._attempt(cases, m, round)
+        # Uneven weights: twice as many permutations, as long as that is allowed.
+        while (weak := [i for i, p in enumerate(posteriors) if self._is_uneven(p)]) and (m := 2 * m) <= most:
+            for i, again in zip(weak, self._attempt([cases[i] for i in weak], m, round), strict=True):
+                posteriors[i] = again
+        return [self._tempered(p) if self._is_uneven(p) else p for p in posteriors]
+
+    def _cases(self, examples: Sequence[QAExample], round: int) -> list[_Case]:
         found = self.retriever.search([e.question for e in examples], self.selector.config.num_candidates)
-        candidates = [self._in_training_order(c, e, round) for c, e in zip(found, examples, strict=True)]
-        answers = [draw_alias(e, seed=self.config.seed, round=round) for e in examples]
-        permutations = self._propose(candidates, examples, answers, round)
-        log_likelihoods = self._log_likelihoods(candidates, permutations, answers)
-        return [
-            self._posterior(*parts)
-            for parts in zip(examples, answers, candidates, permutations, log_likelihoods, strict=True)
+        cases = [
+            _Case(e, draw_alias(e, seed=self.config.seed, round=round), self._in_training_order(c, e, round))
+            for c, e in zip(found, examples, strict=True)
         ]
+        return self._heard_alone(cases) if self.config.guidance or self._oversamples else cases
+
+    @property
+    def _oversamples(self) -> bool:
+        return self.config.oversampling > 1 and not self.config.exact
+
+    def _attempt(self, cases: Sequence[_Case], m: int, round: int) -> list[Posterior]:
+        """Posteriors from m scored permutations of each question."""
+        permutations = self._propose(cases, m, round)
+        chosen = [self._choose(case, drawn, m, round) for case, drawn in zip(cases, permutations, strict=True)]
+        z = [drawn.z_mK[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
+        log_likelihoods = self._log_likelihoods(cases, z)
+        if not self._oversamples:
+            return [self._posterior(*parts) for parts in zip(cases, permutations, log_likelihoods, strict=True)]
+        return self._imputed(cases, permutations, chosen, log_likelihoods)
 
     def _in_training_order(self, candidates: Candidates, example: QAExample, round: int) -> Candidates:
         if self.config.candidate_order == "retriever":
@@ -165,64 +243,115 @@ class EStep:
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, round, "order", example.id))
         return candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
 
-    def _propose(
-        self, candidates: Sequence[Candidates], examples: Sequence[QAExample], answers: Sequence[str], round: int
-    ) -> list[Permutations]:
-        if self.config.exact:
+    def _heard_alone(self, cases: Sequence[_Case]) -> list[_Case]:
+        """The same with log p(y | x, d_i) of every candidate alone."""
+        rows = [self.generator.row(c.candidates.question, [p], c.answer) for c in cases for p in c.candidates.passages]
+        alone = self.generator.log_probs(rows).split([len(c.candidates) for c in cases])
+        return [replace(case, alone_n=alone_n) for case, alone_n in zip(cases, alone, strict=True)]
+
+    def _propose(self, cases: Sequence[_Case], m: int, round: int) -> list[Permutations]:
+        config, candidates = self.config, [c.candidates for c in cases]
+        if config.exact:
             return self.selector.enumerate(candidates)
-        seed = stable_seed(self.config.seed, round, "proposal", *(e.id for e in examples))
+        seed = stable_seed(
+            config.seed, round, "proposal", *(c.example.id for c in cases), *([m] * (m > config.num_samples))
+        )
         return self.selector.sample(
             candidates,
-            self.config.num_samples,
-            temperature=self.config.proposal_temperature,
-            guides=self._guides(candidates, answers) if self.config.guidance else None,
-            replacement=self.config.replacement,
+            m * config.oversampling,
+            temperature=config.proposal_temperature,
+            guides=[config.guidance * _present(c.alone_n) for c in cases] if config.guidance else None,
+            replacement=config.replacement,
+            decoding=None if config.proposal == "selector" else config.proposal,
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def _guides(self, candidates: Sequence[Candidates], answers: Sequence[str]) -> list[Tensor]:
-        """Per question gamma log p(y | x, d_i) of every candidate alone `[n]`."""
-        rows = [
-            self.generator.row(c.question, [p], y) for c, y in zip(candidates, answers, strict=True) for p in c.passages
+    def _choose(self, case: _Case, drawn: Permutations, m: int, round: int) -> tuple[Tensor, Tensor]:
+        """Positions of the permutations to score, and the log-probability that each is one of them."""
+        if not self._oversamples:
+            return torch.arange(len(drawn)), torch.zeros(len(drawn))
+        seed = stable_seed(self.config.seed, round, "scored", case.example.id, m)
+        return choose(
+            features(_present(case.alone_n), drawn.z_mK),
+            drawn.log_p_m - drawn.log_q_m,
+            m,
+            torch.Generator().manual_seed(seed),
+        )
+
+    def _log_likelihoods(self, cases: Sequence[_Case], permutations: Sequence[Tensor]) -> list[Tensor]:
+        """Log p_g per question `[m]` of given permutations `[m, K]`; no permutation is scored twice."""
+        new = [
+            (case, z)
+            for case, z_mK in zip(cases, permutations, strict=True)
+            for z in dict.fromkeys(map(tuple, z_mK.tolist()))
+            if z not in case.known
         ]
-        scaled_R = self.config.guidance * self.generator.log_probs(rows)
-        return list(scaled_R.split([len(c) for c in candidates]))
+        rows = [answer_row(self.generator, case.candidates, torch.tensor(z), case.answer) for case, z in new]
+        for (case, z), log_p in zip(new, self.generator.log_probs(rows).tolist() if rows else [], strict=True):
+            case.known[z] = log_p
+        return [
+            torch.tensor([case.known[tuple(z)] for z in z_mK.tolist()])
+            for case, z_mK in zip(cases, permutations, strict=True)
+        ]
 
-    def _log_likelihoods(
-        self, candidates: Sequence[Candidates], permutations: Sequence[Permutations], answers: Sequence[str]
-    ) -> list[Tensor]:
-        """Log p_g per question `[m]`; each distinct permutation is scored once."""
-        rows: list[AnswerRow] = []
-        inverses: list[Tensor] = []
-        for one, drawn, answer in zip(candidates, permutations, answers, strict=True):
-            z_uK, inverse_m = drawn.distinct()
-            inverses.append(inverse_m + len(rows))
-            rows += [answer_row(self.generator, one, z_K, answer) for z_K in z_uK]
-        log_p_R = self.generator.log_probs(rows)
-        return [log_p_R[inverse_m] for inverse_m in inverses]
-
-    def _posterior(
+    def _imputed(
         self,
-        example: QAExample,
-        answer: str,
-        candidates: Candidates,
-        permutations: Permutations,
-        log_likelihood_m: Tensor,
-    ) -> Posterior:
+        cases: Sequence[_Case],
+        permutations: Sequence[Permutations],
+        chosen: Sequence[tuple[Tensor, Tensor]],
+        log_likelihoods: Sequence[Tensor],
+    ) -> list[Posterior]:
+        """Posteriors over all permutations that were drawn; the log-likelihoods that are missing are guessed."""
+        said = [features(_present(c.alone_n), p.z_mK) for c, p in zip(cases, permutations, strict=True)]
+        scored = [x_MF[index_m] for x_MF, (index_m, _) in zip(said, chosen, strict=True)]
+        surrogate = Surrogate.fit(scored, log_likelihoods)
+        posteriors = []
+        for case, drawn, x_MF, (index_m, log_inclusion_m), y_m in zip(
+            cases, permutations, said, chosen, log_likelihoods, strict=True
+        ):
+            whole = self._posterior(case, drawn, surrogate.complete(x_MF, index_m, y_m))
+            weights_m = posterior_weights(whole.log_omega_m[index_m] - log_inclusion_m)
+            residual_m = surrogate.residuals(x_MF[index_m], y_m)
+            posteriors.append(replace(whole, scored=Scored(index_m, weights_m, residual_m)))
+        return posteriors
+
+    def _posterior(self, case: _Case, permutations: Permutations, log_likelihood_m: Tensor) -> Posterior:
         # The mean over tokens is the same utility at temperature |y|: an option with its name, never the default.
-        length = len(self.generator.encode_answer(answer)) if self.config.likelihood == "mean" else 1
+        length = len(self.generator.encode_answer(case.answer)) if self.config.likelihood == "mean" else 1
         log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, log_likelihood_m / length)
         baseline_m = baseline_weights(permutations.log_p_m, permutations.log_q_m)
         return Posterior(
-            example=example,
-            answer=answer,
-            candidates=candidates,
+            example=case.example,
+            answer=case.answer,
+            candidates=case.candidates,
             permutations=permutations,
             log_likelihood_m=log_likelihood_m,
             weights_m=posterior_weights(log_omega_m),
             baseline_m=baseline_m if self.config.control_variate else None,
             log_omega_m=log_omega_m,
         )
+
+    def _is_uneven(self, posterior: Posterior) -> bool:
+        floor = self.config.ess_floor
+        return floor > 0 and float(effective_sample_size(posterior.weights_m)) < floor
+
+    def _tempered(self, posterior: Posterior) -> Posterior:
+        """The same with p(y|z) raised only to the power at which the effective sample size reaches the floor."""
+        drawn = posterior.permutations
+        log_ratio_m = drawn.log_p_m - drawn.log_q_m
+        utility_m = posterior.log_omega_m - log_ratio_m
+        exponent = tempered_exponent(log_ratio_m, utility_m, self.config.ess_floor)
+        scored = posterior.scored
+        if scored is not None:
+            weights_m = posterior_weights(scored.weights_m.log() - (1 - exponent) * utility_m[scored.index_m])
+            scored = replace(scored, weights_m=weights_m)
+        weights_m = posterior_weights(log_ratio_m + exponent * utility_m)
+        return replace(posterior, weights_m=weights_m, scored=scored, exponent=exponent)
+
+
+def _present(alone_n: Tensor | None) -> Tensor:
+    assert alone_n is not None, "each candidate alone was not heard"
+    return alone_n
 
 
 def answer_row(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerRow:

@@ -56,6 +56,31 @@ def effective_sample_size(weights_m: Tensor) -> Tensor:
     return 1.0 / weights_m.square().sum(-1)
 
 
+def tempered_exponent(log_ratio_m: Tensor, log_likelihood_m: Tensor, floor: float) -> float:
+    """How far p(y|z) may be raised, from 0 towards 1, until the effective sample size falls to `floor`.
+
+    As sequential Monte Carlo tempers its likelihoods (Del Moral et al. 2006). Where the proposal alone leaves fewer
+    than `floor`, 0: then nothing is learned from the answer.
+
+    Args:
+        log_ratio_m: log p_s - log q.
+        log_likelihood_m: log p_g, nats.
+        floor: Effective permutations.
+    """
+
+    def is_enough(exponent: float) -> bool:
+        weights_m = posterior_weights(log_ratio_m + exponent * log_likelihood_m)
+        return float(effective_sample_size(weights_m)) >= floor
+
+    if is_enough(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_enough(middle) else (low, middle)
+    return low
+
+
 def selector_loss(log_p_m: Tensor, weights_m: Tensor) -> Tensor:
     """The paper's M-step for the selector: `- sum_j w_j log p_s(z_j|x)`."""
     return -(weights_m * log_p_m).sum(-1)

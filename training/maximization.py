@@ -156,7 +156,7 @@ class JointModel(nn.Module):
         weights: list[Tensor] = []
         shares: list[Tensor] = []
         for posterior in micro_batch.posteriors:
-            d = posterior.distinct()
+            d = posterior.distinct_scored()
             mine = torch.tensor(range(micro_batch.part, len(d.z_uK), micro_batch.parts), dtype=torch.long)
             if len(mine) == 0:  # fewer distinct rows than parts: a row of weight 0 keeps the passes in step
                 rows.append(answer_row(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
@@ -181,7 +181,7 @@ class JointModel(nn.Module):
         chosen: list[int] = []
         start = 0
         for posterior in micro_batch.posteriors:
-            share_u = posterior.distinct().share_u
+            share_u = posterior.distinct_scored().share_u
             seed = stable_seed(micro_batch.seed, posterior.example.id)
             drawn = int(torch.multinomial(share_u, 1, generator=torch.Generator().manual_seed(seed)))
             mine = range(micro_batch.part, len(share_u), micro_batch.parts)

@@ -357,7 +357,7 @@ class DROTrainer:
     def _max_rows(self) -> int:
         """The most distinct permutations that a question can bring to the M-step."""
         if not self.config.exact:
-            return self.config.num_samples
+            return self.config.max_samples or self.config.num_samples
         selector = self.rag.selector.config
         return math.perm(selector.num_candidates, selector.num_selected)
 

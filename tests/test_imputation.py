@@ -1,0 +1,229 @@
+"""Guessed log-likelihoods: the linear model against plain least squares, and E-steps that need or do not need it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from generator.generator import Generator
+from generator.language_model import LanguageModel
+from indexes.errors import UsageError
+from retriever.dense import DenseRetriever
+from retriever.permutations import enumerate_permutations
+from retriever.selector import Selector
+from training.config import DROConfig
+from training.data import QAExample
+from training.estimation import EStep, Posterior
+from training.imputation import RIDGE, Surrogate, choose, features, first_slopes
+
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+    QAExample("q3", "who designed Python?", ("Guido van Rossum",), ("p5",)),
+]
+
+
+@pytest.fixture
+def e_step(
+    language_model: LanguageModel,
+    retriever: DenseRetriever,
+    make_selector: Callable[..., Selector],
+    generator: Generator,
+) -> Callable[..., EStep]:
+    def make(**settings: object) -> EStep:
+        selector = make_selector(language_model, num_candidates=4, num_selected=2)
+        defaults = {"output_dir": "unused", "candidate_order": "retriever", "replacement": False, "oversampling": 3}
+        return EStep(retriever, selector, generator, DROConfig(**defaults | settings))  # type: ignore[arg-type]
+
+    return make
+
+
+def test_features_are_what_is_read_in_order_and_the_best_of_it() -> None:
+    found = features(torch.tensor([-1.0, -5.0, -3.0]), torch.tensor([[1, 2], [2, 0]]))
+    assert found.tolist() == [[-5.0, -3.0, -3.0], [-3.0, -1.0, -1.0]]
+
+
+def test_before_anything_is_scored_mean_and_best_count_half_each() -> None:
+    x = features(torch.tensor([-2.0, -8.0]), torch.tensor([[0, 1]]))
+    assert float(x[0] @ first_slopes(3)) == pytest.approx((-5.0 + -2.0) / 2)
+
+
+def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
+    """Frequencies of being chosen against enumerated draws of two of three without replacement."""
+    x = torch.zeros(3, 3)
+    log_ratio = torch.tensor([0.6, 0.3, 0.1]).log()
+    generator = torch.Generator().manual_seed(0)
+    counts, inverse = torch.zeros(3), torch.zeros(3)
+    draws = 20_000
+    for _ in range(draws):
+        scored_m, log_inclusion_m = choose(x, log_ratio, 2, generator)
+        assert len(set(scored_m.tolist())) == 2
+        counts[scored_m] += 1
+        inverse[scored_m] += (-log_inclusion_m).exp()
+    p = [0.6, 0.3, 0.1]
+    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(3) if j != i) for i in range(3)]
+    assert (counts / draws).tolist() == pytest.approx(expected, abs=0.015)
+    assert (inverse / draws).tolist() == pytest.approx([1.0, 1.0, 1.0], abs=0.05)  # unbiased sums
+
+
+def test_all_are_scored_where_no_more_were_drawn() -> None:
+    scored_m, log_inclusion_m = choose(torch.randn(3, 3), torch.zeros(3), 5, None)
+    assert scored_m.tolist() == [0, 1, 2]
+    assert log_inclusion_m.tolist() == [0.0, 0.0, 0.0]
+
+
+def questions(seed: int, noise: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Four questions with five scored permutations of two of six candidates; slopes 0.2, 0.1 and 0.7, any level."""
+    generator = torch.Generator().manual_seed(seed)
+    xs, ys = [], []
+    for level in (-30.0, 0.0, 5.0, -2.0):
+        z = enumerate_permutations(6, 2)[torch.randperm(30, generator=generator)[:5]]
+        x = features(8 * torch.randn(6, generator=generator), z)
+        xs.append(x)
+        ys.append(x @ torch.tensor([0.2, 0.1, 0.7]) + level + noise * torch.randn(5, generator=generator))
+    return xs, ys
+
+
+def augmented_least_squares(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> torch.Tensor:
+    """The same slopes from one big system: a column per question's level, and three rows per slope for the ridge."""
+    rows, values = [], []
+    for q, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        scale = float(y.std(correction=0)) + 1.0
+        own = torch.zeros(len(y), len(xs))
+        own[:, q] = 1.0
+        rows.append(torch.cat([x, own], dim=1) / scale)
+        values.append(y / scale)
+    size = xs[0].shape[1]
+    rows.append(torch.cat([RIDGE**0.5 * torch.eye(size), torch.zeros(size, len(xs))], dim=1))
+    values.append(RIDGE**0.5 * first_slopes(size))
+    solution = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(values).double()[:, None]).solution
+    return solution[:, 0]
+
+
+def test_slopes_are_those_of_least_squares_with_a_level_for_each_question() -> None:
+    xs, ys = questions(0, noise=1.0)
+    found = Surrogate.fit(xs, ys).slopes_F
+    torch.testing.assert_close(found.double(), augmented_least_squares(xs, ys)[:3], atol=1e-4, rtol=0)
+    assert (found - first_slopes(3)).abs().max() > 0.02  # something was learned
+
+
+def test_several_e_steps_at_once_are_each_alone() -> None:
+    first, second = questions(1, 0.5), questions(2, 0.5)
+    stacked = [[torch.stack(pair) for pair in zip(a, b, strict=True)] for a, b in zip(first, second, strict=True)]
+    both = Surrogate.fit(*stacked)
+    torch.testing.assert_close(both.slopes_F[0], Surrogate.fit(*first).slopes_F)
+    torch.testing.assert_close(both.slopes_F[1], Surrogate.fit(*second).slopes_F)
+
+
+def test_residuals_leave_one_out() -> None:
+    """Each against a fit that never saw it; the spread that scales its question is the only thing kept."""
+    xs, ys = questions(3, noise=1.0)
+    surrogate = Surrogate.fit(xs, ys)
+    scales = [float(y.std(correction=0)) + 1.0 for y in ys]
+    for left_out in range(5):
+        rows, values = [], []
+        for q, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            kept = [i for i in range(5) if q or i != left_out]
+            own = torch.zeros(len(kept), 4)
+            own[:, q] = 1.0
+            rows.append(torch.cat([x[kept], own], dim=1) / scales[q])
+            values.append(y[kept] / scales[q])
+        rows.append(torch.cat([RIDGE**0.5 * torch.eye(3), torch.zeros(3, 4)], dim=1))
+        values.append(RIDGE**0.5 * first_slopes(3))
+        solution = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(values).double()[:, None]).solution[:, 0]
+        guess = float(xs[0][left_out].double() @ solution[:3] + solution[3])
+        found = float(surrogate.residuals(xs[0], ys[0])[left_out])
+        assert found == pytest.approx(float(ys[0][left_out]) - guess, abs=1e-3)
+    assert surrogate.residuals(xs[0][:1], ys[0][:1]).tolist() == [0.0]
+
+
+def test_what_was_scored_stays_and_what_was_not_is_guessed() -> None:
+    xs, ys = questions(4, noise=0.0)
+    surrogate = Surrogate.fit([x.repeat(50, 1) for x in xs], [y.repeat(50) for y in ys])  # the ridge fades
+    scored = torch.tensor([0, 3])
+    found = surrogate.complete(xs[0], scored, ys[0][scored])
+    assert torch.equal(found[scored], ys[0][scored])
+    torch.testing.assert_close(found, ys[0], atol=0.5, rtol=0)
+
+
+class TestEStep:
+    def test_when_all_are_scored_it_is_the_exact_posterior(self, e_step: Callable[..., EStep]) -> None:
+        """Twelve permutations exist; twelve are asked for."""
+        exact = e_step(exact=True)(EXAMPLES, round=1)
+        found = e_step(num_samples=12)(EXAMPLES, round=1)
+        for one, other in zip(exact, found, strict=True):
+            assert by_permutation(other) == pytest.approx(by_permutation(one), abs=1e-4)
+            assert other.scored is not None and len(other.scored.index_m) == 12
+            assert other.telemetry()["scored_weight"] == pytest.approx(1.0, abs=1e-5)
+
+    def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
+        step = e_step(num_samples=3)
+        for posterior in step(EXAMPLES, round=1):
+            assert len(posterior.permutations) == 9 and posterior.scored is not None
+            assert len({tuple(z) for z in posterior.permutations.z_mK.tolist()}) == 9
+            index = posterior.scored.index_m.tolist()
+            assert len(set(index)) == 3
+            for i, z in enumerate(posterior.permutations.z_mK.tolist()):
+                passages = [posterior.candidates.passages[c] for c in z]
+                truth = step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)
+                found = float(posterior.log_likelihood_m[i])
+                assert (found == pytest.approx(truth, abs=1e-3)) == (i in index)
+            torch.testing.assert_close(
+                posterior.weights_m,
+                (posterior.permutations.log_p_m - posterior.permutations.log_q_m + posterior.log_likelihood_m).softmax(
+                    -1
+                ),
+            )
+
+    def test_the_generator_learns_from_the_scored_ones(self, e_step: Callable[..., EStep]) -> None:
+        posterior = e_step(num_samples=3)(EXAMPLES[:1], round=1)[0]
+        assert posterior.scored is not None
+        d = posterior.distinct_scored()
+        scored = posterior.permutations.z_mK[posterior.scored.index_m].tolist()
+        assert sorted(d.z_uK.tolist()) == sorted(scored)
+        assert len(posterior.distinct().z_uK) == 9
+        assert float(d.weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
+        assert d.share_u.tolist() == pytest.approx([1 / 3] * 3)
+
+    def test_its_weights_stand_for_all_that_were_drawn(self, e_step: Callable[..., EStep]) -> None:
+        """Averaged over choices, sum_j omega_j f_j / inclusion_j is the sum over all nine: here for f = 1."""
+        posterior = e_step(num_samples=3)(EXAMPLES[:1], round=1)[0]
+        drawn, generator = posterior.permutations, torch.Generator().manual_seed(0)
+        omega_M = posterior.log_omega_m.exp()
+        x_MF = features(torch.randn(4, generator=generator), drawn.z_mK)
+        sums = []
+        for _ in range(4000):
+            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p_m - drawn.log_q_m, 3, generator)
+            sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
+        assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
+
+    def test_telemetry(self, e_step: Callable[..., EStep]) -> None:
+        posterior = e_step(num_samples=3)(EXAMPLES, round=1)[0]
+        telemetry = posterior.telemetry()
+        assert posterior.scored is not None
+        assert (telemetry["permutations"], telemetry["scored_permutations"]) == (9, 3)
+        expected = float(posterior.weights_m[posterior.scored.index_m].sum())
+        assert telemetry["scored_weight"] == pytest.approx(expected)
+        assert telemetry["guess_error"] > 0
+        assert "scored_weight" not in e_step(oversampling=1, num_samples=3)(EXAMPLES, round=1)[0].telemetry()
+
+    @pytest.mark.parametrize("settings", [{}, {"guidance": 0.3}])
+    def test_each_candidate_alone_is_heard_once(
+        self, settings: dict[str, float], e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Per question four short rows and three of two passages, also when the guide wants the short ones too."""
+        step = e_step(num_samples=3, **settings)
+        rows: list[int] = []
+        log_probs = step.generator.log_probs
+        monkeypatch.setattr(step.generator, "log_probs", lambda r: rows.append(len(r)) or log_probs(r))
+        step(EXAMPLES, round=1)
+        assert rows == [12, 9]
+
+    def test_it_needs_different_permutations(self) -> None:
+        with pytest.raises(UsageError, match="set replacement=False"):
+            DROConfig(output_dir="unused", oversampling=8, replacement=True)
+
+
+def by_permutation(posterior: Posterior) -> dict[tuple[int, ...], float]:
+    z = map(tuple, posterior.permutations.z_mK.tolist())
+    return dict(zip(z, posterior.weights_m.tolist(), strict=True))
