@@ -5,7 +5,8 @@
 The E-step is the library's, with a reader that knows the gold passages in place of a language model: an answer is
 `--utility` nats likelier for each gold passage that is read (`gold_ids` in the question file). The selector is the
 retriever alone (the gate to its language model stays closed), and only the question adapter learns, by the library's
-losses. Every round searches again, so that candidates follow what was learned. Recall is the share of a question's gold
+losses. Half of the candidates are drawn from a larger pool, as the adapter cannot learn of a passage it never meets.
+Every round searches again, so that candidates follow what was learned. Recall is the share of a question's gold
 passages among the first k; intervals are of the paired difference to the retriever before.
 """
 
@@ -22,10 +23,10 @@ from rag import RAG
 from rag.pocket import POCKET
 from rag.significance import paired_bootstrap
 from retriever import DenseRetriever, SelectorConfig
-from retriever.selector import standardise
 from training import DROConfig, QAExample, load_examples
 from training.estimation import EStep, Posterior
-from training.losses import distillation_loss, marginal_selector_loss
+from training.losses import marginal_selector_loss
+from training.maximization import distilled_loss
 
 CUTS = (1, 5, 20)
 
@@ -43,8 +44,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--selected", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=32, help="permutations per question; the reader costs nothing")
-    parser.add_argument("--utility", type=float, default=5.0, help="nats per gold passage that is read")
+    parser.add_argument("--pool", type=int, default=100, help="passages the candidates are drawn from; 0: the first")
+    parser.add_argument("--samples", type=int, default=100, help="permutations per question; the reader costs nothing")
+    parser.add_argument("--utility", type=float, default=20.0, help="nats per gold passage that is read")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
     args = parser.parse_args()
@@ -85,7 +87,12 @@ class GoldReader:
 def learn(rag: RAG, examples: Sequence[QAExample], objective: str, seed: int, args: argparse.Namespace) -> None:
     """Rounds of an E-step and one pass over its posteriors."""
     config = DROConfig(
-        output_dir="unused", num_samples=args.samples, replacement=False, questions_per_batch=64, seed=seed
+        output_dir="unused",
+        num_samples=args.samples,
+        replacement=False,
+        candidate_pool=args.pool or None,
+        questions_per_batch=64,
+        seed=seed,
     )
     reader: Any = GoldReader(examples, args.utility)
     e_step = EStep(rag.retriever, rag.selector, reader, config)
@@ -112,12 +119,7 @@ def loss_of(rag: RAG, posteriors: Sequence[Posterior], objective: str) -> Tensor
             loss = marginal_selector_loss(log_p_u, d.log_p_old_u, d.weights_u, d.baseline_u)
             losses.append(loss / d.z_uK.shape[1])
     if objective in ("distillation", "both"):
-        losses += [
-            distillation_loss(
-                rag.selector.prior.strength * standardise(rag.retriever.score(p.candidates)), p.marginals()
-            )
-            for p in posteriors
-        ]
+        losses += [distilled_loss(rag.selector, p) for p in posteriors]
     return torch.stack(losses).sum() / len(posteriors)
 
 

@@ -39,7 +39,7 @@ class Candidates:
         return [p.id for p in self.passages]
 
     def reordered(self, order_n: Sequence[int]) -> "Candidates":
-        """The same candidates in another order; scores and vectors move with their passages."""
+        """The same candidates, or some of them, in another order; scores and vectors move with their passages."""
         index = torch.as_tensor(order_n, dtype=torch.long)
         return replace(
             self,

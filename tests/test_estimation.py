@@ -33,7 +33,8 @@ def e_step(
 ) -> Callable[..., EStep]:
     def make(**settings: object) -> EStep:
         selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused", **settings}))
+        plain = {"output_dir": "unused", "num_samples": 8, "replacement": True, "oversampling": 1}
+        return EStep(retriever, selector, generator, DROConfig(**plain | settings))  # type: ignore[arg-type]
 
     return make
 
@@ -174,6 +175,29 @@ def test_candidate_order(e_step: Callable[..., EStep], retriever: DenseRetriever
     assert [p.candidates.ids for p in kept] == [c.ids for c in found]
     assert [sorted(p.candidates.ids) for p in shuffled] == [sorted(c.ids) for c in found]
     assert [p.candidates.ids for p in shuffled] != [c.ids for c in found]
+
+
+def test_half_of_the_candidates_may_come_from_a_larger_pool(
+    e_step: Callable[..., EStep], retriever: DenseRetriever
+) -> None:
+    """Of six passages: the first two always, two of the other four, other ones in another round; never one twice."""
+    step = e_step(candidate_pool=6, candidate_order="retriever")
+    found = retriever.search(EXAMPLES[0].question, 6)
+    seen: set[str] = set()
+    for round in range(1, 9):
+        posterior = step(EXAMPLES[:1], round=round)[0]
+        ids = posterior.candidates.ids
+        assert ids[:2] == found.ids[:2] and len(set(ids)) == 4
+        assert sorted(ids, key=found.ids.index) == ids
+        expected = [float(found.scores_n[found.ids.index(i)]) for i in ids]
+        assert posterior.candidates.scores_n.tolist() == pytest.approx(expected, abs=1e-6)
+        seen |= set(ids[2:])
+    assert seen == set(found.ids[2:])
+    again = step(EXAMPLES[:1], round=3)[0].candidates.ids
+    assert again == step(EXAMPLES[:1], round=3)[0].candidates.ids
+    assert (
+        e_step(candidate_pool=2, candidate_order="retriever")(EXAMPLES[:1], round=1)[0].candidates.ids == found.ids[:4]
+    )
 
 
 def test_mean_likelihood_is_a_temperature(e_step: Callable[..., EStep]) -> None:

@@ -220,8 +220,8 @@ class TestEStep:
         assert rows == [12, 9]
 
     def test_it_needs_different_permutations(self) -> None:
-        with pytest.raises(UsageError, match="set replacement=False"):
-            DROConfig(output_dir="unused", oversampling=8, replacement=True)
+        with pytest.raises(UsageError, match="set replacement=False, or oversampling=1"):
+            DROConfig(output_dir="unused", replacement=True)
 
 
 def by_permutation(posterior: Posterior) -> dict[tuple[int, ...], float]:

@@ -35,7 +35,8 @@ def rag(
 
 
 def config(tmp_path: Path, **settings: object) -> DROConfig:
-    return DROConfig(**{"output_dir": tmp_path, "num_samples": 6, **settings})  # type: ignore[arg-type]
+    plain = {"num_samples": 6, "replacement": True, "oversampling": 1}
+    return DROConfig(**{"output_dir": tmp_path} | plain | settings)  # type: ignore[arg-type]
 
 
 class TestPermutations:
@@ -69,10 +70,28 @@ class TestPermutations:
         assert {row["baseline"] for row in data["permutations"]} == {None}
         assert "      -" in permutations_text(data)
 
+    def test_guesses_are_marked(self, rag: RAG, tmp_path: Path) -> None:
+        data = inspect_permutations(
+            rag, EXAMPLES[0], config(tmp_path, num_samples=2, replacement=False, oversampling=3)
+        )
+        assert [row["scored"] for row in data["permutations"]].count(True) == 2
+        assert len(data["permutations"]) == 6
+        lines = permutations_text(data).split("(~ guessed)\n")[1].splitlines()[:6]
+        assert [" ~" not in line for line in lines] == [row["scored"] for row in data["permutations"]]
+        rows = inspect_batch(rag, EXAMPLES[:1], config(tmp_path, num_samples=2, replacement=False, oversampling=3))
+        scored = [row["ids"] for row in data["permutations"] if row["scored"]]
+        assert sorted(row["ids"] for row in rows) == sorted(scored)
+        assert sum(row["weight"] for row in rows) == pytest.approx(1.0, abs=1e-5)
+
     def test_as_text(self, rag: RAG, tmp_path: Path) -> None:
         data = inspect_permutations(rag, EXAMPLES[0], config(tmp_path))
         text = permutations_text(data)
-        assert "answer that is explained: Shakespeare" in text and "  p0  " in text and "ess: " in text
+        assert (
+            "guessed" not in text
+            and "answer that is explained: Shakespeare" in text
+            and "  p0  " in text
+            and "ess: " in text
+        )
         for row in data["permutations"]:
             assert " > ".join(f"[{i + 1}]" for i in row["positions"]) in text
 

@@ -11,6 +11,7 @@ from retriever.permutations import enumerate_permutations, plackett_luce_log_pro
 from training.losses import (
     baseline_weights,
     distillation_loss,
+    distillation_target,
     effective_sample_size,
     generator_loss,
     log_importance_weights,
@@ -20,6 +21,7 @@ from training.losses import (
     selector_loss,
     selfaug_loss,
     selfaug_positions,
+    tempered_exponent,
 )
 
 
@@ -34,14 +36,52 @@ def test_weights_by_hand() -> None:
 
 
 def test_distillation_is_least_where_the_retriever_agrees() -> None:
-    marginals_n = torch.tensor([0.9, 0.7, 0.3, 0.1])
-    at_target = distillation_loss((marginals_n / 2).log() + 3.0, marginals_n)
-    assert float(at_target) == pytest.approx(
-        float(torch.distributions.Categorical(marginals_n / 2).entropy()), abs=1e-5
-    )
+    target_n = torch.tensor([0.45, 0.35, 0.15, 0.05])
+    at_target = distillation_loss(target_n.log() + 3.0, target_n)
+    assert float(at_target) == pytest.approx(float(torch.distributions.Categorical(target_n).entropy()), abs=1e-5)
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        assert float(distillation_loss(torch.randn(4, generator=generator), marginals_n)) > float(at_target)
+        assert float(distillation_loss(torch.randn(4, generator=generator), target_n)) > float(at_target)
+
+
+class TestDistillationTarget:
+    logits_n = torch.tensor([2.0, 1.0, 0.0, -1.0])
+
+    def test_an_answer_that_says_nothing_leaves_the_retriever_where_it_is(self) -> None:
+        marginals_n = torch.tensor([0.9, 0.6, 0.3, 0.2])
+        found = distillation_target(marginals_n, marginals_n, self.logits_n, 8)
+        torch.testing.assert_close(found, self.logits_n.softmax(-1))
+
+    def test_logits_move_by_the_change_in_log_odds(self) -> None:
+        """By hand for the last candidate: from odds of 1/4 to odds of 3, a factor of 12."""
+        before = torch.tensor([0.9, 0.6, 0.3, 0.2])
+        found = distillation_target(torch.tensor([0.9, 0.6, 0.3, 0.75]), before, self.logits_n, 100)
+        share = [math.exp(2), math.exp(1), 1.0, 12 * math.exp(-1)]
+        assert found.tolist() == pytest.approx([s / sum(share) for s in share], abs=1e-5)
+
+    def test_nothing_is_surer_than_half_a_permutation(self) -> None:
+        """Of five permutations none, or all, held a candidate: that is a tenth, or nine."""
+        found = distillation_target(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.zeros(2), 5)
+        assert found.tolist() == pytest.approx([81 / 82, 1 / 82], abs=1e-5)
+
+    def test_without_draws_the_marginals_are_the_target(self) -> None:
+        found = distillation_target(torch.tensor([1.0, 1.0, 0.0]), None, self.logits_n[:3], 1)
+        assert found.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_the_tempered_exponent_is_where_the_effective_sample_size_falls_to_the_floor() -> None:
+    """Against a fine grid, from 0 upwards."""
+    generator = torch.Generator().manual_seed(0)
+    for floor in (1.5, 3.0, 5.0):
+        log_ratio, log_likelihood = 0.2 * torch.randn(8, generator=generator), 9 * torch.randn(8, generator=generator)
+        grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
+        weights = (log_ratio.double() + grid[:, None] * log_likelihood.double()).softmax(-1)
+        below = (1 / weights.square().sum(-1) < floor).nonzero()
+        expected = float(grid[below[0]])
+        assert tempered_exponent(log_ratio, log_likelihood, floor) == pytest.approx(expected, abs=1e-4)
+    assert tempered_exponent(torch.zeros(4), torch.zeros(4), 3.0) == 1.0
+    # The proposal alone leaves fewer: nothing of the answer is heard.
+    assert tempered_exponent(torch.tensor([0.0, -9.0, -9.0]), torch.randn(3), 2.0) == 0.0
 
 
 def test_the_proposal_is_corrected() -> None:

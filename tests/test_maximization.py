@@ -14,7 +14,7 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
 from retriever.permutations import enumerate_permutations
-from retriever.selector import Selector
+from retriever.selector import Selector, standardise
 from training.config import DROConfig
 from training.data import QAExample
 from training.estimation import EStep, Posterior, answer_row
@@ -36,7 +36,8 @@ EXAMPLES = [
 
 
 def config(**settings: object) -> DROConfig:
-    return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum", **settings})
+    plain = {"num_samples": 8, "replacement": True, "oversampling": 1}
+    return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum"} | plain | settings)
 
 
 @pytest.fixture
@@ -134,8 +135,17 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Gen
         )
         scores_n = posterior.candidates.passage_vectors_nd @ question
         z_scores_n = (scores_n - scores_n.mean()) / scores_n.std(correction=0)
-        target_n = read_n / 2
-        torch.nn.functional.cross_entropy(selector.prior.strength.detach() * z_scores_n, target_n).backward()
+        expected_n = torch.zeros(4)
+        for z, b in zip(
+            posterior.permutations.z_mK.tolist(), posterior.permutations.log_p_m.exp().tolist(), strict=True
+        ):
+            expected_n[z] += b
+        found_n = selector.prior.strength.detach() * standardise(posterior.candidates.scores_n)
+        least = 1 / 24  # half of one permutation of twelve
+        odds = [(x / (1 - x)) for x in (read_n.clamp(least, 1 - least), expected_n.clamp(least, 1 - least))]
+        target_n = found_n.exp() * odds[0] / odds[1]
+        logits_n = selector.prior.strength.detach() * z_scores_n
+        torch.nn.functional.cross_entropy(logits_n, target_n / target_n.sum()).backward()
     expected = {f"question_adapter.{n}": p.grad for n, p in adapter.named_parameters()}
     assert_same(distilled, expected)  # type: ignore[arg-type]
     through_prior = adapter_gradients(parts, retriever_objective="prior")

@@ -29,7 +29,7 @@ def selector(language_model: LanguageModel, make_selector: Callable[..., Selecto
 
 @pytest.fixture
 def posteriors(selector: Selector, retriever: DenseRetriever, generator: Generator) -> list[Posterior]:
-    config = DROConfig(output_dir="unused", num_samples=6)
+    config = DROConfig(output_dir="unused", num_samples=6, replacement=True, oversampling=1)
     return EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 
 

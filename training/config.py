@@ -16,13 +16,13 @@ class DROConfig:
     rounds: int = 5
     """E-step and M-step pairs (the paper: 5)."""
 
-    num_samples: int = 8
-    """m: permutations drawn per question in the E-step."""
+    num_samples: int = 4
+    """m: permutations per question that the generator scores (E-step) and learns from (M-step); the paper: 8."""
     proposal_temperature: float = 1.0
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
-    replacement: bool = True
-    """False draws m different permutations (stochastic beam search), weighted by their probability of being drawn."""
-    oversampling: int = 1
+    replacement: bool = False
+    """False draws different permutations (stochastic beam search), weighted by their probability of being drawn."""
+    oversampling: int = 8
     """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
     others are guessed from what each candidate says alone (n short rows per question). Needs replacement=False."""
     proposal: Literal["selector", "single_pass"] = "selector"
@@ -39,6 +39,9 @@ class DROConfig:
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
     likelihood: Literal["sum", "mean"] = "sum"
     """log p(y|x,d) as the sum over answer tokens (the maths), or their mean (flattens weights of long answers)."""
+    candidate_pool: int | None = None
+    """Passages that the candidates of a training question are taken from: half of them as found, the other half
+    drawn anew in each round, so that the retriever learns of passages that it does not find yet. None: as found."""
     candidate_order: Literal["shuffled", "retriever"] = "shuffled"
     """Order in which the selector sees the candidates in training; "retriever" is the paper's."""
 
@@ -144,7 +147,7 @@ class DROConfig:
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
-        for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples"):
+        for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples", "candidate_pool"):
             self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
         self._need(
             self.max_samples is None or self.max_samples >= self.num_samples, "max_samples", "at least num_samples"
@@ -155,7 +158,7 @@ class DROConfig:
                 "exact needs no ess_floor: every permutation is scored, and the weights are the posterior."
             )
         if self.oversampling > 1 and self.replacement and not self.exact:
-            raise UsageError("oversampling draws different permutations; set replacement=False.")
+            raise UsageError("oversampling draws different permutations; set replacement=False, or oversampling=1.")
         if not (self.train_selector or self.train_generator):
             raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
 

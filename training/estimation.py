@@ -59,8 +59,15 @@ class Posterior:
 
     def marginals(self) -> Tensor:
         """Posterior probability that each candidate is read `[n]`; sums to K."""
+        return self._read(self.weights_m)
+
+    def expected_marginals(self) -> Tensor | None:
+        """The same before the answer was seen, by b; None without it."""
+        return None if self.baseline_m is None else self._read(self.baseline_m)
+
+    def _read(self, weights_m: Tensor) -> Tensor:
         z_mK = self.permutations.z_mK
-        weights_mK = self.weights_m[:, None].expand_as(z_mK)
+        weights_mK = weights_m[:, None].expand_as(z_mK)
         return torch.zeros(len(self.candidates)).index_add(0, z_mK.flatten(), weights_mK.flatten())
 
     def distinct(self) -> "DistinctPermutations":
@@ -216,9 +223,14 @@ class EStep:
         return [self._tempered(p) if self._is_uneven(p) else p for p in posteriors]
 
     def _cases(self, examples: Sequence[QAExample], round: int) -> list[_Case]:
-        found = self.retriever.search([e.question for e in examples], self.selector.config.num_candidates)
+        n = self.selector.config.num_candidates
+        found = self.retriever.search([e.question for e in examples], max(n, self.config.candidate_pool or n))
         cases = [
-            _Case(e, draw_alias(e, seed=self.config.seed, round=round), self._in_training_order(c, e, round))
+            _Case(
+                e,
+                draw_alias(e, seed=self.config.seed, round=round),
+                self._in_training_order(self._explored(c, e, round), e, round),
+            )
             for c, e in zip(found, examples, strict=True)
         ]
         return self._heard_alone(cases) if self.config.guidance or self._oversamples else cases
@@ -236,6 +248,16 @@ class EStep:
         if not self._oversamples:
             return [self._posterior(*parts) for parts in zip(cases, permutations, log_likelihoods, strict=True)]
         return self._imputed(cases, permutations, chosen, log_likelihoods)
+
+    def _explored(self, found: Candidates, example: QAExample, round: int) -> Candidates:
+        """The first half as found, the rest drawn from everything found after it; in the order of their scores."""
+        n = self.selector.config.num_candidates
+        if len(found) <= n:
+            return found
+        first = (n + 1) // 2
+        generator = torch.Generator().manual_seed(stable_seed(self.config.seed, round, "pool", example.id))
+        others = torch.randperm(len(found) - first, generator=generator)[: n - first].sort().values + first
+        return found.reordered([*range(first), *others.tolist()])
 
     def _in_training_order(self, candidates: Candidates, example: QAExample, round: int) -> Candidates:
         if self.config.candidate_order == "retriever":

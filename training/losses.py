@@ -107,17 +107,36 @@ def marginal_selector_loss(log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tens
     return (growth_m + baseline_m.log()).logsumexp(-1) - (growth_m + weights_m.log()).logsumexp(-1)
 
 
-def distillation_loss(logits_n: Tensor, marginals_n: Tensor) -> Tensor:
-    """The retriever's M-step by distillation: cross-entropy from the posterior's share of each candidate.
+def distillation_target(marginals_n: Tensor, expected_n: Tensor | None, logits_n: Tensor, m: int) -> Tensor:
+    """What the retriever's softmax over the candidates should be, from how probably each is read `[n]`; sums to 1.
 
-    As REPLUG-LSR (arXiv 2301.12652) distils how much each document explains, with the posterior marginals (the
-    probability that a candidate is read, over all permutations) in place of the likelihood of one document alone.
+    Its own logits, each moved by as much as the answer moved the log-odds of the candidate's being read. The marginals
+    themselves would not do: K candidates are always read, so the useless ones among them would be taught too. And a
+    ratio of marginals would teach little where a candidate was read anyway; odds want all useful ones on top.
+
+    Args:
+        marginals_n: Probability under the posterior that each is read; they sum to K.
+        expected_n: The same before the answer was seen; None (nothing was drawn): the marginals are the target.
+        logits_n: The retriever's, when the candidates were found.
+        m: Permutations behind the marginals; nothing is surer than half a permutation.
+    """
+    if expected_n is None:
+        return marginals_n / marginals_n.sum()
+    eps = 0.5 / m
+    return (logits_n + marginals_n.logit(eps) - expected_n.logit(eps)).softmax(-1)
+
+
+def distillation_loss(logits_n: Tensor, target_n: Tensor) -> Tensor:
+    """The retriever's M-step by distillation: cross-entropy from what its softmax over the candidates should be.
+
+    As REPLUG-LSR (arXiv 2301.12652) distils how much each document explains, with the posterior over all permutations
+    in place of the likelihood of one document alone.
 
     Args:
         logits_n: The retriever's scores of the candidates, with gradient.
-        marginals_n: Probability under the posterior that each is read; they sum to K.
+        target_n: Summing to 1.
     """
-    return -(marginals_n / marginals_n.sum() * logits_n.log_softmax(-1)).sum()
+    return -(target_n * logits_n.log_softmax(-1)).sum()
 
 
 def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from training.config import DROConfig
 from training.estimation import Posterior, answer_row, stable_seed
 from training.losses import (
     distillation_loss,
+    distillation_target,
     generator_loss,
     marginal_selector_loss,
     selector_loss,
@@ -110,14 +111,9 @@ class JointModel(nn.Module):
         total = torch.stack(losses).sum()
         found = {"loss": total, "selector_loss": total.detach()}
         if self.question_adapter.up_dr.requires_grad and self._config.retriever_objective != "prior":
-            distilled = torch.stack([self._distillation_loss(p) for p in micro_batch.posteriors]).sum()
+            distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
-
-    def _distillation_loss(self, posterior: Posterior) -> Tensor:
-        scores_n = standardise(self._selector.retriever.score(posterior.candidates))
-        logits_n = self.prior.strength.detach() * scores_n
-        return distillation_loss(logits_n, posterior.marginals().to(logits_n.device))
 
     def _tokens(self, count: int) -> int:
         return count if self._config.loss_normalization == "token" else 1
@@ -218,6 +214,20 @@ class JointModel(nn.Module):
                 "pass does not see the same distribution (active dropout, or a wrapper that hides the adapters)."
             )
         self._must_start_at_zero = False
+
+
+def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
+    """Of the selector's retriever, for one question, with gradient to its question adapter."""
+    strength, candidates = selector.prior.strength.detach(), posterior.candidates
+    found_n = strength * standardise(candidates.scores_n).to(strength.device)
+    expected_n = posterior.expected_marginals()
+    target_n = distillation_target(
+        posterior.marginals().to(found_n),
+        None if expected_n is None else expected_n.to(found_n),
+        found_n,
+        len(posterior.permutations),
+    )
+    return distillation_loss(strength * standardise(selector.retriever.score(candidates)), target_n)
 
 
 class _Aligned:
