@@ -481,9 +481,12 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in _HELP:
         print(_overview())
         return 0 if words else UsageError.exit_code
+    if words[1:] and words[1] in _HELP and _verbs(words[0]):
+        print(_overview(words[0]))
+        return 0
     if words[0] == "--version":
         from importlib.metadata import version
 
@@ -511,10 +514,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{kind}: {error} (an unexpected error; run again with --debug for the traceback)", 1, debug)
 
 
-def _overview() -> str:
+def _overview(noun: str = "") -> str:
+    """All commands, or those of one noun ("index")."""
     lines = ["usage: rag COMMAND [options]     (rag COMMAND --help explains one)", ""]
+    if noun:
+        return "\n".join(lines + [f"  {name:<20} {COMMANDS[name].help}" for name in _verbs(noun)])
     lines += [f"  {name:<20} {command.help}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "  --version            print the version"])
+
+
+_HELP = ("-h", "--help")
+
+
+def _verbs(noun: str) -> list[str]:
+    """The commands that begin with it and have a second word."""
+    return [name for name in COMMANDS if name.startswith(f"{noun} ")]
 
 
 def _split_command(words: list[str]) -> tuple[str, list[str]]:
@@ -522,8 +536,7 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, words[length:]
-    verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    if verbs:
+    if verbs := [name.split()[1] for name in _verbs(words[0])]:
         raise UsageError(f"`rag {words[0]}` needs one of {verbs}; {' '.join(words[1:2]) or 'nothing'!r} came.")
     raise UsageError(f"The command must be one of {list(COMMANDS)}; {words[0]!r} came.{_nearest(words[0], COMMANDS)}")
 

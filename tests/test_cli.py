@@ -130,6 +130,16 @@ def test_training_can_leave_out_what_no_candidate_answers(
     assert "no candidate of any of 1 holds an answer" in err
 
 
+@pytest.mark.parametrize(
+    ("noun", "verbs"), [("inspect", ["permutations", "batch"]), ("index", ["build", "info", "verify"])]
+)
+def test_a_noun_explains_its_verbs(noun: str, verbs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        code, out, _ = run([noun, flag], capsys)
+        assert code == 0
+        assert [line.split()[:2] for line in out.splitlines()[2:]] == [[noun, verb] for verb in verbs]
+
+
 def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--num_samples", "3"]
     words = ["inspect", "permutations", "who wrote Hamlet?", "--answer", "Shakespeare", *pipeline]
