@@ -105,12 +105,25 @@ class Generator:
         answer_ids = self.encode_answer(answer)
         return AnswerRow(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
 
+    def fits(self, question: str, answer: str, num_passages: int) -> bool:
+        """Whether a row of so many passages has room for this question and answer, with the passages cut to nothing."""
+        try:
+            self.row(question, [Passage("", "", "")] * num_passages, answer)
+        except DataError:
+            return False
+        return True
+
     def prompt_ids(self, question: str, passages: Sequence[Passage]) -> list[int]:
         """The prompt that `generate` answers: room for `max_new_tokens` is kept."""
         return self._prompt_ids(question, passages, reserve=self.config.max_new_tokens)
 
     def _prompt_ids(self, question: str, passages: Sequence[Passage], *, reserve: int) -> list[int]:
         room = self.language_model.context_length - reserve
+        if room <= 0:
+            raise DataError(
+                f"An answer must be shorter than the {self.language_model.context_length} tokens that the model reads; "
+                f"that to {question!r} takes {reserve}. Leave it out, or take a model with a longer context."
+            )
         return self.prompt.encode(self.language_model.tokenizer, question, passages, max_tokens=room)
 
     # -- log p(y | x, d) ---------------------------------------------------------------------------------------

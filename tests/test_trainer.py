@@ -231,3 +231,27 @@ def test_config_is_checked(bad: dict[str, object], message: str) -> None:
 
 def test_the_toy_corpus_is_what_these_tests_think() -> None:
     assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
+
+
+def test_answers_that_no_row_has_room_for_are_left_out(
+    make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found before the first round; another answer of the same question stays."""
+    rag = make_rag()
+    long = "x" * (rag.generator.language_model.context_length + 1)
+    almost = "y" * (rag.generator.language_model.context_length - 20)  # alone it fits, with the instructions not
+    examples = [
+        QAExample("long", "who wrote Hamlet?", (long, almost)),
+        QAExample("either", "who wrote Hamlet?", (long, "Shakespeare")),
+        EXAMPLES[1],
+    ]
+    trainer = DROTrainer(rag, settings(tmp_path / "run", rounds=1, warm_up_epochs=0), examples, None, progress=False)
+    assert [(e.id, e.golden_answers) for e in trainer.train_examples] == [
+        ("either", ("Shakespeare",)),
+        (EXAMPLES[1].id, EXAMPLES[1].golden_answers),
+    ]
+    assert "Left out 1 of 3 training questions" in caplog.text and "'long'" in caplog.text
+    with pytest.raises(DataError, match="none of 1 does"):
+        DROTrainer(rag, settings(tmp_path / "other"), examples[:1], None, progress=False)
+    with pytest.raises(DataError, match="An answer must be shorter than the"):
+        rag.generator.log_prob("who?", rag.retriever.search("who?", 2).passages, long)

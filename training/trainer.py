@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +89,11 @@ class DROTrainer:
     ) -> None:
         self.rag = rag
         self.config = config
-        self.train_examples = _examples(train_dataset, require_answers=True, limit=config.max_train_samples)
+        self.train_examples = _that_fit(
+            _examples(train_dataset, require_answers=True, limit=config.max_train_samples),
+            rag.generator,
+            rag.selector.config.num_selected,
+        )
         self.eval_examples = None if eval_dataset is None else _examples(eval_dataset, require_answers=True)
         self.callbacks = callbacks or []
         self.progress = progress
@@ -378,6 +382,32 @@ def _examples(dataset: Any, *, require_answers: bool, limit: int | None = None) 
             )
         return examples
     return load_examples(dataset, require_answers=require_answers, limit=limit)
+
+
+def _that_fit(examples: Sequence[QAExample], generator: Generator, num_passages: int) -> list[QAExample]:
+    """The examples without the golden answers that no row has room for, and without those that have no other.
+
+    Found now, because one such answer would end an E-step after hours.
+    """
+    kept = [
+        replace(e, golden_answers=tuple(a for a in e.golden_answers if generator.fits(e.question, a, num_passages)))
+        for e in examples
+    ]
+    without = [e.id for e in kept if not e.golden_answers]
+    limit = generator.language_model.context_length
+    if len(without) == len(kept):
+        raise DataError(
+            f"Some training question and its answer must fit into {limit} tokens; none of {len(kept)} does."
+        )
+    if without:
+        logger.warning(
+            "Left out %d of %d training questions, whose answers do not fit into %d tokens; the first is %r.",
+            len(without),
+            len(kept),
+            limit,
+            without[0],
+        )
+    return [e for e in kept if e.golden_answers]
 
 
 def _digest(examples: Sequence[QAExample]) -> str:
