@@ -18,6 +18,7 @@ problems are questions: its selector and its generator are asked about every per
 | + cv | as before it | less the control variate b |
 | guided | half selector, half guided, without replacement | the same, with the control variate |
 | imputed | 8 m different ones from the selector, of which m are scored | the same, the others guessed |
+| imputed, scored ones | the same | of the scored ones alone: what the generator learns from |
 | ..., same cost | as many permutations fewer as n rows of one passage cost | |
 
 Guided and imputed need what each candidate says alone, n rows of one passage; "same cost" pays for them with n/K
@@ -310,6 +311,18 @@ def nothing(problem: Problem, m: int, repeats: int, generator: torch.Generator) 
     return prob_RN, prob_RN
 
 
+def scored_only(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
+    """What the generator learns from where others are guessed: the scored ones, which stand for all."""
+    index_RM, log_q_RM = _different(problem.log_p_N, min(8 * m, len(problem.log_p_N) - 1), repeats, generator)
+    ratio_RM = (problem.log_p_N[index_RM] - log_q_RM).float()
+    said = features(problem.alone_n, problem.tree.leaves_NK[index_RM])
+    scored_Rm, log_inclusion_Rm = choose(said, ratio_RM, m, generator)
+    index_Rm = index_RM.gather(1, scored_Rm)
+    log_ratio_Rm = ratio_RM.gather(1, scored_Rm) - log_inclusion_Rm
+    weights_Rm = posterior_weights(log_ratio_Rm + problem.log_likelihood_N[index_Rm])
+    return _spread(index_Rm, weights_Rm, len(problem.log_p_N)), None
+
+
 METHODS: dict[str, Method] = {
     "none": one_by_one(nothing),
     "paper": one_by_one(paper),
@@ -320,6 +333,7 @@ METHODS: dict[str, Method] = {
     "guided": one_by_one(guided),
     "guided, same cost": _at_same_cost(one_by_one(guided)),
     "imputed": imputed,
+    "imputed, scored ones": one_by_one(scored_only),
     "imputed, same cost": _at_same_cost(imputed),
 }
 

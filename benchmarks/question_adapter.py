@@ -90,6 +90,7 @@ def learn(rag: RAG, examples: Sequence[QAExample], objective: str, seed: int, ar
         output_dir="unused",
         num_samples=args.samples,
         replacement=False,
+        oversampling=1,
         candidate_pool=args.pool or None,
         questions_per_batch=64,
         seed=seed,

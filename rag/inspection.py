@@ -25,6 +25,8 @@ from training.maximization import JointModel, MicroBatch
 def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> dict[str, Any]:
     """The E-step of one question, as data.
 
+    Guesses come from a model that is fitted to this question alone; in training the questions of a batch share it.
+
     Args:
         rag: The pipeline.
         example: A question with golden answers; with gold ids the gold passages are marked.

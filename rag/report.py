@@ -293,7 +293,7 @@ def _run(result: Mapping[str, Any]) -> str:
         "rounds": "{} rounds",
         "num_candidates": "{} candidate passages per question",
         "num_selected": "{} of them read",
-        "num_samples": "{} lists drawn per question",
+        "num_samples": "{} lists scored per question",
     }
     parts = [_counted(wording, settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
     if result.get("mode"):
@@ -484,7 +484,10 @@ def _charts(result: Mapping[str, Any], names: _Names) -> str:
 
 def _round_texts(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Key, title, explanation and unit of the charts that show one number per round."""
-    drawn = _mapping(result.get("settings")).get("num_samples")
+    settings = _mapping(result.get("settings"))
+    drawn = settings.get("num_samples")
+    if isinstance(drawn, int) and isinstance(settings.get("oversampling"), int):
+        drawn *= settings["oversampling"]
     return [
         ("eval_exact_match", "Exact match", "Share of answers that equal a golden answer.", "share of questions"),
         ("eval_f1", "F1", "Overlap with the golden answer in words.", "mean F1"),
@@ -498,7 +501,7 @@ def _round_texts(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         (
             "log_marginal",
             "Log marginal",
-            "The importance-weighted ELBO, a lower bound of log p(answer | question) on the training questions. "
+            "The importance-weighted ELBO, which estimates log p(answer | question) on the training questions. "
             "Higher is better.",
             "nats per question",
         ),

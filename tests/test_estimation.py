@@ -217,6 +217,27 @@ def test_paper_mode_has_no_baseline(e_step: Callable[..., EStep]) -> None:
     assert e_step(control_variate=False)(EXAMPLES, round=1)[0].baseline_m is None
 
 
+def test_what_was_expected_is_known_without_the_control_variate_too(e_step: Callable[..., EStep]) -> None:
+    """The same marginals before the answer; of a single permutation that was given there are none."""
+    paper, ours = e_step(control_variate=False)(EXAMPLES, round=1), e_step()(EXAMPLES, round=1)
+    for one, other in zip(paper, ours, strict=True):
+        expected, same = one.expected_marginals(), other.expected_marginals()
+        assert expected is not None and same is not None
+        torch.testing.assert_close(expected, same)
+        assert float(expected.sum()) == pytest.approx(2.0, abs=1e-5)
+    given = replace(paper[0], permutations=paper[0].permutations.at(torch.tensor([0])), weights_m=torch.ones(1))
+    assert given.expected_marginals() is None
+
+
+def test_exact_mode_needs_no_candidate_alone(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    step = e_step(exact=True, guidance=0.5)
+    rows: list[int] = []
+    log_probs = step.generator.log_probs
+    monkeypatch.setattr(step.generator, "log_probs", lambda r: rows.append(len(r)) or log_probs(r))
+    step(EXAMPLES[:1], round=1)
+    assert rows == [12]
+
+
 def test_aliases_change_over_rounds(e_step: Callable[..., EStep]) -> None:
     """Trap 8: every golden answer is used, one per round."""
     step = e_step(num_samples=1)
@@ -281,12 +302,16 @@ class TestUnevenWeights:
                 weights = log_w.double().softmax(-1)
                 torch.testing.assert_close(posterior.weights_m.double(), weights, atol=1e-5, rtol=0)
                 ess = 1 / float(weights.square().sum())
+                if posterior.scored is not None:
+                    ess = min(ess, 1 / float(posterior.scored.weights_m.square().sum()))
                 assert ess == pytest.approx(2.5, abs=1e-2) if posterior.exponent < 1 else ess >= 2.5
                 assert float(posterior.distinct_scored().weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
 
     def test_even_weights_are_left_alone(self, e_step: Callable[..., EStep]) -> None:
         plain = e_step(num_samples=6)(EXAMPLES, round=1)
-        floored = e_step(num_samples=6, max_samples=24, ess_floor=1.0)(EXAMPLES, round=1)
+        lowest = min(p.telemetry()["ess"] for p in plain)
+        floored = e_step(num_samples=6, max_samples=24, ess_floor=0.99 * lowest)(EXAMPLES, round=1)
+        assert lowest > 1.05
         for one, other in zip(plain, floored, strict=True):
             assert torch.equal(one.weights_m, other.weights_m) and other.exponent == 1.0
 
@@ -295,6 +320,7 @@ class TestUnevenWeights:
         [
             ({"num_samples": 4, "ess_floor": 4.0}, "ess_floor must be below num_samples"),
             ({"num_samples": 4, "max_samples": 3}, "max_samples must be at least num_samples"),
+            ({"num_samples": 4, "max_samples": 8}, "max_samples needs ess_floor"),
             ({"exact": True, "ess_floor": 2.0}, "exact needs no ess_floor"),
         ],
     )

@@ -186,8 +186,22 @@ class TestEStep:
         assert d.share_u.tolist() == pytest.approx([1 / 3] * 3)
 
     def test_its_weights_stand_for_all_that_were_drawn(self, e_step: Callable[..., EStep]) -> None:
-        """Averaged over choices, sum_j omega_j f_j / inclusion_j is the sum over all nine: here for f = 1."""
+        """omega_j over the probability that j was scored; averaged over choices such sums are those over all nine."""
         posterior = e_step(num_samples=3)(EXAMPLES[:1], round=1)[0]
+        scored = posterior.scored
+        assert scored is not None and float(scored.log_inclusion_m.min()) < -0.05
+        torch.testing.assert_close(
+            scored.weights_m, (posterior.log_omega_m[scored.index_m] - scored.log_inclusion_m).softmax(-1)
+        )
+        tempered = e_step(num_samples=3, ess_floor=2.8)(EXAMPLES[:1], round=1)[0]
+        assert tempered.scored is not None and tempered.exponent < 1.0
+        assert torch.equal(tempered.scored.index_m, scored.index_m)
+        ratio = (posterior.permutations.log_p_m - posterior.permutations.log_q_m)[scored.index_m]
+        utility = posterior.log_likelihood_m[scored.index_m]
+        expected = (ratio + tempered.exponent * utility - scored.log_inclusion_m).softmax(-1)
+        torch.testing.assert_close(tempered.scored.weights_m, expected, atol=1e-5, rtol=0)
+        telemetry = tempered.telemetry()
+        assert min(telemetry["ess"], telemetry["scored_ess"]) == pytest.approx(2.8, abs=1e-2)
         drawn, generator = posterior.permutations, torch.Generator().manual_seed(0)
         omega_M = posterior.log_omega_m.exp()
         x_MF = features(torch.randn(4, generator=generator), drawn.z_mK)
@@ -206,6 +220,39 @@ class TestEStep:
         assert telemetry["scored_weight"] == pytest.approx(expected)
         assert telemetry["guess_error"] > 0
         assert "scored_weight" not in e_step(oversampling=1, num_samples=3)(EXAMPLES, round=1)[0].telemetry()
+
+    def test_what_an_earlier_attempt_scored_is_not_guessed(
+        self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = e_step(num_samples=2, oversampling=2, max_samples=4, ess_floor=1.99)
+        scored: set[tuple[str, ...]] = set()
+        row = step.generator.row
+        monkeypatch.setattr(
+            step.generator, "row", lambda q, ps, y: scored.add((q, *(p.id for p in ps))) or row(q, ps, y)
+        )
+        again = 0
+        for round in range(1, 9):
+            scored.clear()
+            for posterior in step(EXAMPLES, round=round):
+                heard, chosen = set(scored), posterior.scored
+                assert chosen is not None
+                for i, z in enumerate(posterior.permutations.z_mK.tolist()):
+                    read = [posterior.candidates.passages[c] for c in z]
+                    if (posterior.example.question, *(p.id for p in read)) in heard:
+                        again += i not in chosen.index_m.tolist()
+                        truth = step.generator.log_prob(posterior.example.question, read, posterior.answer)
+                        assert float(posterior.log_likelihood_m[i]) == pytest.approx(truth, abs=1e-3)
+        assert again
+
+    def test_no_guess_is_likelier_than_certain(
+        self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = e_step(num_samples=3)
+        monkeypatch.setattr(Surrogate, "complete", lambda self, x, i, y: torch.full((len(x),), 5.0).scatter(0, i, y))
+        for posterior in step(EXAMPLES, round=1):
+            assert posterior.scored is not None
+            guessed = set(range(9)) - set(posterior.scored.index_m.tolist())
+            assert posterior.log_likelihood_m[list(guessed)].tolist() == [0.0] * 6
 
     @pytest.mark.parametrize("settings", [{}, {"guidance": 0.3}])
     def test_each_candidate_alone_is_heard_once(

@@ -69,19 +69,22 @@ class TestDistillationTarget:
         assert found.tolist() == [0.5, 0.5, 0.0]
 
 
-def test_the_tempered_exponent_is_where_the_effective_sample_size_falls_to_the_floor() -> None:
-    """Against a fine grid, from 0 upwards."""
+def test_the_tempered_exponent_is_the_largest_that_leaves_the_effective_sample_size() -> None:
+    """Against a fine grid."""
     generator = torch.Generator().manual_seed(0)
     for floor in (1.5, 3.0, 5.0):
         log_ratio, log_likelihood = 0.2 * torch.randn(8, generator=generator), 9 * torch.randn(8, generator=generator)
         grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
         weights = (log_ratio.double() + grid[:, None] * log_likelihood.double()).softmax(-1)
-        below = (1 / weights.square().sum(-1) < floor).nonzero()
-        expected = float(grid[below[0]])
+        expected = float(grid[(1 / weights.square().sum(-1) >= floor).nonzero()[-1]])
         assert tempered_exponent(log_ratio, log_likelihood, floor) == pytest.approx(expected, abs=1e-4)
     assert tempered_exponent(torch.zeros(4), torch.zeros(4), 3.0) == 1.0
-    # The proposal alone leaves fewer: nothing of the answer is heard.
-    assert tempered_exponent(torch.tensor([0.0, -9.0, -9.0]), torch.randn(3), 2.0) == 0.0
+    # The likelihood corrects an uneven proposal up to 6 b = 3 + log(1.5 ... ), where both weights are uneven again.
+    found = tempered_exponent(torch.tensor([0.0, -3.0]), torch.tensor([0.0, 6.0]), 1.5)
+    weights = torch.tensor([0.0, -3.0 + 6.0 * found]).softmax(-1)
+    assert float(1 / weights.square().sum()) == pytest.approx(1.5, abs=1e-4) and found > 0.5
+    # No power leaves as many: nothing of the answer is heard.
+    assert tempered_exponent(torch.tensor([0.0, -9.0, -9.0]), torch.tensor([0.0, -1.0, -2.0]), 2.0) == 0.0
 
 
 def test_the_proposal_is_corrected() -> None:

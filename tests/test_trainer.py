@@ -233,6 +233,16 @@ def test_the_toy_corpus_is_what_these_tests_think() -> None:
     assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
 
 
+def test_a_ranking_prompt_that_does_not_fit_is_found_before_the_first_round(
+    make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
+    """The gate is closed at first, so no E-step would read it."""
+    rag = make_rag()
+    rag.selector.prompt = replace(rag.selector.prompt, template="Rank. " * 4000 + rag.selector.prompt.template)
+    with pytest.raises(DataError, match="must fit into"):
+        DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES, None, progress=False)
+
+
 def test_answers_that_no_row_has_room_for_are_left_out(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,8 +28,9 @@ class DROConfig:
     proposal: Literal["selector", "single_pass"] = "selector"
     """single_pass draws all ids from the selector's first logits, one pass instead of K; log p_s stays exact."""
     ess_floor: float = 0.0
-    """Least effective sample size. A question below it gets twice as many permutations, up to max_samples; if it is
-    still below, p(y|z) is raised only to the power that reaches the floor. 0: neither."""
+    """Least effective sample size, of the selector's weights and of the generator's. A question below it gets twice as
+    many permutations, up to max_samples; if it is still below, p(y|z) is raised only to the power at which the floor
+    holds (to 0 where the proposal itself is too uneven). 0: neither."""
     max_samples: int | None = None
     """The most permutations that a question may have scored, with ess_floor; None: num_samples."""
     guidance: float = 0.0
@@ -68,8 +69,8 @@ class DROConfig:
     train_retriever: bool = True
     """Train the question adapter; the index stays as it is."""
     retriever_objective: Literal["prior", "distillation", "both"] = "prior"
-    """What it learns from: the gradient of log p_s through the retriever prior; the posterior marginals, as its softmax
-    over the candidates should have them; or the sum of both."""
+    """What it learns from: the gradient of log p_s through the retriever prior; how the answer
+    changed the log-odds that each candidate is read, which its softmax should follow; or the sum of both."""
     refresh_index: bool = False
     """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
     the corpus anew, into the run's folder."""
@@ -152,6 +153,8 @@ class DROConfig:
         self._need(
             self.max_samples is None or self.max_samples >= self.num_samples, "max_samples", "at least num_samples"
         )
+        if self.max_samples is not None and not self.ess_floor:
+            raise UsageError("max_samples needs ess_floor, which says which questions get more; ess_floor is 0.")
         self._need(self.ess_floor < self.num_samples, "ess_floor", "below num_samples")
         if self.exact and self.ess_floor:
             raise UsageError(

@@ -62,8 +62,11 @@ class Posterior:
         return self._read(self.weights_m)
 
     def expected_marginals(self) -> Tensor | None:
-        """The same before the answer was seen, by b; None without it."""
-        return None if self.baseline_m is None else self._read(self.baseline_m)
+        """The same before the answer was seen, by b; None for a single permutation that was given, and not drawn."""
+        if self.baseline_m is not None:
+            return self._read(self.baseline_m)
+        drawn = self.permutations
+        return None if len(drawn) == 1 else self._read(baseline_weights(drawn.log_p_m, drawn.log_q_m))
 
     def _read(self, weights_m: Tensor) -> Tensor:
         z_mK = self.permutations.z_mK
@@ -83,7 +86,8 @@ class Posterior:
     def telemetry(self) -> dict[str, float]:
         """Health of this E-step: ESS, share of distinct permutations, and `log_marginal`.
 
-        The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration).
+        The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration); where
+        likelihoods are guessed, it is as good as the guesses.
         """
         d = self.distinct()
         return {
@@ -105,6 +109,7 @@ class Posterior:
         return {
             "scored_permutations": len(self.scored.index_m),
             "scored_weight": float(self.weights_m[self.scored.index_m].sum()),
+            "scored_ess": float(effective_sample_size(self.scored.weights_m)),
             "guess_error": float(self.scored.residual_m.square().mean().sqrt()),
         }
 
@@ -124,6 +129,8 @@ class Scored:
     """Their positions among the M."""
     weights_m: Tensor
     """Their posterior weights as a sample of the M: corrected for how they were chosen, summing to 1."""
+    log_inclusion_m: Tensor
+    """Log-probability of each to be among the scored."""
     residual_m: Tensor
     """log p_g of each less what would have been guessed without it, nats; 0 where that cannot be told."""
 
@@ -233,7 +240,8 @@ class EStep:
             )
             for c, e in zip(found, examples, strict=True)
         ]
-        return self._heard_alone(cases) if self.config.guidance or self._oversamples else cases
+        needed = self.config.guidance > 0 and not self.config.exact
+        return self._heard_alone(cases) if needed or self._oversamples else cases
 
     @property
     def _oversamples(self) -> bool:
@@ -294,7 +302,7 @@ class EStep:
             return torch.arange(len(drawn)), torch.zeros(len(drawn))
         seed = stable_seed(self.config.seed, round, "scored", case.example.id, m)
         return choose(
-            features(_present(case.alone_n), drawn.z_mK),
+            features(_present(case.alone_n) / self._divisor(case), drawn.z_mK),
             drawn.log_p_m - drawn.log_q_m,
             m,
             torch.Generator().manual_seed(seed),
@@ -331,16 +339,21 @@ class EStep:
         for case, drawn, x_MF, (index_m, log_inclusion_m), y_m in zip(
             cases, permutations, said, chosen, log_likelihoods, strict=True
         ):
-            whole = self._posterior(case, drawn, surrogate.complete(x_MF, index_m, y_m))
+            guesses_M = surrogate.complete(x_MF, index_m, y_m).clamp_max(0.0)
+            # An earlier attempt may have scored some that this one did not choose.
+            known = [case.known.get(tuple(z)) for z in drawn.z_mK.tolist()]
+            log_likelihood_M = torch.tensor(
+                [float(g) if k is None else k for g, k in zip(guesses_M, known, strict=True)]
+            )
+            whole = self._posterior(case, drawn, log_likelihood_M)
             weights_m = posterior_weights(whole.log_omega_m[index_m] - log_inclusion_m)
             residual_m = surrogate.residuals(x_MF[index_m], y_m)
-            posteriors.append(replace(whole, scored=Scored(index_m, weights_m, residual_m)))
+            posteriors.append(replace(whole, scored=Scored(index_m, weights_m, log_inclusion_m, residual_m)))
         return posteriors
 
     def _posterior(self, case: _Case, permutations: Permutations, log_likelihood_m: Tensor) -> Posterior:
-        # The mean over tokens is the same utility at temperature |y|: an option with its name, never the default.
-        length = len(self.generator.encode_answer(case.answer)) if self.config.likelihood == "mean" else 1
-        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, log_likelihood_m / length)
+        utility_m = log_likelihood_m / self._divisor(case)
+        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, utility_m)
         baseline_m = baseline_weights(permutations.log_p_m, permutations.log_q_m)
         return Posterior(
             example=case.example,
@@ -353,20 +366,25 @@ class EStep:
             log_omega_m=log_omega_m,
         )
 
+    def _divisor(self, case: _Case) -> int:
+        # The mean over tokens is the same utility at temperature |y|: an option with its name, never the default.
+        return len(self.generator.encode_answer(case.answer)) if self.config.likelihood == "mean" else 1
+
     def _is_uneven(self, posterior: Posterior) -> bool:
-        floor = self.config.ess_floor
-        return floor > 0 and float(effective_sample_size(posterior.weights_m)) < floor
+        """Whether the selector's weights or the generator's are."""
+        weights = [posterior.weights_m] + [s.weights_m for s in (posterior.scored,) if s is not None]
+        return any(float(effective_sample_size(w)) < self.config.ess_floor for w in weights)
 
     def _tempered(self, posterior: Posterior) -> Posterior:
-        """The same with p(y|z) raised only to the power at which the effective sample size reaches the floor."""
-        drawn = posterior.permutations
+        """The same with p(y|z) raised only to the power at which the effective sample sizes reach the floor."""
+        drawn, scored, floor = posterior.permutations, posterior.scored, self.config.ess_floor
         log_ratio_m = drawn.log_p_m - drawn.log_q_m
         utility_m = posterior.log_omega_m - log_ratio_m
-        exponent = tempered_exponent(log_ratio_m, utility_m, self.config.ess_floor)
-        scored = posterior.scored
+        exponent = tempered_exponent(log_ratio_m, utility_m, floor)
         if scored is not None:
-            weights_m = posterior_weights(scored.weights_m.log() - (1 - exponent) * utility_m[scored.index_m])
-            scored = replace(scored, weights_m=weights_m)
+            ratio_m, scored_m = log_ratio_m[scored.index_m] - scored.log_inclusion_m, utility_m[scored.index_m]
+            exponent = min(exponent, tempered_exponent(ratio_m, scored_m, floor))
+            scored = replace(scored, weights_m=posterior_weights(ratio_m + exponent * scored_m))
         weights_m = posterior_weights(log_ratio_m + exponent * utility_m)
         return replace(posterior, weights_m=weights_m, scored=scored, exponent=exponent)
 

@@ -57,10 +57,10 @@ def effective_sample_size(weights_m: Tensor) -> Tensor:
 
 
 def tempered_exponent(log_ratio_m: Tensor, log_likelihood_m: Tensor, floor: float) -> float:
-    """How far p(y|z) may be raised, from 0 towards 1, until the effective sample size falls to `floor`.
+    """The largest power of p(y|z), at most 1, at which the effective sample size is still `floor`.
 
-    As sequential Monte Carlo tempers its likelihoods (Del Moral et al. 2006). Where the proposal alone leaves fewer
-    than `floor`, 0: then nothing is learned from the answer.
+    As sequential Monte Carlo tempers its likelihoods (Del Moral et al. 2006). Where no power leaves as many, because
+    the proposal itself is too uneven, 0: then nothing is learned from the answer.
 
     Args:
         log_ratio_m: log p_s - log q.
@@ -72,10 +72,13 @@ def tempered_exponent(log_ratio_m: Tensor, log_likelihood_m: Tensor, floor: floa
         weights_m = posterior_weights(log_ratio_m + exponent * log_likelihood_m)
         return float(effective_sample_size(weights_m)) >= floor
 
-    if is_enough(1.0):
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(50):
+    # Where the likelihood corrects an uneven proposal the effective sample size first rises: no plain bisection.
+    steps = 64
+    enough = next((i for i in range(steps, -1, -1) if is_enough(i / steps)), None)
+    if enough is None or enough == steps:
+        return 0.0 if enough is None else 1.0
+    low, high = enough / steps, (enough + 1) / steps
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if is_enough(middle) else (low, middle)
     return low
@@ -116,7 +119,7 @@ def distillation_target(marginals_n: Tensor, expected_n: Tensor | None, logits_n
 
     Args:
         marginals_n: Probability under the posterior that each is read; they sum to K.
-        expected_n: The same before the answer was seen; None (nothing was drawn): the marginals are the target.
+        expected_n: The same before the answer was seen; None (given, not drawn): the marginals are the target.
         logits_n: The retriever's, when the candidates were found.
         m: Permutations behind the marginals; nothing is surer than half a permutation.
     """

@@ -104,7 +104,10 @@ class DROTrainer:
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
-        # Refused settings are found now, and not after hours of E-step.
+        # Refused settings and prompts that do not fit are found now, and not after hours of E-step.
+        rag.selector.prompt_ids(
+            rag.retriever.search(self.train_examples[0].question, rag.selector.config.num_candidates)
+        )
         training_arguments(config, self.output_dir, seed=0, max_rows=1, use_cpu=self._on_cpu)
         self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
 
@@ -361,7 +364,8 @@ class DROTrainer:
     def _max_rows(self) -> int:
         """The most distinct permutations that a question can bring to the M-step."""
         if not self.config.exact:
-            return self.config.max_samples or self.config.num_samples
+            m = self.config.num_samples
+            return m * 2 ** int(math.log2((self.config.max_samples or m) / m))
         selector = self.rag.selector.config
         return math.perm(selector.num_candidates, selector.num_selected)
 
