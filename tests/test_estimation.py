@@ -302,8 +302,6 @@ class TestUnevenWeights:
                 weights = log_w.double().softmax(-1)
                 torch.testing.assert_close(posterior.weights_m.double(), weights, atol=1e-5, rtol=0)
                 ess = 1 / float(weights.square().sum())
-                if posterior.scored is not None:
-                    ess = min(ess, 1 / float(posterior.scored.weights_m.square().sum()))
                 assert ess == pytest.approx(2.5, abs=1e-2) if posterior.exponent < 1 else ess >= 2.5
                 assert float(posterior.distinct_scored().weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
 

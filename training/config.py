@@ -28,7 +28,7 @@ class DROConfig:
     proposal: Literal["selector", "single_pass"] = "selector"
     """single_pass draws all ids from the selector's first logits, one pass instead of K; log p_s stays exact."""
     ess_floor: float = 0.0
-    """Least effective sample size, of the selector's weights and of the generator's. A question below it gets twice as
+    """Least effective sample size of a question's weights (all it drew, guesses included). One below it gets twice as
     many permutations, up to max_samples; if it is still below, p(y|z) is raised only to the power at which the floor
     holds (to 0 where the proposal itself is too uneven). 0: neither."""
     max_samples: int | None = None

@@ -371,19 +371,16 @@ class EStep:
         return len(self.generator.encode_answer(case.answer)) if self.config.likelihood == "mean" else 1
 
     def _is_uneven(self, posterior: Posterior) -> bool:
-        """Whether the selector's weights or the generator's are."""
-        weights = [posterior.weights_m] + [s.weights_m for s in (posterior.scored,) if s is not None]
-        return any(float(effective_sample_size(w)) < self.config.ess_floor for w in weights)
+        return float(effective_sample_size(posterior.weights_m)) < self.config.ess_floor
 
     def _tempered(self, posterior: Posterior) -> Posterior:
-        """The same with p(y|z) raised only to the power at which the effective sample sizes reach the floor."""
-        drawn, scored, floor = posterior.permutations, posterior.scored, self.config.ess_floor
+        """The same with p(y|z) raised only to the power at which the effective sample size reaches the floor."""
+        drawn, scored = posterior.permutations, posterior.scored
         log_ratio_m = drawn.log_p_m - drawn.log_q_m
         utility_m = posterior.log_omega_m - log_ratio_m
-        exponent = tempered_exponent(log_ratio_m, utility_m, floor)
+        exponent = tempered_exponent(log_ratio_m, utility_m, self.config.ess_floor)
         if scored is not None:
             ratio_m, scored_m = log_ratio_m[scored.index_m] - scored.log_inclusion_m, utility_m[scored.index_m]
-            exponent = min(exponent, tempered_exponent(ratio_m, scored_m, floor))
             scored = replace(scored, weights_m=posterior_weights(ratio_m + exponent * scored_m))
         weights_m = posterior_weights(log_ratio_m + exponent * utility_m)
         return replace(posterior, weights_m=weights_m, scored=scored, exponent=exponent)
