@@ -59,7 +59,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: float) -> None:
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
-    step = e_step(num_samples=4000, proposal_temperature=temperature, candidate_order="retriever")
+    step = e_step(num_samples=1200, proposal_temperature=temperature, candidate_order="retriever")
     sampled = step(EXAMPLES[:1], round=1)[0]
     assert sampled.answer == exact.answer
     distinct = sampled.distinct()
@@ -135,7 +135,7 @@ def test_guided_sampling_converges_to_the_posterior_too(e_step: Callable[..., ES
     """Weights are corrected for whatever was drawn from, with and without replacement."""
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
-    for settings in ({"num_samples": 4000}, {"num_samples": 12, "replacement": False}):
+    for settings in ({"num_samples": 1200}, {"num_samples": 12, "replacement": False}):
         step = e_step(guidance=0.5, candidate_order="retriever", **settings)
         d = step(EXAMPLES[:1], round=1)[0].distinct()
         found = {tuple(z): float(w) for z, w in zip(d.z_uK.tolist(), d.weights_u, strict=True)}
@@ -337,7 +337,7 @@ def test_a_single_pass_proposal_converges_to_the_posterior_of_the_selector(
     step = e_step(
         proposal="single_pass",
         candidate_order="retriever",
-        num_samples=4000 if replacement else 12,
+        num_samples=1200 if replacement else 12,
         replacement=replacement,
     )
     posterior = step(EXAMPLES[:1], round=1)[0]
