@@ -273,22 +273,30 @@ def _guided_log_q(problem: Problem) -> Tensor:
 
 def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
     """Many permutations, few of them scored, the others guessed from those of all problems."""
-    drawn = [_different(p.log_p_N, min(8 * m, len(p.log_p_N) - 1), repeats, generator) for p in problems]
-    ratios = [(p.log_p_N[index_RM] - log_q_RM).float() for p, (index_RM, log_q_RM) in zip(problems, drawn, strict=True)]
-    truths = [p.log_likelihood_N[index_RM] for p, (index_RM, _) in zip(problems, drawn, strict=True)]
-    said = [features(p.alone_n, p.tree.leaves_NK[index_RM]) for p, (index_RM, _) in zip(problems, drawn, strict=True)]
-    scored = [choose(x, ratio_RM, m, generator)[0] for x, ratio_RM in zip(said, ratios, strict=True)]
-    known = [truth_RM.gather(1, scored_Rm) for truth_RM, scored_Rm in zip(truths, scored, strict=True)]
+    drawn = [_oversampled(p, m, repeats, generator) for p in problems]
+    scored = [choose(x, ratio_RM, m, generator)[0] for _, ratio_RM, x in drawn]
+    known = [
+        p.log_likelihood_N[index_RM.gather(1, scored_Rm)]
+        for p, (index_RM, _, _), scored_Rm in zip(problems, drawn, scored, strict=True)
+    ]
     heard = [
-        x.gather(1, scored_Rm[..., None].expand(-1, -1, x.shape[-1])) for x, scored_Rm in zip(said, scored, strict=True)
+        x.gather(1, scored_Rm[..., None].expand(-1, -1, x.shape[-1]))
+        for (_, _, x), scored_Rm in zip(drawn, scored, strict=True)
     ]
     surrogate = Surrogate.fit(heard, known)
     estimates: list[Estimate] = []
-    for p, (index_RM, _), ratio_RM, *parts in zip(problems, drawn, ratios, said, scored, known, strict=True):
-        weights_RM = posterior_weights(ratio_RM + surrogate.complete(*parts))
+    for p, (index_RM, ratio_RM, x), scored_Rm, known_Rm in zip(problems, drawn, scored, known, strict=True):
+        weights_RM = posterior_weights(ratio_RM + surrogate.complete(x, scored_Rm, known_Rm))
         N = len(p.log_p_N)
         estimates.append((_spread(index_RM, weights_RM, N), _spread(index_RM, ratio_RM.softmax(-1), N)))
     return estimates
+
+
+def _oversampled(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """8 m different permutations `[R, M]`, their log p_s - log q, and what their candidates say alone `[R, M, F]`."""
+    index_RM, log_q_RM = _different(problem.log_p_N, min(8 * m, len(problem.log_p_N) - 1), repeats, generator)
+    said = features(problem.alone_n, problem.tree.leaves_NK[index_RM])
+    return index_RM, (problem.log_p_N[index_RM] - log_q_RM).float(), said
 
 
 def _at_same_cost(method: Method) -> Method:
@@ -313,9 +321,7 @@ def nothing(problem: Problem, m: int, repeats: int, generator: torch.Generator) 
 
 def scored_only(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
     """What the generator learns from where others are guessed: the scored ones, which stand for all."""
-    index_RM, log_q_RM = _different(problem.log_p_N, min(8 * m, len(problem.log_p_N) - 1), repeats, generator)
-    ratio_RM = (problem.log_p_N[index_RM] - log_q_RM).float()
-    said = features(problem.alone_n, problem.tree.leaves_NK[index_RM])
+    index_RM, ratio_RM, said = _oversampled(problem, m, repeats, generator)
     scored_Rm, log_inclusion_Rm = choose(said, ratio_RM, m, generator)
     index_Rm = index_RM.gather(1, scored_Rm)
     log_ratio_Rm = ratio_RM.gather(1, scored_Rm) - log_inclusion_Rm

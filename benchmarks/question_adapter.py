@@ -25,8 +25,7 @@ from rag.significance import paired_bootstrap
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples
 from training.estimation import EStep, Posterior
-from training.losses import marginal_selector_loss
-from training.maximization import distilled_loss
+from training.maximization import distilled_loss, selection_losses
 
 CUTS = (1, 5, 20)
 
@@ -111,14 +110,9 @@ def learn(rag: RAG, examples: Sequence[QAExample], objective: str, seed: int, ar
 
 def loss_of(rag: RAG, posteriors: Sequence[Posterior], objective: str) -> Tensor:
     """Mean loss of the adapter over some questions."""
-    losses = []
+    losses: list[Tensor] = []
     if objective in ("prior", "both"):
-        distinct = [p.distinct() for p in posteriors]
-        log_p = rag.selector.score([p.candidates for p in posteriors], [d.z_uK for d in distinct])
-        for d, log_p_u in zip(distinct, log_p, strict=True):
-            assert d.baseline_u is not None
-            loss = marginal_selector_loss(log_p_u, d.log_p_old_u, d.weights_u, d.baseline_u)
-            losses.append(loss / d.z_uK.shape[1])
+        losses += selection_losses(rag.selector, posteriors) / rag.selector.config.num_selected
     if objective in ("distillation", "both"):
         losses += [distilled_loss(rag.selector, p) for p in posteriors]
     return torch.stack(losses).sum() / len(posteriors)

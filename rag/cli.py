@@ -517,10 +517,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _overview(noun: str = "") -> str:
     """All commands, or those of one noun ("index")."""
     lines = ["usage: rag COMMAND [options]     (rag COMMAND --help explains one)", ""]
-    if noun:
-        return "\n".join(lines + [f"  {name:<20} {COMMANDS[name].help}" for name in _verbs(noun)])
-    lines += [f"  {name:<20} {command.help}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "  --version            print the version"])
+    lines += [f"  {name:<20} {COMMANDS[name].help}" for name in (_verbs(noun) if noun else COMMANDS)]
+    return "\n".join(lines if noun else [*lines, "", "  --version            print the version"])
 
 
 _HELP = ("-h", "--help")

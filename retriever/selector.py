@@ -240,10 +240,7 @@ class Selector:
         m = max(len(z) for z in permutations)
         z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
         z_BmK = z_BmK.to(self.language_model.device)
-        logits_BmKn = self._teacher_forced_logits(batch, z_BmK)
-        B, _, K, n = logits_BmKn.shape
-        absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
-        log_p_Bm = sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
+        log_p_Bm = _log_prob_along(batch, self._teacher_forced_logits(batch, z_BmK), z_BmK)
         return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
 
     @torch.no_grad()
@@ -501,10 +498,14 @@ class Selector:
         """Log p_s `[B, m]` of permutations that were drawn ahead, on the CPU, and the language model's logits."""
         z_BmK = z_BmK.to(batch.absent_Bn.device)
         lm_BmKn = stepper.lm_logits_along(z_BmK)
-        (B, m, K), n = z_BmK.shape, batch.absent_Bn.shape[1]
-        logits = self._pool(lm_BmKn, batch.prior_Bn[:, None, None, :]).reshape(B * m, K, n)
-        absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
-        return sequential_log_prob(logits, z_BmK.reshape(B * m, K), absent).view(B, m).cpu(), lm_BmKn
+        return _log_prob_along(batch, self._pool(lm_BmKn, batch.prior_Bn[:, None, None, :]), z_BmK).cpu(), lm_BmKn
+
+
+def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor:
+    """Log-probability `[B, m]` of permutations with these pooled logits at every step."""
+    B, m, K, n = logits_BmKn.shape
+    absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
+    return sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
 
 
 def _padded(guides: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:

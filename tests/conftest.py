@@ -39,7 +39,9 @@ from indexes.encoder import Encoder
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
+from training.config import DROConfig
 from training.data import QAExample
+from training.estimation import EStep
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -219,6 +221,31 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
 def generator(language_model: LanguageModel) -> Generator:
     """A generator over the tiny model."""
     return Generator(language_model, config=GenerationConfig(max_new_tokens=5))
+
+
+@pytest.fixture
+def passes(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every forward pass of the tiny model."""
+    seen: list[int] = []
+    hidden = language_model.hidden
+    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: seen.append(1) or hidden(*a, **k))
+    return seen
+
+
+@pytest.fixture
+def make_e_step(
+    language_model: LanguageModel,
+    retriever: DenseRetriever,
+    make_selector: Callable[..., Selector],
+    generator: Generator,
+) -> Callable[..., EStep]:
+    """E-steps that read two of four candidates, with any settings."""
+
+    def make(**settings: object) -> EStep:
+        selector = make_selector(language_model, num_candidates=4, num_selected=2)
+        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused"} | settings))
+
+    return make
 
 
 @pytest.fixture(scope="session")

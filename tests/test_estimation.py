@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from generator.generator import Generator
-from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from retriever.selector import Selector
 from training.config import DROConfig
 from training.data import QAExample
 from training.estimation import EStep, Posterior, answer_row, stable_seed
@@ -25,18 +23,9 @@ EXAMPLES = [
 
 
 @pytest.fixture
-def e_step(
-    language_model: LanguageModel,
-    retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
-    generator: Generator,
-) -> Callable[..., EStep]:
-    def make(**settings: object) -> EStep:
-        selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        plain = {"output_dir": "unused", "num_samples": 8, "replacement": True, "oversampling": 1}
-        return EStep(retriever, selector, generator, DROConfig(**plain | settings))  # type: ignore[arg-type]
-
-    return make
+def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
+    plain = {"num_samples": 8, "replacement": True, "oversampling": 1}
+    return lambda **settings: make_e_step(**plain | settings)
 
 
 def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) -> None:

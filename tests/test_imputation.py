@@ -5,12 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from generator.generator import Generator
-from generator.language_model import LanguageModel
 from indexes.errors import UsageError
-from retriever.dense import DenseRetriever
 from retriever.permutations import enumerate_permutations
-from retriever.selector import Selector
 from training.config import DROConfig
 from training.data import QAExample
 from training.estimation import EStep, Posterior
@@ -24,18 +20,9 @@ EXAMPLES = [
 
 
 @pytest.fixture
-def e_step(
-    language_model: LanguageModel,
-    retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
-    generator: Generator,
-) -> Callable[..., EStep]:
-    def make(**settings: object) -> EStep:
-        selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        defaults = {"output_dir": "unused", "candidate_order": "retriever", "replacement": False, "oversampling": 3}
-        return EStep(retriever, selector, generator, DROConfig(**defaults | settings))  # type: ignore[arg-type]
-
-    return make
+def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
+    defaults = {"candidate_order": "retriever", "replacement": False, "oversampling": 3}
+    return lambda **settings: make_e_step(**defaults | settings)
 
 
 def test_features_are_what_is_read_in_order_and_the_best_of_it() -> None:

@@ -161,18 +161,14 @@ def test_behind_a_closed_gate_the_language_model_is_not_asked(
     language_model: LanguageModel,
     make_selector: Make,
     retriever: DenseRetriever,
-    monkeypatch: pytest.MonkeyPatch,
+    passes: list[int],
 ) -> None:
     selector = make_selector(language_model, gate=0.0)
     candidates = retriever.search(QUESTIONS, 6)
-    asked: list[int] = []
-    hidden = language_model.hidden
-    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: asked.append(1) or hidden(*a, **k))
-
     selector.select(candidates)
     drawn = selector.sample(candidates, 4, replacement=replacement, generator=torch.Generator().manual_seed(0))
     log_p = [selector.log_prob(c, p.z_mK) for c, p in zip(candidates, drawn, strict=True)]
-    assert not asked
+    assert not passes
     for one, permutations, log_p_m in zip(candidates, drawn, log_p, strict=True):
         assert permutations.lm_logits_mKn is None
         prior = selector.prior.strength.item() * standardise(one.scores_n).double()
@@ -184,7 +180,7 @@ def test_behind_a_closed_gate_the_language_model_is_not_asked(
 
     with language_model.use("selector"):  # a gate that learns must hear what it would open for
         selector.score(candidates, [p.z_mK for p in drawn])[0].sum().backward()
-    assert asked
+    assert passes
     assert selector.prior.gate.grad is not None and selector.prior.gate.grad.abs().item() > 1e-4
 
 
@@ -457,18 +453,11 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_drawing_ahead_reads_each_prompt_and_all_replies_once(
-    replacement: bool,
-    language_model: LanguageModel,
-    make_selector: Make,
-    retriever: DenseRetriever,
-    monkeypatch: pytest.MonkeyPatch,
+    replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever, passes: list[int]
 ) -> None:
     """Two passes for any K; the proposal is Plackett-Luce over the first logits."""
     selector = make_selector(language_model, num_selected=4)
     candidates = retriever.search(QUESTIONS[:1], 6)
-    passes: list[int] = []
-    hidden = language_model.hidden
-    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: passes.append(1) or hidden(*a, **k))
     drawn = selector.sample(
         candidates, 5, decoding="single_pass", replacement=replacement, generator=torch.Generator().manual_seed(0)
     )[0]

@@ -94,21 +94,9 @@ class JointModel(nn.Module):
     # -- selector ----------------------------------------------------------------------------------------------
 
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        distinct = [p.distinct() for p in micro_batch.posteriors]
-        candidates = [p.candidates for p in micro_batch.posteriors]
         through_prior = self._config.retriever_objective != "distillation"
-        log_p = self._selector.score(candidates, [d.z_uK for d in distinct], teach_retriever=through_prior)
-        losses = []
-        for d, log_p_u in zip(distinct, log_p, strict=True):
-            device = log_p_u.device
-            weights_u = d.weights_u.to(device)
-            if d.baseline_u is None:
-                loss = selector_loss(log_p_u, weights_u)
-            else:
-                old_u, baseline_u = d.log_p_old_u.to(device), d.baseline_u.to(device)
-                loss = marginal_selector_loss(log_p_u, old_u, weights_u, baseline_u)
-            losses.append(loss / self._tokens(d.z_uK.shape[1]))
-        total = torch.stack(losses).sum()
+        losses_B = selection_losses(self._selector, micro_batch.posteriors, teach_retriever=through_prior)
+        total = (losses_B / self._tokens(self._selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
         if self.question_adapter.up_dr.requires_grad and self._config.retriever_objective != "prior":
             distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
@@ -214,6 +202,23 @@ class JointModel(nn.Module):
                 "pass does not see the same distribution (active dropout, or a wrapper that hides the adapters)."
             )
         self._must_start_at_zero = False
+
+
+def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, teach_retriever: bool = True) -> Tensor:
+    """Of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
+    distinct = [p.distinct() for p in posteriors]
+    candidates = [p.candidates for p in posteriors]
+    log_p = selector.score(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
+    losses = []
+    for d, log_p_u in zip(distinct, log_p, strict=True):
+        device = log_p_u.device
+        weights_u = d.weights_u.to(device)
+        if d.baseline_u is None:
+            losses.append(selector_loss(log_p_u, weights_u))
+        else:
+            old_u, baseline_u = d.log_p_old_u.to(device), d.baseline_u.to(device)
+            losses.append(marginal_selector_loss(log_p_u, old_u, weights_u, baseline_u))
+    return torch.stack(losses)
 
 
 def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
