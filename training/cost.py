@@ -1,0 +1,176 @@
+"""What one question costs, in floating-point operations: pure formulas over the shape of a causal LM.
+
+One multiply-add is two operations. Only matrix products count; norms, softmaxes and activations are the difference
+between these numbers and what is measured. The base is frozen, so a backward pass has gradients of activations only:
+as many operations as the forward one for the body, twice as many for attention.
+
+Legend: T tokens of a row, P tokens of the ranking prompt, G tokens of an answer row, L answer tokens, H hidden size,
+V vocabulary, n candidates, K selected, m permutations, S tokens that follow one choice (its id and the separator).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder with gated feed-forward layers (Llama, Qwen, Mistral, Gemma) and its LoRA adapters."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    """Whether the output head is the embedding."""
+    rank: int = 16
+    """Of the LoRA adapters on all linear layers of the body."""
+
+    @classmethod
+    def of(cls, config: Any, *, rank: int = 16) -> "ModelShape":
+        """From a `transformers` config."""
+        text = config.get_text_config(decoder=True)
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(
+            hidden=text.hidden_size,
+            layers=text.num_hidden_layers,
+            intermediate=text.intermediate_size,
+            heads=text.num_attention_heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+            head_dim=head_dim,
+            vocabulary=text.vocab_size,
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            rank=rank,
+        )
+
+    @property
+    def linear_sizes(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one block."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        H, ffn = self.hidden, self.intermediate
+        return [(H, query), (H, key), (H, key), (query, H), (H, ffn), (H, ffn), (ffn, H)]
+
+    @property
+    def body_parameters(self) -> int:
+        """Weights of the linear layers; what a token is multiplied by."""
+        return self.layers * sum(i * o for i, o in self.linear_sizes)
+
+    @property
+    def head_parameters(self) -> int:
+        """H x V."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """All weights of the base, norms left out."""
+        return self.body_parameters + self.head_parameters * (1 if self.tied else 2)
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Weights of one LoRA adapter."""
+        return self.layers * self.rank * sum(i + o for i, o in self.linear_sizes)
+
+    @property
+    def kv_size(self) -> int:
+        """Numbers that the key-value cache holds for one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+def causal_pairs(lengths: Sequence[int]) -> int:
+    """Pairs of query and visible key in rows of plain causal attention."""
+    return sum(T * (T + 1) // 2 for T in lengths)
+
+
+def forward_flops(shape: ModelShape, tokens: int, pairs: int, *, adapted: bool = True) -> int:
+    """One forward pass of the body.
+
+    Args:
+        shape: Of the model.
+        tokens: Read in this pass, padding left out.
+        pairs: Of query and visible key, see `causal_pairs`.
+        adapted: With a LoRA adapter, or the base alone.
+    """
+    weights = shape.body_parameters + (shape.adapter_parameters if adapted else 0)
+    return 2 * weights * tokens + 4 * shape.layers * shape.heads * shape.head_dim * pairs
+
+
+def training_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
+    """Forward and backward of the body, only the adapter learning."""
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
+    return tokens * (4 * shape.body_parameters + 6 * shape.adapter_parameters) + 3 * attention
+
+
+def head_flops(shape: ModelShape, rows: int) -> int:
+    """Logits of all V tokens at so many positions."""
+    return 2 * shape.head_parameters * rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """The sizes that decide what one question costs."""
+
+    num_candidates: int
+    """n."""
+    num_selected: int
+    """K."""
+    num_samples: int
+    """m: permutations that are scored and learned from."""
+    prompt: int
+    """P."""
+    row: int
+    """G: prompt and answer of the generator."""
+    answer: int
+    """L."""
+    choice: int = 3
+    """S."""
+
+    @property
+    def reply(self) -> int:
+        """Tokens of one autoregressive permutation behind the prompt."""
+        return (self.num_selected - 1) * self.choice
+
+
+def _replies(q: Question, m: int) -> tuple[int, int]:
+    """Tokens of m replies behind one prompt, and the pairs of query and visible key of these."""
+    return m * q.reply, m * (q.reply * q.prompt + causal_pairs([q.reply]))
+
+
+def e_sample_flops(shape: ModelShape, q: Question, *, decoding: str = "autoregressive") -> int:
+    """Draw m permutations: one prefill, then the replies on its cache (none for `"single_pass"`)."""
+    prefill = forward_flops(shape, q.prompt, causal_pairs([q.prompt]))
+    if decoding == "single_pass":
+        return prefill + 2 * shape.hidden * q.num_candidates
+    ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_samples * (q.num_selected - 1))
+    return prefill + forward_flops(shape, *_replies(q, q.num_samples)) + ids
+
+
+def e_score_flops(shape: ModelShape, q: Question) -> int:
+    """Log p_g of m rows: the body on all tokens, the head on answer tokens only."""
+    rows = [q.row] * q.num_samples
+    return forward_flops(shape, sum(rows), causal_pairs(rows)) + head_flops(shape, q.num_samples * q.answer)
+
+
+def m_selector_flops(shape: ModelShape, q: Question, *, decoding: str = "autoregressive") -> int:
+    """Learn from m permutations: one prompt and m replies, forward and backward."""
+    tokens, pairs = q.prompt, causal_pairs([q.prompt])
+    if decoding == "autoregressive":
+        more_tokens, more_pairs = _replies(q, q.num_samples)
+        tokens, pairs = tokens + more_tokens, pairs + more_pairs
+    return training_flops(shape, tokens, pairs)
+
+
+def m_generator_flops(shape: ModelShape, q: Question, *, aligned_rows: int | None = None) -> int:
+    """Learn from m rows, SelfAug on `aligned_rows` of them (all by default; 0: none).
+
+    The reference is one more forward pass of the aligned rows. The KL takes three products with the head at every
+    input token (base logits, tuned logits, gradient), the answer two at each of its tokens.
+    """
+    aligned = q.num_samples if aligned_rows is None else aligned_rows
+    rows = [q.row] * q.num_samples
+    body = training_flops(shape, sum(rows), causal_pairs(rows))
+    reference = forward_flops(shape, q.row * aligned, causal_pairs([q.row] * aligned), adapted=False)
+    answers = 2 * head_flops(shape, q.num_samples * q.answer)
+    return body + reference + answers + 3 * head_flops(shape, aligned * (q.row - q.answer - 1))
