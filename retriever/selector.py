@@ -145,7 +145,8 @@ class Selector:
         self.identifiers = Identifiers.for_tokenizer(
             language_model.tokenizer, self.config.num_candidates, style=self.config.identifiers
         )
-        self._separator = encode_plain(language_model.tokenizer, RANKING_SEPARATOR)
+        # Between two choices of a reply; after the last of its tokens the next identifier is due.
+        self.separator_ids = encode_plain(language_model.tokenizer, RANKING_SEPARATOR)
 
     # -- what callers use --------------------------------------------------------------------------------------
 
@@ -265,7 +266,7 @@ class Selector:
         """Tokens that the reply adds to the prompt: K-1 choices, each with its separator."""
         if self.config.decoding == "single_pass":
             return 0
-        return (self.config.num_selected - 1) * (1 + len(self._separator))
+        return (self.config.num_selected - 1) * (1 + len(self.separator_ids))
 
     def prompt_ids(self, candidates: Candidates) -> list[int]:
         """Ranking prompt of one question, passages cut so that prompt and reply fit the context."""
@@ -396,7 +397,7 @@ class Selector:
         """The same with prompt and replies in one row, because gradient checkpointing leaves no cache to read from."""
         model = self.language_model
         B, m, k = chosen_Bmk.shape
-        P, S = batch.prompt_ids_BP.shape[1], 1 + len(self._separator)
+        P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
         replies = Branches.of(m, 0, k * S, model.device)
         tokens = Branches.prompt(P, model.device).followed_by(replies)
         hidden_BTH = model.hidden(
@@ -412,7 +413,7 @@ class Selector:
         """Token ids `[B, m, k, S]`: the id of each choice, then the separator that asks for the next."""
         device = chosen_Bmk.device
         id_tokens_n = torch.tensor(self.identifiers.token_ids, device=device)
-        separator_s = torch.tensor(self._separator, device=device).expand(*chosen_Bmk.shape, -1)
+        separator_s = torch.tensor(self.separator_ids, device=device).expand(*chosen_Bmk.shape, -1)
         return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
 
     # -- drawing permutations ----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def reference_log_prob(
         pooled[used] = float("-inf")
         total += float(pooled.log_softmax(-1)[chosen])
         used.append(chosen)
-        reply += [selector.identifiers.token_ids[chosen], *selector._separator]
+        reply += [selector.identifiers.token_ids[chosen], *selector.separator_ids]
     return total
 
 
@@ -447,7 +447,7 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
     model = tiny_language_model(context=1200)
     selector = make_selector(model)
     ids = selector.prompt_ids(retriever.search(QUESTIONS[1], 6))
-    assert len(ids) + 2 * (1 + len(selector._separator)) <= 1200
+    assert len(ids) + 2 * (1 + len(selector.separator_ids)) <= 1200
     assert model.tokenizer.decode(ids).count(QUESTIONS[1]) == 2
 
 

@@ -59,8 +59,10 @@ class DROConfig:
     """Also align the position that predicts the first answer token (it then fights the answer loss)."""
     selfaug_rows: Literal["all", "one"] = "all"
     """Align on all m rows of a question, or on one drawn uniformly: unbiased, a little noisier, much less work."""
-    selfaug_chunk_tokens: int = 128
-    """Tokens whose full-vocabulary logits exist at a time."""
+    selfaug_token_share: float = 1.0
+    """Share of a row's input tokens to align on, drawn uniformly: unbiased; saves work of the head, not of the body."""
+    selfaug_chunk_tokens: int | None = None
+    """Tokens whose full-vocabulary logits exist at a time; None: by the vocabulary and the kind of device."""
 
     train_selector: bool = True
     """False leaves the selector (and the retriever) as they are: an ablation of the paper."""
@@ -132,7 +134,7 @@ class DROConfig:
     def __post_init__(self) -> None:
         for name in ("rounds", "num_samples", "oversampling", "num_train_epochs", "per_device_train_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("gradient_accumulation_steps", "questions_per_batch", "selfaug_chunk_tokens"):
+        for name in ("gradient_accumulation_steps", "questions_per_batch"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("encoder_epochs", "encoder_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
@@ -148,8 +150,15 @@ class DROConfig:
         self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
-        for name in ("rows_per_micro_batch", "early_stopping_patience", "max_train_samples", "candidate_pool"):
+        for name in (
+            "rows_per_micro_batch",
+            "selfaug_chunk_tokens",
+            "early_stopping_patience",
+            "max_train_samples",
+            "candidate_pool",
+        ):
             self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
+        self._need(0 < self.selfaug_token_share <= 1, "selfaug_token_share", "above 0 and at most 1")
         self._need(
             self.max_samples is None or self.max_samples >= self.num_samples, "max_samples", "at least num_samples"
         )

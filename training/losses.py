@@ -148,21 +148,42 @@ def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:
 
 
 def selfaug_positions(
-    prompt_lengths_B: Tensor, row_weights_B: Tensor, *, include_last: bool
+    prompt_lengths_B: Tensor,
+    row_weights_B: Tensor,
+    *,
+    include_last: bool,
+    share: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which positions SelfAug aligns, and the weight of each.
 
     Position t predicts token t+1, so a prompt of P tokens has P-1 predictions of input tokens; position P-1
     predicts the first *answer* token and is left out by default. Padding never appears.
 
+    Args:
+        prompt_lengths_B: P of each row.
+        row_weights_B: Weight of each row.
+        include_last: Whether position P-1 belongs.
+        share: Of each row's positions, so many are drawn uniformly without replacement and stand for all: the weighted
+            sum over them has the same mean.
+        generator: Of that draw.
+
     Returns:
         `(rows_N, positions_N, weights_N)`: weights average over a row's positions, then by `row_weights_B`.
     """
+    device = prompt_lengths_B.device
     counts_B = (prompt_lengths_B - (0 if include_last else 1)).clamp_min(0)
-    rows_N = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
-    starts_B = torch.cumsum(counts_B, 0) - counts_B
-    positions_N = torch.arange(len(rows_N), device=counts_B.device) - starts_B[rows_N]
-    return rows_N, positions_N, (row_weights_B / counts_B.clamp_min(1))[rows_N]
+    drawn = [_drawn_positions(int(count), share, generator) for count in counts_B.tolist()]
+    kept_B = torch.tensor([len(positions) for positions in drawn], device=device)
+    rows_N = torch.repeat_interleave(torch.arange(len(counts_B), device=device), kept_B)
+    return rows_N, torch.cat(drawn).to(device), (row_weights_B / kept_B.clamp_min(1))[rows_N]
+
+
+def _drawn_positions(count: int, share: float, generator: torch.Generator | None) -> Tensor:
+    """The positions of one row, or a share of them in order (at least one)."""
+    if share >= 1 or count == 0:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator)[: math.ceil(share * count)].sort().values
 
 
 def selfaug_loss(
@@ -172,7 +193,7 @@ def selfaug_loss(
     head: Head,
     *,
     direction: str = "forward",
-    chunk_tokens: int = 128,
+    chunk_tokens: int | None = None,
 ) -> Tensor:
     """`sum_n weights_n KL_n` between base and tuned next-token distributions, from hidden states.
 
@@ -185,26 +206,40 @@ def selfaug_loss(
         weights_N: Weight of each position.
         head: Hidden states to logits; its parameters get no gradient.
         direction: `"forward"` is KL(base || tuned) (the released code), `"reverse"` KL(tuned || base) (the paper).
-        chunk_tokens: C.
+        chunk_tokens: C; None: as many as a tensor of logits of moderate size holds on this kind of device.
 
     Returns:
         Scalar, float32.
     """
     if direction not in ("forward", "reverse"):
         raise UsageError(f"direction must be 'forward' or 'reverse'; {direction!r} came.")
-    return _ChunkedKL.apply(tuned_NH, base_NH, weights_N, head, direction, chunk_tokens)
+    return SelfAugKL.apply(tuned_NH, base_NH, weights_N, head, direction, chunk_tokens)
 
 
-class _ChunkedKL(torch.autograd.Function):
-    """Value and gradient together, chunk by chunk."""
+class SelfAugKL(torch.autograd.Function):
+    """Value and gradient of the weighted KL together, in the forward pass, chunk by chunk.
+
+    With p the base's distribution and q the tuned one, d KL(p||q) / d logits of q = q - p: nothing has to be kept for a
+    backward pass. Three products with the head are all it takes (base logits, tuned logits, gradient).
+    `torch.nn.functional.linear_cross_entropy` has targets, not distributions, and sums in the dtype of its input;
+    Liger's fused JSD keeps a tensor of N x V, and its distillation loss forms the gradient of a head that is frozen.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, tuned_NH: Tensor, base_NH: Tensor, weights_N: Tensor, head: Head, direction: str, chunk: int
+        ctx: Any,
+        tuned_NH: Tensor,
+        base_NH: Tensor,
+        weights_N: Tensor,
+        head: Head,
+        direction: str,
+        chunk_tokens: int | None,
     ) -> Tensor:
+        """The value; the gradient is kept for `backward`."""
         needs_gradient = tuned_NH.requires_grad
         total = torch.zeros((), dtype=torch.float32, device=tuned_NH.device)
         gradient_NH = torch.empty_like(tuned_NH) if needs_gradient else None
+        chunk = chunk_tokens or _chunk_tokens(head, base_NH)
         parts = zip(tuned_NH.split(chunk), base_NH.split(chunk), weights_N.float().split(chunk), strict=True)
         for i, (tuned_CH, base_CH, weights_C) in enumerate(parts):
             value, gradient_CH = _chunk_kl(tuned_CH, base_CH, weights_C, head, direction, needs_gradient)
@@ -216,30 +251,62 @@ class _ChunkedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales what `forward` found."""
         (gradient_NH,) = ctx.saved_tensors
         return gradient_NH * grad_outputs[0].to(gradient_NH.dtype), None, None, None, None, None
+
+
+def _chunk_tokens(head: Head, hidden_NH: Tensor) -> int:
+    """C at which logits fill a tensor that is large enough for a fast product and small beside everything else."""
+    if not len(hidden_NH):
+        return 1
+    row = head(hidden_NH[:1])
+    budget = 2**28 if hidden_NH.is_cuda else 2**25
+    fitting = budget // (row.shape[-1] * row.element_size())
+    return min(max(1 << round(math.log2(max(fitting, 1))), 16), 1024 if hidden_NH.is_cuda else 256)
 
 
 def _chunk_kl(
     tuned_CH: Tensor, base_CH: Tensor, weights_C: Tensor, head: Head, direction: str, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Weighted KL of one chunk and its gradient with respect to `tuned_CH`."""
-    log_base_CV = head(base_CH).float().log_softmax(-1)
+    base_CV = head(base_CH)
     with torch.enable_grad():
         leaf_CH = tuned_CH.detach().requires_grad_(needs_gradient)
-        logits_CV = head(leaf_CH)
-    log_tuned_CV = logits_CV.detach().float().log_softmax(-1)
-    if direction == "forward":
-        kl_C = (log_base_CV.exp() * (log_base_CV - log_tuned_CV)).sum(-1)
-        # d KL(p||q) / d logits of q = q - p
-        slope_CV = log_tuned_CV.exp() - log_base_CV.exp()
-    else:
-        difference_CV = log_tuned_CV - log_base_CV
-        kl_C = (log_tuned_CV.exp() * difference_CV).sum(-1)
-        # d KL(q||p) / d logits of q = q (log q - log p - KL)
-        slope_CV = log_tuned_CV.exp() * (difference_CV - kl_C.unsqueeze(-1))
+        tuned_CV = head(leaf_CH)
+    # Products want many rows, softmaxes want few enough for a fast cache: float32 exists for a few rows at a time.
+    few = max(1, (2**26 if base_CV.is_cuda else 2**20) // (4 * base_CV.shape[-1]))
+    kl_C = torch.cat(
+        [
+            _kl_and_slope(base_RV, tuned_RV, weights_R, direction)
+            for base_RV, tuned_RV, weights_R in zip(
+                base_CV.split(few), tuned_CV.detach().split(few), weights_C.split(few), strict=True
+            )
+        ]
+    )
     value = (weights_C * kl_C).sum()
-    if not needs_gradient:
-        return value, None
-    slope_CV = (slope_CV * weights_C.unsqueeze(-1)).to(logits_CV.dtype)
-    return value, torch.autograd.grad(logits_CV, leaf_CH, slope_CV)[0]
+    # The slope stands where the base's logits were.
+    return value, torch.autograd.grad(tuned_CV, leaf_CH, base_CV)[0] if needs_gradient else None
+
+
+def _kl_and_slope(base_RV: Tensor, tuned_RV: Tensor, weights_R: Tensor, direction: str) -> Tensor:
+    """KL of a few rows `[R]`; its weighted derivative by the tuned logits replaces the base's logits, in place."""
+    base32_RV, tuned32_RV = base_RV.float(), tuned_RV.float()
+    p_RV, q_RV = base32_RV.softmax(-1), tuned32_RV.softmax(-1)
+    log_ratio_R1 = _log_normaliser(base32_RV, p_RV) - _log_normaliser(tuned32_RV, q_RV)
+    if direction == "forward":
+        # sum p (log p - log q); d KL(p||q) / d logits of q = q - p
+        kl_R1 = (p_RV * base32_RV.sub_(tuned32_RV)).sum(-1, keepdim=True) - log_ratio_R1
+        slope_RV = q_RV.sub_(p_RV)
+    else:
+        # d KL(q||p) / d logits of q = q (log q - log p - KL)
+        difference_RV = tuned32_RV.sub_(base32_RV).add_(log_ratio_R1)
+        kl_R1 = (q_RV * difference_RV).sum(-1, keepdim=True)
+        slope_RV = difference_RV.sub_(kl_R1).mul_(q_RV)
+    base_RV.copy_(slope_RV.mul_(weights_R.unsqueeze(-1)))
+    return kl_R1.squeeze(-1)
+
+
+def _log_normaliser(logits_RV: Tensor, probabilities_RV: Tensor) -> Tensor:
+    """`logsumexp` `[R, 1]` of logits whose softmax is known: read off where that is largest, with no exponential."""
+    return logits_RV.amax(-1, keepdim=True) - probabilities_RV.amax(-1, keepdim=True).log()

@@ -110,7 +110,7 @@ class JointModel(nn.Module):
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         rows, weights_R, aligned = self.rows(micro_batch)
-        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if len(aligned.rows) else None
+        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned, micro_batch) if aligned.rows else None
         log_p_R, hidden_RTH = self._generator.score(rows)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
@@ -175,7 +175,7 @@ class JointModel(nn.Module):
         return _Aligned(chosen, [1.0] * len(chosen))
 
     @torch.no_grad()
-    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned") -> Tensor:
+    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned", micro_batch: MicroBatch) -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
             hidden_ATH, _, prompt_A, _ = self._generator.forward(rows)
@@ -183,6 +183,10 @@ class JointModel(nn.Module):
             prompt_A,
             torch.tensor(aligned.row_weights, device=hidden_ATH.device),
             include_last=self._config.selfaug_include_last,
+            share=self._config.selfaug_token_share,
+            generator=torch.Generator().manual_seed(
+                stable_seed(micro_batch.seed, micro_batch.part, *(p.example.id for p in micro_batch.posteriors))
+            ),
         )
         aligned.row_of_N = row_of_N
         return hidden_ATH[row_of_N, aligned.positions_N]

@@ -1,0 +1,91 @@
+"""E-step, drawing m = 8 permutations of K = 5 from n = 20 candidates.
+
+    python -m benchmarks.e_sample [--device cuda] [--shape tiny|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+
+Rival: `generate(num_return_sequences=8)`, 24 tokens of free text, which repeats the prompt before the prefill. Ours:
+one prefill; identifiers are single tokens on its cache (`autoregressive`), or all drawn from its last position
+(`single_pass`).
+"""
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks import rivals
+from benchmarks.harness import Case, Make, Options, main
+from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
+from training.cost import Question, e_sample_flops
+
+M = 8
+
+
+def build(options: Options, decoding: str, prompt: int, questions: int, target: float | None) -> Case:
+    """One decoding at one prompt length."""
+    name = options.shape or "tiny"
+    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    p = pipeline(model, questions=questions, prompt=prompt, decoding=decoding)
+    generator = torch.Generator().manual_seed(0)
+    # With replacement, as the rival draws.
+    question = Question(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
+    return Case(
+        path=f"E-sample, {decoding}",
+        shape=f"{name}, {questions} prompts of {prompt}",
+        rival=lambda: rivals.sample(p, M),
+        ours=lambda: p.selector.sample(p.candidates, M, generator=generator),
+        check=lambda: check(p),
+        flops=questions * e_sample_flops(p.shape, question, decoding=decoding),
+        dtype=options.dtype,
+        target=target,
+        tokens=questions * prompt,
+    )
+
+
+@torch.no_grad()
+def check(p: Pipeline) -> None:
+    """The log-probabilities of what was drawn are those of whole sequences, one for each permutation."""
+    drawn = p.selector.sample(p.candidates, M, generator=torch.Generator().manual_seed(1))[0]
+    if p.selector.config.decoding == "single_pass":
+        first = rivals_first_logits(p)
+        expected = plackett_luce(first, drawn.z_mK)
+        wrong = plackett_luce(first.roll(1), drawn.z_mK)
+    else:
+        posterior = replace(posteriors(p, M)[0], permutations=drawn)
+        with p.model.use("selector"):
+            expected = rivals.selector_log_probs(p, posterior).cpu()
+            wrong = rivals.selector_log_probs(p, posterior, steps_late=-1).cpu()
+    agree("E-sample", *(float((drawn.log_p_m - x).abs().max()) for x in (expected, wrong)), tolerance=0.1)
+
+
+def rivals_first_logits(p: Pipeline) -> torch.Tensor:
+    """Pooled logits `[n]` of the first identifier, from the model's own forward."""
+    ids = torch.tensor([p.selector.prompt_ids(p.candidates[0])], device=p.model.device)
+    with p.model.use("selector"):
+        logits_V = p.model.base_model(input_ids=ids).logits[0, -1].float()
+    from retriever.selector import standardise
+
+    lm_n = logits_V[torch.tensor(p.selector.identifiers.token_ids, device=logits_V.device)]
+    return p.selector.prior(lm_n, standardise(p.candidates[0].scores_n.to(lm_n.device))).cpu()
+
+
+def plackett_luce(logits_n: torch.Tensor, z_mK: torch.Tensor) -> torch.Tensor:
+    """`sum_k s_zk - logsumexp of those that are left`, step by step."""
+    totals = []
+    for z_K in z_mK.tolist():
+        left = logits_n.clone()
+        total = 0.0
+        for choice in z_K:
+            total += float(left[choice] - left.logsumexp(-1))
+            left[choice] = -torch.inf
+        totals.append(total)
+    return torch.tensor(totals)
+
+
+MAKES = [
+    Make("e_sample", lambda o: build(o, "autoregressive", 1280, 2, 5.5)),
+    Make("e_sample", lambda o: build(o, "single_pass", 1280, 2, 11.0)),
+    Make("e_sample", lambda o: build(o, "autoregressive", 2560, 2, None), quick=False),
+    Make("e_sample", lambda o: build(o, "single_pass", 2560, 2, None), quick=False),
+]
+
+if __name__ == "__main__":
+    raise SystemExit(main(str(__doc__), MAKES))

@@ -1,0 +1,105 @@
+"""M-step of the generator with SelfAug: forward and backward of m = 8 rows of one question.
+
+    python -m benchmarks.m_generator [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+
+Rival: logits of every token over the whole vocabulary, of the tuned model and of the base, in float32; cross-entropy
+and KL from these. Ours: the head on answer tokens only, the KL chunk by chunk from hidden states; on all rows
+(`exact`), on one of the m drawn uniformly (`row KL`), or on that and a quarter of its tokens.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.harness import Case, Make, Options, main
+from benchmarks.setting import (
+    CONFIGS,
+    Pipeline,
+    adapter_gradients,
+    agree,
+    language_model,
+    pipeline,
+    posteriors,
+    qwen_half_billion,
+    relative_error,
+    small_qwen,
+)
+from training.config import DROConfig
+from training.cost import Question, m_generator_flops
+from training.estimation import Posterior
+from training.maximization import JointModel, MicroBatch
+
+M = 8
+
+
+def build(
+    options: Options,
+    name: str,
+    config: Any,
+    settings: dict[str, Any],
+    target: float | None,
+    *,
+    m: int = M,
+    row: int = 440,
+) -> Case:
+    """One question; both ways leave the gradients of the generator's adapter."""
+    config = CONFIGS[options.shape]() if options.shape else config
+    model = language_model(config, options.dtype, options.device)
+    p = pipeline(model, questions=1, row=row)
+    found = posteriors(p, m)
+    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", **settings))
+    exact = JointModel(p.selector, p.generator, DROConfig(output_dir="unused"))
+    answer = len(p.generator.encode_answer(found[0].answer))
+    question = Question(20, 5, m, 0, row + answer, answer)
+    aligned = 1 if settings.get("selfaug_rows") == "one" else None
+    return Case(
+        path="M-generator + SelfAug" + (", row KL" if aligned else ""),
+        shape=f"{options.shape or name}, V = {config.vocab_size:,}, {m} rows of {row + answer}",
+        rival=lambda: step(p, lambda: rivals.generator_loss(p, found)),
+        ours=lambda: step(p, lambda: our_loss(joint, found)),
+        check=lambda: check(p, exact, found, options.dtype),
+        flops=m_generator_flops(p.shape, question, aligned_rows=aligned),
+        dtype=options.dtype,
+        target=target,
+        tokens=m * (row + answer),
+    )
+
+
+def our_loss(joint: JointModel, found: list[Posterior]) -> Tensor:
+    """As the trainer asks for it."""
+    return joint(MicroBatch("generator", tuple(found), num_questions=len(found)))["loss"]
+
+
+def step(p: Pipeline, loss: Any) -> dict[str, Tensor]:
+    """Forward and backward under the generator's adapter; its gradients, which are cleared."""
+    with p.model.use("generator"):
+        loss().backward()
+    return adapter_gradients(p.model, "generator")
+
+
+def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
+    """The same gradient, all rows aligned; the control has another permutation's weights."""
+    expected = step(p, lambda: rivals.generator_loss(p, found))
+    ours = step(p, lambda: our_loss(joint, found))
+    weights_m = found[0].weights_m
+    control = step(p, lambda: our_loss(joint, [replace(found[0], weights_m=(1 - weights_m) / (len(weights_m) - 1))]))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    agree("M-generator", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
+
+
+EXACT: dict[str, Any] = {}
+ROW: dict[str, Any] = {"selfaug_rows": "one"}
+
+MAKES = [
+    Make("m_generator", lambda o: build(o, "small", small_qwen(32000), EXACT, 4.0)),
+    Make("m_generator", lambda o: build(o, "small", small_qwen(32000), ROW, 7.5)),
+    Make("m_generator", lambda o: build(o, "small", small_qwen(4096), EXACT, None), quick=False),
+    Make("m_generator", lambda o: build(o, "small", small_qwen(4096), ROW, None), quick=False),
+    Make("m_generator", lambda o: build(o, "qwen2.5-0.5b", qwen_half_billion(), EXACT, 2.0, m=2, row=248), quick=False),
+]
+
+if __name__ == "__main__":
+    raise SystemExit(main(str(__doc__), MAKES))

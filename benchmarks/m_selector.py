@@ -1,0 +1,84 @@
+"""M-step of the selector: forward and backward of m = 8 permutations of one question.
+
+    python -m benchmarks.m_selector [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+
+Rival: one sequence for each permutation, logits of every token. Ours: one prompt, m replies on its cache
+(`autoregressive`), or one prompt and nothing else (`single_pass`).
+"""
+
+import torch
+from torch import Tensor
+
+from benchmarks import rivals
+from benchmarks.harness import Case, Make, Options, main
+from benchmarks.setting import (
+    CONFIGS,
+    Pipeline,
+    adapter_gradients,
+    agree,
+    language_model,
+    pipeline,
+    posteriors,
+    relative_error,
+)
+from training.config import DROConfig
+from training.cost import Question, m_selector_flops
+from training.estimation import Posterior
+from training.maximization import JointModel, MicroBatch
+
+M = 8
+
+
+def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
+    """One question at one prompt length; both ways leave the gradients of the selector's adapter."""
+    name = options.shape or "tiny"
+    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    p = pipeline(model, questions=1, prompt=prompt, decoding=decoding)
+    found = posteriors(p, M)
+    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False))
+    question = Question(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
+    return Case(
+        path=f"M-selector, {decoding}",
+        shape=f"{name}, prompt of {prompt}",
+        rival=lambda: step(p, lambda: rivals.selector_loss(p, found)),
+        ours=lambda: step(p, lambda: our_loss(joint, found)),
+        check=lambda: check(p, joint, found, options.dtype),
+        flops=m_selector_flops(p.shape, question, decoding=decoding),
+        dtype=options.dtype,
+        target=target,
+        tokens=prompt,
+    )
+
+
+def our_loss(joint: JointModel, found: list[Posterior]) -> Tensor:
+    """As the trainer asks for it."""
+    return joint(MicroBatch("selector", tuple(found), num_questions=len(found)))["loss"]
+
+
+def step(p: Pipeline, loss: object) -> dict[str, Tensor]:
+    """Forward and backward under the selector's adapter; its gradients, which are cleared."""
+    with p.model.use("selector"):
+        loss().backward()
+    p.selector.prior.zero_grad()
+    return adapter_gradients(p.model, "selector")
+
+
+def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
+    """The same gradient; the control has another permutation's weights."""
+    if p.selector.config.decoding == "single_pass":
+        return  # another selector than the rival's: tests hold it against enumeration
+    expected = step(p, lambda: rivals.selector_loss(p, found))
+    ours = step(p, lambda: our_loss(joint, found))
+    wrong = [Posterior(**{**vars(found[0]), "weights_m": found[0].weights_m.flip(0)})]
+    control = step(p, lambda: our_loss(joint, wrong))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    agree("M-selector", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
+
+
+MAKES = [
+    Make("m_selector", lambda o: build(o, "autoregressive", 640, 4.8)),
+    Make("m_selector", lambda o: build(o, "single_pass", 640, 8.0)),
+]
+
+if __name__ == "__main__":
+    raise SystemExit(main(str(__doc__), MAKES))

@@ -1,0 +1,305 @@
+"""What the benchmarks run on: random weights of real configurations, and questions of any length.
+
+Nothing is downloaded. Prompts are random tokens of a given number, so that a length is exactly what a benchmark says;
+everything behind the prompt is the library's own. Neither FAISS nor `datasets` is needed for any of it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.language_model import AdapterConfig, LanguageModel
+from generator.prompts import AnswerPrompt, RankingPrompt
+from indexes.corpus import Passage
+from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.permutations import Permutations
+from retriever.selector import Selector, SelectorConfig
+from training.cost import ModelShape
+from training.data import QAExample
+from training.estimation import Posterior
+
+DIMENSION = 64
+
+
+def tiny(vocabulary: int = 4096) -> PretrainedConfig:
+    """A Llama of two million weights, for what a CPU can repeat many times."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+
+
+def small_qwen(vocabulary: int = 32000) -> PretrainedConfig:
+    """A small body under a large head: the proportions at which the head is most of the work."""
+    return Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+
+
+def qwen_half_billion() -> PretrainedConfig:
+    """Qwen2.5-0.5B."""
+    return Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+
+
+def qwen_seven_billion() -> PretrainedConfig:
+    """Qwen2.5-7B."""
+    return Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+    )
+
+
+def pocket() -> PretrainedConfig:
+    """The embedded base."""
+    return AutoConfig.from_pretrained(Path(__file__).parents[1] / "rag" / "pocket" / "base")
+
+
+CONFIGS = {
+    "tiny": tiny,
+    "pocket": pocket,
+    "qwen2.5-0.5b": qwen_half_billion,
+    "qwen2.5-7b": qwen_seven_billion,
+    "7b": qwen_seven_billion,
+}
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and the separator of a ranking in three tokens, as Qwen has it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<eos>"]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet, "Ġ>", "Ġ["])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", ">"), ("Ġ", "[")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
+
+
+def language_model(
+    config: PretrainedConfig, dtype: torch.dtype, device: str, *, rank: int = 16, seed: int = 0
+) -> LanguageModel:
+    """Random weights, made where and as they are used, with adapters that are not the identity."""
+    torch.manual_seed(seed)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    finally:
+        torch.set_default_dtype(previous)
+    loaded = LanguageModel(model, tokenizer(), adapter=AdapterConfig(r=rank, lora_alpha=2 * rank))
+    with torch.no_grad():
+        for role in ("selector", "generator"):
+            for name, parameter in loaded.adapter_parameters(role).items():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02)
+    return loaded
+
+
+def shape_of(model: LanguageModel) -> ModelShape:
+    """For the formulas."""
+    return ModelShape.of(model.base_model.config, rank=model.adapter.r)
+
+
+# -- prompts of a given length ---------------------------------------------------------------------------------
+
+
+def random_ids(count: int, *seed: object) -> list[int]:
+    """Ordinary tokens, the same for the same seed."""
+    draw = random.Random(repr(seed))
+    special = set(tokenizer().all_special_ids)
+    ordinary = [i for i in range(len(tokenizer())) if i not in special]
+    return draw.choices(ordinary, k=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomRankingPrompt(RankingPrompt):
+    """So many random tokens."""
+
+    length: int = 0
+
+    def encode(self, tokenizer: Any, question: str, passages: Any, identifiers: Any, *, max_tokens: int) -> list[int]:
+        """`length` tokens that depend on the question and the order of its passages."""
+        return random_ids(self.length, question, [p.id for p in passages])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomAnswerPrompt(AnswerPrompt):
+    """Random tokens of each passage in turn, which do not depend on its neighbours."""
+
+    length: int = 0
+
+    def encode(self, tokenizer: Any, question: str, passages: Any, *, max_tokens: int) -> list[int]:
+        """`length` tokens, the question's few first."""
+        share = self.length // len(passages)
+        ids = [i for p in passages for i in random_ids(share, question, p.id)]
+        return random_ids(self.length - len(ids), question) + ids
+
+
+class StoredRetriever(DenseRetriever):
+    """Finds what was put into it: retrieval is no part of what is raced here."""
+
+    def __init__(self, candidates: Sequence[Candidates], device: str) -> None:
+        self.adapter = QuestionAdapter(DIMENSION).to(device)
+        self.stored = {c.question: c for c in candidates}
+
+    def search(self, question: Any, k: int = 20) -> Any:
+        """The stored candidates of each question."""
+        return self.stored[question] if isinstance(question, str) else [self.stored[q] for q in question]
+
+
+def candidates(number: int, n: int) -> Candidates:
+    """A question with n passages, best first."""
+    generator = torch.Generator().manual_seed(number)
+    vectors_nd = torch.nn.functional.normalize(torch.randn(n, DIMENSION, generator=generator), dim=-1)
+    question_d = torch.nn.functional.normalize(torch.randn(DIMENSION, generator=generator), dim=-1)
+    scores_n, order_n = (vectors_nd @ question_d).sort(descending=True)
+    passages = [Passage(f"{number}-{i}", "title", "text") for i in range(n)]
+    return Candidates(f"question {number}", passages, scores_n, question_d, vectors_nd[order_n])
+
+
+@dataclass
+class Pipeline:
+    """Selector and generator over one model, and the questions they are asked."""
+
+    model: LanguageModel
+    retriever: StoredRetriever
+    selector: Selector
+    generator: Generator
+    candidates: list[Candidates]
+    examples: list[QAExample]
+
+    @property
+    def shape(self) -> ModelShape:
+        """For the formulas."""
+        return shape_of(self.model)
+
+
+def pipeline(
+    model: LanguageModel,
+    *,
+    questions: int,
+    n: int = 20,
+    K: int = 5,
+    prompt: int = 1280,
+    row: int = 448,
+    answer: str = "Vivaldi",
+    decoding: str = "autoregressive",
+) -> Pipeline:
+    """A selector that listens to its language model, prompts of `prompt` tokens, answer prompts of `row`."""
+    device = str(model.device)
+    found = [candidates(i, n) for i in range(questions)]
+    retriever = StoredRetriever(found, device)
+    selector = Selector(
+        model,
+        retriever,
+        prompt=RandomRankingPrompt(length=prompt),
+        config=SelectorConfig(num_candidates=n, num_selected=K, decoding=decoding),
+    )
+    with torch.no_grad():
+        selector.prior.gate.fill_(0.5)
+    generator = Generator(model, prompt=RandomAnswerPrompt(length=row), config=GenerationConfig(max_new_tokens=24))
+    examples = [QAExample(f"q{i}", c.question, (answer,), ()) for i, c in enumerate(found)]
+    return Pipeline(model, retriever, selector, generator, found, examples)
+
+
+def posteriors(p: Pipeline, m: int) -> list[Posterior]:
+    """M different permutations of each question with uneven weights, as an E-step would leave them."""
+    found = []
+    for number, (example, c) in enumerate(zip(p.examples, p.candidates, strict=True)):
+        generator = torch.Generator().manual_seed(number)
+        z = torch.stack([torch.randperm(len(c), generator=generator) for _ in range(m)])
+        z_mK = z[:, : p.selector.config.num_selected]
+        log_p_m = torch.full((m,), -10.0)
+        log_likelihood_m = torch.randn(m, generator=generator)
+        weights_m = log_likelihood_m.softmax(-1)
+        found.append(
+            Posterior(
+                example=example,
+                answer=example.golden_answers[0],
+                candidates=c,
+                permutations=Permutations(z_mK, log_p_m, log_p_m),
+                log_likelihood_m=log_likelihood_m,
+                weights_m=weights_m,
+                baseline_m=None,
+                log_omega_m=log_likelihood_m,
+            )
+        )
+    return found
+
+
+def answer_rows(p: Pipeline, m: int) -> list[AnswerRow]:
+    """The generator's rows of all questions, m each."""
+    from training.estimation import answer_row
+
+    return [
+        answer_row(p.generator, q.candidates, z_K, q.answer) for q in posteriors(p, m) for z_K in q.permutations.z_mK
+    ]
+
+
+def adapter_gradients(model: LanguageModel, role: str) -> dict[str, torch.Tensor]:
+    """Float32 copies of a role's gradients, which are cleared."""
+    found = {}
+    for name, parameter in model.adapter_parameters(role).items():
+        if parameter.grad is not None:
+            found[name] = parameter.grad.float().clone()
+            parameter.grad = None
+    return found
+
+
+def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm of what is expected, all tensors taken together."""
+    if found.keys() != expected.keys():
+        return float("inf")
+    difference = sum(float((found[k] - expected[k]).square().sum()) for k in expected)
+    return (difference / sum(float(v.square().sum()) for v in expected.values())) ** 0.5
+
+
+def agree(what: str, error: float, control: float, tolerance: float) -> None:
+    """Both ways give the same, and what is wrong on purpose does not.
+
+    Raises:
+        RuntimeError: Either does not hold, so that the race would mean nothing.
+    """
+    if not error <= tolerance < control / 2:
+        raise RuntimeError(
+            f"{what}: ours must be within {tolerance:g} of the rival's result and the control beyond twice that; "
+            f"ours is off by {error:.2e}, the control by {control:.2e}."
+        )
