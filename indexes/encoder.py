@@ -330,16 +330,21 @@ class Encoder:
     def _left_to_the_model(
         self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar
     ) -> Vectors:
-        """For models that read something else than padded rows of tokens, such as bags of words and routers."""
-        vectors = self.model.encode(
-            texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True, task=task
-        )
+        """For models that read something else than padded rows of tokens, such as bags of words and routers.
+
+        Their weights' dtype counts: which of their modules could do with bfloat16 products is not known.
+        """
+        with torch.autocast(self.model.device.type, enabled=False):
+            vectors = self.model.encode(
+                texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True, task=task
+            )
         bar.advance(len(texts), 0)
         return np.asarray(vectors, dtype=np.float32)
 
     def _is_plain_transformer(self) -> bool:
         """Whether tokens go through one transformer and then through modules that take no further arguments."""
-        return isinstance(self.model[0], Transformer) and not self.model.module_kwargs
+        further = any((self.model.module_kwargs or {}).values())
+        return isinstance(self.model[0], Transformer) and not further
 
     @contextmanager
     def _products(self) -> Iterator[None]:
