@@ -91,7 +91,7 @@ def check(mine_Nd: Vectors, race: Race) -> float:
     cosine, control = lowest_cosine(mine_Nd, theirs_Nd), lowest_cosine(np.roll(mine_Nd, 1, axis=0), theirs_Nd)
     if not (cosine >= race.lowest > control):
         raise AssertionError(
-            f"{race.name} must agree to {race.lowest}, and shuffled texts must not; {cosine:.5f} and {control:.5f} came."
+            f"{race.name} must agree to {race.lowest}, shuffled texts must not; {cosine:.5f} and {control:.5f} came."
         )
     return cosine
 
