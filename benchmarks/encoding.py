@@ -107,14 +107,16 @@ def seconds(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def measure(quick: bool = False, encoder: str = MODEL) -> list[dict[str, Any]]:
+def measure(
+    quick: bool = False, encoder: str = MODEL, *, kinds: Sequence[str] = ("skewed", "even"), repeats: int = 5
+) -> list[dict[str, Any]]:
     """One row per kind of text and rival: seconds of both, their ratio and the lowest cosine."""
     mixed = Encoder.from_pretrained(encoder, device="cpu", dtype="mixed", passage_prompt="")
     exact, rounded = (
         Encoder.from_pretrained(encoder, device="cpu", dtype=dtype).model.eval() for dtype in ("float32", "bfloat16")
     )
     rows: list[dict[str, Any]] = []
-    for kind in ("skewed", "even"):
+    for kind in kinds:
         batch = texts(kind, 64 if quick else 256)
         races = [
             Race("FlashRAG, float32", lambda b=batch: flashrag_encode(exact, b), 0.9999),
@@ -125,7 +127,7 @@ def measure(quick: bool = False, encoder: str = MODEL) -> list[dict[str, Any]]:
         mine_Nd = ours(mixed, batch)
         cosines = [check(mine_Nd, race) for race in races]
         ways: dict[str, Callable[[], object]] = {race.name: race.theirs for race in races}
-        taken = seconds({"ours": lambda b=batch: ours(mixed, b), **ways}, 1 if quick else 5)
+        taken = seconds({"ours": lambda b=batch: ours(mixed, b), **ways}, repeats)
         rows += [
             {
                 "texts": kind,
@@ -143,13 +145,22 @@ def measure(quick: bool = False, encoder: str = MODEL) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default=MODEL, help="with mean pooling")
-    parser.add_argument("--quick", action="store_true", help="few texts, one run")
+    parser.add_argument("--quick", action="store_true", help="64 texts of each kind instead of 256")
+    parser.add_argument("--kinds", nargs="+", choices=["skewed", "even"], default=["skewed", "even"])
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for row in measure(args.quick, args.encoder):
+    for kind in args.kinds:
+        report(measure(args.quick, args.encoder, kinds=[kind], repeats=args.repeats))
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line per row."""
+    for row in rows:
         print(
             f"{row['texts']:7s} {row['rival']:32s} {row['seconds']:.3f} s, ours {row['ours']:.3f} s: "
-            f"{row['ratio']:.2f} x, cosine {row['cosine']:.5f}"
+            f"{row['ratio']:.2f} x, cosine {row['cosine']:.5f}",
+            flush=True,
         )
 
 
