@@ -16,7 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob
 from generator.prompts import AnswerPrompt, defuse, encode_plain
-from generator.rows import length_mask, pad_right, token_budget_batches
+from generator.rows import length_mask, pad_right
+from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, UsageError
 

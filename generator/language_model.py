@@ -406,12 +406,6 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (AVX-512 BF16 or AMX), so that `dtype="mixed"` is faster than float32."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
 def resolve_dtype(dtype: str, device: str) -> torch.dtype:
     """A torch dtype from its name; `"auto"` chooses by hardware.
 

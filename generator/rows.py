@@ -1,4 +1,4 @@
-"""Rows of tokens: padding, token budgets, and several replies behind one prompt (pure).
+"""Rows of tokens: padding, and several replies behind one prompt (pure).
 
 Legend: B rows, T tokens, P prompt width, Q query tokens, K key tokens.
 """
@@ -21,18 +21,6 @@ def pad_right(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple
 def length_mask(lengths_B: Tensor, width: int) -> Tensor:
     """1 for real tokens, 0 for right padding: int64 `[B, width]`."""
     return (torch.arange(width, device=lengths_B.device) < lengths_B[:, None]).long()
-
-
-def token_budget_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Group row indices, longest first, so that rows x longest row stays within `max_tokens` (at least one row)."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
-from tqdm import tqdm
 
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus, Passage
-from indexes.encoder import Encoder, Vectors
+from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.faiss_index import FaissIndex, choose_factory
 from indexes.manifest import EncoderRecord, FileRecord, Manifest
@@ -27,8 +26,8 @@ VECTORS_FILE = "index.faiss"
 PASSAGES_FOLDER = "passages"
 MANIFEST_FILE = "manifest.json"
 
-# The encoder sorts what it gets by length, so several batches at a time waste less on padding.
-_BATCHES_PER_WINDOW = 4
+# The encoder sorts what it gets by length; among so many passages every batch finds others of its own length.
+_WINDOW = 4096
 # k-means is well fed with this many points per centroid; more only takes longer.
 _TRAINING_FACTOR = 64
 _LOWEST_COSINE = 0.999
@@ -202,7 +201,7 @@ def build_index(
         encoder: The encoder, or the folder or hub id of one.
         output: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
         factory: FAISS's description of the index; "auto" chooses by the number of passages.
-        batch_size: How many passages the encoder reads at once.
+        batch_size: The most passages that the encoder reads at once; fewer when they are long.
         chunker: Cuts the passages first.
         overwrite: Replace an index at the output.
         progress: Show progress bars.
@@ -252,19 +251,17 @@ def _embed(corpus: Corpus, encoder: Encoder, factory: str, *, batch_size: int, p
     vectors = FaissIndex.empty(encoder.dimension, factory)
     if not vectors.is_trained:
         vectors.train(_training_sample(corpus, encoder, vectors.training_points, batch_size=batch_size))
-    with tqdm(total=len(corpus), desc="encoding", unit=" passages", disable=not progress) as bar:
-        for window in _windows(corpus, batch_size * _BATCHES_PER_WINDOW):
-            vectors.add(encoder.encode_passages(window, batch_size=batch_size))
-            bar.update(len(window))
+    with EncodingBar(len(corpus), "passage", shown=progress) as bar:
+        for window in _windows(corpus, _WINDOW):
+            vectors.add(encoder.encode_passages(window, batch_size=batch_size, progress=bar))
     return vectors
 
 
 def _training_sample(corpus: Corpus, encoder: Encoder, points: int, *, batch_size: int) -> Vectors:
     positions = _evenly_spaced(len(corpus), max(points, 1) * _TRAINING_FACTOR)
     sample_nd = np.empty((len(positions), encoder.dimension), dtype=np.float32)
-    step = batch_size * _BATCHES_PER_WINDOW
-    for start in range(0, len(positions), step):
-        window = corpus.take(positions[start : start + step])
+    for start in range(0, len(positions), _WINDOW):
+        window = corpus.take(positions[start : start + _WINDOW])
         sample_nd[start : start + len(window)] = encoder.encode_passages(window, batch_size=batch_size)
     return sample_nd
 

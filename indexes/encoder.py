@@ -3,15 +3,20 @@
 It lives beside the index because it makes the vectors, and the index's manifest describes it. It knows
 nothing of language models.
 
-Axes: B questions, N passages, d dimensions.
+A text is tokenised once. Texts of like length in tokens are then read together, so that little of a batch is padding,
+and a batch holds as many tokens as suit the device.
+
+Axes: B questions, N passages, W texts of a window, R rows of a batch, T tokens, d dimensions.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,16 +24,34 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
 
 Vectors: TypeAlias = NDArray[np.float32]
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "mixed": torch.float32,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+# Activations of a thousand tokens still lie in a CPU's cache; a GPU wants many more to be busy (docs/decisions.md).
+_CPU_TOKENS = 1024
+_GPU_TOKENS = 65_536
+# Texts are tokenised and sorted this many at a time, and fewer when they may be very long: ids are kept padded.
+_WINDOW = 4096
+_WINDOW_TOKENS = 2**21
+_UNKNOWN_LENGTH = 512
+# What the batches of this module know how to cut; a model that reads anything else is left to sentence-transformers.
+_ROW_FEATURES = {"input_ids", "attention_mask", "token_type_ids"}
+_TRANSFORMER_OUTPUTS = {"token_embeddings", "cls_token_embeddings", "sentence_embedding"}
 # What model cards call the prompts, in the order in which sentence-transformers looks them up.
 _QUESTION_PROMPT_NAMES = ("query",)
 _PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
@@ -43,10 +66,35 @@ _LOAD_ERRORS = (
 )
 
 
+class EncodingBar:
+    """A progress bar in texts, with tokens per second beside it."""
+
+    def __init__(self, total: int, unit: str, *, shown: bool) -> None:
+        """A bar of `total` texts, each called a `unit`."""
+        self._bar = tqdm(total=total, desc="encoding", unit=f" {unit}s", disable=not shown)
+        self._tokens = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "EncodingBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, texts: int, tokens: int) -> None:
+        """So many more texts are done; 0 tokens when nobody counted them."""
+        self._tokens += tokens
+        if self._tokens:
+            rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(texts)
+
+
 class Encoder:
     """A sentence-transformers model with its two prompts made explicit.
 
-    `model` is the wrapped model, for code that trains it. Encoding puts it into evaluation mode.
+    `model` is the wrapped model, for code that trains it. Encoding puts it into evaluation mode. `mixed` says whether
+    its transformer multiplies in bfloat16; what follows the transformer, such as pooling, stays in float32.
     """
 
     def __init__(
@@ -57,6 +105,7 @@ class Encoder:
         revision: str | None = None,
         question_prompt: str | None = None,
         passage_prompt: str | None = None,
+        mixed: bool = False,
     ) -> None:
         """Wrap a model that is already loaded; `from_pretrained` loads one.
 
@@ -66,8 +115,10 @@ class Encoder:
             revision: The revision it was loaded at.
             question_prompt: Put before every question; None takes the model's own, or nothing.
             passage_prompt: Put before every passage; None takes the model's own, or nothing.
+            mixed: Encode float32 weights with bfloat16 products.
         """
         self.model = model
+        self.mixed = mixed
         self.name = name
         self.revision = revision
         self.question_prompt: str = _first_given(question_prompt, model.prompts, _QUESTION_PROMPT_NAMES)
@@ -93,7 +144,8 @@ class Encoder:
             question_prompt: Put before every question; None takes the model's own, or nothing.
             passage_prompt: Put before every passage; None takes the model's own, or nothing.
             device: Such as "cpu" or "cuda:0"; None takes the best there is.
-            dtype: Of the weights: "float32", "float16" or "bfloat16". Vectors are always float32.
+            dtype: Of the weights: "float32", "float16" or "bfloat16"; or "mixed": float32 weights, bfloat16 products in
+                the transformer and float32 pooling. Vectors are always float32.
             revision: Branch, tag or commit on the hub.
             max_length: The most tokens of an input; None takes the model's own.
 
@@ -115,6 +167,7 @@ class Encoder:
             revision=revision,
             question_prompt=question_prompt,
             passage_prompt=passage_prompt,
+            mixed=dtype == "mixed",
         )
 
     @property
@@ -141,7 +194,9 @@ class Encoder:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the weights, such as "float32"."""
+        """The dtype of the weights, such as "float32", or "mixed"."""
+        if self.mixed:
+            return "mixed"
         dtypes = (tensor.dtype for tensor in self.model.state_dict().values() if tensor.is_floating_point())
         return str(next(dtypes, torch.float32)).removeprefix("torch.")
 
@@ -149,8 +204,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """A SHA-256 (hex) over all that shapes the vectors: weights, prompts, length limit and pooling.
 
-        It is the same on every device and after saving and loading. It is computed anew at each access, since
-        training changes the weights.
+        It is the same on every device, after saving and loading, and for "mixed" and "float32", whose weights are the
+        same. It is computed anew at each access, since training changes the weights.
         """
         digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -170,13 +225,16 @@ class Encoder:
             "truncate_dim": self.model.truncate_dim,
         }
 
-    def encode_questions(self, questions: Sequence[str], *, batch_size: int = 64, progress: bool = False) -> Vectors:
+    def encode_questions(
+        self, questions: Sequence[str], *, batch_size: int = 64, progress: bool | EncodingBar = False
+    ) -> Vectors:
         """Embed questions.
 
         Args:
             questions: B texts, none of them empty.
-            batch_size: How many the model reads at once; it does not change the vectors.
-            progress: Show a progress bar.
+            batch_size: The most questions that the model reads at once; fewer when they are long. It does not change
+                the vectors.
+            progress: Show a progress bar, or move this one on.
 
         Returns:
             Unit vectors, float32 [B, d].
@@ -189,17 +247,21 @@ class Encoder:
         for number, question in enumerate(questions):
             if not question.strip():
                 raise DataError(f"A question needs some text, but question {number} is empty. Remove or fill it.")
-        vectors_Bd = self._encode(questions, self.question_prompt, "query", batch_size=batch_size, progress=progress)
+        bar = _bar(progress, len(questions), "question")
+        vectors_Bd = self._encode(questions, self.question_prompt, "query", batch_size, bar)
         _check_finite(vectors_Bd, [repr(question) for question in questions], "question")
         return _normalised(vectors_Bd)
 
-    def encode_passages(self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool = False) -> Vectors:
+    def encode_passages(
+        self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool | EncodingBar = False
+    ) -> Vectors:
         """Embed passages: `Passage.contents`, which is title, newline, text.
 
         Args:
             passages: N passages.
-            batch_size: How many the model reads at once; it does not change the vectors.
-            progress: Show a progress bar.
+            batch_size: The most passages that the model reads at once; fewer when they are long. It does not change
+                the vectors.
+            progress: Show a progress bar, or move this one on.
 
         Returns:
             Unit vectors, float32 [N, d].
@@ -208,7 +270,8 @@ class Encoder:
             DataError: The vector of a passage is not finite; the message names its id.
         """
         contents = [passage.contents for passage in passages]
-        vectors_Nd = self._encode(contents, self.passage_prompt, "document", batch_size=batch_size, progress=progress)
+        bar = _bar(progress, len(contents), "passage")
+        vectors_Nd = self._encode(contents, self.passage_prompt, "document", batch_size, bar)
         _check_finite(vectors_Nd, [repr(passage.id) for passage in passages], "passage")
         return _normalised(vectors_Nd)
 
@@ -216,19 +279,105 @@ class Encoder:
         """Write the model with its prompts and its length limit; `from_pretrained` reads it back."""
         self.model.save_pretrained(str(folder), create_model_card=False)
 
-    def _encode(self, texts: Sequence[str], prompt: str, task: str, *, batch_size: int, progress: bool) -> Vectors:
+    def _encode(
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        task: str,
+        batch_size: int,
+        progress: AbstractContextManager[EncodingBar],
+    ) -> Vectors:
+        """What the model gives for each text, float32 [N, d], not normalised yet."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
+        step = min(_WINDOW, max(1, _WINDOW_TOKENS // (self.max_length or _UNKNOWN_LENGTH)))
+        windows = (list(texts[start : start + step]) for start in range(0, len(texts), step))
+        self.model.eval()
+        with progress as bar, torch.inference_mode(), self._products():
+            return np.concatenate([self._encode_window(w, prompt, task, batch_size, bar) for w in windows])
+
+    def _encode_window(self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar) -> Vectors:
         # The task only matters to models with separate towers for questions and documents.
-        vectors = self.model.encode(
-            list(texts),
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=progress,
-            convert_to_numpy=True,
-            task=task,
-        )
+        features = self.model.preprocess(texts, prompt=prompt, task=task) if self._is_plain_transformer() else {}
+        if not _are_padded_rows(features):
+            return self._left_to_the_model(texts, prompt, task, batch_size, bar)
+        lengths_W = features["attention_mask"].sum(1).tolist()
+        max_tokens = _CPU_TOKENS if self.model.device.type == "cpu" else _GPU_TOKENS
+        batches = token_budget_batches(lengths_W, max_tokens, max_rows=batch_size)
+        vectors: list[Tensor] = []
+        for rows in batches:
+            vectors.append(self._forward(_cut(features, rows)).float().cpu())
+            bar.advance(len(rows), sum(lengths_W[i] for i in rows))
+        order = np.argsort([i for rows in batches for i in rows])
+        vectors_Wd: Vectors = torch.cat(vectors).numpy()[order]
+        return vectors_Wd
+
+    def _forward(self, features: dict[str, Any]) -> Tensor:
+        """The modules of the model one after another; only the first, the transformer, may compute in bfloat16."""
+        transformer, *others = self.model
+        moved = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+        out = transformer(moved)
+        if self.mixed:
+            out = {k: v.float() if k in _TRANSFORMER_OUTPUTS else v for k, v in out.items()}
+        with torch.autocast(self.model.device.type, enabled=False):
+            for module in others:
+                out = module(out)
+        vectors_Rd: Tensor = out["sentence_embedding"]
+        return vectors_Rd[:, : self.model.truncate_dim]
+
+    def _left_to_the_model(
+        self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar
+    ) -> Vectors:
+        """For models that read something else than padded rows of tokens, such as bags of words and routers.
+
+        Their weights' dtype counts: which of their modules could do with bfloat16 products is not known.
+        """
+        with torch.autocast(self.model.device.type, enabled=False):
+            vectors = self.model.encode(
+                texts, prompt=prompt, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True, task=task
+            )
+        bar.advance(len(texts), 0)
         return np.asarray(vectors, dtype=np.float32)
+
+    def _is_plain_transformer(self) -> bool:
+        """Whether tokens go through one transformer and then through modules that take no further arguments."""
+        further = any((self.model.module_kwargs or {}).values())
+        return isinstance(self.model[0], Transformer) and not further
+
+    @contextmanager
+    def _products(self) -> Iterator[None]:
+        """In bfloat16 if `mixed`, else as the weights are, whatever the caller has switched on.
+
+        One context for all batches: autocast keeps the bfloat16 copies of the weights until it ends.
+        """
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            try:
+                yield
+            finally:
+                # Inside a caller's autocast they would outlive this one, and training cannot use them.
+                torch.clear_autocast_cache()
+
+
+def _bar(progress: bool | EncodingBar, total: int, unit: str) -> AbstractContextManager[EncodingBar]:
+    if isinstance(progress, EncodingBar):
+        return nullcontext(progress)
+    return EncodingBar(total, unit, shown=progress)
+
+
+def _are_padded_rows(features: Mapping[str, Any]) -> bool:
+    """Whether all tensors are matrices [W, T] of one shape that can be cut by rows and columns."""
+    shapes = {name: value.shape for name, value in features.items() if isinstance(value, Tensor)}
+    known = {"input_ids", "attention_mask"} <= shapes.keys() <= _ROW_FEATURES
+    return known and len(set(shapes.values())) == 1 and features["input_ids"].ndim == 2
+
+
+def _cut(features: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+    """These rows, without the columns that are padding in all of them, on whichever side they are."""
+    used_T = features["attention_mask"][rows].any(0)
+    used_T[0] |= ~used_T.any()  # a model cannot read zero columns
+    return {k: v[rows][:, used_T] if isinstance(v, Tensor) else v for k, v in features.items()}
 
 
 def _first_given(prompt: str | None, own_prompts: Mapping[str, str | None], names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """A FAISS index whose factory string is its whole configuration: vectors in, ids out, by inner product.
 
-Axes: N vectors in the index, B queries, k results, d dimensions.
+Axes: N vectors in the index, B queries, k results, c candidates, d dimensions.
 """
 
 import math
@@ -18,10 +18,15 @@ from faiss.contrib.factory_tools import reverse_index_factory
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, UsageError
+from indexes.hardware import fast_bfloat16
+from indexes.screening import Screen
 
 _EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48,Refine(SQ8)"'
 _FLAT_LIMIT = 200_000
 _HNSW_LIMIT = 2_000_000
+# From here on screening is faster than FAISS (docs/decisions.md).
+_SCREENED_QUERIES = 32
+_SCREENED_VECTORS = 4096
 
 
 class FaissIndex:
@@ -35,6 +40,7 @@ class FaissIndex:
         self._index = index
         self._factory = factory
         self._read_only = read_only
+        self._screen: Screen | None = None
 
     @classmethod
     def empty(cls, dimension: int, factory: str = "Flat", *, seed: int = 0) -> "FaissIndex":
@@ -181,36 +187,84 @@ class FaissIndex:
         if not self.is_trained:
             raise UsageError(f"An index {self._factory!r} must be trained before vectors are added: call train.")
         matrix_nd = self._matrix(vectors)
+        self._screen = None
         self._index.add_with_ids(matrix_nd, self._new_ids(len(matrix_nd), ids))
 
     def search(
-        self, queries_Bd: ArrayLike, k: int, *, batch_size: int = 1024
+        self, queries_Bd: ArrayLike, k: int, *, batch_size: int = 1024, screen: bool | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k nearest vectors of each query, best first; equal scores are ordered by id.
 
         Args:
             queries_Bd: float32 [B, d].
             k: How many results per query.
-            batch_size: How many queries FAISS reads at once.
+            batch_size: How many queries are read at once.
+            screen: Look for candidates in bfloat16 first (`indexes.screening`), in a "Flat" index: the same results,
+                since what the first look cannot prove is searched by FAISS. It keeps a copy of the vectors, 2 d bytes
+                each, from the first such search on. None does it where it is faster: on CPUs that multiply in bfloat16,
+                for many queries and vectors.
 
         Returns:
             Scores, float32 [B, k], and ids, int64 [B, k]. Where fewer than k vectors are found, the rest of
             the row has the id -1 and the score -inf.
 
         Raises:
-            UsageError: k is below 1.
+            UsageError: k is below 1, or this kind of index cannot be screened.
             MismatchError: The queries have another dimension.
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, but {k} came.")
+        if screen and not self._is_flat:
+            raise UsageError(
+                f'Only a "Flat" index can be screened, but this one is {self._factory!r}. Leave screen out.'
+            )
         queries = self._matrix(queries_Bd)
         scores_Bk = np.empty((len(queries), k), dtype=np.float32)
         ids_Bk = np.empty((len(queries), k), dtype=np.int64)
         for start in range(0, len(queries), batch_size):
             rows = slice(start, start + batch_size)
-            scores_Bk[rows], ids_Bk[rows] = self._index.search(queries[rows], k)
+            look = self._screened_search if self._screening_pays(len(queries[rows]), k, screen) else self._index.search
+            scores_Bk[rows], ids_Bk[rows] = look(queries[rows], k)
         scores_Bk[ids_Bk < 0] = -np.inf
         return _best_first(scores_Bk, ids_Bk)
+
+    @property
+    def _is_flat(self) -> bool:
+        return isinstance(_inner(self._index), faiss.IndexFlat)
+
+    def _screening_pays(self, queries: int, k: int, screen: bool | None) -> bool:
+        if screen is None:
+            many = queries >= _SCREENED_QUERIES and len(self) >= max(_SCREENED_VECTORS, 16 * _candidates(k))
+            return many and self._is_flat and fast_bfloat16()
+        return screen and len(self) >= _candidates(k)
+
+    def _screened_search(
+        self, queries_Bd: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As FAISS searches, but scoring exactly only what is best in bfloat16; unproven queries go to FAISS."""
+        if self._screen is None or len(self._screen) != len(self):
+            self._screen = Screen(self._stored())
+        positions_Bc, ceilings_B = self._screen.candidates(queries_Bd, _candidates(k))
+        scores_Bc, ids_Bc = _best_first(self._scores(queries_Bd, positions_Bc), self._ids()[positions_Bc])
+        scores_Bk, ids_Bk = scores_Bc[:, :k], ids_Bc[:, :k]
+        unproven_B = ~(scores_Bk[:, -1] > ceilings_B)
+        if unproven_B.any():
+            scores_Bk[unproven_B], ids_Bk[unproven_B] = self._index.search(queries_Bd[unproven_B], k)
+        return scores_Bk, ids_Bk
+
+    def _stored(self) -> NDArray[np.float32]:
+        """The vectors of a "Flat" index themselves, not a copy: float32 [N, d]."""
+        vectors: NDArray[np.float32] = faiss.rev_swig_ptr(_inner(self._index).get_xb(), len(self) * self.dimension)
+        return vectors.reshape(len(self), self.dimension)
+
+    def _scores(self, queries_Bd: NDArray[np.float32], positions_Bc: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Inner products in float32, by FAISS's own routine: float32 [B, c]."""
+        scores_Bc = np.empty(positions_Bc.shape, dtype=np.float32)
+        positions_Bc = np.ascontiguousarray(positions_Bc)
+        scores, positions = faiss.swig_ptr(scores_Bc), faiss.swig_ptr(positions_Bc)
+        (queries, count), pointer = positions_Bc.shape, faiss.swig_ptr(queries_Bd)
+        _inner(self._index).compute_distance_subset(queries, pointer, count, scores, positions)
+        return scores_Bc
 
     def reconstruct(self, ids: ArrayLike) -> NDArray[np.float32]:
         """The vectors under these ids: exact where the index keeps them (Flat, HNSW), else approximate.
@@ -305,6 +359,11 @@ def _training_points(factory: str) -> int:
     clusters = [int(nlist) for nlist in re.findall(r"(?:^|,)IVF(\d+)", factory)]
     codes = [2 ** int(bits or 8) for bits in re.findall(r"PQ\d+(?:x(\d+))?", factory)]
     return max(clusters + codes, default=0)
+
+
+def _candidates(k: int) -> int:
+    """How many vectors are looked at twice for k results: enough that the k-th stands out from the last of them."""
+    return max(4 * k, k + 64)
 
 
 def _inner(index: Any) -> Any:

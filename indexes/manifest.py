@@ -29,7 +29,7 @@ class EncoderRecord:
     Attributes:
         name: The folder or hub id it was loaded from; only a hint, since encoders are compared by
         fingerprint. revision: The revision on the hub, if one was asked for.
-        dtype: Of the weights.
+        dtype: Of the weights, or "mixed": float32 weights whose vectors came from bfloat16 products.
         fingerprint: Of weights, prompts and length limit.
         question_prompt: Put before every question.
         passage_prompt: Put before every passage.

@@ -49,7 +49,14 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
     parser.add_argument("--output", type=str, required=True, help="index directory to write")
     parser.add_argument("--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size')
-    parser.add_argument("--batch_size", type=int, default=256, help="passages encoded at once")
+    parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "mixed", "bfloat16", "float16"],
+        default="float32",
+        help="of the encoder: float32 is exact; mixed (float32 weights, bfloat16 products, float32 pooling) is faster "
+        "on CPUs with AVX-512 BF16 or AMX and on GPUs, at a cosine of 0.9999 or more (all-MiniLM-L6-v2) with them",
+    )
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     _chunk_arguments(parser)
@@ -79,6 +86,7 @@ def _build(args: Any) -> Report:
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
         device=args.device,
+        dtype=args.dtype,
     )
     index = build_index(
         args.corpus,

@@ -13,7 +13,8 @@ import torch
 from generator.generator import Generator
 from generator.language_model import BASE
 from generator.prompts import render_chat
-from generator.rows import pad_right, token_budget_batches
+from generator.rows import pad_right
+from indexes.batching import token_budget_batches
 from rag.pocket.abilities import Exercise
 from training.losses import selfaug_loss, selfaug_positions
 

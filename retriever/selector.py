@@ -22,7 +22,8 @@ from transformers import Cache
 
 from generator.language_model import LanguageModel
 from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
-from generator.rows import Branches, pad_right, token_budget_batches
+from generator.rows import Branches, pad_right
+from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
 from retriever.dense import Candidates, DenseRetriever
 from retriever.permutations import (

@@ -99,6 +99,16 @@ def test_every_way_to_give_a_corpus_and_an_encoder(
         )
 
 
+def test_mixed_is_remembered_and_a_float32_encoder_opens_it(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    mixed = Encoder.from_pretrained(encoder.name, dtype="mixed")
+    built = build(corpus_file, mixed, tmp_path / "mixed", progress=False)
+    assert json.loads((tmp_path / "mixed/manifest.json").read_text())["encoder"]["dtype"] == "mixed"
+    assert built.load_encoder().dtype == "mixed"
+    assert PassageIndex.open(tmp_path / "mixed", encoder=encoder).verify(encoder=encoder)["lowest_cosine"] > 0.9999
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW4", "IVF2,Flat", "PQ3x2", "IVF2,PQ3x2,Refine(SQ8)"])
 def test_the_same_input_gives_the_same_bytes(factory: str, encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     threads = faiss.omp_get_max_threads()

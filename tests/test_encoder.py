@@ -1,5 +1,8 @@
 """The encoder is the model it wraps, with its prompts and weights pinned by a fingerprint."""
 
+import gzip
+import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +10,11 @@ import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from indexes import DataError, Encoder, Passage, ResourceError, UsageError
+from indexes.encoder import EncodingBar
 
 WORDS = "who wrote hamlet was it shakespeare or goethe in the year of a play about devil and scholar".split()
 TEXTS = [" ".join(WORDS[: n + 1]) for n in range(13)]
@@ -63,6 +67,108 @@ def test_weights_are_loaded_in_float32_unless_asked_otherwise(bert: Encoder, ber
     np.testing.assert_allclose(np.linalg.norm(vectors_Bd, axis=1), 1, atol=1e-6)
     with pytest.raises(UsageError, match="float32, float16, bfloat16, but 'int8' came"):
         Encoder.from_pretrained(bert_folder, dtype="int8")
+
+
+def test_mixed_keeps_float32_weights_and_multiplies_in_bfloat16(bert: Encoder, bert_folder: Path) -> None:
+    mixed = Encoder.from_pretrained(bert_folder, device="cpu", dtype="mixed")
+    assert {p.dtype for p in mixed.model.parameters()} == {torch.float32}
+    assert (mixed.dtype, mixed.fingerprint) == ("mixed", bert.fingerprint)
+    products: list[torch.dtype] = []
+    pooled: list[torch.dtype] = []
+    transformer, pooling = mixed.model
+    transformer.auto_model.encoder.layer[0].intermediate.dense.register_forward_hook(
+        lambda module, args, out: products.append(out.dtype)
+    )
+    pooling.register_forward_hook(lambda module, args, out: pooled.append(out["sentence_embedding"].dtype))
+    error = np.abs(mixed.encode_questions(TEXTS, batch_size=4) - bert.encode_questions(TEXTS)).max()
+    assert set(products) == {torch.bfloat16} and set(pooled) == {torch.float32}
+    assert 1e-5 < error < 3e-2, error  # 0 would mean that nothing ran in bfloat16
+    np.testing.assert_array_equal(mixed.encode_questions(TEXTS), mixed.encode_questions(TEXTS))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed"])
+def test_a_callers_autocast_neither_changes_vectors_nor_loses_gradients(bert_folder: Path, dtype: str) -> None:
+    encoder = Encoder.from_pretrained(bert_folder, device="cpu", dtype=dtype)
+    expected_Bd = encoder.encode_questions(TEXTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(encoder.encode_questions(TEXTS), expected_Bd)
+        # A bfloat16 copy of a weight that is left over from encoding has no gradient.
+        loss = encoder.model(encoder.model.preprocess(TEXTS[:2]))["sentence_embedding"].square().sum()
+    loss.backward()
+    assert encoder.model[0].auto_model.encoder.layer[0].intermediate.dense.weight.grad.abs().sum() > 0
+
+
+def test_texts_are_tokenised_once_and_read_longest_first_within_the_budget(
+    bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.from_pretrained(bert_folder, device="cpu", question_prompt="")
+    monkeypatch.setattr("indexes.encoder._CPU_TOKENS", 24)
+    tokenised: list[int] = []
+    shapes: list[tuple[int, ...]] = []
+    preprocess = encoder.model.preprocess
+    monkeypatch.setattr(encoder.model, "preprocess", lambda t, **k: tokenised.append(len(t)) or preprocess(t, **k))
+    encoder.model[0].register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0]["input_ids"].shape)))
+    # With [CLS] and [SEP] these are 3 to 7 tokens.
+    texts = [TEXTS[n] for n in (0, 4, 1, 3, 2, 4, 0)]
+    vectors_Bd = encoder.encode_questions(texts, batch_size=3)
+    # 7 7 6 are padded to 21 tokens; 5 4 3 3 would be 20, but three rows are the most.
+    assert (tokenised, shapes) == ([7], [(3, 7), (3, 5), (1, 3)])
+    monkeypatch.setattr("indexes.encoder._CPU_TOKENS", 13)
+    np.testing.assert_allclose(encoder.encode_questions(texts), vectors_Bd, atol=1e-6)
+    assert shapes[3:] == [(1, 7), (1, 7), (2, 6), (3, 4)]
+    np.testing.assert_allclose(vectors_Bd[[0, 1]], vectors_Bd[[6, 5]], atol=1e-6)
+
+
+def test_windows_do_not_matter(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_Bd = bert.encode_questions(TEXTS)
+    monkeypatch.setattr("indexes.encoder._WINDOW", 5)
+    np.testing.assert_allclose(bert.encode_questions(TEXTS), whole_Bd, atol=1e-6)
+    monkeypatch.setattr("indexes.encoder._WINDOW_TOKENS", 70)  # 2 texts of at most 32 tokens
+    np.testing.assert_allclose(bert.encode_questions(TEXTS), whole_Bd, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("mode", ["mean", "lasttoken", "cls", "weightedmean"])
+def test_poolings_prompts_and_padding_sides_are_the_models_own(bert_folder: Path, mode: str, padding_side: str) -> None:
+    """The prompt stays out of pooling, a vector is cut short, and pads stand on either side."""
+    loaded = Encoder.from_pretrained(bert_folder, device="cpu").model
+    pooling = Pooling(20, mode, include_prompt=False)
+    model = SentenceTransformer(modules=[loaded[0], pooling], device="cpu", truncate_dim=17)
+    model.tokenizer.padding_side = padding_side
+    encoder = Encoder(model, question_prompt="q : ")
+    expected_Bd = model.encode(TEXTS, prompt="q : ", normalize_embeddings=True, batch_size=1)
+    vectors_Bd = encoder.encode_questions(TEXTS, batch_size=4 if padding_side == "right" else 1)
+    assert vectors_Bd.shape == (13, 17)
+    np.testing.assert_allclose(vectors_Bd, expected_Bd, atol=1e-6)
+    model[1].include_prompt = True
+    assert np.abs(encoder.encode_questions(TEXTS)[3] - vectors_Bd[3]).max() > 1e-3 or mode in ("cls", "lasttoken")
+
+
+def test_models_that_read_something_else_are_left_to_sentence_transformers(bert_folder: Path) -> None:
+    loaded = Encoder.from_pretrained(bert_folder, device="cpu").model
+    towers = Router.for_query_document([loaded[0], loaded[1]], [loaded[0], Pooling(20, "cls")])
+    for dtype_is_mixed in (False, True):
+        routed = Encoder(SentenceTransformer(modules=[towers], device="cpu"), mixed=dtype_is_mixed)
+        expected_Bd = routed.model.encode(TEXTS, task="document", normalize_embeddings=True)
+        passages = [Passage(str(n), "", text) for n, text in enumerate(TEXTS)]
+        np.testing.assert_allclose(routed.encode_passages(passages), expected_Bd, atol=1e-6)
+        assert np.abs(routed.encode_questions(TEXTS) - expected_Bd).max() > 1e-3
+    bag = tiny_encoder(TEXTS)
+    expected_Bd = bag.model.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(bag.encode_questions(TEXTS), expected_Bd, atol=1e-6)
+
+
+def test_the_progress_bar_counts_passages_and_tokens(bert: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+    passages = [Passage(str(n), "", text) for n, text in enumerate(TEXTS)]
+    with EncodingBar(26, "passage", shown=True) as bar:
+        for _ in range(2):
+            bert.encode_passages(passages, batch_size=4, progress=bar)
+    shown = capsys.readouterr().err
+    assert "26/26" in shown and " passages/s, " in shown and " tokens/s]" in shown
+    bert.encode_questions(TEXTS, progress=True)
+    assert "13/13" in (shown := capsys.readouterr().err) and " questions/s" in shown
+    with pytest.raises(UsageError, match="batch_size must be at least 1, but 0 came"):
+        bert.encode_questions(TEXTS, batch_size=0)
 
 
 def test_prompts_come_from_the_model_and_explicit_ones_replace_them(bert: Encoder, bert_folder: Path) -> None:
@@ -169,3 +275,12 @@ def test_the_real_encoder_ranks_an_answer_first(real_encoder_dir: Path) -> None:
     scores = encoder.encode_passages(PASSAGES) @ question_d
     assert {PASSAGES[i].title for i in np.argsort(-scores)[:2]} == {"Paris", "Seine"}
     assert (encoder.dimension, encoder.max_length, encoder.dtype) == (384, 256, "float32")
+
+
+def test_mixed_vectors_of_real_text_are_the_float32_ones(real_encoder_dir: Path, data_dir: Path) -> None:
+    with gzip.open(data_dir / "nq/corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in islice(lines, 64)]
+    passages = [Passage(str(n), row["title"], row["text"]) for n, row in enumerate(rows)]
+    exact, mixed = (Encoder.from_pretrained(real_encoder_dir, device="cpu", dtype=d) for d in ("float32", "mixed"))
+    cosines = (exact.encode_passages(passages) * mixed.encode_passages(passages)).sum(axis=1)
+    assert 0.9999 <= cosines.min() < 1 - 1e-6

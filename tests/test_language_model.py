@@ -13,7 +13,8 @@ from generator.language_model import (
     LanguageModel,
     resolve_dtype,
 )
-from generator.rows import Branches, token_budget_batches
+from generator.rows import Branches
+from indexes.batching import token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError
 
 IDS = torch.tensor([[20, 30, 40, 50, 60]])

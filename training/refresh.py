@@ -68,7 +68,13 @@ def refreshed(
     if not is_main_process:
         return
     name = str((folder / "encoder").resolve())
-    new = Encoder(model, name=name, question_prompt=old.question_prompt, passage_prompt=old.passage_prompt)
+    new = Encoder(
+        model,
+        name=name,
+        question_prompt=old.question_prompt,
+        passage_prompt=old.passage_prompt,
+        mixed=old.mixed,
+    )
     new.save_pretrained(name)
     build_index(index.corpus, new, folder / "index", factory=index.manifest.factory, progress=progress)
 
