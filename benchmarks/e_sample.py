@@ -81,10 +81,10 @@ def plackett_luce(logits_n: torch.Tensor, z_mK: torch.Tensor) -> torch.Tensor:
 
 
 MAKES = [
-    Make("e_sample", lambda o: build(o, "autoregressive", 1280, 2, 5.5)),
-    Make("e_sample", lambda o: build(o, "single_pass", 1280, 2, 11.0)),
-    Make("e_sample", lambda o: build(o, "autoregressive", 2560, 2, None), quick=False),
-    Make("e_sample", lambda o: build(o, "single_pass", 2560, 2, None), quick=False),
+    Make(lambda o: build(o, "autoregressive", 1280, 2, 5.5)),
+    Make(lambda o: build(o, "single_pass", 1280, 2, 11.0)),
+    Make(lambda o: build(o, "autoregressive", 2560, 2, None), quick=False),
+    Make(lambda o: build(o, "single_pass", 2560, 2, None), quick=False),
 ]
 
 if __name__ == "__main__":

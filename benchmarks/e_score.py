@@ -46,8 +46,8 @@ def check(p: object, rows: list[AnswerRow]) -> None:
 
 
 MAKES = [
-    Make("e_score", lambda o: build(o, 32000, 1.9, 3.0)),
-    Make("e_score", lambda o: build(o, 4096, None, None), quick=False),
+    Make(lambda o: build(o, 32000, 1.9, 3.0)),
+    Make(lambda o: build(o, 4096, None, None), quick=False),
 ]
 
 if __name__ == "__main__":

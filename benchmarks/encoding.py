@@ -1,45 +1,59 @@
-"""Passages per second of `Encoder` against the loops that others run, one CPU thread, the same model and texts.
+"""Encoding a corpus, against the loops that others run: the same model and texts, one thread.
 
-    python -m benchmarks.encoding --encoder sentence-transformers/all-MiniLM-L6-v2 [--quick]
+    python -m benchmarks.encoding [--json] [--quick]
 
 Rivals: FlashRAG's way of building an index (batches of 256 in the order of the corpus, padded to the longest, mean
 pooling, float32) and `SentenceTransformer.encode` in float32 and with bfloat16 weights. Ours is `dtype="mixed"`.
 "Even" texts have 100 words, as DPR's passages; "skewed" ones a log-normal number with a mean of 70 (90 tokens).
-
-Nothing is timed before the vectors of both sides agree (cosine at least 0.9999, for the rival in bfloat16 0.999), and
-before the same comparison has failed for the vectors of shuffled texts. Runs alternate; the median is reported.
+The model is all-MiniLM-L6-v2 where RAG_ENCODER names its folder, else random weights of its shape, which cost the same.
+The vectors of both sides must agree (cosine at least 0.9999, for the rival with bfloat16 weights 0.999).
 
 Axes: N texts, d dimensions.
 """
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers.utils.logging import disable_progress_bar
 
-import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from benchmarks.harness import Case, Make, Options, main
 from indexes import Encoder, Passage
 from rag.encyclopedia import passages
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 FLASHRAG_BATCH = 256
 Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Race:
-    """One rival against us; `lowest` is the cosine that the two must reach."""
+def encoders(device: str, *dtypes: str) -> list[Encoder]:
+    """The real model, or one of its shape, in each of these dtypes."""
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.environ.get("RAG_ENCODER") or random_encoder(Path(folder))
+        return [Encoder.from_pretrained(name, device=device, dtype=dtype, passage_prompt="") for dtype in dtypes]
 
-    name: str
-    theirs: Callable[[], Vectors]
-    lowest: float
+
+def random_encoder(folder: Path) -> str:
+    """Where random weights of the shape of all-MiniLM-L6-v2 are, with the tokenizer of the pocket base."""
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, initializer_range=0.1
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder / "bert")
+    pocket = Path(__file__).parents[1] / "rag" / "pocket" / "base"
+    AutoTokenizer.from_pretrained(pocket, model_max_length=512).save_pretrained(folder / "bert")
+    transformer = Transformer(str(folder / "bert"))
+    pooled = SentenceTransformer(modules=[transformer, Pooling(384, "mean")], device="cpu")
+    pooled.save_pretrained(str(folder / "st"), create_model_card=False)
+    return str(folder / "st")
 
 
 def texts(kind: str, count: int, *, seed: int = 0) -> list[str]:
@@ -76,93 +90,50 @@ def ours(encoder: Encoder, batch: Sequence[str]) -> Vectors:
     return encoder.encode_passages([Passage(str(n), "", text) for n, text in enumerate(batch)], batch_size=256)
 
 
-def lowest_cosine(one_Nd: Vectors, other_Nd: Vectors) -> float:
-    """Over pairs of unit vectors."""
+def cosine(one_Nd: Vectors, other_Nd: Vectors) -> float:
+    """The lowest over pairs of unit vectors."""
     return float((one_Nd * other_Nd).sum(axis=1).min())
 
 
-def check(mine_Nd: Vectors, race: Race) -> float:
-    """The lowest cosine with the rival.
+def build(options: Options, kind: str, rival: str, target: float) -> Case:
+    """One kind of text, one rival."""
+    batch = texts(kind, 32 if options.quick else 256)
+    mixed, theirs = encoders(options.device, "mixed", "bfloat16" if rival == "encode, bfloat16" else "float32")
+    plain = theirs.model.eval()
+    loops: dict[str, Callable[[], Vectors]] = {
+        "FlashRAG's loop": lambda: flashrag_encode(plain, batch),
+        "encode, float32": lambda: library_encode(plain, batch),
+        "encode, bfloat16": lambda: library_encode(plain, batch),
+    }
 
-    Raises:
-        AssertionError: The two do not agree, or the comparison cannot tell shuffled texts.
-    """
-    theirs_Nd = race.theirs()
-    cosine, control = lowest_cosine(mine_Nd, theirs_Nd), lowest_cosine(np.roll(mine_Nd, 1, axis=0), theirs_Nd)
-    if not (cosine >= race.lowest > control):
-        raise AssertionError(
-            f"{race.name} must agree to {race.lowest}, shuffled texts must not; {cosine:.5f} and {control:.5f} came."
-        )
-    return cosine
+    def check() -> None:
+        least = 0.999 if rival == "encode, bfloat16" else 0.9999
+        mine_Nd, theirs_Nd = ours(mixed, batch), loops[rival]()
+        found, control = cosine(mine_Nd, theirs_Nd), cosine(np.roll(mine_Nd, 1, axis=0), theirs_Nd)
+        if not found >= least > control:
+            raise RuntimeError(f"cosines with {rival} must reach {least}; {found:.5f}, shuffled {control:.5f} came.")
 
-
-def seconds(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way; they take turns, so that a busy moment hits all."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def measure(
-    quick: bool = False, encoder: str = MODEL, *, kinds: Sequence[str] = ("skewed", "even"), repeats: int = 5
-) -> list[dict[str, Any]]:
-    """One row per kind of text and rival: seconds of both, their ratio and the lowest cosine."""
-    mixed = Encoder.from_pretrained(encoder, device="cpu", dtype="mixed", passage_prompt="")
-    exact, rounded = (
-        Encoder.from_pretrained(encoder, device="cpu", dtype=dtype).model.eval() for dtype in ("float32", "bfloat16")
+    lengths = [len(ids) for ids in mixed.tokenizer(list(batch), truncation=True)["input_ids"]]
+    weights = sum(p.numel() for n, p in mixed.model.named_parameters() if p.ndim == 2 and "embeddings" not in n)
+    return Case(
+        path=f"corpus encoding, {kind} lengths",
+        shape=f"MiniLM, {len(batch)} texts; {rival}",
+        rival=loops[rival],
+        ours=lambda: ours(mixed, batch),
+        check=check,
+        flops=2 * weights * sum(lengths) + 4 * 6 * 384 * sum(n * n for n in lengths),
+        dtype=options.dtype,
+        target=target,
+        tokens=sum(lengths),
     )
-    rows: list[dict[str, Any]] = []
-    for kind in kinds:
-        batch = texts(kind, 64 if quick else 256)
-        races = [
-            Race("FlashRAG, float32", lambda b=batch: flashrag_encode(exact, b), 0.9999),
-            Race("sentence-transformers, float32", lambda b=batch: library_encode(exact, b), 0.9999),
-            Race("sentence-transformers, bfloat16", lambda b=batch: library_encode(rounded, b), 0.999),
-        ]
-        # One newline stands between the empty title and the text, which tokenisers drop.
-        mine_Nd = ours(mixed, batch)
-        cosines = [check(mine_Nd, race) for race in races]
-        ways: dict[str, Callable[[], object]] = {race.name: race.theirs for race in races}
-        taken = seconds({"ours": lambda b=batch: ours(mixed, b), **ways}, repeats)
-        rows += [
-            {
-                "texts": kind,
-                "rival": race.name,
-                "seconds": taken[race.name],
-                "ours": taken["ours"],
-                "ratio": taken[race.name] / taken["ours"],
-                "cosine": cosine,
-            }
-            for race, cosine in zip(races, cosines, strict=True)
-        ]
-    return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default=MODEL, help="with mean pooling")
-    parser.add_argument("--quick", action="store_true", help="64 texts of each kind instead of 256")
-    parser.add_argument("--kinds", nargs="+", choices=["skewed", "even"], default=["skewed", "even"])
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for kind in args.kinds:
-        report(measure(args.quick, args.encoder, kinds=[kind], repeats=args.repeats))
-
-
-def report(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line per row."""
-    for row in rows:
-        print(
-            f"{row['texts']:7s} {row['rival']:32s} {row['seconds']:.3f} s, ours {row['ours']:.3f} s: "
-            f"{row['ratio']:.2f} x, cosine {row['cosine']:.5f}",
-            flush=True,
-        )
-
+QUICK = [("skewed", "FlashRAG's loop"), ("even", "encode, float32")]
+MAKES = [
+    Make(partial(build, kind=kind, rival=rival, target=target), quick=(kind, rival) in QUICK)
+    for kind in ("skewed", "even")
+    for rival, target in (("FlashRAG's loop", 4.0), ("encode, float32", 2.5), ("encode, bfloat16", 1.1))
+]
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(str(__doc__), MAKES))

@@ -73,7 +73,6 @@ class Row:
 class Make:
     """How to build one case; nothing is built before its turn."""
 
-    path: str
     build: Callable[["Options"], Case]
     quick: bool = True
     """Whether it belongs to the quick round."""
@@ -92,7 +91,7 @@ class Options:
     @property
     def dtype(self) -> torch.dtype:
         """bfloat16 where products in it are fast, else float32."""
-        from generator.language_model import fast_bfloat16
+        from indexes.hardware import fast_bfloat16
 
         return torch.bfloat16 if self.device != "cpu" or fast_bfloat16() else torch.float32
 

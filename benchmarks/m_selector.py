@@ -76,8 +76,8 @@ def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.d
 
 
 MAKES = [
-    Make("m_selector", lambda o: build(o, "autoregressive", 640, 4.8)),
-    Make("m_selector", lambda o: build(o, "single_pass", 640, 8.0)),
+    Make(lambda o: build(o, "autoregressive", 640, 4.8)),
+    Make(lambda o: build(o, "single_pass", 640, 8.0)),
 ]
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""Queries per second of a screened "Flat" index against exact search elsewhere, one thread, the same vectors.
+"""Exact search, a screened "Flat" index against exact search elsewhere: the same vectors, one thread.
 
-    python -m benchmarks.search [--quick]
+    python -m benchmarks.search [--json] [--quick]
 
 Rivals: FAISS's own Flat search and `sentence_transformers.util.semantic_search` in float32. The vectors are synthetic:
-unit vectors around a thousand centres, queries drawn like them. All three are exact, so ids must agree: nothing is
-timed before the top k of every query are the same up to scores that lie within 1e-5, and before the same comparison has
-failed for the results of another query. The copy that screening keeps is made before the clock starts, and its time
-is reported beside it.
+unit vectors around a thousand centres, queries drawn like them. All three are exact, so the results of every query must
+be the same up to scores that lie within 1e-5. The copy that screening keeps is made before the clock starts.
 
 Axes: N vectors, B queries, k results, d dimensions.
 """
 
-import argparse
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import faiss
@@ -21,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import dot_score, semantic_search
 
-import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
-from benchmarks.encoding import seconds
+from benchmarks.harness import Case, Make, Options, main
 from indexes import FaissIndex
-from indexes.screening import Screen
 
 TIE = 1e-5
+DIMENSION, QUERIES, K = 384, 256, 20
 Vectors = NDArray[np.float32]
 Found = tuple[Vectors, NDArray[np.int64]]
 """Scores and ids, both [B, k]."""
@@ -63,61 +59,53 @@ def recall(found: Found, truth: Found) -> float:
     return float(np.mean(hits))
 
 
-def check(name: str, found: Found, truth: Found) -> float:
-    """Recall, which must be 1, with scores that agree.
+def check(name: str, found: Found, truth: Found) -> None:
+    """Recall must be 1, with scores that agree.
 
     Raises:
-        AssertionError: It is not, or the comparison cannot tell the results of another query.
+        RuntimeError: It is not, or the comparison cannot tell the results of another query.
     """
     reached = recall(found, truth) if np.abs(found[0] - truth[0]).max() < TIE else 0.0
     others = (np.roll(found[0], 1, axis=0), np.roll(found[1], 1, axis=0))
     control = recall(others, truth) if np.abs(others[0] - truth[0]).max() < TIE else 0.0
     if not (reached == 1.0 > control):
-        raise AssertionError(f"{name} must find all, and another query's results must not; {reached}, {control} came.")
-    return reached
+        raise RuntimeError(f"{name} must find all, and another query's results must not; {reached}, {control} came.")
 
 
-def measure(
-    quick: bool = False, *, vectors: int = 100_000, queries: int = 256, dimension: int = 384, k: int = 20
-) -> list[dict[str, Any]]:
-    """One row per rival: seconds of both, their ratio, recall and the seconds that the copy took."""
-    vectors_Nd = clustered(vectors // 5 if quick else vectors, dimension, 1)
-    queries_Bd = clustered(queries, dimension, 2)
+def build(options: Options, rival: str, target: float) -> Case:
+    """One rival."""
+    faiss.omp_set_num_threads(1)
+    vectors_Nd = clustered(20_000 if options.quick else 100_000, DIMENSION, 1)
+    queries_Bd = clustered(QUERIES, DIMENSION, 2)
     index = FaissIndex.build(vectors_Nd)
     tensors = torch.from_numpy(queries_Bd), torch.from_numpy(vectors_Nd)
-    rivals: dict[str, Callable[[], Found]] = {
-        "FAISS Flat": lambda: index.search(queries_Bd, k, screen=False),
-        "semantic_search, float32": lambda: library_search(*tensors, k),
-    }
-    found = index.search(queries_Bd, k, screen=True)
-    recalls = {name: check(name, found, rival()) for name, rival in rivals.items()}
-    taken = seconds({"ours": lambda: index.search(queries_Bd, k, screen=True), **rivals}, 1 if quick else 5)
-    copy = seconds({"copy": lambda: Screen(vectors_Nd)}, 1)["copy"]
-    return [
-        {
-            "rival": name,
-            "seconds": taken[name],
-            "ours": taken["ours"],
-            "ratio": taken[name] / taken["ours"],
-            "recall": recalls[name],
-            "copy": copy,
-        }
-        for name in rivals
-    ]
+
+    def theirs() -> Found:
+        if rival == "faiss Flat":
+            return index.search(queries_Bd, K, screen=False)
+        return library_search(*tensors, K)
+
+    def ours() -> Found:
+        return index.search(queries_Bd, K, screen=True)
+
+    ours()
+    return Case(
+        path="exact search",
+        shape=f"{len(vectors_Nd):,} x {DIMENSION}, {QUERIES} queries, k = {K}; {rival}",
+        rival=theirs,
+        ours=ours,
+        check=lambda: check(rival, ours(), theirs()),
+        flops=2 * vectors_Nd.size * QUERIES,
+        bytes=2 * vectors_Nd.size,
+        dtype=options.dtype,
+        target=target,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the vectors, one run")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
-    for row in measure(args.quick):
-        print(
-            f"{row['rival']:26s} {row['seconds']:.3f} s, ours {row['ours']:.3f} s: {row['ratio']:.2f} x, "
-            f"recall {row['recall']:.3f}, copy {row['copy']:.3f} s"
-        )
-
+MAKES = [
+    Make(partial(build, rival="faiss Flat", target=6.0)),
+    Make(partial(build, rival="semantic_search", target=2.5)),
+]
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(str(__doc__), MAKES))

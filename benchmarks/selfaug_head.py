@@ -66,9 +66,9 @@ def build(options: Options, vocabulary: int, tokens: int, target: float | None, 
 
 
 MAKES = [
-    Make("selfaug_head", lambda o: build(o, 32000, 2048, 2.5, 20)),
-    Make("selfaug_head", lambda o: build(o, 151936, 512, 2.5, 20)),
-    Make("selfaug_head", lambda o: build(o, 32000, 4096, None, 20), quick=False),
+    Make(lambda o: build(o, 32000, 2048, 2.5, 20)),
+    Make(lambda o: build(o, 151936, 512, 2.5, 20)),
+    Make(lambda o: build(o, 32000, 4096, None, 20), quick=False),
 ]
 
 if __name__ == "__main__":
