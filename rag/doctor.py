@@ -1,7 +1,12 @@
 """What this installation is made of, and what would go wrong with it: `rag doctor`."""
 
+import math
 import os
 import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,8 +33,12 @@ class Finding:
     text: str
 
 
-def diagnose() -> dict[str, Any]:
-    """Versions, devices, OpenMP runtimes, and findings with what to do about each."""
+def diagnose(*, measure: bool = True) -> dict[str, Any]:
+    """Versions, devices, OpenMP runtimes, and findings with what to do about each.
+
+    Args:
+        measure: Also time how torch's threads get on with other busy processes, which takes about ten seconds.
+    """
     import torch  # first: torch and faiss bring an OpenMP runtime each, and the first one in is shared
 
     import indexes.faiss_index  # noqa: F401  (loads faiss after torch)
@@ -37,12 +46,15 @@ def diagnose() -> dict[str, Any]:
     devices = _devices(torch)
     runtimes = _openmp_runtimes()
     findings = [_wait_policy(), _runtimes(runtimes), _threads(torch), _precision(torch)]
+    policies = measure_policies(os.cpu_count() or 1) if measure else {}
+    findings += [advice(policies, os.cpu_count() or 1)] if policies else []
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": devices,
         "openmp": runtimes,
+        "thread_policies": policies,
         "findings": [{"level": f.level, "text": f.text} for f in findings],
     }
 
@@ -114,11 +126,140 @@ def _precision(torch: Any) -> Finding:
     return Finding("ok", "No GPU: the base model will be loaded in float32 on the CPU.")
 
 
+# -- threads that wait -----------------------------------------------------------------------------------------------
+
+Timings = Mapping[str, Mapping[str, float]]
+"""Seconds of one loop by policy and by `"alone"` or `"busy"`."""
+
+# Short operations, hence many parallel regions with a wait at the end of each: what a small model is made of.
+_LOOP = """
+import sys, time
+import torch
+x, y = torch.ones(256, 256), torch.ones(192, 192)
+def work():
+    for _ in range(20):
+        y @ y
+        (x * 1.5 + 0.5).tanh()
+work()
+seconds, count, started = float(sys.argv[1]), 0, time.perf_counter()
+while time.perf_counter() - started < seconds:
+    work()
+    count += 1
+print((time.perf_counter() - started) / count)
+"""
+_BUSY = "while True: pass"
+
+
+def policies(cores: int) -> dict[str, dict[str, str]]:
+    """Ways to run torch on so many cores, as environments: OpenMP reads them once, when it is loaded."""
+    every = str(cores)
+    return {
+        "all threads, active": {"OMP_NUM_THREADS": every, "OMP_WAIT_POLICY": "ACTIVE"},
+        "all threads, passive": {"OMP_NUM_THREADS": every, "OMP_WAIT_POLICY": "PASSIVE"},
+        "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    }
+
+
+def measure_policies(
+    cores: int, *, seconds: float = 0.6, run: Callable[[Mapping[str, str], float], float] | None = None
+) -> dict[str, dict[str, float]]:
+    """Seconds of a loop of short torch operations, alone and beside one busy process.
+
+    One busy process is enough to keep a thread waiting at every barrier, and is what a desktop or a shared machine has.
+
+    Args:
+        cores: Of the machine; on a single one there is nothing to choose, and nothing is measured.
+        seconds: How long each is timed.
+        run: Times the loop in an environment (given by tests).
+    """
+    if cores < 2:
+        return {}
+    timed = run or _time_loop
+    found: dict[str, dict[str, float]] = {name: {} for name in policies(cores)}
+    for name, environment in policies(cores).items():
+        found[name]["alone"] = timed(environment, seconds)
+    with _busy():
+        for name, environment in policies(cores).items():
+            found[name]["busy"] = timed(environment, seconds)
+    return found
+
+
+def _time_loop(environment: Mapping[str, str], seconds: float) -> float:
+    """NaN where the process failed or hung: that is no reason to say nothing of the rest."""
+    ignored = {"GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ignored}
+    command = [sys.executable, "-c", _LOOP, str(seconds)]
+    try:
+        done = subprocess.run(command, env=kept | dict(environment), capture_output=True, text=True, timeout=60)
+        return float(done.stdout)
+    except (subprocess.SubprocessError, ValueError, OSError):
+        return math.nan
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """One other process that keeps a core busy."""
+    process = subprocess.Popen([sys.executable, "-c", _BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def advice(timings: Timings, cores: int) -> Finding:
+    """What the numbers say; a fifth is the least that is worth a word."""
+    active, passive, one = (timings[name] for name in policies(cores))
+    if any(math.isnan(seconds) for found in (active, passive, one) for seconds in found.values()):
+        return Finding("advice", "Threads could not be timed: a process that only multiplies matrices failed.")
+    spinning = active["busy"] / passive["busy"]
+    if spinning > 1.2:
+        cost = active["alone"] / passive["alone"]
+        idle = f"{1 / cost:.1f} times faster" if cost < 1 / 1.2 else "no faster" if cost > 0.98 else "hardly faster"
+        text = (
+            f"Beside one busy process spinning threads are {spinning:.1f} times slower than sleeping ones, and alone "
+            f"they are {idle}: keep OMP_WAIT_POLICY=PASSIVE{_or_one(passive, one)}."
+        )
+    elif active["alone"] * 1.2 < passive["alone"]:
+        text = (
+            f"Spinning threads are {passive['alone'] / active['alone']:.1f} times faster alone and lose nothing beside "
+            "a busy process: OMP_WAIT_POLICY=ACTIVE is worth setting here."
+        )
+    else:
+        text = f"It makes no difference here whether idle threads spin or sleep{_or_one(passive, one)}."
+    current = os.environ.get("OMP_WAIT_POLICY", "").upper()
+    wrong = spinning > 1.2 and current != "PASSIVE"
+    return Finding("advice" if wrong else "ok", text)
+
+
+def _or_one(passive: Mapping[str, float], one: Mapping[str, float]) -> str:
+    """What one thread would do, where that is better or close."""
+    gain = {where: passive[where] / one[where] for where in ("alone", "busy")}
+    if min(gain.values()) > 1.2:
+        return f", or better OMP_NUM_THREADS=1, {gain['alone']:.1f} times faster for such short operations"
+    if gain["busy"] > 1.2:
+        return f"; OMP_NUM_THREADS=1 is {gain['busy']:.1f} times faster again while the machine is shared"
+    return ""
+
+
+def _policy_lines(timings: Timings) -> list[str]:
+    """A table in milliseconds, with how many times slower each is beside a busy process."""
+    if not timings:
+        return []
+    header = f"  {'short operations':<24}{'alone':>12}{'beside one':>12}{'slower':>9}"
+    rows = [
+        f"  {name:<24}{1e3 * t['alone']:>9.2f} ms{1e3 * t['busy']:>9.2f} ms{t['busy'] / t['alone']:>8.1f}x"
+        for name, t in timings.items()
+    ]
+    return ["threads", header, *rows]
+
+
 def render(report: dict[str, Any]) -> str:
     """The report as text."""
     lines = [f"python {report['python']} on {report['platform']}"]
     lines += [f"  {name} {found or 'not installed'}" for name, found in report["packages"].items()]
     lines += ["devices", *(f"  {d}" for d in report["devices"])]
     lines += ["OpenMP runtimes", *(f"  {r['file']} ({r['threads']} threads)" for r in report["openmp"])]
+    lines += _policy_lines(report["thread_policies"])
     lines += ["findings", *(f"  [{f['level']}] {f['text']}" for f in report["findings"])]
     return "\n".join(lines)
