@@ -119,9 +119,8 @@ def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
 
 def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
-    import torch
-
-    from rag.plan import resident_bytes
+    from rag.machine import resident_bytes
+    from rag.plan import measured
     from training.config import DROConfig
     from training.estimation import EStep
     from training.maximization import JointModel, MStepTrainer
@@ -139,7 +138,7 @@ def run(case: Case) -> dict[str, Any]:
         )
         examples = _examples()
         job = _job(case, config, selector, generator, examples[0])
-        before = measure(job)
+        before = measured(job)
         e_step = EStep(retriever, selector, generator, config)
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
@@ -150,7 +149,7 @@ def run(case: Case) -> dict[str, Any]:
                 trainer.train()
 
         _, m_found = _measured(case, train)
-        after = measure(job)
+        after = measured(job)
     return {"measured": {"E": e_found, "M": m_found}, "predicted": _predicted(job, process, before, after)}
 
 
@@ -199,7 +198,7 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
     """What the work returns, its seconds and its peak."""
     import torch
 
-    from rag.plan import resident_bytes
+    from rag.machine import resident_bytes
 
     on_gpu = case.device.startswith("cuda")
     if on_gpu:

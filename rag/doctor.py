@@ -46,15 +46,15 @@ def diagnose(*, measure: bool = True) -> dict[str, Any]:
     devices = _devices(torch)
     runtimes = _openmp_runtimes()
     findings = [_wait_policy(), _runtimes(runtimes), _threads(torch), _precision(torch)]
-    policies = measure_policies(os.cpu_count() or 1) if measure else {}
-    findings += [advice(policies, os.cpu_count() or 1)] if policies else []
+    timings = measure_policies(os.cpu_count() or 1) if measure else {}
+    findings += [advice(timings)] if timings else []
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": devices,
         "openmp": runtimes,
-        "thread_policies": policies,
+        "thread_policies": timings,
         "findings": [{"level": f.level, "text": f.text} for f in findings],
     }
 
@@ -140,12 +140,13 @@ def work():
     for _ in range(20):
         y @ y
         (x * 1.5 + 0.5).tanh()
-work()
-seconds, count, started = float(sys.argv[1]), 0, time.perf_counter()
-while time.perf_counter() - started < seconds:
+for line in sys.stdin:
     work()
-    count += 1
-print((time.perf_counter() - started) / count)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < float(line):
+        work()
+        count += 1
+    print((time.perf_counter() - started) / count, flush=True)
 """
 _BUSY = "while True: pass"
 
@@ -161,7 +162,7 @@ def policies(cores: int) -> dict[str, dict[str, str]]:
 
 
 def measure_policies(
-    cores: int, *, seconds: float = 0.6, run: Callable[[Mapping[str, str], float], float] | None = None
+    cores: int, *, seconds: float = 0.6, run: Callable[[Mapping[str, str], float], tuple[float, float]] | None = None
 ) -> dict[str, dict[str, float]]:
     """Seconds of a loop of short torch operations, alone and beside one busy process.
 
@@ -170,76 +171,89 @@ def measure_policies(
     Args:
         cores: Of the machine; on a single one there is nothing to choose, and nothing is measured.
         seconds: How long each is timed.
-        run: Times the loop in an environment (given by tests).
+        run: Times the loop in an environment, alone and beside a busy process (given by tests).
     """
     if cores < 2:
         return {}
     timed = run or _time_loop
-    found: dict[str, dict[str, float]] = {name: {} for name in policies(cores)}
-    for name, environment in policies(cores).items():
-        found[name]["alone"] = timed(environment, seconds)
-    with _busy():
-        for name, environment in policies(cores).items():
-            found[name]["busy"] = timed(environment, seconds)
-    return found
+    found = {name: timed(environment, seconds) for name, environment in policies(cores).items()}
+    return {name: {"alone": alone, "busy": busy} for name, (alone, busy) in found.items()}
 
 
-def _time_loop(environment: Mapping[str, str], seconds: float) -> float:
-    """NaN where the process failed or hung: that is no reason to say nothing of the rest."""
-    ignored = {"GOMP_SPINCOUNT", "KMP_BLOCKTIME", "MKL_NUM_THREADS"}
-    kept = {name: value for name, value in os.environ.items() if name not in ignored}
-    command = [sys.executable, "-c", _LOOP, str(seconds)]
-    try:
-        done = subprocess.run(command, env=kept | dict(environment), capture_output=True, text=True, timeout=60)
-        return float(done.stdout)
-    except (subprocess.SubprocessError, ValueError, OSError):
-        return math.nan
+def _time_loop(environment: Mapping[str, str], seconds: float) -> tuple[float, float]:
+    """NaN where the process failed: that is no reason to say nothing of the rest."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    command = [sys.executable, "-c", _LOOP]
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(
+        command, env={**kept, **environment}, stdin=pipe, stdout=pipe, stderr=quiet, text=True
+    ) as process:
+        try:
+            alone = _asked(process, seconds)
+            with _busy():
+                return alone, _asked(process, seconds)
+        except (ValueError, OSError):
+            return math.nan, math.nan
+        finally:
+            process.kill()
+
+
+def _asked(process: "subprocess.Popen[str]", seconds: float) -> float:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{seconds}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
 
 
 @contextmanager
-def _busy() -> Iterator[None]:
+def _busy() -> Iterator["subprocess.Popen[bytes]"]:
     """One other process that keeps a core busy."""
     process = subprocess.Popen([sys.executable, "-c", _BUSY])
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
 
 
-def advice(timings: Timings, cores: int) -> Finding:
-    """What the numbers say; a fifth is the least that is worth a word."""
-    active, passive, one = (timings[name] for name in policies(cores))
-    if any(math.isnan(seconds) for found in (active, passive, one) for seconds in found.values()):
+WORTH_A_WORD = 1.2
+"""Times faster from which a difference is no noise."""
+
+
+def advice(timings: Timings) -> Finding:
+    """What the numbers say."""
+    active, passive, one = timings.values()
+    if any(math.isnan(seconds) for found in timings.values() for seconds in found.values()):
         return Finding("advice", "Threads could not be timed: a process that only multiplies matrices failed.")
     spinning = active["busy"] / passive["busy"]
-    if spinning > 1.2:
-        cost = active["alone"] / passive["alone"]
-        idle = f"{1 / cost:.1f} times faster" if cost < 1 / 1.2 else "no faster" if cost > 0.98 else "hardly faster"
+    if spinning > WORTH_A_WORD:
         text = (
-            f"Beside one busy process spinning threads are {spinning:.1f} times slower than sleeping ones, and alone "
-            f"they are {idle}: keep OMP_WAIT_POLICY=PASSIVE{_or_one(passive, one)}."
+            f"Beside one busy process spinning threads are {spinning:.1f} times slower than sleeping ones; alone they "
+            f"are {_gain(passive['alone'] / active['alone'])}: keep OMP_WAIT_POLICY=PASSIVE{_or_one(passive, one)}."
         )
-    elif active["alone"] * 1.2 < passive["alone"]:
-        text = (
+        is_set = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+        return Finding("ok" if is_set else "advice", text)
+    if passive["alone"] > WORTH_A_WORD * active["alone"]:
+        return Finding(
+            "ok",
             f"Spinning threads are {passive['alone'] / active['alone']:.1f} times faster alone and lose nothing beside "
-            "a busy process: OMP_WAIT_POLICY=ACTIVE is worth setting here."
+            "a busy process: OMP_WAIT_POLICY=ACTIVE is worth setting here.",
         )
-    else:
-        text = f"It makes no difference here whether idle threads spin or sleep{_or_one(passive, one)}."
-    current = os.environ.get("OMP_WAIT_POLICY", "").upper()
-    wrong = spinning > 1.2 and current != "PASSIVE"
-    return Finding("advice" if wrong else "ok", text)
+    return Finding("ok", f"It makes no difference here whether idle threads spin or sleep{_or_one(passive, one)}.")
+
+
+def _gain(times: float) -> str:
+    return f"{times:.1f} times as fast" if times >= 1.05 else "no faster"
 
 
 def _or_one(passive: Mapping[str, float], one: Mapping[str, float]) -> str:
-    """What one thread would do, where that is better or close."""
-    gain = {where: passive[where] / one[where] for where in ("alone", "busy")}
-    if min(gain.values()) > 1.2:
-        return f", or better OMP_NUM_THREADS=1, {gain['alone']:.1f} times faster for such short operations"
-    if gain["busy"] > 1.2:
-        return f"; OMP_NUM_THREADS=1 is {gain['busy']:.1f} times faster again while the machine is shared"
-    return ""
+    """What one thread would do, where that is better."""
+    alone, busy = (passive[where] / one[where] for where in ("alone", "busy"))
+    if busy <= WORTH_A_WORD:
+        return ""
+    if alone >= 1:
+        return f", or better OMP_NUM_THREADS=1, {alone:.1f} times faster alone and {busy:.1f} times beside it"
+    return f"; OMP_NUM_THREADS=1 is {busy:.1f} times faster again while the machine is shared, and slower alone"
 
 
 def _policy_lines(timings: Timings) -> list[str]:

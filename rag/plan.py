@@ -6,10 +6,8 @@ machine multiplies matrices of the base's own sizes, measured in a fraction of a
 
 import itertools
 import math
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from indexes.errors import ResourceError, UsageError
+from rag.machine import CUDA_CONTEXT, Machine, measure
 from rag.pocket import POCKET, base_path, embedded
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
@@ -46,11 +45,11 @@ from training.memory import (
 GIB = 2**30
 CHARACTERS_PER_TOKEN = 4
 """English under the vocabularies of current models; `--passage_tokens` and its like say it better."""
-EFFICIENCY = 0.7
-"""Share of the probe's rate that whole steps reach (`python -m benchmarks.plan`); the rest is norms, activations,
-casts, attention's softmax and the optimizer."""
-CUDA_CONTEXT = 600 * 2**20
-"""Bytes that the driver and the libraries take of a GPU before the first tensor."""
+EFFICIENCY = {"float32": 0.7, "mixed": 0.4, "bfloat16": 0.25}
+"""Share of the probe's rate that whole steps reach on a CPU, by dtype (`python -m benchmarks.plan`); the rest is norms,
+activations, casts and attention's softmax, which narrow numbers make no faster."""
+UNMEASURED_EFFICIENCY = 0.4
+"""The same elsewhere: an assumption."""
 USABLE = 0.95
 """Share of the memory that may be planned; the rest is what allocators lose."""
 GPUS = {"24 GB GPU": 24 * GIB, "80 GB GPU": 80 * GIB}
@@ -525,108 +524,6 @@ def _needed(job: Job, process: int, room: int) -> list[dict[str, Any]]:
     return found
 
 
-# -- this machine ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is to run on."""
-
-    device: str
-    threads: int
-    memory: int
-    """Bytes of the device's memory."""
-    available: int
-    """Bytes of it that nobody uses."""
-    process: int
-    """Bytes that are used before the base is loaded."""
-    body_rate: float
-    """Operations per second of matrix products as the layers make them."""
-    head_rate: float
-    """The same of the output head."""
-
-
-def measure(job: Job) -> Machine:
-    """Ask the system for its memory and time a few matrix products."""
-    import torch
-
-    compute = {"float32": torch.float32, "float16": torch.float16}.get(job.dtype, torch.bfloat16)
-    head = torch.float32 if job.dtype in ("float32", "mixed") else compute
-    body_rate = gemm_rate(job.shape.hidden, job.shape.intermediate, compute, job.device)
-    head_rate = gemm_rate(job.shape.hidden, min(job.shape.vocabulary, 8192), head, job.device)
-    if job.device.startswith("cuda"):
-        available, total = torch.cuda.mem_get_info(torch.device(job.device))
-        return Machine(job.device, torch.get_num_threads(), total, available, CUDA_CONTEXT, body_rate, head_rate)
-    total, available = host_memory()
-    # What this process holds by now is what the run will hold too: it is theirs, and no less available to them.
-    process = resident_bytes()
-    return Machine(job.device, torch.get_num_threads(), total, available + process, process, body_rate, head_rate)
-
-
-def gemm_rate(inner: int, outer: int, dtype: Any, device: str, *, rows: int = 512, seconds: float = 0.2) -> float:
-    """Operations per second of `[rows, inner] @ [inner, outer]`: the best of what fits into so many seconds."""
-    import torch
-
-    left = torch.full((rows, inner), 0.5, dtype=dtype, device=device)
-    right = torch.full((inner, outer), 0.5, dtype=dtype, device=device)
-    best, ends = math.inf, time.perf_counter() + seconds
-    left @ right  # the first one builds its kernel
-    repeats = 20 if device.startswith("cuda") else 1
-    while time.perf_counter() < ends or math.isinf(best):
-        _wait(device)
-        started = time.perf_counter()
-        for _ in range(repeats):
-            left @ right
-        _wait(device)
-        best = min(best, (time.perf_counter() - started) / repeats)
-    return 2 * rows * inner * outer / best
-
-
-def _wait(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-
-
-def host_memory() -> tuple[int, int]:
-    """Bytes of memory that this process may have in all, and how much of it is free."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    fields = _fields(Path("/proc/meminfo"))
-    available = fields.get("MemAvailable", total)
-    if limit is None:
-        return total, available
-    return min(total, limit), min(available, limit - (used or 0))
-
-
-def resident_bytes(field: str = "VmRSS") -> int:
-    """Memory of this process now, or with `"VmHWM"` at its peak."""
-    fields = _fields(Path("/proc/self/status"))
-    if field in fields:
-        return fields[field]
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """`Name:  123 kB` lines as bytes; nothing where there is no such file."""
-    if not file.is_file():
-        return {}
-    lines = (line.split() for line in file.read_text().splitlines() if line.endswith(" kB"))
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None
-
-
 # -- the answer ------------------------------------------------------------------------------------------------------
 
 
@@ -642,8 +539,9 @@ def plan(job: Job, machine: Machine | None = None) -> dict[str, Any]:
     """
     if job.dtype not in PRECISIONS:
         raise UsageError(f"dtype must be one of {sorted(PRECISIONS)}; {job.dtype!r} came.")
-    machine = machine or measure(job)
-    phases = [_phase(step, machine) for step in steps(job)]
+    machine = machine or measured(job)
+    share = EFFICIENCY.get(job.dtype, UNMEASURED_EFFICIENCY) if machine.device == "cpu" else UNMEASURED_EFFICIENCY
+    phases = [_phase(step, machine, share) for step in steps(job)]
     found = peaks(job, machine.process)
     worst = max(found, key=lambda name: found[name])
     room = int(USABLE * machine.available)
@@ -654,7 +552,7 @@ def plan(job: Job, machine: Machine | None = None) -> dict[str, Any]:
         "texts": asdict(job.texts),
         "question": asdict(job.question) | {"drawn": job.drawn.num_samples, "alone": job.alone.row},
         "machine": asdict(machine),
-        "time": _times(phases, machine),
+        "time": _times(phases, share),
         "memory": {
             "always": always(job, machine.process),
             "optimizer": optimizer_bytes(job.shape, job.roles),
@@ -670,15 +568,20 @@ def plan(job: Job, machine: Machine | None = None) -> dict[str, Any]:
     }
 
 
-def _phase(step: Step, machine: Machine) -> dict[str, Any]:
-    seconds = (step.body / machine.body_rate + step.head / machine.head_rate) / EFFICIENCY
+def measured(job: Job) -> Machine:
+    """This machine, by products of the base's own sizes."""
+    return measure(job.shape.hidden, job.shape.intermediate, job.shape.vocabulary, job.dtype, job.device)
+
+
+def _phase(step: Step, machine: Machine, share: float) -> dict[str, Any]:
+    seconds = (step.body / machine.body_rate + step.head / machine.head_rate) / share
     return {"name": step.name, "times": step.often, "flops": step.flops, "seconds": seconds}
 
 
-def _times(phases: list[dict[str, Any]], machine: Machine) -> dict[str, Any]:
+def _times(phases: list[dict[str, Any]], efficiency: float) -> dict[str, Any]:
     per_round = sum(p["seconds"] for p in phases if p["name"][:2] in ("E:", "M:") or p["name"] == "evaluation")
     total = sum(p["seconds"] * p["times"] for p in phases)
-    return {"phases": phases, "efficiency": EFFICIENCY, "round_seconds": per_round, "run_seconds": total}
+    return {"phases": phases, "efficiency": efficiency, "round_seconds": per_round, "run_seconds": total}
 
 
 def _disk(job: Job) -> dict[str, int]:
@@ -753,10 +656,8 @@ def _verdict(data: dict[str, Any]) -> str:
     ]
     lines += _changes_text(data["changes"], fits["here"])
     for name in GPUS:
-        found = fits[name]
-        lines.append(
-            f"On {'an' if name.startswith('8') else 'a'} {name}: {size(found['peak'])}, {'fits' if found['fits'] else 'does not fit'}."
-        )
+        found, article = fits[name], "an" if name.startswith("8") else "a"
+        lines.append(f"On {article} {name}: {size(found['peak'])}, {'fits' if found['fits'] else 'does not fit'}.")
         lines += _changes_text(found["changes"], found["fits"])
     return "\n".join([*lines, "Not modelled: " + "; ".join(data["not_modelled"]) + "."])
 
