@@ -58,6 +58,7 @@ NOT_MODELLED = (
     "loading: a checkpoint in another dtype is read beside the converted weights",
     "memory that an allocator keeps after it was freed, and that of several processes",
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
+    "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
     "questions that get more permutations (ess_floor), refresh_index, attention that is no SDPA",
 )
@@ -355,7 +356,9 @@ def _round(job: Job) -> list[Step]:
 def _drawing_flops(shape: ModelShape, job: Job) -> int:
     if job.config.exact:
         return m_selector_flops(shape, job.drawn, decoding=job.selector.decoding) // 2
-    return e_sample_flops(shape, job.drawn, decoding=job.selector.decoding)
+    # Ids drawn ahead are read once, when the permutations are whole.
+    anew = not job.config.replacement and job.config.proposal == "selector"
+    return e_sample_flops(shape, job.drawn, decoding=job.selector.decoding, replacement=not anew)
 
 
 def _scoring(job: Job, name: str, q: Question, together: int) -> Step:
@@ -637,7 +640,7 @@ def _time_text(data: dict[str, Any]) -> str:
 def _memory_text(data: dict[str, Any]) -> str:
     memory = data["memory"]
     there = ", ".join(f"{name} {size(value)}" for name, value in memory["always"].items())
-    lines = [f"memory: always {there}; gradients and Adam {size(memory['optimizer'])} in M-steps"]
+    lines = [f"memory: {there}", f"  in M-steps also gradients and Adam {size(memory['optimizer'])}"]
     lines += [f"{'':<26}{'kept':>11}{'cache':>11}{'in a layer':>12}{'logits':>11}{'peak':>11}"]
     lines += [
         f"  {name:<24}{size(p['kept']):>11}{size(p['cache']):>11}{size(p['passing']):>12}{size(p['logits']):>11}"
@@ -659,7 +662,7 @@ def _verdict(data: dict[str, Any]) -> str:
         found, article = fits[name], "an" if name.startswith("8") else "a"
         lines.append(f"On {article} {name}: {size(found['peak'])}, {'fits' if found['fits'] else 'does not fit'}.")
         lines += _changes_text(found["changes"], found["fits"])
-    return "\n".join([*lines, "Not modelled: " + "; ".join(data["not_modelled"]) + "."])
+    return "\n".join([*lines, "Not modelled:", *(f"  {what}" for what in data["not_modelled"])])
 
 
 def _changes_text(found: list[dict[str, Any]], fits: bool) -> list[str]:

@@ -36,7 +36,7 @@ from rag.plan import (
 )
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.cost import ModelShape, Question, m_generator_flops
+from training.cost import ModelShape, Question, e_sample_flops, m_generator_flops
 
 SHAPE = ModelShape(
     hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151936, tied=True
@@ -72,6 +72,18 @@ def test_the_phases_of_a_run() -> None:
     assert generator.flops == 10 * m_generator_flops(SHAPE, job().question)
     # Three products with the head at 799 of the 808 tokens of four rows, two at their 8 answer tokens.
     assert generator.head == 10 * 4 * (3 * 799 + 2 * 8) * 2 * 896 * 151936
+
+
+def test_draws_without_replacement_read_their_replies_anew() -> None:
+    """K = 3, S = 2, m = 4: five beams read 2, then 4 tokens each, and not four replies of 4 tokens.
+
+    Pairs: 5 x (2 x 70 + 3) and 5 x (4 x 70 + 10), and not 4 x (4 x 70 + 10); id logits after 15 choices, and not 8.
+    """
+    shape = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
+    q = Question(num_candidates=6, num_selected=3, num_samples=4, prompt=70, row=50, answer=7, choice=2)
+    once, anew = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
+    weights = shape.body_parameters + shape.adapter_parameters
+    assert anew - once == 2 * weights * (30 - 16) + 4 * 2 * 12 * (715 + 1450 - 1160) + 2 * 10 * 6 * (15 - 8)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +260,7 @@ def test_nothing_is_loaded(config_only: str, tmp_path: Path, capsys: pytest.Capt
     assert main(["plan", "--config", str(config), *COUNTS]) == 0
     text = capsys.readouterr().out
     assert "M: generator + SelfAug" in text
-    assert "Not modelled: " in text
+    assert "Not modelled:" in text
 
 
 def test_the_text_says_what_to_change() -> None:
