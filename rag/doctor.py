@@ -46,6 +46,7 @@ def diagnose(*, measure: bool = True) -> dict[str, Any]:
     devices = _devices(torch)
     runtimes = _openmp_runtimes()
     findings = [_wait_policy(), _runtimes(runtimes), _threads(torch), _precision(torch)]
+    load = os.getloadavg()[0] if sys.platform != "win32" else None
     timings = measure_policies(os.cpu_count() or 1) if measure else {}
     findings += [advice(timings)] if timings else []
     return {
@@ -54,7 +55,8 @@ def diagnose(*, measure: bool = True) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": devices,
         "openmp": runtimes,
-        "thread_policies": timings,
+        "thread_policies": timings if _is_whole(timings) else {},
+        "load": load,
         "findings": [{"level": f.level, "text": f.text} for f in findings],
     }
 
@@ -162,7 +164,7 @@ def policies(cores: int) -> dict[str, dict[str, str]]:
 
 
 def measure_policies(
-    cores: int, *, seconds: float = 0.6, run: Callable[[Mapping[str, str], float], tuple[float, float]] | None = None
+    cores: int, *, seconds: float = 0.5, run: Callable[[Mapping[str, str], float], tuple[float, float]] | None = None
 ) -> dict[str, dict[str, float]]:
     """Seconds of a loop of short torch operations, alone and beside one busy process.
 
@@ -223,7 +225,7 @@ WORTH_A_WORD = 1.2
 def advice(timings: Timings) -> Finding:
     """What the numbers say."""
     active, passive, one = timings.values()
-    if any(math.isnan(seconds) for found in timings.values() for seconds in found.values()):
+    if not _is_whole(timings):
         return Finding("advice", "Threads could not be timed: a process that only multiplies matrices failed.")
     spinning = active["busy"] / passive["busy"]
     if spinning > WORTH_A_WORD:
@@ -242,6 +244,10 @@ def advice(timings: Timings) -> Finding:
     return Finding("ok", f"It makes no difference here whether idle threads spin or sleep{_or_one(passive, one)}.")
 
 
+def _is_whole(timings: Timings) -> bool:
+    return not any(math.isnan(seconds) for found in timings.values() for seconds in found.values())
+
+
 def _gain(times: float) -> str:
     return f"{times:.1f} times as fast" if times >= 1.05 else "no faster"
 
@@ -256,7 +262,7 @@ def _or_one(passive: Mapping[str, float], one: Mapping[str, float]) -> str:
     return f"; OMP_NUM_THREADS=1 is {busy:.1f} times faster again while the machine is shared, and slower alone"
 
 
-def _policy_lines(timings: Timings) -> list[str]:
+def _policy_lines(timings: Timings, load: float | None) -> list[str]:
     """A table in milliseconds, with how many times slower each is beside a busy process."""
     if not timings:
         return []
@@ -265,7 +271,8 @@ def _policy_lines(timings: Timings) -> list[str]:
         f"  {name:<24}{1e3 * t['alone']:>9.2f} ms{1e3 * t['busy']:>9.2f} ms{t['busy'] / t['alone']:>8.1f}x"
         for name, t in timings.items()
     ]
-    return ["threads", header, *rows]
+    others = f"  other processes kept {load:.1f} cores busy, so that alone was not alone"
+    return ["threads", header, *rows, *([others] if load is not None and load > 0.7 else [])]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -274,6 +281,6 @@ def render(report: dict[str, Any]) -> str:
     lines += [f"  {name} {found or 'not installed'}" for name, found in report["packages"].items()]
     lines += ["devices", *(f"  {d}" for d in report["devices"])]
     lines += ["OpenMP runtimes", *(f"  {r['file']} ({r['threads']} threads)" for r in report["openmp"])]
-    lines += _policy_lines(report["thread_policies"])
+    lines += _policy_lines(report["thread_policies"], report["load"])
     lines += ["findings", *(f"  [{f['level']}] {f['text']}" for f in report["findings"])]
     return "\n".join(lines)

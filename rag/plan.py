@@ -60,6 +60,7 @@ NOT_MODELLED = (
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
+    "a selector that nobody taught (warm_up_epochs: 0): its first draws ask no language model",
     "questions that get more permutations (ess_floor), refresh_index, attention that is no SDPA",
 )
 

@@ -73,8 +73,10 @@ def test_each_policy_is_timed_alone_and_beside_a_busy_process() -> None:
     assert found["all threads, passive"] == {"alone": 0.002, "busy": 0.005}
     assert measure_policies(1, run=run) == {}
     report = {"python": "", "platform": "", "packages": {}, "devices": [], "openmp": [], "findings": []}
-    text = render(report | {"thread_policies": found})
+    text = render(report | {"thread_policies": found, "load": 0.1})
     assert "all threads, passive         2.00 ms     5.00 ms     2.5x" in text
+    assert "alone was not alone" not in text
+    assert "kept 3.2 cores busy" in render(report | {"thread_policies": found, "load": 3.2})
 
 
 def test_a_loop_is_really_timed() -> None:
@@ -97,5 +99,10 @@ def test_the_command_measures_unless_told_not_to(
     out = capsys.readouterr().out
     assert "makes no difference here" in out
     assert "beside one" in out
+    monkeypatch.setattr("rag.doctor._time_loop", lambda environment, seconds: (math.nan, math.nan))
+    assert main(["doctor", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "could not be timed" in out
+    assert "NaN" not in out
     assert main(["doctor", "--no_measure"]) == 0
     assert "makes no difference here" not in capsys.readouterr().out
