@@ -5,7 +5,8 @@
 Every case is a process of its own: a base with random weights, an index by the pocket encoder, and the library's own
 `EStep`, `JointModel` and `MStepTrainer` on two questions with short passages, on one thread. Prompt lengths are taken
 from the run, so that formulas are judged and not the guess of four characters per token. Peak memory is the high-water
-mark of the process (VmHWM, set back before each phase); on a GPU it is torch's own count of allocated bytes.
+mark of the process (VmHWM, set back before each phase), seconds are those of the processor; on a GPU memory is torch's
+own count of allocated bytes, and seconds are the clock's.
 
 glibc's malloc keeps what was freed in pieces up to 32 MB, as holes that fit nothing, and that is no property of a
 shape: the formulas are about live memory, and blocks of a megabyte or more are given back at once here
@@ -205,9 +206,10 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
-    started = time.perf_counter()
+    clock = time.perf_counter if on_gpu else time.process_time  # of one thread: others on the machine hardly count
+    started = clock()
     result = work()
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     return result, {
         "peak": torch.cuda.max_memory_allocated() if on_gpu else resident_bytes("VmHWM"),
         "seconds": seconds,
