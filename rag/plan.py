@@ -50,13 +50,14 @@ EFFICIENCY = {"float32": 0.7, "mixed": 0.4, "bfloat16": 0.25}
 activations, casts and attention's softmax, which narrow numbers make no faster."""
 UNMEASURED_EFFICIENCY = 0.4
 """The same elsewhere: an assumption."""
-USABLE = 0.95
-"""Share of the memory that may be planned; the rest is what allocators lose."""
+USABLE = 0.85
+"""Share of the free memory that may be planned: measured peaks were up to a sixth above the formulas, by what an
+allocator keeps of freed memory in small pieces."""
 GPUS = {"24 GB GPU": 24 * GIB, "80 GB GPU": 80 * GIB}
 NOT_MODELLED = (
     "padding, rows of unequal length, and passages cut to fit the context",
     "loading: a checkpoint in another dtype is read beside the converted weights",
-    "memory that an allocator keeps after it was freed, and that of several processes",
+    "memory that an allocator keeps after it was freed (15 % of what is free is left for it), several processes",
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",

@@ -124,7 +124,7 @@ def test_every_change_lowers_the_peak_or_leaves_it() -> None:
     assert proposed == sorted(proposed, reverse=True)
     assert data["changes"][0]["change"] == "gradient_checkpointing: true"
     assert [c["fits"] for c in data["changes"]][-1]
-    assert proposed[-1] <= data["room"] == int(0.95 * MACHINE.available)
+    assert proposed[-1] <= data["room"] == int(0.85 * MACHINE.available)
     assert plan(job(), replace(MACHINE, available=2**40))["changes"] == []
 
 
