@@ -51,7 +51,7 @@ activations, casts and attention's softmax, which narrow numbers make no faster.
 UNMEASURED_EFFICIENCY = 0.4
 """The same elsewhere: an assumption."""
 USABLE = 0.85
-"""Share of the free memory that may be planned: measured peaks were up to a sixth above the formulas, by what an
+"""Share of the free memory that may be planned: measured peaks were up to a fifth above the formulas, by what an
 allocator keeps of freed memory in small pieces."""
 GPUS = {"24 GB GPU": 24 * GIB, "80 GB GPU": 80 * GIB}
 NOT_MODELLED = (
