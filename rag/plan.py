@@ -57,7 +57,9 @@ GPUS = {"24 GB GPU": 24 * GIB, "80 GB GPU": 80 * GIB}
 NOT_MODELLED = (
     "padding, rows of unequal length, and passages cut to fit the context",
     "loading: a checkpoint in another dtype is read beside the converted weights",
-    "memory that an allocator keeps after it was freed (15 % of what is free is left for it), several processes",
+    "memory that malloc keeps after it was freed: with glibc on a CPU a peak was 1.6 times the plan; "
+    "MALLOC_MMAP_THRESHOLD_=1048576 in the environment gives it back (then 15 % are enough, and left free here)",
+    "several processes on one machine",
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
