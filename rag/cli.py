@@ -236,13 +236,17 @@ def _train_arguments(parser: Any) -> None:
 
     _pipeline_arguments(parser)
     parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
+    _dev_arguments(parser)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments"})
+    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+
+
+def _dev_arguments(parser: Any) -> None:
     parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
     parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
     parser.add_argument(
         "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"
     )
-    parser.add_class_arguments(DROConfig, skip={"training_arguments"})
-    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
 
 
 def _train(args: Any) -> Report:
@@ -263,6 +267,99 @@ def _train(args: Any) -> Report:
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
     return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+
+
+def _plan_arguments(parser: Any) -> None:
+    """Those of `rag train`, none of them required, and numbers in place of files."""
+    from training import DROConfig
+
+    _pipeline_arguments(parser)
+    parser.add_argument("--corpus", type=str, help="what an index would be built from")
+    parser.add_argument("--train", type=str, help="training questions with golden answers")
+    _dev_arguments(parser)
+    for name, what in _PLAN_SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    parser.add_argument("--output_dir", type=str, default="run", help="as in `rag train`; nothing is written")
+    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="as in `rag train`; not modelled")
+
+
+_PLAN_SIZES = {
+    "passages": "number of passages, in place of a corpus or an index",
+    "passage_tokens": "mean tokens of a passage (four characters are taken for one token)",
+    "train_questions": "number of training questions, in place of a file",
+    "dev_questions": "number of dev questions, in place of a file",
+    "question_tokens": "mean tokens of a question",
+    "answer_tokens": "mean tokens of an answer, end-of-answer token included",
+}
+
+
+def _plan(args: Any) -> Report:
+    from dataclasses import fields, replace
+
+    from rag.plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
+    from retriever import SelectorConfig
+    from training import DROConfig
+
+    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    selector = SelectorConfig(**vars(args.selector))
+    shape, context = shape_of(args.base, revision=args.revision, rank=args.adapter.r)
+    texts, dimension = _plan_texts(args, config.max_train_samples)
+    encoder = encoder_shape(args.encoder or "pocket")
+    device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
+    question, alone_row = mean_question(selector, config, texts, context)
+    data = plan(
+        Job(
+            base=args.base,
+            shape=shape,
+            context=context,
+            dtype=dtype,
+            device=device,
+            config=config,
+            selector=selector,
+            encoder=encoder if dimension is None else replace(encoder, dimension=dimension),
+            texts=texts,
+            question=question,
+            alone_row=alone_row,
+            max_new_tokens=args.generation.max_new_tokens,
+        )
+    )
+    return Report(render(data), data)
+
+
+def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
+    """Counts and lengths, from numbers where they are given, else from files; and the dimension of an index."""
+    from rag.plan import Texts, count_questions
+
+    passages, tokens, dimension = _plan_passages(args)
+    found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
+    if args.train is not None:
+        count, question, answer = count_questions(args.train, limit)
+        found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
+    if args.dev is not None:
+        found["eval_questions"] = count_questions(args.dev, args.max_eval_samples)[0]
+    given = {"train_questions": "questions", "dev_questions": "eval_questions"}
+    given |= {name: name for name in ("question_tokens", "answer_tokens")}
+    found |= {field: args[name] for name, field in given.items() if args[name] is not None}
+    if "questions" not in found:
+        raise UsageError("Say how much there is to learn from: --train FILE or --train_questions N; neither came.")
+    return Texts(**found), dimension
+
+
+def _plan_passages(args: Any) -> tuple[int, int, int | None]:
+    from rag.plan import count_index, count_passages
+
+    if args.passages is not None:
+        return args.passages, args.passage_tokens or 130, None
+    if args.corpus is None and args.index is None:
+        raise UsageError(
+            "Say how much there is to index: --corpus FILE, --index DIR, or --passages N --passage_tokens L; none came."
+        )
+    if args.corpus is None:
+        count, tokens, dimension = count_index(args.index)
+        return count, args.passage_tokens or tokens, dimension
+    count, tokens = count_passages(args.corpus)
+    return count, args.passage_tokens or tokens, None
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:
@@ -448,10 +545,14 @@ def _check_json_file(args: Any) -> None:
         raise UsageError(f"--json needs a file in a folder that exists; {args.json} came.")
 
 
+def _doctor_arguments(parser: Any) -> None:
+    parser.add_argument("--no_measure", action="store_true", help="do not time torch's threads (ten seconds)")
+
+
 def _doctor(args: Any) -> Report:
     from rag.doctor import diagnose, render
 
-    report = diagnose()
+    report = diagnose(measure=not args.no_measure)
     return Report(render(report), report)
 
 
@@ -461,6 +562,9 @@ COMMANDS: dict[str, Command] = {
     "index verify": Command("check an index against its checksums, encoder and corpus", _verify_arguments, _verify),
     "search": Command("retrieve passages, and score recall on a question file", _search_arguments, _search),
     "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
+    "plan": Command(
+        "time and memory of an index and a training run, before anything is loaded", _plan_arguments, _plan
+    ),
     "evaluate": Command("score a pipeline on questions with answers", _evaluate_arguments, _evaluate),
     "ask": Command("answer questions", _ask_arguments, _ask),
     "inspect permutations": Command(
@@ -479,7 +583,7 @@ COMMANDS: dict[str, Command] = {
         _demo,
         json_file=True,
     ),
-    "doctor": Command("versions, devices, OpenMP runtimes and advice", lambda parser: None, _doctor),
+    "doctor": Command("versions, devices, OpenMP runtimes and advice", _doctor_arguments, _doctor),
 }
 
 

@@ -9,7 +9,7 @@ V vocabulary, n candidates, K selected, m permutations, S tokens that follow one
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -138,13 +138,24 @@ def _replies(q: Question, m: int) -> tuple[int, int]:
     return m * q.reply, m * (q.reply * q.prompt + causal_pairs([q.reply]))
 
 
-def e_sample_flops(shape: ModelShape, q: Question, *, decoding: str = "autoregressive") -> int:
-    """Draw m permutations: one prefill, then the replies on its cache (none for `"single_pass"`)."""
+def e_sample_flops(
+    shape: ModelShape, q: Question, *, decoding: str = "autoregressive", replacement: bool = True
+) -> int:
+    """Draw m permutations: one prefill, then the replies on its cache (none for `"single_pass"`).
+
+    Without replacement the m + 1 beams change their parents, and at every step their replies are read anew.
+    """
     prefill = forward_flops(shape, q.prompt, causal_pairs([q.prompt]))
     if decoding == "single_pass":
         return prefill + 2 * shape.hidden * q.num_candidates
-    ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_samples * (q.num_selected - 1))
-    return prefill + forward_flops(shape, *_replies(q, q.num_samples)) + ids
+    if replacement:
+        ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_samples * (q.num_selected - 1))
+        return prefill + forward_flops(shape, *_replies(q, q.num_samples)) + ids
+    beams = q.num_samples + 1
+    reads = [_replies(replace(q, num_selected=k), beams) for k in range(2, q.num_selected + 1)]
+    read = sum(forward_flops(shape, tokens, pairs) for tokens, pairs in reads)
+    ids = 2 * shape.hidden * q.num_candidates * (1 + beams * q.num_selected * (q.num_selected - 1) // 2)
+    return prefill + read + ids
 
 
 def e_score_flops(shape: ModelShape, q: Question) -> int:

@@ -17,7 +17,7 @@ POCKET = "pocket"
 
 def base_path(base: str | Path) -> str | Path:
     """`"pocket"` to the folder of the embedded language model; anything else unchanged."""
-    return _embedded("base") if str(base) == POCKET else base
+    return embedded("base") if str(base) == POCKET else base
 
 
 def load_encoder(encoder: str | Path, **settings: Any) -> "Encoder":
@@ -31,12 +31,13 @@ def load_encoder(encoder: str | Path, **settings: Any) -> "Encoder":
 
     if str(encoder) != POCKET:
         return Encoder.from_pretrained(encoder, **settings)
-    loaded = Encoder.from_pretrained(_embedded("encoder"), **settings)
+    loaded = Encoder.from_pretrained(embedded("encoder"), **settings)
     loaded.name = POCKET  # a path inside site-packages would mean nothing on another machine
     return loaded
 
 
-def _embedded(name: str) -> Path:
+def embedded(name: str) -> Path:
+    """Folder of the embedded `"base"` or `"encoder"`."""
     folder = Path(__file__).parent / name
     if not folder.is_dir():
         raise ResourceError(

@@ -1,0 +1,159 @@
+"""Memory formulas: literal numbers derived by hand, and what autograd and a real tiny model really hold."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_language_model
+
+from generator.generator import AnswerRow, Generator
+from generator.language_model import AdapterConfig, LanguageModel
+from training.cost import ModelShape, Question
+from training.memory import (
+    PRECISIONS,
+    Phase,
+    adapter_bytes,
+    answer_bytes,
+    base_bytes,
+    block_bytes,
+    cache_bytes,
+    e_sample_bytes,
+    e_score_bytes,
+    index_bytes,
+    kept_bytes,
+    kl_bytes,
+    m_generator_bytes,
+    m_selector_bytes,
+    optimizer_bytes,
+)
+
+SHAPE = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
+QUESTION = Question(num_candidates=6, num_selected=3, num_samples=4, prompt=70, row=50, answer=7, choice=2)
+FLOAT32 = PRECISIONS["float32"]
+
+
+def test_one_block_keeps_of_one_token() -> None:
+    """q = 4 x 3 = 12, k = 2 x 3 = 6, H = 10, I = 30, r = 5.
+
+    float32: 4 (2H + 2H + 2q + 2k + 4I + 7r) + 4 (4 heads + 2 norms) = 4 (40 + 24 + 12 + 120 + 35) + 24 = 948.
+    bfloat16: 4 (2H + 5H + q + I + 7r) + 2 (2q + 2k + 3I) + 24 = 4 (70 + 12 + 30 + 35) + 2 (36 + 90) + 24 = 864.
+    mixed: 4 x 2H + 2 (5H + q + I + 7r) + 2 (2q + 2k + 3I) + 24 = 80 + 2 x 127 + 252 + 24 = 610.
+    Under a mask, keys and values are counted elsewhere: 4 x 12 = 48 less. As a matrix of 50 keys: 4 x 4 x 50 more.
+    """
+    assert [block_bytes(SHAPE, PRECISIONS[name]) for name in ("float32", "bfloat16", "mixed")] == [948, 864, 610]
+    assert block_bytes(SHAPE, FLOAT32, masked=True) == 900
+    assert block_bytes(SHAPE, FLOAT32, stored_attention=50) == 1748
+
+
+def test_what_is_always_there() -> None:
+    """Body: 2 layers x (10x12 + 2 x 10x6 + 12x10 + 3 x 10x30) = 2520 weights; embedding and head 1000 each.
+
+    One adapter: 2 layers x rank 5 x (22 + 2 x 16 + 22 + 3 x 40) = 1960 weights.
+    """
+    assert (SHAPE.body_parameters, SHAPE.parameters, SHAPE.adapter_parameters) == (2520, 4520, 1960)
+    assert base_bytes(SHAPE, FLOAT32) == 18080
+    assert base_bytes(replace(SHAPE, tied=True), PRECISIONS["bfloat16"]) == 7040
+    assert base_bytes(SHAPE, PRECISIONS["4bit"]) == 4000 + 2520 * 9 / 16 + 0.5  # 1417.5 is rounded to even
+    assert adapter_bytes(SHAPE) == 15680
+    assert (optimizer_bytes(SHAPE), optimizer_bytes(SHAPE, 1)) == (47040, 23520)
+    assert cache_bytes(SHAPE, PRECISIONS["bfloat16"], 7) == 7 * 2 * 2 * 6 * 2
+    assert index_bytes(1000, 384) == 1_536_000
+
+
+def test_logits() -> None:
+    """C x V x (4 + 5 x 4); L x V x 4 floats in training, 2 in scoring, and the head's own where it is bfloat16."""
+    assert kl_bytes(SHAPE, FLOAT32, 16) == 16 * 100 * 24
+    assert kl_bytes(SHAPE, PRECISIONS["bfloat16"], 16) == 16 * 100 * 22
+    assert answer_bytes(SHAPE, FLOAT32, 7, learning=True) == 7 * 100 * 16
+    assert answer_bytes(SHAPE, PRECISIONS["bfloat16"], 7, learning=False) == 7 * 100 * 10
+
+
+def test_the_generator_step() -> None:
+    """Four rows of 50 tokens, all aligned: 2 x 200 x 948 bytes kept, and 4 x 200 x 10 numbers of hidden states.
+
+    On top either a block's gradients, 4 x 200 x (30 + 10), or logits: 4 x 28 x 100 floats of the 28 answer tokens, or
+    those once and a chunk of the KL, 28 x 100 x 4 + 128 x 100 x 24.
+    Checkpointed: 2 x 200 x 10 numbers kept, and one block again beside the gradients.
+    """
+    phase = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=4)
+    assert phase == Phase(kept=379_200 + 32_000, logits=11_200 + 307_200, passing=32_000)
+    assert phase.peak == 729_600
+    bare = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=0)
+    assert bare == Phase(kept=379_200 + 8_000, logits=44_800, passing=32_000)
+    again = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=4, checkpointing=True)
+    assert (again.kept, again.passing) == (16_000 + 32_000, 32_000 + 200 * 948)
+
+
+def test_the_selector_step() -> None:
+    """A prompt of 70 tokens and 4 x (3 - 1) x 2 = 16 tokens of replies.
+
+    Prompt: 2 x 70 x 948. Replies: in each of 2 layers 16 x 900, 2 x 12 x 86 repeated keys and values of 4 bytes, and
+    one mask of 16 x 86 floats. Gradients: 70 x 4 x (30 + 10).
+    """
+    phase = m_selector_bytes(SHAPE, FLOAT32, QUESTION)
+    assert phase == Phase(kept=132_720 + 2 * (14_400 + 8_256) + 5_504, passing=11_200)
+    assert m_selector_bytes(SHAPE, FLOAT32, QUESTION, decoding="single_pass").kept == 132_720
+    checkpointed = m_selector_bytes(SHAPE, FLOAT32, QUESTION, checkpointing=True)
+    assert checkpointed.kept == 2 * 86 * 10 * 4 + 86 * 86 * 4
+    assert m_selector_bytes(SHAPE, FLOAT32, QUESTION, questions=3).kept == 3 * phase.kept
+
+
+def test_e_step_passes_fit_their_token_budget() -> None:
+    """16384 // 50 = 327 rows at once; five replies (one more than asked) of 4 tokens: 16384 // 90 = 182 prompts."""
+    few, many = (e_score_bytes(SHAPE, FLOAT32, QUESTION, rows=rows) for rows in (3, 10_000))
+    assert few.logits == 3 * 7 * 100 * 8
+    assert many.logits == 327 * 7 * 100 * 8
+    drawn = e_sample_bytes(SHAPE, FLOAT32, QUESTION, questions=10_000, decoding="autoregressive")
+    assert drawn.cache == 182 * 90 * 2 * 2 * 6 * 4
+    assert e_sample_bytes(SHAPE, FLOAT32, QUESTION, questions=8, decoding="single_pass").cache == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "gemma"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_are_those_of_a_real_model(architecture: str, tied: bool) -> None:
+    """All but norms and biases, which have one dimension."""
+    model = tiny_language_model(architecture, tie_word_embeddings=tied)
+    shape = ModelShape.of(model.base_model.config, rank=3)
+    weights = [p for n, p in model.base_model.named_parameters() if "lora_" not in n and p.dim() > 1]
+    assert shape.parameters == sum(p.numel() for p in weights)
+    assert shape.adapter_parameters == sum(p.numel() for p in model.adapter_parameters("generator").values())
+    assert base_bytes(shape, FLOAT32) == sum(p.nbytes for p in weights)
+
+
+def saved_bytes(model: LanguageModel, rows: list[AnswerRow]) -> int:
+    """What autograd keeps of a forward pass, weights of the model left out, every storage once."""
+    found: dict[int, torch.UntypedStorage] = {}
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(kept: torch.Tensor) -> torch.Tensor:
+        storage = kept.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+        hidden = Generator(model).forward(rows)[0]
+    assert hidden.requires_grad
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize(("precision", "checkpointing"), [("float32", False), ("mixed", False), ("float32", True)])
+def test_kept_bytes_are_those_that_autograd_keeps(precision: str, checkpointing: bool) -> None:
+    """To 2 %: the first norm keeps nothing, as nothing before it learns, and the last one as much as one of a block."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 16}
+    model = tiny_language_model("qwen2", **sizes)
+    model.mixed = precision == "mixed"
+    rows = [AnswerRow(list(range(5, 150)), [7, 8, 9, 10, 1])] * 4
+    shape = ModelShape.of(model.base_model.config, rank=model.adapter.r)
+    with model.use("generator"), model.gradient_checkpointing(checkpointing):
+        model.train()
+        kept = saved_bytes(model, rows)
+    tokens = 4 * 150
+    expected = kept_bytes(shape, PRECISIONS[precision], tokens, checkpointing=checkpointing)
+    expected += tokens * shape.hidden * 4 if checkpointing else 0
+    assert kept == pytest.approx(expected, rel=0.02)
+
+
+def test_adapters_of_another_rank() -> None:
+    assert replace(SHAPE, rank=10).adapter_parameters == 2 * SHAPE.adapter_parameters
+    assert AdapterConfig().r == ModelShape.of(tiny_language_model().base_model.config).rank
