@@ -390,6 +390,7 @@ def _learning(job: Job, rounds: int = 1) -> list[Step]:
             chunk=config.selfaug_chunk_tokens,
             checkpointing=checkpointing,
             stored_attention=_stores_attention(job),
+            cuda=job.device.startswith("cuda"),
         )
         found.append(
             _step(job, "M: generator + SelfAug", often, lambda s: _generator_flops(s, job), memory, learning=True)

@@ -256,14 +256,22 @@ class SelfAugKL(torch.autograd.Function):
         return gradient_NH * grad_outputs[0].to(gradient_NH.dtype), None, None, None, None, None
 
 
+def default_chunk_tokens(row_bytes: int, *, cuda: bool = False) -> int:
+    """C at which logits fill a tensor that is large enough for a fast product and small beside everything else.
+
+    Args:
+        row_bytes: Of the logits of one token.
+        cuda: A GPU needs more rows to be busy, and has more memory for them.
+    """
+    fitting = max((2**28 if cuda else 2**25) // row_bytes, 1)
+    return min(max(1 << round(math.log2(fitting)), 16), 1024 if cuda else 256)
+
+
 def _chunk_tokens(head: Head, hidden_NH: Tensor) -> int:
-    """C at which logits fill a tensor that is large enough for a fast product and small beside everything else."""
     if not len(hidden_NH):
         return 1
-    row = head(hidden_NH[:1])
-    budget = 2**28 if hidden_NH.is_cuda else 2**25
-    fitting = budget // (row.shape[-1] * row.element_size())
-    return min(max(1 << round(math.log2(max(fitting, 1))), 16), 1024 if hidden_NH.is_cuda else 256)
+    row_1V = head(hidden_NH[:1])
+    return default_chunk_tokens(row_1V.shape[-1] * row_1V.element_size(), cuda=hidden_NH.is_cuda)
 
 
 def _chunk_kl(

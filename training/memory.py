@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from training.cost import ModelShape, Question
+from training.losses import default_chunk_tokens
 
 FLOAT32 = 4
 TOKENS_PER_BATCH = 16384
@@ -155,8 +156,8 @@ def backward_bytes(shape: ModelShape, precision: Precision, tokens: int, *, chec
 
 
 def kl_bytes(shape: ModelShape, precision: Precision, chunk: int) -> int:
-    """One chunk of the KL: the tuned logits, both log-softmaxes, and three more while value and slope are formed."""
-    return chunk * shape.vocabulary * (precision.head + 5 * FLOAT32)
+    """One chunk of the KL: the tuned and the base's logits; float32 exists for a few rows only and is left out."""
+    return 2 * chunk * shape.vocabulary * precision.head
 
 
 def answer_bytes(shape: ModelShape, precision: Precision, tokens: int, *, learning: bool) -> int:
@@ -242,9 +243,10 @@ def m_generator_bytes(
     *,
     rows: int,
     aligned_rows: int,
-    chunk: int = 128,
+    chunk: int | None = None,
     checkpointing: bool = False,
     stored_attention: bool = False,
+    cuda: bool = False,
 ) -> Phase:
     """So many answer rows in one micro-batch, forward and backward, with SelfAug on some of them.
 
@@ -257,6 +259,7 @@ def m_generator_bytes(
         shape, precision, tokens, checkpointing=checkpointing, stored_attention=q.row if stored_attention else 0
     )
     answers = answer_bytes(shape, precision, rows * q.answer, learning=True)
+    chunk = chunk or default_chunk_tokens(shape.vocabulary * precision.head, cuda=cuda)
     kl = answers // 4 + kl_bytes(shape, precision, min(chunk, tokens)) if aligned_rows else 0
     passing = backward_bytes(shape, precision, tokens, checkpointing=checkpointing)
     return Phase(kept=kept + states, logits=max(answers, kl), passing=passing)
