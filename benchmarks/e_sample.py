@@ -19,9 +19,9 @@ from training.cost import Question, e_sample_flops
 M = 8
 
 
-def build(options: Options, decoding: str, prompt: int, questions: int, target: float | None) -> Case:
+def build(options: Options, decoding: str, prompt: int, target: float | None) -> Case:
     """One decoding at one prompt length."""
-    name = options.shape or "tiny"
+    name, questions = options.shape or "tiny", 1 if options.quick else 2
     model = language_model(CONFIGS[name](), options.dtype, options.device)
     p = pipeline(model, questions=questions, prompt=prompt, decoding=decoding)
     generator = torch.Generator().manual_seed(0)
@@ -81,10 +81,10 @@ def plackett_luce(logits_n: torch.Tensor, z_mK: torch.Tensor) -> torch.Tensor:
 
 
 MAKES = [
-    Make(lambda o: build(o, "autoregressive", 1280, 2, 5.5)),
-    Make(lambda o: build(o, "single_pass", 1280, 2, 11.0)),
-    Make(lambda o: build(o, "autoregressive", 2560, 2, None), quick=False),
-    Make(lambda o: build(o, "single_pass", 2560, 2, None), quick=False),
+    Make(lambda o: build(o, "autoregressive", 1280, 5.5)),
+    Make(lambda o: build(o, "single_pass", 1280, 11.0)),
+    Make(lambda o: build(o, "autoregressive", 2560, None), quick=False),
+    Make(lambda o: build(o, "single_pass", 2560, None), quick=False),
 ]
 
 if __name__ == "__main__":

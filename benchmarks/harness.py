@@ -5,7 +5,8 @@ there are any, gradients), and a control that is wrong on purpose must be told a
 between two runs of a fixed matrix product, and is thrown away when that moved by more than a tenth. Medians are of the
 pairs that are left. Peak memory is that of one run in a process of its own. The floor is what the products need at the
 rate of a large matrix product, or the bytes at the speed of a copy, both measured in the same run; tokens of padding
-are not counted.
+are not counted. Memory is handed out as it is by default; with `--keep_memory` what was freed is kept for the next
+tensor, so that nobody waits for the system to clear pages: to the advantage of whoever makes the larger tensors.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 
 CANARY_TOLERANCE = 0.1
 MEGABYTE = 2**20
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 Run = Callable[[], object]
 
 
@@ -52,6 +53,8 @@ class Case:
     """Rival memory / our memory to reach."""
     tokens: int = 0
     """Real ones, for tokens per second."""
+    long: bool = False
+    """Too long to be run more often than it is timed: without peak memory and warm-up."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Options:
     quick: bool = False
     repeats: int = 5
     memory: bool = True
+    keep_memory: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,6 +152,14 @@ class Canary:
 # -- a race ----------------------------------------------------------------------------------------------------
 
 
+def keep_freed_memory() -> None:
+    """For the next tensor: the system clears every page that it hands out."""
+    if platform.system() == "Linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def race(case: Case, options: Options) -> tuple[list[tuple[float, float]], int]:
     """Times of both ways in the pairs that count, and how many pairs were run."""
     canary = Canary(options.device)
@@ -169,18 +181,21 @@ def race(case: Case, options: Options) -> tuple[list[tuple[float, float]], int]:
     return kept + disturbed[:missing], limit
 
 
-def measure(make: Make, options: Options, *, peaks: bool = True) -> tuple[Row, dict[str, float]]:
+def measure(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
     """Build a case, see that both ways agree, race them."""
     case = make.build(options)
     gc.collect()
     gc.freeze()  # so that what is there now is not looked through between two runs
     memory = [None, None]
-    if options.memory and peaks:
+    if options.memory and not case.long:
         # First of all: autograd cannot be used in a forked process once it was used in this one.
         memory = [peak_memory(run, options.device) for run in (case.rival, case.ours)]
     case.check()
-    for run in (case.rival, case.ours):
-        run()
+    if not (options.quick or case.long):
+        for run in (case.rival, case.ours):
+            run()
+    if options.keep_memory:
+        keep_freed_memory()
     pairs, tried = race(case, options)
     rival, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     floor = 0.0
@@ -225,8 +240,9 @@ def peak_memory(run: Run, device: str) -> float | None:
 
 def _peak_of(run: Run) -> float:
     gc.collect()
-    libc = ctypes.CDLL(None)
     # Tensors come from the system and go back to it, so that what counts is what is alive and not what malloc keeps.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 1 << 16)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -272,9 +288,10 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[Opt
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, three pairs instead of five")
     parser.add_argument("--repeats", type=int, help="pairs that count")
     parser.add_argument("--no_memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--keep_memory", action="store_true", help="keep freed memory instead of giving it back")
     args = parser.parse_args(arguments)
     repeats = args.repeats or (3 if args.quick else 5)
-    return Options(args.device, args.shape, args.quick, repeats, not args.no_memory), args.json
+    return Options(args.device, args.shape, args.quick, repeats, not args.no_memory, args.keep_memory), args.json
 
 
 def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | None = None) -> int:

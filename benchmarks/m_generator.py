@@ -47,6 +47,7 @@ def build(
 ) -> Case:
     """One question; both ways leave the gradients of the generator's adapter."""
     config = CONFIGS[options.shape]() if options.shape else config
+    m = 3 if options.quick else m
     model = language_model(config, options.dtype, options.device)
     p = pipeline(model, questions=1, row=row)
     found = posteriors(p, m)

@@ -20,6 +20,7 @@ HIDDEN = 896
 def build(options: Options, vocabulary: int, tokens: int, target: float | None, memory_target: float | None) -> Case:
     """Random hidden states and a frozen random head."""
     torch.manual_seed(0)
+    tokens = tokens // 2 if options.quick else tokens
     device, dtype = options.device, options.dtype
     head = nn.Linear(HIDDEN, vocabulary, bias=False, device=device, dtype=dtype).requires_grad_(False)
     nn.init.normal_(head.weight, std=0.05)

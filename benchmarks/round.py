@@ -1,0 +1,123 @@
+"""A whole round, 24 questions: draw, score, learn, both roles, with the optimizer.
+
+    python -m benchmarks.round [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+
+Rival: the official pipeline, with `generate(num_return_sequences=8)`, logits of every token, one sequence for each
+permutation and SelfAug from full logits. Ours: `EStep` and `MStepTrainer`, with the same m = 8 scored permutations
+drawn with replacement (`exact`, or SelfAug on one row), and as it comes (4 scored of 32 drawn). What each step
+computes is compared in the benchmark of that step; here a round must leave finite weights that have moved, and learn
+from all questions.
+"""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import rivals
+from benchmarks.harness import Case, Make, Options, main
+from benchmarks.setting import CONFIGS, Pipeline, answer_rows, language_model, pipeline, posteriors, tiny
+from generator.language_model import LanguageModel
+from training.config import DROConfig
+from training.cost import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
+from training.estimation import EStep
+from training.maximization import JointModel, MStepTrainer
+
+M, PROMPT, ROW = 8, 640, 248
+AS_THE_PAPER: dict[str, Any] = {"num_samples": M, "replacement": True, "oversampling": 1}
+RATE = 1e-4
+
+
+def build(options: Options, name: str, settings: dict[str, Any], target: float | None) -> Case:
+    """All questions through both steps."""
+    questions = 1 if options.quick else 24
+    config = CONFIGS[options.shape]() if options.shape else tiny()
+    model = language_model(config, options.dtype, options.device)
+    p = pipeline(model, questions=questions, prompt=PROMPT, row=ROW)
+    answer = len(p.generator.encode_answer(p.examples[0].golden_answers[0]))
+    question = Question(20, 5, M, PROMPT, ROW + answer, answer, 1 + len(p.selector.separator_ids))
+    aligned = 1 if settings.get("selfaug_rows") == "one" else None
+    flops = e_sample_flops(p.shape, question) + e_score_flops(p.shape, question)
+    flops += m_selector_flops(p.shape, question) + m_generator_flops(p.shape, question, aligned_rows=aligned)
+    return Case(
+        path=f"whole round, {name}",
+        shape=f"{options.shape or 'tiny'}, V = {config.vocab_size:,}, {questions} questions",
+        rival=lambda: rival_round(p),
+        ours=lambda: our_round(p, settings),
+        check=lambda: check(p, settings),
+        flops=questions * flops,
+        dtype=options.dtype,
+        target=target,
+        long=not options.quick,
+        tokens=questions * (PROMPT + M * (ROW + answer)),
+    )
+
+
+def our_round(p: Pipeline, settings: dict[str, Any]) -> int:
+    """The number of questions learned from."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = DROConfig(output_dir=folder, learning_rate=RATE, fit_pooling=False, **settings)
+        found = EStep(p.retriever, p.selector, p.generator, config)(p.examples, round=1)
+        joint = JointModel(p.selector, p.generator, config)
+        trainer = MStepTrainer(joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.num_samples)
+        trainer.train()
+        return trainer.total_questions
+
+
+def rival_round(p: Pipeline) -> None:
+    """The same steps one after another; stored permutations stand for the replies, which it would parse."""
+    optimizers = {
+        role: torch.optim.AdamW(p.model.adapter_parameters(role).values(), lr=RATE)
+        for role in ("selector", "generator")
+    }
+    for one in alone(p):
+        rivals.sample(one, M)
+    rivals.log_probs(p.model, answer_rows(p, M))
+    found = posteriors(p, M)
+    for start in range(0, len(found), 8):
+        for role, loss in (("selector", rivals.selector_loss), ("generator", rivals.generator_loss)):
+            for one in found[start : start + 8]:
+                with p.model.use(role):
+                    (loss(p, [one]) / 8).backward()
+            optimizers[role].step()
+            optimizers[role].zero_grad()
+    p.selector.prior.zero_grad()
+
+
+def alone(p: Pipeline) -> list[Pipeline]:
+    """Each question by itself, as their script samples."""
+    return [
+        Pipeline(p.model, p.retriever, p.selector, p.generator, [c], [e])
+        for c, e in zip(p.candidates, p.examples, strict=True)
+    ]
+
+
+def check(p: Pipeline, settings: dict[str, Any]) -> None:
+    """Both adapters move and stay finite, and every question is learned from."""
+    before = weights(p.model)
+    learned = our_round(p, settings)
+    after = weights(p.model)
+    moved = {role: float((after[role] - before[role]).norm()) for role in before}
+    if learned != len(p.examples) or not all(0 < change < float("inf") for change in moved.values()):
+        raise RuntimeError(f"A round must move both adapters and see {len(p.examples)} questions; {learned}, {moved}.")
+
+
+def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """All of a role's adapter in one vector."""
+    return {
+        role: torch.cat([w.detach().float().flatten() for w in model.adapter_parameters(role).values()])
+        for role in ("selector", "generator")
+    }
+
+
+ROW_KL = {"selfaug_rows": "one"}
+MAKES = [
+    Make(partial(build, name="exact", settings=AS_THE_PAPER, target=3.5)),
+    Make(partial(build, name="row KL", settings=AS_THE_PAPER | ROW_KL, target=4.5), quick=False),
+    Make(partial(build, name="as it comes (m = 4 of 32), row KL", settings=ROW_KL, target=None), quick=False),
+]
+
+if __name__ == "__main__":
+    raise SystemExit(main(str(__doc__), MAKES))
