@@ -25,6 +25,7 @@ from training.config import DROConfig
 from training.cost import (
     ModelShape,
     Question,
+    causal_pairs,
     e_sample_flops,
     e_score_flops,
     m_generator_flops,
@@ -152,12 +153,15 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
 
 
 def formula(name: str, shape: ModelShape, q: Question) -> float:
-    """Of training/cost.py, with the pairs above the diagonal that torch counts too."""
+    """Of training/cost.py, with the pairs that torch counts too: above the diagonal, and between replies."""
+    prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_samples * q.row * (q.row - 1) / 2
+    written, steps = q.num_samples * q.choice, q.num_selected - 1
+    seen = q.num_samples * causal_pairs([q.reply])  # by each reply of itself: that is in the formula
     pairs = {
-        "E-sample": q.prompt * (q.prompt - 1) / 2,
-        "E-score": q.num_samples * q.row * (q.row - 1) / 2,
-        "M-selector": 3 * q.prompt * (q.prompt - 1) / 2,
-        "M-generator": 4 * q.num_samples * q.row * (q.row - 1) / 2,
+        "E-sample": prompt + written**2 * steps * (steps + 1) / 2 - seen,
+        "E-score": rows,
+        "M-selector": 3 * (prompt + (written * steps) ** 2 - seen),
+        "M-generator": 4 * rows,
     }[name]
     return STEPS[name](shape, q) + 4 * shape.layers * shape.heads * shape.head_dim * pairs
 

@@ -10,6 +10,7 @@ from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations, plackett_luce_log_prob
 from training.losses import (
     baseline_weights,
+    default_chunk_tokens,
     distillation_loss,
     distillation_target,
     effective_sample_size,
@@ -284,6 +285,47 @@ def test_the_last_prompt_position_is_an_option() -> None:
     _, positions, weights = selfaug_positions(torch.tensor([3]), torch.tensor([1.0]), include_last=True)
     assert positions.tolist() == [0, 1, 2]
     assert weights.sum().item() == pytest.approx(1.0)
+
+
+def test_a_share_of_the_positions_stands_for_all() -> None:
+    """P = 9 and 3, half of 8 and of 2: four positions and one, each row's weights still add up to the row's."""
+    seen = torch.zeros(2, 8)
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        rows, positions, weights = selfaug_positions(
+            torch.tensor([9, 3]), torch.tensor([0.25, 0.75]), include_last=False, share=0.5, generator=generator
+        )
+        assert rows.tolist() == [0, 0, 0, 0, 1]
+        assert len(set(positions[:4].tolist())) == 4
+        torch.testing.assert_close(weights, torch.tensor([1 / 16] * 4 + [3 / 4]))
+        seen[rows, positions] += weights / 400
+    torch.testing.assert_close(seen[0], torch.full((8,), 0.25 / 8), rtol=0.25, atol=0.0)
+    torch.testing.assert_close(seen[1, :2], torch.full((2,), 0.375), rtol=0.25, atol=0.0)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_rows_of_a_large_vocabulary_are_taken_few_at_a_time(direction: str) -> None:
+    """70,000 tokens in float32 are 280 kB: three rows at a time of the chunk's seven."""
+    torch.manual_seed(0)
+    head = torch.randn(70_000, 3)
+    tuned, base, weights = torch.randn(9, 3, requires_grad=True), torch.randn(9, 3), torch.rand(9)
+    log_q, log_p = (tuned @ head.T).log_softmax(-1), (base @ head.T).log_softmax(-1)
+    pair = (log_q, log_p) if direction == "forward" else (log_p, log_q)
+    full = (F.kl_div(*pair, log_target=True, reduction="none").sum(-1) * weights).sum()
+    (expected,) = torch.autograd.grad(full, tuned)
+    ours = selfaug_loss(tuned, base, weights, lambda h: h @ head.T, direction=direction, chunk_tokens=7)
+    (gradient,) = torch.autograd.grad(ours, tuned)
+    torch.testing.assert_close(ours, full.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_chunks_fit_the_vocabulary_and_the_device() -> None:
+    """32 MiB of logits on a CPU, 256 MiB on a GPU, as a power of two between 16 and 256 (1,024)."""
+    assert default_chunk_tokens(151_936 * 2) == 128
+    assert default_chunk_tokens(32_000 * 2) == 256
+    assert default_chunk_tokens(256_000 * 4) == 32
+    assert default_chunk_tokens(2**30) == 16
+    assert default_chunk_tokens(151_936 * 2, cuda=True) == 1024
 
 
 def test_unknown_direction() -> None:
