@@ -134,12 +134,11 @@ class Generator:
         """`log p(answer | question, passages)`: the sum over answer tokens, end-of-answer included, in nats."""
         return float(self.log_probs([self.row(question, passages, answer)])[0])
 
-    @torch.no_grad()
     def log_probs(self, rows: Sequence[AnswerRow]) -> Tensor:
         """The same for many rows, batched by token budget; float32 `[len(rows)]` on the CPU, in the order given."""
-        result = torch.empty(len(rows))
+        result = torch.empty(len(rows))  # made outside, so that it can be learned from
         lengths = [len(row.input_ids) for row in rows]
-        with self.language_model.use(ROLE):
+        with self.language_model.use(ROLE), torch.inference_mode():
             for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
@@ -158,6 +157,7 @@ class Generator:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
         model = self.language_model
         input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
+        model.tokens_read += sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
         # Padding stands on the right, where no real token looks: causal attention needs no mask here, and without one
         # its kernels skip what lies above the diagonal.
         hidden_BTH = model.hidden(input_ids_BT, None)

@@ -101,6 +101,7 @@ class LanguageModel(nn.Module):
         self.peft_model = self._add_adapters(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._role = ""
+        self.tokens_read = 0  # of prompts, replies and answers, padding left out: what passes are paid for
         self._in_use = RLock()
         self.trainable_roles(ROLES)
         self._switch(BASE)

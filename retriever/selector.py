@@ -113,6 +113,8 @@ class _Batch:
     """True where a question has fewer than n candidates."""
     prior_Bn: Tensor
     """Standardised retriever scores, 0 where absent."""
+    tokens: int
+    """Of all prompts together."""
 
 
 class Selector:
@@ -309,7 +311,7 @@ class Selector:
         n = max(len(c) for c in candidates)
         absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
         prior_Bn = torch.stack([self._prior_scores(c, n, teach_retriever) for c in candidates])
-        return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn)
+        return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn, sum(map(len, prompts)))
 
     def _prior_scores(self, candidates: Candidates, n: int, teach_retriever: bool = True) -> Tensor:
         adapter = self.retriever.adapter
@@ -373,6 +375,7 @@ class Selector:
         Prompts are padded on the right, where no real token looks: causal attention needs no mask, and without one
         its kernels skip what lies above the diagonal.
         """
+        self.language_model.tokens_read += batch.tokens
         hidden_BPH = self.language_model.hidden(batch.prompt_ids_BP, None, cache=cache)
         return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
 
@@ -386,6 +389,7 @@ class Selector:
         P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
         tokens = Branches.of(m, len(read.depth) // m, k * S, model.device)
         read = read.followed_by(tokens)
+        model.tokens_read += ids_BmkS.numel()
         hidden_BTH = model.hidden(
             ids_BmkS.reshape(B, m * k * S),
             model.branch_masks(batch.prompt_lengths_B, P, tokens, read),
@@ -399,6 +403,7 @@ class Selector:
         model = self.language_model
         B, m, k = chosen_Bmk.shape
         P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
+        model.tokens_read += batch.tokens + B * m * k * S
         replies = Branches.of(m, 0, k * S, model.device)
         tokens = Branches.prompt(P, model.device).followed_by(replies)
         hidden_BTH = model.hidden(

@@ -41,6 +41,16 @@ def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
     torch.testing.assert_close(generator.log_probs(rows[::-1]).flip(0), alone, rtol=1e-5, atol=1e-4)
 
 
+def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator: Generator) -> None:
+    rows = [generator.row(QUESTIONS[2], PASSAGES[:1], "a"), generator.row(QUESTIONS[1], PASSAGES[:3], "bcd")]
+    before = generator.language_model.tokens_read
+    scores = generator.log_probs(rows)
+    assert generator.language_model.tokens_read - before == sum(len(row.input_ids) for row in rows)
+    factor = torch.ones(2, requires_grad=True)
+    (factor * scores).sum().backward()
+    torch.testing.assert_close(factor.grad, scores)
+
+
 def test_pad_equal_to_eos_changes_nothing(generator: Generator) -> None:
     """Trap 5: masks come from lengths, so an end token inside the row is no padding."""
     tokenizer = generator.language_model.tokenizer

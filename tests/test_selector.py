@@ -483,3 +483,16 @@ def test_a_proposal_decodes_as_the_selector_or_in_a_single_pass(
     assert torch.equal(*same)
     with pytest.raises(UsageError, match="'single_pass' or the selector's own, 'single_pass'; 'autoregressive' came"):
         selector.sample(candidates, 3, decoding="autoregressive")
+
+
+def test_tokens_read_are_prompts_once_and_replies(
+    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
+) -> None:
+    """Two prompts, then four draws of K - 1 = 2 choices of each, an identifier and its separator every time."""
+    selector = make_selector(language_model)
+    found = retriever.search(["who wrote Hamlet?", "what is the capital of Germany?"], 6)
+    before = language_model.tokens_read
+    selector.sample(found, 4, generator=torch.Generator().manual_seed(0))
+    prompts = sum(len(selector.prompt_ids(c)) for c in found)
+    replies = 2 * 4 * 2 * (1 + len(selector.separator_ids))
+    assert language_model.tokens_read - before == prompts + replies

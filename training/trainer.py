@@ -126,7 +126,7 @@ class DROTrainer:
         for round in range(start, self.config.rounds + 1):
             if self._should_stop():
                 break
-            started = time.perf_counter()
+            started = self._now()
             posteriors = self._estimate(round)
             pooling = self._fit_pooling(posteriors, round)
             losses = self._maximize(posteriors, round)
@@ -137,7 +137,7 @@ class DROTrainer:
 
     def _begin(self) -> int:
         """Start a fresh run: warm-up, round 0, first checkpoint."""
-        started = time.perf_counter()
+        started = self._now()
         self._write_run_file()
         losses = self._warm_up() if self.config.warm_up_epochs else {}
         self._finish_round(0, losses, started)
@@ -214,12 +214,15 @@ class DROTrainer:
 
     # -- rounds ------------------------------------------------------------------------------------------------
 
-    def _finish_round(self, round: int, metrics: dict[str, float], started: float) -> None:
-        seconds = time.perf_counter() - started
+    def _now(self) -> tuple[float, int]:
+        """The time, and how many tokens this process has read by now."""
+        return time.perf_counter(), self.rag.generator.language_model.tokens_read
+
+    def _finish_round(self, round: int, metrics: dict[str, float], started: tuple[float, int]) -> None:
+        seconds, tokens = (now - before for now, before in zip(self._now(), started, strict=True))
+        speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         evaluation = self._evaluate()
-        self.history.append(
-            {"round": round, **metrics, **{f"eval_{k}": v for k, v in evaluation.items()}, "seconds": seconds}
-        )
+        self.history.append({"round": round, **metrics, **{f"eval_{k}": v for k, v in evaluation.items()}, **speed})
         if self.state.is_main_process:
             save_learned(self.rag.selector, self._round_folder(round))
             with (self.output_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
@@ -373,7 +376,14 @@ class DROTrainer:
     def _bar(self, total: int, label: str) -> Any:
         shown = self.progress and self.state.is_local_main_process
         with tqdm(total=total, desc=label, unit="question", disable=not shown, leave=False) as bar:
-            yield bar.update
+            started, before = self._now()
+
+            def advance(questions: int) -> None:
+                now, tokens = self._now()
+                bar.set_postfix_str(f"{(tokens - before) / max(now - started, 1e-9):,.0f} tokens/s", refresh=False)
+                bar.update(questions)
+
+            yield advance
 
 
 def _examples(dataset: Any, *, require_answers: bool, limit: int | None = None) -> list[QAExample]:
