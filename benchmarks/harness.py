@@ -199,7 +199,7 @@ def measure(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
     pairs, tried = race(case, options)
     rival, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     floor = 0.0
-    if case.flops:
+    if case.flops or case.bytes:
         floor = max(case.flops / product_rate(case.dtype, options.device), case.bytes / copy_rate(options.device))
     row = Row(
         path=case.path,

@@ -22,9 +22,30 @@ def token_log_probs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     Returns:
         float32 `[...]`: `logits[target] - logsumexp(logits)`.
     """
-    logits = logits_NV.float()
-    chosen = logits.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    chosen_N = logits_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1).float()
+    if logits_NV.device.type == "cpu" and not (torch.is_grad_enabled() and logits_NV.requires_grad):
+        return chosen_N - _log_normalisers(logits_NV)
+    return chosen_N - logits_NV.float().logsumexp(-1)
+
+
+def _log_normalisers(logits_NV: Tensor) -> Tensor:
+    """`logsumexp` `[...]` without a graph: a few rows at a time, as many as a CPU's cache holds."""
+    rows_RV = logits_NV.reshape(-1, logits_NV.shape[-1])
+    found = [
+        log_normaliser(few_RV.float(), few_RV.softmax(-1, dtype=torch.float32))
+        for few_RV in rows_RV.split(rows_in_cache(rows_RV.shape[-1]))
+    ]
+    return torch.cat(found).reshape(logits_NV.shape[:-1]) if found else logits_NV.new_zeros(logits_NV.shape[:-1])
+
+
+def rows_in_cache(vocabulary: int) -> int:
+    """How many rows of float32 logits fill a MiB, at least one."""
+    return max(1, 2**20 // (4 * vocabulary))
+
+
+def log_normaliser(logits_RV: Tensor, probabilities_RV: Tensor) -> Tensor:
+    """`logsumexp` `[R]` of logits whose softmax is known: read off where that is largest, with no exponential."""
+    return logits_RV.amax(-1) - probabilities_RV.amax(-1).log()
 
 
 def sum_per_row(values_N: Tensor, rows_N: Tensor, num_rows: int) -> Tensor:

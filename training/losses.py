@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from generator.log_probs import log_normaliser, rows_in_cache
 from indexes.errors import UsageError
 
 Head = Callable[[Tensor], Tensor]
@@ -283,7 +284,7 @@ def _chunk_kl(
         leaf_CH = tuned_CH.detach().requires_grad_(needs_gradient)
         tuned_CV = head(leaf_CH)
     # Products want many rows, softmaxes want few enough for a fast cache: float32 exists for a few rows at a time.
-    few = max(1, (2**26 if base_CV.is_cuda else 2**20) // (4 * base_CV.shape[-1]))
+    few = rows_in_cache(base_CV.shape[-1]) * (64 if base_CV.is_cuda else 1)
     kl_C = torch.cat(
         [
             _kl_and_slope(base_RV, tuned_RV, weights_R, direction)
@@ -301,7 +302,7 @@ def _kl_and_slope(base_RV: Tensor, tuned_RV: Tensor, weights_R: Tensor, directio
     """KL of a few rows `[R]`; its weighted derivative by the tuned logits replaces the base's logits, in place."""
     base32_RV, tuned32_RV = base_RV.float(), tuned_RV.float()
     p_RV, q_RV = base32_RV.softmax(-1), tuned32_RV.softmax(-1)
-    log_ratio_R1 = _log_normaliser(base32_RV, p_RV) - _log_normaliser(tuned32_RV, q_RV)
+    log_ratio_R1 = (log_normaliser(base32_RV, p_RV) - log_normaliser(tuned32_RV, q_RV)).unsqueeze(-1)
     if direction == "forward":
         # sum p (log p - log q); d KL(p||q) / d logits of q = q - p
         kl_R1 = (p_RV * base32_RV.sub_(tuned32_RV)).sum(-1, keepdim=True) - log_ratio_R1
@@ -313,8 +314,3 @@ def _kl_and_slope(base_RV: Tensor, tuned_RV: Tensor, weights_R: Tensor, directio
         slope_RV = difference_RV.sub_(kl_R1).mul_(q_RV)
     base_RV.copy_(slope_RV.mul_(weights_R.unsqueeze(-1)))
     return kl_R1.squeeze(-1)
-
-
-def _log_normaliser(logits_RV: Tensor, probabilities_RV: Tensor) -> Tensor:
-    """`logsumexp` `[R, 1]` of logits whose softmax is known: read off where that is largest, with no exponential."""
-    return logits_RV.amax(-1, keepdim=True) - probabilities_RV.amax(-1, keepdim=True).log()
