@@ -165,12 +165,14 @@ class RandomAnswerPrompt(AnswerPrompt):
     """Random tokens of each passage in turn, which do not depend on its neighbours."""
 
     length: int = 0
+    """With `selected` passages; in proportion shorter with fewer."""
+    selected: int = 5
 
     def encode(self, tokenizer: Any, question: str, passages: Any, *, max_tokens: int) -> list[int]:
-        """`length` tokens, the question's few first."""
-        share = self.length // len(passages)
+        """The question's few tokens, then those of each passage."""
+        share = self.length // self.selected
         ids = [i for p in passages for i in random_ids(share, question, p.id)]
-        return random_ids(self.length - len(ids), question) + ids
+        return random_ids(self.length - share * self.selected, question) + ids
 
 
 class StoredRetriever(DenseRetriever):
@@ -235,7 +237,9 @@ def pipeline(
     )
     with torch.no_grad():
         selector.prior.gate.fill_(0.5)
-    generator = Generator(model, prompt=RandomAnswerPrompt(length=row), config=GenerationConfig(max_new_tokens=24))
+    generator = Generator(
+        model, prompt=RandomAnswerPrompt(length=row, selected=K), config=GenerationConfig(max_new_tokens=24)
+    )
     examples = [QAExample(f"q{i}", c.question, (answer,), ()) for i, c in enumerate(found)]
     return Pipeline(model, retriever, selector, generator, found, examples)
 
