@@ -269,10 +269,8 @@ def default_chunk_tokens(row_bytes: int, *, cuda: bool = False) -> int:
 
 
 def _chunk_tokens(head: Head, hidden_NH: Tensor) -> int:
-    if not len(hidden_NH):
-        return 1
-    row_1V = head(hidden_NH[:1])
-    return default_chunk_tokens(row_1V.shape[-1] * row_1V.element_size(), cuda=hidden_NH.is_cuda)
+    row_0V = head(hidden_NH[:0])  # no row, and so no work: its shape and its dtype say all
+    return default_chunk_tokens(row_0V.shape[-1] * row_0V.element_size(), cuda=hidden_NH.is_cuda)
 
 
 def _chunk_kl(
