@@ -14,6 +14,8 @@ import torch
 from benchmarks import rivals
 from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
+from retriever.permutations import plackett_luce_log_prob
+from retriever.selector import standardise
 from training.cost import Question, e_sample_flops
 
 M = 8
@@ -45,9 +47,9 @@ def check(p: Pipeline) -> None:
     """The log-probabilities of what was drawn are those of whole sequences, one for each permutation."""
     drawn = p.selector.sample(p.candidates, M, generator=torch.Generator().manual_seed(1))[0]
     if p.selector.config.decoding == "single_pass":
-        first = rivals_first_logits(p)
-        expected = plackett_luce(first, drawn.z_mK)
-        wrong = plackett_luce(first.roll(1), drawn.z_mK)
+        first_n = first_logits(p)
+        expected = plackett_luce_log_prob(first_n, drawn.z_mK)
+        wrong = plackett_luce_log_prob(first_n.roll(1), drawn.z_mK)
     else:
         posterior = replace(posteriors(p, M)[0], permutations=drawn)
         with p.model.use("selector"):
@@ -56,28 +58,13 @@ def check(p: Pipeline) -> None:
     agree("E-sample", *(float((drawn.log_p_m - x).abs().max()) for x in (expected, wrong)), tolerance=0.1)
 
 
-def rivals_first_logits(p: Pipeline) -> torch.Tensor:
+def first_logits(p: Pipeline) -> torch.Tensor:
     """Pooled logits `[n]` of the first identifier, from the model's own forward."""
     ids = torch.tensor([p.selector.prompt_ids(p.candidates[0])], device=p.model.device)
     with p.model.use("selector"):
         logits_V = p.model.base_model(input_ids=ids).logits[0, -1].float()
-    from retriever.selector import standardise
-
     lm_n = logits_V[torch.tensor(p.selector.identifiers.token_ids, device=logits_V.device)]
     return p.selector.prior(lm_n, standardise(p.candidates[0].scores_n.to(lm_n.device))).cpu()
-
-
-def plackett_luce(logits_n: torch.Tensor, z_mK: torch.Tensor) -> torch.Tensor:
-    """`sum_k s_zk - logsumexp of those that are left`, step by step."""
-    totals = []
-    for z_K in z_mK.tolist():
-        left = logits_n.clone()
-        total = 0.0
-        for choice in z_K:
-            total += float(left[choice] - left.logsumexp(-1))
-            left[choice] = -torch.inf
-        totals.append(total)
-    return torch.tensor(totals)
 
 
 MAKES = [

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import LlamaConfig
 
 from benchmarks.harness import keep_freed_memory, seconds
-from benchmarks.setting import Pipeline, answer_rows, language_model, pipeline, posteriors
+from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, our_loss, pipeline, posteriors, step
 from training.config import DROConfig
 from training.cost import (
     ModelShape,
@@ -33,7 +33,7 @@ from training.cost import (
     m_generator_flops,
     m_selector_flops,
 )
-from training.maximization import JointModel, MicroBatch
+from training.maximization import JointModel
 
 TOLERANCE = 0.15
 PLAIN = Question(num_candidates=20, num_selected=5, num_samples=8, prompt=640, row=256, answer=8)
@@ -65,16 +65,7 @@ class Point:
 
 def config(vocabulary: int) -> LlamaConfig:
     """Large enough that products are most of the time."""
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
+    return decoder(LlamaConfig, vocabulary, 512, 1536, 4, 8, 8)
 
 
 STEPS: dict[str, Callable[..., int]] = {
@@ -91,10 +82,8 @@ def steps(p: Pipeline, m: int) -> dict[str, Callable[[], object]]:
     joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False))
     generator = torch.Generator().manual_seed(0)
 
-    def learn(role: str) -> None:
-        with p.model.use(role):
-            joint(MicroBatch(role, tuple(found), num_questions=1))["loss"].backward()
-        joint.zero_grad()
+    def learn(role: str) -> object:
+        return step(p, role, lambda: our_loss(joint, role, found))
 
     return {
         "E-sample": lambda: p.selector.sample(p.candidates, m, generator=generator),

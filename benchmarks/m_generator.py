@@ -11,26 +11,26 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import (
     CONFIGS,
     Pipeline,
-    adapter_gradients,
     agree,
     language_model,
+    our_loss,
     pipeline,
     posteriors,
     qwen_half_billion,
     relative_error,
     small_qwen,
+    step,
 )
 from training.config import DROConfig
 from training.cost import Question, m_generator_flops
 from training.estimation import Posterior
-from training.maximization import JointModel, MicroBatch
+from training.maximization import JointModel
 
 M = 8
 
@@ -59,8 +59,8 @@ def build(
     return Case(
         path="M-generator + SelfAug" + (", row KL" if aligned else ""),
         shape=f"{options.shape or name}, V = {config.vocab_size:,}, {m} rows of {row + answer}",
-        rival=lambda: step(p, lambda: rivals.generator_loss(p, found)),
-        ours=lambda: step(p, lambda: our_loss(joint, found)),
+        rival=lambda: step(p, "generator", lambda: rivals.generator_loss(p, found)),
+        ours=lambda: step(p, "generator", lambda: our_loss(joint, "generator", found)),
         check=lambda: check(p, exact, found, options.dtype),
         flops=m_generator_flops(p.shape, question, aligned_rows=aligned),
         dtype=options.dtype,
@@ -69,24 +69,13 @@ def build(
     )
 
 
-def our_loss(joint: JointModel, found: list[Posterior]) -> Tensor:
-    """As the trainer asks for it."""
-    return joint(MicroBatch("generator", tuple(found), num_questions=len(found)))["loss"]
-
-
-def step(p: Pipeline, loss: Any) -> dict[str, Tensor]:
-    """Forward and backward under the generator's adapter; its gradients, which are cleared."""
-    with p.model.use("generator"):
-        loss().backward()
-    return adapter_gradients(p.model, "generator")
-
-
 def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
     """The same gradient, all rows aligned; the control has another permutation's weights."""
-    expected = step(p, lambda: rivals.generator_loss(p, found))
-    ours = step(p, lambda: our_loss(joint, found))
+    expected = step(p, "generator", lambda: rivals.generator_loss(p, found))
+    ours = step(p, "generator", lambda: our_loss(joint, "generator", found))
     weights_m = found[0].weights_m
-    control = step(p, lambda: our_loss(joint, [replace(found[0], weights_m=(1 - weights_m) / (len(weights_m) - 1))]))
+    wrong = replace(found[0], weights_m=(1 - weights_m) / (len(weights_m) - 1))
+    control = step(p, "generator", lambda: our_loss(joint, "generator", [wrong]))
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     agree("M-generator", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 

@@ -7,24 +7,24 @@ Rival: one sequence for each permutation, logits of every token. Ours: one promp
 """
 
 import torch
-from torch import Tensor
 
 from benchmarks import rivals
 from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import (
     CONFIGS,
     Pipeline,
-    adapter_gradients,
     agree,
     language_model,
+    our_loss,
     pipeline,
     posteriors,
     relative_error,
+    step,
 )
 from training.config import DROConfig
 from training.cost import Question, m_selector_flops
 from training.estimation import Posterior
-from training.maximization import JointModel, MicroBatch
+from training.maximization import JointModel
 
 M = 8
 
@@ -40,8 +40,8 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     return Case(
         path=f"M-selector, {decoding}",
         shape=f"{name}, prompt of {prompt}",
-        rival=lambda: step(p, lambda: rivals.selector_loss(p, found)),
-        ours=lambda: step(p, lambda: our_loss(joint, found)),
+        rival=lambda: step(p, "selector", lambda: rivals.selector_loss(p, found)),
+        ours=lambda: step(p, "selector", lambda: our_loss(joint, "selector", found)),
         check=lambda: check(p, joint, found, options.dtype),
         flops=m_selector_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
@@ -50,27 +50,14 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     )
 
 
-def our_loss(joint: JointModel, found: list[Posterior]) -> Tensor:
-    """As the trainer asks for it."""
-    return joint(MicroBatch("selector", tuple(found), num_questions=len(found)))["loss"]
-
-
-def step(p: Pipeline, loss: object) -> dict[str, Tensor]:
-    """Forward and backward under the selector's adapter; its gradients, which are cleared."""
-    with p.model.use("selector"):
-        loss().backward()
-    p.selector.prior.zero_grad()
-    return adapter_gradients(p.model, "selector")
-
-
 def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
     """The same gradient; the control has another permutation's weights."""
     if p.selector.config.decoding == "single_pass":
         return  # another selector than the rival's: tests hold it against enumeration
-    expected = step(p, lambda: rivals.selector_loss(p, found))
-    ours = step(p, lambda: our_loss(joint, found))
+    expected = step(p, "selector", lambda: rivals.selector_loss(p, found))
+    ours = step(p, "selector", lambda: our_loss(joint, "selector", found))
     wrong = [Posterior(**{**vars(found[0]), "weights_m": found[0].weights_m.flip(0)})]
-    control = step(p, lambda: our_loss(joint, wrong))
+    control = step(p, "selector", lambda: our_loss(joint, "selector", wrong))
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     agree("M-selector", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from benchmarks.setting import Pipeline
+from benchmarks.setting import Pipeline, rows_of
 from generator.generator import AnswerRow
 from generator.language_model import BASE, LanguageModel
 from generator.rows import length_mask, pad_right
@@ -115,7 +115,7 @@ def generator_loss(p: Pipeline, posteriors: Sequence[Posterior], alpha: float = 
     model = p.model
     total = torch.zeros((), device=model.device)
     for posterior in posteriors:
-        rows = _rows(p, posterior)
+        rows = rows_of(p, posterior)
         with torch.no_grad(), model.use(BASE):
             base_BTV, _ = _logits(model, rows)
         with model.use("generator"):
@@ -126,10 +126,3 @@ def generator_loss(p: Pipeline, posteriors: Sequence[Posterior], alpha: float = 
         lengths_B = torch.tensor([len(row.prompt_ids) - 1 for row in rows], device=model.device)
         total = total + nll + alpha * selfaug_head(tuned_BTV, base_BTV, length_mask(lengths_B, ids_BT.shape[1]).bool())
     return total
-
-
-def _rows(p: Pipeline, posterior: Posterior) -> list[AnswerRow]:
-    from training.estimation import answer_row
-
-    z = posterior.permutations.z_mK
-    return [answer_row(p.generator, posterior.candidates, z_K, posterior.answer) for z_K in z]

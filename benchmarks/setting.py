@@ -5,7 +5,7 @@ everything behind the prompt is the library's own. Neither FAISS nor `datasets` 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,65 +25,55 @@ from retriever.permutations import Permutations
 from retriever.selector import Selector, SelectorConfig
 from training.cost import ModelShape
 from training.data import QAExample
-from training.estimation import Posterior
+from training.estimation import Posterior, answer_row
+from training.maximization import JointModel, MicroBatch
 
 DIMENSION = 64
 
 
+def decoder(
+    kind: type[PretrainedConfig],
+    vocabulary: int,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    *,
+    context: int = 8192,
+    tied: bool = True,
+) -> PretrainedConfig:
+    """A configuration by its sizes."""
+    return kind(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=tied,
+    )
+
+
 def tiny(vocabulary: int = 4096) -> PretrainedConfig:
     """A Llama of two million weights, for what a CPU can repeat many times."""
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
+    return decoder(LlamaConfig, vocabulary, 192, 512, 4, 6, 2)
 
 
 def small_qwen(vocabulary: int = 32000) -> PretrainedConfig:
     """A small body under a large head: the proportions at which the head is most of the work."""
-    return Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
+    return decoder(Qwen2Config, vocabulary, 256, 704, 4, 4, 2)
 
 
 def qwen_half_billion() -> PretrainedConfig:
     """Qwen2.5-0.5B."""
-    return Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-    )
+    return decoder(Qwen2Config, 151936, 896, 4864, 24, 14, 2, context=32768)
 
 
 def qwen_seven_billion() -> PretrainedConfig:
     """Qwen2.5-7B."""
-    return Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-    )
+    return decoder(Qwen2Config, 152064, 3584, 18944, 28, 28, 4, context=32768, tied=False)
 
 
 def pocket() -> PretrainedConfig:
@@ -269,13 +259,31 @@ def posteriors(p: Pipeline, m: int) -> list[Posterior]:
     return found
 
 
+def rows_of(p: Pipeline, posterior: Posterior) -> list[AnswerRow]:
+    """The generator's rows of one question."""
+    z_mK = posterior.permutations.z_mK
+    return [answer_row(p.generator, posterior.candidates, z_K, posterior.answer) for z_K in z_mK]
+
+
 def answer_rows(p: Pipeline, m: int) -> list[AnswerRow]:
     """The generator's rows of all questions, m each."""
-    from training.estimation import answer_row
+    return [row for posterior in posteriors(p, m) for row in rows_of(p, posterior)]
 
-    return [
-        answer_row(p.generator, q.candidates, z_K, q.answer) for q in posteriors(p, m) for z_K in q.permutations.z_mK
-    ]
+
+# -- one step of learning --------------------------------------------------------------------------------------
+
+
+def our_loss(joint: JointModel, role: str, found: Sequence[Posterior]) -> torch.Tensor:
+    """As the trainer asks for it."""
+    return joint(MicroBatch(role, tuple(found), num_questions=len(found)))["loss"]
+
+
+def step(p: Pipeline, role: str, loss: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Forward and backward under a role's adapter; its gradients, which are cleared."""
+    with p.model.use(role):
+        loss().backward()
+    p.selector.prior.zero_grad()
+    return adapter_gradients(p.model, role)
 
 
 def adapter_gradients(model: LanguageModel, role: str) -> dict[str, torch.Tensor]:
