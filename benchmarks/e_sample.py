@@ -38,7 +38,6 @@ def build(options: Options, decoding: str, prompt: int, target: float | None) ->
         flops=questions * e_sample_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
         target=target,
-        tokens=questions * prompt,
     )
 
 

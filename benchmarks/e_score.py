@@ -8,7 +8,7 @@ the longest of eight. Ours: rows by token budget, the head on answer tokens only
 
 from benchmarks import rivals
 from benchmarks.harness import Case, Make, Options, main
-from benchmarks.setting import CONFIGS, agree, answer_rows, language_model, pipeline, small_qwen
+from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, language_model, pipeline, small_qwen
 from generator.generator import AnswerRow
 from training.cost import causal_pairs, forward_flops, head_flops
 
@@ -32,11 +32,10 @@ def build(options: Options, vocabulary: int, target: float | None, memory_target
         dtype=options.dtype,
         target=target,
         memory_target=memory_target,
-        tokens=sum(lengths),
     )
 
 
-def check(p: object, rows: list[AnswerRow]) -> None:
+def check(p: Pipeline, rows: list[AnswerRow]) -> None:
     """Sums over the same tokens; the control leaves the last one out."""
     expected = rivals.log_probs(p.model, rows).cpu()
     ours = p.generator.log_probs(rows)

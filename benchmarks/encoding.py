@@ -124,7 +124,6 @@ def build(options: Options, kind: str, rival: str, target: float) -> Case:
         flops=2 * weights * sum(lengths) + 4 * 6 * 384 * sum(n * n for n in lengths),
         dtype=options.dtype,
         target=target,
-        tokens=sum(lengths),
     )
 
 

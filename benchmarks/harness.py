@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from rag.machine import resident_bytes
+
 CANARY_TOLERANCE = 0.1
 MEGABYTE = 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -51,8 +53,6 @@ class Case:
     """Rival time / our time to reach."""
     memory_target: float | None = None
     """Rival memory / our memory to reach."""
-    tokens: int = 0
-    """Real ones, for tokens per second."""
     long: bool = False
     """Too long to be run more often than it is timed: without peak memory and warm-up."""
 
@@ -181,8 +181,8 @@ def race(case: Case, options: Options) -> tuple[list[tuple[float, float]], int]:
     return kept + disturbed[:missing], limit
 
 
-def measure(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
-    """Build a case, see that both ways agree, race them."""
+def measure(make: Make, options: Options) -> tuple[Row, float | None]:
+    """Build a case, see that both ways agree, race them; also the ratio of memory to reach."""
     case = make.build(options)
     gc.collect()
     gc.freeze()  # so that what is there now is not looked through between two runs
@@ -196,7 +196,7 @@ def measure(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
             run()
     if options.keep_memory:
         keep_freed_memory()
-    pairs, tried = race(case, options)
+    pairs, _ = race(case, options)
     rival, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     floor = 0.0
     if case.flops or case.bytes:
@@ -212,14 +212,7 @@ def measure(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
         floor_share=floor / ours if floor else None,
         target=case.target,
     )
-    more = {
-        "ratio_of_minima": min(r for r, _ in pairs) / min(o for _, o in pairs),
-        "pairs": len(pairs),
-        "tried": tried,
-        "tokens_per_second": case.tokens / ours,
-        "memory_target": case.memory_target or 0.0,
-    }
-    return row, more
+    return row, case.memory_target
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -246,14 +239,9 @@ def _peak_of(run: Run) -> float:
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = resident_bytes()
     run()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+    return (resident_bytes("VmHWM") - before) / MEGABYTE
 
 
 def _in_fork(work: Callable[[], Any]) -> Any:
@@ -303,16 +291,16 @@ def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | Non
     for make in makes:
         if options.quick and not make.quick:
             continue
-        row, more = _alone(make, options)
+        row, memory_target = _alone(make, options)
         rows.append(asdict(row))
         if not as_json:
-            print(line(row, more), flush=True)
+            print(line(row, memory_target), flush=True)
     if as_json:
         print(json.dumps(rows, indent=1))
     return 0
 
 
-def _alone(make: Make, options: Options) -> tuple[Row, dict[str, float]]:
+def _alone(make: Make, options: Options) -> tuple[Row, float | None]:
     if options.device != "cpu" or platform.system() != "Linux":
         return measure(make, options)
     return _in_fork(lambda: measure(make, options))
@@ -333,12 +321,12 @@ def header(options: Options) -> str:
     )
 
 
-def line(row: Row, more: dict[str, float]) -> str:
+def line(row: Row, memory_target: float | None) -> str:
     """One row of the table."""
     memory = ["", "", ""]
     if row.rival_mb is not None and row.ours_mb is not None:
         ratio = f"{row.rival_mb / row.ours_mb:.1f}x" if row.ours_mb > 0 else ""
-        wanted = f" ({more['memory_target']:g}x)" if more["memory_target"] else ""
+        wanted = f" ({memory_target:g}x)" if memory_target else ""
         memory = [f"{row.rival_mb:,.0f}", f"{row.ours_mb:,.0f}", ratio + wanted]
     share = "" if row.floor_share is None else f"{row.floor_share:.0%}"
     reach = "" if row.target is None else f"{row.target:g}x"

@@ -65,7 +65,6 @@ def build(
         flops=m_generator_flops(p.shape, question, aligned_rows=aligned),
         dtype=options.dtype,
         target=target,
-        tokens=m * (row + answer),
     )
 
 

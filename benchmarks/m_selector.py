@@ -46,7 +46,6 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
         flops=m_selector_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
         target=target,
-        tokens=prompt,
     )
 
 

@@ -40,7 +40,6 @@ def build(options: Options, vocabulary: int, target: float | None) -> Case:
         bytes=4 * logits_BDTV.numel(),
         dtype=torch.float32,
         target=target,
-        tokens=B * T,
     )
 
 

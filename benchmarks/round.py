@@ -51,7 +51,6 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
         dtype=options.dtype,
         target=target,
         long=not options.quick,
-        tokens=questions * (PROMPT + M * (ROW + answer)),
     )
 
 

@@ -62,7 +62,6 @@ def build(options: Options, vocabulary: int, tokens: int, target: float | None, 
         dtype=dtype,
         target=target,
         memory_target=memory_target,
-        tokens=tokens,
     )
 
 
