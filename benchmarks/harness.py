@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from rag.machine import resident_bytes
+from indexes.memory import resident_bytes
 
 CANARY_TOLERANCE = 0.1
 MEGABYTE = 2**20

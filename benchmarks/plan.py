@@ -120,7 +120,7 @@ def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
 
 def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
-    from rag.machine import resident_bytes
+    from indexes.memory import resident_bytes
     from rag.plan import measured
     from training.config import DROConfig
     from training.estimation import EStep
@@ -199,7 +199,7 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
     """What the work returns, its seconds and its peak."""
     import torch
 
-    from rag.machine import resident_bytes
+    from indexes.memory import resident_bytes
 
     on_gpu = case.device.startswith("cuda")
     if on_gpu:

@@ -13,20 +13,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexes.builder import PassageIndex, build_index
+    from indexes.builder import build_index
     from indexes.chunking import Chunker
     from indexes.corpus import Corpus, Passage
     from indexes.encoder import Encoder
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
     from indexes.faiss_index import FaissIndex, choose_factory
     from indexes.manifest import Manifest
+    from indexes.passage_index import PassageIndex
+    from indexes.writer import Change, IndexWriter
 
 __all__ = [
+    "Change",
     "Chunker",
     "Corpus",
     "DataError",
     "Encoder",
     "FaissIndex",
+    "IndexWriter",
     "Manifest",
     "MismatchError",
     "Passage",
@@ -39,15 +43,17 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Change": "indexes.writer",
     "Chunker": "indexes.chunking",
     "Corpus": "indexes.corpus",
     "DataError": "indexes.errors",
     "Encoder": "indexes.encoder",
     "FaissIndex": "indexes.faiss_index",
+    "IndexWriter": "indexes.writer",
     "Manifest": "indexes.manifest",
     "MismatchError": "indexes.errors",
     "Passage": "indexes.corpus",
-    "PassageIndex": "indexes.builder",
+    "PassageIndex": "indexes.passage_index",
     "RAGError": "indexes.errors",
     "ResourceError": "indexes.errors",
     "UsageError": "indexes.errors",

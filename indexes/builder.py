@@ -1,183 +1,51 @@
-"""Build an index directory from a corpus and an encoder, and open one.
+"""Build an index directory from a corpus and an encoder, losing no work whenever the process dies.
 
-A directory holds ``index.faiss`` (vectors; the id of a vector is the position of its passage), ``passages/``
-(Arrow) and ``manifest.json``. It appears complete or not at all.
+    corpus -> passages.arrow -> shards of vectors -> segments -> index directory
+              |________________ .<name>.building ______________|
+
+Everything on the way is a file that appears whole, in a folder beside the output. What is there is not done again: a
+resumed build reads the same passages, encodes the shards that are missing, and ends with the same bytes. The folder is
+renamed to the output at the end, so an index appears complete or not at all.
 """
 
-import os
+import hashlib
+import json
+import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import datasets
-import numpy as np
 
+from indexes.bm25_index import BM25Index
 from indexes.chunking import Chunker
-from indexes.corpus import Corpus, Passage
+from indexes.corpus import Corpus
+from indexes.durable import only_writer, put_in_place, remove_halves, told_apart, write_folder, write_path, write_text
 from indexes.encoder import Encoder, EncodingBar, Vectors
-from indexes.errors import DataError, MismatchError, UsageError
-from indexes.faiss_index import FaissIndex, choose_factory
-from indexes.manifest import EncoderRecord, FileRecord, Manifest
+from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from indexes.factory import build_bytes, bytes_per_vector, choose_factory, training_points, training_sample
+from indexes.faiss_index import FaissIndex
+from indexes.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
+from indexes.memory import host_memory, parse_bytes, words
+from indexes.passage_index import PassageIndex
+from indexes.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
+from indexes.shards import ROWS, Shards
+from indexes.vector_storage import FaissFiles, VectorStorage, storage_in
 
-VECTORS_FILE = "index.faiss"
-PASSAGES_FOLDER = "passages"
-MANIFEST_FILE = "manifest.json"
+BM25_FOLDER = "bm25"
+QUARANTINE_FILE = "quarantine.jsonl"
+LAYOUT_FILE = "layout.json"
 
-# The encoder sorts what it gets by length; among so many passages every batch finds others of its own length.
-_WINDOW = 4096
-# k-means is well fed with this many points per centroid; more only takes longer.
-_TRAINING_FACTOR = 64
-_LOWEST_COSINE = 0.999
+# What a process holds that builds an index with a small encoder, besides the index: Python, its libraries, a batch of
+# activations, a shard of vectors (benchmarks/index_memory.py).
+_PROCESS_BYTES = 900 * 10**6
 
-
-class PassageIndex:
-    """An open index: passages, their vectors, and the manifest that ties them together.
-
-    Attributes:
-        corpus: The passages; the position of a passage is the id of its vector.
-        vectors: The searchable vectors.
-        manifest: What was built, from what, with which encoder.
-        path: The directory.
-    """
-
-    def __init__(self, path: Path, corpus: Corpus, vectors: FaissIndex, manifest: Manifest) -> None:
-        """Tie parts together that are known to belong; everybody else uses `open` or `build_index`."""
-        self.path = path
-        self.corpus = corpus
-        self.vectors = vectors
-        self.manifest = manifest
-
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        *,
-        encoder: Encoder | None = None,
-        verify: Literal["none", "sizes", "checksums"] = "sizes",
-        mmap: bool = False,
-    ) -> "PassageIndex":
-        """Open an index directory.
-
-        Args:
-            path: The directory.
-            encoder: Refuse the index unless this encoder made its vectors.
-            verify: Compare nothing, the sizes (instant) or the checksums (reads every byte) of the files.
-            mmap: Leave the vectors on disk where FAISS can; passages always stay there.
-
-        Raises:
-            MismatchError: It is not an index, its files are damaged, or the encoder is another one.
-        """
-        if verify not in ("none", "sizes", "checksums"):
-            raise UsageError(f"verify must be 'none', 'sizes' or 'checksums', but {verify!r} came.")
-        path = Path(path)
-        if not (path / MANIFEST_FILE).is_file():
-            raise MismatchError(
-                f"An index is a directory with a {MANIFEST_FILE}, but {path} "
-                f"{'has none' if path.is_dir() else 'is no directory'}. Check the path, or build the index."
-            )
-        manifest = Manifest.load(path / MANIFEST_FILE)
-        if verify != "none":
-            manifest.verify_files(path, checksums=verify == "checksums")
-        if encoder is not None:
-            manifest.check_encoder(encoder)
-        vectors = FaissIndex.load(path / VECTORS_FILE, mmap=mmap, factory=manifest.factory)
-        corpus = _load_passages(path / PASSAGES_FOLDER)
-        _check_counts(path, corpus, vectors, manifest)
-        return cls(path, corpus, vectors, manifest)
-
-    def __len__(self) -> int:
-        return len(self.corpus)
-
-    def load_encoder(self, *, device: str | None = None) -> Encoder:
-        """Load the encoder that the manifest names, with the same prompts, and check that it is the one.
-
-        Raises:
-            ResourceError: It cannot be loaded from where it was.
-            MismatchError: What is there now is another encoder.
-        """
-        record = self.manifest.encoder
-        encoder = Encoder.from_pretrained(
-            record.name,
-            question_prompt=record.question_prompt,
-            passage_prompt=record.passage_prompt,
-            device=device,
-            dtype=record.dtype,
-            revision=record.revision,
-            max_length=record.max_length,
-        )
-        self.manifest.check_encoder(encoder)
-        return encoder
-
-    def info(self) -> dict[str, Any]:
-        """What the index is, ready for JSON."""
-        record = self.manifest.encoder
-        return {
-            "passages": self.manifest.passages,
-            "dimension": self.manifest.dimension,
-            "metric": self.manifest.metric,
-            "factory": self.manifest.factory,
-            "bytes_on_disk": sum(file.stat().st_size for file in _files_below(self.path)),
-            "corpus_source": self.manifest.corpus_source,
-            "corpus_fingerprint": self.manifest.corpus_fingerprint,
-            "encoder": record.name,
-            "encoder_fingerprint": record.fingerprint,
-            "question_prompt": record.question_prompt,
-            "passage_prompt": record.passage_prompt,
-            "max_length": record.max_length,
-            "created_by": self.manifest.created_by,
-            "libraries": dict(self.manifest.libraries),
-        }
-
-    def verify(
-        self, *, encoder: Encoder | None = None, corpus: Corpus | None = None, sample: int = 64
-    ) -> dict[str, Any]:
-        """Check everything that can be checked; slower than opening, since it reads every byte.
-
-        Args:
-            encoder: Also check that this encoder made the vectors, and encode some passages again.
-            corpus: Also check that these are the passages.
-            sample: How many evenly spaced passages are encoded again, for kinds that keep vectors exactly.
-
-        Returns:
-            What was checked: counts, and the lowest cosine between stored and new vectors (None if not done).
-
-        Raises:
-            MismatchError: The first thing that does not hold.
-        """
-        self.manifest.verify_files(self.path, checksums=True)
-        _check_counts(self.path, self.corpus, self.vectors, self.manifest)
-        self.manifest.check_corpus(self.corpus)
-        if corpus is not None:
-            self.manifest.check_corpus(corpus)
-        cosines: list[float] = []
-        if encoder is not None:
-            self.manifest.check_encoder(encoder)
-            if _keeps_vectors(self.manifest.factory):
-                cosines = self._recomputed_cosines(encoder, sample)
-        return {
-            "files": len(self.manifest.files),
-            "passages": len(self),
-            "encoder_checked": encoder is not None,
-            "corpus_checked": corpus is not None,
-            "sampled": len(cosines),
-            "lowest_cosine": min(cosines, default=None),
-        }
-
-    def _recomputed_cosines(self, encoder: Encoder, sample: int) -> list[float]:
-        positions = _evenly_spaced(len(self), sample)
-        stored = self.vectors.reconstruct(positions)
-        passages = self.corpus.take(positions)
-        cosines: list[float] = (stored * encoder.encode_passages(passages)).sum(axis=1).tolist()
-        for passage, cosine in zip(passages, cosines, strict=True):
-            if not cosine >= _LOWEST_COSINE:
-                raise MismatchError(
-                    f"The stored vector of passage {passage.id!r} must be what the encoder gives (cosine at "
-                    f"least {_LOWEST_COSINE}), but the cosine is {cosine:.4f}. Build the index again."
-                )
-        return cosines
+logger = logging.getLogger(__name__)
 
 
 def build_index(
@@ -188,140 +56,435 @@ def build_index(
     factory: str = "auto",
     batch_size: int = 256,
     chunker: Chunker | None = None,
+    bm25: bool = False,
+    milvus: str | None = None,
+    max_memory: str | int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
+    resume: bool = False,
+    distributed: bool = False,
     progress: bool = True,
 ) -> PassageIndex:
     """Embed a corpus and write an index directory.
 
-    The directory is prepared beside the output and renamed at the end, so an interrupted build leaves nothing
-    behind and an older index untouched. The same input gives the same bytes (for HNSW, with one thread).
+    What is done is kept beside the output, in ``.<name>.building``, until the index is complete and takes its place; a
+    killed build goes on with `resume`. An older index stays untouched until then. The same input gives the same bytes
+    (for HNSW, with one thread), interrupted or not.
 
     Args:
-        corpus: Passages, or a file or folder that `Corpus.from_file` reads.
+        corpus: Passages, or a file, folder or address that `Corpus.from_file` reads.
         encoder: The encoder, or the folder or hub id of one.
         output: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
-        factory: FAISS's description of the index; "auto" chooses by the number of passages.
+        factory: FAISS's description of the index; "auto" chooses by the number of passages and the memory.
         batch_size: The most passages that the encoder reads at once; fewer when they are long.
-        chunker: Cuts the passages first.
-        overwrite: Replace an index at the output.
+        chunker: Cuts the passages first; passages that are added later are cut in the same way.
+        bm25: Also build a BM25 index, for hybrid search.
+        milvus: Keep the vectors on this Milvus server (http://host:19530), or in this file of Milvus Lite, in place of
+            FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus.
+        max_memory: The most memory the process may use, in bytes or as "8GB". A kind of index that is built in memory
+            is cut into segments that fit. None allows half of the machine's.
+        on_error: "skip" leaves broken rows of the corpus out and lists them in ``quarantine.jsonl`` in the directory.
+        overwrite: Replace an index at the output, and throw away an unfinished one.
+        resume: Go on with an unfinished build of the same; begin one if there is none, and be content if it is done.
+        distributed: Share out the encoding among the processes of `accelerate launch`, all of which call this.
         progress: Show progress bars.
 
     Raises:
-        UsageError: The output is taken, or the factory does not work for this corpus.
+        UsageError: The output is taken, the factory does not work for this corpus, or the memory is too little.
         DataError: The corpus is broken.
-        ResourceError: The encoder cannot be loaded.
+        ResourceError: The encoder cannot be loaded, or disk or memory is full; `resume` goes on when there is more.
     """
-    output = Path(output).resolve()
-    _refuse_taken(output, overwrite=overwrite)
+    if batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
     if not isinstance(encoder, Encoder):
         encoder = Encoder.from_pretrained(encoder)
-    with _partial_folder(output) as partial:
-        work = partial / "work"
-        passages = _open_corpus(corpus, work, progress=progress)
-        if chunker is not None:
-            passages = passages.chunked(chunker, cache_dir=work)
-        if factory == "auto":
-            factory, _ = choose_factory(len(passages), encoder.dimension)
-        vectors = _embed(passages, encoder, factory, batch_size=batch_size, progress=progress)
-        vectors.save(partial / VECTORS_FILE)
-        passages.save(partial / PASSAGES_FOLDER)
-        shutil.rmtree(work, ignore_errors=True)
-        _describe(partial, passages, encoder, vectors).save(partial / MANIFEST_FILE)
-        _publish(partial, output)
+    if factory != "auto" and milvus is None:
+        FaissIndex.empty(encoder.dimension, factory)  # refuses what FAISS cannot make, before hours of work
+    output, team = Path(output).resolve(), Team.of(distributed)
+    kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
+    with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
+        build = Build(output, _plan(corpus, encoder, factory, chunker, bm25, milvus, max_memory, on_error))
+        if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
+            build.read(corpus, encoder, chunker, progress=progress)
+        team.wait()
+        if not build.is_finished():
+            build.encode(encoder, team, batch_size=batch_size, progress=progress)
+            team.wait()
+            if team.is_main:
+                build.finish(encoder, overwrite=overwrite)
+            team.wait()
     return PassageIndex.open(output)
 
 
-def _open_corpus(corpus: str | Path | Corpus | datasets.Dataset, work: Path, *, progress: bool) -> Corpus:
-    if isinstance(corpus, Corpus):
+@dataclass(frozen=True)
+class Team:
+    """The processes that share out the encoding."""
+
+    rank: int = 0
+    size: int = 1
+    state: Any = None
+
+    @classmethod
+    def of(cls, distributed: bool) -> "Team":
+        """All processes of `accelerate launch`, or this one."""
+        if not distributed:
+            return cls()
+        from accelerate import PartialState
+
+        # The first process reads the corpus and builds the index alone, for as long as that takes.
+        state = PartialState(timeout=timedelta(weeks=4))
+        return cls(state.process_index, state.num_processes, state)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process does what is not shared out."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is decided once the corpus has been read."""
+
+    passages: int
+    dimension: int
+    factory: str
+    segment_rows: int
+    """Rows of every segment but the last."""
+    fingerprint: str
+    source: str
+    collection: str
+    """Of Milvus; a new one, so that no two indexes share it."""
+
+    def segments(self) -> Iterator[tuple[SegmentRecord, range]]:
+        """Each segment and the rows of the corpus that it holds."""
+        for number, start in enumerate(range(0, self.passages, self.segment_rows)):
+            rows = range(start, min(start + self.segment_rows, self.passages))
+            yield SegmentRecord(f"{number:06d}", len(rows)), rows
+
+
+class Build:
+    """One build: the folder beside the output, and what may already be in it."""
+
+    def __init__(self, output: Path, plan: dict[str, Any]) -> None:
+        """Where the index goes, and everything that shapes it."""
+        self.output = output
+        self.plan = plan
+        self.work = output.with_name(f".{output.name}.building")
+
+    @property
+    def plan_digest(self) -> str:
+        """By which a finished build is known."""
+        return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do; true for all processes once the first has looked at what is there."""
+        return not self.work.exists()
+
+    def begin(self, *, overwrite: bool, resume: bool) -> bool:
+        """Look at what is there; returns whether the passages have been read already."""
+        plan, folder = self.work / "plan.json", self.work / "index"
+        if resume and plan.is_file():
+            self._check_plan(json.loads(plan.read_text(encoding="utf-8")))
+            if not folder.is_dir():  # it has been renamed to the output: only this is left to remove
+                shutil.rmtree(self.work)
+            return self.is_finished() or (self.work / LAYOUT_FILE).is_file()
+        if resume and self._is_output():
+            logger.info("%s is complete already.", self.output)
+            return True
+        _refuse_taken(self.output, overwrite=overwrite)
+        if plan.is_file() and not overwrite:
+            raise UsageError(
+                f"An unfinished build of {self.output} is in {self.work}, and its work is not thrown away unasked. Go "
+                "on with it by resume (--resume), or begin anew by overwrite (--overwrite)."
+            )
+        shutil.rmtree(self.work, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_text(plan, json.dumps(self.plan, indent=1, sort_keys=True))
+        return False
+
+    def _is_output(self) -> bool:
+        manifest = self.output / MANIFEST_FILE
+        return not self.work.exists() and manifest.is_file() and Manifest.load(manifest).plan == self.plan_digest
+
+    def _check_plan(self, found: Mapping[str, Any]) -> None:
+        for name, wanted in self.plan.items():
+            if found.get(name) != wanted:
+                raise MismatchError(
+                    f"The unfinished build in {self.work} was begun with {name} = {found.get(name)!r}, but {wanted!r} "
+                    "came. Go on with what it was begun with, or begin anew by overwrite (--overwrite)."
+                )
+
+    # -- passages ------------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        source: str | Path | Corpus | datasets.Dataset,
+        encoder: Encoder,
+        chunker: Chunker | None,
+        *,
+        progress: bool,
+    ) -> None:
+        """The corpus becomes one file of passages, and the layout of the index is decided."""
+        reading = self.work / "reading"
+        try:
+            corpus = self._open(source, reading, progress=progress)
+            if chunker is not None:
+                corpus = corpus.chunked(chunker, cache_dir=reading)
+            write_passages(self.work / PASSAGES_FILE, corpus)
+            layout = self._layout(corpus, encoder)
+        except (DataError, UsageError):  # there is nothing yet that would be worth keeping
+            shutil.rmtree(self.work, ignore_errors=True)
+            raise
+        del corpus
+        shutil.rmtree(reading, ignore_errors=True)
+        write_text(self.work / LAYOUT_FILE, json.dumps(asdict(layout)))
+
+    def _open(self, source: str | Path | Corpus | datasets.Dataset, reading: Path, *, progress: bool) -> Corpus:
+        if isinstance(source, Corpus):
+            return source
+        if isinstance(source, datasets.Dataset):
+            return Corpus.from_dataset(source, cache_dir=reading)
+        quarantine = self.work / "index" / QUARANTINE_FILE if self.plan["on_error"] == "skip" else None
+        corpus = Corpus.from_file(
+            source, cache_dir=reading, progress=progress, on_error=self.plan["on_error"], quarantine=quarantine
+        )
+        if corpus.quarantined:
+            logger.warning("%d broken rows were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
         return corpus
+
+    def _layout(self, corpus: Corpus, encoder: Encoder) -> Layout:
+        factory, rows = self.plan["factory"], len(corpus)
+        if self.plan["milvus"]:
+            factory = f"Milvus({'AUTOINDEX' if factory == 'auto' else factory})"
+        else:
+            memory = index_memory(self.plan["max_memory"], encoder)
+            if factory == "auto":
+                factory, reason = choose_factory(len(corpus), encoder.dimension, memory=memory)
+                logger.info("%s: %s.", factory, reason)
+            rows = segment_rows(factory, len(corpus), encoder.dimension, memory)
+            _check_training(factory, len(corpus))
+        _check_space(self.work, factory, len(corpus), encoder.dimension)
+        return Layout(
+            passages=len(corpus),
+            dimension=encoder.dimension,
+            factory=factory,
+            segment_rows=rows,
+            fingerprint=corpus.fingerprint,
+            source=corpus.source,
+            collection=f"rag_{uuid4().hex}",
+        )
+
+    def layout(self) -> Layout:
+        """What was decided."""
+        return Layout(**json.loads((self.work / LAYOUT_FILE).read_text(encoding="utf-8")))
+
+    def corpus(self) -> Corpus:
+        """The passages."""
+        layout = self.layout()
+        return open_passages([self.work / PASSAGES_FILE], source=layout.source, fingerprint=layout.fingerprint)
+
+    # -- vectors -------------------------------------------------------------------------------------------------
+
+    def shards(self) -> Shards:
+        """The vectors."""
+        layout = self.layout()
+        return Shards(self.work / "vectors", layout.passages, layout.dimension)
+
+    def encode(self, encoder: Encoder, team: Team, *, batch_size: int, progress: bool) -> None:
+        """Encode the shards that are missing and are this process's."""
+        corpus, shards = self.corpus(), self.shards()
+        mine = [number for number in shards.missing() if number % team.size == team.rank]
+        encode_shards(corpus, encoder, shards, mine, batch_size=batch_size, progress=progress and team.is_main)
+
+    # -- the directory -------------------------------------------------------------------------------------------
+
+    def finish(self, encoder: Encoder, *, overwrite: bool) -> None:
+        """Put passages and vectors into segments, describe them, and rename the folder to the output."""
+        layout, folder = self.layout(), self.work / "index"
+        milvus = {"uri": uri, "collection": layout.collection} if (uri := self.plan["milvus"]) else {}
+        storage = storage_in(folder, layout.factory, layout.dimension, milvus)
+        remove_halves(folder)
+        segments = []
+        train(storage, self.shards(), layout.factory)
+        for segment, rows in layout.segments():
+            write_segment(folder, storage, segment.name, self.corpus(), self.shards(), rows)
+            segments.append(segment)
+        if self.plan["bm25"] and not (folder / BM25_FOLDER).is_dir():
+            write_bm25(folder / BM25_FOLDER, self.corpus())
+        files = {file.relative_to(folder).as_posix(): FileRecord.of(file) for file in files_below(folder)}
+        manifest = Manifest(
+            passages=layout.passages,
+            dimension=layout.dimension,
+            factory=layout.factory,
+            corpus_fingerprint=layout.fingerprint,
+            corpus_source=layout.source,
+            encoder=EncoderRecord.of(encoder),
+            segments=tuple(segments),
+            files=files,
+            next_segment=len(segments),
+            bm25=BM25_FOLDER if self.plan["bm25"] else "",
+            chunking=self.plan["chunking"],
+            milvus=milvus,
+            plan=self.plan_digest,
+        )
+        manifest.save(folder / MANIFEST_FILE)
+        _refuse_taken(self.output, overwrite=overwrite)
+        put_in_place(folder, self.output)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps that a change of a finished index shares
+# ---------------------------------------------------------------------------------------------------------
+
+
+def encode_shards(
+    corpus: Corpus, encoder: Encoder, shards: Shards, numbers: list[int], *, batch_size: int, progress: bool
+) -> None:
+    """Encode these shards of a corpus and keep each as it is done."""
+    with EncodingBar(sum(len(shards.rows(number)) for number in numbers), "passage", shown=progress) as bar:
+
+        def encode(rows: range) -> Vectors:
+            return encoder.encode_passages(corpus.take(rows), batch_size=batch_size, progress=bar)
+
+        shards.fill(encode, numbers)
+
+
+def train(storage: VectorStorage, shards: Shards, factory: str) -> None:
+    """Learn the clusters and codes of kinds that have some, from a sample of all vectors."""
+    if not isinstance(storage, FaissFiles) or storage.trained.is_file():
+        return
+    index = storage.untrained()
+    if index.is_trained:
+        return
+    index.train(shards.sample(training_sample(factory, shards.count)))
+    write_path(storage.trained, index.save)
+
+
+def write_segment(folder: Path, storage: VectorStorage, name: str, corpus: Corpus, shards: Shards, rows: range) -> None:
+    """Write the rows of a corpus and its vectors as a segment; what is there already stays."""
+    file = segment_folder(folder, name) / PASSAGES_FILE
+    storage.write(name, shards.blocks(rows.start, rows.stop))
+    if not file.is_file():
+        write_passages(file, (p for start in rows[::ROWS] for p in corpus.take(rows[start - rows.start :][:ROWS])))
+
+
+def write_bm25(folder: Path, corpus: Corpus) -> None:
+    """Write a BM25 index as a folder that appears whole."""
+    write_folder(folder, BM25Index.build(corpus).save)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files of an index directory other than its manifest, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST_FILE)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is asked for, and whether it can be had
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(
+    corpus: str | Path | Corpus | datasets.Dataset,
+    encoder: Encoder,
+    factory: str,
+    chunker: Chunker | None,
+    bm25: bool,
+    milvus: str | None,
+    max_memory: str | int | None,
+    on_error: str,
+) -> dict[str, Any]:
+    """Everything that shapes the bytes of an index, ready for JSON."""
+    return {
+        "corpus": _identity(corpus),
+        "encoder": encoder.fingerprint,
+        "dtype": encoder.dtype,
+        "factory": factory,
+        "chunking": {} if chunker is None else {"max_tokens": chunker.max_tokens, "overlap": chunker.overlap},
+        "bm25": bm25,
+        "milvus": str(Path(milvus).resolve()) if milvus and "://" not in milvus else milvus,
+        "max_memory": None if max_memory is None else parse_bytes(max_memory),
+        "on_error": on_error,
+    }
+
+
+def _identity(corpus: str | Path | Corpus | datasets.Dataset) -> str:
+    """What the same corpus has in common with itself after a crash, without reading its rows."""
+    if isinstance(corpus, Corpus):
+        return corpus.fingerprint
     if isinstance(corpus, datasets.Dataset):
-        return Corpus.from_dataset(corpus, cache_dir=work)
-    return Corpus.from_file(corpus, cache_dir=work, progress=progress)
+        return str(corpus._fingerprint)
+    if "://" in str(corpus) or not Path(corpus).exists():  # an address, or a path that reading will refuse
+        return str(corpus)
+    path, digest = Path(corpus), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)}\0{FileRecord.of(file).sha256}\n".encode())
+    return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Vectors
-# ---------------------------------------------------------------------------------------------------------
+def index_memory(max_memory: int | None, encoder: Encoder) -> int:
+    """Bytes that an index may take while it is built, beside the process and its encoder.
+
+    Raises:
+        UsageError: They leave nothing.
+    """
+    if max_memory is None:
+        return host_memory()[0] // 2
+    tensors = encoder.model.state_dict().values()
+    others = _PROCESS_BYTES + sum(t.numel() * t.element_size() for t in tensors if t.device.type == "cpu")
+    if max_memory <= others:
+        raise UsageError(
+            f"max_memory must leave room for Python, its libraries and this encoder, about {words(others)}, but it is "
+            f"{words(max_memory)}. Allow more."
+        )
+    return max_memory - others
 
 
-def _embed(corpus: Corpus, encoder: Encoder, factory: str, *, batch_size: int, progress: bool) -> FaissIndex:
-    """Encode the corpus straight into an index; at no time are all vectors held outside it."""
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
-    vectors = FaissIndex.empty(encoder.dimension, factory)
-    if not vectors.is_trained:
-        vectors.train(_training_sample(corpus, encoder, vectors.training_points, batch_size=batch_size))
-    with EncodingBar(len(corpus), "passage", shown=progress) as bar:
-        for window in _windows(corpus, _WINDOW):
-            vectors.add(encoder.encode_passages(window, batch_size=batch_size, progress=bar))
-    return vectors
+def segment_rows(factory: str, passages: int, dimension: int, memory: int) -> int:
+    """Rows of a segment so that it can be built in so much memory: as few segments as can be, of equal size.
 
-
-def _training_sample(corpus: Corpus, encoder: Encoder, points: int, *, batch_size: int) -> Vectors:
-    positions = _evenly_spaced(len(corpus), max(points, 1) * _TRAINING_FACTOR)
-    sample_nd = np.empty((len(positions), encoder.dimension), dtype=np.float32)
-    for start in range(0, len(positions), _WINDOW):
-        window = corpus.take(positions[start : start + _WINDOW])
-        sample_nd[start : start + len(window)] = encoder.encode_passages(window, batch_size=batch_size)
-    return sample_nd
-
-
-def _windows(corpus: Corpus, size: int) -> Iterator[list[Passage]]:
-    passages = iter(corpus)
-    while window := list(islice(passages, size)):
-        yield window
-
-
-def _evenly_spaced(total: int, count: int) -> list[int]:
-    """At most `count` different positions from first to last."""
-    if count < 1:
-        return []
-    positions: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
-    return positions
-
-
-def _keeps_vectors(factory: str) -> bool:
-    parts = factory.split(",")
-    return parts[-1] == "Flat" or (len(parts) == 1 and parts[0].startswith("HNSW"))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The directory
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _describe(folder: Path, corpus: Corpus, encoder: Encoder, vectors: FaissIndex) -> Manifest:
-    return Manifest(
-        passages=len(corpus),
-        dimension=vectors.dimension,
-        factory=vectors.factory,
-        corpus_fingerprint=corpus.fingerprint,
-        corpus_source=corpus.source,
-        encoder=EncoderRecord.of(encoder),
-        files={file.relative_to(folder).as_posix(): FileRecord.of(file) for file in _files_below(folder)},
+    Raises:
+        UsageError: Not even the smallest segment fits.
+    """
+    if factory == "Flat":  # goes from shards to its file
+        return passages
+    rows = passages
+    for parts in range(1, passages // ROWS + 2):
+        rows = -(-passages // parts)
+        rows = -(-rows // ROWS) * ROWS if parts > 1 else rows
+        if build_bytes(factory, rows, dimension) <= memory:
+            return rows
+    raise UsageError(
+        f"Building {factory!r} needs at least {words(build_bytes(factory, min(rows, ROWS), dimension))} of memory, but "
+        f'{words(memory)} are left for it. Allow more (max_memory), or choose a smaller kind such as "Flat".'
     )
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _check_training(factory: str, passages: int) -> None:
+    if training_points(factory) > passages:
+        raise UsageError(
+            f"An index {factory!r} needs at least {training_points(factory)} vectors to train on, but {passages} came. "
+            'Use a factory with fewer clusters, or "Flat", which needs no training.'
+        )
 
 
-def _load_passages(folder: Path) -> Corpus:
-    try:
-        return Corpus.load(folder)
-    except DataError as error:
-        raise MismatchError(f"The passages of an index must be readable, but: {error}") from error
-
-
-def _check_counts(path: Path, corpus: Corpus, vectors: FaissIndex, manifest: Manifest) -> None:
-    found = {"passages": len(corpus), "vectors": len(vectors), "dimension": vectors.dimension}
-    expected = {"passages": manifest.passages, "vectors": manifest.passages, "dimension": manifest.dimension}
-    for name, count in expected.items():
-        if found[name] != count:
-            raise MismatchError(
-                f"{path} must have {name} = {count} as its manifest says, but {found[name]} was found. "
-                "Build the index again."
-            )
+def _check_space(work: Path, factory: str, passages: int, dimension: int) -> None:
+    """Say at once what would else be found out after hours."""
+    texts = (work / PASSAGES_FILE).stat().st_size
+    index = 0 if factory.startswith("Milvus") else bytes_per_vector(factory, dimension) * passages
+    needed, free = texts + 4 * passages * dimension + index, shutil.disk_usage(work).free
+    if needed > free:
+        raise ResourceError(
+            f"The build needs another {words(needed)} on the disk of {work}: {words(4 * passages * dimension)} for "
+            f"vectors, {words(index)} for the index of them, {words(texts)} for passages; but {words(free)} are free. "
+            "Make room, or choose another output."
+        )
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:
@@ -337,44 +500,3 @@ def _refuse_taken(output: Path, *, overwrite: bool) -> None:
             f"The output must be a new or empty folder, but {output} already holds an index. Choose another "
             "output, or ask to overwrite it."
         )
-
-
-@contextmanager
-def _partial_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output that is gone afterwards, unless it has been renamed."""
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _publish(partial: Path, output: Path) -> None:
-    """Put the finished folder in place of what was there, by renaming."""
-    for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    old = output.parent / f".{output.name}.old-{os.getpid()}"
-    replaced = output.exists()
-    if replaced:
-        os.replace(output, old)
-    try:
-        os.replace(partial, output)
-    except OSError:
-        if replaced:
-            os.replace(old, output)
-        raise
-    _sync(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to write a file or folder to the disk; Windows cannot do it for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,10 +1,12 @@
 """The manifest says what an index is made of, so that nothing can be opened with parts that do not belong.
 
+It is the one file of an index that changes, and it is replaced in one step: who reads it sees one version or the next.
 It holds no time and no absolute path of its own: the same build writes the same bytes.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -12,12 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from indexes.corpus import Corpus
+from indexes.durable import write_text
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METRIC = "inner_product"
 DISTRIBUTION = "dro-rag"
+MANIFEST_FILE = "manifest.json"
 _LIBRARIES = ("datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
 _REBUILD = "Build the index again."
 
@@ -72,17 +76,34 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """One segment: its folder below `segments`, never used twice, and how many rows it has, deleted ones included."""
+
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What an index directory holds.
 
     Attributes:
-        passages: How many passages and vectors.
+        passages: How many passages and vectors, without those that are deleted.
         dimension: The length of a vector.
-        factory: FAISS's description of the index.
-        corpus_fingerprint: Of all passages in order.
+        factory: FAISS's description of the index, or "Milvus(...)".
+        corpus_fingerprint: Of all passages, in whatever order.
         corpus_source: The name of the corpus file, without its path.
         encoder: What made the vectors.
+        segments: The parts of the index in their order.
         files: Every other file of the directory by its relative name.
+        version: 1 after the build, and one more with each change.
+        next_segment: The number that the next segment is named by.
+        deleted: The file with the rows that are deleted; empty when there are none.
+        bm25: The folder of the BM25 index; empty when there is none.
+        search_parameters: How hard a search looks, such as "nprobe=64"; empty for the defaults.
+        chunking: `max_tokens` and `overlap` of the chunker that cut the passages; empty when they are whole.
+        milvus: Where the vectors are if a Milvus server has them: its address and the collection.
+        plan: The SHA-256 of what the build was asked to do; a finished build is known by it.
         metric: Always "inner_product".
         created_by: The version of this library that built it.
         libraries: The versions of the libraries it was built with.
@@ -95,7 +116,16 @@ class Manifest:
     corpus_fingerprint: str
     corpus_source: str
     encoder: EncoderRecord
+    segments: tuple[SegmentRecord, ...]
     files: Mapping[str, FileRecord]
+    version: int = 1
+    next_segment: int = 1
+    deleted: str = ""
+    bm25: str = ""
+    search_parameters: str = ""
+    chunking: Mapping[str, int] = field(default_factory=dict)
+    milvus: Mapping[str, str] = field(default_factory=dict)
+    plan: str = ""
     metric: str = METRIC
     created_by: str = field(default_factory=lambda: f"{DISTRIBUTION} {_version(DISTRIBUTION)}")
     libraries: Mapping[str, str] = field(default_factory=lambda: {name: _version(name) for name in _LIBRARIES})
@@ -103,11 +133,17 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse names that lead out of the directory."""
-        for name in self.files:
+        for name in (*self.files, *filter(None, (self.deleted, self.bm25))):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
                 raise MismatchError(
                     f"A manifest may only name files inside its directory, but it names {name!r}. Do not "
+                    "open this index unless you trust where it came from."
+                )
+        for segment in self.segments:
+            if not re.fullmatch(r"\d{6,}", segment.name):
+                raise MismatchError(
+                    f"A segment is named by a number of six digits, but the manifest names {segment.name!r}. Do not "
                     "open this index unless you trust where it came from."
                 )
 
@@ -139,6 +175,9 @@ class Manifest:
                 f"({data.get('created_by', 'unknown')})."
             )
         values = _checked(cls, data, where)
+        values["segments"] = tuple(
+            SegmentRecord(**_checked(SegmentRecord, record, f"{where}, segments")) for record in values["segments"]
+        )
         values["encoder"] = EncoderRecord(**_checked(EncoderRecord, values["encoder"], f"{where}, encoder"))
         values["files"] = {
             name: FileRecord(**_checked(FileRecord, record, f"{where}, file {name!r}"))
@@ -147,8 +186,8 @@ class Manifest:
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
+        """Write the manifest to a file, which is replaced in one step and safely on the disk afterwards."""
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
@@ -231,14 +270,20 @@ def _difference(expected: EncoderRecord, found: EncoderRecord) -> str:
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "bytes": (int,),
+    "chunking": (dict,),
     "dimension": (int,),
     "encoder": (dict,),
     "files": (dict,),
     "format_version": (int,),
     "libraries": (dict,),
     "max_length": (int, type(None)),
+    "milvus": (dict,),
+    "next_segment": (int,),
     "passages": (int,),
     "revision": (str, type(None)),
+    "rows": (int,),
+    "segments": (list,),
+    "version": (int,),
 }
 
 

@@ -45,10 +45,24 @@ class Command:
 
 
 def _build_arguments(parser: Any) -> None:
-    parser.add_argument("--corpus", type=str, required=True, help="JSONL(.gz), CSV, TSV, Parquet, or a text folder")
+    _corpus_argument(parser)
     parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
     parser.add_argument("--output", type=str, required=True, help="index directory to write")
-    parser.add_argument("--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size')
+    parser.add_argument(
+        "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
+    parser.add_argument(
+        "--max_memory", type=str, help='most memory of the process, such as "8GB" (default: by machine)'
+    )
+    parser.add_argument("--bm25", action="store_true", help="also build a BM25 index, for hybrid search")
+    parser.add_argument("--milvus", type=str, help="keep vectors on this Milvus server, or in this file of Milvus Lite")
+    parser.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="of a broken row: stop, or leave it out and list it in quarantine.jsonl in the index",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     parser.add_argument(
         "--dtype",
@@ -61,7 +75,18 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
-    parser.add_argument("--overwrite", action="store_true", help="replace an index that is already there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
+    )
+
+
+def _corpus_argument(parser: Any) -> None:
+    parser.add_argument(
+        "--corpus",
+        type=str,
+        required=True,
+        help="JSONL(.gz), CSV, TSV, Parquet, HTML, PDF, DOCX, a folder of them, a BEIR folder or zip, or an address",
+    )
 
 
 def _chunk_arguments(parser: Any) -> None:
@@ -95,7 +120,13 @@ def _build(args: Any) -> Report:
         factory=args.factory,
         batch_size=args.batch_size,
         chunker=_chunker(args, encoder),
+        bm25=args.bm25,
+        milvus=args.milvus,
+        max_memory=args.max_memory,
+        on_error=args.on_error,
         overwrite=args.overwrite,
+        resume=args.resume,
+        distributed=int(os.environ.get("WORLD_SIZE", "1")) > 1,
         progress=_progress(args),
     )
     info = index.info()
@@ -131,6 +162,85 @@ def _verify(args: Any) -> Report:
         corpus = corpus.chunked(_chunker(args, encoder or encoder_of(index)))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
+
+
+def _change_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+
+
+def _corpus_change_arguments(parser: Any) -> None:
+    _change_arguments(parser)
+    _corpus_argument(parser)
+
+
+def _delete_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("ids", type=str, nargs="*", help="ids of passages, or of documents that were cut into chunks")
+    parser.add_argument("--ids_file", type=str, help="a file with an id on each line")
+
+
+def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
+    """A command that makes one change with an `IndexWriter`."""
+
+    def run(args: Any) -> Report:
+        from dataclasses import asdict
+
+        from indexes import IndexWriter, PassageIndex
+        from rag.pipeline import encoder_of
+
+        encoder = None
+        if "corpus" in args:
+            encoder = encoder_of(PassageIndex.open(args.index, verify="none"), args.encoder)
+        batch_size = args.batch_size if "batch_size" in args else 256
+        with IndexWriter(args.index, encoder, batch_size=batch_size, progress=_progress(args)) as writer:
+            done = change(writer, args)
+        return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))
+
+    return run
+
+
+def _ids(args: Any) -> list[str]:
+    ids = list(args.ids)
+    if args.ids_file is not None:
+        try:
+            ids += Path(args.ids_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--ids_file needs a readable file of ids, one on each line: {error}") from error
+    if not ids:
+        raise UsageError("Say what to delete: ids as words, or --ids_file FILE; none came.")
+    return ids
+
+
+def _tune_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("--questions", type=str, required=True, help="question file: what is searched for")
+    parser.add_argument("--recall", type=float, default=0.95, help="share of the exact top k that must be found")
+    parser.add_argument("-k", "--k", type=int, default=20, help="results per question")
+    parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
+    parser.add_argument("--reference", type=str, help="an exact index of the same corpus, where this one is lossy")
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--dry_run", action="store_true", help="only measure; leave the index as it is")
+
+
+def _tune(args: Any) -> Report:
+    from dataclasses import asdict
+
+    from indexes import IndexWriter, PassageIndex
+    from indexes.tuning import tune
+    from rag.pipeline import encoder_of
+    from training import load_examples
+
+    index = PassageIndex.open(args.index)
+    questions = [e.question for e in load_examples(args.questions, limit=args.limit)]
+    queries = encoder_of(index, args.encoder).encode_questions(questions)
+    exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, args.k)
+    found = tune(index.vectors, queries, recall=args.recall, k=args.k, exact_ids_Bk=exact)
+    if not args.dry_run:
+        with IndexWriter(args.index) as writer:
+            writer.set_search_parameters(found.parameters)
+    return Report(str(found), asdict(found))
 
 
 # -- search ----------------------------------------------------------------------------------------------------
@@ -560,6 +670,26 @@ COMMANDS: dict[str, Command] = {
     "index build": Command("embed a corpus into an index directory", _build_arguments, _build),
     "index info": Command("print what an index is", _folder_argument, _info),
     "index verify": Command("check an index against its checksums, encoder and corpus", _verify_arguments, _verify),
+    "index add": Command(
+        "add passages with new ids",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.add(args.corpus)),
+    ),
+    "index delete": Command("delete passages", _delete_arguments, _changing(lambda w, args: w.delete(_ids(args)))),
+    "index update": Command(
+        "add passages, each in place of the one with its id",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.update(args.corpus)),
+    ),
+    "index sync": Command(
+        "make an index hold exactly a corpus, encoding only what differs",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.sync(args.corpus)),
+    ),
+    "index compact": Command(
+        "rewrite an index without what is deleted", _folder_argument, _changing(lambda w, args: w.compact())
+    ),
+    "index tune": Command("find the fastest search that reaches a recall, and keep it", _tune_arguments, _tune),
     "search": Command("retrieve passages, and score recall on a question file", _search_arguments, _search),
     "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
     "plan": Command(

@@ -1,11 +1,11 @@
 """What this machine has and how fast it multiplies, asked and measured in a fraction of a second."""
 
 import math
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from indexes.memory import host_memory, resident_bytes
 
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that the driver and the libraries take of a GPU before the first tensor."""
@@ -78,41 +78,3 @@ def _wait(device: str) -> None:
 
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-
-
-def host_memory() -> tuple[int, int]:
-    """Bytes of memory that this process may have in all, and how much of it is free."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    fields = _fields(Path("/proc/meminfo"))
-    available = fields.get("MemAvailable", total)
-    if limit is None:
-        return total, available
-    return min(total, limit), min(available, limit - (used or 0))
-
-
-def resident_bytes(field: str = "VmRSS") -> int:
-    """Memory of this process now, or with `"VmHWM"` at its peak."""
-    fields = _fields(Path("/proc/self/status"))
-    if field in fields:
-        return fields[field]
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _fields(file: Path) -> dict[str, int]:
-    """`Name:  123 kB` lines as bytes; nothing where there is no such file."""
-    if not file.is_file():
-        return {}
-    lines = (line.split() for line in file.read_text().splitlines() if line.endswith(" kB"))
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
-
-
-def _number(file: Path) -> int | None:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no such limit, or "max"
-        return None

@@ -12,7 +12,7 @@ from typing import Any, overload
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.builder import PassageIndex
+from indexes.passage_index import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError

@@ -276,7 +276,7 @@ def count_passages(corpus: str) -> tuple[int, int]:
 
 def count_index(index: str) -> tuple[int, int, int]:
     """Passages of an index, tokens of each, and the dimension of its vectors."""
-    from indexes.builder import PassageIndex
+    from indexes.passage_index import PassageIndex
 
     opened = PassageIndex.open(index, verify="none")
     sample = opened.corpus.take(list(range(min(len(opened.corpus), SAMPLED_LINES))))

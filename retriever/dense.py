@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from indexes.builder import PassageIndex
+from indexes.passage_index import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError

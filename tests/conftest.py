@@ -33,7 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.builder import PassageIndex, build_index
+from indexes.builder import build_index
+from indexes.passage_index import PassageIndex
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from rag.pipeline import RAG

@@ -27,9 +27,12 @@ from indexes import (
     PassageIndex,
     UsageError,
     builder,
+    shards,
 )
 from indexes import build_index as build
+from indexes.durable import only_writer
 from indexes.encoder import Vectors
+from indexes.segments import Segments
 
 QUESTIONS = ["which river flows through france", "who wrote hamlet", "symbol of the element radium"]
 
@@ -121,7 +124,9 @@ def test_the_same_input_gives_the_same_bytes(factory: str, encoder: Encoder, cor
         faiss.omp_set_num_threads(threads)
     one = contents_of(tmp_path / "one")
     assert one == contents_of(tmp_path / "two")
-    assert {"index.faiss", "manifest.json", "passages/state.json"} <= set(one)
+    learned = {"trained.faiss"} if "PQ" in factory or "IVF" in factory else set()
+    segment = {"segments/000000/passages.arrow", "segments/000000/vectors.faiss"}
+    assert set(one) == {"manifest.json", *segment, *learned}
     assert str(tmp_path / "one").encode() not in b"".join(one.values())
 
 
@@ -131,7 +136,7 @@ def test_trained_kinds_are_trained_on_a_sample_and_hold_everything(
     sizes = []
     train = FaissIndex.train
     monkeypatch.setattr(FaissIndex, "train", lambda self, sample: (sizes.append(len(sample)), train(self, sample))[1])
-    monkeypatch.setattr(builder, "_TRAINING_FACTOR", 3)
+    monkeypatch.setattr(builder, "training_sample", lambda factory, n: 6)
     built = build(corpus_file, encoder, tmp_path / "ivf", factory="IVF2,Flat", batch_size=1, progress=False)
     assert (sizes, len(built.vectors)) == ([6], 12)
     np.testing.assert_allclose(built.vectors.reconstruct(range(12)), encoder.encode_passages(PASSAGES), atol=1e-6)
@@ -151,14 +156,75 @@ def test_a_chunker_cuts_first(encoder: Encoder, corpus_file: Path, tmp_path: Pat
     assert built.verify(encoder=encoder)["passages"] == len(built)
 
 
-def test_an_interrupted_build_leaves_nothing_new(index: PassageIndex, encoder: Encoder, tmp_path: Path) -> None:
-    before = contents_of(tmp_path)
+def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
+    index: PassageIndex, encoder: Encoder, tmp_path: Path
+) -> None:
+    before = contents_of(tmp_path / "index")
     breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    corpus = Corpus.from_passages(PASSAGES[1:])
     for output in (tmp_path / "index", tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
-            build(index.corpus, breaking, output, batch_size=2, overwrite=True, progress=False)
-    assert contents_of(tmp_path) == before
-    assert sorted(os.listdir(tmp_path)) == ["index", "toy.jsonl"]
+            build(corpus, breaking, output, overwrite=True, progress=False)
+    assert contents_of(tmp_path / "index") == before
+    assert sorted(os.listdir(tmp_path)) == [".index.building", ".new.building", "index", "toy.jsonl"]
+    with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or begin anew"):
+        build(corpus, encoder, tmp_path / "new", progress=False)
+    with pytest.raises(MismatchError, match="begun with factory = 'auto', but 'SQ8' came"):
+        build(corpus, encoder, tmp_path / "new", factory="SQ8", resume=True, progress=False)
+    resumed = build(corpus, encoder, tmp_path / "new", resume=True, progress=False)
+    assert list(resumed.corpus) == PASSAGES[1:]
+    assert len(build(corpus, encoder, tmp_path / "index", overwrite=True, progress=False)) == 11
+    assert sorted(os.listdir(tmp_path)) == ["index", "new", "toy.jsonl"]
+
+
+def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    built = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+    written = (tmp_path / "index/manifest.json").stat().st_mtime_ns
+    again = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+    assert again.manifest == built.manifest
+    assert (tmp_path / "index/manifest.json").stat().st_mtime_ns == written
+    corpus_file.write_text('{"id": "x", "text": "hamlet"}\n')
+    with pytest.raises(UsageError, match="already holds an index"):
+        build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+
+
+def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "index"):
+        with pytest.raises(UsageError, match="One process writes .*index at a time"):
+            build(corpus_file, encoder, tmp_path / "index", progress=False)
+        assert len(build(corpus_file, encoder, tmp_path / "other", progress=False)) == 12
+    assert len(build(corpus_file, encoder, tmp_path / "index", progress=False)) == 12
+
+
+def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for 60 vectors at a time, and 150 to index, in shards of 16.
+    monkeypatch.setattr(builder, "ROWS", 16)
+    monkeypatch.setattr(shards, "ROWS", 16)
+    monkeypatch.setattr(builder, "index_memory", lambda *_: 60)
+    monkeypatch.setattr(builder, "build_bytes", lambda factory, n, dimension: n)
+    passages = [Passage(f"n{i}", "", PASSAGES[i % 12].contents + f" {QUESTIONS[i % 3]} {i}") for i in range(150)]
+    built = build(Corpus.from_passages(passages), encoder, tmp_path / "index", factory="HNSW16", progress=False)
+    assert [segment.rows for segment in built.manifest.segments] == [64, 64, 22] or [
+        segment.rows for segment in built.manifest.segments
+    ] == [48, 48, 48, 6]
+    vectors = encoder.encode_passages(passages)
+    np.testing.assert_array_equal(built.vectors.reconstruct(range(150)), vectors)
+    scores_Bk, _ = built.vectors.search(encoder.encode_questions(QUESTIONS), 20)
+    exact_Bk = -np.sort(-(encoder.encode_questions(QUESTIONS) @ vectors.T), axis=1)[:, :20]
+    np.testing.assert_allclose(scores_Bk, exact_Bk, atol=1e-6)
+    assert list(built.corpus) == passages
+
+
+def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"max_memory must leave room for Python.* but it is 100 MB"):
+        build(corpus_file, encoder, tmp_path / "index", max_memory="100MB", progress=False)
+    with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but \'much\' came'):
+        build(corpus_file, encoder, tmp_path / "index", max_memory="much", progress=False)
+    with pytest.raises(UsageError, match=r"Building 'HNSW32' needs at least .* of memory, but 10 B are left"):
+        builder.segment_rows("HNSW32", 10**6, 384, 10)
+    assert builder.segment_rows("Flat", 10**9, 384, 10**6) == 10**9
 
 
 def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> None:
@@ -171,18 +237,23 @@ def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> Non
 def test_a_failed_swap_brings_the_old_index_back(
     index: PassageIndex, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = contents_of(tmp_path)
+    before = contents_of(index.path)
     rename = os.replace
 
     def failing(source: Path, target: Path) -> None:
-        if ".partial-" in str(source):
+        if target == index.path and ".building" in str(source):
             raise OSError("disk on fire")
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="disk on fire"):
         build(Corpus.from_passages(PASSAGES[:5]), encoder, index.path, overwrite=True, progress=False)
-    assert contents_of(tmp_path) == before
+    assert contents_of(index.path) == before
+    monkeypatch.undo()
+    resumed = build(
+        Corpus.from_passages(PASSAGES[:5]), encoder, index.path, overwrite=True, resume=True, progress=False
+    )
+    assert len(resumed) == 5
 
 
 def test_an_output_that_is_taken_is_refused(index: PassageIndex, encoder: Encoder, tmp_path: Path) -> None:
@@ -210,7 +281,7 @@ def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
         PassageIndex.open(tmp_path, verify="all")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "passages/data-00000-of-00001.arrow", "passages/state.json"])
+@pytest.mark.parametrize("name", ["segments/000000/vectors.faiss", "segments/000000/passages.arrow"])
 def test_truncated_and_changed_files_are_refused(name: str, index: PassageIndex) -> None:
     path = index.path / name
     whole = path.read_bytes()
@@ -247,15 +318,13 @@ def test_an_encoder_that_changed_in_its_folder_is_refused(encoder: Encoder, corp
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [("index.faiss", "vectors = 12 .*, but 9 was"), ("passages", "passages = 12 .*, but 9 was")],
+    [("vectors.faiss", "vectors = 12 .*, but 9 was"), ("passages.arrow", "passages = 12 .*, but 9 was")],
 )
 def test_parts_of_another_index_are_refused(
     part: str, message: str, index: PassageIndex, encoder: Encoder, tmp_path: Path
 ) -> None:
     other = build(Corpus.from_passages(PASSAGES[:9]), encoder, tmp_path / "other", progress=False)
-    shutil.rmtree(index.path / part, ignore_errors=True)
-    (index.path / part).unlink(missing_ok=True)
-    (shutil.copytree if part == "passages" else shutil.copy)(other.path / part, index.path / part)
+    shutil.copy(other.path / "segments/000000" / part, index.path / "segments/000000" / part)
     with pytest.raises(MismatchError, match=message):
         PassageIndex.open(index.path, verify="none")
 
@@ -264,7 +333,7 @@ def test_verify_reports_what_it_checked(index: PassageIndex, encoder: Encoder, c
     report = index.verify(encoder=encoder, corpus=Corpus.from_file(corpus_file), sample=5)
     lowest = report.pop("lowest_cosine")
     assert report == {
-        "files": 4,
+        "files": 2,
         "passages": 12,
         "encoder_checked": True,
         "corpus_checked": True,
@@ -277,13 +346,14 @@ def test_verify_reports_what_it_checked(index: PassageIndex, encoder: Encoder, c
 
 def test_verify_finds_vectors_in_the_wrong_order(index: PassageIndex, encoder: Encoder) -> None:
     swapped = encoder.encode_passages(PASSAGES)[[0, 2, 1, *range(3, 12)]]
-    wrong = PassageIndex(index.path, index.corpus, FaissIndex.build(swapped), index.manifest)
+    wrong = PassageIndex(index.path, index.corpus, Segments([FaissIndex.build(swapped)]), index.manifest)
     with pytest.raises(MismatchError, match="vector of passage 'p1' must be what the encoder gives"):
         wrong.verify(encoder=encoder)
 
 
 def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
     manifest = replace(index.manifest, corpus_fingerprint="0" * 64)
+    assert index.verify()["passages"] == 12
     with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but a corpus"):
         PassageIndex(index.path, index.corpus, index.vectors, manifest).verify()
 

@@ -222,7 +222,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
     (taken / "thesis.txt").write_text("mine")
     truncated = tmp_path / "truncated"
     subprocess.run(["cp", "-r", files["index"], str(truncated)], check=True)
-    vectors = truncated / "index.faiss"
+    vectors = truncated / "segments/000000/vectors.faiss"
     vectors.write_bytes(vectors.read_bytes()[:-7])
     config = tmp_path / "typo.yaml"
     config.write_text("learning_rat: 0.1\n")
@@ -251,7 +251,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
             "/no/e",
         ),
         "not an index": (["index", "info", str(taken)], 4, "manifest.json"),
-        "truncated index": (["search", "--index", str(truncated), "who?"], 4, "index.faiss"),
+        "truncated index": (["search", "--index", str(truncated), "who?"], 4, "vectors.faiss"),
         "another encoder": (["search", "--index", files["index"], "--encoder", "pocket", "who?"], 4, "encoder"),
         "no question": (["search", "--index", files["index"]], 2, "exactly one of the two"),
         "empty question": (["search", "--index", files["index"], " "], 3, "empty"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 
-from indexes.builder import PassageIndex
+from indexes.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
 from retriever.dense import DenseRetriever, QuestionAdapter

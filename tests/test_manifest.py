@@ -8,7 +8,7 @@ import pytest
 from conftest import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, Manifest, MismatchError
-from indexes.manifest import EncoderRecord, FileRecord
+from indexes.manifest import EncoderRecord, FileRecord, SegmentRecord
 
 # printf 'hello\n' | sha256sum
 HELLO_SHA256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
@@ -34,6 +34,7 @@ def manifest(encoder: Encoder, corpus: Corpus) -> Manifest:
         corpus_fingerprint=corpus.fingerprint,
         corpus_source="corpus.jsonl",
         encoder=EncoderRecord.of(encoder),
+        segments=(SegmentRecord("000000", 12),),
         files={"sub/hello.txt": FileRecord(6, HELLO_SHA256)},
     )
 
@@ -57,7 +58,7 @@ def test_json_is_deterministic_complete_and_read_back(manifest: Manifest, tmp_pa
     backwards = dict(reversed(two.items()))
     assert replace(manifest, files=two).to_json() == replace(manifest, files=backwards).to_json()
     data = json.loads(manifest.to_json())
-    assert (data["metric"], data["format_version"]) == ("inner_product", 1)
+    assert (data["metric"], data["format_version"]) == ("inner_product", 2)
     assert data["encoder"]["question_prompt"] == "q: "
     assert data["created_by"].startswith("dro-rag ")
     assert set(data["libraries"]) >= {"torch", "faiss-cpu", "sentence-transformers"}
@@ -73,7 +74,12 @@ def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, r"reads index format 1, but the manifest has format 2"),
+        ({"format_version": 1}, r"reads index format 2, but the manifest has format 1"),
+        ({"segments": [{"name": "../1", "rows": 12}]}, r"A segment is named by a number .* names '\.\./1'"),
+        ({"segments": [{"name": "000000"}]}, r"segments must have exactly the fields \['name', 'rows'\]"),
+        ({"segments": {}}, r"'segments' must be list"),
+        ({"deleted": "../deleted.npy"}, r"only name files inside its directory, but it names '\.\./deleted\.npy'"),
+        ({"bm25": "/etc"}, r"only name files inside its directory, but it names '/etc'"),
         ({"extra": 1}, r"must have exactly the fields .*'extra'"),
         ({"passages": "12"}, r"'passages' must be int, but '12' came"),
         ({"passages": True}, r"'passages' must be int, but True came"),

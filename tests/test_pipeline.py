@@ -14,7 +14,8 @@ from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tin
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
-from indexes.builder import PassageIndex, build_index
+from indexes.builder import build_index
+from indexes.passage_index import PassageIndex
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError

@@ -24,7 +24,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from transformers import PrinterCallback
 
-from indexes.builder import PassageIndex, build_index
+from indexes.builder import build_index
+from indexes.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from retriever.dense import DenseRetriever
 from training.config import DROConfig

@@ -1,0 +1,159 @@
+"""Files that survive: written beside their place, synced to the disk, and renamed; one writer at a time.
+
+A file under its own name is always whole, whenever the process or the machine dies.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from indexes.errors import ResourceError, UsageError
+
+_HALF = ".half"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What libraries say that throw other errors: FAISS, PyTorch and Arrow.
+_FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "write error")
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "malloc of size")
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that appears whole: `write` gets a stream, and the name is given when the bytes are on the disk."""
+    half = _half(path)
+    with half.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _name(half, path)
+
+
+def write_path(path: Path, write: Callable[[Path], object]) -> None:
+    """The same for libraries that open the file themselves."""
+    half = _half(path)
+    write(half)
+    sync(half)
+    _name(half, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text, in UTF-8 and with plain newlines."""
+    write_file(path, lambda stream: stream.write(text.encode()))
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what a process that died had not finished writing."""
+    for half in list(folder.rglob(f"*{_HALF}")):
+        shutil.rmtree(half) if half.is_dir() else half.unlink()
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """The same for a folder that is not there yet."""
+    half = _half(path)
+    shutil.rmtree(half, ignore_errors=True)
+    write(half)
+    sync_below(half)
+    _name(half, path)
+
+
+def _half(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{path.name}{_HALF}")
+
+
+def _name(half: Path, path: Path) -> None:
+    os.replace(half, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to write a file or folder to the disk; Windows cannot do it for folders."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_below(folder: Path) -> None:
+    """`sync` all files and folders of a folder and itself."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Rename a finished folder to its place, and what stood there away; a failure puts that back."""
+    sync_below(folder)
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(place, old)
+    try:
+        os.replace(folder, place)
+    except OSError:
+        if old.exists():
+            os.replace(old, place)
+        raise
+    sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is being written; readers need none.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"One process writes {folder} at a time, but another one is at it now. Wait for it, or stop it."
+        ) from error
+    try:
+        yield
+    finally:
+        # While it is held: who waits for it notices that its file is gone, and makes a new one.
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+@contextmanager
+def told_apart(kept: str) -> Iterator[None]:
+    """Turn the many ways in which libraries say "disk full" and "out of memory" into a `ResourceError`.
+
+    Args:
+        kept: What the user can do with what is there already: the end of the message.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, ResourceError) or not (lacking := _lacking(error)):
+            raise
+        raise ResourceError(f"{lacking} ({_first_line(error)}). {kept}") from error
+
+
+def _lacking(error: Exception) -> str:
+    text = str(error).lower()
+    if getattr(error, "errno", None) in _FULL or any(words in text for words in _FULL_WORDS):
+        return "Writing needs free space, but the disk is full"
+    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
+        return (
+            "Encoding and indexing need memory, but there is none left: lower the batch size, set a maximum of memory, "
+            "or choose a smaller kind of index"
+        )
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

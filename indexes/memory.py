@@ -1,0 +1,69 @@
+"""How much memory there is, how much this process uses, and how people write such numbers."""
+
+import os
+import re
+from pathlib import Path
+
+from indexes.errors import UsageError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {f"{unit}I": 2 ** (10 * power) for power, unit in enumerate(("K", "M", "G", "T"), start=1)}
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes of memory that this process may have in all, and how much of it is free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    fields = _fields(Path("/proc/meminfo"))
+    available = fields.get("MemAvailable", total)
+    if limit is None:
+        return total, available
+    return min(total, limit), min(available, limit - (used or 0))
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Memory of this process now, or with `"VmHWM"` at its peak."""
+    fields = _fields(Path("/proc/self/status"))
+    if field in fields:
+        return fields[field]
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def parse_bytes(size: str | int) -> int:
+    """Bytes from a number or from text such as "2GB", "512MiB" or "1.5 G".
+
+    Raises:
+        UsageError: It is neither, or not above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(size).upper())
+    if not found or not float(found[1]) or found[2] == "I":
+        raise UsageError(f'A size must be a number of bytes or such as "2GB" or "512MiB", but {size!r} came.')
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def words(size: float) -> str:
+    """A number of bytes as people read it: "1.5 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """`Name:  123 kB` lines as bytes; nothing where there is no such file."""
+    if not file.is_file():
+        return {}
+    lines = (line.split() for line in file.read_text().splitlines() if line.endswith(" kB"))
+    return {parts[0].rstrip(":"): 1024 * int(parts[1]) for parts in lines}
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such limit, or "max"
+        return None

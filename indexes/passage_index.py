@@ -1,0 +1,301 @@
+"""An open index: one version of a directory, read without ever stopping who writes the next one.
+
+A directory holds ``manifest.json``, ``segments/<number>/`` with the vectors and the passages of each segment, the rows
+that are deleted, and perhaps a BM25 index. All but the manifest are written once and never changed.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.bm25_index import BM25Index
+from indexes.corpus import Corpus
+from indexes.encoder import Encoder
+from indexes.errors import DataError, MismatchError, UsageError
+from indexes.factory import keeps_vectors
+from indexes.manifest import MANIFEST_FILE, Manifest
+from indexes.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
+from indexes.shards import evenly_spaced
+from indexes.vector_storage import VectorStorage
+
+_LOWEST_COSINE = 0.999
+
+
+class PassageIndex:
+    """An open index: passages, their vectors, and the manifest that ties them together.
+
+    It is one version for good: what a writer changes later is seen by `newest` or by opening again.
+
+    Attributes:
+        corpus: The passages; the position of a passage is the id of its vector.
+        vectors: The searchable vectors.
+        manifest: What was built, from what, with which encoder.
+        path: The directory.
+    """
+
+    def __init__(self, path: Path, corpus: Corpus, vectors: Segments, manifest: Manifest) -> None:
+        """Tie parts together that are known to belong; everybody else uses `open` or `build_index`."""
+        self.path = path
+        self.corpus = corpus
+        self.vectors = vectors
+        self.manifest = manifest
+        self._bm25: BM25Index | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        encoder: Encoder | None = None,
+        verify: Literal["none", "sizes", "checksums"] = "sizes",
+        mmap: bool | None = None,
+    ) -> "PassageIndex":
+        """Open an index directory.
+
+        Args:
+            path: The directory.
+            encoder: Refuse the index unless this encoder made its vectors.
+            verify: Compare nothing, the sizes (instant) or the checksums (reads every byte) of the files.
+            mmap: Leave the vectors on disk where FAISS can; passages always stay there. None does so when they would
+                fill more than half of the free memory.
+
+        Raises:
+            MismatchError: It is not an index, its files are damaged, or the encoder is another one.
+        """
+        if verify not in ("none", "sizes", "checksums"):
+            raise UsageError(f"verify must be 'none', 'sizes' or 'checksums', but {verify!r} came.")
+        path = Path(path)
+        manifest = load_manifest(path)
+        while True:
+            try:
+                return cls._open(path, manifest, encoder, verify, mmap)
+            except MismatchError:
+                # A writer may have published the next version and removed files of this one since it was read.
+                newest = load_manifest(path)
+                if newest == manifest:
+                    raise
+                manifest = newest
+
+    @classmethod
+    def _open(
+        cls, path: Path, manifest: Manifest, encoder: Encoder | None, verify: str, mmap: bool | None
+    ) -> "PassageIndex":
+        if verify != "none":
+            manifest.verify_files(path, checksums=verify == "checksums")
+        if encoder is not None:
+            manifest.check_encoder(encoder)
+        deleted = load_deleted(path, manifest)
+        parts = VectorStorage.of(path, manifest).open(manifest.segments, manifest.search_parameters, mmap=mmap)
+        vectors = Segments(parts, deleted)
+        corpus = _open_corpus(path, manifest, deleted)
+        _check_counts(path, corpus, vectors, manifest)
+        return cls(path, corpus, vectors, manifest)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def newest(self) -> "PassageIndex":
+        """The newest version of the directory: this object when nothing has changed, else another one.
+
+        Raises:
+            MismatchError: What is there now cannot be opened.
+        """
+        if load_manifest(self.path).version == self.manifest.version:
+            return self
+        return PassageIndex.open(self.path)
+
+    def load_encoder(self, *, device: str | None = None) -> Encoder:
+        """Load the encoder that the manifest names, with the same prompts, and check that it is the one.
+
+        Raises:
+            ResourceError: It cannot be loaded from where it was.
+            MismatchError: What is there now is another encoder.
+        """
+        record = self.manifest.encoder
+        encoder = Encoder.from_pretrained(
+            record.name,
+            question_prompt=record.question_prompt,
+            passage_prompt=record.passage_prompt,
+            device=device,
+            dtype=record.dtype,
+            revision=record.revision,
+            max_length=record.max_length,
+        )
+        self.manifest.check_encoder(encoder)
+        return encoder
+
+    def load_bm25(self) -> BM25Index:
+        """The BM25 index of the same passages: from the directory, or else built in memory once."""
+        if self._bm25 is None:
+            stored = self.path / self.manifest.bm25
+            self._bm25 = BM25Index.load(stored) if self.manifest.bm25 else BM25Index.build(self.corpus)
+        return self._bm25
+
+    def exact_results(self, reference: "PassageIndex", queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """What an exact search finds, by another index of the same passages: positions in this one, int64 [B, k].
+
+        Raises:
+            MismatchError: The other index holds other passages or vectors of another encoder.
+        """
+        self.manifest.check_corpus(reference.corpus)
+        if reference.manifest.encoder.fingerprint != self.manifest.encoder.fingerprint:
+            raise MismatchError(
+                f"The reference must come from the same encoder, but {reference.path} was built with "
+                f"{reference.manifest.encoder.name!r}. Build it with {self.manifest.encoder.name!r}."
+            )
+        _, theirs_Bk = reference.vectors.search(queries_Bd, k)
+        theirs = np.unique(theirs_Bk[theirs_Bk >= 0]).tolist()
+        ours = [self.corpus.position(passage.id) for passage in reference.corpus.take(theirs)]
+        translated = dict(zip(theirs, ours, strict=True))
+        return np.array([[translated.get(p, -1) for p in row] for row in theirs_Bk.tolist()], dtype=np.int64)
+
+    def info(self) -> dict[str, Any]:
+        """What the index is, ready for JSON."""
+        manifest, record = self.manifest, self.manifest.encoder
+        return {
+            "passages": manifest.passages,
+            "dimension": manifest.dimension,
+            "metric": manifest.metric,
+            "factory": manifest.factory,
+            "search_parameters": manifest.search_parameters,
+            "version": manifest.version,
+            "segments": [segment.rows for segment in manifest.segments],
+            "deleted": len(self.vectors.rows.deleted),
+            "bm25": bool(manifest.bm25),
+            "bytes_on_disk": sum(entry.bytes for entry in manifest.files.values())
+            + (self.path / MANIFEST_FILE).stat().st_size,
+            "corpus_source": manifest.corpus_source,
+            "corpus_fingerprint": manifest.corpus_fingerprint,
+            "encoder": record.name,
+            "encoder_fingerprint": record.fingerprint,
+            "question_prompt": record.question_prompt,
+            "passage_prompt": record.passage_prompt,
+            "max_length": record.max_length,
+            "created_by": manifest.created_by,
+            "libraries": dict(manifest.libraries),
+        }
+
+    def verify(
+        self, *, encoder: Encoder | None = None, corpus: Corpus | None = None, sample: int = 64
+    ) -> dict[str, Any]:
+        """Check everything that can be checked; slower than opening, since it reads every byte.
+
+        Args:
+            encoder: Also check that this encoder made the vectors, and encode some passages again.
+            corpus: Also check that these are the passages, in whatever order.
+            sample: How many evenly spaced passages are encoded again, for kinds that keep vectors exactly.
+
+        Returns:
+            What was checked: counts, and the lowest cosine between stored and new vectors (None if not done).
+
+        Raises:
+            MismatchError: The first thing that does not hold.
+        """
+        self.manifest.verify_files(self.path, checksums=True)
+        _check_counts(self.path, self.corpus, self.vectors, self.manifest)
+        # Computed from the passages themselves: what this corpus says of itself came from the manifest.
+        self.manifest.check_corpus(_open_corpus(self.path, self.manifest, self.vectors.rows.deleted, trusting=False))
+        self._check_ids()
+        if self.manifest.bm25 and len(self.load_bm25()) != len(self):
+            raise MismatchError(f"The BM25 index must hold {len(self)} passages, but it has {len(self.load_bm25())}.")
+        if corpus is not None:
+            self.manifest.check_corpus(corpus)
+        cosines: list[float] = []
+        if encoder is not None:
+            self.manifest.check_encoder(encoder)
+            if keeps_vectors(self.manifest.factory):
+                cosines = self._recomputed_cosines(encoder, sample)
+        return {
+            "files": len(self.manifest.files),
+            "passages": len(self),
+            "encoder_checked": encoder is not None,
+            "corpus_checked": corpus is not None,
+            "sampled": len(cosines),
+            "lowest_cosine": min(cosines, default=None),
+        }
+
+    def _check_ids(self) -> None:
+        """No id is there twice, in however many segments."""
+        hashes = np.fromiter((hash(passage.id) for passage in self.corpus), dtype=np.int64, count=len(self))
+        order = np.argsort(hashes, kind="stable")
+        same = np.flatnonzero(np.diff(hashes[order]) == 0)
+        for first, second in zip(order[same].tolist(), order[same + 1].tolist(), strict=True):
+            if self.corpus[first].id == self.corpus[second].id:
+                raise MismatchError(
+                    f"Every passage needs its own id, but {self.corpus[first].id!r} is there twice. Build it again."
+                )
+
+    def _recomputed_cosines(self, encoder: Encoder, sample: int) -> list[float]:
+        positions = evenly_spaced(len(self), sample).tolist()
+        stored = self.vectors.reconstruct(positions)
+        passages = self.corpus.take(positions)
+        cosines: list[float] = (stored * encoder.encode_passages(passages)).sum(axis=1).tolist()
+        for passage, cosine in zip(passages, cosines, strict=True):
+            if not cosine >= _LOWEST_COSINE:
+                raise MismatchError(
+                    f"The stored vector of passage {passage.id!r} must be what the encoder gives (cosine at "
+                    f"least {_LOWEST_COSINE}), but the cosine is {cosine:.4f}. Build the index again."
+                )
+        return cosines
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of an index directory.
+
+    Raises:
+        MismatchError: There is none, or it is broken.
+    """
+    if not (path / MANIFEST_FILE).is_file():
+        raise MismatchError(
+            f"An index is a directory with a {MANIFEST_FILE}, but {path} "
+            f"{'has none' if path.is_dir() else 'is no directory'}. Check the path, or build the index."
+        )
+    return Manifest.load(path / MANIFEST_FILE)
+
+
+def load_deleted(path: Path, manifest: Manifest) -> NDArray[np.int64]:
+    """The rows of an index that are deleted, ascending.
+
+    Raises:
+        MismatchError: The file is damaged.
+    """
+    if not manifest.deleted:
+        return np.empty(0, dtype=np.int64)
+    try:
+        deleted: NDArray[np.int64] = np.load(path / manifest.deleted, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise MismatchError(f"{manifest.deleted} of {path} must be readable, but: {error}. Build it again.") from error
+    rows = sum(segment.rows for segment in manifest.segments)
+    ascending = deleted.ndim == 1 and deleted.dtype == np.int64 and bool((np.diff(deleted) > 0).all())
+    if not ascending or (len(deleted) and not 0 <= deleted[0] <= deleted[-1] < rows):
+        raise MismatchError(
+            f"{manifest.deleted} of {path} must hold ascending rows below {rows}, but it does not. Build it again."
+        )
+    return deleted
+
+
+def _open_corpus(path: Path, manifest: Manifest, deleted: NDArray[np.int64], *, trusting: bool = True) -> Corpus:
+    try:
+        return open_passages(
+            [segment_folder(path, segment.name) / PASSAGES_FILE for segment in manifest.segments],
+            deleted,
+            source=manifest.corpus_source,
+            fingerprint=manifest.corpus_fingerprint if trusting else None,
+        )
+    except DataError as error:
+        raise MismatchError(f"The passages of an index must be readable, but: {error}") from error
+
+
+def _check_counts(path: Path, corpus: Corpus, vectors: Segments, manifest: Manifest) -> None:
+    found = {"passages": len(corpus), "vectors": len(vectors), "dimension": vectors.dimension}
+    expected = {"passages": manifest.passages, "vectors": manifest.passages, "dimension": manifest.dimension}
+    found |= {f"rows of segment {s.name}": len(p) for s, p in zip(manifest.segments, vectors.parts, strict=True)}
+    expected |= {f"rows of segment {s.name}": s.rows for s in manifest.segments}
+    for name, count in expected.items():
+        if found[name] != count:
+            raise MismatchError(
+                f"{path} must have {name} = {count} as its manifest says, but {found[name]} was found. "
+                "Build the index again."
+            )

@@ -1,0 +1,93 @@
+"""Vectors on their way into an index: files of a fixed number of rows, each written once and whole.
+
+What is there need never be encoded again, whatever happens to the process. Axes: N vectors, n of a block, d dimensions.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexes.durable import write_file
+from indexes.encoder import Vectors
+from indexes.errors import MismatchError
+
+ROWS = 4096
+"""Rows of a shard: among so many passages an encoder finds others of the same length for each of its batches, and a
+killed build repeats seconds of work."""
+
+
+class Shards:
+    """N float32 vectors of d dimensions in a folder, by shards of `ROWS` rows."""
+
+    def __init__(self, folder: Path, count: int, dimension: int) -> None:
+        """Those in the folder; it need not exist yet.
+
+        Args:
+            folder: Where they are.
+            count: N.
+            dimension: d.
+        """
+        self.folder = folder
+        self.count = count
+        self.dimension = dimension
+
+    def __len__(self) -> int:
+        """How many shards there are when all is done."""
+        return -(-self.count // ROWS)
+
+    def rows(self, number: int) -> range:
+        """The rows of a shard."""
+        return range(number * ROWS, min((number + 1) * ROWS, self.count))
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        return [number for number in range(len(self)) if not self._file(number).is_file()]
+
+    def write(self, number: int, vectors_nd: Vectors) -> None:
+        """Keep a shard; once this returns, nothing loses it."""
+        expected = (len(self.rows(number)), self.dimension)
+        if vectors_nd.shape != expected:
+            raise MismatchError(
+                f"Shard {number} holds vectors of the shape {list(expected)}, but {list(vectors_nd.shape)} came. "
+                "Use the encoder and the corpus that the build was begun with."
+            )
+        block_nd = np.ascontiguousarray(vectors_nd, dtype="<f4")
+        write_file(self._file(number), lambda stream: stream.write(block_nd.data))
+
+    def fill(self, encode: Callable[[range], Vectors], numbers: list[int]) -> None:
+        """Write the vectors that `encode` gives for the rows of these shards."""
+        for number in numbers:
+            self.write(number, encode(self.rows(number)))
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Vectors]:
+        """The vectors of rows `start` to `stop`, shard by shard: float32 [n, d]."""
+        stop = self.count if stop is None else stop
+        for number in range(start // ROWS, -(-stop // ROWS)):
+            rows = self.rows(number)
+            yield self._read(number)[max(start - rows.start, 0) : stop - rows.start]
+
+    def sample(self, count: int) -> Vectors:
+        """At most `count` vectors, evenly spaced from first to last: float32 [n, d]."""
+        wanted = evenly_spaced(self.count, count)
+        sample_nd = np.empty((len(wanted), self.dimension), dtype=np.float32)
+        numbers = wanted // ROWS
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            sample_nd[here] = self._read(number)[wanted[here] % ROWS]
+        return sample_nd
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.f32"
+
+    def _read(self, number: int) -> Vectors:
+        vectors: Vectors = np.fromfile(self._file(number), dtype="<f4").astype(np.float32, copy=False)
+        return vectors.reshape(len(self.rows(number)), self.dimension)
+
+
+def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
+    """At most `count` different positions from first to last of `total`: int64 [n]."""
+    if count < 1 or total < 1:
+        return np.empty(0, dtype=np.int64)
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))

@@ -1,0 +1,134 @@
+"""Where the vectors of an index live: a FAISS file in each segment, or a partition for each on a Milvus server."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from indexes.durable import write_path
+from indexes.encoder import Vectors
+from indexes.faiss_index import FaissIndex, write_flat
+from indexes.manifest import Manifest, SegmentRecord
+from indexes.memory import host_memory
+from indexes.milvus_index import MilvusIndex
+from indexes.segments import SegmentVectors, segment_folder
+
+VECTORS_FILE = "vectors.faiss"
+TRAINED_FILE = "trained.faiss"
+
+
+class VectorStorage(ABC):
+    """Writes the vectors of a segment once, and opens them."""
+
+    @staticmethod
+    def of(path: Path, manifest: Manifest) -> "VectorStorage":
+        """That of an index directory."""
+        return storage_in(path, manifest.factory, manifest.dimension, manifest.milvus)
+
+    @abstractmethod
+    def open(
+        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
+    ) -> list[SegmentVectors]:
+        """The vectors of these segments.
+
+        Args:
+            segments: At least one.
+            parameters: How hard a search looks if it is not told.
+            mmap: Leave them on disk; None does so when they would fill more than half of the free memory.
+
+        Raises:
+            MismatchError: They are missing or damaged.
+        """
+
+    @abstractmethod
+    def write(self, name: str, blocks: Iterable[Vectors]) -> None:
+        """Write the vectors of a segment, unless they are there already."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove the vectors of a segment that no version uses any more."""
+
+
+class FaissFiles(VectorStorage):
+    """A FAISS file beside the passages of each segment, all of one kind, and all with the same clusters."""
+
+    def __init__(self, path: Path, factory: str, dimension: int) -> None:
+        """The files of an index directory."""
+        self.path = path
+        self.factory = factory
+        self.dimension = dimension
+
+    @property
+    def trained(self) -> Path:
+        """The file with the clusters and codes of kinds that learn some: an index without vectors."""
+        return self.path / TRAINED_FILE
+
+    def open(
+        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
+    ) -> list[SegmentVectors]:
+        """As `VectorStorage.open`."""
+        files = [self._file(segment.name) for segment in segments]
+        if mmap is None:
+            mmap = sum(file.stat().st_size for file in files if file.is_file()) > host_memory()[1] // 2
+        return [FaissIndex.load(file, mmap=mmap, factory=self.factory, parameters=parameters) for file in files]
+
+    def write(self, name: str, blocks: Iterable[Vectors]) -> None:
+        """As `VectorStorage.write`; only a kind that keeps all vectors as they are is never in memory as a whole."""
+        file = self._file(name)
+        if file.is_file():
+            return
+        if self.factory == "Flat":
+            write_path(file, lambda half: write_flat(half, blocks, self.dimension))
+            return
+        index = FaissIndex.load(self.trained) if self.trained.is_file() else self.untrained()
+        for block_nd in blocks:
+            index.add(block_nd)
+        write_path(file, index.save)
+
+    def untrained(self) -> FaissIndex:
+        """An index of this kind without vectors."""
+        return FaissIndex.empty(self.dimension, self.factory)
+
+    def remove(self, name: str) -> None:
+        """As `VectorStorage.remove`: it goes with the folder of its segment."""
+
+    def _file(self, name: str) -> Path:
+        return segment_folder(self.path, name) / VECTORS_FILE
+
+
+class MilvusPartitions(VectorStorage):
+    """A partition of one Milvus collection for each segment; passages stay in the directory."""
+
+    def __init__(self, factory: str, dimension: int, uri: str, collection: str) -> None:
+        """The partitions of a collection; a uri without "://" is a file of Milvus Lite."""
+        self.uri = uri
+        self.collection = collection
+        self.index_type = factory.removeprefix("Milvus(").removesuffix(")")
+        self.dimension = dimension
+
+    def open(
+        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
+    ) -> list[SegmentVectors]:
+        """As `VectorStorage.open`."""
+        return [self._open(segment.name) for segment in segments]
+
+    def _open(self, name: str) -> MilvusIndex:
+        return MilvusIndex.open(self.uri, self.collection, int(name))
+
+    def write(self, name: str, blocks: Iterable[Vectors]) -> None:
+        """As `VectorStorage.write`."""
+        index = MilvusIndex.create(self.uri, self.collection, int(name), self.dimension, index_type=self.index_type)
+        for block_nd in blocks:
+            index.add(block_nd)
+        index.flush()
+        index.close()
+
+    def remove(self, name: str) -> None:
+        """As `VectorStorage.remove`."""
+        self._open(name).drop()
+
+
+def storage_in(path: Path, factory: str, dimension: int, milvus: Mapping[str, str]) -> VectorStorage:
+    """The storage of a directory whose vectors are of a kind, on a Milvus server if one is named."""
+    if milvus:
+        return MilvusPartitions(factory, dimension, milvus["uri"], milvus["collection"])
+    return FaissFiles(path, factory, dimension)
