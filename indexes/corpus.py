@@ -1,11 +1,10 @@
 """A corpus is a read-only sequence of passages, memory-mapped from Arrow and never held in a Python list.
 
-Rows are streamed from their file through one writer, which checks every row, so a corpus that exists is
+Rows are streamed from their source through one writer, which checks every row, so a corpus that exists is
 valid: it has at least one passage, every text says something, and no id appears twice.
 """
 
-import csv
-import gzip
+import bisect
 import hashlib
 import json
 import operator
@@ -13,33 +12,33 @@ import shutil
 import struct
 import tempfile
 import weakref
-import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
-from indexes.errors import DataError
+from indexes.errors import DataError, ResourceError, UsageError
+from indexes.formats import BATCH_ROWS, BrokenRow, Place, Row
+from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
 
 if TYPE_CHECKING:
     from indexes.chunking import Chunker
 
-_BATCH_ROWS = 1000
-_TEXT_FOLDER_SUFFIXES = (".txt", ".md")
 _FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-
-# A row and where it stands in its source: the number that an error message shows.
-_Row = tuple[int, Mapping[str, Any]]
+# Characters that are written at once, whatever the number of rows.
+_BATCH_CHARACTERS = 2**24
+# Ids that are compared at once where hashes are equal.
+_COMPARED = 2**18
+_MODULUS = 2**256
+_SHOWN = 2000  # characters of a broken row that the quarantine keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,55 +68,94 @@ class Corpus:
     negative: a search index reports a missing result as -1, which must not read the last passage.
     """
 
-    def __init__(self, dataset: datasets.Dataset, *, source: str = "", fingerprint: str | None = None) -> None:
+    def __init__(
+        self, dataset: datasets.Dataset, *, source: str = "", fingerprint: str | None = None, quarantined: int = 0
+    ) -> None:
         """Wrap rows that are known to be valid; everybody else uses the constructors named above.
 
         Args:
             dataset: Rows with the string columns id, title and text.
             source: The name of the file or folder that the passages came from, without its path.
             fingerprint: The fingerprint of the rows, when it is already known.
+            quarantined: How many rows of the source were left out.
         """
         self._dataset = dataset
         self._source = source
         self._fingerprint = fingerprint
+        self._quarantined = quarantined
         self._id_lookup: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def from_file(cls, path: str | Path, *, cache_dir: str | Path | None = None, progress: bool = False) -> "Corpus":
-        """Read a corpus from a file or a folder; the suffix says how.
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        cache_dir: str | Path | None = None,
+        progress: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        quarantine: str | Path | None = None,
+        split: str | None = None,
+    ) -> "Corpus":
+        """Read a corpus from a file, a folder or an address, as its owner ships it.
 
-        ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``) and ``.parquet`` hold rows with the fields
-        id, title and text. FlashRAG rows (id, contents: the first line is the title) and BEIR rows (_id,
-        title, text) are read as they are, and a row without an id is named by its number, counted from 0. A
-        folder is either one that ``datasets`` saved, or ``.txt`` and ``.md`` files, one passage each: the
-        relative path is the id, and the first Markdown heading or the file's name the title.
+        Rows: ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``), ``.parquet`` and ``.arrow`` hold the fields id,
+        title and text. FlashRAG rows (id, contents: the first line is the title), BEIR rows (_id, title, text) and
+        DPR's ``psgs_w100.tsv`` are read as they are, and so is a BEIR ``.zip``, in place. A row without an id is named
+        by its number, counted from 0. Memory does not grow with the text, and by at most 24 bytes for each row.
+
+        Documents: ``.txt``, ``.md``, ``.html``, ``.pdf`` and ``.docx`` are one passage each (the last three need the
+        extra ``documents``): the name is the id, and the first heading, HTML's title or the file's name the title.
+
+        Folders: what ``datasets`` saved; BEIR's, of which only ``corpus.jsonl`` is read; shards in ``.jsonl`` or
+        ``.parquet``, in the order of their names; or documents, also in folders inside, whose ids are their relative
+        paths. Hidden files are left out. A link that leads out of a folder of documents is a broken row and never
+        opened.
+
+        Addresses: ``https://``, ``http://`` and ``file://`` name a file; ``hf://datasets/owner/name/path`` one in a
+        dataset of the Hugging Face hub, and ``hf://datasets/owner/name`` the dataset, streamed, optionally with
+        ``?config=...&split=...`` behind it. Anything else here stays off the network.
 
         Args:
-            path: The file or folder.
-            cache_dir: Where the memory-mapped copy is kept while the corpus is in use (default: the system's
-                temporary folder). It is private to this corpus and removed with it, so it is never stale.
+            path: The file, folder or address; an address must be a string.
+            cache_dir: Where the memory-mapped copy is kept while the corpus is in use, and a download while it is
+                read (default: the system's temporary folder). The copy is private to this corpus and removed with
+                it, so it is never stale.
             progress: Show a progress bar.
+            on_error: What happens to a row that is broken (no JSON object, wrong types, no text, no valid Unicode, an
+                id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"`` leaves it out. Behind
+                a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones follow in a row,
+                since a line may as well be the middle of a text. What cannot be skipped is raised either way: a
+                missing file, a truncated archive, a header that names no text, or a corpus in which no row is left.
+            quarantine: With ``"skip"``, the file for the rows that are left out: one JSON object a line, with
+                "source", "line" (or "row" or "file"), "error" and the first 2,000 characters as "content". It exists
+                afterwards only if there are such rows; an earlier one is replaced or removed.
+            split: The part of a dataset that has several.
 
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
                 without text, or with an id that came before; the message names file, line and reason.
+            UsageError: An option has no meaning here, or the quarantine would overwrite what is read.
+            ResourceError: The extra ``documents`` is missing, a download fails, or the disk is full.
         """
-        path = Path(path)
-        reader, unit = _reader_for(path)
-        return _write_corpus(reader(path), cache_dir, source=path.name, where=str(path), unit=unit, progress=progress)
+        kept = _quarantine_for(on_error, quarantine, path)
+        try:
+            with open_source(path, cache_dir=cache_dir, split=split) as source:
+                return _write_corpus(source, cache_dir, progress=progress, quarantine=kept)
+        finally:
+            if kept is not None:
+                kept.close()
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset, *, cache_dir: str | Path | None = None) -> "Corpus":
         """Read a corpus from a ``datasets.Dataset`` whose columns are named as the fields of `from_file`."""
-        return _write_corpus(enumerate(dataset), cache_dir, source="", where="the dataset", unit="row")
+        return _write_corpus(Source("", "the dataset", dataset_rows(dataset, "the dataset")), cache_dir)
 
     @classmethod
     def from_passages(
         cls, passages: Iterable[Passage | Mapping[str, Any]], *, cache_dir: str | Path | None = None
     ) -> "Corpus":
         """Read a corpus from passages, or from mappings with the fields of `from_file`."""
-        rows = ((number, _as_row(passage)) for number, passage in enumerate(passages))
-        return _write_corpus(rows, cache_dir, source="", where="the passages", unit="row")
+        return _write_corpus(Source("", "the passages", _numbered(passages, "the passages")), cache_dir)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Corpus":
@@ -127,7 +165,7 @@ class Corpus:
             DataError: The folder does not hold such a corpus, or its files are damaged.
         """
         folder = Path(folder)
-        dataset = _load_saved_dataset(folder)
+        dataset = load_saved_dataset(folder)
         if dataset.features != _FEATURES:
             raise DataError(
                 f"A saved corpus has the columns id, title and text, but {folder} has "
@@ -146,8 +184,7 @@ class Corpus:
     def chunked(self, chunker: "Chunker", *, cache_dir: str | Path | None = None) -> "Corpus":
         """Cut every passage with the chunker; see `Chunker.chunk` for the ids of the parts."""
         chunks = (chunk for passage in self for chunk in chunker.chunk(passage))
-        rows = ((number, _as_row(chunk)) for number, chunk in enumerate(chunks))
-        return _write_corpus(rows, cache_dir, source=self._source, where="the chunks", unit="row")
+        return _write_corpus(Source(self._source, "the chunks", _numbered(chunks, "the chunks")), cache_dir)
 
     @property
     def source(self) -> str:
@@ -162,19 +199,25 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 over all rows in order (hex); equal for equal passages, whatever file they came from."""
+        """64 hex digits that are equal for equal passages, in whatever order and from whatever source.
+
+        The sum of every passage's `row_digest` modulo 2^256. It tells corpora apart that differ by accident; whoever
+        may choose passages can construct two different corpora with the same sum.
+        """
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for passage in self:
-                digest.update(_row_bytes(passage.id, passage.title, passage.text))
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = _hexadecimal(sum(map(row_digest, self)) % _MODULUS)
         return self._fingerprint
+
+    @property
+    def quarantined(self) -> int:
+        """How many rows of the source were left out because they are broken."""
+        return self._quarantined
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __iter__(self) -> Iterator[Passage]:
-        for batch in self._dataset.iter(batch_size=_BATCH_ROWS):
+        for batch in self._dataset.iter(batch_size=BATCH_ROWS):
             for id_, title, text in zip(batch["id"], batch["title"], batch["text"], strict=True):
                 yield Passage(id_, title, text)
 
@@ -220,11 +263,13 @@ class Corpus:
         """Sorted hashes of the ids and the positions they belong to: 16 bytes per passage, unlike a dict."""
         if self._id_lookup is None:
             hashes = array("q", (hash(id_) for batch in self._id_batches() for id_ in batch))
-            self._id_lookup = _sorted_hashes(hashes)
+            values = np.frombuffer(hashes, dtype=np.int64)
+            order = np.argsort(values, kind="stable")
+            self._id_lookup = values[order], order
         return self._id_lookup
 
     def _id_batches(self) -> Iterator[list[str]]:
-        for batch in self._dataset.select_columns("id").iter(batch_size=_BATCH_ROWS):
+        for batch in self._dataset.select_columns("id").iter(batch_size=BATCH_ROWS):
             yield batch["id"]
 
 
@@ -233,71 +278,334 @@ class Corpus:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def _quarantine_for(on_error: str, file: str | Path | None, path: str | Path) -> "_Quarantine | None":
+    if on_error not in ("raise", "skip"):
+        raise UsageError(f'on_error must be "raise" or "skip", but {on_error!r} came. Choose one of them.')
+    if on_error == "raise" and file is not None:
+        raise UsageError(
+            f'A quarantine needs on_error="skip", but on_error="raise" and quarantine={str(file)!r} came. '
+            "Pass both or neither."
+        )
+    if file is not None and Path(file).resolve().is_relative_to(Path(path).resolve()):
+        raise UsageError(
+            f"A quarantine must lie outside of the corpus that is read, but {str(file)!r} came for {str(path)!r}. "
+            "Choose another file."
+        )
+    return None if on_error == "raise" else _Quarantine(None if file is None else Path(file))
+
+
+class _Quarantine:
+    """Rows that are left out, one JSON line each; the file exists only once there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.count = 0
+        self.first: DataError | None = None
+        self._file = file
+        self._stream: TextIO | None = None
+        if file is not None:
+            # What an earlier reading left out says nothing about this one.
+            with _writing():
+                file.unlink(missing_ok=True)
+
+    def add(self, place: Place, error: DataError, content: str) -> None:
+        self.count += 1
+        self.first = self.first or error
+        if self._file is None:
+            return
+        number = place.number if isinstance(place.number, int) else _printable(place.number)
+        entry = {
+            "source": _printable(place.source),
+            place.unit: number,
+            "error": _printable(str(error)),
+            "content": _printable(_shortened(content)),
+        }
+        with _writing():
+            if self._stream is None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._file.open("w", encoding="utf-8")
+            self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._stream is not None:
+            with _writing():
+                self._stream.close()
+
+
+def _printable(text: str) -> str:
+    """A lone surrogate has no bytes in UTF-8, so it is shown as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _shortened(content: str) -> str:
+    return content if len(content) <= _SHOWN else f"{content[:_SHOWN]}... ({len(content)} characters)"
+
+
+class _PassageWriter:
+    """Passages to an Arrow stream, in batches of so many rows or characters."""
+
+    def __init__(self, file: Path) -> None:
+        with _writing():
+            self._sink = pa.OSFile(str(file), "wb")
+            self._stream = pa.ipc.new_stream(self._sink, _FEATURES.arrow_schema)
+        self._batch: list[Passage] = []
+        self._characters = 0
+
+    def write(self, passage: Passage) -> None:
+        self._batch.append(passage)
+        self._characters += len(passage.title) + len(passage.text)
+        if len(self._batch) == BATCH_ROWS or self._characters > _BATCH_CHARACTERS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._batch:
+            self._flush()
+        with _writing():
+            self._stream.close()
+            self._sink.close()
+
+    def _flush(self) -> None:
+        columns = {
+            "id": [passage.id for passage in self._batch],
+            "title": [passage.title for passage in self._batch],
+            "text": [passage.text for passage in self._batch],
+        }
+        with _writing():
+            self._stream.write_batch(pa.record_batch(columns, schema=_FEATURES.arrow_schema))
+        self._batch, self._characters = [], 0
+
+
+class _Ledger:
+    """What is remembered of the rows that were written: 16 bytes for each."""
+
+    def __init__(self) -> None:
+        self.hashes = array("q")
+        self.digest = 0
+        self._numbers = array("q")
+        self._parts: list[tuple[int, Place]] = []  # where another file begins
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, passage: Passage, digest: int, place: Place) -> None:
+        number = place.number
+        # Each document is a file of its own, and named by its id.
+        if isinstance(number, int) and (not self._parts or self._parts[-1][1].source != place.source):
+            self._parts.append((len(self), place))
+        self._numbers.append(number if isinstance(number, int) else 0)
+        self.hashes.append(hash(passage.id))
+        self.digest = (self.digest + digest) % _MODULUS
+
+    def place(self, position: int, id: str) -> Place:
+        """Where the row at this position came from."""
+        part = bisect.bisect_right(self._parts, position, key=lambda part: part[0])
+        if not part:
+            return Place("the documents", "file", id)
+        place = self._parts[part - 1][1]
+        return Place(place.source, place.unit, self._numbers[position])
+
+
 def _write_corpus(
-    rows: Iterable[_Row],
+    source: Source,
     cache_dir: str | Path | None,
     *,
-    source: str,
-    where: str,
-    unit: str,
     progress: bool = False,
+    quarantine: _Quarantine | None = None,
 ) -> Corpus:
     """Check the rows and stream them into a private Arrow file that is removed with the corpus."""
-    if cache_dir is not None:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="corpus-", dir=cache_dir)
-    try:
-        file = str(Path(folder) / "passages.arrow")
-        numbers, fingerprint = _write_arrow(file, rows, where=where, unit=unit, progress=progress)
+    with _private_folder(cache_dir) as folder:
+        file = folder / "passages.arrow"
+        ledger = _write_arrow(file, source, quarantine, progress=progress)
+        duplicates = _later_duplicates(file, ledger.hashes)
+        if quarantine is None:
+            _refuse_duplicates(duplicates, ledger, source.where)
+        else:
+            file = _without(file, duplicates, ledger, quarantine, source.where)
+        fingerprint = _hexadecimal(ledger.digest)
         info = datasets.DatasetInfo(features=_FEATURES)
-        dataset = datasets.Dataset(MemoryMappedTable.from_file(file), info=info, fingerprint=fingerprint[:16])
-        corpus = Corpus(dataset, source=source, fingerprint=fingerprint)
-        _refuse_duplicates(corpus, numbers, where=where, unit=unit)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        dataset = datasets.Dataset(MemoryMappedTable.from_file(str(file)), info=info, fingerprint=fingerprint[:16])
+        corpus = Corpus(
+            dataset,
+            source=source.name,
+            fingerprint=fingerprint,
+            quarantined=quarantine.count if quarantine else 0,
+        )
     weakref.finalize(corpus, shutil.rmtree, folder, ignore_errors=True)
     return corpus
 
 
-def _write_arrow(file: str, rows: Iterable[_Row], *, where: str, unit: str, progress: bool) -> tuple["array[int]", str]:
-    """Write the rows; returns the number of each row in its source and the fingerprint of all."""
-    digest = hashlib.sha256()
-    numbers = array("q")
-    with ArrowWriter(path=file, features=_FEATURES, writer_batch_size=_BATCH_ROWS) as writer:
-        for number, row in tqdm(rows, desc="reading", unit=" passages", disable=not progress):
-            place = f"{where}, {unit} {number}"
-            passage = _parse_row(row, fallback_id=str(len(numbers)), place=place)
-            digest.update(_encoded(passage, place))
-            writer.write({"id": passage.id, "title": passage.title, "text": passage.text})
-            numbers.append(number)
-        if not numbers:
-            raise DataError(
-                f"A corpus needs at least one passage, but {where} has none. Check that it is the right file."
-            )
-        writer.finalize()
-    return numbers, digest.hexdigest()
+@contextmanager
+def _private_folder(parent: str | Path | None) -> Iterator[Path]:
+    """A new folder, which is removed if what happens in it fails."""
+    with _writing():
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="corpus-", dir=parent))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def _refuse_duplicates(corpus: Corpus, numbers: "array[int]", *, where: str, unit: str) -> None:
-    hashes, order = corpus._lookup()
-    suspects = np.flatnonzero(hashes[1:] == hashes[:-1])
-    # Equal hashes are only a suspicion, and a run of three is two neighbouring pairs: compare the ids.
-    seen: dict[str, int] = {}
-    for position in sorted({int(order[i]) for s in suspects.tolist() for i in (s, s + 1)}):
-        id_ = corpus[position].id
-        if id_ in seen:
-            raise DataError(
-                f"Every passage needs its own id, but {id_!r} appears twice in {where}: "
-                f"{unit} {numbers[seen[id_]]} and {unit} {numbers[position]}. Remove or rename one of them."
-            )
-        seen[id_] = position
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"A corpus needs writable folders and room for a copy of its passages, but writing failed: {error}. Free "
+            "some space, or choose another cache_dir or quarantine."
+        ) from error
 
 
-def _sorted_hashes(hashes: "array[int]") -> tuple[np.ndarray, np.ndarray]:
+def _write_arrow(file: Path, source: Source, quarantine: _Quarantine | None, *, progress: bool) -> _Ledger:
+    """Write the sound rows; a broken one is raised, or left out where there is a quarantine."""
+    ledger = _Ledger()
+    writer = _PassageWriter(file)
+    for number, row in enumerate(tqdm(source.rows, desc="reading", unit=" passages", disable=not progress)):
+        try:
+            passage, digest = _checked(row, fallback_id=str(number))
+        except DataError as error:
+            if quarantine is None:
+                raise
+            quarantine.add(row.place, error, _content(row))
+            continue
+        ledger.add(passage, digest, row.place)
+        writer.write(passage)
+    writer.close()
+    _refuse_nothing(len(ledger), source.where, quarantine)
+    return ledger
+
+
+def _refuse_nothing(passages: int, where: str, quarantine: _Quarantine | None) -> None:
+    if passages:
+        return
+    if quarantine is not None and quarantine.count:
+        raise DataError(
+            f"A corpus needs at least one passage, but all {quarantine.count} rows of {where} are broken. The first: "
+            f"{quarantine.first}"
+        ) from quarantine.first
+    raise DataError(f"A corpus needs at least one passage, but {where} has none. Check that it is the right file.")
+
+
+def _checked(row: Row | BrokenRow, *, fallback_id: str) -> tuple[Passage, int]:
+    if isinstance(row, BrokenRow):
+        raise row.error
+    passage = _parse_row(row.fields, fallback_id=fallback_id, place=str(row.place))
+    try:
+        return passage, row_digest(passage)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"Text must be valid Unicode, but {row.place} has a lone surrogate ({error.reason}). Fix the escape."
+        ) from error
+
+
+def _content(row: Row | BrokenRow) -> str:
+    if row.content is not None:
+        return row.content
+    return "" if isinstance(row, BrokenRow) else json.dumps(dict(row.fields), ensure_ascii=False, default=str)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ids that appear twice
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _stored_passages(file: Path) -> Iterator[Passage]:
+    with pa.memory_map(str(file)) as source:
+        for batch in pa.ipc.open_stream(source):
+            columns = [batch.column(name).to_pylist() for name in _FEATURES]
+            for row in zip(*columns, strict=True):
+                yield Passage(*row)
+
+
+def _later_duplicates(file: Path, hashes: "array[int]") -> Iterator[tuple[int, int, Passage]]:
+    """The position of every row whose id came before, that of the first with this id, and the row.
+
+    Sorts the hashes in place. Equal hashes are only a suspicion: for those that repeat the ids are compared, so many
+    at a time that no more than a constant number of ids is ever held.
+    """
     values = np.frombuffer(hashes, dtype=np.int64)
-    order = np.argsort(values, kind="stable")
-    return values[order], order
+    values.sort()
+    repeated = np.unique(values[1:][values[1:] == values[:-1]])
+    for start in range(0, len(repeated), _COMPARED):
+        yield from _repeats_among(file, set(repeated[start : start + _COMPARED].tolist()))
+
+
+def _repeats_among(file: Path, hashes: set[int]) -> Iterator[tuple[int, int, Passage]]:
+    first: dict[str, int] = {}
+    for position, passage in enumerate(_stored_passages(file)):
+        if hash(passage.id) in hashes and first.setdefault(passage.id, position) != position:
+            yield position, first[passage.id], passage
+
+
+def _refuse_duplicates(duplicates: Iterable[tuple[int, int, Passage]], ledger: _Ledger, where: str) -> None:
+    earliest = min(duplicates, key=lambda duplicate: duplicate[0], default=None)
+    if earliest is not None:
+        raise _duplicate_error(earliest, ledger, where)
+
+
+def _duplicate_error(duplicate: tuple[int, int, Passage], ledger: _Ledger, where: str) -> DataError:
+    position, first, passage = duplicate
+    one, other = ledger.place(first, passage.id), ledger.place(position, passage.id)
+    places = (
+        f"{one} and {other}"
+        if one.source != other.source
+        else f"{one.unit} {one.number} and {other.unit} {other.number}"
+    )
+    return DataError(
+        f"Every passage needs its own id, but {passage.id!r} appears twice in {where}: {places}. Remove or rename one "
+        "of them."
+    )
+
+
+def _without(
+    file: Path,
+    duplicates: Iterable[tuple[int, int, Passage]],
+    ledger: _Ledger,
+    quarantine: _Quarantine,
+    where: str,
+) -> Path:
+    """The file without the later ones of equal ids, which go to the quarantine; the same file if there are none."""
+    dropped: bytearray | None = None
+    for position, first, passage in duplicates:
+        dropped = dropped or bytearray(len(ledger))
+        dropped[position] = True
+        error = _duplicate_error((position, first, passage), ledger, where)
+        content = json.dumps(_as_row(passage), ensure_ascii=False)
+        quarantine.add(ledger.place(position, passage.id), error, content)
+        ledger.digest = (ledger.digest - row_digest(passage)) % _MODULUS
+    if dropped is None:
+        return file
+    kept = file.with_name("kept.arrow")
+    writer = _PassageWriter(kept)
+    for is_dropped, passage in zip(dropped, _stored_passages(file), strict=True):
+        if not is_dropped:
+            writer.write(passage)
+    writer.close()
+    file.unlink()
+    return kept
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The fingerprint
+# ---------------------------------------------------------------------------------------------------------
+
+
+def row_digest(passage: Passage) -> int:
+    """The SHA-256 of a passage's id, title and text as an integer.
+
+    The sum over all passages modulo 2^256 is `Corpus.fingerprint`, so that it can be carried along while passages
+    come and go.
+
+    Raises:
+        UnicodeEncodeError: A field holds a lone surrogate; no passage of a corpus does.
+    """
+    return int.from_bytes(hashlib.sha256(_row_bytes(passage.id, passage.title, passage.text)).digest(), "big")
+
+
+def _hexadecimal(digest: int) -> str:
+    return f"{digest:064x}"
 
 
 def _row_bytes(*fields: str) -> bytes:
@@ -306,18 +614,14 @@ def _row_bytes(*fields: str) -> bytes:
     return struct.pack(f"<{len(encoded)}Q", *map(len, encoded)) + b"".join(encoded)
 
 
-def _encoded(passage: Passage, place: str) -> bytes:
-    try:
-        return _row_bytes(passage.id, passage.title, passage.text)
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"Text must be valid Unicode, but {place} has a lone surrogate ({error.reason}). Fix the escape."
-        ) from error
-
-
 # ---------------------------------------------------------------------------------------------------------
 # From a row to a passage
 # ---------------------------------------------------------------------------------------------------------
+
+
+def _numbered(passages: Iterable[Passage | Mapping[str, Any]], name: str) -> Iterator[Row]:
+    for number, passage in enumerate(passages):
+        yield Row(Place(name, "row", number), _as_row(passage))
 
 
 def _as_row(passage: Passage | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -335,7 +639,7 @@ def _parse_row(row: Mapping[str, Any], *, fallback_id: str, place: str) -> Passa
     else:
         raise DataError(
             f'A passage needs a "text" (or FlashRAG\'s "contents"), but {place} has only '
-            f"{sorted(key for key in row if row[key] is not None)}. Rename the field that holds the text."
+            f"{sorted(str(key) for key in row if row[key] is not None)}. Rename the field that holds the text."
         )
     if not text.strip():
         raise DataError(
@@ -349,7 +653,7 @@ def _row_id(row: Mapping[str, Any], fallback: str, place: str) -> str:
     value = row.get("_id") if value is None else value
     if value is None:
         return fallback
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(
             f"An id must be a non-empty string or an integer, but {place} has {value!r}. "
             "Correct it, or leave the field out to number the rows."
@@ -377,164 +681,6 @@ def _split_contents(contents: str) -> tuple[str, str]:
     return title, rest
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Readers: a path becomes numbered rows
-# ---------------------------------------------------------------------------------------------------------
-
-
-def _reader_for(path: Path) -> tuple[Callable[[Path], Iterator[_Row]], str]:
-    """How to read the path, and what its numbers count."""
-    if not path.exists():
-        raise DataError(f"A corpus file or folder must exist, but {path} does not. Check the path.")
-    if path.is_dir():
-        saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-        return (_read_saved_dataset, "row") if saved else (_read_text_folder, "file")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
-    if suffix in _READERS and not (suffix == ".parquet" and suffixes[-1] == ".gz"):
-        return _READERS[suffix]
-    raise DataError(
-        f"The suffix of a corpus file says how to read it: {', '.join(_READERS)} (text also with .gz), or a "
-        f"folder of {' and '.join(_TEXT_FOLDER_SUFFIXES)} files. {path.name!r} is none of them. Rename or "
-        "convert it."
-    )
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, counted from 1; undecodable or truncated input is named by its line."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"A corpus must be UTF-8, but {path}, line {number} is not ({error.reason} at byte "
-            f"{error.start}). Convert the file, for instance with iconv."
-        ) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"A .gz file must be complete, but {path} breaks off after line {number} ({error}). Fetch it again."
-        ) from error
-
-
-def _read_jsonl(path: Path) -> Iterator[_Row]:
-    for number, line in _read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(
-                f"Every line must be one JSON object, but {path}, line {number} is broken: {error}. "
-                "Correct or remove the line."
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"Every line must be one JSON object, but {path}, line {number} is a {type(row).__name__}. "
-                'Write {"id": ..., "title": ..., "text": ...}.'
-            )
-        yield number, row
-
-
-def _read_csv(path: Path) -> Iterator[_Row]:
-    yield from _read_delimited(path, ",")
-
-
-def _read_tsv(path: Path) -> Iterator[_Row]:
-    yield from _read_delimited(path, "\t")
-
-
-def _read_delimited(path: Path, delimiter: str) -> Iterator[_Row]:
-    # strict: an unclosed quote is an error, where the default silently swallows the rows that follow it.
-    lines = (line for _, line in _read_lines(path))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-        for values in reader:
-            if values:
-                yield reader.line_num, _named(values, header, f"{path}, line {reader.line_num}")
-    except csv.Error as error:
-        raise DataError(
-            f"Fields with quotes, delimiters or newlines must be quoted, but {path}, line {reader.line_num} "
-            f"is broken: {error}. Correct the line, or convert the file to JSONL."
-        ) from error
-
-
-def _named(values: list[str], header: list[str], place: str) -> dict[str, str | None]:
-    if len(values) != len(header):
-        raise DataError(
-            f"Every row must have the {len(header)} fields of the header {header}, but {place} has "
-            f"{len(values)}. Correct the row, or add the header line if it is missing."
-        )
-    # An empty id cell is a missing id.
-    return {
-        key: None if key in ("id", "_id") and not value else value for key, value in zip(header, values, strict=True)
-    }
-
-
-def _read_parquet(path: Path) -> Iterator[_Row]:
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            known = [name for name in file.schema_arrow.names if name in _FIELDS]
-            # Without any known column the rows still come, so that the error can name the columns.
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=known or None):
-                for row in batch.to_pylist():
-                    yield number, row
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"A .parquet file must be readable, but {path} is not: {error}. Write or fetch it again."
-        ) from error
-
-
-def _read_saved_dataset(path: Path) -> Iterator[_Row]:
-    yield from enumerate(_load_saved_dataset(path))
-
-
-def _load_saved_dataset(folder: Path) -> datasets.Dataset:
-    try:
-        dataset = datasets.load_from_disk(str(folder))
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise DataError(
-            f"A folder saved by datasets was expected, but {folder} cannot be read: {error}. Save it again."
-        ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        raise DataError(
-            f"A corpus is one dataset, but {folder} holds the splits {sorted(dataset)}. Pass one of its folders."
-        )
-    return dataset
-
-
-def _read_text_folder(path: Path) -> Iterator[_Row]:
-    """One passage per file in the order of the paths; hidden files and folders are left out."""
-    files = sorted(
-        file.relative_to(path)
-        for file in path.rglob("*")
-        if file.suffix.lower() in _TEXT_FOLDER_SUFFIXES and file.is_file()
-    )
-    visible = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-    for number, file in enumerate(visible, start=1):
-        text = "".join(line for _, line in _read_lines(path / file)).replace("\r\n", "\n")
-        title, text = _split_markdown(text) if file.suffix.lower() == ".md" else ("", text)
-        yield number, {"id": file.as_posix(), "title": title or file.stem, "text": text.strip()}
-
-
-def _split_markdown(markdown: str) -> tuple[str, str]:
-    """The first heading and the rest; a heading in the middle is the title and also stays where it is."""
-    fenced = False
-    lines = markdown.split("\n")
-    for number, line in enumerate(lines):
-        fenced ^= line.lstrip().startswith(("```", "~~~"))
-        hashes, _, heading = line.strip().partition(" ")
-        if not fenced and 0 < len(hashes) <= 6 and set(hashes) == {"#"} and heading.strip():
-            rest = "\n".join(lines[number + 1 :])
-            leads = not "".join(lines[:number]).strip() and bool(rest.strip())
-            return heading.strip().rstrip("#").strip(), rest if leads else markdown
-    return "", markdown
-
-
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
     """Silence the progress bars of `datasets`, which has one switch for the whole process."""
@@ -546,12 +692,3 @@ def _quiet_datasets() -> Iterator[None]:
         yield
     finally:
         datasets.enable_progress_bars()
-
-
-_FIELDS = ("id", "_id", "title", "text", "contents")
-_READERS: dict[str, tuple[Callable[[Path], Iterator[_Row]], str]] = {
-    ".jsonl": (_read_jsonl, "line"),
-    ".csv": (_read_csv, "line"),
-    ".tsv": (_read_tsv, "line"),
-    ".parquet": (_read_parquet, "row"),
-}

@@ -3,6 +3,7 @@
 import csv
 import gc
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexes import Corpus, DataError, Passage
+from indexes.corpus import row_digest
 
 ROWS = [
     {"id": "a", "title": "Alpha", "text": "The first letter."},
@@ -117,7 +119,7 @@ def test_text_folder_takes_paths_as_ids_and_headings_as_titles(tmp_path: Path) -
         "a/late.md": "Intro.\n```\n# code\n```\n## Late\nEnd.",
         "bare.md": "#hashtag is no heading",
         "only.md": "# Only a heading\n",
-        "ignored.pdf": "%PDF",
+        "ignored.png": "PNG",
         ".hidden/secret.md": "# Secret",
     }
     for name, text in files.items():
@@ -182,20 +184,29 @@ def test_position_finds_every_id_and_names_an_unknown_one() -> None:
         corpus.position("nope")
 
 
-def test_fingerprint_sees_order_and_the_border_between_fields() -> None:
-    def fingerprint(*passages: Passage) -> str:
-        return Corpus.from_passages(passages).fingerprint
+def test_the_fingerprint_is_the_sum_of_the_digests_in_whatever_order() -> None:
+    """Written out by hand: SHA-256 over three little-endian lengths of 8 bytes and the fields in UTF-8."""
+    one = hashlib.sha256(bytes([1, *[0] * 7, 2, *[0] * 7, 3, *[0] * 7]) + b"1ab\xc3\xa4c")
+    two = hashlib.sha256(bytes([1, *[0] * 7, 0, *[0] * 7, 1, *[0] * 7]) + b"2d")
+    assert row_digest(Passage("1", "ab", "äc")) == int(one.hexdigest(), 16)
+    total = (int(one.hexdigest(), 16) + int(two.hexdigest(), 16)) % 2**256
+    passages = [Passage("1", "ab", "äc"), Passage("2", "", "d")]
+    assert Corpus.from_passages(passages).fingerprint == Corpus.from_passages(passages[::-1]).fingerprint
+    assert Corpus.from_passages(passages).fingerprint == hex(total)[2:].rjust(64, "0")
 
+
+def test_the_fingerprint_wraps_and_is_the_same_when_a_saved_corpus_is_read(tmp_path: Path) -> None:
+    passages = [Passage(str(number), "", "x") for number in range(40)]
+    total = sum(row_digest(passage) for passage in passages)
+    assert total > 2**256
+    Corpus.from_passages(passages).save(tmp_path / "saved")
+    assert int(Corpus.load(tmp_path / "saved").fingerprint, 16) == total % 2**256
+
+
+def test_the_fingerprint_sees_every_passage_and_the_border_between_fields() -> None:
     one, two = Passage("1", "ab", "c"), Passage("2", "", "d")
-    variants = [
-        (one, two),
-        (two, one),
-        (one,),
-        (Passage("1", "a", "bc"), two),
-        (Passage("1a", "b", "c"), two),
-    ]
-    assert len({fingerprint(*variant) for variant in variants}) == len(variants)
-    assert fingerprint(one, two) == fingerprint(one, two)
+    variants = [(one, two), (one,), (Passage("1", "a", "bc"), two), (Passage("1a", "b", "c"), two)]
+    assert len({Corpus.from_passages(variant).fingerprint for variant in variants}) == len(variants)
 
 
 def test_save_and_load_keep_everything_and_equal_corpora_become_equal_bytes(tmp_path: Path) -> None:
@@ -244,14 +255,14 @@ def test_a_broken_jsonl_file_is_refused_with_its_line(content: bytes, message: s
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.csv", 'id,text\na,"open\nb,y\n', r"line 3 is broken: unexpected end of data"),
+        ("c.csv", 'id,text\na,"open\nb,y\n', r"line 2 is broken: unexpected end of data"),
         ("c.tsv", "id\ttext\ttitle\n1\tx\n", r"3 fields of the header .* but .*line 2 has 2"),
         ("c.csv", "id,text\na,x\na,y\n", r"'a' appears twice in .*line 2 and line 3"),
         ("c.csv", "", r"has none"),
         ("c.parquet", "no parquet", r"\.parquet file must be readable"),
         ("c.jsonl.gz", "no gzip", r"\.gz file must be complete, but .* after line 0"),
-        ("c.docx", "x", r"\.jsonl, \.csv, \.tsv, \.parquet .*folder of \.txt and \.md.*'c\.docx' is none"),
-        ("folder/c.md", "", r"file 1 \(id 'c\.md'\) has an empty one"),
+        ("c.doc", "x", r"\.jsonl, \.csv, \.tsv, \.parquet.*\.docx for documents.*'c\.doc' is none"),
+        ("folder/c.md", "", r"needs some text, but .*folder, file c\.md has an empty one"),
     ],
 )
 def test_other_broken_files_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
@@ -277,7 +288,7 @@ def test_csv_rows_without_an_id_are_numbered(tmp_path: Path) -> None:
 
 def test_parquet_without_known_columns_names_its_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "key": ["k"]}), tmp_path / "c.parquet")
-    with pytest.raises(DataError, match=r"row 0 has only \['body', 'key'\]"):
+    with pytest.raises(DataError, match=r"c\.parquet has only \['body', 'key'\]"):
         Corpus.from_file(tmp_path / "c.parquet")
 
 
@@ -289,9 +300,11 @@ def test_missing_file_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"question": "?"}]).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(DataError, match=r"columns id, title and text, but .* has \['question'\]"):
         Corpus.load(tmp_path / "other")
-    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    splits = datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_list(ROWS)))
     splits.save_to_disk(str(tmp_path / "splits"))
-    with pytest.raises(DataError, match=r"one dataset, but .* holds the splits \['train'\]"):
+    with pytest.raises(
+        DataError, match=r"one part of a dataset, but .* holds the splits \['test', 'train'\] and none was"
+    ):
         Corpus.from_file(tmp_path / "splits")
 
 

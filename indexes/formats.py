@@ -1,0 +1,455 @@
+"""Files as numbered rows: JSON lines, delimited text, Parquet, Arrow, and BEIR's zip.
+
+A reader streams. A row that is broken comes out as a `BrokenRow` in its place, so that the caller may leave it out;
+what makes the rest of a file unreadable (a truncated archive, a header that names no text) is raised.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from indexes.errors import DataError
+
+BATCH_ROWS = 1000
+ID_FIELDS = ("id", "_id")
+TEXT_FIELDS = ("text", "contents")
+FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
+# A line is held in memory whole, and an archive of kilobytes can unpack to one of gigabytes.
+_LONGEST_LINE = 64 * 2**20
+# Whole records in a row, after a delimited line whose quotes are broken, that prove where records begin again.
+_PROOF = 3
+_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+class Place(NamedTuple):
+    """Where a row stands: lines count from 1, rows of a table from 0, and a file is named by its path."""
+
+    source: str
+    unit: Literal["line", "row", "file"]
+    number: int | str
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.unit} {self.number}"
+
+
+class Row(NamedTuple):
+    """The fields found at one place, and its text as it stands there, where it has one."""
+
+    place: Place
+    fields: Mapping[str, Any]
+    content: str | None = None
+
+
+class BrokenRow(NamedTuple):
+    """A place whose fields cannot be read, and why."""
+
+    place: Place
+    error: DataError
+    content: str | None = None
+
+
+Rows = Iterator[Row | BrokenRow]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Lines
+# ---------------------------------------------------------------------------------------------------------
+
+
+class _Line(NamedTuple):
+    number: int
+    text: str
+    error: DataError | None
+
+
+_Opener = Callable[[], AbstractContextManager[BinaryIO]]
+
+
+def _opener(path: Path) -> _Opener:
+    def open_plain_or_gzip() -> AbstractContextManager[BinaryIO]:
+        return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+    return open_plain_or_gzip
+
+
+def _read_lines(open_stream: _Opener, name: str) -> Iterator[_Line]:
+    """Numbered lines with their ends, counted from 1; one that is no text carries the error and a replacement."""
+    number = 0
+    try:
+        with open_stream() as stream:
+            while raw := stream.readline(_LONGEST_LINE + 1):
+                number += 1
+                yield _line(raw, stream, Place(name, "line", number))
+    # BadGzipFile is an OSError, so the order matters.
+    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"A {'.gz' if name.lower().endswith('.gz') else '.zip'} file must be complete, but {name} breaks off after "
+            f"line {number} ({error}). Fetch it again."
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"A corpus file must be readable, but {name} is not after line {number}: {error}. Check the file."
+        ) from error
+
+
+def _line(raw: bytes, stream: BinaryIO, place: Place) -> _Line:
+    number = int(place.number)
+    if len(raw) > _LONGEST_LINE and not raw.endswith(b"\n"):
+        while (rest := stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+            pass
+        error = DataError(f"A line must have at most {_LONGEST_LINE} bytes, but {place} has more. Cut the passage.")
+        return _Line(number, raw[:10_000].decode(errors="replace"), error)
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as cause:
+        error = DataError(
+            f"A corpus must be UTF-8, but {place} is not ({cause.reason} at byte {cause.start}). Convert the file, "
+            "for instance with iconv."
+        )
+        # A replacement never swallows ASCII, so quotes and delimiters still stand where they stood.
+        return _Line(number, raw.decode(errors="replace"), error)
+    if "\0" in text:
+        error = DataError(
+            f"A corpus must be UTF-8 text, but {place} holds a NUL byte: it is another encoding such as UTF-16, or "
+            "damaged. Convert or fetch it again."
+        )
+        return _Line(number, text, error)
+    return _Line(number, text, None)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# JSON lines, also inside BEIR's zip
+# ---------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: Path, name: str) -> Rows:
+    """One object on each line; blank lines are nothing."""
+    return _json_rows(_read_lines(_opener(path), name), name)
+
+
+def read_beir_zip(path: Path, name: str) -> Rows:
+    """The one ``corpus.jsonl`` of an archive, streamed from where it is: nothing is ever extracted."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _corpus_member(archive, name)
+            inside = f"{name}/{member.filename}"
+            yield from _json_rows(_read_lines(_member_opener(archive, member), inside), inside)
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError, OSError) as error:
+        raise DataError(
+            f"A .zip file must be a readable archive, but {name} is not: {error}. Fetch it again, or unpack it and "
+            "pass the folder."
+        ) from error
+
+
+def _corpus_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    paths = [(member, PurePosixPath(member.filename)) for member in archive.infolist() if not member.is_dir()]
+    found = [member for member, path in paths if path.name == "corpus.jsonl" and "__MACOSX" not in path.parts]
+    if len(found) != 1:
+        raise DataError(
+            f"A BEIR archive must hold one corpus.jsonl, but {name} holds {len(found)} "
+            f"({[member.filename for member in found[:5]]}). Unpack it and pass the folder or file that you mean."
+        )
+    if found[0].flag_bits & 0x1:
+        raise DataError(
+            f"An archive must be readable without a password, but {found[0].filename!r} in {name} is encrypted. "
+            "Unpack it and pass the folder."
+        )
+    return found[0]
+
+
+def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Opener:
+    @contextmanager
+    def open_member() -> Iterator[BinaryIO]:
+        # The archive's own readline is written in Python and slow.
+        with archive.open(member) as stream, io.BufferedReader(stream, 2**16) as buffered:  # type: ignore[type-var]
+            yield buffered
+
+    return open_member
+
+
+def _json_rows(lines: Iterable[_Line], name: str) -> Rows:
+    for line in lines:
+        if line.error or line.text.strip():
+            yield _json_row(line, Place(name, "line", line.number))
+
+
+def _json_row(line: _Line, place: Place) -> Row | BrokenRow:
+    if line.error:
+        return BrokenRow(place, line.error, line.text)
+    try:
+        fields = _JSON.decode(line.text)
+    # A number with too many digits is a ValueError, and so is broken JSON.
+    except (ValueError, RecursionError) as cause:
+        error = DataError(
+            f"Every line must be one JSON object, but {place} is broken: {cause}. Correct or remove the line."
+        )
+        return BrokenRow(place, error, line.text)
+    if not isinstance(fields, dict):
+        error = DataError(
+            f"Every line must be one JSON object, but {place} is a {type(fields).__name__}. "
+            'Write {"id": ..., "title": ..., "text": ...}.'
+        )
+        return BrokenRow(place, error, line.text)
+    return Row(place, fields, line.text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+    return fields
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Delimited text
+# ---------------------------------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, name: str) -> Rows:
+    """Comma-separated rows under a header line."""
+    return _read_delimited(path, name, ",")
+
+
+def read_tsv(path: Path, name: str) -> Rows:
+    """Tab-separated rows under a header line, quoted as DPR's ``psgs_w100.tsv`` is."""
+    return _read_delimited(path, name, "\t")
+
+
+class _Feed:
+    """Lines for a csv reader, which remembers those of the record at hand and can take them back."""
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self.taken: list[_Line] = []
+        self._lines = lines
+        self._ahead: deque[_Line] = deque()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.taken.append(self._ahead.popleft() if self._ahead else next(self._lines))
+        return self.taken[-1].text
+
+    def put_back(self, lines: Sequence[_Line]) -> None:
+        self._ahead.extendleft(reversed(lines))
+
+    def ahead(self, count: int) -> list[_Line]:
+        while len(self._ahead) < count and (line := next(self._lines, None)):
+            self._ahead.append(line)
+        return list(self._ahead)[:count]
+
+
+def _read_delimited(path: Path, name: str, delimiter: str) -> Rows:
+    # strict: an unclosed quote is an error, where the default silently swallows the rows that follow it.
+    feed = _Feed(_read_lines(_opener(path), name))
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    header = _read_header(reader, feed, name)
+    while header:
+        feed.taken.clear()
+        try:
+            values = next(reader, None)
+        except csv.Error as cause:
+            yield from _leave_out(feed, _whole_record(delimiter, len(header)), name, cause)
+            continue
+        if values is None:
+            return
+        if values:
+            yield _delimited_row(values, header, feed.taken, name)
+
+
+def _read_header(reader: Iterator[list[str]], feed: _Feed, name: str) -> list[str]:
+    """The names of the columns; empty when the file is."""
+    header: list[str] = []
+    try:
+        while not header:
+            feed.taken.clear()
+            header = next(reader)
+    except StopIteration:
+        return []
+    except csv.Error as error:
+        raise DataError(
+            f"The first line must name the columns, but {name}, line {feed.taken[0].number} is broken: {error}. "
+            "Correct the line, or convert the file to JSONL."
+        ) from error
+    for line in feed.taken:
+        if line.error:
+            raise line.error
+    _check_columns(header, f"{name}, line {feed.taken[0].number}")
+    return header
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    if not any(field in names for field in TEXT_FIELDS):
+        raise DataError(
+            f'A passage needs a "text" (or FlashRAG\'s "contents"), but {where} has only {sorted(names)[:50]}. '
+            "Rename the column that holds the text, or add the header if it is missing."
+        )
+    twice = [field for field in FIELDS if list(names).count(field) > 1]
+    if twice:
+        raise DataError(f"A column must appear once, but {where} has {twice} twice. Rename or remove one of them.")
+
+
+def _delimited_row(values: list[str], header: list[str], lines: Sequence[_Line], name: str) -> Row | BrokenRow:
+    place = Place(name, "line", lines[0].number)
+    content = "".join(line.text for line in lines)
+    for line in lines:
+        if line.error:
+            return BrokenRow(place, line.error, content)
+    if len(values) != len(header):
+        error = DataError(
+            f"Every row must have the {len(header)} fields of the header {header[:50]}, but {place} has "
+            f"{len(values)}. Correct the row, or add the header line if it is missing."
+        )
+        return BrokenRow(place, error, content)
+    # An empty id cell is a missing id.
+    fields = {key: None if key in ID_FIELDS and not value else value for key, value in zip(header, values, strict=True)}
+    return Row(place, fields, content)
+
+
+def _leave_out(feed: _Feed, whole: re.Pattern[str], name: str, cause: csv.Error) -> Iterator[BrokenRow]:
+    """The line whose quotes are broken, and what follows it until records demonstrably begin again.
+
+    Behind a broken quote nobody can tell a record from a line in the middle of a quoted text, and a guess would
+    make passages of fragments. So reading resumes only where `_PROOF` lines in a row are whole records, each by
+    itself; all lines before that are left out.
+    """
+    first, *rest = feed.taken
+    feed.put_back(rest)
+    place = Place(name, "line", first.number)
+    error = DataError(
+        f"Fields with quotes, delimiters or newlines must be quoted, but {place} is broken: {cause}. Correct the "
+        "line, or convert the file to JSONL."
+    )
+    yield BrokenRow(place, error, first.text)
+    while (ahead := feed.ahead(_PROOF)) and not (
+        len(ahead) == _PROOF and all(line.error is None and whole.fullmatch(line.text) for line in ahead)
+    ):
+        next(feed)
+        place = Place(name, "line", ahead[0].number)
+        error = DataError(
+            f"A row must be told from the middle of a quoted text, but {place} follows line {first.number}, whose "
+            f"quotes are broken, before {_PROOF} whole rows in a row. Correct line {first.number}."
+        )
+        if ahead[0].text.strip():
+            yield BrokenRow(place, error, ahead[0].text)
+
+
+def _whole_record(delimiter: str, fields: int) -> re.Pattern[str]:
+    field = rf'(?:"(?:[^"\r\n]|"")*"|[^"\r\n{delimiter}]*)'
+    return re.compile(rf"{field}(?:{delimiter}{field}){{{fields - 1}}}\r?\n?")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------
+
+
+def read_parquet(path: Path, name: str) -> Rows:
+    """The known columns of a Parquet file, row group by row group."""
+    with _unreadable_table(".parquet", name):
+        # Without a buffer of its own the reader would hold a whole row group, which may be the whole file.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
+            columns = _known_columns(file.schema_arrow.names, name)
+            yield from table_rows(file.iter_batches(batch_size=BATCH_ROWS, columns=columns), name)
+
+
+def read_arrow(path: Path, name: str) -> Rows:
+    """The known columns of an Arrow file, of either kind, memory-mapped."""
+    with _unreadable_table(".arrow", name):
+        with pa.memory_map(str(path)) as source:
+            names, batches = _open_arrow(source)
+            columns = _known_columns(names, name)
+            yield from table_rows((batch.select(columns) for batch in batches), name)
+
+
+def _open_arrow(source: pa.MemoryMappedFile) -> tuple[list[str], Iterator[pa.RecordBatch]]:
+    if source.read(6) == b"ARROW1":
+        file = pa.ipc.open_file(source)
+        return file.schema.names, _sound_batches(file.get_batch(number) for number in range(file.num_record_batches))
+    # A stream that was cut between two batches would read like a shorter one.
+    source.seek(max(source.size() - len(_STREAM_END), 0))
+    if source.read() != _STREAM_END:
+        raise pa.ArrowInvalid("the stream has no end")
+    source.seek(0)
+    stream = pa.ipc.open_stream(source)
+    return stream.schema.names, _sound_batches(stream)
+
+
+def _sound_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        # Offsets that point outside the file would be read as they are.
+        batch.validate(full=True)
+        for start in range(0, len(batch), BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+@contextmanager
+def _unreadable_table(suffix: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"A {suffix} file must be readable, but {name} is not: {error}. Write or fetch it again."
+        ) from error
+
+
+def _known_columns(names: list[str], where: str) -> list[str]:
+    _check_columns(names, where)
+    return [name for name in names if name in FIELDS]
+
+
+def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
+    """The rows of record batches, counted from 0 over all of them."""
+    first = 0
+    for batch in batches:
+        for offset, fields in enumerate(_fields_of(batch)):
+            place = Place(name, "row", first + offset)
+            if isinstance(fields, Exception):
+                yield BrokenRow(
+                    place, DataError(f"Every value must be readable, but {place} is not: {fields}. Correct the row.")
+                )
+            else:
+                yield Row(place, fields)
+        first += len(batch)
+
+
+def _fields_of(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Exception]:
+    # Values that are no text (invalid UTF-8, a date beyond Python's) show only when they are taken out.
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException):
+        return [_readable(batch.slice(number, 1)) for number in range(len(batch))]
+
+
+def _readable(row: pa.RecordBatch) -> dict[str, Any] | Exception:
+    try:
+        return row.to_pylist()[0]  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return error
+
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".zip": read_beir_zip,
+}
+GZIPPED = (".jsonl", ".csv", ".tsv")
