@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from indexes.bm25_index import BM25Index
     from indexes.builder import PassageIndex, build_index
     from indexes.chunking import Chunker
     from indexes.corpus import Corpus, Passage
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from indexes.manifest import Manifest
 
 __all__ = [
+    "BM25Index",
     "Chunker",
     "Corpus",
     "DataError",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "BM25Index": "indexes.bm25_index",
     "Chunker": "indexes.chunking",
     "Corpus": "indexes.corpus",
     "DataError": "indexes.errors",
