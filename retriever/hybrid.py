@@ -93,8 +93,8 @@ class WordRetriever(Retriever):
 class BM25Retriever(WordRetriever):
     """Question -> the k passages with the highest BM25 score: what a retriever without an encoder finds.
 
-    Passages that share no word with the question follow with a score of 0, in the order of the index, so that a selector
-    gets its k. The encoder is there for the vectors that candidates carry; nothing here can learn.
+    Passages that share no word with the question follow with a score of 0, in the order of the index, so that a
+    selector gets its k. The encoder is there for the vectors that candidates carry; nothing here can learn.
     """
 
     kind: ClassVar[str] = "bm25"
