@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indexes.builder import build_index
+    from indexes.bm25_index import BM25Index
     from indexes.chunking import Chunker
     from indexes.corpus import Corpus, Passage
     from indexes.encoder import Encoder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "BM25Index",
     "Chunker",
     "Corpus",
     "DataError",
@@ -44,6 +46,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Change": "indexes.writer",
+    "BM25Index": "indexes.bm25_index",
     "Chunker": "indexes.chunking",
     "Corpus": "indexes.corpus",
     "DataError": "indexes.errors",

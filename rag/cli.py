@@ -253,27 +253,52 @@ def _search_arguments(parser: Any) -> None:
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
+    _retriever_argument(parser)
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="rank and score of each hit in each ranking, and the words it shares with the question",
+    )
+
+
+def _retriever_argument(parser: Any) -> None:
+    parser.add_argument(
+        "--retriever",
+        choices=["dense", "bm25", "hybrid"],
+        default="dense",
+        help="how candidates are found: by vectors, by words (BM25), or by both rankings together",
+    )
 
 
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
     from rag.evaluation import search_metrics
-    from rag.pipeline import encoder_of
-    from retriever import Candidates, DenseRetriever
+    from rag.pipeline import encoder_of, retriever_of
+    from retriever import Candidates
 
     examples = _questions(args)
     index = PassageIndex.open(args.index)
-    retriever = DenseRetriever(index, encoder_of(index, args.encoder))
+    retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
         found += retriever.search([e.question for e in examples[start : start + args.batch_size]], args.k)
-    hits = [
-        {"id": e.id, "hits": [{"id": i, "score": s} for i, s in zip(c.ids, c.scores_n.tolist(), strict=True)]}
-        for e, c in zip(examples, found, strict=True)
+    explanations = [retriever.explain(c) for c in found] if args.explain else None
+    results = [
+        {"id": e.id, "hits": _hits(c, explanations[i] if explanations else None)}
+        for i, (e, c) in enumerate(zip(examples, found, strict=True))
     ]
     metrics = search_metrics(examples, found, args.k)
-    data = {"results": hits, "metrics": metrics}
-    return Report(_metrics_text(metrics) if args.questions else _hits_text(found), data)
+    text = _metrics_text(metrics) if args.questions else _hits_text(found, explanations)
+    return Report(text, {"results": results, "metrics": metrics})
+
+
+def _hits(candidates: Any, explanations: Sequence[Any] | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores_n.tolist(), strict=True)]
+    if explanations is None:
+        return hits
+    return [{**hit, "explanation": asdict(e)} for hit, e in zip(hits, explanations, strict=True)]
 
 
 def _questions(args: Any) -> list[Any]:
@@ -286,15 +311,31 @@ def _questions(args: Any) -> list[Any]:
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 
-def _hits_text(found: Sequence[Any]) -> str:
+def _hits_text(found: Sequence[Any], explanations: Sequence[Sequence[Any]] | None) -> str:
     lines = []
-    for candidates in found:
+    for i, candidates in enumerate(found):
         lines.append(candidates.question)
-        lines += [
-            f"  {score:.4f}  {p.id}  {p.title}"
-            for p, score in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
-        ]
+        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores_n.tolist(), strict=True)):
+            lines.append(f"  {score:.4f}  {passage.id}  {passage.title}")
+            if explanations:
+                lines.append(f"          {_explanation_text(explanations[i][n])}")
     return "\n".join(lines)
+
+
+def _explanation_text(explanation: Any) -> str:
+    parts = [
+        f"{name} {'-' if rank is None else f'#{rank}'} ({score:.4f})"
+        for name, rank, score in (
+            ("dense", explanation.dense_rank, explanation.dense_score),
+            ("bm25", explanation.bm25_rank, explanation.bm25_score),
+        )
+        if score is not None
+    ]
+    if explanation.fused_score is not None:
+        parts.append(f"fused {explanation.fused_score:.4f}")
+    if explanation.terms is not None:
+        parts.append(" + ".join(f"{word} {added:.4f}" for word, added in explanation.terms.items()) or "no word shared")
+    return ", ".join(parts)
 
 
 def _metrics_text(metrics: dict[str, float]) -> str:
@@ -315,6 +356,7 @@ def _pipeline_arguments(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    _retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(GenerationConfig, "generation")
     parser.add_class_arguments(AdapterConfig, "adapter")
@@ -331,6 +373,7 @@ def _create(args: Any) -> Any:
         index=args.index,
         base=args.base,
         encoder=args.encoder,
+        retriever=args.retriever,
         selector=SelectorConfig(**vars(args.selector)),
         generation=GenerationConfig(**vars(args.generation)),
         adapter=AdapterConfig(**vars(args.adapter)),
@@ -509,7 +552,9 @@ def _open(args: Any) -> Any:
     if args.bundle is None:
         return _create(args)
     fresh = _parser("ask").get_defaults()
-    given = [key for key in ("base", "revision", "selector", "generation", "adapter") if args[key] != fresh[key]]
+    given = [
+        key for key in ("base", "revision", "retriever", "selector", "generation", "adapter") if args[key] != fresh[key]
+    ]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
     return RAG.from_pretrained(

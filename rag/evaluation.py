@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from indexes.corpus import Passage
 from indexes.errors import DataError
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall
-from retriever.dense import Candidates, DenseRetriever
+from retriever.dense import Candidates, Retriever
 from training.data import QAExample
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Answerer(Protocol):
     """Whoever answers from candidates: `rag.RAG`, or a baseline."""
 
     @property
-    def retriever(self) -> DenseRetriever:
+    def retriever(self) -> Retriever:
         """Finds the candidates."""
         ...
 

@@ -46,7 +46,7 @@ from rag.pocket.world import write_world
 from rag.rag_sequence import RAGSequence
 from rag.significance import bootstrap_interval, paired_bootstrap
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
-from retriever.dense import DenseRetriever
+from retriever.dense import Retriever
 from retriever.selector import Selector, SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.checkpoint import load_learned
@@ -118,7 +118,7 @@ class Watched:
 
     def __init__(self, rag: RAG, answerer: Answerer, tasks: Sequence[Exercise]) -> None:
         self.rag, self.answerer, self.tasks = rag, answerer, tasks
-        self.retriever: DenseRetriever = rag.retriever
+        self.retriever: Retriever = rag.retriever
         self.selector: Selector = rag.selector
         self.generator: Generator = rag.generator
 

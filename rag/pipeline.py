@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,8 @@ from indexes.errors import MismatchError, UsageError
 from rag.evaluation import evaluate
 from rag.metrics import answer_recall
 from rag.pocket import POCKET, base_path, load_encoder
-from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
+from retriever.hybrid import BM25Retriever, HybridRetriever, bm25_of
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, save_learned
 from training.data import QAExample
@@ -27,6 +28,8 @@ from training.data import QAExample
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
+RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
+_HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class RAG:
         UsageError: Selector and generator have different language models.
     """
 
-    def __init__(self, retriever: DenseRetriever, selector: Selector, generator: Generator) -> None:
+    def __init__(self, retriever: Retriever, selector: Selector, generator: Generator) -> None:
         if selector.language_model is not generator.language_model:
             raise UsageError(
                 "Selector and generator must share one LanguageModel (two adapters on one base, trained and saved "
@@ -80,6 +83,7 @@ class RAG:
         index: str | Path | PassageIndex,
         base: str | Path = POCKET,
         encoder: str | Path | Encoder | None = None,
+        retriever: str | Mapping[str, Any] = DenseRetriever.kind,
         selector: SelectorConfig | None = None,
         generation: GenerationConfig | None = None,
         adapter: AdapterConfig | None = None,
@@ -96,6 +100,8 @@ class RAG:
             index: Index directory, or an opened index.
             base: Causal LM: a Hub name, a folder, or "pocket" for the tiny model inside this package.
             encoder: The encoder that built the index; default: the one its manifest names.
+            retriever: How candidates are found: "dense", "bm25" or "hybrid", or a mapping with that as its "kind" and
+                options of the class, {"kind": "hybrid", "depth": 200}.
             selector: n, K, decoding, prior.
             generation: How answers are decoded.
             adapter: LoRA settings.
@@ -109,10 +115,10 @@ class RAG:
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
             ResourceError: Base or encoder cannot be loaded.
-            UsageError: K > n and the like.
+            UsageError: K > n, an unknown retriever, and the like.
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        retriever = DenseRetriever(opened, encoder_of(opened, encoder, device=device))
+        finder = retriever_of(opened, encoder_of(opened, encoder, device=device), retriever)
         model = LanguageModel.from_pretrained(
             base_path(base),
             adapter=adapter,
@@ -122,10 +128,10 @@ class RAG:
             quantization=quantization,
         )
         model.name = str(base)
-        retriever.adapter.to(model.device)
+        finder.adapter.to(model.device)
         return cls(
-            retriever,
-            Selector(model, retriever, prompt=ranking_prompt, config=selector),
+            finder,
+            Selector(model, finder, prompt=ranking_prompt, config=selector),
             Generator(model, prompt=answer_prompt, config=generation),
         )
 
@@ -260,6 +266,7 @@ class RAG:
             "generation": asdict(self.generator.config),
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
+            "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
             "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
             "index": {"path": "index" if index else index_path, "corpus_fingerprint": manifest.corpus_fingerprint},
             "encoder": {
@@ -313,6 +320,7 @@ class RAG:
             index=where,
             base=_resolve(base, folder),
             encoder=encoder if encoder is not None else _resolve(config["encoder"], folder),
+            retriever=config.get("retriever", DenseRetriever.kind),  # bundles were dense before they said so
             selector=SelectorConfig(**config["selector"]),
             generation=GenerationConfig(**config["generation"]),
             adapter=AdapterConfig(**config["adapter"]),
@@ -370,6 +378,27 @@ def encoder_of(
         max_length=record.max_length,
         revision=record.revision if encoder is None else None,
     )
+
+
+def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:
+    """The retriever of a name, or of a mapping with its "kind" and its options, over an index.
+
+    Raises:
+        MismatchError: The encoder did not build this index.
+        UsageError: There is no such retriever, or it has no such option.
+    """
+    options = {"kind": settings} if isinstance(settings, str) else dict(settings)
+    kind = options.pop("kind", None)
+    if kind not in RETRIEVERS:
+        raise UsageError(f"The retriever must be one of {list(RETRIEVERS)}; {kind!r} came.")
+    known = _HYBRID_OPTIONS if kind == HybridRetriever.kind else ()
+    if unknown := sorted(set(options) - set(known)):
+        raise UsageError(f"The options of a {kind} retriever are {list(known)}; {unknown} came.")
+    if kind == DenseRetriever.kind:
+        return DenseRetriever(index, encoder)
+    if kind == BM25Retriever.kind:
+        return BM25Retriever(index, encoder, bm25_of(index))
+    return HybridRetriever(index, encoder, bm25_of(index), **options)
 
 
 def citations(text: str, passages: Sequence[Passage]) -> list[str]:

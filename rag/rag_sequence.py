@@ -16,7 +16,7 @@ from torch import Tensor
 
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
-from retriever.dense import Candidates, DenseRetriever
+from retriever.dense import Candidates, Retriever
 
 
 class RAGSequence:
@@ -38,7 +38,7 @@ class RAGSequence:
         self.rag = rag
 
     @property
-    def retriever(self) -> DenseRetriever:
+    def retriever(self) -> Retriever:
         """Of the pipeline."""
         return self.rag.retriever
 

@@ -7,27 +7,36 @@ import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before to
 
 if TYPE_CHECKING:
     from indexes.encoder import Encoder
-    from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+    from retriever.dense import Candidates, DenseRetriever, Explanation, QuestionAdapter, Retriever
+    from retriever.hybrid import BM25Retriever, HybridRetriever
     from retriever.permutations import Permutations
     from retriever.selector import RetrieverPrior, Selector, SelectorConfig
 
 _EXPORTS = {
+    "BM25Retriever": "retriever.hybrid",
     "Candidates": "retriever.dense",
     "DenseRetriever": "retriever.dense",
     "Encoder": "indexes.encoder",
+    "Explanation": "retriever.dense",
+    "HybridRetriever": "retriever.hybrid",
     "Permutations": "retriever.permutations",
     "QuestionAdapter": "retriever.dense",
+    "Retriever": "retriever.dense",
     "RetrieverPrior": "retriever.selector",
     "Selector": "retriever.selector",
     "SelectorConfig": "retriever.selector",
 }
 
 __all__ = [
+    "BM25Retriever",
     "Candidates",
     "DenseRetriever",
     "Encoder",
+    "Explanation",
+    "HybridRetriever",
     "Permutations",
     "QuestionAdapter",
+    "Retriever",
     "RetrieverPrior",
     "Selector",
     "SelectorConfig",

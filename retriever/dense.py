@@ -1,14 +1,16 @@
-"""Dense retrieval: question -> candidates, with a question side that can learn.
+"""Question -> candidates: what every retriever is, and the dense one, whose question side can learn.
 
 Legend: B questions, n candidates, d embedding dimension, r adapter rank.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from indexes.passage_index import PassageIndex
@@ -18,17 +20,37 @@ from indexes.errors import DataError, MismatchError, UsageError
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """Why a passage was found: its ranks, counted from 1, and its scores; None where a ranking does not hold it."""
+
+    dense_rank: int | None = None
+    dense_score: float | None = None
+    """Inner product with the question, also where the passage is in no dense ranking."""
+    bm25_rank: int | None = None
+    bm25_score: float | None = None
+    fused_score: float | None = None
+    """Of both ranks together; 1 is first in both."""
+    terms: dict[str, float] | None = None
+    """What each word of the question adds to the BM25 score, greatest first, where somebody asked."""
+
+
+@dataclass(frozen=True)
 class Candidates:
     """What the retriever found for one question, in the order in which a selector will see it."""
 
     question: str
     passages: list[Passage]
     scores_n: Tensor
-    """Retriever scores (inner products), float32."""
+    """Retriever scores, float32: the inner products of a dense retriever, or what another ranks by."""
     question_vector_d: Tensor
     """Embedding of the question *before* the question adapter, float32."""
     passage_vectors_nd: Tensor
     """Stored embeddings of the passages, float32."""
+    dense_scores_n: Tensor | None = None
+    """Inner products with the question as it was searched with (after the question adapter), float32; None when they
+    are `scores_n`."""
+    explanations: list[Explanation] | None = None
+    """Why each was found, where a retriever says more than `scores_n` does."""
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -41,11 +63,14 @@ class Candidates:
     def reordered(self, order_n: Sequence[int]) -> "Candidates":
         """The same candidates, or some of them, in another order; scores and vectors move with their passages."""
         index = torch.as_tensor(order_n, dtype=torch.long)
+        chosen = index.tolist()
         return replace(
             self,
-            passages=[self.passages[i] for i in index.tolist()],
+            passages=[self.passages[i] for i in chosen],
             scores_n=self.scores_n[index],
             passage_vectors_nd=self.passage_vectors_nd[index],
+            dense_scores_n=None if self.dense_scores_n is None else self.dense_scores_n[index],
+            explanations=None if self.explanations is None else [self.explanations[i] for i in chosen],
         )
 
 
@@ -77,8 +102,8 @@ class QuestionAdapter(nn.Module):
         return not bool(self.up_dr.any())
 
 
-class DenseRetriever:
-    """Question -> the k passages with the highest inner product.
+class Retriever(ABC):
+    """Question -> candidates: what selector, E-step and trainer need of a retriever.
 
     Args:
         index: An opened index directory.
@@ -89,11 +114,19 @@ class DenseRetriever:
         MismatchError: `encoder` is not the one that built `index`.
     """
 
+    kind: ClassVar[str]
+    """What configurations call it."""
+
     def __init__(self, index: PassageIndex, encoder: Encoder, *, adapter: QuestionAdapter | None = None) -> None:
         index.manifest.check_encoder(encoder)
         self.index = index
         self.encoder = encoder
         self.adapter = adapter or QuestionAdapter(encoder.dimension)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes another one like it, besides index, encoder and adapter; ready for JSON."""
+        return {}
 
     def replace(self, index: PassageIndex, encoder: Encoder) -> None:
         """Search another index with the encoder that built it.
@@ -119,7 +152,7 @@ class DenseRetriever:
 
     @torch.no_grad()
     def search(self, question: str | Sequence[str], k: int = 20) -> Candidates | list[Candidates]:
-        """Candidates of one question, or of several, best first; fewer than k when the index holds fewer.
+        """Candidates of one question, or of several, best first; fewer than k when no more are found.
 
         Raises:
             DataError: An empty question.
@@ -128,13 +161,29 @@ class DenseRetriever:
         questions = [question] if isinstance(question, str) else list(question)
         _check_questions(questions, k)
         base_Bd = torch.from_numpy(self.encoder.encode_questions(questions))
-        vectors_Bd = self._adapted(base_Bd).cpu().numpy().astype(np.float32)
-        scores_Bk, ids_Bk = self.index.vectors.search(vectors_Bd, k)
-        found = [
-            self._candidates(q, base_d, scores_k, ids_k)
-            for q, base_d, scores_k, ids_k in zip(questions, base_Bd, scores_Bk, ids_Bk, strict=True)
-        ]
+        found = self._find(questions, base_Bd, self._adapted(base_Bd).float().cpu(), k)
         return found[0] if isinstance(question, str) else found
+
+    @abstractmethod
+    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
+        """Candidates of each question, from its embedding before and after the question adapter."""
+
+    @abstractmethod
+    def score(self, candidates: Candidates) -> Tensor:
+        """Scores `[n]` of given candidates under the current question adapter, with gradient to it.
+
+        They are `candidates.scores_n` as long as the adapter is what it was when they were searched for.
+        """
+
+    def explain(self, candidates: Candidates) -> list[Explanation]:
+        """Why each candidate was found, in their order.
+
+        Raises:
+            UsageError: No search of a retriever found these candidates.
+        """
+        if candidates.explanations is None:
+            raise UsageError("Only what a retriever's search returned can be explained; these candidates are not it.")
+        return candidates.explanations
 
     def _adapted(self, question_Bd: Tensor) -> Tensor:
         if self.adapter.is_identity:  # exactly the encoder's own vectors, not a renormalised copy
@@ -142,22 +191,41 @@ class DenseRetriever:
         device = self.adapter.up_dr.device
         return self.adapter(question_Bd.to(device))
 
-    def _candidates(self, question: str, base_d: Tensor, scores_k: np.ndarray, ids_k: np.ndarray) -> Candidates:
-        found = ids_k >= 0  # FAISS pads short results with -1, which a list would read as its last passage
-        positions = ids_k[found]
+    def _candidates(self, question: str, base_d: Tensor, positions: NDArray[np.int64], scores_n: Tensor) -> Candidates:
         return Candidates(
             question=question,
             passages=self.index.corpus.take(positions.tolist()),
-            scores_n=torch.from_numpy(scores_k[found].copy()),
+            scores_n=scores_n,
             question_vector_d=base_d,
             passage_vectors_nd=torch.from_numpy(self.index.vectors.reconstruct(positions)),
         )
 
-    def score(self, candidates: Candidates) -> Tensor:
-        """Scores `[n]` of given candidates under the current question adapter, with gradient to it."""
+    def _inner_products(self, candidates: Candidates) -> Tensor:
         device = self.adapter.up_dr.device
         question_1d = self.adapter(candidates.question_vector_d.to(device).unsqueeze(0))
         return (question_1d @ candidates.passage_vectors_nd.to(device).T).squeeze(0)
+
+
+class DenseRetriever(Retriever):
+    """Question -> the k passages with the highest inner product; its arguments are those of `Retriever`."""
+
+    kind: ClassVar[str] = "dense"
+
+    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
+        scores_Bk, ids_Bk = self.index.vectors.search(searched_Bd.numpy(), k)
+        found = []
+        for question, base_d, scores_k, ids_k in zip(questions, base_Bd, scores_Bk, ids_Bk, strict=True):
+            held = ids_k >= 0  # FAISS pads short results with -1, which a list would read as its last passage
+            one = self._candidates(question, base_d, ids_k[held], torch.from_numpy(scores_k[held].copy()))
+            explanations = [
+                Explanation(dense_rank=rank, dense_score=score) for rank, score in enumerate(one.scores_n.tolist(), 1)
+            ]
+            found.append(replace(one, explanations=explanations))
+        return found
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """Inner products `[n]` of given candidates under the current question adapter, with gradient to it."""
+        return self._inner_products(candidates)
 
 
 def _check_questions(questions: Sequence[str], k: int) -> None:

@@ -25,7 +25,7 @@ from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, enc
 from generator.rows import Branches, pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
-from retriever.dense import Candidates, DenseRetriever
+from retriever.dense import Candidates, Retriever
 from retriever.permutations import (
     NEGATIVE_INFINITY,
     Permutations,
@@ -132,7 +132,7 @@ class Selector:
     def __init__(
         self,
         language_model: LanguageModel,
-        retriever: DenseRetriever,
+        retriever: Retriever,
         *,
         prompt: RankingPrompt | None = None,
         config: SelectorConfig | None = None,

@@ -84,6 +84,55 @@ def test_search(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> No
     assert [len(r["hits"]) for r in data["results"]] == [1, 1]
 
 
+@pytest.mark.parametrize("retriever", ["dense", "bm25", "hybrid"])
+def test_search_explains(files: dict[str, str], capsys: pytest.CaptureFixture[str], retriever: str) -> None:
+    """Only the Hamlet passage holds "wrote" or "Hamlet", so it is the first of the words and has both."""
+    words = ["search", "--index", files["index"], "who wrote Hamlet?", "-k", "3", "--retriever", retriever]
+    plain = result(words, capsys)["results"][0]["hits"]
+    hits = result([*words, "--explain"], capsys)["results"][0]["hits"]
+    assert [{"id": h["id"], "score": h["score"]} for h in hits] == plain
+    code, out, _ = run([*words, "--explain"], capsys)
+    assert code == 0
+    if retriever == "dense":
+        assert [h["explanation"]["dense_rank"] for h in hits] == [1, 2, 3]
+        assert "bm25" not in out
+        return
+    why = next(h for h in hits if h["id"] == "p0")["explanation"]
+    assert why["bm25_rank"] == 1
+    assert set(why["terms"]) == {"hamlet", "wrote"}
+    assert sum(why["terms"].values()) == pytest.approx(why["bm25_score"])
+    assert (why["fused_score"] is None) == (retriever == "bm25")
+    terms = " + ".join(f"{word} {added:.4f}" for word, added in why["terms"].items())
+    assert f"bm25 #1 ({why['bm25_score']:.4f})" in out
+    assert terms in out
+    assert "no word shared" in out
+
+
+def test_another_retriever_in_a_bundle(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["train", "--index", files["index"], "--base", files["base"], *SMALL, "--retriever", "hybrid"]
+    words += [
+        "--train",
+        files["questions"],
+        "--rounds",
+        "1",
+        "--num_samples",
+        "2",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    bundle = result(words, capsys)["bundle"]
+    assert json.loads((Path(bundle) / "rag_config.json").read_text())["retriever"]["kind"] == "hybrid"
+    assert len(result(["ask", "--bundle", bundle, "who wrote Hamlet?"], capsys)["answers"]) == 1
+    code, _, err = run(["ask", "--bundle", bundle, "--retriever", "bm25", "who?"], capsys)
+    assert code == 2
+    assert "A bundle brings its own ['retriever']" in err
+    code, _, err = run(["search", "--index", files["index"], "--retriever", "sparse", "who?"], capsys)
+    assert code == 2
+    assert "sparse" in err
+
+
 def test_recall_is_reported_up_to_k(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     found = result(["search", "--index", files["index"], "--questions", files["questions"], "-k", "3"], capsys)
     assert {n for n in found["metrics"] if n.startswith("recall")} == {"recall@1", "recall@3"}

@@ -19,7 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("indexes", "generator", "retriever", "training", "rag")
 # Where the name that is imported is not the name that is installed.
-DISTRIBUTIONS = {"bs4": "beautifulsoup4", "faiss": "faiss-cpu", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"bs4": "beautifulsoup4", "faiss": "faiss-cpu", "Stemmer": "pystemmer", "yaml": "pyyaml"}
 
 
 @pytest.fixture(scope="module")

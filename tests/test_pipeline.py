@@ -137,6 +137,60 @@ def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_p
     assert again.generator.language_model.base_model.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("retriever", "expected"),
+    [
+        ("dense", {"kind": "dense"}),
+        ("bm25", {"kind": "bm25"}),
+        ("hybrid", {"kind": "hybrid", "depth": 100, "rrf_k": 60, "weights": [1.0, 1.0]}),
+        (
+            {"kind": "hybrid", "depth": 4, "rrf_k": 10, "weights": [2.0, 0.5]},
+            {"kind": "hybrid", "depth": 4, "rrf_k": 10, "weights": [2.0, 0.5]},
+        ),
+    ],
+)
+def test_a_bundle_remembers_its_retriever(
+    base: Path, index: PassageIndex, tmp_path: Path, retriever: str | dict, expected: dict
+) -> None:
+    small = SelectorConfig(num_candidates=6, num_selected=2)
+    rag = RAG.create(index=index, base=base, retriever=retriever, selector=small, device="cpu")
+    with torch.no_grad():
+        rag.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+    rag.save_pretrained(tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == expected
+    again = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
+    assert {"kind": again.retriever.kind, **again.retriever.settings} == expected
+    assert again.selector.retriever is again.retriever
+    for mine, theirs in zip(rag.retriever.search(QUESTIONS, 6), again.retriever.search(QUESTIONS, 6), strict=True):
+        assert mine.ids == theirs.ids
+        torch.testing.assert_close(mine.scores_n, theirs.scores_n, rtol=0, atol=0)
+
+
+def test_bundles_from_before_there_was_a_choice_are_dense(rag: RAG, tmp_path: Path) -> None:
+    rag.save_pretrained(tmp_path / "bundle")
+    file = tmp_path / "bundle" / "rag_config.json"
+    config = json.loads(file.read_text())
+    del config["retriever"]
+    file.write_text(json.dumps(config))
+    again = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
+    assert again.retriever.kind == "dense"
+    assert again.retriever.search(QUESTIONS[0], 6).ids == rag.retriever.search(QUESTIONS[0], 6).ids
+
+
+@pytest.mark.parametrize(
+    ("retriever", "message"),
+    [
+        ("sparse", r"must be one of \['dense', 'bm25', 'hybrid'\]; 'sparse' came"),
+        ({"depth": 3}, "None came"),
+        ({"kind": "hybrid", "width": 3}, r"are \['depth', 'rrf_k', 'weights'\]; \['width'\] came"),
+        ({"kind": "bm25", "depth": 3}, r"options of a bm25 retriever are \[\]; \['depth'\] came"),
+    ],
+)
+def test_unknown_retrievers(base: Path, index: PassageIndex, retriever: str | dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        RAG.create(index=index, base=base, retriever=retriever)
+
+
 def test_the_same_call_makes_the_same_pipeline(base: Path, index: PassageIndex) -> None:
     """LoRA's random half must not depend on what was drawn before, nor change what is drawn after."""
     torch.manual_seed(1)

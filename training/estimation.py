@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from generator.generator import AnswerRow, Generator
-from retriever.dense import Candidates, DenseRetriever
+from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import Selector
 from training.config import DROConfig
@@ -187,7 +187,7 @@ class EStep:
         config: Sizes, proposal, options.
     """
 
-    def __init__(self, retriever: DenseRetriever, selector: Selector, generator: Generator, config: DROConfig) -> None:
+    def __init__(self, retriever: Retriever, selector: Selector, generator: Generator, config: DROConfig) -> None:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator

@@ -27,7 +27,7 @@ from transformers import PrinterCallback
 from indexes.builder import build_index
 from indexes.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from retriever.dense import DenseRetriever
+from retriever.dense import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior
 
@@ -40,7 +40,7 @@ UNREAD = 0.05
 
 
 def refreshed(
-    retriever: DenseRetriever,
+    retriever: Retriever,
     posteriors: Sequence[Posterior],
     folder: Path,
     config: DROConfig,
@@ -52,7 +52,7 @@ def refreshed(
     """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded anew.
 
     Args:
-        retriever: Left as it is; `DenseRetriever.replace` takes what was written.
+        retriever: Left as it is; `Retriever.replace` takes what was written.
         posteriors: Of one E-step.
         folder: New.
         config: `encoder_learning_rate`, `encoder_batch_size`, `encoder_epochs`.

@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 
 from generator.generator import Generator
 from indexes.errors import DataError, MismatchError, UsageError
-from retriever.dense import DenseRetriever
+from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
@@ -52,7 +52,7 @@ METRICS_FILE = "metrics.jsonl"
 class TrainableRAG(Protocol):
     """What the trainer needs of a pipeline; `rag.RAG` is one."""
 
-    retriever: DenseRetriever
+    retriever: Retriever
     selector: Selector
     generator: Generator
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from indexes.errors import DataError
-from retriever.dense import Candidates, DenseRetriever
+from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
@@ -29,7 +29,7 @@ def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) 
 
 def warm_up_posteriors(
     examples: Sequence[QAExample],
-    retriever: DenseRetriever,
+    retriever: Retriever,
     selector: SelectorConfig,
     config: DROConfig,
     progress: Callable[[int], None] = lambda count: None,

@@ -1,0 +1,284 @@
+"""Retrieval by words: alone (BM25), and fused with the dense ranking (reciprocal rank fusion).
+
+What an encoder misses are names, numbers and rare words; what BM25 misses are other words for the same thing. Their
+scores have no common scale, so their ranks are added: Cormack, Clarke and Büttcher (SIGIR 2009).
+
+Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
+"""
+
+import itertools
+import logging
+import unicodedata
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from indexes.bm25_index import BM25Index
+from indexes.builder import PassageIndex
+from indexes.corpus import Passage
+from indexes.encoder import Encoder
+from indexes.errors import MismatchError, UsageError
+from retriever.dense import Candidates, Explanation, QuestionAdapter, Retriever
+
+logger = logging.getLogger(__name__)
+
+
+def bm25_of(index: PassageIndex) -> BM25Index:
+    """The words of an index's passages, read into memory."""
+    logger.info("Reading the words of %d passages for BM25.", len(index))
+    return BM25Index.build(index.corpus)
+
+
+class WordRetriever(Retriever):
+    """What retrievers share that look at words.
+
+    Args:
+        index: An opened index directory.
+        encoder: The encoder that built it (checked by fingerprint).
+        bm25: The words of the same passages in the same order.
+        adapter: The question adapter; a fresh one changes nothing.
+
+    Raises:
+        MismatchError: `encoder` is not the one that built `index`, or `bm25` has another number of passages.
+    """
+
+    def __init__(
+        self, index: PassageIndex, encoder: Encoder, bm25: BM25Index, *, adapter: QuestionAdapter | None = None
+    ) -> None:
+        super().__init__(index, encoder, adapter=adapter)
+        if len(bm25) != len(index):
+            raise MismatchError(
+                f"The BM25 index must hold the {len(index)} passages of {index.path}; it holds {len(bm25)}. "
+                "Build it from that index."
+            )
+        self.bm25 = bm25
+
+    def replace(self, index: PassageIndex, encoder: Encoder) -> None:
+        """Search another index of the same passages with the encoder that built it; their words stay as they are.
+
+        Raises:
+            MismatchError: As `Retriever.replace`, or the passages are others.
+        """
+        old, new = self.index.manifest.corpus_fingerprint, index.manifest.corpus_fingerprint
+        if old != new:
+            raise MismatchError(
+                f"The new index must hold the same passages, whose words BM25 knows (fingerprint {old[:12]}); "
+                f"{index.path} holds others ({new[:12]}). Create a new retriever instead."
+            )
+        super().replace(index, encoder)
+
+    def explain(self, candidates: Candidates) -> list[Explanation]:
+        """As `Retriever.explain`, with the words that passage and question share.
+
+        A passage that is not in the BM25 ranking, because others came before it, gets its score here.
+        """
+        explained = []
+        for passage, explanation in zip(candidates.passages, super().explain(candidates), strict=True):
+            terms = self.bm25.contributions(candidates.question, self.index.corpus.position(passage.id))
+            score = sum(terms.values()) if explanation.bm25_score is None else explanation.bm25_score
+            explained.append(replace(explanation, bm25_score=score, terms=terms))
+        return explained
+
+    @abstractmethod
+    def score(self, candidates: Candidates) -> Tensor:
+        """As `Retriever.score`."""
+
+
+class BM25Retriever(WordRetriever):
+    """Question -> the k passages with the highest BM25 score: what a retriever without an encoder finds.
+
+    Passages that share no word with the question follow with a score of 0, in the order of the index, so that a
+    selector gets its k. The encoder is there for the vectors that candidates carry; nothing here can learn.
+    """
+
+    kind: ClassVar[str] = "bm25"
+
+    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
+        rankings = _by_position(*self.bm25.search(questions, k))
+        found = []
+        for question, base_d, searched_d, ranking in zip(questions, base_Bd, searched_Bd, rankings, strict=True):
+            positions = self._filled_up(ranking, k)
+            scores_n = torch.tensor([ranking.get(p, 0.0) for p in positions], dtype=torch.float32)
+            one = self._candidates(question, base_d, np.array(positions, dtype=np.int64), scores_n)
+            dense_n, ranks = one.passage_vectors_nd @ searched_d, _ranks(ranking)
+            explanations = [
+                Explanation(dense_score=score, bm25_rank=ranks.get(p), bm25_score=ranking.get(p, 0.0))
+                for p, score in zip(positions, dense_n.tolist(), strict=True)
+            ]
+            found.append(replace(one, dense_scores_n=dense_n, explanations=explanations))
+        return found
+
+    def _filled_up(self, ranking: dict[int, float], k: int) -> list[int]:
+        others = (position for position in range(len(self.index)) if position not in ranking)
+        return [*ranking, *itertools.islice(others, k - len(ranking))]
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """Their BM25 scores `[n]`: the same whatever the question adapter does, so its gradient is 0."""
+        # A sum that is 0 and hangs on the adapter: training asks every retriever for a graph to go back through.
+        nothing = 0.0 * self.adapter.up_dr.sum()
+        return candidates.scores_n.to(nothing.device) + nothing
+
+
+class HybridRetriever(WordRetriever):
+    """Question -> the k passages that stand highest in the dense and the BM25 ranking together.
+
+    A passage at rank r_dense of one ranking and r_bm25 of the other has the fused score
+
+        (w_dense / (rrf_k + r_dense) + w_bm25 / (rrf_k + r_bm25)) * (rrf_k + 1) / (w_dense + w_bm25)
+
+    so first in both is 1, and where a passage is missing from a ranking its part is 0. Ties go to the dense ranking.
+    Passages with the same title and text, up to case, spaces and Unicode's compatible forms, are found once, the
+    best of them; the rankings are read deeper where k passages would otherwise be lacking.
+
+    Ranks have no slope, so the question adapter learns through the dense scores: `score` is the fused score of the
+    search plus (q' - q'_0) . d, where q' is the adapted question now and q'_0 as it was searched with. That equals
+    `scores_n` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
+    learned into ranks.
+
+    Args:
+        index: An opened index directory.
+        encoder: The encoder that built it (checked by fingerprint).
+        bm25: The words of the same passages in the same order.
+        adapter: The question adapter; a fresh one changes nothing.
+        depth: How far both rankings are read; k where that is more.
+        rrf_k: The larger, the less the first ranks stand out; 60 is the paper's.
+        weights: Of the dense and of the BM25 ranking.
+
+    Raises:
+        MismatchError: `encoder` is not the one that built `index`, or `bm25` has another number of passages.
+        UsageError: A depth below 1, a negative rrf_k or weight, or no positive weight.
+    """
+
+    kind: ClassVar[str] = "hybrid"
+
+    def __init__(
+        self,
+        index: PassageIndex,
+        encoder: Encoder,
+        bm25: BM25Index,
+        *,
+        adapter: QuestionAdapter | None = None,
+        depth: int = 100,
+        rrf_k: float = 60,
+        weights: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        super().__init__(index, encoder, bm25, adapter=adapter)
+        if depth < 1 or rrf_k < 0 or len(weights) != 2 or min(weights) < 0 or sum(weights) <= 0:
+            raise UsageError(
+                "depth must be at least 1, rrf_k at least 0, and weights two numbers of at least 0, not both 0; "
+                f"depth={depth}, rrf_k={rrf_k}, weights={tuple(weights)} came."
+            )
+        self.depth = depth
+        self.rrf_k = rrf_k
+        self.weights = (float(weights[0]), float(weights[1]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes another one like it, ready for JSON."""
+        return {"depth": self.depth, "rrf_k": self.rrf_k, "weights": list(self.weights)}
+
+    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
+        depth = max(self.depth, k)
+        dense, words = self._rankings(questions, searched_Bd, depth)
+        found = []
+        for i, question in enumerate(questions):
+            one = self._fused(question, base_Bd[i], searched_Bd[i], dense[i], words[i], k)
+            deeper = depth
+            while len(one) < k and deeper < len(self.index):
+                deeper = min(2 * deeper, len(self.index))
+                rankings = self._rankings([question], searched_Bd[i : i + 1], deeper)
+                one = self._fused(question, base_Bd[i], searched_Bd[i], rankings[0][0], rankings[1][0], k)
+            found.append(one)
+        return found
+
+    def _rankings(
+        self, questions: Sequence[str], searched_Bd: Tensor, depth: int
+    ) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
+        """Per question the scores of the first passages by position, best first: dense, and BM25."""
+        dense = self.index.vectors.search(searched_Bd.numpy(), depth)
+        return _by_position(*dense), _by_position(*self.bm25.search(questions, depth))
+
+    def _fused(
+        self,
+        question: str,
+        base_d: Tensor,
+        searched_d: Tensor,
+        dense: dict[int, float],
+        words: dict[int, float],
+        k: int,
+    ) -> Candidates:
+        fused = reciprocal_rank_fusion([list(dense), list(words)], rrf_k=self.rrf_k, weights=self.weights)
+        positions = self._distinct(list(fused), k)
+        scores_n = torch.tensor([fused[p] for p in positions], dtype=torch.float32)
+        one = self._candidates(question, base_d, np.array(positions, dtype=np.int64), scores_n)
+        dense_n = one.passage_vectors_nd @ searched_d
+        dense_ranks, word_ranks = _ranks(dense), _ranks(words)
+        explanations = [
+            Explanation(dense_ranks.get(p), score, word_ranks.get(p), words.get(p), fused[p])
+            for p, score in zip(positions, dense_n.tolist(), strict=True)
+        ]
+        return replace(one, dense_scores_n=dense_n, explanations=explanations)
+
+    def _distinct(self, positions: Sequence[int], k: int) -> list[int]:
+        """The first k positions whose passages say different things; no more passages are read than that takes."""
+        kept: dict[str, int] = {}
+        start = 0
+        while len(kept) < k and start < len(positions):
+            ahead = positions[start : start + k - len(kept)]
+            for position, passage in zip(ahead, self.index.corpus.take(ahead), strict=True):
+                kept.setdefault(_folded(passage), position)
+            start += len(ahead)
+        return list(kept.values())
+
+    def score(self, candidates: Candidates) -> Tensor:
+        """Fused scores `[n]` under the current question adapter, with gradient to it through the dense scores.
+
+        Candidates that a `DenseRetriever` found get their dense scores.
+        """
+        dense_n = self._inner_products(candidates)
+        found_n = candidates.scores_n if candidates.dense_scores_n is None else candidates.dense_scores_n
+        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device))
+
+
+def reciprocal_rank_fusion(
+    rankings: Sequence[Sequence[int]], *, rrf_k: float = 60, weights: Sequence[float] | None = None
+) -> dict[int, float]:
+    """Sum over the rankings of weight / (rrf_k + rank), ranks from 1, scaled so that first in all of them is 1.
+
+    Args:
+        rankings: Each without repetitions, best first.
+        rrf_k: The larger, the less the first ranks stand out.
+        weights: One for each ranking; all 1 by default.
+
+    Returns:
+        The score of everything that stands in a ranking, best first; of equal ones first what an earlier ranking holds,
+        in that ranking's order.
+    """
+    weights = [1.0] * len(rankings) if weights is None else weights
+    scores: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, item in enumerate(ranking, 1):
+            scores[item] = scores.get(item, 0.0) + weight / (rrf_k + rank)
+    scale = (rrf_k + 1) / sum(weights)
+    return {item: scale * score for item, score in sorted(scores.items(), key=lambda pair: -pair[1])}
+
+
+def _by_position(scores_BD: NDArray[np.float32], positions_BD: NDArray[np.int64]) -> list[dict[int, float]]:
+    return [
+        {p: s for p, s in zip(positions_D.tolist(), scores_D.tolist(), strict=True) if p >= 0}
+        for scores_D, positions_D in zip(scores_BD, positions_BD, strict=True)
+    ]
+
+
+def _ranks(ranking: dict[int, float]) -> dict[int, int]:
+    return {position: rank for rank, position in enumerate(ranking, 1)}
+
+
+def _folded(passage: Passage) -> str:
+    return " ".join(unicodedata.normalize("NFKC", passage.contents).casefold().split())
