@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
     from indexes.faiss_index import FaissIndex, choose_factory
     from indexes.manifest import Manifest
+    from indexes.milvus_index import MilvusIndex
 
 __all__ = [
     "Chunker",
@@ -28,6 +29,7 @@ __all__ = [
     "Encoder",
     "FaissIndex",
     "Manifest",
+    "MilvusIndex",
     "MismatchError",
     "Passage",
     "PassageIndex",
@@ -45,6 +47,7 @@ _MODULE_OF = {
     "Encoder": "indexes.encoder",
     "FaissIndex": "indexes.faiss_index",
     "Manifest": "indexes.manifest",
+    "MilvusIndex": "indexes.milvus_index",
     "MismatchError": "indexes.errors",
     "Passage": "indexes.corpus",
     "PassageIndex": "indexes.builder",
