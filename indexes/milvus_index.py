@@ -106,6 +106,7 @@ class MilvusIndex:
                         f"{collection!r} exists. Open it to continue, or drop it."
                     )
                 connection.client.create_partition(collection, _partition(segment), timeout=timeout)
+                connection.client.load_collection(collection)
             factory = f"Milvus({index_type})"
             return cls(connection, collection, segment, dimension=dimension, factory=factory, timeout=timeout)
         except BaseException:
@@ -204,6 +205,7 @@ class MilvusIndex:
             vectors_nd: float32 [n, d].
 
         Raises:
+            UsageError: The segment would hold more than 2^40 vectors.
             MismatchError: The vectors have another dimension.
             DataError: A vector is not finite.
             ResourceError: The server cannot be reached or fails.
@@ -221,9 +223,10 @@ class MilvusIndex:
             self._rows += len(batch_nd)
 
     def flush(self) -> None:
-        """Seal what was added, so that it is on disk and gets indexed: once after the last `add`.
+        """Seal what was added, so that it is on disk and gets indexed: once, after the last `add`.
 
-        The server seals the whole collection, and by default at most once in ten seconds; this call waits for it.
+        The server seals all segments of the collection at once, and by default not twice in ten seconds; this call
+        waits for it. So where several segments are built side by side, one of them is enough.
 
         Raises:
             ResourceError: The server cannot be reached or fails.
@@ -333,7 +336,10 @@ class MilvusIndex:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back; the last segment of a local file also closes the file. Twice is harmless."""
+        """Give the connection back, harmlessly also twice. The last segment of a local file closes the file as well.
+
+        That waits until milvus-lite has built the indexes of what was sealed.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
@@ -368,19 +374,13 @@ class MilvusIndex:
         return {entity[_KEY] - self._first_key: entity[field] for entity in entities}
 
     def _count_rows(self) -> int:
-        """N. Rows are stored in order and without gaps, so a few probes find the end; counting reads them all."""
+        """N: rows are stored in order and without gaps, so a few probes find the end, where counting reads them all."""
         low, high = 0, 2**_ROW_BITS
         while low < high:
             probes = np.arange(low, high, -(-(high - low) // _PROBES), dtype=np.int64)
-            there = np.isin(probes, list(self._get(probes, _KEY)))
-            found = int(there.sum())
-            if not there[:found].all():
-                raise MismatchError(
-                    f"The rows of a segment must have no gaps, but row {int(probes[np.argmin(there)])} of segment "
-                    f"{self._segment} of {self._collection!r} is missing. Drop the segment and build it again."
-                )
-            high = int(probes[found]) if found < len(probes) else high
-            low = int(probes[found - 1]) + 1 if found else high
+            stored = self._get(probes, _KEY)
+            last = max(stored, default=-1)
+            low, high = max(low, last + 1), min([high, *(row for row in probes.tolist() if row > last)])
         return low
 
     def _missing(self, row: int) -> DataError:
@@ -483,7 +483,6 @@ class _Connection:
             try:
                 # There is nothing to index yet, so nothing to wait for.
                 self.client.create_index(collection, index, timeout=timeout, sync=False)
-                self.client.load_collection(collection, timeout=timeout)
             except BaseException:
                 self.client.drop_collection(collection, timeout=timeout)
                 raise
