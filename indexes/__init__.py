@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from indexes.manifest import Manifest
     from indexes.passage_index import PassageIndex
     from indexes.writer import Change, IndexWriter
+    from indexes.milvus_index import MilvusIndex
 
 __all__ = [
     "Change",
@@ -34,6 +35,7 @@ __all__ = [
     "FaissIndex",
     "IndexWriter",
     "Manifest",
+    "MilvusIndex",
     "MismatchError",
     "Passage",
     "PassageIndex",
@@ -54,6 +56,7 @@ _MODULE_OF = {
     "FaissIndex": "indexes.faiss_index",
     "IndexWriter": "indexes.writer",
     "Manifest": "indexes.manifest",
+    "MilvusIndex": "indexes.milvus_index",
     "MismatchError": "indexes.errors",
     "Passage": "indexes.corpus",
     "PassageIndex": "indexes.passage_index",
