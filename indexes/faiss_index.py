@@ -1,11 +1,19 @@
-"""A FAISS index whose factory string is its whole configuration: vectors in, ids out, by inner product.
+"""A FAISS index whose factory string is its whole configuration: vectors in, rows out, by inner product.
+
+The id of a vector is its row, from 0 on in the order of adding.
 
 Axes: N vectors in the index, B queries, k results, c candidates, d dimensions.
 """
 
 import math
+import os
 import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 # Before faiss: both bring an OpenMP runtime, and with torch loaded first the two share one pool of threads.
@@ -17,30 +25,47 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 from numpy.typing import ArrayLike, NDArray
 
-from indexes.errors import DataError, MismatchError, UsageError
+from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from indexes.factory import EXAMPLES, choose_factory, keeps_vectors, parse, training_points
 from indexes.hardware import fast_bfloat16
 from indexes.screening import Screen
 
-_EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48,Refine(SQ8)"'
-_FLAT_LIMIT = 200_000
-_HNSW_LIMIT = 2_000_000
+__all__ = ["FaissIndex", "choose_factory", "write_flat"]
+
+# The stub of faiss lacks some of what is used here.
+_untyped: Any = faiss
+
 # From here on screening is faster than FAISS (docs/decisions.md).
 _SCREENED_QUERIES = 32
 _SCREENED_VECTORS = 4096
+# Where FAISS writes the number of vectors and of floats into the file of a "Flat" index.
+_COUNT_AT, _FLOATS_AT = 8, 37
 
 
 class FaissIndex:
-    """Vectors under int64 ids, searched by inner product (cosine, when the vectors have unit length).
+    """Vectors under their row numbers, searched by inner product (cosine, when the vectors have unit length).
 
-    Make one with `build`, `empty` or `load`.
+    Make one with `build`, `empty` or `load`. Searching and reconstructing may be done from several threads at once.
     """
 
-    def __init__(self, index: "faiss.IndexIDMap2", factory: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        index: "faiss.Index",
+        factory: str,
+        *,
+        parameters: str = "",
+        mapped: "np.memmap | None" = None,
+        read_only: bool = False,
+    ) -> None:
         """Wrap an index that compares by inner product; everybody else uses the constructors named above."""
-        self._index = index
+        self._index: Any = index
         self._factory = factory
         self._read_only = read_only
+        self._mapped = mapped  # the index points into it
+        self._parameters = _understood(index)
+        self._parameters = self._with(parameters)
         self._screen: Screen | None = None
+        self._lock = Lock()
 
     @classmethod
     def empty(cls, dimension: int, factory: str = "Flat", *, seed: int = 0) -> "FaissIndex":
@@ -48,88 +73,97 @@ class FaissIndex:
 
         Args:
             dimension: d.
-            factory: FAISS's description of the index, such as "Flat" or "IVF1024,PQ48".
+            factory: FAISS's description of the index, such as "Flat" or "IVF1024,PQ48x4fs,RFlat".
             seed: Of the clustering that some kinds need.
 
         Raises:
-            UsageError: The factory string is not valid, or not for this dimension or the inner product.
+            UsageError: The factory string is not valid, or not for this dimension, the inner product or getting
+                vectors back.
         """
+        if re.search(r"IDMap2?", factory):
+            raise UsageError(f"The id of a vector is its row, so leave the IDMap out of the factory {factory!r}.")
         try:
             index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"The factory must be an index that FAISS can make for {dimension} dimensions and the inner "
-                f"product, but {factory!r} is not: {_reason(error)}. Try one of {_EXAMPLES}."
+                f"product, but {factory!r} is not: {_reason(error)}. Try one of {EXAMPLES}."
             ) from error
-        if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
-            raise UsageError(f"Ids are always mapped, so leave the IDMap out of the factory {factory!r}.")
-        _seed_clustering(index, seed)
-        _widen_search(index)
-        return cls(faiss.IndexIDMap2(index), factory)
+        if reason := _unfit(index):
+            raise UsageError(
+                f"The factory must be an index that is searched by inner product and gives vectors back, but "
+                f"{factory!r} {reason}. Try one of {EXAMPLES}."
+            )
+        _prepare_training(index, seed)
+        return cls(index, factory)
 
     @classmethod
     def build(
-        cls,
-        vectors_Nd: ArrayLike,
-        *,
-        factory: str = "Flat",
-        ids: ArrayLike | None = None,
-        train_vectors: ArrayLike | None = None,
-        seed: int = 0,
+        cls, vectors_Nd: ArrayLike, *, factory: str = "Flat", train_vectors: ArrayLike | None = None, seed: int = 0
     ) -> "FaissIndex":
         """Train where the factory needs it, then add all vectors.
 
         Args:
             vectors_Nd: float32 [N, d].
             factory: FAISS's description of the index.
-            ids: int64 [N], unique and not negative; None numbers the rows from 0.
             train_vectors: float32 [n, d] to train on; None trains on the vectors themselves.
             seed: Of the clustering that some kinds need.
 
         Raises:
             UsageError: The factory string is not valid, or there are too few vectors to train on.
-            DataError: A vector is not finite, or an id is negative or appears twice.
+            DataError: A vector is not finite.
         """
         vectors = np.asarray(vectors_Nd)
         if vectors.ndim != 2:
             raise MismatchError(f"Vectors must have the shape [N, d], but {list(vectors.shape)} came.")
         index = cls.empty(vectors.shape[1], factory, seed=seed)
         index.train(vectors if train_vectors is None else train_vectors)
-        index.add(vectors, ids)
+        index.add(vectors)
         return index
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False, factory: str | None = None) -> "FaissIndex":
-        """Read an index that `save` wrote.
+    def load(
+        cls, path: str | Path, *, mmap: bool = False, factory: str | None = None, parameters: str = ""
+    ) -> "FaissIndex":
+        """Read an index that `save` or `write_flat` wrote.
 
         Args:
             path: The file.
-            mmap: Leave the vectors on disk where FAISS can (IVF lists); the index is then read-only.
+            mmap: Leave on disk what FAISS can: the vectors of flat, scalar-quantized and graph indexes with the links,
+                what is used to refine, and the lists of an inverted file that is neither refined nor for the fast
+                scan. The index is then read-only, and the file must stay as it is.
             factory: The factory string, which the file does not hold; None reconstructs it from the index.
+            parameters: Search parameters to use where a search names none, such as "nprobe=32,k_factor_rf=4".
 
         Raises:
-            MismatchError: The file is missing, damaged, or not an inner-product index with ids.
+            MismatchError: The file is missing, damaged, or not an inner-product index.
+            UsageError: The parameters do not belong to this kind of index.
         """
         path = Path(path)
         if not path.is_file():
             raise MismatchError(f"An index file must exist, but {path} does not. Build the index again.")
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mmap else 0)
-        except (RuntimeError, MemoryError) as error:
+            index, mapped = _read(path, mmap=mmap, factory=factory)
+        except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
             raise MismatchError(
                 f"{path} must be a complete FAISS index, but it is damaged or truncated ({_reason(error)}). "
                 "Build the index again, or copy the file again."
             ) from error
-        if not isinstance(index, faiss.IndexIDMap2) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        if reason := _unfit(index):
             raise MismatchError(
-                f"{path} must be an inner-product index with mapped ids, but it is a {type(index).__name__} "
-                f"with metric {index.metric_type}. Build the index again with this library."
+                f"{path} must be an index that is searched by inner product and gives vectors back, but it is "
+                f"{_describe(index)!r}, which {reason}. Build the index again with this library."
             )
-        return cls(index, factory or _describe(_inner(index)), read_only=mmap)
+        _mend(index)
+        return cls(index, factory or _describe(index), parameters=parameters, mapped=mapped, read_only=mmap)
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file."""
-        faiss.write_index(self._index, str(path))
+        with self._lock:
+            ivf = _unrefined_ivf(self._index)
+            if ivf is not None and not self._read_only:
+                ivf.set_direct_map_type(_untyped.DirectMap.NoMap)  # 8 bytes per vector that are quickly made again
+            faiss.write_index(self._index, str(path))
 
     @property
     def dimension(self) -> int:
@@ -142,23 +176,33 @@ class FaissIndex:
         return self._factory
 
     @property
+    def parameters(self) -> str:
+        """The search parameters that are used where a search names none; "" for kinds without."""
+        return ",".join(f"{name}={value:g}" for name, value in self._parameters.items())
+
+    @property
     def is_trained(self) -> bool:
-        """Whether vectors can be added; always true for kinds without clustering."""
+        """Whether vectors can be added; always true for kinds without training."""
         return bool(self._index.is_trained)
 
     @property
     def training_points(self) -> int:
         """The fewest vectors that this kind of index can be trained on; 0 when it needs no training."""
-        return _training_points(self._factory)
+        return training_points(self._factory)
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether `reconstruct` gives back the very vectors that were added."""
+        return keeps_vectors(self._factory)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
     def train(self, vectors: ArrayLike) -> None:
-        """Learn the clusters of IVF and PQ indexes; other kinds ignore it.
+        """Learn what this kind of index needs (clusters, codes, rotations, ranges); other kinds ignore it.
 
         Args:
-            vectors: float32 [n, d], a sample of what will be added.
+            vectors: float32 [n, d], a sample of what will be added (`indexes.factory.training_sample` says how many).
 
         Raises:
             UsageError: There are too few vectors.
@@ -166,50 +210,63 @@ class FaissIndex:
         sample_nd = self._matrix(vectors)
         if self.is_trained:
             return
+        if len(sample_nd) < self.training_points:
+            raise UsageError(f"{self._too_few(len(sample_nd))}.")
         try:
-            self._index.train(sample_nd)
+            with _rotation_codes(self._index):
+                self._index.train(sample_nd)
         except RuntimeError as error:
-            raise UsageError(f"{self._too_few(len(sample_nd))} FAISS says: {_reason(error)}.") from error
+            raise UsageError(f"{self._too_few(len(sample_nd))}; FAISS says: {_reason(error)}.") from error
 
-    def add(self, vectors: ArrayLike, ids: ArrayLike | None = None) -> None:
-        """Append vectors.
+    def add(self, vectors: ArrayLike) -> None:
+        """Append vectors; they get the next rows.
 
         Args:
             vectors: float32 [n, d].
-            ids: int64 [n], unique and not negative; None continues after the largest id so far.
 
         Raises:
             UsageError: The index is not trained yet, or is read-only.
-            DataError: A vector is not finite, or an id is negative or appears twice.
+            DataError: A vector is not finite.
         """
         if self._read_only:
             raise UsageError("A memory-mapped index is read-only. Load it with mmap=False to add vectors.")
         if not self.is_trained:
             raise UsageError(f"An index {self._factory!r} must be trained before vectors are added: call train.")
         matrix_nd = self._matrix(vectors)
-        self._screen = None
-        self._index.add_with_ids(matrix_nd, self._new_ids(len(matrix_nd), ids))
+        with self._lock:
+            self._screen = None
+            self._index.add(matrix_nd)
 
     def search(
-        self, queries_Bd: ArrayLike, k: int, *, batch_size: int = 1024, screen: bool | None = None
+        self,
+        queries_Bd: ArrayLike,
+        k: int,
+        *,
+        parameters: str | None = None,
+        batch_size: int = 1024,
+        screen: bool | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k nearest vectors of each query, best first; equal scores are ordered by id.
+        """The k nearest vectors of each query, best first; equal scores are ordered by row.
 
         Args:
             queries_Bd: float32 [B, d].
             k: How many results per query.
+            parameters: For this search only, in FAISS's words, such as "nprobe=32,k_factor_rf=8": `nprobe` of an
+                inverted file (more than it has lists is all of them), `efSearch` of a graph, `quantizer_efSearch` of
+                the graph that finds lists, `k_factor_rf` of a refined index, `qb` of RaBitQ (bits of a query). What
+                is not named stays as in `self.parameters`.
             batch_size: How many queries are read at once.
             screen: Look for candidates in bfloat16 first (`indexes.screening`), in a "Flat" index: the same results,
                 since what the first look cannot prove is searched by FAISS. It keeps a copy of the vectors, 2 d bytes
                 each, from the first such search on. None does it where it is faster: on CPUs that multiply in bfloat16,
-                for many queries and vectors.
+                for many queries and vectors that are not memory-mapped.
 
         Returns:
-            Scores, float32 [B, k], and ids, int64 [B, k]. Where fewer than k vectors are found, the rest of
-            the row has the id -1 and the score -inf.
+            Scores, float32 [B, k], and rows, int64 [B, k]. Where fewer than k vectors are found, the rest has the
+            row -1 and the score -inf.
 
         Raises:
-            UsageError: k is below 1, or this kind of index cannot be screened.
+            UsageError: k is below 1, a parameter is unknown or impossible, or this kind cannot be screened.
             MismatchError: The queries have another dimension.
         """
         if k < 1:
@@ -218,147 +275,136 @@ class FaissIndex:
             raise UsageError(
                 f'Only a "Flat" index can be screened, but this one is {self._factory!r}. Leave screen out.'
             )
+        values = self._with(parameters or "")
         queries = self._matrix(queries_Bd)
         scores_Bk = np.empty((len(queries), k), dtype=np.float32)
-        ids_Bk = np.empty((len(queries), k), dtype=np.int64)
+        rows_Bk = np.empty((len(queries), k), dtype=np.int64)
         for start in range(0, len(queries), batch_size):
-            rows = slice(start, start + batch_size)
-            look = self._screened_search if self._screening_pays(len(queries[rows]), k, screen) else self._index.search
-            scores_Bk[rows], ids_Bk[rows] = look(queries[rows], k)
-        scores_Bk[ids_Bk < 0] = -np.inf
-        return _best_first(scores_Bk, ids_Bk)
+            batch = slice(start, start + batch_size)
+            if self._screening_pays(len(queries[batch]), k, screen):
+                scores_Bk[batch], rows_Bk[batch] = self._screened_search(queries[batch], k)
+            else:
+                scores_Bk[batch], rows_Bk[batch] = self._plain_search(queries[batch], k, values)
+        scores_Bk[rows_Bk < 0] = -np.inf
+        return _best_first(scores_Bk, rows_Bk)
+
+    def _plain_search(
+        self, queries_Bd: NDArray[np.float32], k: int, values: Mapping[str, float]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if not len(self):  # which some kinds cannot search
+            return np.full((len(queries_Bd), k), -np.inf, np.float32), np.full((len(queries_Bd), k), -1, np.int64)
+        found: tuple[NDArray[np.float32], NDArray[np.int64]]
+        found = self._index.search(queries_Bd, k, params=_search_parameters(self._index, values))
+        return found
+
+    def _with(self, parameters: str) -> dict[str, float]:
+        """The search parameters of this index, with those that are named replaced."""
+        named = parse_parameters(parameters)
+        if "quantizer_efSearch" in self._parameters and "efSearch" in named:  # FAISS takes both names
+            named["quantizer_efSearch"] = named.pop("efSearch")
+        for name in named:
+            if name not in self._parameters:
+                understood = ", ".join(self._parameters) or "none, since there is nothing to trade"
+                raise UsageError(
+                    f"Search parameters must be those of an index {self._factory!r} ({understood}), but {name!r} "
+                    f"came. Leave {name} out."
+                )
+        return {**self._parameters, **named}
 
     @property
     def _is_flat(self) -> bool:
-        return isinstance(_inner(self._index), faiss.IndexFlat)
+        return isinstance(self._index, faiss.IndexFlat)
 
     def _screening_pays(self, queries: int, k: int, screen: bool | None) -> bool:
         if screen is None:
             many = queries >= _SCREENED_QUERIES and len(self) >= max(_SCREENED_VECTORS, 16 * _candidates(k))
-            return many and self._is_flat and fast_bfloat16()
+            return many and self._is_flat and self._mapped is None and fast_bfloat16()
         return screen and len(self) >= _candidates(k)
 
     def _screened_search(
         self, queries_Bd: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """As FAISS searches, but scoring exactly only what is best in bfloat16; unproven queries go to FAISS."""
-        if self._screen is None or len(self._screen) != len(self):
-            self._screen = Screen(self._stored())
-        positions_Bc, ceilings_B = self._screen.candidates(queries_Bd, _candidates(k))
-        scores_Bc, ids_Bc = _best_first(self._scores(queries_Bd, positions_Bc), self._ids()[positions_Bc])
-        scores_Bk, ids_Bk = scores_Bc[:, :k], ids_Bc[:, :k]
+        with self._lock:
+            if self._screen is None:
+                self._screen = Screen(self._stored())
+            screen = self._screen
+        rows_Bc, ceilings_B = screen.candidates(queries_Bd, _candidates(k))
+        scores_Bc, rows_Bc = _best_first(self._scores(queries_Bd, rows_Bc), rows_Bc)
+        scores_Bk, rows_Bk = scores_Bc[:, :k], rows_Bc[:, :k]
         unproven_B = ~(scores_Bk[:, -1] > ceilings_B)
         if unproven_B.any():
-            scores_Bk[unproven_B], ids_Bk[unproven_B] = self._index.search(queries_Bd[unproven_B], k)
-        return scores_Bk, ids_Bk
+            scores_Bk[unproven_B], rows_Bk[unproven_B] = self._index.search(queries_Bd[unproven_B], k)
+        return scores_Bk, rows_Bk
 
     def _stored(self) -> NDArray[np.float32]:
         """The vectors of a "Flat" index themselves, not a copy: float32 [N, d]."""
-        vectors: NDArray[np.float32] = faiss.rev_swig_ptr(_inner(self._index).get_xb(), len(self) * self.dimension)
+        vectors: NDArray[np.float32] = faiss.rev_swig_ptr(self._index.get_xb(), len(self) * self.dimension)
         return vectors.reshape(len(self), self.dimension)
 
-    def _scores(self, queries_Bd: NDArray[np.float32], positions_Bc: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _scores(self, queries_Bd: NDArray[np.float32], rows_Bc: NDArray[np.int64]) -> NDArray[np.float32]:
         """Inner products in float32, by FAISS's own routine: float32 [B, c]."""
-        scores_Bc = np.empty(positions_Bc.shape, dtype=np.float32)
-        positions_Bc = np.ascontiguousarray(positions_Bc)
-        scores, positions = faiss.swig_ptr(scores_Bc), faiss.swig_ptr(positions_Bc)
-        (queries, count), pointer = positions_Bc.shape, faiss.swig_ptr(queries_Bd)
-        _inner(self._index).compute_distance_subset(queries, pointer, count, scores, positions)
+        scores_Bc = np.empty(rows_Bc.shape, dtype=np.float32)
+        rows_Bc = np.ascontiguousarray(rows_Bc)
+        scores, rows = faiss.swig_ptr(scores_Bc), faiss.swig_ptr(rows_Bc)
+        (queries, count), pointer = rows_Bc.shape, faiss.swig_ptr(queries_Bd)
+        self._index.compute_distance_subset(queries, pointer, count, scores, rows)
         return scores_Bc
 
-    def reconstruct(self, ids: ArrayLike) -> NDArray[np.float32]:
-        """The vectors under these ids: exact where the index keeps them (Flat, HNSW), else approximate.
+    def reconstruct(self, rows: ArrayLike) -> NDArray[np.float32]:
+        """The vectors at these rows: exact where the index keeps them (`keeps_vectors`), else approximate.
+
+        An inverted file that is not refined notes where each row lies at the first call, 8 bytes per vector.
 
         Args:
-            ids: int64 [n].
+            rows: int64 [n].
 
         Returns:
             float32 [n, d].
 
         Raises:
-            DataError: An id is not in the index.
+            DataError: A row is not in the index.
         """
-        wanted = np.ascontiguousarray(ids, dtype=np.int64)
-        unknown = wanted[~np.isin(wanted, self._ids())]
+        wanted = np.ascontiguousarray(rows, dtype=np.int64)
+        unknown = wanted[(wanted < 0) | (wanted >= len(self))]
         if unknown.size:
-            raise DataError(f"The id {int(unknown[0])} is not in the index, which holds {len(self)} vectors.")
+            raise DataError(f"The row {int(unknown[0])} is not in the index, which holds {len(self)} vectors.")
         if not wanted.size:
             return np.empty((0, self.dimension), dtype=np.float32)
-        ivf = faiss.try_extract_index_ivf(self._index)
-        if ivf is not None and ivf.direct_map.no():
-            ivf.make_direct_map()
-        vectors: NDArray[np.float32] = self._index.reconstruct_batch(wanted)
+        with self._lock:
+            ivf = _unrefined_ivf(self._index)
+            if ivf is not None and ivf.direct_map.no():
+                ivf.make_direct_map()
+            vectors: NDArray[np.float32] = self._index.reconstruct_batch(wanted)
         return vectors
 
     def _matrix(self, vectors: ArrayLike) -> NDArray[np.float32]:
-        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-        if matrix.ndim != 2 or matrix.shape[1] != self.dimension:
-            raise MismatchError(
-                f"Vectors for this index must have the shape [n, {self.dimension}], but {list(matrix.shape)} "
-                "came. Use the encoder that the index was built with."
-            )
-        if not np.isfinite(matrix).all():
-            raise DataError("Vectors must be finite, but NaN or infinity came. Check the encoder that made them.")
-        return matrix
-
-    def _ids(self) -> NDArray[np.int64]:
-        ids: NDArray[np.int64] = faiss.vector_to_array(self._index.id_map)
-        return ids
-
-    def _new_ids(self, count: int, ids: ArrayLike | None) -> NDArray[np.int64]:
-        known = self._ids()
-        if ids is None:
-            start = int(known.max()) + 1 if known.size else 0
-            return np.arange(start, start + count, dtype=np.int64)
-        new = np.ascontiguousarray(ids, dtype=np.int64)
-        if new.shape != (count,):
-            raise MismatchError(f"Every vector needs one id, but {count} vectors and {new.size} ids came.")
-        if (new < 0).any():
-            raise DataError(f"Ids must not be negative (-1 means no result), but {int(new.min())} came.")
-        values, counts = np.unique(new, return_counts=True)
-        twice = values[(counts > 1) | np.isin(values, known)]
-        if twice.size:
-            raise DataError(f"Every vector needs its own id, but {int(twice[0])} appears twice.")
-        return new
+        return _checked_matrix(vectors, self.dimension)
 
     def _too_few(self, count: int) -> str:
         return (
-            f"An index {self._factory!r} needs at least {self.training_points} vectors to train on, but "
-            f"{count} "
-            'came. Use a factory with fewer clusters, or "Flat", which needs no training.'
+            f"An index {self._factory!r} needs at least {self.training_points} vectors to train on, but {count} "
+            'came. Use a factory with fewer clusters, or "Flat", which needs no training'
         )
 
 
-def choose_factory(n: int, dimension: int) -> tuple[str, str]:
-    """The index for n vectors, and the reason in words.
-
-    Exact search while it is fast, then a graph, then compressed clusters whose best hits are scored again.
-    """
-    if n <= _FLAT_LIMIT:
-        return "Flat", f"{n:,} vectors are few enough for exact search (up to {_FLAT_LIMIT:,})"
-    if n <= _HNSW_LIMIT:
-        return (
-            "HNSW32",
-            f"{n:,} vectors: a graph finds neighbours fast and fits memory (up to {_HNSW_LIMIT:,})",
+def _checked_matrix(vectors: ArrayLike, dimension: int) -> NDArray[np.float32]:
+    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    if matrix.ndim != 2 or matrix.shape[1] != dimension:
+        raise MismatchError(
+            f"Vectors for this index must have the shape [n, {dimension}], but {list(matrix.shape)} "
+            "came. Use the encoder that the index was built with."
         )
-    clusters = 2 ** round(math.log2(4 * math.sqrt(n)))
-    parts = _pq_parts(dimension)
-    return (
-        f"IVF{clusters},PQ{parts},Refine(SQ8)",
-        f"{n:,} vectors: {clusters:,} clusters (4 sqrt(n)) of vectors of {parts} bytes, refined at 8 bits",
-    )
+    if not np.isfinite(matrix).all():
+        raise DataError("Vectors must be finite, but NaN or infinity came. Check the encoder that made them.")
+    return matrix
 
 
-def _pq_parts(dimension: int) -> int:
-    """The largest divisor of the dimension that leaves at least 8 dimensions to each part."""
-    return next(parts for parts in range(max(1, dimension // 8), 0, -1) if dimension % parts == 0)
-
-
-def _training_points(factory: str) -> int:
-    """k-means needs a point per centroid: IVF has as many as its number, PQ 2^bits (8 bits by default)."""
-    clusters = [int(nlist) for nlist in re.findall(r"(?:^|,)IVF(\d+)", factory)]
-    codes = [2 ** int(bits or 8) for bits in re.findall(r"PQ\d+(?:x(\d+))?", factory)]
-    return max(clusters + codes, default=0)
+def _best_first(
+    scores_Bk: NDArray[np.float32], rows_Bk: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    order_Bk = np.lexsort((rows_Bk, -scores_Bk), axis=1)
+    return np.take_along_axis(scores_Bk, order_Bk, axis=1), np.take_along_axis(rows_Bk, order_Bk, axis=1)
 
 
 def _candidates(k: int) -> int:
@@ -366,47 +412,327 @@ def _candidates(k: int) -> int:
     return max(4 * k, k + 64)
 
 
-def _inner(index: Any) -> Any:
-    return faiss.downcast_index(index.index)
+def _reason(error: BaseException) -> str:
+    """FAISS puts the C++ signature and file in front of what went wrong."""
+    text = str(error).strip()
+    return re.sub(r"^Error in .*? at \S+: (?:Error: )?", "", text, flags=re.S) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What an index is made of
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _layers(index: Any) -> Iterator[Any]:
+    """An index and what it wraps, from outside in: refinement, transforms, then what is searched."""
+    index = faiss.downcast_index(index)
+    yield index
+    if isinstance(index, faiss.IndexRefine):
+        yield from _layers(index.base_index)
+    elif isinstance(index, faiss.IndexPreTransform):
+        yield from _layers(index.index)
+
+
+def _unrefined_ivf(index: Any) -> Any:
+    """The inverted file by which vectors are found again, None where another index keeps them."""
+    layers = list(_layers(index))
+    refined = any(isinstance(layer, faiss.IndexRefine) for layer in layers)
+    return layers[-1] if isinstance(layers[-1], faiss.IndexIVF) and not refined else None
+
+
+def _unfit(index: Any) -> str:
+    """What FAISS accepts and cannot do with an index; "" when it can do everything."""
+    if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+        return "maps ids, which are rows here"
+    *_, searched = layers = list(_layers(index))
+    if any(layer.metric_type != faiss.METRIC_INNER_PRODUCT for layer in layers):
+        return "compares by distance whatever it is asked for"
+    if isinstance(searched, faiss.IndexRowwiseMinMaxBase):
+        return "cannot be added to"
+    if isinstance(searched, _untyped.IndexIVFAdditiveQuantizerFastScan):
+        return "cannot be told for one search how many lists to look into"
+    if _direct_bytes(searched):
+        return "stores whole numbers from 0 to 255 only"
+    if not isinstance(layers[0], faiss.IndexRefine):
+        if isinstance(searched, _untyped.IndexIVFFlatDedup):
+            return "gives no vectors back"
+        if any(_is_whitened(layer) for layer in layers):
+            return "whitens, which cannot be undone"
+    return ""
+
+
+def _direct_bytes(index: Any) -> bool:
+    direct = (faiss.ScalarQuantizer.QT_8bit_direct, faiss.ScalarQuantizer.QT_8bit_direct_signed)
+    quantized = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer)
+    return quantized and index.sq.qtype in direct
+
+
+def _is_whitened(index: Any) -> bool:
+    if not isinstance(index, faiss.IndexPreTransform):
+        return False
+    return any(isinstance(step, faiss.PCAMatrix) and step.eigen_power != 0 for step in _steps(index.chain))
 
 
 def _describe(index: Any) -> str:
     try:
         return str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
-    except NotImplementedError:
+    except (NotImplementedError, AssertionError, KeyError):
         return type(index).__name__
 
 
-def _seed_clustering(index: Any, seed: int) -> None:
-    # FAISS's own default is a fixed seed as well: this only makes it ours to choose.
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None:
-        ivf.cp.seed = seed
-    if isinstance(ivf, faiss.IndexIVFPQ):
-        ivf.pq.cp.seed = seed
-    if isinstance(index, faiss.IndexPQ):
-        index.pq.cp.seed = seed
+# ---------------------------------------------------------------------------------------------------------
+# Search parameters
+# ---------------------------------------------------------------------------------------------------------
+
+_LOWEST = {"nprobe": 1, "efSearch": 1, "quantizer_efSearch": 1, "k_factor_rf": 1, "qb": 1}
+_HIGHEST = {"qb": 8}
+_FRACTIONS = {"k_factor_rf"}
 
 
-def _widen_search(index: Any) -> None:
-    """FAISS looks into one cluster by default; look into enough to find most true neighbours."""
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None:
-        ivf.nprobe = min(ivf.nlist, max(8, ivf.nlist // 32))
-    if isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efSearch = 128
+def parse_parameters(parameters: str) -> dict[str, float]:
+    """Search parameters from FAISS's way of writing them.
+
+    Args:
+        parameters: Such as "nprobe=32,k_factor_rf=4"; "" names none.
+
+    Returns:
+        A value for each name.
+
+    Raises:
+        UsageError: It is not a list of known names and possible numbers.
+    """
+    found: dict[str, float] = {}
+    for assignment in filter(None, (part.strip() for part in parameters.split(","))):
+        name, _, text = (part.strip() for part in assignment.partition("="))
+        if name not in _LOWEST:
+            raise UsageError(
+                f"A search parameter must be one of {', '.join(_LOWEST)}, written as name=number with commas between, "
+                f"but {assignment!r} came."
+            )
+        found[name] = _possible(name, text)
+    return found
+
+
+def _possible(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    whole = name in _FRACTIONS or value == math.floor(value) if math.isfinite(value) else False
+    low, high = _LOWEST[name], _HIGHEST.get(name, 2**31 - 1)
+    if not (whole and low <= value <= high):
+        kind = "a number" if name in _FRACTIONS else "a whole number"
+        limits = f"from {low} to {high}" if name in _HIGHEST else f"of at least {low}"
+        raise UsageError(f"The search parameter {name} must be {kind} {limits}, but {text!r} came.")
+    return value
+
+
+def _understood(index: Any) -> dict[str, float]:
+    """The search parameters of an index with values that find most true neighbours; FAISS's own look into little."""
+    found: dict[str, float] = {}
+    for layer in _layers(index):
+        if isinstance(layer, faiss.IndexRefine):
+            found["k_factor_rf"] = 4
+        if isinstance(layer, faiss.IndexHNSW):
+            found["efSearch"] = 128
+        if isinstance(layer, faiss.IndexIVF):
+            found["nprobe"] = min(layer.nlist, max(8, layer.nlist // 32))
+            if isinstance(faiss.downcast_index(layer.quantizer), faiss.IndexHNSW):
+                found["quantizer_efSearch"] = max(64, 2 * found["nprobe"])
+        if isinstance(layer, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan | faiss.IndexRaBitQ):
+            found["qb"] = 8
+    return found
+
+
+def _search_parameters(index: Any, values: Mapping[str, float]) -> Any:
+    """FAISS's objects for these values, nested as the index is; None where there is nothing to say."""
+    index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        index.k_factor = 4
+        inner = _search_parameters(index.base_index, values)
+        base = {} if inner is None else {"base_index_params": inner}
+        return _untyped.IndexRefineSearchParameters(k_factor=values["k_factor_rf"], **base)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _search_parameters(index.index, values)
+        return None if inner is None else _untyped.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, faiss.IndexHNSW):
+        return _untyped.SearchParametersHNSW(efSearch=int(values["efSearch"]))
+    if isinstance(index, faiss.IndexIVF):
+        return _ivf_parameters(index, values)
+    if isinstance(index, faiss.IndexRaBitQ):
+        return _untyped.RaBitQSearchParameters(qb=int(values["qb"]))
+    return None
 
 
-def _best_first(
-    scores_Bk: NDArray[np.float32], ids_Bk: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    order_Bk = np.lexsort((ids_Bk, -scores_Bk), axis=1)
-    return np.take_along_axis(scores_Bk, order_Bk, axis=1), np.take_along_axis(ids_Bk, order_Bk, axis=1)
+def _ivf_parameters(index: Any, values: Mapping[str, float]) -> Any:
+    settings: dict[str, Any] = {"nprobe": min(index.nlist, int(values["nprobe"]))}
+    if "quantizer_efSearch" in values:
+        settings["quantizer_params"] = _untyped.SearchParametersHNSW(efSearch=int(values["quantizer_efSearch"]))
+    if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
+        return _untyped.IVFRaBitQSearchParameters(qb=int(values["qb"]), **settings)
+    return faiss.SearchParametersIVF(**settings)
 
 
-def _reason(error: BaseException) -> str:
-    """FAISS puts the C++ signature and file in front of what went wrong."""
-    text = str(error).strip()
-    return re.sub(r"^Error in .*? at \S+: (?:Error: )?", "", text) or type(error).__name__
+# ---------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------
+
+# A rotation is as good after so many rounds on so many points (docs/decisions.md); FAISS's 50 rounds on 65,536 points
+# take minutes.
+_ROTATION_ROUNDS, _ROTATION_POINTS = 10, 16_384
+_MOST_POINTS_PER_LIST, _MOST_POINTS_PER_CODE = 256, 1024
+_PRODUCT_QUANTIZED = (faiss.IndexPQ, faiss.IndexPQFastScan, faiss.IndexIVFPQ, faiss.IndexIVFPQFastScan)
+
+
+def _prepare_training(index: Any, seed: int) -> None:
+    """Seed every clustering, cap it, and let it be content with few points, of which the caller knows."""
+    for layer in _layers(index):
+        if isinstance(layer, faiss.IndexIVF):
+            _prepare_clustering(layer.cp, seed, _MOST_POINTS_PER_LIST)
+            _prepare_training(layer.quantizer, seed)
+        if isinstance(layer, faiss.IndexHNSW):
+            _prepare_training(layer.storage, seed)
+        if isinstance(layer, faiss.IndexRefine):
+            _prepare_training(layer.refine_index, seed)
+        if isinstance(layer, _PRODUCT_QUANTIZED):
+            _prepare_clustering(layer.pq.cp, seed, _MOST_POINTS_PER_CODE if layer.pq.nbits <= 4 else 256)
+        if isinstance(layer, _untyped.IndexPQ | _untyped.IndexIVFPQ):
+            # Seconds to minutes of annealing for a filter by Hamming distance that no search here uses.
+            layer.do_polysemous_training = False
+
+
+def _prepare_clustering(parameters: Any, seed: int, most_points: int) -> None:
+    parameters.seed = seed
+    parameters.min_points_per_centroid = 1
+    parameters.max_points_per_centroid = most_points
+
+
+@contextmanager
+def _rotation_codes(index: Any) -> Iterator[None]:
+    """While it lasts, rotations are learned for the very codes that follow them, not for FAISS's codes of 8 bits."""
+    searched = list(_layers(index))[-1]
+    with_codes = isinstance(
+        searched, faiss.IndexPQ | faiss.IndexPQFastScan | faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan
+    )
+    rotations, codes = _rotations(index), []
+    for rotation in rotations:
+        codes.append(faiss.ProductQuantizer(rotation.d_out, rotation.M, searched.pq.nbits if with_codes else 8))
+        seed = searched.pq.cp.seed if with_codes else 1234
+        _prepare_clustering(codes[-1].cp, seed, _MOST_POINTS_PER_CODE)
+        rotation.pq = codes[-1]
+        rotation.niter, rotation.max_train_points = _ROTATION_ROUNDS, _ROTATION_POINTS
+    try:
+        yield
+    finally:
+        for rotation in rotations:
+            rotation.pq = None
+
+
+def _rotations(index: Any) -> list[Any]:
+    chains = [layer.chain for layer in _layers(index) if isinstance(layer, faiss.IndexPreTransform)]
+    return [step for chain in chains for step in _steps(chain) if isinstance(step, faiss.OPQMatrix)]
+
+
+def _steps(chain: Any) -> list[Any]:
+    return [faiss.downcast_VectorTransform(chain.at(i)) for i in range(chain.size())]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, *, mmap: bool, factory: str | None) -> tuple[Any, "np.memmap[Any, Any] | None"]:
+    """An index, and the file that it points into."""
+    if not mmap:
+        return faiss.read_index(str(path)), None
+    if _lists_stay_on_disk(path, factory):
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP), None
+    # Not IO_FLAG_MMAP_IFC: its reader rounds what is left of a truncated file up and reads beyond it, and it asks
+    # the system not to read ahead. This reader refuses the first and leaves the second to the system.
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    reader = _untyped.ZeroCopyIOReader(faiss.swig_ptr(mapped), mapped.size)
+    index = faiss.read_index(reader)
+    if reader.rp_ != mapped.size:
+        raise ValueError(f"{mapped.size} bytes were found where {reader.rp_} belong")
+    return index, mapped
+
+
+def _mend(index: Any) -> None:
+    """Point an inverted file for the fast scan at its codebook, which reading forgets and reconstructing needs."""
+    searched: Any = list(_layers(index))[-1]
+    if isinstance(searched, _untyped.IndexIVFPQFastScan):
+        searched.fine_quantizer = searched.pq
+
+
+def _lists_stay_on_disk(path: Path, factory: str | None) -> bool:
+    """Whether most of a file is lists of the kind that FAISS can leave on disk."""
+    if factory is not None:
+        parts = parse(factory)
+        return bool(parts.lists) and not parts.refine
+    with path.open("rb") as file:
+        return file.read(2) == b"Iw"
+
+
+def write_flat(path: str | Path, blocks: Iterable[ArrayLike], dimension: int) -> int:
+    """Write the file of a "Flat" index, byte for byte what FAISS writes, without holding its vectors.
+
+    Until the last block is on the disk the file is not a readable index.
+
+    Args:
+        path: The file; one that exists is replaced.
+        blocks: float32 [n, d] each, in the order of their rows.
+        dimension: d.
+
+    Returns:
+        N, how many vectors were written.
+
+    Raises:
+        DataError: A vector is not finite.
+        MismatchError: A block has another dimension.
+        OSError: The disk is full, or the file cannot be written.
+    """
+    header = _flat_header(dimension, 0)
+    count = 0
+    with Path(path).open("wb") as file:
+        file.write(bytes(len(header)))
+        for block in blocks:
+            matrix_nd = _checked_matrix(block, dimension)
+            file.write(matrix_nd.data)
+            count += len(matrix_nd)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.write(_flat_header(dimension, count))
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def _flat_header(dimension: int, count: int) -> bytes:
+    _check_flat_layout()
+    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    struct.pack_into("=q", header, _COUNT_AT, count)
+    struct.pack_into("=Q", header, _FLOATS_AT, count * dimension)
+    return bytes(header)
+
+
+@cache
+def _check_flat_layout() -> None:
+    """See that this FAISS writes a "Flat" index as `write_flat` does.
+
+    Raises:
+        ResourceError: It does not.
+    """
+    vectors_nd = np.arange(6, dtype=np.float32).reshape(3, 2)
+    index = faiss.IndexFlatIP(2)
+    header = bytearray(faiss.serialize_index(index).tobytes())
+    index.add(vectors_nd)
+    whole = faiss.serialize_index(index).tobytes()
+    if len(header) == _FLOATS_AT + 8:
+        struct.pack_into("=q", header, _COUNT_AT, 3)
+        struct.pack_into("=Q", header, _FLOATS_AT, 6)
+    if whole != bytes(header) + vectors_nd.tobytes():
+        raise ResourceError(
+            f'The file of a "Flat" index must be laid out as this library knows it, but faiss {faiss.__version__} '
+            "writes it otherwise. Install the version of faiss-cpu that constraints.txt names."
+        )

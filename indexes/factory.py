@@ -1,0 +1,334 @@
+"""What a FAISS factory string costs and needs, worked out from the string alone; no index is made.
+
+    [transform,]... [IVF<lists>[_HNSW<M>],] [HNSW<M>,] code [,RFlat | ,Refine(factory)]
+
+Axes: N vectors in the index, d dimensions of a vector.
+"""
+
+import re
+from dataclasses import dataclass
+
+from indexes.errors import UsageError
+
+EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
+
+_FLOAT = 4
+_LIST_ID = 8
+# FAISS's fast scan compares so many vectors at once, and pads each list to a multiple of it.
+_SCAN_BLOCK = 32
+# Per vector of a graph: its level and where its links begin.
+_GRAPH_RECORD = 4 + 8
+_LINK = 4
+
+# k-means is well fed with this many points per centroid; more only takes longer.
+_POINTS_PER_LIST = 64
+_POINTS_PER_CODE = 256
+_SMALLEST_SAMPLE = 16_384
+_LARGEST_SAMPLE = 2**20
+
+_FLAT_LIMIT = 200_000
+_GRAPH_LIMIT = 2_000_000
+
+_TRANSFORM = re.compile(r"(?:PCAW?R?\d+|RR\d*|HR\d*|ITQ\d*|OPQ\d+(?:_\d+)?|Pad\d+|L2norm)")
+_SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A factory string taken apart."""
+
+    transforms: tuple[str, ...]
+    """What is done to a vector first, in order, such as ("OPQ8_64",)."""
+    lists: int
+    """Clusters of an inverted file; 0 without one."""
+    coarse: str
+    """The index that finds a vector's cluster, "Flat" unless said otherwise; "" without clusters."""
+    neighbours: int
+    """M of a graph; 0 without one."""
+    code: str
+    """How a vector is stored in the lists or in the graph."""
+    refine: str
+    """The index by which the best are scored again; "" without."""
+
+
+def parse(factory: str) -> Parts:
+    """Take a factory string apart; whether FAISS can build it is FAISS's to say.
+
+    Raises:
+        UsageError: Brackets are open, or something is missing.
+    """
+    rest, refine = _split_refine(factory)
+    transforms = []
+    while (head := rest.partition(","))[1] and _TRANSFORM.fullmatch(head[0]):
+        transforms.append(head[0])
+        rest = head[2]
+    lists, coarse, neighbours = 0, "", 0
+    if found := re.fullmatch(r"IVF(\d+)(?:_(HNSW\d*|NSG\d*)|\((.*?)\))?,(.+)", rest):
+        lists, coarse, rest = int(found[1]), found[2] or found[3] or "Flat", found[4]
+    elif found := re.fullmatch(r"(HNSW|NSG)(\d*)(?:[,_](.+))?", rest):
+        neighbours, rest = int(found[2] or 32), found[3] or "Flat"
+    if not rest or rest.count("(") != rest.count(")"):
+        raise UsageError(f"The factory must name an index, such as {EXAMPLES}, but {factory!r} came.")
+    return Parts(tuple(transforms), lists, coarse, neighbours, rest, refine)
+
+
+def _split_refine(factory: str) -> tuple[str, str]:
+    if factory.endswith(",RFlat"):
+        return factory.removesuffix(",RFlat"), "Flat"
+    found = re.fullmatch(r"(.+),Refine(?:Panorama)?\((.+)\)", factory)
+    return (found[1], found[2]) if found else (factory, "")
+
+
+def stored_dimension(factory: str, dimension: int) -> int:
+    """The dimension that is left after the transforms of a factory, for vectors of `dimension`."""
+    for transform in parse(factory).transforms:
+        kind, number = re.fullmatch(r"([A-Za-z]+|L2norm)(?:\d+_)?(\d*)", transform).groups()  # type: ignore[union-attr]
+        if kind == "HR" and not number:
+            dimension = 1 << (dimension - 1).bit_length()
+        elif number and not re.fullmatch(r"OPQ\d+", transform):
+            dimension = int(number)
+    return dimension
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Bytes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def bytes_per_vector(factory: str, dimension: int) -> float:
+    """Bytes that one more vector takes, on disk and in memory alike.
+
+    Args:
+        factory: FAISS's description of the index.
+        dimension: d.
+
+    Raises:
+        UsageError: The factory stores vectors in a way of which the size is not known.
+    """
+    parts = parse(factory)
+    size: float = _code_bytes(parts.code, stored_dimension(factory, dimension))
+    if parts.lists:
+        size += _LIST_ID
+    if parts.neighbours:
+        size += _graph_bytes(parts.neighbours)
+    if parts.refine:
+        size += bytes_per_vector(parts.refine, dimension)
+    return size
+
+
+def fixed_bytes(factory: str, dimension: int) -> int:
+    """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists for the fast scan."""
+    parts, inner = parse(factory), stored_dimension(factory, dimension)
+    size = len(parts.transforms) * dimension * inner * _FLOAT
+    if parts.lists:
+        size += int(parts.lists * bytes_per_vector(parts.coarse, inner))
+        if parts.code.find("fs") > 0:
+            size += parts.lists * _SCAN_BLOCK // 2 * int(_code_bytes(parts.code, inner))
+    if bits := _code_bits(parts.code):
+        size += 2**bits * inner * _FLOAT
+    return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
+
+
+def _code_bytes(code: str, dimension: int) -> int:
+    if code == "Flat":
+        return _FLOAT * dimension
+    if code in _SCALAR_BITS:
+        return -(-dimension * _SCALAR_BITS[code] // 8)
+    if found := re.fullmatch(r"PQ(\d+)x4fsr?", code):
+        return -(-int(found[1]) // 2)
+    if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", code):
+        return -(-int(found[1]) * int(found[2] or 8) // 8)
+    if found := re.fullmatch(r"RaBitQ(?:fs)?(\d?)", code):
+        return _rabitq_bytes(dimension, int(found[1] or 1))
+    return _measured_code_bytes(code, dimension)
+
+
+def _rabitq_bytes(dimension: int, bits: int) -> int:
+    """Signs and two factors; beyond one bit a third factor, and two more beside the other bits."""
+    signs = -(-dimension // 8)
+    return signs + 8 if bits == 1 else signs + 12 + -(-dimension * (bits - 1) // 8) + 8
+
+
+def _measured_code_bytes(code: str, dimension: int) -> int:
+    """Of rare codes, such as additive quantizers: FAISS says it."""
+    import faiss
+
+    try:
+        return int(faiss.index_factory(dimension, code, faiss.METRIC_INNER_PRODUCT).sa_code_size())
+    except RuntimeError as error:
+        raise UsageError(
+            f"The size of a vector must be known, but that of {code!r} in {dimension} dimensions is not. "
+            f"Use a factory such as {EXAMPLES}."
+        ) from error
+
+
+def _graph_bytes(neighbours: int) -> float:
+    """2 M links on the ground, and M on each level above, which one in M vectors of the level below reaches."""
+    levels_above = 1 / (neighbours - 1) if neighbours > 1 else 1
+    return _GRAPH_RECORD + _LINK * (2 * neighbours + neighbours * levels_above)
+
+
+def build_bytes(factory: str, n: int, dimension: int) -> int:
+    """Bytes of memory that it takes to train an index and to hold it while n vectors are added.
+
+    The vectors that are handed over are not counted, those that are kept are.
+
+    Args:
+        factory: FAISS's description of the index.
+        n: N.
+        dimension: d.
+    """
+    held = int(n * bytes_per_vector(factory, dimension)) + fixed_bytes(factory, dimension)
+    parts = parse(factory)
+    # One array grows by being copied into one of twice the size; lists do so one at a time.
+    codes = n * _code_bytes(parts.code, stored_dimension(factory, dimension))
+    copied = int(n * bytes_per_vector(parts.refine, dimension)) if parts.refine else 0 if parts.lists else codes
+    sample = training_sample(factory, n) * dimension * _FLOAT
+    # The sample, what is left of it once centroids are taken off, and a rotated copy.
+    training = fixed_bytes(factory, dimension) + (2 + len(parts.transforms)) * sample
+    return max(held + copied // 2, training)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------
+
+
+def training_points(factory: str) -> int:
+    """The fewest vectors that this kind of index can be trained on; 0 when it needs no training."""
+    parts = parse(factory)
+    points = [parts.lists, 2 ** _code_bits(parts.code) if _code_bits(parts.code) else 0]
+    points += [training_points(other) for other in (parts.refine, parts.coarse) if other]
+    points += [
+        2**8 if transform.startswith("OPQ") and not _code_bits(parts.code) else 1 for transform in parts.transforms
+    ]
+    if parts.code != "Flat":
+        points.append(1)
+    return max(points)
+
+
+def training_sample(factory: str, n: int) -> int:
+    """How many of n vectors to train on: enough for good centroids, and not more than helps.
+
+    Args:
+        factory: FAISS's description of the index.
+        n: N.
+
+    Returns:
+        At most n; 0 when nothing is trained.
+    """
+    fewest = training_points(factory)
+    if not fewest:
+        return 0
+    parts = parse(factory)
+    wanted = max(
+        _SMALLEST_SAMPLE, parts.lists * _POINTS_PER_LIST, 2 ** _code_bits(parts.code) * _POINTS_PER_CODE, fewest
+    )
+    return min(n, max(fewest, min(wanted, _LARGEST_SAMPLE)))
+
+
+def _code_bits(code: str) -> int:
+    """Bits of each part of a product quantizer; 0 for others."""
+    found = re.fullmatch(r"PQ\d+(?:x(\d+))?(?:fsr?|np)?", code)
+    return int(found[1] or 8) if found else 0
+
+
+def keeps_vectors(factory: str) -> bool:
+    """Whether `reconstruct` gives back the very vectors that were added."""
+    parts = parse(factory)
+    if parts.refine:
+        return keeps_vectors(parts.refine)
+    return parts.code == "Flat" and not parts.transforms
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Searching
+# ---------------------------------------------------------------------------------------------------------
+
+
+def search_parameters(factory: str) -> dict[str, tuple[int, ...]]:
+    """The parameters that trade recall for time, each with values from fast to thorough; empty for exact kinds."""
+    parts = parse(factory)
+    found: dict[str, tuple[int, ...]] = {}
+    if parts.lists:
+        found["nprobe"] = (*_powers(1, parts.lists), parts.lists)
+        if parts.coarse.startswith("HNSW"):
+            found["quantizer_efSearch"] = _powers(16, 1024)
+    if parts.neighbours and "HNSW" in factory:
+        found["efSearch"] = _powers(16, 2048)
+    if parts.refine:
+        found["k_factor_rf"] = _powers(1, 128)
+    if parts.code.startswith("RaBitQ") and (parts.lists or not parts.code.startswith("RaBitQfs")):
+        found["qb"] = (4, 8)
+    return found
+
+
+def _powers(low: int, end: int) -> tuple[int, ...]:
+    return tuple(2**i for i in range(low.bit_length() - 1, end.bit_length()) if low <= 2**i < end)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Choosing
+# ---------------------------------------------------------------------------------------------------------
+
+
+def choose_factory(n: int, dimension: int, *, memory: int | None = None) -> tuple[str, str]:
+    """The index for n vectors, and the reason in words.
+
+    Exact search while it is fast, then a graph, then compressed clusters whose best hits are scored again; smaller
+    kinds where these do not fit.
+
+    Args:
+        n: N.
+        dimension: d.
+        memory: Bytes that building and holding the index may take (`build_bytes`); None is no limit.
+
+    Returns:
+        A factory string, and why.
+    """
+    wanted = _wanted(n, dimension)
+    first, why = wanted[0]
+    if memory is None or build_bytes(first, n, dimension) <= memory:
+        return first, f"{n:,} vectors: {why}"
+    too_large = f"{n:,} vectors need {_in_words(build_bytes(first, n, dimension))} as {first}, more than the "
+    too_large += f"{_in_words(memory)} allowed: "
+    for factory, why in wanted[1:]:
+        if build_bytes(factory, n, dimension) <= memory:
+            return factory, f"{too_large}{factory} needs {_in_words(build_bytes(factory, n, dimension))}, {why}"
+    smallest = min((factory for factory, _ in wanted), key=lambda factory: build_bytes(factory, n, dimension))
+    needed = _in_words(build_bytes(smallest, n, dimension))
+    return smallest, f"{too_large}nothing fits, and {smallest} comes closest with {needed}"
+
+
+def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
+    """Kinds from the best to the smallest, each with what speaks for it."""
+    lists = _lists(n)
+    parts = _pq_parts(dimension)
+    clusters = f"{lists:,} clusters of codes of {-(-parts // 2)} bytes"
+    kinds = [
+        ("Flat", f"few enough for exact search (up to {_FLAT_LIMIT:,})"),
+        ("HNSW32", f"a graph finds neighbours fast and fits memory (up to {_GRAPH_LIMIT:,})"),
+        (f"IVF{lists},PQ{parts}x4fs,Refine(SQ8)", f"{clusters}, refined at 8 bits"),
+        (f"IVF{lists},RaBitQ", f"{lists:,} clusters of one bit for each dimension"),
+        (f"IVF{lists},PQ{parts}x4fs", f"{clusters}, not refined"),
+        ("RaBitQ", "one bit for each dimension"),
+    ]
+    return kinds if n <= _FLAT_LIMIT else kinds[1:] if n <= _GRAPH_LIMIT else kinds[2:]
+
+
+def _lists(n: int) -> int:
+    """About 4 sqrt(n), a power of two."""
+    return 1 << max(0, round(4 * n**0.5).bit_length() - 1)
+
+
+def _pq_parts(dimension: int) -> int:
+    """The largest even divisor of the dimension that leaves at least 4 dimensions to each part; else any divisor."""
+    divisors = [parts for parts in range(1, max(1, dimension // 4) + 1) if dimension % parts == 0]
+    return max([parts for parts in divisors if parts % 2 == 0] or divisors)
+
+
+def _in_words(size: int) -> str:
+    for unit, bytes in (("GB", 10**9), ("MB", 10**6)):
+        if size >= bytes:
+            return f"{size / bytes:.1f} {unit}"
+    return f"{size / 1000:.1f} kB"
