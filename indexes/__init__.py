@@ -13,21 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexes.builder import build_index
     from indexes.bm25_index import BM25Index
+    from indexes.builder import build_index
     from indexes.chunking import Chunker
     from indexes.corpus import Corpus, Passage
     from indexes.encoder import Encoder
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
-    from indexes.faiss_index import FaissIndex, choose_factory
+    from indexes.factory import choose_factory
+    from indexes.faiss_index import FaissIndex
     from indexes.manifest import Manifest
+    from indexes.milvus_index import MilvusIndex
     from indexes.passage_index import PassageIndex
     from indexes.writer import Change, IndexWriter
-    from indexes.milvus_index import MilvusIndex
 
 __all__ = [
-    "Change",
     "BM25Index",
+    "Change",
     "Chunker",
     "Corpus",
     "DataError",
@@ -64,7 +65,7 @@ _MODULE_OF = {
     "ResourceError": "indexes.errors",
     "UsageError": "indexes.errors",
     "build_index": "indexes.builder",
-    "choose_factory": "indexes.faiss_index",
+    "choose_factory": "indexes.factory",
 }
 
 

@@ -26,11 +26,9 @@ from faiss.contrib.factory_tools import reverse_index_factory
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.factory import EXAMPLES, choose_factory, keeps_vectors, parse, training_points
+from indexes.factory import EXAMPLES, keeps_vectors, parse, training_points
 from indexes.hardware import fast_bfloat16
 from indexes.screening import Screen
-
-__all__ = ["FaissIndex", "choose_factory", "write_flat"]
 
 # The stub of faiss lacks some of what is used here.
 _untyped: Any = faiss

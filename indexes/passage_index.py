@@ -4,6 +4,7 @@ A directory holds ``manifest.json``, ``segments/<number>/`` with the vectors and
 that are deleted, and perhaps a BM25 index. All but the manifest are written once and never changed.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from indexes.shards import evenly_spaced
 from indexes.vector_storage import VectorStorage
 
 _LOWEST_COSINE = 0.999
+
+logger = logging.getLogger(__name__)
 
 
 class PassageIndex:
@@ -87,8 +90,8 @@ class PassageIndex:
         if encoder is not None:
             manifest.check_encoder(encoder)
         deleted = load_deleted(path, manifest)
-        parts = VectorStorage.of(path, manifest).open(manifest.segments, manifest.search_parameters, mmap=mmap)
-        vectors = Segments(parts, deleted)
+        parts = VectorStorage.of(path, manifest).open(manifest.segments, mmap=mmap)
+        vectors = Segments(parts, deleted, parameters=manifest.search_parameters)
         corpus = _open_corpus(path, manifest, deleted)
         _check_counts(path, corpus, vectors, manifest)
         return cls(path, corpus, vectors, manifest)
@@ -128,9 +131,11 @@ class PassageIndex:
 
     def load_bm25(self) -> BM25Index:
         """The BM25 index of the same passages: from the directory, or else built in memory once."""
+        if self._bm25 is None and self.manifest.bm25:
+            self._bm25 = BM25Index.load(self.path / self.manifest.bm25)
         if self._bm25 is None:
-            stored = self.path / self.manifest.bm25
-            self._bm25 = BM25Index.load(stored) if self.manifest.bm25 else BM25Index.build(self.corpus)
+            logger.info("Reading the words of %d passages, as the index was built without BM25.", len(self))
+            self._bm25 = BM25Index.build(self.corpus)
         return self._bm25
 
     def exact_results(self, reference: "PassageIndex", queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -205,7 +210,7 @@ class PassageIndex:
         cosines: list[float] = []
         if encoder is not None:
             self.manifest.check_encoder(encoder)
-            if keeps_vectors(self.manifest.factory):
+            if self.manifest.milvus or keeps_vectors(self.manifest.factory):
                 cosines = self._recomputed_cosines(encoder, sample)
         return {
             "files": len(self.manifest.files),

@@ -98,9 +98,12 @@ class Segments:
     Ids are positions: they count what is not deleted, in order.
     """
 
-    def __init__(self, parts: Sequence[SegmentVectors], deleted: NDArray[np.int64] | None = None) -> None:
-        """At least one part, and the deleted rows, ascending."""
+    def __init__(
+        self, parts: Sequence[SegmentVectors], deleted: NDArray[np.int64] | None = None, *, parameters: str = ""
+    ) -> None:
+        """At least one part, the deleted rows, ascending, and how hard a search looks that is not told."""
         self.parts = list(parts)
+        self.parameters = parameters
         self.rows = Rows([len(part) for part in parts], np.empty(0, np.int64) if deleted is None else deleted)
 
     def __len__(self) -> int:
@@ -136,7 +139,8 @@ class Segments:
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, but {k} came.")
-        found = [self._search_part(number, queries_Bd, k, parameters) for number in range(len(self.parts))]
+        chosen = self.parameters or None if parameters is None else parameters
+        found = [self._search_part(number, queries_Bd, k, chosen) for number in range(len(self.parts))]
         scores_Bn = np.concatenate([scores for scores, _ in found], axis=1)
         positions_Bn = np.concatenate([positions for _, positions in found], axis=1)
         order_Bk = np.lexsort((positions_Bn, -scores_Bn), axis=1)[:, :k]

@@ -25,14 +25,11 @@ class VectorStorage(ABC):
         return storage_in(path, manifest.factory, manifest.dimension, manifest.milvus)
 
     @abstractmethod
-    def open(
-        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
-    ) -> list[SegmentVectors]:
+    def open(self, segments: Sequence[SegmentRecord], *, mmap: bool | None = None) -> list[SegmentVectors]:
         """The vectors of these segments.
 
         Args:
             segments: At least one.
-            parameters: How hard a search looks if it is not told.
             mmap: Leave them on disk; None does so when they would fill more than half of the free memory.
 
         Raises:
@@ -41,7 +38,7 @@ class VectorStorage(ABC):
 
     @abstractmethod
     def write(self, name: str, blocks: Iterable[Vectors]) -> None:
-        """Write the vectors of a segment, unless they are there already."""
+        """Write the vectors of a segment, those that are not there yet."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -62,14 +59,12 @@ class FaissFiles(VectorStorage):
         """The file with the clusters and codes of kinds that learn some: an index without vectors."""
         return self.path / TRAINED_FILE
 
-    def open(
-        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
-    ) -> list[SegmentVectors]:
+    def open(self, segments: Sequence[SegmentRecord], *, mmap: bool | None = None) -> list[SegmentVectors]:
         """As `VectorStorage.open`."""
         files = [self._file(segment.name) for segment in segments]
         if mmap is None:
             mmap = sum(file.stat().st_size for file in files if file.is_file()) > host_memory()[1] // 2
-        return [FaissIndex.load(file, mmap=mmap, factory=self.factory, parameters=parameters) for file in files]
+        return [FaissIndex.load(file, mmap=mmap, factory=self.factory) for file in files]
 
     def write(self, name: str, blocks: Iterable[Vectors]) -> None:
         """As `VectorStorage.write`; only a kind that keeps all vectors as they are is never in memory as a whole."""
@@ -105,10 +100,8 @@ class MilvusPartitions(VectorStorage):
         self.index_type = factory.removeprefix("Milvus(").removesuffix(")")
         self.dimension = dimension
 
-    def open(
-        self, segments: Sequence[SegmentRecord], parameters: str, *, mmap: bool | None = None
-    ) -> list[SegmentVectors]:
-        """As `VectorStorage.open`."""
+    def open(self, segments: Sequence[SegmentRecord], *, mmap: bool | None = None) -> list[SegmentVectors]:
+        """As `VectorStorage.open`; where they are is the server's to say."""
         return [self._open(segment.name) for segment in segments]
 
     def _open(self, name: str) -> MilvusIndex:
@@ -116,15 +109,24 @@ class MilvusPartitions(VectorStorage):
 
     def write(self, name: str, blocks: Iterable[Vectors]) -> None:
         """As `VectorStorage.write`."""
-        index = MilvusIndex.create(self.uri, self.collection, int(name), self.dimension, index_type=self.index_type)
-        for block_nd in blocks:
-            index.add(block_nd)
-        index.flush()
-        index.close()
+        with self._open(name) if self._is_there(name) else self._create(name) as index:
+            there = len(index)  # of a build that was cut off
+            for block_nd in blocks:
+                if there < len(block_nd):
+                    index.add(block_nd[there:])
+                there = max(there - len(block_nd), 0)
+            index.flush()
 
     def remove(self, name: str) -> None:
-        """As `VectorStorage.remove`."""
-        self._open(name).drop()
+        """As `VectorStorage.remove`; readers of older versions miss them at once."""
+        if self._is_there(name):
+            self._open(name).drop()
+
+    def _is_there(self, name: str) -> bool:
+        return int(name) in MilvusIndex.segments(self.uri, self.collection)
+
+    def _create(self, name: str) -> MilvusIndex:
+        return MilvusIndex.create(self.uri, self.collection, int(name), self.dimension, index_type=self.index_type)
 
 
 def storage_in(path: Path, factory: str, dimension: int, milvus: Mapping[str, str]) -> VectorStorage:

@@ -298,7 +298,9 @@ class IndexWriter:
                 yield from index.corpus.take(positions[start : start + ROWS].tolist())
             yield from new or ()
 
-        VectorStorage.of(self.path, index.manifest).write(name, blocks())
+        storage = VectorStorage.of(self.path, index.manifest)
+        storage.remove(name)  # what a writer left that died
+        storage.write(name, blocks())
         write_passages(segment_folder(self.path, name) / PASSAGES_FILE, passages())
 
     def _encode(self, index: PassageIndex, new: Corpus) -> Shards:

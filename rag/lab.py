@@ -30,9 +30,9 @@ import torch
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, best_device
 from indexes import build_index
-from indexes.passage_index import PassageIndex
 from indexes.errors import UsageError
 from indexes.hardware import fast_bfloat16
+from indexes.passage_index import PassageIndex
 from rag.cli import set_up_logs
 from rag.encyclopedia import write
 from rag.evaluation import Answerer, Evaluation, answerable, evaluate

@@ -12,15 +12,15 @@ from typing import Any, overload
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.passage_index import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
+from indexes.passage_index import PassageIndex
 from rag.evaluation import evaluate
 from rag.metrics import answer_recall
 from rag.pocket import POCKET, base_path, load_encoder
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever, bm25_of
+from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, save_learned
 from training.data import QAExample
@@ -397,8 +397,8 @@ def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[
     if kind == DenseRetriever.kind:
         return DenseRetriever(index, encoder)
     if kind == BM25Retriever.kind:
-        return BM25Retriever(index, encoder, bm25_of(index))
-    return HybridRetriever(index, encoder, bm25_of(index), **options)
+        return BM25Retriever(index, encoder, index.load_bm25())
+    return HybridRetriever(index, encoder, index.load_bm25(), **options)
 
 
 def citations(text: str, passages: Sequence[Passage]) -> list[str]:

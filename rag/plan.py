@@ -36,7 +36,6 @@ from training.memory import (
     base_bytes,
     e_sample_bytes,
     e_score_bytes,
-    index_bytes,
     m_generator_bytes,
     m_selector_bytes,
     optimizer_bytes,
@@ -471,15 +470,10 @@ def always(job: Job, process: int) -> dict[str, int]:
 
 def index_size(passages: int, dimension: int) -> int:
     """Bytes of the index that `factory="auto"` builds."""
-    from indexes.faiss_index import choose_factory
+    from indexes.factory import bytes_per_vector, choose_factory, fixed_bytes
 
     factory = choose_factory(passages, dimension)[0]
-    if factory == "Flat":
-        return index_bytes(passages, dimension)
-    if factory.startswith("HNSW"):  # 32 neighbours: 64 links of 4 bytes, and what it knows of each vector
-        return index_bytes(passages, dimension) + passages * (64 * 4 + 16)
-    clusters, parts = (int("".join(filter(str.isdigit, part))) for part in factory.split(",")[:2])
-    return passages * (parts + 8 + dimension) + index_bytes(clusters, dimension)
+    return round(bytes_per_vector(factory, dimension) * passages) + fixed_bytes(factory, dimension)
 
 
 def peaks(job: Job, process: int) -> dict[str, int]:

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from indexes.passage_index import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
+from indexes.passage_index import PassageIndex
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
 """
 
 import itertools
-import logging
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -20,19 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexes.bm25_index import BM25Index
-from indexes.builder import PassageIndex
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
+from indexes.passage_index import PassageIndex
 from retriever.dense import Candidates, Explanation, QuestionAdapter, Retriever
-
-logger = logging.getLogger(__name__)
-
-
-def bm25_of(index: PassageIndex) -> BM25Index:
-    """The words of an index's passages, read into memory."""
-    logger.info("Reading the words of %d passages for BM25.", len(index))
-    return BM25Index.build(index.corpus)
 
 
 class WordRetriever(Retriever):

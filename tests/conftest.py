@@ -34,9 +34,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.builder import build_index
-from indexes.passage_index import PassageIndex
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
+from indexes.passage_index import PassageIndex
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig

@@ -190,7 +190,7 @@ def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: P
 
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with only_writer(tmp_path / "index"):
-        with pytest.raises(UsageError, match="One process writes .*index at a time"):
+        with pytest.raises(UsageError, match=r"One process writes .*index at a time"):
             build(corpus_file, encoder, tmp_path / "index", progress=False)
         assert len(build(corpus_file, encoder, tmp_path / "other", progress=False)) == 12
     assert len(build(corpus_file, encoder, tmp_path / "index", progress=False)) == 12

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 
-from indexes.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
+from indexes.passage_index import PassageIndex
 from retriever.dense import DenseRetriever, QuestionAdapter
 
 QUESTIONS = ["who wrote Hamlet?", "capital of France"]

@@ -14,7 +14,7 @@ from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from retriever.dense import DenseRetriever, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever, bm25_of, reciprocal_rank_fusion
+from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
 from training.data import QAExample
@@ -25,7 +25,7 @@ QUESTIONS = ["who wrote Hamlet?", "capital of France"]
 
 @pytest.fixture(scope="module")
 def bm25(index: PassageIndex) -> BM25Index:
-    return bm25_of(index)
+    return index.load_bm25()
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def doubled(encoder: Encoder, tmp_path: Path) -> HybridRetriever:
         *(Passage(f"{p.id}-wide", wide(p.title), wide(p.text)) for p in PASSAGES),
     ]
     index = build_index(Corpus.from_passages(copies), encoder, tmp_path / "doubled", progress=False)
-    return HybridRetriever(index, encoder, bm25_of(index), depth=4)
+    return HybridRetriever(index, encoder, index.load_bm25(), depth=4)
 
 
 @pytest.mark.parametrize("k", [1, 3, 12])
@@ -154,7 +154,7 @@ def test_a_title_counts_as_text(encoder: Encoder, tmp_path: Path) -> None:
         Passage("c", "Seine", "a  RIVER."),
     ]
     index = build_index(Corpus.from_passages(passages), encoder, tmp_path / "rivers", progress=False)
-    assert set(HybridRetriever(index, encoder, bm25_of(index)).search("river Seine", 3).ids) == {"a", "b"}
+    assert set(HybridRetriever(index, encoder, index.load_bm25()).search("river Seine", 3).ids) == {"a", "b"}
 
 
 # -- scores and what they teach --------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes.builder import build_index
-from indexes.passage_index import PassageIndex
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from indexes.passage_index import PassageIndex
 from rag.evaluation import answerable, evaluate
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig

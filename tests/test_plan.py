@@ -9,10 +9,10 @@ import torch
 from conftest import tiny_model
 from sentence_transformers import SentenceTransformer
 
-from indexes.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
-from rag.cli import main
 from indexes.memory import host_memory, resident_bytes
+from indexes.passage_index import PassageIndex
+from rag.cli import main
 from rag.machine import Machine, gemm_rate
 from rag.plan import (
     EncoderShape,

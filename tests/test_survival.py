@@ -1,7 +1,7 @@
 """Builds and changes that die at any moment lose nothing, and end with the bytes of those that did not die.
 
-The processes that are killed are forks of one that has only imported what they need: a process for each would spend most
-of its time importing.
+The processes that are killed are forks of one that has only imported what they need: a process for each would spend
+most of its time importing.
 """
 
 import json

@@ -25,8 +25,8 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import PrinterCallback
 
 from indexes.builder import build_index
-from indexes.passage_index import PassageIndex
 from indexes.encoder import Encoder
+from indexes.passage_index import PassageIndex
 from retriever.dense import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior
