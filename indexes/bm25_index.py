@@ -161,7 +161,7 @@ class BM25Index:
     def search(self, questions: Sequence[str], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k passages with the highest scores for each question, best first; equal scores are ordered by row.
 
-        A word that stands in a question twice counts twice. Needs 4 N bytes besides what it returns.
+        A word that stands in a question twice counts twice. All N passages are scored, for one question at a time.
 
         Args:
             questions: B texts.

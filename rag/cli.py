@@ -288,7 +288,8 @@ def _search(args: Any) -> Report:
         for i, (e, c) in enumerate(zip(examples, found, strict=True))
     ]
     metrics = search_metrics(examples, found, args.k)
-    text = _metrics_text(metrics) if args.questions else _hits_text(found, explanations)
+    hits = [] if args.questions and not args.explain else [_hits_text(found, explanations)]
+    text = "\n\n".join([*hits, *([_metrics_text(metrics)] if args.questions else [])])
     return Report(text, {"results": results, "metrics": metrics})
 
 

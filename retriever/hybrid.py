@@ -8,7 +8,6 @@ Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
 
 import itertools
 import unicodedata
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -75,10 +74,6 @@ class WordRetriever(Retriever):
             score = sum(terms.values()) if explanation.bm25_score is None else explanation.bm25_score
             explained.append(replace(explanation, bm25_score=score, terms=terms))
         return explained
-
-    @abstractmethod
-    def score(self, candidates: Candidates) -> Tensor:
-        """As `Retriever.score`."""
 
 
 class BM25Retriever(WordRetriever):

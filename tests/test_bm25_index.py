@@ -2,17 +2,21 @@
 
 import json
 import math
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import Stemmer
 from conftest import PASSAGES
 
 from indexes.bm25_index import SETTINGS_FILE, BM25Index
-from indexes.corpus import Passage
+from indexes.corpus import Corpus, Passage
 from indexes.errors import MismatchError, UsageError
+from training.data import load_examples
 
 # Words without stems or stopwords, so that they can be counted by hand; "x" stands for a passage of 1, 2, 4 words.
 COUNTED = [Passage("a", "", "red"), Passage("b", "blue", "red"), Passage("c", "", "red red red green")]
@@ -45,6 +49,28 @@ def test_scores_are_the_formula() -> None:
     np.testing.assert_allclose(scores[1], [rare / (1 + norms[1]), -math.inf, -math.inf], rtol=1e-6)
     assert rows[1].tolist() == [1, -1, -1]
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
+
+
+def test_the_ranking_is_that_of_a_plain_implementation() -> None:
+    """Every passage's score with the defaults, term by term; the toy passages are ASCII, so cutting is easy."""
+    stem = Stemmer.Stemmer("english").stemWord
+    bags = [Counter(stem(w) for w in re.findall("[a-z0-9]+", p.contents.lower())) for p in PASSAGES]
+    mean = sum(bag.total() for bag in bags) / len(bags)
+    index = BM25Index.build(PASSAGES)
+    for question in ("rivers flow through France", "William Shakespeare plays", "chemical elements symbol O"):
+        expected = []
+        for bag in bags:
+            score = 0.0
+            for term in map(stem, set(question.lower().split()) - {"through", "o"}):
+                df = sum(term in other for other in bags)
+                norm = 0.9 * (0.6 + 0.4 * bag.total() / mean)
+                score += math.log(1 + (12 - df + 0.5) / (df + 0.5)) * bag[term] / (bag[term] + norm)
+            expected.append(score)
+        scores, rows = (a[0] for a in index.search([question], 12))
+        positive = [row for row in np.argsort(-np.array(expected), kind="stable") if expected[row] > 0]
+        assert rows[: len(positive)].tolist() == positive
+        np.testing.assert_allclose(scores[: len(positive)], [expected[row] for row in positive], rtol=1e-5)
+        assert (rows[len(positive) :] == -1).all()
 
 
 def test_the_defaults_are_anserinis() -> None:
@@ -261,3 +287,14 @@ def test_bad_searches() -> None:
         index.search(["river"], 0)
     with pytest.raises(UsageError, match="row must be at least 0 and below 12, but -1 came"):
         index.contributions("river", -1)
+
+
+@pytest.mark.parametrize(("data_set", "reference"), [("2wiki", 0.98), ("nq", 0.88)])
+def test_real_questions(data_dir: Path, data_set: str, reference: float) -> None:
+    """How often a gold passage is among the first five, and must stay to be."""
+    corpus = Corpus.from_file(data_dir / data_set / "corpus.jsonl.gz")
+    examples = load_examples(data_dir / data_set / "dev.jsonl.gz")
+    ids = corpus.ids[:]
+    rows_B5 = BM25Index.build(corpus).search([e.question for e in examples], 5)[1]
+    hits = [any(ids[row] in e.gold_ids for row in rows_5) for e, rows_5 in zip(examples, rows_B5, strict=True)]
+    assert sum(hits) / len(hits) >= reference

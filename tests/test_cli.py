@@ -106,6 +106,9 @@ def test_search_explains(files: dict[str, str], capsys: pytest.CaptureFixture[st
     assert f"bm25 #1 ({why['bm25_score']:.4f})" in out
     assert terms in out
     assert "no word shared" in out
+    code, out, _ = run([*words[:3], "--questions", files["questions"], *words[4:], "--explain"], capsys)
+    assert terms in out
+    assert "recall@1: " in out
 
 
 def test_another_retriever_in_a_bundle(
