@@ -31,7 +31,7 @@ _ROW_BITS = 40
 _SEGMENTS = 2 ** (63 - _ROW_BITS)
 # Milvus's own limits on the results of a query and on the queries of a request.
 _MOST_RESULTS = 16_384
-# A server accepts requests of 64 MiB unless it is told otherwise; small ones also show progress and retry quickly.
+# A server accepts requests of 64 MiB unless it is told otherwise; of small ones less is sent again.
 _REQUEST_BYTES = 2**23
 _REQUEST_RESULTS = 2**18
 _PROBES = 1024
@@ -198,8 +198,8 @@ class MilvusIndex:
     def add(self, vectors_nd: ArrayLike) -> None:
         """Append vectors; they get the next rows.
 
-        An add that was cut off has stored a part of its vectors, in order: open the segment again and continue after
-        the first `len` ones. Sending the same rows twice is harmless, they replace each other.
+        An add that was cut off has stored the first of its vectors, or none: open the segment again and continue after
+        `len` of them. Sending the same rows twice is harmless, they replace each other.
 
         Args:
             vectors_nd: float32 [n, d].
@@ -247,7 +247,7 @@ class MilvusIndex:
 
         Returns:
             Scores, float32 [B, k], and rows, int64 [B, k]. Where fewer than k vectors are found, the rest has the row
-            -1 and the score -inf.
+            -1 and the score -inf. Which of several equal scores come in as the last ones is up to the server.
 
         Raises:
             UsageError: k is out of range, or the parameters are not valid.

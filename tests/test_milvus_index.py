@@ -376,6 +376,30 @@ def test_damaged_files(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
+def test_a_process_that_is_killed_while_it_adds(path: Path) -> None:
+    """Row r holds r; whatever was stored when the process died is a beginning of that, and can be continued."""
+    script = f"""
+        import numpy as np
+        from indexes import MilvusIndex
+        index = MilvusIndex.create({str(path)!r}, "passages", 0, 2, index_type="FLAT")
+        for start in range(0, 1_000_000, 100):
+            index.add(np.repeat(np.arange(start, start + 100, dtype=np.float32)[:, None], 2, axis=1))
+            print(len(index), flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        reported = [int(process.stdout.readline()) for _ in range(20)]
+        process.kill()
+    assert reported[-1] == 2000
+    with MilvusIndex.open(path, "passages", 0) as index:
+        assert len(index) >= 2000
+        assert len(index) % 100 == 0
+        np.testing.assert_array_equal(index.reconstruct(np.arange(len(index)))[:, 0], np.arange(len(index)))
+        index.add([[len(index)] * 2])
+        assert index.search([[1, 1]], 1)[1].tolist() == [[len(index) - 1]]
+
+
 def test_one_process_at_a_time(path: Path, vectors_Nd: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     """Another process writes, says so, and keeps the file open until it is told to end."""
     script = f"""
@@ -408,6 +432,14 @@ def test_a_long_path(tmp_path: Path) -> None:
         index.add(np.zeros((1, D)))
     with MilvusIndex.open(folder / ".." / folder.name / "vectors.db", "passages", 0) as index:
         assert len(index) == 1
+
+
+def test_one_file_under_two_names(path: Path, tmp_path: Path) -> None:
+    """Both are the same connection, or else the second would find the file locked."""
+    (tmp_path / "linked").symlink_to(tmp_path)
+    with create(path, dimension=2) as index, MilvusIndex.open(tmp_path / "linked/vectors.db", "passages", 0) as same:
+        index.add([[1, 2]])
+        assert same.search([[1, 1]], 1)[0].tolist() == [[3]]
 
 
 def test_the_library_is_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,7 +524,9 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._connections == {}
 
 
-def test_a_server_that_goes_away(tmp_path: Path, vectors_Nd: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_goes_away(
+    tmp_path: Path, vectors_Nd: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -504,5 +538,6 @@ def test_a_server_that_goes_away(tmp_path: Path, vectors_Nd: np.ndarray, monkeyp
     with pytest.raises(ResourceError, match="must answer to search segment 0 of 'passages'"):
         index.search(vectors_Nd[:1], 1)
     assert len(index) == N
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     index.close()
     index.close()
