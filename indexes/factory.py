@@ -5,6 +5,7 @@
 Axes: N vectors in the index, d dimensions of a vector.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -307,10 +308,10 @@ def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
     clusters = f"{lists:,} clusters of codes of {-(-parts // 2)} bytes"
     kinds = [
         ("Flat", f"few enough for exact search (up to {_FLAT_LIMIT:,})"),
-        ("HNSW32", f"a graph finds neighbours fast and fits memory (up to {_GRAPH_LIMIT:,})"),
-        (f"IVF{lists},PQ{parts}x4fs,Refine(SQ8)", f"{clusters}, refined at 8 bits"),
+        ("HNSW32", f"a graph finds neighbours fast (up to {_GRAPH_LIMIT:,})"),
+        (f"IVF{lists},PQ{parts}x4fs,Refine(SQ8)", f"{clusters} (4 sqrt(n)), the best scored again at 8 bits"),
+        (f"IVF{lists},PQ{parts}x4fs", f"{clusters}, not scored again"),
         (f"IVF{lists},RaBitQ", f"{lists:,} clusters of one bit for each dimension"),
-        (f"IVF{lists},PQ{parts}x4fs", f"{clusters}, not refined"),
         ("RaBitQ", "one bit for each dimension"),
     ]
     return kinds if n <= _FLAT_LIMIT else kinds[1:] if n <= _GRAPH_LIMIT else kinds[2:]
@@ -318,13 +319,12 @@ def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
 
 def _lists(n: int) -> int:
     """About 4 sqrt(n), a power of two."""
-    return 1 << max(0, round(4 * n**0.5).bit_length() - 1)
+    return int(2 ** round(math.log2(max(1, 4 * math.sqrt(n)))))
 
 
 def _pq_parts(dimension: int) -> int:
-    """The largest even divisor of the dimension that leaves at least 4 dimensions to each part; else any divisor."""
-    divisors = [parts for parts in range(1, max(1, dimension // 4) + 1) if dimension % parts == 0]
-    return max([parts for parts in divisors if parts % 2 == 0] or divisors)
+    """The largest divisor of the dimension that leaves at least two dimensions to each part."""
+    return next(parts for parts in range(max(1, dimension // 2), 0, -1) if dimension % parts == 0)
 
 
 def _in_words(size: int) -> str:

@@ -534,7 +534,7 @@ def _understood(index: Any) -> dict[str, float]:
         if isinstance(layer, faiss.IndexHNSW):
             found["efSearch"] = 128
         if isinstance(layer, faiss.IndexIVF):
-            found["nprobe"] = min(layer.nlist, max(8, layer.nlist // 32))
+            found["nprobe"] = min(layer.nlist, max(8, layer.nlist // 16))
             if isinstance(faiss.downcast_index(layer.quantizer), faiss.IndexHNSW):
                 found["quantizer_efSearch"] = max(64, 2 * found["nprobe"])
         if isinstance(layer, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan | faiss.IndexRaBitQ):

@@ -1,0 +1,211 @@
+"""The fastest search parameters that find enough: a sweep over what a kind of index understands.
+
+Recall of every parameter rises with its value and so does the time, so for each setting of the others the first one is
+raised until enough is found, it takes longer than what is known already, or no more is found. FAISS's own sweep
+(`ParameterSpace.explore`) sets parameters on one index in place, which neither several segments nor a search that runs
+beside it allow.
+
+Axes: N vectors, B queries, k results, d dimensions.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from indexes.errors import MismatchError, UsageError
+from indexes.factory import keeps_vectors, search_parameters
+
+_BLOCK = 16_384
+# A search is repeated until it has taken so many seconds, so that its time means something.
+_SECONDS = 0.1
+# Less than this is noise, and no reason to look further.
+_GAIN = 0.001
+
+
+class Searchable(Protocol):
+    """What can be tuned: a `FaissIndex`, or several that are searched as one."""
+
+    @property
+    def factory(self) -> str:
+        """FAISS's description of the index."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def search(
+        self, queries_Bd: NDArray[np.float32], k: int, *, parameters: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and ids, both [B, k]."""
+
+    def reconstruct(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """The stored vectors at these rows, float32 [n, d]."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one setting found, and how fast."""
+
+    parameters: str
+    recall: float
+    queries_per_second: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The setting to use, and what was tried."""
+
+    parameters: str
+    """For `FaissIndex.search(parameters=...)`; "" when there is nothing to set."""
+    recall: float
+    """Share of the k best that are among the k found, averaged over queries."""
+    queries_per_second: float
+    reached: bool
+    """Whether the recall that was asked for is reached; if not, this is the setting that finds most."""
+    summary: str
+    """All that in a sentence, with what the recall is measured against."""
+    tried: tuple[Trial, ...]
+
+
+def tune(
+    index: Searchable,
+    queries_Bd: ArrayLike,
+    *,
+    recall: float = 0.95,
+    k: int = 20,
+    exact_ids_Bk: ArrayLike | None = None,
+    on_trial: Callable[[Trial], object] | None = None,
+) -> Tuning:
+    """Find the fastest search parameters whose recall is high enough.
+
+    Args:
+        index: What is searched.
+        queries_Bd: float32 [B, d]; some hundred real questions.
+        recall: Of the k best by exact search, the share that must be found.
+        k: How many results a search will ask for.
+        exact_ids_Bk: int64 [B, k or more], the rows that exact search finds, best first. None searches the stored
+            vectors exactly; where the index keeps vectors only approximately (`keeps_vectors`), recall is then
+            measured against what is stored and not against what was added.
+        on_trial: Called after each setting.
+
+    Raises:
+        UsageError: There is nothing to search, or recall or k cannot be.
+        MismatchError: The exact ids do not belong to the queries.
+    """
+    queries = np.ascontiguousarray(queries_Bd, dtype=np.float32)
+    k = _check(index, queries, recall, k)
+    exact_Bk = _exact_ids(index, queries, k) if exact_ids_Bk is None else _given_ids(exact_ids_Bk, queries, k)
+    tried: list[Trial] = []
+
+    def attempt(parameters: str) -> Trial:
+        trial = _attempt(index, queries, k, parameters, exact_Bk)
+        tried.append(trial)
+        if on_trial is not None:
+            on_trial(trial)
+        return trial
+
+    _sweep(search_parameters(index.factory), recall, attempt)
+    best = _best(tried, recall)
+    against = exact_ids_Bk is not None or keeps_vectors(index.factory)
+    summary = _summary(index.factory, best, recall, k, len(tried), against="vectors" if against else "stored")
+    reached = best.recall >= recall
+    return Tuning(best.parameters, best.recall, best.queries_per_second, reached, summary, tuple(tried))
+
+
+def _check(index: Searchable, queries_Bd: NDArray[np.float32], recall: float, k: int) -> int:
+    if not 0 < recall <= 1:
+        raise UsageError(f"The recall to reach must be above 0 and at most 1, but {recall} came.")
+    if k < 1:
+        raise UsageError(f"k must be at least 1, but {k} came.")
+    if not len(index) or not len(queries_Bd):
+        raise UsageError(
+            f"Tuning needs vectors and queries, but {len(index)} vectors and {len(queries_Bd)} queries came. "
+            "Give it an index that is filled and some hundred questions."
+        )
+    return min(k, len(index))
+
+
+def _exact_ids(index: Searchable, queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """By exact search over the stored vectors, a block at a time."""
+    import faiss
+    from faiss.contrib.exhaustive_search import knn_ground_truth
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(index), _BLOCK):
+            yield index.reconstruct(np.arange(start, min(start + _BLOCK, len(index))))
+
+    ids_Bk: NDArray[np.int64]
+    _, ids_Bk = knn_ground_truth(queries_Bd, blocks(), k, faiss.METRIC_INNER_PRODUCT)
+    return ids_Bk
+
+
+def _given_ids(exact_ids_Bk: ArrayLike, queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    ids_Bk = np.asarray(exact_ids_Bk, dtype=np.int64)
+    if ids_Bk.ndim != 2 or len(ids_Bk) != len(queries_Bd) or ids_Bk.shape[1] < k:
+        raise MismatchError(
+            f"The exact ids must have the shape [{len(queries_Bd)}, {k} or more], one row for each query, but "
+            f"{list(ids_Bk.shape)} came."
+        )
+    return ids_Bk[:, :k]
+
+
+def _attempt(
+    index: Searchable, queries_Bd: NDArray[np.float32], k: int, parameters: str, exact_Bk: NDArray[np.int64]
+) -> Trial:
+    shortest, total = np.inf, 0.0
+    while total < _SECONDS:
+        started = perf_counter()
+        _, ids_Bk = index.search(queries_Bd, k, parameters=parameters)
+        took = perf_counter() - started
+        shortest, total = min(shortest, took), total + took
+    found = [len(np.intersect1d(ids_k, exact_k)) for ids_k, exact_k in zip(ids_Bk, exact_Bk, strict=True)]
+    return Trial(parameters, float(np.mean(found)) / k, len(queries_Bd) / shortest)
+
+
+def _sweep(ladders: Mapping[str, tuple[int, ...]], recall: float, attempt: Callable[[str], Trial]) -> None:
+    """Try the settings that may turn out best; without parameters, the search as it is."""
+    if not ladders:
+        attempt("")
+        return
+    (first, rungs), *others = ladders.items()
+    fastest = 0.0
+    for values in product(*(ladder for _, ladder in others)):
+        rest = [f"{name}={value}" for (name, _), value in zip(others, values, strict=True)]
+        stalled, before = 0, 0.0
+        for rung in rungs:
+            trial = attempt(",".join([f"{first}={rung}", *rest]))
+            stalled = stalled + 1 if trial.recall < before + _GAIN else 0
+            before = max(before, trial.recall)
+            if trial.recall >= recall:
+                fastest = max(fastest, trial.queries_per_second)
+            if trial.recall >= recall or trial.queries_per_second < fastest or stalled == 2:
+                break
+
+
+def _best(tried: list[Trial], recall: float) -> Trial:
+    """The fastest that finds enough, else the fastest of those that find most."""
+    enough = [trial for trial in tried if trial.recall >= recall]
+    most = max(trial.recall for trial in tried)
+    candidates = enough or [trial for trial in tried if trial.recall > most - _GAIN]
+    return max(candidates, key=lambda trial: trial.queries_per_second)
+
+
+def _summary(factory: str, best: Trial, recall: float, k: int, tried: int, *, against: str) -> str:
+    found = f"recall@{k} of {best.recall:.3f} at {best.queries_per_second:,.0f} queries per second"
+    if not best.parameters:
+        text = f"An index {factory!r} has nothing to tune: {found}"
+        text += "." if best.recall >= recall else f", below the {recall:g} that was asked for."
+    elif best.recall >= recall:
+        text = f"{best.parameters} is the fastest of {tried} settings with a recall of at least {recall:g}: {found}."
+    else:
+        text = (
+            f"No setting reaches a recall of {recall:g}; {best.parameters} finds most of {tried} settings: {found}. "
+            "Build the index with another factory, such as one with Refine(SQ8) or RFlat, for more."
+        )
+    if against == "stored":
+        text += " Recall is measured against the vectors as this index stores them, which are approximate."
+    return text
