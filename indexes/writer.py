@@ -11,14 +11,15 @@ Axes: N passages of the index, M of another corpus.
 """
 
 import hashlib
+import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ from indexes.shards import ROWS, Shards
 from indexes.vector_storage import VectorStorage
 
 _MODULUS = 2**256
+
+logger = logging.getLogger(__name__)
 Source: TypeAlias = str | Path | Corpus | Iterable[Passage]
 
 
@@ -66,6 +69,8 @@ class IndexWriter:
         encoder: Encoder | None = None,
         *,
         batch_size: int = 256,
+        on_error: Literal["raise", "skip"] = "raise",
+        quarantine: str | Path | None = None,
         progress: bool = True,
     ) -> None:
         """A writer for a directory that `build_index` made.
@@ -74,11 +79,14 @@ class IndexWriter:
             path: The directory.
             encoder: The encoder that built it; None loads the one that the manifest names when it is needed.
             batch_size: The most passages that the encoder reads at once.
+            on_error: "skip" leaves broken rows of a corpus file out.
+            quarantine: The file that then lists them.
             progress: Show progress bars.
         """
         self.path = Path(path).resolve()
         self._encoder = encoder
         self._batch_size = batch_size
+        self._reading_options: dict[str, Any] = {"on_error": on_error, "quarantine": quarantine}
         self._progress = progress
         self._staging = self.path.with_name(f".{self.path.name}.adding")
         self._reading = self.path.with_name(f".{self.path.name}.reading")
@@ -203,7 +211,7 @@ class IndexWriter:
         return PassageIndex.open(self.path, encoder=encoder, mmap=True)
 
     def _read(self, corpus: Source, index: PassageIndex) -> "_Reading":
-        return _Reading(self._reading, corpus, self._chunker(index))
+        return _Reading(self._reading, corpus, self._chunker(index), self._reading_options)
 
     def _chunker(self, index: PassageIndex) -> Chunker | None:
         chunking = index.manifest.chunking
@@ -348,8 +356,9 @@ class IndexWriter:
 class _Reading:
     """A corpus that is read for one change, and the folder it is kept in meanwhile."""
 
-    def __init__(self, folder: Path, source: Source, chunker: Chunker | None) -> None:
+    def __init__(self, folder: Path, source: Source, chunker: Chunker | None, options: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._options = options
         self._source = source
         self._chunker = chunker
 
@@ -369,7 +378,10 @@ class _Reading:
         if isinstance(self._source, Corpus):
             return self._source
         if isinstance(self._source, str | Path):
-            return Corpus.from_file(self._source, cache_dir=self.folder)
+            corpus = Corpus.from_file(self._source, cache_dir=self.folder, **self._options)
+            if corpus.quarantined:
+                logger.warning("%d broken rows of %s were left out.", corpus.quarantined, self._source)
+            return corpus
         return Corpus.from_passages(self._source, cache_dir=self.folder)
 
 

@@ -57,12 +57,7 @@ def _build_arguments(parser: Any) -> None:
     )
     parser.add_argument("--bm25", action="store_true", help="also build a BM25 index, for hybrid search")
     parser.add_argument("--milvus", type=str, help="keep vectors on this Milvus server, or in this file of Milvus Lite")
-    parser.add_argument(
-        "--on_error",
-        choices=["raise", "skip"],
-        default="raise",
-        help="of a broken row: stop, or leave it out and list it in quarantine.jsonl in the index",
-    )
+    _on_error_argument(parser, "list it in quarantine.jsonl in the index")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     parser.add_argument(
         "--dtype",
@@ -86,6 +81,15 @@ def _corpus_argument(parser: Any) -> None:
         type=str,
         required=True,
         help="JSONL(.gz), CSV, TSV, Parquet, HTML, PDF, DOCX, a folder of them, a BEIR folder or zip, or an address",
+    )
+
+
+def _on_error_argument(parser: Any, then: str) -> None:
+    parser.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help=f"of a broken row: stop, or leave it out and {then}",
     )
 
 
@@ -148,31 +152,30 @@ def _verify_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
     parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
-    _chunk_arguments(parser)
+    _on_error_argument(parser, "go on")
 
 
 def _verify(args: Any) -> Report:
-    from indexes import Corpus, PassageIndex
+    from indexes import Chunker, Corpus, PassageIndex
     from rag.pipeline import encoder_of
 
     index = PassageIndex.open(args.index)
     encoder = None if args.encoder is None else encoder_of(index, args.encoder)
-    corpus = None if args.corpus is None else Corpus.from_file(args.corpus)
-    if corpus is not None and args.chunk_tokens is not None:
-        corpus = corpus.chunked(_chunker(args, encoder or encoder_of(index)))
+    corpus = None if args.corpus is None else Corpus.from_file(args.corpus, on_error=args.on_error)
+    if corpus is not None and index.manifest.chunking:
+        tokenizer = (encoder or encoder_of(index)).tokenizer
+        corpus = corpus.chunked(Chunker(tokenizer, **index.manifest.chunking))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
 
 
-def _change_arguments(parser: Any) -> None:
+def _corpus_change_arguments(parser: Any) -> None:
     _folder_argument(parser)
+    _corpus_argument(parser)
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
-
-
-def _corpus_change_arguments(parser: Any) -> None:
-    _change_arguments(parser)
-    _corpus_argument(parser)
+    _on_error_argument(parser, "list it with --quarantine")
+    parser.add_argument("--quarantine", type=str, help="file for the rows that --on_error skip leaves out")
 
 
 def _delete_arguments(parser: Any) -> None:
@@ -190,11 +193,11 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
         from indexes import IndexWriter, PassageIndex
         from rag.pipeline import encoder_of
 
-        encoder = None
+        options: dict[str, Any] = {}
         if "corpus" in args:
-            encoder = encoder_of(PassageIndex.open(args.index, verify="none"), args.encoder)
-        batch_size = args.batch_size if "batch_size" in args else 256
-        with IndexWriter(args.index, encoder, batch_size=batch_size, progress=_progress(args)) as writer:
+            options = {name: args[name] for name in ("batch_size", "on_error", "quarantine")}
+            options["encoder"] = encoder_of(PassageIndex.open(args.index, verify="none"), args.encoder)
+        with IndexWriter(args.index, progress=_progress(args), **options) as writer:
             done = change(writer, args)
         return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))
 
@@ -240,7 +243,7 @@ def _tune(args: Any) -> Report:
     if not args.dry_run:
         with IndexWriter(args.index) as writer:
             writer.set_search_parameters(found.parameters)
-    return Report(str(found), asdict(found))
+    return Report(found.summary, asdict(found))
 
 
 # -- search ----------------------------------------------------------------------------------------------------
