@@ -21,6 +21,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import datasets
+import torch
 
 from indexes.bm25_index import BM25Index
 from indexes.chunking import Chunker
@@ -96,11 +97,11 @@ def build_index(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
+    output, team = Path(output).resolve(), Team.of(distributed)
     if not isinstance(encoder, Encoder):
-        encoder = Encoder.from_pretrained(encoder)
+        encoder = Encoder.from_pretrained(encoder, device=team.device)
     if factory != "auto" and milvus is None:
         FaissIndex.empty(encoder.dimension, factory)  # refuses what FAISS cannot make, before hours of work
-    output, team = Path(output).resolve(), Team.of(distributed)
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
         build = Build(output, _plan(corpus, encoder, factory, chunker, bm25, milvus, max_memory, on_error))
@@ -113,7 +114,8 @@ def build_index(
             if team.is_main:
                 build.finish(encoder, overwrite=overwrite)
             team.wait()
-    return PassageIndex.open(output)
+    # Mapped: what was just built in little memory is not read into a lot of it.
+    return PassageIndex.open(output, mmap=True)
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,17 @@ class Team:
         if not distributed:
             return cls()
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
         # The first process reads the corpus and builds the index alone, for as long as that takes.
-        state = PartialState(timeout=timedelta(weeks=4))
+        state = PartialState(cpu=on_cpu, timeout=timedelta(weeks=4))
         return cls(state.process_index, state.num_processes, state)
+
+    @property
+    def device(self) -> str | None:
+        """Where this process encodes, unless it is told."""
+        return None if self.state is None else str(self.state.device)
 
     @property
     def is_main(self) -> bool:

@@ -108,13 +108,16 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
 def _build(args: Any) -> Report:
     from indexes import build_index
+    from indexes.builder import Team
     from rag.pocket import load_encoder
 
+    # Each process of `accelerate launch` encodes on its own device.
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     encoder = load_encoder(
         args.encoder,
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
-        device=args.device,
+        device=Team.of(True).device if distributed and args.device is None else args.device,
         dtype=args.dtype,
     )
     index = build_index(
@@ -130,7 +133,7 @@ def _build(args: Any) -> Report:
         on_error=args.on_error,
         overwrite=args.overwrite,
         resume=args.resume,
-        distributed=int(os.environ.get("WORLD_SIZE", "1")) > 1,
+        distributed=distributed,
         progress=_progress(args),
     )
     info = index.info()

@@ -19,6 +19,7 @@ from indexes import (
     DataError,
     Encoder,
     IndexWriter,
+    MilvusIndex,
     MismatchError,
     Passage,
     PassageIndex,
@@ -418,3 +419,24 @@ def test_readers_beside_a_writer_see_whole_versions_and_never_an_old_one(tmp_pat
     print(wrote, read)
     assert wrote["versions"] > 5
     assert all(reader["checks"] > 5 and reader["versions"] > 2 for reader in read)
+
+
+def test_vectors_on_milvus_live_by_the_same_rules(encoder: CountingEncoder, tmp_path: Path) -> None:
+    """Built, searched, changed, compacted and verified with the vectors in a file of Milvus Lite."""
+    pytest.importorskip("milvus_lite", reason="the milvus extra is not installed")
+    where = str(tmp_path / "vectors.db")
+    built = build_index(Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", milvus=where, progress=False)
+    assert (built.manifest.factory, built.manifest.milvus["uri"]) == ("Milvus(AUTOINDEX)", where)
+    assert sorted(built.manifest.files) == ["segments/000000/passages.arrow"]
+    check(tmp_path / "index", encoder, PASSAGES)
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        writer.add(NEW)
+        check(tmp_path / "index", encoder, [*PASSAGES, *NEW])
+        writer.update([CHANGED])
+        writer.delete(["p0", "n1"])
+        left = [CHANGED if p.id == "p4" else p for p in [*PASSAGES, *NEW] if p.id not in ("p0", "n1")]
+        check(tmp_path / "index", encoder, left)
+        writer.compact()
+    index = check(tmp_path / "index", encoder, left)
+    numbers = [int(segment.name) for segment in index.manifest.segments]
+    assert MilvusIndex.segments(where, index.manifest.milvus["collection"]) == numbers
