@@ -1,0 +1,125 @@
+"""The life of an index on the command line: built, resumed, changed, followed, tuned, verified."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import PASSAGES
+
+from indexes.corpus import Passage
+from indexes.encoder import Encoder
+from rag.cli import main
+
+NEW = [Passage("n0", "Elbe", "The Elbe is a river."), Passage("n1", "Vienna", "Vienna is the capital of Austria.")]
+
+
+def rows(passages: Sequence[Passage]) -> str:
+    return "".join(json.dumps({"id": p.id, "title": p.title, "text": p.text}) + "\n" for p in passages)
+
+
+def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def result(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> dict:
+    code, out, err = run([*words, "--json"], capsys)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def built(encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    (tmp_path / "corpus.jsonl").write_text(rows(PASSAGES))
+    words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
+    assert result([*words, "--output", tmp_path / "index", "--bm25"], capsys)["bm25"] is True
+    return tmp_path / "index"
+
+
+def test_resume_begins_a_build_and_is_content_with_a_finished_one(
+    built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
+    words += ["--output", tmp_path / "other", "--factory", "SQ8", "--max_memory", "3GB"]
+    assert run(words, capsys)[0] == 0
+    code, _, err = run(words, capsys)
+    assert (code, "already holds an index" in err) == (2, True)
+    for _ in range(2):
+        assert result([*words, "--resume"], capsys)["factory"] == "SQ8"
+
+
+def test_add_delete_update_sync_compact(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "new.jsonl").write_text(rows(NEW))
+    added = result(["index", "add", built, "--corpus", tmp_path / "new.jsonl"], capsys)
+    assert (added["version"], added["added"], added["passages"]) == (2, 2, 14)
+    code, _, err = run(["index", "add", built, "--corpus", tmp_path / "new.jsonl"], capsys)
+    assert code == 3 and "'n0' is in the index already" in err
+    updated = result(["index", "update", built, "--corpus", tmp_path / "new.jsonl"], capsys)
+    assert (updated["version"], updated["unchanged"]) == (2, 2)
+    (tmp_path / "ids").write_text("p3\np5\n")
+    deleted = result(["index", "delete", built, "n1", "--ids_file", tmp_path / "ids"], capsys)
+    assert (deleted["version"], deleted["deleted"], deleted["passages"]) == (3, 3, 11)
+    assert run(["index", "delete", built, "n1"], capsys)[0] == 3
+    assert run(["index", "delete", built], capsys)[0] == 2
+    synced = result(["index", "sync", built, "--corpus", tmp_path / "corpus.jsonl"], capsys)
+    assert (synced["added"], synced["deleted"], synced["passages"]) == (2, 1, 12)
+    assert result(["index", "compact", built], capsys)["version"] == 5
+    info = result(["index", "info", built], capsys)
+    assert (info["segments"], info["deleted"], info["version"]) == ([12], 0, 5)
+    assert result(["index", "verify", built, "--corpus", tmp_path / "corpus.jsonl"], capsys)["corpus_checked"] is True
+
+
+def test_broken_rows_are_left_out_listed_and_followed(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(rows(PASSAGES[:2]) + '{"id": "x", "text": ""}\n{broken\n' + rows(PASSAGES[2:]))
+    words = ["index", "build", "--corpus", corpus, "--encoder", encoder.name, "--output", tmp_path / "index"]
+    code, _, err = run(words, capsys)
+    assert code == 3 and "line 3" in err
+    assert result([*words, "--on_error", "skip"], capsys)["passages"] == 12
+    listed = [json.loads(line) for line in (tmp_path / "index/quarantine.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in listed] == [3, 4]
+    follow = ["--corpus", corpus, "--on_error", "skip"]
+    assert result(["index", "verify", tmp_path / "index", *follow], capsys)["corpus_checked"] is True
+    corpus.write_text(corpus.read_text() + rows(NEW))
+    followed = result(["index", "sync", tmp_path / "index", *follow, "--quarantine", tmp_path / "left"], capsys)
+    assert (followed["added"], followed["deleted"]) == (2, 0)
+    assert len((tmp_path / "left").read_text().splitlines()) == 2
+
+
+def test_chunks_are_cut_again_as_they_were(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text(rows(PASSAGES))
+    corpus = ["--corpus", tmp_path / "corpus.jsonl"]
+    words = ["index", "build", *corpus, "--encoder", encoder.name, "--output", tmp_path / "index"]
+    chunks = result([*words, "--chunk_tokens", "6", "--chunk_overlap", "0"], capsys)["passages"]
+    assert chunks > 12
+    assert result(["index", "verify", tmp_path / "index", *corpus], capsys)["passages"] == chunks
+    assert result(["index", "sync", tmp_path / "index", *corpus], capsys)["unchanged"] == chunks
+
+
+def test_tune_keeps_what_it_found(
+    built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
+    assert run([*words, "--output", tmp_path / "ivf", "--factory", "IVF4,Flat"], capsys)[0] == 0
+    (tmp_path / "questions.jsonl").write_text(
+        "".join(json.dumps({"id": p.id, "question": p.text, "golden_answers": ["x"]}) + "\n" for p in PASSAGES)
+    )
+    tune = ["index", "tune", tmp_path / "ivf", "--questions", tmp_path / "questions.jsonl", "-k", "3", "--recall", "1"]
+    dry = result([*tune, "--dry_run", "--reference", built], capsys)
+    assert dry["reached"] and dry["recall"] == 1
+    assert result(["index", "info", tmp_path / "ivf"], capsys)["search_parameters"] == ""
+    found = result(tune, capsys)
+    assert result(["index", "info", tmp_path / "ivf"], capsys)["search_parameters"] == found["parameters"]
+    assert found["parameters"].startswith("nprobe=")
+    other = tmp_path / "other"
+    (tmp_path / "new.jsonl").write_text(rows(NEW))
+    assert run([*words[:2], "--corpus", tmp_path / "new.jsonl", *words[4:], "--output", other], capsys)[0] == 0
+    code, _, err = run([*tune, "--reference", other], capsys)
+    assert code == 4 and "a corpus of 2 passages" in err
