@@ -8,6 +8,7 @@ import bisect
 import hashlib
 import json
 import operator
+import os
 import shutil
 import struct
 import tempfile
@@ -286,12 +287,20 @@ def _quarantine_for(on_error: str, file: str | Path | None, path: str | Path) ->
             f'A quarantine needs on_error="skip", but on_error="raise" and quarantine={str(file)!r} came. '
             "Pass both or neither."
         )
-    if file is not None and Path(file).resolve().is_relative_to(Path(path).resolve()):
+    if file is not None and _lies_in(file, path):
         raise UsageError(
             f"A quarantine must lie outside of the corpus that is read, but {str(file)!r} came for {str(path)!r}. "
             "Choose another file."
         )
     return None if on_error == "raise" else _Quarantine(None if file is None else Path(file))
+
+
+def _lies_in(file: str | Path, path: str | Path) -> bool:
+    try:
+        # Path.resolve refuses links in a circle, which are not what is asked about here.
+        return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path))
+    except ValueError:
+        return False
 
 
 class _Quarantine:
@@ -548,11 +557,10 @@ def _refuse_duplicates(duplicates: Iterable[tuple[int, int, Passage]], ledger: _
 def _duplicate_error(duplicate: tuple[int, int, Passage], ledger: _Ledger, where: str) -> DataError:
     position, first, passage = duplicate
     one, other = ledger.place(first, passage.id), ledger.place(position, passage.id)
-    places = (
-        f"{one} and {other}"
-        if one.source != other.source
-        else f"{one.unit} {one.number} and {other.unit} {other.number}"
-    )
+    if one.source == other.source:
+        where, places = one.source, f"{one.unit} {one.number} and {other.unit} {other.number}"
+    else:
+        places = f"{one} and {other}"
     return DataError(
         f"Every passage needs its own id, but {passage.id!r} appears twice in {where}: {places}. Remove or rename one "
         "of them."

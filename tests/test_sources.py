@@ -244,6 +244,7 @@ def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
         ({"corpus.jsonl": BEIR, "more.jsonl": b""}, r"one corpus\.jsonl beside its queries, but .*more\.jsonl"),
         ({"queries.jsonl": BEIR_QUERIES}, r"one corpus\.jsonl beside its queries, but"),
         ({"a.jpg": b"x"}, r"at least one passage, but .* has none"),
+        ({"README.md": b"# x", "data/t.parquet": b""}, r"its shards itself, or only .* holds t\.parquet in 'data'"),
     ],
 )
 def test_a_folder_that_could_mean_several_things_is_refused(
