@@ -39,6 +39,8 @@ _BATCH_CHARACTERS = 2**24
 # Ids that are compared at once where hashes are equal.
 _COMPARED = 2**18
 _MODULUS = 2**256
+_ENTRY = ("source", "error", "content")  # and the line, row or file
+_LONGEST_ENTRY = 2**20
 _SHOWN = 2000  # characters of a broken row that the quarantine keeps
 
 
@@ -135,7 +137,7 @@ class Corpus:
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
                 without text, or with an id that came before; the message names file, line and reason.
-            UsageError: An option has no meaning here, or the quarantine would overwrite what is read.
+            UsageError: An option has no meaning here, or the quarantine would overwrite another file.
             ResourceError: The extra ``documents`` is missing, a download fails, or the disk is full.
         """
         kept = _quarantine_for(on_error, quarantine, path)
@@ -303,6 +305,21 @@ def _lies_in(file: str | Path, path: str | Path) -> bool:
         return False
 
 
+def _refuse_other_files(file: Path) -> None:
+    """Whoever mistypes the name of a quarantine must not lose what has that name."""
+    with _writing(), file.open("rb") as stream:
+        first = stream.readline(_LONGEST_ENTRY)
+    try:
+        entry = json.loads(first) if first else dict.fromkeys(_ENTRY)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not entry.keys() >= set(_ENTRY):
+        raise UsageError(
+            f"A quarantine replaces nothing but an earlier quarantine, but {str(file)!r} is something else. Choose "
+            "another file, or remove this one."
+        )
+
+
 class _Quarantine:
     """Rows that are left out, one JSON line each; the file exists only once there is one."""
 
@@ -311,10 +328,11 @@ class _Quarantine:
         self.first: DataError | None = None
         self._file = file
         self._stream: TextIO | None = None
-        if file is not None:
+        if file is not None and os.path.lexists(file):
+            _refuse_other_files(file)
             # What an earlier reading left out says nothing about this one.
             with _writing():
-                file.unlink(missing_ok=True)
+                file.unlink()
 
     def add(self, place: Place, error: DataError, content: str) -> None:
         self.count += 1

@@ -89,10 +89,8 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
     elif scheme == "file":
         yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split)
     elif scheme in _SCHEMES:
-        if cache_dir is not None:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=cache_dir) as folder:
-            yield _local(_download(url, Path(folder)), url, split)
+        with _download_folder(cache_dir) as folder:
+            yield _local(_download(url, folder), url, split)
     else:
         raise DataError(
             f"An address must begin with {', '.join(f'{known}://' for known in _SCHEMES)}, but {url!r} came. Fetch it "
@@ -446,6 +444,20 @@ def _hub(url: str) -> Iterator[None]:
             f"A dataset must have the config and split asked for and be readable, but {url} is not: {error}. Look at "
             "its page, and add ?config=...&split=... to the address."
         ) from error
+
+
+@contextmanager
+def _download_folder(parent: str | Path | None) -> Iterator[Path]:
+    try:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="download-", dir=parent)
+    except OSError as error:
+        raise ResourceError(
+            f"A download needs a writable folder, but there is none: {error}. Choose another cache_dir."
+        ) from error
+    with folder as path:
+        yield Path(path)
 
 
 def _download(url: str, folder: Path) -> Path:
