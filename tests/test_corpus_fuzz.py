@@ -30,7 +30,7 @@ from test_sources import docx, paragraph, pdf
 from indexes import Corpus, Passage
 from indexes.errors import RAGError
 
-EXAMPLES = 4
+EXAMPLES = 3
 WORDS = ("alpha", "Beta", "gämma", "漢字", "naïve", "🙂", "x", "a,b", "it's", "[1]", "{}", "\\")
 ASCII = ("alpha", "beta", "gamma", "delta")
 
