@@ -8,6 +8,7 @@ import bisect
 import hashlib
 import json
 import operator
+import os
 import shutil
 import struct
 import tempfile
@@ -38,6 +39,8 @@ _BATCH_CHARACTERS = 2**24
 # Ids that are compared at once where hashes are equal.
 _COMPARED = 2**18
 _MODULUS = 2**256
+_ENTRY = ("source", "error", "content")  # and the line, row or file
+_LONGEST_ENTRY = 2**20
 _SHOWN = 2000  # characters of a broken row that the quarantine keeps
 
 
@@ -134,7 +137,7 @@ class Corpus:
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
                 without text, or with an id that came before; the message names file, line and reason.
-            UsageError: An option has no meaning here, or the quarantine would overwrite what is read.
+            UsageError: An option has no meaning here, or the quarantine would overwrite another file.
             ResourceError: The extra ``documents`` is missing, a download fails, or the disk is full.
         """
         kept = _quarantine_for(on_error, quarantine, path)
@@ -286,12 +289,35 @@ def _quarantine_for(on_error: str, file: str | Path | None, path: str | Path) ->
             f'A quarantine needs on_error="skip", but on_error="raise" and quarantine={str(file)!r} came. '
             "Pass both or neither."
         )
-    if file is not None and Path(file).resolve().is_relative_to(Path(path).resolve()):
+    if file is not None and _lies_in(file, path):
         raise UsageError(
             f"A quarantine must lie outside of the corpus that is read, but {str(file)!r} came for {str(path)!r}. "
             "Choose another file."
         )
     return None if on_error == "raise" else _Quarantine(None if file is None else Path(file))
+
+
+def _lies_in(file: str | Path, path: str | Path) -> bool:
+    try:
+        # Path.resolve refuses links in a circle, which are not what is asked about here.
+        return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path))
+    except ValueError:
+        return False
+
+
+def _refuse_other_files(file: Path) -> None:
+    """Whoever mistypes the name of a quarantine must not lose what has that name."""
+    with _writing(), file.open("rb") as stream:
+        first = stream.readline(_LONGEST_ENTRY)
+    try:
+        entry = json.loads(first) if first else dict.fromkeys(_ENTRY)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not entry.keys() >= set(_ENTRY):
+        raise UsageError(
+            f"A quarantine replaces nothing but an earlier quarantine, but {str(file)!r} is something else. Choose "
+            "another file, or remove this one."
+        )
 
 
 class _Quarantine:
@@ -302,10 +328,11 @@ class _Quarantine:
         self.first: DataError | None = None
         self._file = file
         self._stream: TextIO | None = None
-        if file is not None:
+        if file is not None and os.path.lexists(file):
+            _refuse_other_files(file)
             # What an earlier reading left out says nothing about this one.
             with _writing():
-                file.unlink(missing_ok=True)
+                file.unlink()
 
     def add(self, place: Place, error: DataError, content: str) -> None:
         self.count += 1
@@ -548,11 +575,10 @@ def _refuse_duplicates(duplicates: Iterable[tuple[int, int, Passage]], ledger: _
 def _duplicate_error(duplicate: tuple[int, int, Passage], ledger: _Ledger, where: str) -> DataError:
     position, first, passage = duplicate
     one, other = ledger.place(first, passage.id), ledger.place(position, passage.id)
-    places = (
-        f"{one} and {other}"
-        if one.source != other.source
-        else f"{one.unit} {one.number} and {other.unit} {other.number}"
-    )
+    if one.source == other.source:
+        where, places = one.source, f"{one.unit} {one.number} and {other.unit} {other.number}"
+    else:
+        places = f"{one} and {other}"
     return DataError(
         f"Every passage needs its own id, but {passage.id!r} appears twice in {where}: {places}. Remove or rename one "
         "of them."

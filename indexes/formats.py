@@ -373,22 +373,32 @@ def read_arrow(path: Path, name: str) -> Rows:
     """The known columns of an Arrow file, of either kind, memory-mapped."""
     with _unreadable_table(".arrow", name):
         with pa.memory_map(str(path)) as source:
-            names, batches = _open_arrow(source)
+            names, batches = _open_arrow(source, path)
             columns = _known_columns(names, name)
             yield from table_rows((batch.select(columns) for batch in batches), name)
 
 
-def _open_arrow(source: pa.MemoryMappedFile) -> tuple[list[str], Iterator[pa.RecordBatch]]:
+def _open_arrow(source: pa.MemoryMappedFile, path: Path) -> tuple[list[str], Iterator[pa.RecordBatch]]:
     if source.read(6) == b"ARROW1":
         file = pa.ipc.open_file(source)
         return file.schema.names, _sound_batches(file.get_batch(number) for number in range(file.num_record_batches))
-    # A stream that was cut between two batches would read like a shorter one.
-    source.seek(max(source.size() - len(_STREAM_END), 0))
-    if source.read() != _STREAM_END:
-        raise pa.ArrowInvalid("the stream has no end")
+    refuse_cut_stream(path)
     source.seek(0)
     stream = pa.ipc.open_stream(source)
     return stream.schema.names, _sound_batches(stream)
+
+
+def refuse_cut_stream(path: Path) -> None:
+    """An Arrow stream that was cut between two batches would read like a shorter one.
+
+    Raises:
+        pyarrow.ArrowInvalid: It does not end as a stream ends.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        stream.seek(max(stream.seek(0, io.SEEK_END) - len(_STREAM_END), 0))
+        if stream.read() != _STREAM_END:
+            raise pa.ArrowInvalid(f"{path.name} breaks off")
 
 
 def _sound_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ import datasets
 import pyarrow as pa
 
 from indexes.documents import DOCUMENT_SUFFIXES, read_document
-from indexes.errors import DataError, ResourceError, UsageError
+from indexes.errors import DataError, RAGError, ResourceError, UsageError
 from indexes.formats import (
     BATCH_ROWS,
     FIELDS,
@@ -31,6 +31,7 @@ from indexes.formats import (
     Place,
     Row,
     Rows,
+    refuse_cut_stream,
     table_rows,
 )
 
@@ -79,15 +80,17 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
         yield _local(Path(path), str(path), split)
         return
     scheme, url = address["scheme"].lower(), str(path)
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"An address must be well-formed, but {url!r} is not: {error}. Correct it.") from error
     if scheme == "hf":
         yield _from_hub(url, split)
     elif scheme == "file":
         yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split)
     elif scheme in _SCHEMES:
-        if cache_dir is not None:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=cache_dir) as folder:
-            yield _local(_download(url, Path(folder)), url, split)
+        with _download_folder(cache_dir) as folder:
+            yield _local(_download(url, folder), url, split)
     else:
         raise DataError(
             f"An address must begin with {', '.join(f'{known}://' for known in _SCHEMES)}, but {url!r} came. Fetch it "
@@ -150,6 +153,7 @@ def _folder(path: Path, name: str, split: str | None) -> Source:
     shards = _shards(path, name)
     if not shards:
         _refuse_split(split, name)
+        _refuse_deeper_shards(path, name)
         return Source(path.name, name, _documents(path, name))
     _refuse_mixture(path, shards, name)
     chosen = _beir_corpus(shards, split, name) or _split_shards(shards, split, name)
@@ -182,8 +186,20 @@ def _refuse_mixture(folder: Path, shards: list[Path], name: str) -> None:
         )
 
 
+def _refuse_deeper_shards(folder: Path, name: str) -> None:
+    """A repository keeps its shards in data/, and its README alone would make a corpus."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(inside for inside in folders if not inside.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and _suffix(Path(file)) in _SHARD_SUFFIXES:
+                raise DataError(
+                    f"A folder must hold its shards itself, or only documents, but {name} holds {file} in "
+                    f"{Path(parent).relative_to(folder).as_posix()!r}. Pass that folder, or move the file."
+                )
+
+
 def _is_about(file: Path) -> bool:
-    return file.stem.lower().startswith(_ABOUT)
+    return file.stem.lower() in _ABOUT
 
 
 def _beir_corpus(shards: list[Path], split: str | None, name: str) -> list[Path]:
@@ -228,8 +244,8 @@ def _choose_split(splits: Iterable[str], split: str | None, name: str) -> str:
         return split
     came = f"split={split!r} came" if split is not None else "none was chosen"
     raise DataError(
-        f"A corpus is one part of a dataset, but {name} holds the splits {known} and {came}. Pass split=... with one "
-        "of them."
+        f"A corpus must be one part of a dataset, but {name} holds the splits {known} and {came}. Pass split=... with "
+        "one of them."
     )
 
 
@@ -296,7 +312,8 @@ def _listing(folder: Path) -> Iterator[Path]:
 
 
 def _link(file: Path, root: Path, place: Place) -> Iterator[Path | BrokenRow]:
-    target = file.resolve()
+    # Path.resolve refuses links in a circle instead of saying that they lead nowhere.
+    target = Path(os.path.realpath(file))
     if not target.is_relative_to(root) or not target.exists():
         yield BrokenRow(
             place,
@@ -322,6 +339,9 @@ def load_saved_dataset(folder: Path, split: str | None = None) -> datasets.Datas
     """
     try:
         dataset = datasets.load_from_disk(str(folder))
+        for part in dataset.values() if isinstance(dataset, datasets.DatasetDict) else [dataset]:
+            for file in part.cache_files:
+                refuse_cut_stream(Path(file["filename"]))
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"A folder saved by datasets was expected, but {folder} cannot be read: {error}. Save it again."
@@ -371,20 +391,20 @@ def _from_hub(url: str, split: str | None) -> Source:
 def _hub_file(repository: str, revision: str | None, path: list[str], url: str, split: str | None) -> Source:
     from huggingface_hub import hf_hub_download
 
-    with _network(url):
+    with _hub(url):
         file = hf_hub_download(repository, "/".join(path), repo_type="dataset", revision=revision)
     return _local(Path(file), url, split)
 
 
 def _hub_rows(repository: str, config: str | None, revision: str | None, split: str | None, url: str) -> Rows:
-    with _network(url):
+    with _hub(url):
         dataset = datasets.load_dataset(repository, config, split=split, revision=revision, streaming=True)
         if isinstance(dataset, datasets.IterableDatasetDict):
             dataset = dataset[_choose_split(dataset, split, url)]
         rows = iter(dataset)
     number = 0
     while True:
-        with _network(url):
+        with _hub(url):
             fields = next(rows, None)
         if fields is None:
             return
@@ -404,13 +424,20 @@ def _network(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (DataError, UsageError):
-        raise
     except (OSError, httpx.HTTPError, http.client.HTTPException) as error:
         raise ResourceError(
             f"An address must be reachable, but {url} is not: {error}. Check its spelling and the connection, or "
             "download it yourself and pass the file."
         ) from error
+
+
+@contextmanager
+def _hub(url: str) -> Iterator[None]:
+    try:
+        with _network(url):
+            yield
+    except RAGError:
+        raise
     # A config or split that does not exist, or files that their library cannot read.
     except (ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise DataError(
@@ -419,9 +446,24 @@ def _network(url: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _download_folder(parent: str | Path | None) -> Iterator[Path]:
+    try:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="download-", dir=parent)
+    except OSError as error:
+        raise ResourceError(
+            f"A download needs a writable folder, but there is none: {error}. Choose another cache_dir."
+        ) from error
+    with folder as path:
+        yield Path(path)
+
+
 def _download(url: str, folder: Path) -> Path:
     """Fetch a file whole; its name, which says how to read it, is the last part of the address."""
-    path = folder / (PurePosixPath(unquote(urlsplit(url).path)).name.replace("\0", "") or "corpus")
+    # What an address says must not lead out of the folder on any system.
+    path = folder / re.sub(r"[^\w .+-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name)[-100:]
     _known_suffix(path)
     with _network(url), urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, path.open("wb") as file:
         shutil.copyfileobj(answer, file, 2**20)
