@@ -57,6 +57,7 @@ def build_index(
     factory: str = "auto",
     batch_size: int = 256,
     chunker: Chunker | None = None,
+    split: str | None = None,
     bm25: bool = False,
     milvus: str | None = None,
     max_memory: str | int | None = None,
@@ -79,6 +80,7 @@ def build_index(
         factory: FAISS's description of the index; "auto" chooses by the number of passages and the memory.
         batch_size: The most passages that the encoder reads at once; fewer when they are long.
         chunker: Cuts the passages first; passages that are added later are cut in the same way.
+        split: Of a dataset that has several, such as "train".
         bm25: Also build a BM25 index, for hybrid search.
         milvus: Keep the vectors on this Milvus server (http://host:19530), or in this file of Milvus Lite, in place of
             FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus.
@@ -104,7 +106,7 @@ def build_index(
         FaissIndex.empty(encoder.dimension, factory)  # refuses what FAISS cannot make, before hours of work
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
-        build = Build(output, _plan(corpus, encoder, factory, chunker, bm25, milvus, max_memory, on_error))
+        build = Build(output, _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, on_error))
         if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
             build.read(corpus, encoder, chunker, progress=progress)
         team.wait()
@@ -260,7 +262,12 @@ class Build:
             return Corpus.from_dataset(source, cache_dir=reading)
         quarantine = self.work / "index" / QUARANTINE_FILE if self.plan["on_error"] == "skip" else None
         corpus = Corpus.from_file(
-            source, cache_dir=reading, progress=progress, on_error=self.plan["on_error"], quarantine=quarantine
+            source,
+            cache_dir=reading,
+            progress=progress,
+            on_error=self.plan["on_error"],
+            quarantine=quarantine,
+            split=self.plan["split"],
         )
         if corpus.quarantined:
             logger.warning("%d broken rows were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
@@ -403,6 +410,7 @@ def _plan(
     encoder: Encoder,
     factory: str,
     chunker: Chunker | None,
+    split: str | None,
     bm25: bool,
     milvus: str | None,
     max_memory: str | int | None,
@@ -411,6 +419,7 @@ def _plan(
     """Everything that shapes the bytes of an index, ready for JSON."""
     return {
         "corpus": _identity(corpus),
+        "split": split,
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
         "factory": factory,

@@ -51,6 +51,7 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument(
         "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
     )
+    parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
     parser.add_argument(
         "--max_memory", type=str, help='most memory of the process, such as "8GB" (default: by machine)'
@@ -127,6 +128,7 @@ def _build(args: Any) -> Report:
         factory=args.factory,
         batch_size=args.batch_size,
         chunker=_chunker(args, encoder),
+        split=args.split,
         bm25=args.bm25,
         milvus=args.milvus,
         max_memory=args.max_memory,

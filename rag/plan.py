@@ -262,7 +262,7 @@ def count_passages(corpus: str) -> tuple[int, int]:
     path = Path(corpus)
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix != ".jsonl" or not path.is_file():
-            found = Corpus.from_file(path, cache_dir=folder)
+            found = Corpus.from_file(corpus, cache_dir=folder)
             return len(found), _mean_tokens(p.contents for p in found.take(list(range(min(len(found), SAMPLED_LINES)))))
         with path.open("rb") as file:
             lines = list(itertools.islice(file, SAMPLED_LINES))
