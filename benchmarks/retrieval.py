@@ -28,7 +28,7 @@ RETRIEVERS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
     "bm25": {"kind": "bm25"},
     "hybrid": {"kind": "hybrid"},
-    "hybrid, rrf_k = 10": {"kind": "hybrid", "rrf_k": 10},
+    "hybrid, rrf_k = 60": {"kind": "hybrid", "rrf_k": 60},
 }
 WORDS: dict[str, dict[str, Any]] = {
     "defaults": {},

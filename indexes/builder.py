@@ -346,6 +346,7 @@ class Build:
             bm25=BM25_FOLDER if self.plan["bm25"] else "",
             chunking=self.plan["chunking"],
             milvus=milvus,
+            origin=layout.fingerprint,
             plan=self.plan_digest,
         )
         manifest.save(folder / MANIFEST_FILE)

@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 METRIC = "inner_product"
 DISTRIBUTION = "dro-rag"
 MANIFEST_FILE = "manifest.json"
-_LIBRARIES = ("datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
+_LIBRARIES = ("bm25s", "datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
 _REBUILD = "Build the index again."
 
 
@@ -103,6 +103,7 @@ class Manifest:
         search_parameters: How hard a search looks, such as "nprobe=64"; empty for the defaults.
         chunking: `max_tokens` and `overlap` of the chunker that cut the passages; empty when they are whole.
         milvus: Where the vectors are if a Milvus server has them: its address and the collection.
+        origin: The fingerprint of the corpus that the index was built from; it stays while the index changes.
         plan: The SHA-256 of what the build was asked to do; a finished build is known by it.
         metric: Always "inner_product".
         created_by: The version of this library that built it.
@@ -125,6 +126,7 @@ class Manifest:
     search_parameters: str = ""
     chunking: Mapping[str, int] = field(default_factory=dict)
     milvus: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
     plan: str = ""
     metric: str = METRIC
     created_by: str = field(default_factory=lambda: f"{DISTRIBUTION} {_version(DISTRIBUTION)}")

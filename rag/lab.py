@@ -244,7 +244,8 @@ class Lab:
     def _index(self, name: str) -> PassageIndex:
         folder = self.folder / name / "index"
         if not folder.is_dir():
-            build_index(self.folder / name / "corpus.jsonl", load_encoder(POCKET), folder, progress=self.progress)
+            corpus = self.folder / name / "corpus.jsonl"
+            build_index(corpus, load_encoder(POCKET), folder, resume=True, progress=self.progress)
         return PassageIndex.open(folder)
 
     def _pipeline(self, name: str, index: PassageIndex) -> RAG:

@@ -1,6 +1,7 @@
 """`RAG`: question -> retriever -> selector -> generator -> `Answer`, and its bundle on disk."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,11 @@ class RAG:
             "ranking_prompt": asdict(self.selector.prompt),
             "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
             "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
-            "index": {"path": "index" if index else index_path, "corpus_fingerprint": manifest.corpus_fingerprint},
+            "index": {
+                "path": "index" if index else index_path,
+                "corpus_fingerprint": manifest.corpus_fingerprint,
+                "origin": manifest.origin,
+            },
             "encoder": {
                 "name": "encoder" if encoder else _pointer(encoder_name, folder),
                 "is_folder": encoder or _is_folder(encoder_name),
@@ -337,13 +344,18 @@ class RAG:
         return rag
 
     def _check_corpus(self, config: dict[str, Any], folder: Path) -> None:
-        expected = config["index"]["corpus_fingerprint"]
-        found = self.retriever.index.manifest.corpus_fingerprint
-        if expected != found:
+        expected, manifest = config["index"]["corpus_fingerprint"], self.retriever.index.manifest
+        found = manifest.corpus_fingerprint
+        if expected == found:
+            return
+        # What was learned stays of use while passages come and go; another corpus would be a mistake.
+        if manifest.origin not in (expected, config["index"].get("origin")):
             raise MismatchError(
                 f"The bundle {folder} was trained over a corpus with fingerprint {expected[:12]}; the index at "
                 f"{self.retriever.index.path} holds another ({found[:12]}). Give the right index with index=..."
             )
+        path, version = self.retriever.index.path, manifest.version
+        logger.warning("%s has changed since %s was trained: it is at version %d now.", path, folder, version)
 
     def _set_question_adapter(self, rank: int) -> None:
         adapter = QuestionAdapter(self.retriever.encoder.dimension, rank)

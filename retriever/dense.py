@@ -142,8 +142,26 @@ class Retriever(ABC):
                 f"The new encoder must make vectors of length {self.encoder.dimension}, as the old one does; it makes "
                 f"{encoder.dimension}. Create a new retriever instead."
             )
-        self.index, self.encoder = index, encoder
+        self._take(index)
+        self.encoder = encoder
         nn.init.zeros_(self.adapter.up_dr)
+
+    def refresh(self) -> bool:
+        """Search the newest version of the index, with what the question adapter has learned; whether there is one.
+
+        Raises:
+            MismatchError: What is there now was built with another encoder, or cannot be opened.
+        """
+        newest = self.index.newest()
+        if newest is self.index:
+            return False
+        newest.manifest.check_encoder(self.encoder)
+        self._take(newest)
+        return True
+
+    def _take(self, index: PassageIndex) -> None:
+        """Search this index from now on."""
+        self.index = index
 
     @overload
     def search(self, question: str, k: int = 20) -> Candidates: ...  # type: ignore[overload-overlap]

@@ -14,6 +14,7 @@ from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tin
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
+from indexes import IndexWriter
 from indexes.builder import build_index
 from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
@@ -142,10 +143,10 @@ def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_p
     [
         ("dense", {"kind": "dense"}),
         ("bm25", {"kind": "bm25"}),
-        ("hybrid", {"kind": "hybrid", "depth": 100, "rrf_k": 60, "weights": [1.0, 1.0]}),
+        ("hybrid", {"kind": "hybrid", "depth": 100, "rrf_k": 10, "weights": [1.0, 1.0]}),
         (
-            {"kind": "hybrid", "depth": 4, "rrf_k": 10, "weights": [2.0, 0.5]},
-            {"kind": "hybrid", "depth": 4, "rrf_k": 10, "weights": [2.0, 0.5]},
+            {"kind": "hybrid", "depth": 4, "rrf_k": 60, "weights": [2.0, 0.5]},
+            {"kind": "hybrid", "depth": 4, "rrf_k": 60, "weights": [2.0, 0.5]},
         ),
     ],
 )
@@ -222,6 +223,27 @@ def test_asking_while_an_answer_streams(rag: RAG) -> None:
     next(abandoned)
     abandoned.close()
     assert rag.generator.language_model.role == "base"
+
+
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_a_bundle_outlives_changes_of_its_index(
+    kind: str, base: Path, index: PassageIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(index.path, tmp_path / "index")
+    rag = RAG.create(index=tmp_path / "index", base=base, device="cpu", retriever=kind)
+    with torch.no_grad():
+        rag.retriever.adapter.up_dr[0, 0] = 0.5  # something was learned
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    assert rag.retriever.refresh() is False
+    with IndexWriter(tmp_path / "index", progress=False) as writer:
+        writer.delete(["p0"])
+        writer.add([Passage("new", "Hamlet", "who wrote Hamlet")])
+    assert rag.retriever.refresh() is True
+    assert rag.retriever.adapter.up_dr[0, 0] == 0.5
+    found = rag.retriever.search("who wrote Hamlet", 12).ids
+    assert "new" in found and "p0" not in found
+    assert RAG.from_pretrained(bundle, device="cpu").retriever.search("who wrote Hamlet", 12).ids == found
+    assert "it is at version 3 now" in caplog.text
 
 
 def test_saving_over_something_else_is_refused(rag: RAG, tmp_path: Path) -> None:

@@ -77,7 +77,15 @@ def refreshed(
         mixed=old.mixed,
     )
     new.save_pretrained(name)
-    build_index(index.corpus, new, folder / "index", factory=index.manifest.factory, progress=progress)
+    build_index(
+        index.corpus,
+        new,
+        folder / "index",
+        factory=index.manifest.factory.removeprefix("Milvus(").removesuffix(")"),
+        milvus=index.manifest.milvus.get("uri"),
+        bm25=bool(index.manifest.bm25),
+        progress=progress,
+    )
 
 
 def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:

@@ -312,6 +312,7 @@ class DROTrainer:
             "selector": asdict(selector.config),
             "generation": asdict(generator.config),
             "prompts": [asdict(selector.prompt), asdict(generator.prompt)],
+            "retriever": {"kind": self.rag.retriever.kind, **self.rag.retriever.settings},
             "index": self.rag.retriever.index.manifest.corpus_fingerprint,
             "encoder": self.rag.retriever.index.manifest.encoder.fingerprint,
             "train_examples": _digest(self.train_examples),
