@@ -20,6 +20,8 @@ _SCAN_BLOCK = 32
 # Per vector of a graph: its level and where its links begin.
 _GRAPH_RECORD = 4 + 8
 _LINK = 4
+# Arrays grow by being copied into larger ones, so that for a while both are there (measured, tests/test_factory.py).
+_GROWTH = 1.75
 
 # k-means is well fed with this many points per centroid; more only takes longer.
 _POINTS_PER_LIST = 64
@@ -120,7 +122,7 @@ def bytes_per_vector(factory: str, dimension: int) -> float:
 def fixed_bytes(factory: str, dimension: int) -> int:
     """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists for the fast scan."""
     parts, inner = parse(factory), stored_dimension(factory, dimension)
-    size = len(parts.transforms) * dimension * inner * _FLOAT
+    size = sum(_transform_bytes(transform, dimension, inner) for transform in parts.transforms)
     if parts.lists:
         size += int(parts.lists * bytes_per_vector(parts.coarse, inner))
         if parts.code.find("fs") > 0:
@@ -128,6 +130,14 @@ def fixed_bytes(factory: str, dimension: int) -> int:
     if bits := _code_bits(parts.code):
         size += 2**bits * inner * _FLOAT
     return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
+
+
+def _transform_bytes(transform: str, dimension: int, inner: int) -> int:
+    if re.match("L2norm|Pad|HR", transform):
+        return 0
+    # Principal components are kept whole, beside those that are used.
+    matrices = dimension * (inner + dimension) if transform.startswith("PCA") else dimension * inner
+    return matrices * _FLOAT
 
 
 def _code_bytes(code: str, dimension: int) -> int:
@@ -179,15 +189,11 @@ def build_bytes(factory: str, n: int, dimension: int) -> int:
         n: N.
         dimension: d.
     """
-    held = int(n * bytes_per_vector(factory, dimension)) + fixed_bytes(factory, dimension)
-    parts = parse(factory)
-    # One array grows by being copied into one of twice the size; lists do so one at a time.
-    codes = n * _code_bytes(parts.code, stored_dimension(factory, dimension))
-    copied = int(n * bytes_per_vector(parts.refine, dimension)) if parts.refine else 0 if parts.lists else codes
+    held, fixed = n * bytes_per_vector(factory, dimension), fixed_bytes(factory, dimension)
     sample = training_sample(factory, n) * dimension * _FLOAT
     # The sample, what is left of it once centroids are taken off, and a rotated copy.
-    training = fixed_bytes(factory, dimension) + (2 + len(parts.transforms)) * sample
-    return max(held + copied // 2, training)
+    training = (2 + len(parse(factory).transforms)) * sample
+    return fixed + max(int(held * _GROWTH), training)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -195,14 +201,22 @@ def build_bytes(factory: str, n: int, dimension: int) -> int:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def training_points(factory: str) -> int:
-    """The fewest vectors that this kind of index can be trained on; 0 when it needs no training."""
+def training_points(factory: str, dimension: int = 0) -> int:
+    """The fewest vectors that this kind of index can be trained on; 0 when it needs no training.
+
+    Args:
+        factory: FAISS's description of the index.
+        dimension: d, of which a rotation without a number (OPQ8) needs as many; 0 leaves that out.
+    """
     parts = parse(factory)
-    points = [parts.lists, 2 ** _code_bits(parts.code) if _code_bits(parts.code) else 0]
+    codes = 2 ** _code_bits(parts.code) if _code_bits(parts.code) else 0
+    points = [parts.lists, codes]
     points += [training_points(other) for other in (parts.refine, parts.coarse) if other]
-    points += [
-        2**8 if transform.startswith("OPQ") and not _code_bits(parts.code) else 1 for transform in parts.transforms
-    ]
+    for transform in parts.transforms:
+        if transform.startswith("OPQ"):  # learned for the codes behind it, or for codes of 8 bits
+            points += [codes or 2**8, int(transform.partition("_")[2] or dimension)]
+        else:
+            points.append(int(re.sub(r"\D", "", transform) or dimension) if re.match("PCA|ITQ", transform) else 1)
     if parts.code != "Flat":
         points.append(1)
     return max(points)

@@ -186,7 +186,7 @@ class FaissIndex:
     @property
     def training_points(self) -> int:
         """The fewest vectors that this kind of index can be trained on; 0 when it needs no training."""
-        return training_points(self._factory)
+        return training_points(self._factory, self.dimension)
 
     @property
     def keeps_vectors(self) -> bool:
