@@ -283,7 +283,7 @@ class Build:
                 factory, reason = choose_factory(len(corpus), encoder.dimension, memory=memory)
                 logger.info("%s: %s.", factory, reason)
             rows = segment_rows(factory, len(corpus), encoder.dimension, memory)
-            _check_training(factory, len(corpus))
+            check_training(factory, len(corpus))
         _check_space(self.work, factory, len(corpus), encoder.dimension)
         return Layout(
             passages=len(corpus),
@@ -448,15 +448,24 @@ def _identity(corpus: str | Path | Corpus | datasets.Dataset) -> str:
 
 
 def index_memory(max_memory: int | None, encoder: Encoder) -> int:
+    """`memory_beside` the weights of an encoder that is loaded."""
+    tensors = encoder.model.state_dict().values()
+    return memory_beside(max_memory, sum(t.numel() * t.element_size() for t in tensors if t.device.type == "cpu"))
+
+
+def memory_beside(max_memory: int | None, encoder_bytes: int) -> int:
     """Bytes that an index may take while it is built, beside the process and its encoder.
+
+    Args:
+        max_memory: The most that the process may use; None allows the index half of the machine's.
+        encoder_bytes: Of the encoder's weights, as far as they are not on a GPU.
 
     Raises:
         UsageError: They leave nothing.
     """
     if max_memory is None:
         return host_memory()[0] // 2
-    tensors = encoder.model.state_dict().values()
-    others = _PROCESS_BYTES + sum(t.numel() * t.element_size() for t in tensors if t.device.type == "cpu")
+    others = _PROCESS_BYTES + encoder_bytes
     if max_memory <= others:
         raise UsageError(
             f"max_memory must leave room for Python, its libraries and this encoder, about {words(others)}, but it is "
@@ -485,7 +494,12 @@ def segment_rows(factory: str, passages: int, dimension: int, memory: int) -> in
     )
 
 
-def _check_training(factory: str, passages: int) -> None:
+def check_training(factory: str, passages: int) -> None:
+    """See that there are enough passages to train this kind of index on.
+
+    Raises:
+        UsageError: There are not.
+    """
     if training_points(factory) > passages:
         raise UsageError(
             f"An index {factory!r} needs at least {training_points(factory)} vectors to train on, but {passages} came. "

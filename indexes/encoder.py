@@ -294,7 +294,7 @@ class Encoder:
             raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
-        step = min(_WINDOW, max(1, _WINDOW_TOKENS // (self.max_length or _UNKNOWN_LENGTH)))
+        step = window_texts(self.max_length)
         windows = (list(texts[start : start + step]) for start in range(0, len(texts), step))
         self.model.eval()
         with progress as bar, torch.inference_mode(), self._products():
@@ -306,8 +306,7 @@ class Encoder:
         if not _are_padded_rows(features):
             return self._left_to_the_model(texts, prompt, task, batch_size, bar)
         lengths_W = features["attention_mask"].sum(1).tolist()
-        max_tokens = _CPU_TOKENS if self.model.device.type == "cpu" else _GPU_TOKENS
-        batches = token_budget_batches(lengths_W, max_tokens, max_rows=batch_size)
+        batches = token_budget_batches(lengths_W, batch_tokens(self.model.device.type), max_rows=batch_size)
         vectors: list[Tensor] = []
         for rows in batches:
             vectors.append(self._forward(_cut(features, rows)).float().cpu())
@@ -360,6 +359,16 @@ class Encoder:
             finally:
                 # Inside a caller's autocast they would outlive this one, and training cannot use them.
                 torch.clear_autocast_cache()
+
+
+def batch_tokens(device: str) -> int:
+    """The most tokens of a batch, padding included, on a device such as "cpu" or "cuda"."""
+    return _CPU_TOKENS if device == "cpu" else _GPU_TOKENS
+
+
+def window_texts(max_length: int | None) -> int:
+    """How many texts are tokenised and sorted at once, for inputs of at most so many tokens."""
+    return min(_WINDOW, max(1, _WINDOW_TOKENS // (max_length or _UNKNOWN_LENGTH)))
 
 
 def _bar(progress: bool | EncodingBar, total: int, unit: str) -> AbstractContextManager[EncodingBar]:

@@ -46,19 +46,29 @@ class Command:
 
 def _build_arguments(parser: Any) -> None:
     _corpus_argument(parser)
-    parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
+    parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
     parser.add_argument("--output", type=str, required=True, help="index directory to write")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
+    _on_error_argument(parser, "list it in quarantine.jsonl in the index")
+    parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
+    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
+    )
+    _building_arguments(parser)
+
+
+def _building_arguments(parser: Any) -> None:
+    """What a build costs depends on these, so that a plan takes them too."""
+    parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
     parser.add_argument(
         "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
     )
-    parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
     parser.add_argument(
         "--max_memory", type=str, help='most memory of the process, such as "8GB" (default: by machine)'
     )
     parser.add_argument("--bm25", action="store_true", help="also build a BM25 index, for hybrid search")
     parser.add_argument("--milvus", type=str, help="keep vectors on this Milvus server, or in this file of Milvus Lite")
-    _on_error_argument(parser, "list it in quarantine.jsonl in the index")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     parser.add_argument(
         "--dtype",
@@ -67,13 +77,8 @@ def _build_arguments(parser: Any) -> None:
         help="of the encoder: float32 is exact; mixed (float32 weights, bfloat16 products, float32 pooling) is faster "
         "on CPUs with AVX-512 BF16 or AMX and on GPUs, at a cosine of 0.9999 or more (all-MiniLM-L6-v2) with them",
     )
-    parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
-    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
-    )
 
 
 def _corpus_argument(parser: Any) -> None:
@@ -508,6 +513,67 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
     return Texts(**found), dimension
 
 
+def _plan_index_arguments(parser: Any) -> None:
+    """Those of `rag index build` that cost something, none of them required, and numbers in place of the corpus."""
+    parser.add_argument("--corpus", type=str, help="what the index would be built from, as in `rag index build`")
+    for name in ("passages", "passage_tokens"):
+        parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
+    parser.add_argument("--processes", type=int, default=1, help="of `accelerate launch`, which share out the encoding")
+    parser.add_argument("--output", type=str, help="where the index would go; only its free space is looked at")
+    _on_error_argument(parser, "go on")
+    _building_arguments(parser)
+
+
+def _plan_index(args: Any) -> Report:
+    from generator.language_model import best_device
+    from indexes.memory import parse_bytes
+    from rag.plan import encoder_shape
+    from rag.plan_index import IndexJob, plan_index, render
+
+    for name in ("passages", "passage_tokens", "processes", "batch_size"):
+        if args[name] is not None and args[name] < 1:
+            raise UsageError(f"--{name} must be at least 1, but {args[name]} came.")
+    count, sample, basis = _plan_sample(args)
+    data = plan_index(
+        IndexJob(
+            encoder=args.encoder,
+            shape=encoder_shape(args.encoder),
+            count=count,
+            sample=sample,
+            basis=basis,
+            passage_tokens=args.passage_tokens if args.corpus else args.passage_tokens or 130,
+            factory=args.factory,
+            dtype=args.dtype,
+            device=args.device or best_device(),
+            batch_size=args.batch_size,
+            chunk_tokens=args.chunk_tokens,
+            chunk_overlap=args.chunk_overlap,
+            max_memory=None if args.max_memory is None else parse_bytes(args.max_memory),
+            bm25=args.bm25,
+            milvus=args.milvus is not None,
+            processes=args.processes,
+            output=None if args.output is None else Path(args.output),
+        )
+    )
+    return Report(render(data), data)
+
+
+def _plan_sample(args: Any) -> tuple[int, Any, str]:
+    """How many passages, some of them, and where both come from; numbers win over files."""
+    from rag.plan import sample_passages
+    from rag.plan_index import invented_passages
+
+    if args.corpus is not None:
+        count, sample = sample_passages(args.corpus, on_error=args.on_error)
+        counted = "counted" if args.passages is None else "as many as you say"
+        return args.passages or count, sample, f"{counted}, judged by {len(sample):,} of {args.corpus}"
+    if args.passages is None:
+        raise UsageError(
+            "Say how much there is to index: --corpus FILE, or --passages N --passage_tokens L; none came."
+        )
+    return args.passages, invented_passages(args.passages, args.passage_tokens or 130), "as many as you say, made up"
+
+
 def _plan_passages(args: Any) -> tuple[int, int, int | None]:
     from rag.plan import count_index, count_passages
 
@@ -749,6 +815,11 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         "time and memory of an index and a training run, before anything is loaded", _plan_arguments, _plan
     ),
+    "plan index": Command(
+        "time, memory and disk of `rag index build`, before its encoder is loaded",
+        _plan_index_arguments,
+        _plan_index,
+    ),
     "evaluate": Command("score a pipeline on questions with answers", _evaluate_arguments, _evaluate),
     "ask": Command("answer questions", _ask_arguments, _ask),
     "inspect permutations": Command(
@@ -780,7 +851,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in _HELP:
         print(_overview())
         return 0 if words else UsageError.exit_code
-    if words[1:] and words[1] in _HELP and _verbs(words[0]):
+    if words[1:] and words[1] in _HELP and _verbs(words[0]) and words[0] not in COMMANDS:
         print(_overview(words[0]))
         return 0
     if words[0] == "--version":

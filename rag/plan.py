@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from indexes.errors import ResourceError, UsageError
@@ -40,6 +40,9 @@ from training.memory import (
     m_selector_bytes,
     optimizer_bytes,
 )
+
+if TYPE_CHECKING:
+    from indexes.corpus import Passage
 
 GIB = 2**30
 CHARACTERS_PER_TOKEN = 4
@@ -240,15 +243,21 @@ def encoder_shape(encoder: str) -> EncoderShape:
         ) from error
     H, ffn, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     parameters = layers * (4 * H**2 + 2 * H * ffn) + config.vocab_size * H
+    if (folder / "model.safetensors").is_file():
+        parameters = sum(map(math.prod, _stored_shapes(folder)))
     return EncoderShape(dimension=H, layers=layers, intermediate=ffn, parameters=parameters)
 
 
 def _word_vectors(folder: Path) -> EncoderShape:
+    rows, dimension = max(_stored_shapes(folder), key=math.prod)
+    return EncoderShape(dimension=dimension, parameters=rows * dimension)
+
+
+def _stored_shapes(folder: Path) -> list[Sequence[int]]:
     from safetensors import safe_open
 
     with safe_open(str(folder / "model.safetensors"), framework="np") as file:
-        rows, dimension = max((file.get_slice(name).get_shape() for name in file.keys()), key=math.prod)
-    return EncoderShape(dimension=dimension, parameters=rows * dimension)
+        return [file.get_slice(name).get_shape() for name in file.keys()]
 
 
 def count_passages(corpus: str) -> tuple[int, int]:
@@ -257,20 +266,34 @@ def count_passages(corpus: str) -> tuple[int, int]:
     Raises:
         DataError: It cannot be read.
     """
+    count, sample = sample_passages(corpus)
+    return count, _mean_tokens(p.contents for p in sample)
+
+
+def sample_passages(corpus: str, *, on_error: Literal["raise", "skip"] = "raise") -> tuple[int, "list[Passage]"]:
+    """How many passages a corpus has, and some of them: of a JSONL file the first, which are all that is read of it.
+
+    Args:
+        corpus: What `Corpus.from_file` reads.
+        on_error: As there.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     from indexes.corpus import Corpus
+    from indexes.shards import evenly_spaced
 
     path = Path(corpus)
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix != ".jsonl" or not path.is_file():
-            found = Corpus.from_file(corpus, cache_dir=folder)
-            return len(found), _mean_tokens(p.contents for p in found.take(list(range(min(len(found), SAMPLED_LINES)))))
+            found = Corpus.from_file(corpus, cache_dir=folder, on_error=on_error)
+            return len(found), found.take(evenly_spaced(len(found), SAMPLED_LINES).tolist())
         with path.open("rb") as file:
             lines = list(itertools.islice(file, SAMPLED_LINES))
         head = Path(folder) / path.name
         head.write_bytes(b"".join(lines))
-        sample = Corpus.from_file(head, cache_dir=folder)
-        count = round(len(sample) * path.stat().st_size / head.stat().st_size)
-        return count, _mean_tokens(p.contents for p in sample)
+        sample = Corpus.from_file(head, cache_dir=folder, on_error=on_error)
+        return round(len(sample) * path.stat().st_size / head.stat().st_size), list(sample)
 
 
 def count_index(index: str) -> tuple[int, int, int]:
