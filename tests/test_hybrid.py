@@ -294,12 +294,11 @@ def test_another_encoder_for_the_same_passages(
     assert hybrid.adapter.is_identity
     # The words follow the new positions.
     before = hybrid.search(QUESTIONS, 5)
-    hybrid.replace(
-        build_index(Corpus.from_passages(PASSAGES[::-1]), encoder, tmp_path / "back", progress=False), encoder
-    )
+    backwards = build_index(Corpus.from_passages(PASSAGES[::-1]), encoder, tmp_path / "backwards", progress=False)
+    hybrid.replace(backwards, encoder)
     for old, new in zip(before, hybrid.search(QUESTIONS, 5), strict=True):
         torch.testing.assert_close(old.scores_n, new.scores_n)
-        assert old.explanations == new.explanations or set(old.ids) == set(new.ids)
+        assert set(old.ids) == set(new.ids)
 
 
 def test_words_of_other_passages_are_refused(index: PassageIndex, encoder: Encoder) -> None:
