@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
+from indexes import PassageIndex
 from rag.cli import COMMANDS, _parse, main
 from rag.demo import DemoResult
 
@@ -32,7 +33,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
         {"id": "q2", "question": "capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
     ]
-    for name, content in {"corpus": rows, "train": questions, "dev": questions[:1]}.items():
+    more = [{"id": f"doc-{n}", "text": f"Hamlet, part {n}"} for n in (17, 18)]
+    for name, content in {"corpus": rows, "more": more, "train": questions, "dev": questions[:1]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     tiny_model(context=6000).save_pretrained(tmp_path / "models/base")
     byte_tokenizer().save_pretrained(tmp_path / "models/base")
@@ -48,9 +50,11 @@ def local(text: str) -> str:
 
 
 def test_python_road(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
-    exec(compile(local(code), "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    for code in blocks("python"):
+        exec(compile(local(code), "README.md", "exec"), names)
     assert "Answer(question='who wrote Hamlet?'" in capsys.readouterr().out
+    assert PassageIndex.open("my-index").manifest.version == 3
     assert (workplace / "my-rag/rag_config.json").is_file()
 
 
@@ -69,7 +73,7 @@ def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert words[0] == "rag"
             assert main(words[1:]) == 0, line
             ran += 1
-    assert ran == 17
+    assert ran == 22
 
 
 def test_the_map_names_files_that_exist() -> None:
