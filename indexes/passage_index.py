@@ -131,12 +131,22 @@ class PassageIndex:
 
     def load_bm25(self) -> BM25Index:
         """The BM25 index of the same passages: from the directory, or else built in memory once."""
-        if self._bm25 is None and self.manifest.bm25:
-            self._bm25 = BM25Index.load(self.path / self.manifest.bm25)
         if self._bm25 is None:
-            logger.info("Reading the words of %d passages, as the index was built without BM25.", len(self))
+            self._bm25 = self._stored_bm25()
+        if self._bm25 is None:
+            logger.info("Reading the words of %d passages for BM25.", len(self))
             self._bm25 = BM25Index.build(self.corpus)
         return self._bm25
+
+    def _stored_bm25(self) -> BM25Index | None:
+        if not self.manifest.bm25:
+            return None
+        try:
+            return BM25Index.load(self.path / self.manifest.bm25)
+        except MismatchError:
+            if load_manifest(self.path).version == self.manifest.version:
+                raise
+            return None  # a writer has removed it; the passages of this version are still open
 
     def exact_results(self, reference: "PassageIndex", queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """What an exact search finds, by another index of the same passages: positions in this one, int64 [B, k].

@@ -100,6 +100,15 @@ def test_add_makes_a_segment_and_encodes_only_what_is_new(index: PassageIndex, e
     assert newest.newest() is newest
 
 
+def test_an_old_version_still_finds_its_words(index: PassageIndex, encoder: CountingEncoder) -> None:
+    old = PassageIndex.open(index.path)
+    with IndexWriter(index.path, encoder, progress=False) as writer:
+        writer.delete(["p0"])
+    assert not (index.path / "bm25").exists()
+    assert old.load_bm25().search(["Hamlet tragedy"], 1)[1].tolist() == [[0]]
+    assert (old.newest().load_bm25().search(["tragedy"], 1)[1] == -1).all()
+
+
 def test_an_id_that_is_there_is_not_added_again(index: PassageIndex, encoder: CountingEncoder) -> None:
     before = (index.path / "manifest.json").read_bytes()
     with IndexWriter(index.path, encoder, progress=False) as writer:
