@@ -116,8 +116,8 @@ def build_index(
             if team.is_main:
                 build.finish(encoder, overwrite=overwrite)
             team.wait()
-    # Mapped: what was just built in little memory is not read into a lot of it.
-    return PassageIndex.open(output, mmap=True)
+    # What was built in little memory is not read into a lot of it afterwards.
+    return PassageIndex.open(output, mmap=None if max_memory is None else True)
 
 
 @dataclass(frozen=True)
