@@ -211,7 +211,8 @@ def training_points(factory: str, dimension: int = 0) -> int:
     parts = parse(factory)
     codes = 2 ** _code_bits(parts.code) if _code_bits(parts.code) else 0
     points = [parts.lists, codes]
-    points += [training_points(other) for other in (parts.refine, parts.coarse) if other]
+    if parts.refine:
+        points.append(training_points(parts.refine, dimension))
     for transform in parts.transforms:
         if transform.startswith("OPQ"):  # learned for the codes behind it, or for codes of 8 bits
             points += [codes or 2**8, int(transform.partition("_")[2] or dimension)]

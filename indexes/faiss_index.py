@@ -140,8 +140,9 @@ class FaissIndex:
         path = Path(path)
         if not path.is_file():
             raise MismatchError(f"An index file must exist, but {path} does not. Build the index again.")
+        on_disk = mmap and _lists_stay_on_disk(path, factory)
         try:
-            index, mapped = _read(path, mmap=mmap, factory=factory)
+            index, mapped = _read(path, mmap=mmap, lists_on_disk=on_disk)
         except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
             raise MismatchError(
                 f"{path} must be a complete FAISS index, but it is damaged or truncated ({_reason(error)}). "
@@ -639,11 +640,11 @@ def _steps(chain: Any) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, *, mmap: bool, factory: str | None) -> tuple[Any, "np.memmap[Any, Any] | None"]:
+def _read(path: Path, *, mmap: bool, lists_on_disk: bool) -> tuple[Any, "np.memmap[Any, Any] | None"]:
     """An index, and the file that it points into."""
     if not mmap:
         return faiss.read_index(str(path)), None
-    if _lists_stay_on_disk(path, factory):
+    if lists_on_disk:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP), None
     # Not IO_FLAG_MMAP_IFC: its reader rounds what is left of a truncated file up and reads beyond it, and it asks
     # the system not to read ahead. This reader refuses the first and leaves the second to the system.

@@ -137,7 +137,7 @@ def test_memory_of_a_build_is_roughly_what_it_takes(factory: str, n: int, dimens
         ("OPQ8_16,IVF4,PQ8x4fs", 16),
         ("OPQ8,Flat", 256),
         ("Flat,Refine(PQ8)", 256),
-        ("IVF16(PQ4x9),Flat", 512),
+        ("IVF16(HNSW32),Flat", 16),
     ],
 )
 def test_training_points_are_enough_and_needed(factory: str, fewest: int, vectors_Nd: np.ndarray) -> None:
