@@ -65,7 +65,7 @@ NOT_MODELLED = (
     "the disk: its speed, waiting for it (fsync), and checksums; probes write to the system's temporary folder",
     "a corpus that changes its character behind the sample; broken rows that are left out; parsing PDF and Word files",
     "an old index at the output (--overwrite), which stays on the disk until the new one is done",
-    "encoders whose vectors are not as long as their hidden size (a Dense module), or that read something else than text",
+    "encoders whose vectors are not as long as their hidden size (a Dense module), or that read no text",
     "learning rotations (OPQ, PCA, ITQ); clusters found by a graph (IVF65536_HNSW32) are taken as if all were compared",
     "memory of a GPU; the speed of a second GPU, and of a network of them",
     "the server behind --milvus: its time, memory and disk",
@@ -840,16 +840,15 @@ def _phases_text(data: dict[str, Any]) -> str:
     several = (
         ""
         if processes["count"] == 1
-        else (
-            f"; {processes['count']} processes, which encode {processes['encoding_speedup']:.1f} times as fast as this one"
-        )
+        else (f"; {processes['count']} processes encode {processes['encoding_speedup']:.1f} times as fast as one")
     )
     lines.append(f"  in all {duration(data['seconds'])}{several}")
     return "\n".join(
         [
             *lines,
-            f"Memory: {words(memory['process'])} for Python and libraries (of this process), {words(memory['encoder'])} for "
-            "weights (the encoder's files or config), the rest by formula. Files in memory can be dropped.",
+            f"Memory: {words(memory['process'])} for Python and libraries (of this process), "
+            f"{words(memory['encoder'])} for weights (the encoder's files or config), the rest by formula. "
+            "The system can drop files from memory.",
         ]
     )
 
