@@ -47,9 +47,9 @@ CASES = [
     Case("pocket", 20_000, "IVF512,PQ24x4fs,Refine(SQ8)"),
     Case("pocket", 50_000, "IVF1024,PQ24x4fs,Refine(SQ8)", ("--bm25",)),
     Case("pocket", 50_000, "IVF1024,RaBitQ"),
-    Case("2wiki", 2_000, "HNSW32", ("--bm25",)),
-    Case("2wiki", 2_000, "Flat", ("--dtype", "mixed")),
-    Case("2wiki", 2_000, "Flat", ("--chunk_tokens", "48")),
+    Case("2wiki", 1_000, "HNSW32", ("--bm25",)),
+    Case("2wiki", 1_000, "Flat", ("--dtype", "mixed")),
+    Case("2wiki", 1_000, "Flat", ("--chunk_tokens", "48")),
 ]
 
 

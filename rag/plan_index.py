@@ -46,9 +46,14 @@ if TYPE_CHECKING:
 
 PROBED = 4096
 """Vectors that are put into an index of the kind, to see what one costs: a block of a build."""
-TOKENISING = 1.6
+TOKENISING = 1.25
 """What an encoder's preparation of a batch takes over its tokenizer alone: padding, tensors, the order by length
 (`python -m benchmarks.plan_index`)."""
+TOKEN_BYTES = 205
+"""Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
+notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
+NARROW_KERNELS = 400 * 10**6
+"""What a CPU's bfloat16 products hold, as one kernel is kept for each shape of a batch (all-MiniLM-L6-v2 in mixed)."""
 LEDGER = 24
 """Bytes that reading remembers of each passage."""
 BM25_PAIR = 28
@@ -67,8 +72,7 @@ NOT_MODELLED = (
     "an old index at the output (--overwrite), which stays on the disk until the new one is done",
     "encoders whose vectors are not as long as their hidden size (a Dense module), or that read no text",
     "learning rotations (OPQ, PCA, ITQ); clusters found by a graph (IVF65536_HNSW32) are taken as if all were compared",
-    "memory of a GPU; the speed of a second GPU, and of a network of them",
-    "the server behind --milvus: its time, memory and disk",
+    "memory of a GPU, and several of them: no GPU was measured; --milvus: the server's time, memory and disk",
 )
 
 
@@ -139,6 +143,9 @@ class Measured:
     """In the files that reading makes and removes."""
     read_seconds: float
     write_seconds: float
+    """Of writing passages that are read one after another."""
+    segment_seconds: float
+    """Of writing those that are read by their rows."""
     tokenise_seconds: float
     layers_seconds: float
     words: Words | None = None
@@ -257,7 +264,7 @@ def measure_passages(job: IndexJob) -> Measured:
     """Read, cut, write, tokenise and encode the sample, the last with random weights."""
     tokenizer = find_tokenizer(job.encoder)
     chunks = _chunks(job, tokenizer)
-    read_seconds, write_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
+    read_seconds, write_seconds, segment_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
     limit = max_length(job.encoder, tokenizer) if job.shape.layers else None
     lengths, seconds, basis = _token_lengths(job, chunks, tokenizer, limit)
     batches = _batches(job, lengths)
@@ -271,14 +278,15 @@ def measure_passages(job: IndexJob) -> Measured:
         source_bytes=source_bytes,
         read_seconds=read_seconds,
         write_seconds=write_seconds,
+        segment_seconds=segment_seconds,
         tokenise_seconds=TOKENISING * seconds / len(chunks),
         layers_seconds=layer_seconds(job, batches) * statistics.fmean(lengths),
         words=_measure_words(chunks) if job.bm25 else None,
     )
 
 
-def _time_files(job: IndexJob, chunks: Sequence[Passage]) -> tuple[float, float, float, float]:
-    """Reading and writing, seconds, and the files of reading and of the index, bytes; all for one chunk."""
+def _time_files(job: IndexJob, chunks: Sequence[Passage]) -> tuple[float, ...]:
+    """Reading, writing, writing by rows, seconds; the files of reading and of the index, bytes; all for one chunk."""
     from indexes.corpus import Corpus
     from indexes.segments import write_passages
 
@@ -289,15 +297,16 @@ def _time_files(job: IndexJob, chunks: Sequence[Passage]) -> tuple[float, float,
         started = time.process_time()
         corpus = Corpus.from_file(source, cache_dir=folder)
         if job.chunk_tokens is not None:
-            corpus_of_chunks = Corpus.from_passages(chunks, cache_dir=folder)
-        reading = time.process_time() - started
-        sizes = {path: path.stat().st_size for path in folder.rglob("*.arrow")}
-        started = time.process_time()
-        write_passages(folder / "written", corpus if job.chunk_tokens is None else corpus_of_chunks)
-        writing = time.process_time() - started
-        written = (folder / "written").stat().st_size
+            corpus = Corpus.from_passages(chunks, cache_dir=folder)
+        read = time.process_time()
+        sizes = [path.stat().st_size for path in folder.rglob("*.arrow")]
+        write_passages(folder / "written", corpus)
+        written = time.process_time()
+        write_passages(folder / "segment", corpus.take(range(len(corpus))))
+        done = time.process_time()
+        size = (folder / "written").stat().st_size
     n = len(chunks)
-    return reading / n, writing / n, sum(sizes.values()) / n, written / n
+    return (read - started) / n, (written - read) / n, (done - written) / n, sum(sizes) / n, size / n
 
 
 def find_tokenizer(encoder: str) -> "Tokenizer | None":
@@ -476,9 +485,9 @@ def _coarse_rate(dimension: int, lists: int) -> float:
     from indexes.faiss_index import FaissIndex
 
     centroids = FaissIndex.build(_gathered(lists, dimension))
-    vectors_nd = _gathered(1024, dimension, seed=1)
-    seconds = _best_of(lambda: centroids.search(vectors_nd, 1, screen=False), 3)
-    return 2 * 1024 * lists * dimension / seconds
+    vectors_nd = _gathered(PROBED, dimension, seed=1)
+    seconds = _best_of(lambda: centroids.search(vectors_nd, 1, screen=False, batch_size=PROBED), 5)
+    return 2 * PROBED * lists * dimension / seconds
 
 
 def _gathered(count: int, dimension: int, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -588,7 +597,7 @@ def seconds(
         random = (
             "" if job.milvus or found.factory == "Flat" else f"; {PROBED:,} random vectors in {found.factory}'s parts"
         )
-        phases["segments"] = (add + n * measured.write_seconds, f"writing {sample}{random}")
+        phases["segments"] = (add + n * measured.segment_seconds, f"writing {sample}{random}")
     if measured.words is not None:
         phases["bm25"] = (n * measured.words.seconds, sample)
     return phases
@@ -614,8 +623,9 @@ def peaks(job: IndexJob, found: Layout, measured: Measured, process: int, *, fre
     block = 2 * ROWS * d * _FLOAT
     found_peaks = {
         "read": Peak(idle + n * LEDGER, int(n * measured.source_bytes)),
-        "encode": Peak(idle + job.processes * (_encoding_bytes(job, measured) + block), passages),
     }
+    idle += job.processes * _kept_bytes(job, measured)
+    found_peaks["encode"] = Peak(idle + job.processes * (_encoding_bytes(job, measured) + block), passages)
     if not found.rows:
         return found_peaks
     if job.milvus:
@@ -633,18 +643,25 @@ def peaks(job: IndexJob, found: Layout, measured: Measured, process: int, *, fre
 
 
 def _encoding_bytes(job: IndexJob, measured: Measured) -> int:
-    """Of one process beside the weights: a window of token ids and masks, and on a CPU the activations of a batch."""
-    from indexes.encoder import batch_tokens, window_texts
+    """Of one process beside the weights and what its tokenizer keeps: on a CPU the activations of a batch."""
+    from indexes.encoder import batch_tokens
+
+    if not job.shape.layers or not job.device.startswith("cpu"):
+        return 0
+    rows = min(job.batch_size, max(1, batch_tokens("cpu") // measured.longest))
+    copies = job.shape.parameters * (_WEIGHT_BYTES[job.dtype] - min(_FLOAT, _WEIGHT_BYTES[job.dtype]))
+    return copies + job.shape.bytes(measured.longest, rows)
+
+
+def _kept_bytes(job: IndexJob, measured: Measured) -> int:
+    """Of one process, from encoding on, although nobody needs it any more."""
+    from indexes.encoder import window_texts
 
     if not job.shape.layers:
         return 0
-    device = job.device.partition(":")[0]
-    window = 3 * 8 * measured.longest * min(window_texts(measured.longest), measured.passages)
-    if device != "cpu":
-        return window
-    rows = min(job.batch_size, max(1, batch_tokens(device) // measured.longest))
-    copies = job.shape.parameters * (_WEIGHT_BYTES[job.dtype] - min(_FLOAT, _WEIGHT_BYTES[job.dtype]))
-    return window + copies + job.shape.bytes(measured.longest, rows)
+    texts = min(window_texts(measured.longest), measured.passages, ROWS)
+    kernels = NARROW_KERNELS if job.device.startswith("cpu") and job.dtype in ("mixed", "bfloat16") else 0
+    return TOKEN_BYTES * measured.longest * texts + kernels
 
 
 def _words_peak(measured: Measured, idle: int, passages: int) -> dict[str, Peak]:
