@@ -42,6 +42,10 @@ _WORD = regex.compile(rf"([{_UNSPACED}]+)|([[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED
 _LOAD_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
+PAIR_BYTES = 28
+"""Memory for each pair of a passage and a term of it while an index is made (`python -m benchmarks.plan_index`)."""
+
+
 class BM25Index:
     """Words of passages, searched by BM25; a passage is known by its row, counted from 0 in the order it came.
 
@@ -154,6 +158,11 @@ class BM25Index:
     def stopwords(self) -> tuple[str, ...]:
         """Words that questions are searched without, folded and sorted."""
         return self._analyzer.stopwords
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of a passage and one of its terms there are: what a BM25 index holds."""
+        return len(self._bm25.scores["data"])
 
     def __len__(self) -> int:
         return int(self._bm25.scores["num_docs"])

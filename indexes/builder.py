@@ -23,7 +23,7 @@ from uuid import uuid4
 import datasets
 import torch
 
-from indexes.bm25_index import BM25Index
+from indexes.bm25_index import PAIR_BYTES, BM25Index
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus
 from indexes.durable import only_writer, put_in_place, remove_halves, told_apart, write_folder, write_path, write_text
@@ -35,7 +35,7 @@ from indexes.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest,
 from indexes.memory import host_memory, parse_bytes, words
 from indexes.passage_index import PassageIndex
 from indexes.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
-from indexes.shards import ROWS, Shards
+from indexes.shards import ROWS, Shards, evenly_spaced
 from indexes.vector_storage import FaissFiles, VectorStorage, storage_in
 
 BM25_FOLDER = "bm25"
@@ -45,6 +45,8 @@ LAYOUT_FILE = "layout.json"
 # What a process holds that builds an index with a small encoder, besides the index: Python, its libraries, a batch of
 # activations, a shard of vectors (benchmarks/index_memory.py).
 _PROCESS_BYTES = 900 * 10**6
+# Passages whose words are counted to know how many all have.
+_SAMPLED = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -284,6 +286,8 @@ class Build:
                 logger.info("%s: %s.", factory, reason)
             rows = segment_rows(factory, len(corpus), encoder.dimension, memory)
             check_training(factory, len(corpus))
+            if self.plan["bm25"] and self.plan["max_memory"] is not None:
+                _check_words(corpus, memory)
         _check_space(self.work, factory, len(corpus), encoder.dimension)
         return Layout(
             passages=len(corpus),
@@ -504,6 +508,17 @@ def check_training(factory: str, passages: int) -> None:
         raise UsageError(
             f"An index {factory!r} needs at least {training_points(factory)} vectors to train on, but {passages} came. "
             'Use a factory with fewer clusters, or "Flat", which needs no training.'
+        )
+
+
+def _check_words(corpus: Corpus, memory: int) -> None:
+    """BM25 weighs all passages at once, so its index cannot be cut into segments."""
+    sample = corpus.take(evenly_spaced(len(corpus), _SAMPLED).tolist())
+    needed = BM25Index.build(sample).pairs / len(sample) * len(corpus) * PAIR_BYTES
+    if needed > memory:
+        raise UsageError(
+            f"A BM25 index of {len(corpus):,} passages like these takes about {words(needed)} of memory, but "
+            f"{words(memory)} are left for it. Allow more (max_memory), or build without BM25."
         )
 
 

@@ -217,6 +217,23 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     assert list(built.corpus) == passages
 
 
+def test_words_that_do_not_fit_are_refused_before_encoding(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Different words of each passage, counted by hand; the margin of 600 bytes is for what stemming makes one.
+    words = sum(len({w.strip(".;,()").casefold() for w in p.contents.split()}) for p in PASSAGES)
+    for memory, fits in ((28 * words + 600, True), (28 * words - 600, False)):
+        monkeypatch.setattr(builder, "index_memory", lambda *_, memory=memory: memory)
+        options = {"bm25": True, "max_memory": "2GB", "overwrite": True, "progress": False}
+        if fits:
+            assert len(build(corpus_file, encoder, tmp_path / "index", factory="Flat", **options).load_bm25()) == 12
+            continue
+        with pytest.raises(
+            UsageError, match=r"A BM25 index of 12 passages like these takes about .*build without BM25"
+        ):
+            build(corpus_file, encoder, tmp_path / "index", factory="Flat", **options)
+
+
 def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"max_memory must leave room for Python.* but it is 100 MB"):
         build(corpus_file, encoder, tmp_path / "index", max_memory="100MB", progress=False)
