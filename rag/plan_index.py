@@ -52,13 +52,15 @@ TOKENISING = 1.25
 TOKEN_BYTES = 205
 """Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
-NARROW_KERNELS = 400 * 10**6
+NARROW_KERNELS = 250 * 10**6
 """What a CPU's bfloat16 products hold, as one kernel is kept for each shape of a batch (all-MiniLM-L6-v2 in mixed)."""
+BATCH_HOLES = 6
+"""Times a batch's activations that malloc holds after batches of many shapes on a CPU (all-MiniLM-L6-v2)."""
 LEDGER = 24
 """Bytes that reading remembers of each passage."""
-BM25_PAIR = 28
-"""Bytes of memory for each pair of a passage and a word of it while a BM25 index is made (`python -m
-benchmarks.plan_index`)."""
+BM25_PAIR = 29
+"""Bytes of memory for each pair of a passage and a word of it while a BM25 index is made (20,000 and 40,000 of the
+invented passages of benchmarks/plan_index.py)."""
 _CLUSTERING_ROUNDS = 10
 _MOST_POINTS_PER_LIST = 256
 _FLOAT = 4
@@ -589,15 +591,17 @@ def seconds(
     layers = f", {job.shape.layers} layers of random weights" if job.shape.layers else ""
     phases = {"read": (reading, sample), "encode": (encoding, f"tokenising {sample}{layers}")}
     if found.rows:
-        train, add = (
-            (0.0, 0.0) if job.milvus else index_seconds(found.factory, n, found.rows, job.shape.dimension, kind)
+        train, add = 0.0, 0.0
+        random = ""
+        if not job.milvus and found.factory != "Flat":
+            train, add = index_seconds(found.factory, n, found.rows, job.shape.dimension, kind)
+            random = f"{PROBED:,} random vectors in an index of the kind"
+        if train:
+            phases["train"] = (train, random)
+        phases["segments"] = (
+            add + n * measured.segment_seconds,
+            "; ".join(filter(None, [f"writing {sample}", random])),
         )
-        if training_points(found.factory) if not job.milvus else 0:
-            phases["train"] = (train, f"{PROBED:,} random vectors done here")
-        random = (
-            "" if job.milvus or found.factory == "Flat" else f"; {PROBED:,} random vectors in {found.factory}'s parts"
-        )
-        phases["segments"] = (add + n * measured.segment_seconds, f"writing {sample}{random}")
     if measured.words is not None:
         phases["bm25"] = (n * measured.words.seconds, sample)
     return phases
@@ -650,7 +654,7 @@ def _encoding_bytes(job: IndexJob, measured: Measured) -> int:
         return 0
     rows = min(job.batch_size, max(1, batch_tokens("cpu") // measured.longest))
     copies = job.shape.parameters * (_WEIGHT_BYTES[job.dtype] - min(_FLOAT, _WEIGHT_BYTES[job.dtype]))
-    return copies + job.shape.bytes(measured.longest, rows)
+    return copies + BATCH_HOLES * job.shape.bytes(measured.longest, rows)
 
 
 def _kept_bytes(job: IndexJob, measured: Measured) -> int:
