@@ -265,7 +265,9 @@ def _chunks(job: IndexJob, tokenizer: "Tokenizer | None") -> list[Passage]:
 def measure_passages(job: IndexJob) -> Measured:
     """Read, cut, write, tokenise and encode the sample, the last with random weights."""
     tokenizer = find_tokenizer(job.encoder)
+    started = time.process_time()
     chunks = _chunks(job, tokenizer)
+    cut_seconds = (time.process_time() - started) / len(chunks)
     read_seconds, write_seconds, segment_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
     limit = max_length(job.encoder, tokenizer) if job.shape.layers else None
     lengths, seconds, basis = _token_lengths(job, chunks, tokenizer, limit)
@@ -278,7 +280,7 @@ def measure_passages(job: IndexJob) -> Measured:
         tokens_basis=basis,
         arrow_bytes=arrow_bytes,
         source_bytes=source_bytes,
-        read_seconds=read_seconds,
+        read_seconds=read_seconds + cut_seconds,
         write_seconds=write_seconds,
         segment_seconds=segment_seconds,
         tokenise_seconds=TOKENISING * seconds / len(chunks),
