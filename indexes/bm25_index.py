@@ -42,10 +42,6 @@ _WORD = regex.compile(rf"([{_UNSPACED}]+)|([[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED
 _LOAD_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
-PAIR_BYTES = 28
-"""Memory for each pair of a passage and a term of it while an index is made (`python -m benchmarks.plan_index`)."""
-
-
 class BM25Index:
     """Words of passages, searched by BM25; a passage is known by its row, counted from 0 in the order it came.
 

@@ -23,7 +23,7 @@ from uuid import uuid4
 import datasets
 import torch
 
-from indexes.bm25_index import PAIR_BYTES, BM25Index
+from indexes.bm25_index import BM25Index
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus
 from indexes.durable import only_writer, put_in_place, remove_halves, told_apart, write_folder, write_path, write_text
@@ -32,7 +32,7 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.factory import build_bytes, bytes_per_vector, choose_factory, training_points, training_sample
 from indexes.faiss_index import FaissIndex
 from indexes.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
-from indexes.memory import host_memory, parse_bytes, words
+from indexes.memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, host_memory, parse_bytes, words
 from indexes.passage_index import PassageIndex
 from indexes.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
 from indexes.shards import ROWS, Shards, evenly_spaced
@@ -42,9 +42,6 @@ BM25_FOLDER = "bm25"
 QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT_FILE = "layout.json"
 
-# What a process holds that builds an index with a small encoder, besides the index: Python, its libraries, a batch of
-# activations, a shard of vectors (benchmarks/index_memory.py).
-_PROCESS_BYTES = 900 * 10**6
 # Passages whose words are counted to know how many all have.
 _SAMPLED = 1000
 
@@ -453,23 +450,25 @@ def _identity(corpus: str | Path | Corpus | datasets.Dataset) -> str:
 
 def index_memory(max_memory: int | None, encoder: Encoder) -> int:
     """`memory_beside` the weights of an encoder that is loaded."""
-    tensors = encoder.model.state_dict().values()
-    return memory_beside(max_memory, sum(t.numel() * t.element_size() for t in tensors if t.device.type == "cpu"))
+    tensors = [t for t in encoder.model.state_dict().values() if t.device.type == "cpu"]
+    narrow = bool(tensors) and encoder.dtype in ("mixed", "bfloat16")
+    return memory_beside(max_memory, sum(t.numel() * t.element_size() for t in tensors), narrow=narrow)
 
 
-def memory_beside(max_memory: int | None, encoder_bytes: int) -> int:
+def memory_beside(max_memory: int | None, encoder_bytes: int, *, narrow: bool = False) -> int:
     """Bytes that an index may take while it is built, beside the process and its encoder.
 
     Args:
         max_memory: The most that the process may use; None allows the index half of the machine's.
         encoder_bytes: Of the encoder's weights, as far as they are not on a GPU.
+        narrow: Whether a CPU multiplies them in bfloat16.
 
     Raises:
         UsageError: They leave nothing.
     """
     if max_memory is None:
         return host_memory()[0] // 2
-    others = _PROCESS_BYTES + encoder_bytes
+    others = PROCESS_BYTES + encoder_bytes + NARROW_KERNELS * narrow
     if max_memory <= others:
         raise UsageError(
             f"max_memory must leave room for Python, its libraries and this encoder, about {words(others)}, but it is "
@@ -514,7 +513,7 @@ def check_training(factory: str, passages: int) -> None:
 def _check_words(corpus: Corpus, memory: int) -> None:
     """BM25 weighs all passages at once, so its index cannot be cut into segments."""
     sample = corpus.take(evenly_spaced(len(corpus), _SAMPLED).tolist())
-    needed = BM25Index.build(sample).pairs / len(sample) * len(corpus) * PAIR_BYTES
+    needed = BM25Index.build(sample).pairs / len(sample) * len(corpus) * BM25_PAIR
     if needed > memory:
         raise UsageError(
             f"A BM25 index of {len(corpus):,} passages like these takes about {words(needed)} of memory, but "

@@ -36,7 +36,7 @@ from indexes.factory import (
     training_points,
     training_sample,
 )
-from indexes.memory import host_memory, resident_bytes, words
+from indexes.memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words
 from indexes.shards import ROWS
 from rag.plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, duration
 from rag.pocket import POCKET, embedded
@@ -52,13 +52,10 @@ TOKENISING = 1.25
 TOKEN_BYTES = 205
 """Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
-NARROW_KERNELS = 400 * 10**6
-"""What a CPU's bfloat16 products hold, as one kernel is kept for each shape of a batch (all-MiniLM-L6-v2 in mixed)."""
+BATCH_HOLES = 6
+"""Times a batch's activations that malloc holds after batches of many shapes on a CPU (all-MiniLM-L6-v2)."""
 LEDGER = 24
 """Bytes that reading remembers of each passage."""
-BM25_PAIR = 28
-"""Bytes of memory for each pair of a passage and a word of it while a BM25 index is made (`python -m
-benchmarks.plan_index`)."""
 _CLUSTERING_ROUNDS = 10
 _MOST_POINTS_PER_LIST = 256
 _FLOAT = 4
@@ -108,6 +105,11 @@ class IndexJob:
         if self.device.startswith("cuda"):
             return 0
         return self.shape.parameters * min(_FLOAT, _WEIGHT_BYTES[self.dtype])
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a CPU multiplies in bfloat16."""
+        return self.device.startswith("cpu") and self.dtype in ("mixed", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +265,9 @@ def _chunks(job: IndexJob, tokenizer: "Tokenizer | None") -> list[Passage]:
 def measure_passages(job: IndexJob) -> Measured:
     """Read, cut, write, tokenise and encode the sample, the last with random weights."""
     tokenizer = find_tokenizer(job.encoder)
+    started = time.process_time()
     chunks = _chunks(job, tokenizer)
+    cut_seconds = (time.process_time() - started) / len(chunks)
     read_seconds, write_seconds, segment_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
     limit = max_length(job.encoder, tokenizer) if job.shape.layers else None
     lengths, seconds, basis = _token_lengths(job, chunks, tokenizer, limit)
@@ -276,7 +280,7 @@ def measure_passages(job: IndexJob) -> Measured:
         tokens_basis=basis,
         arrow_bytes=arrow_bytes,
         source_bytes=source_bytes,
-        read_seconds=read_seconds,
+        read_seconds=read_seconds + cut_seconds,
         write_seconds=write_seconds,
         segment_seconds=segment_seconds,
         tokenise_seconds=TOKENISING * seconds / len(chunks),
@@ -523,7 +527,7 @@ def layout(job: IndexJob, passages: int) -> Layout:
     if factory != "auto":
         FaissIndex.empty(d, factory)
     try:
-        memory = memory_beside(job.max_memory, job.weight_bytes)
+        memory = memory_beside(job.max_memory, job.weight_bytes, narrow=job.is_narrow)
         if factory == "auto":
             factory, reason = choose_factory(passages, d, memory=memory)
         rows = segment_rows(factory, passages, d, memory)
@@ -589,15 +593,17 @@ def seconds(
     layers = f", {job.shape.layers} layers of random weights" if job.shape.layers else ""
     phases = {"read": (reading, sample), "encode": (encoding, f"tokenising {sample}{layers}")}
     if found.rows:
-        train, add = (
-            (0.0, 0.0) if job.milvus else index_seconds(found.factory, n, found.rows, job.shape.dimension, kind)
+        train, add = 0.0, 0.0
+        random = ""
+        if not job.milvus and found.factory != "Flat":
+            train, add = index_seconds(found.factory, n, found.rows, job.shape.dimension, kind)
+            random = f"{PROBED:,} random vectors in an index of the kind"
+        if train:
+            phases["train"] = (train, random)
+        phases["segments"] = (
+            add + n * measured.segment_seconds,
+            "; ".join(filter(None, [f"writing {sample}", random])),
         )
-        if training_points(found.factory) if not job.milvus else 0:
-            phases["train"] = (train, f"{PROBED:,} random vectors done here")
-        random = (
-            "" if job.milvus or found.factory == "Flat" else f"; {PROBED:,} random vectors in {found.factory}'s parts"
-        )
-        phases["segments"] = (add + n * measured.segment_seconds, f"writing {sample}{random}")
     if measured.words is not None:
         phases["bm25"] = (n * measured.words.seconds, sample)
     return phases
@@ -650,7 +656,7 @@ def _encoding_bytes(job: IndexJob, measured: Measured) -> int:
         return 0
     rows = min(job.batch_size, max(1, batch_tokens("cpu") // measured.longest))
     copies = job.shape.parameters * (_WEIGHT_BYTES[job.dtype] - min(_FLOAT, _WEIGHT_BYTES[job.dtype]))
-    return copies + job.shape.bytes(measured.longest, rows)
+    return copies + BATCH_HOLES * job.shape.bytes(measured.longest, rows)
 
 
 def _kept_bytes(job: IndexJob, measured: Measured) -> int:
@@ -660,7 +666,7 @@ def _kept_bytes(job: IndexJob, measured: Measured) -> int:
     if not job.shape.layers:
         return 0
     texts = min(window_texts(measured.longest), measured.passages, ROWS)
-    kernels = NARROW_KERNELS if job.device.startswith("cpu") and job.dtype in ("mixed", "bfloat16") else 0
+    kernels = NARROW_KERNELS if job.is_narrow else 0
     return TOKEN_BYTES * measured.longest * texts + kernels
 
 

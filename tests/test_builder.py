@@ -222,7 +222,7 @@ def test_words_that_do_not_fit_are_refused_before_encoding(
 ) -> None:
     # Different words of each passage, counted by hand; the margin of 600 bytes is for what stemming makes one.
     words = sum(len({w.strip(".;,()").casefold() for w in p.contents.split()}) for p in PASSAGES)
-    for memory, fits in ((28 * words + 600, True), (28 * words - 600, False)):
+    for memory, fits in ((29 * words + 600, True), (29 * words - 600, False)):
         monkeypatch.setattr(builder, "index_memory", lambda *_, memory=memory: memory)
         options = {"bm25": True, "max_memory": "2GB", "overwrite": True, "progress": False}
         if fits:

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PASSAGES
@@ -58,7 +59,7 @@ def job(**changed: object) -> IndexJob:
     )
 
 
-def planned(changed: IndexJob, measured: Measured = MEASURED, room: Room = ROOM) -> dict[str, object]:
+def planned(changed: IndexJob, measured: Measured = MEASURED, room: Room = ROOM) -> dict[str, Any]:
     """A plan without any measuring."""
     return answer(changed, measured, layout(changed, measured.passages), {"read": (1.0, "said")}, room)
 
