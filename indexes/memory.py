@@ -12,8 +12,8 @@ BM25_PAIR = 29
 """Bytes of memory for each pair of a passage and a word of it while a BM25 index is made (20,000 and 40,000 of the
 invented passages of benchmarks/plan_index.py)."""
 PROCESS_BYTES = 900 * 10**6
-"""Resident in a process that builds an index, besides the index and the encoder's weights: Python, its libraries, a batch
-of activations, a shard of vectors, and what malloc keeps (`benchmarks.index_memory`, `benchmarks.plan_index`)."""
+"""Resident in a process that builds an index, besides the index and the encoder's weights: Python, its libraries, a
+batch of activations, a shard of vectors, and what malloc keeps (`benchmarks.index_memory`, `benchmarks.plan_index`)."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}I": 2 ** (10 * power) for power, unit in enumerate(("K", "M", "G", "T"), start=1)}
 
