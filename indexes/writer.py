@@ -128,8 +128,8 @@ class IndexWriter:
             DataError: An id is in the index already, or the corpus is broken.
         """
         index = self._open()
-        with self._read(corpus, index) as new:
-            known = _rows_of(index, {_document(p.id, index.manifest) for p in new})
+        with (reading := self._read(corpus, index)) as new:
+            known = _rows_of(index, reading.ids)
             if known:
                 raise DataError(
                     f"Added passages need new ids, but {min(known)!r} is in the index already. Use update to replace "
@@ -160,10 +160,9 @@ class IndexWriter:
             corpus: As in `add`.
         """
         index = self._open()
-        with self._read(corpus, index) as new:
+        with (reading := self._read(corpus, index)) as new:
             fresh = ~_contained(_digests(new), _digests(index.corpus))
-            documents = {_document(p.id, index.manifest) for p in new}
-            old = _joined(_rows_of(index, documents).values())
+            old = _joined(_rows_of(index, reading.ids).values())
             # A chunk that is the same stays; one that is gone from its document goes.
             kept = _contained(_digests(index.corpus), _digests(new))[index.vectors.rows.positions(old)]
             return self._publish(index, _subset(new, fresh, self._reading), old[~kept], unchanged=int((~fresh).sum()))
@@ -361,11 +360,14 @@ class _Reading:
         self._options = options
         self._source = source
         self._chunker = chunker
+        self.ids: Set[str] = frozenset()
+        """Of the passages as they came, before they were cut: "a#1" may be a name of its own."""
 
     def __enter__(self) -> Corpus:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             corpus = self._open()
+            self.ids = frozenset(corpus.ids)
             return corpus if self._chunker is None else corpus.chunked(self._chunker, cache_dir=self.folder)
         except BaseException:
             self.__exit__()

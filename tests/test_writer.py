@@ -227,6 +227,16 @@ def test_chunks_follow_their_document(encoder: CountingEncoder, tmp_path: Path) 
     index.verify(encoder=encoder, corpus=wanted)
 
 
+def test_a_name_like_that_of_a_chunk_is_no_chunk(encoder: CountingEncoder, tmp_path: Path) -> None:
+    chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
+    whole = [Passage("a", "", "Paris is"), Passage("b", "", "Berlin is")]
+    build_index(Corpus.from_passages(whole), encoder, tmp_path / "index", chunker=chunker, progress=False)
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        assert writer.update([Passage("a#1", "", "Oxygen is")]).deleted == 0
+        assert writer.add([Passage("b#7", "", "Faust is")]).passages == 4
+    assert sorted(PassageIndex.open(tmp_path / "index").corpus.ids) == ["a", "a#1", "b", "b#7"]
+
+
 def test_an_interrupted_add_encodes_nothing_twice(
     index: PassageIndex, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
