@@ -265,6 +265,47 @@ def test_places_where_no_index_can_be_are_refused(
     assert os.listdir(tmp_path) == ["toy.jsonl"]
 
 
+def test_a_shard_that_has_lost_bytes_is_encoded_again(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents_of(build(corpus_file, encoder, tmp_path / "whole", progress=False).path)
+    monkeypatch.setattr(shards, "ROWS", 5)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus_file, BreakingEncoder(encoder.model, name=encoder.name), tmp_path / "index", progress=False)
+    shard = tmp_path / ".index.building/vectors/000001.f32"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    resumed = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+    assert contents_of(resumed.path) == whole
+
+
+@pytest.mark.parametrize("position", [107, 115])
+def test_a_damaged_list_of_deleted_rows_is_refused(position: int, index: PassageIndex, encoder: Encoder) -> None:
+    with IndexWriter(index.path, encoder, progress=False) as writer:
+        writer.delete(["p0"])
+    file = index.path / "deleted-000002.npy"
+    content = bytearray(file.read_bytes())
+    content[position] ^= 8  # a bracket opens in the header that numpy reads as Python
+    file.write_bytes(content)
+    with pytest.raises(MismatchError, match=r"deleted-000002\.npy of .* must be readable, but"):
+        PassageIndex.open(index.path)
+
+
+def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex) -> None:
+    file = index.path / "segments/000000/passages.arrow"
+    content = file.read_bytes()
+    for position in range(len(content) // 2):
+        for bit in (1, 16):
+            damaged = bytearray(content)
+            damaged[position] ^= bit
+            file.write_bytes(damaged)
+            with pytest.raises(MismatchError):
+                PassageIndex.open(index.path, verify="checksums")
+            try:
+                PassageIndex.open(index.path)
+            except MismatchError as error:
+                assert "Build" in str(error)
+
+
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with only_writer(tmp_path / "index"):
         with pytest.raises(UsageError, match=r"One process writes .*index at a time"):
