@@ -17,6 +17,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, overload
 
 import bm25s
@@ -39,7 +40,17 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanm
 # Marks count as letters: without them the words of most Indian scripts would fall apart at their vowels.
 _WORD = regex.compile(rf"([{_UNSPACED}]+)|([[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+)", regex.V1)
 # What bm25s reads as an index, and refuses or mistakes for another when it is damaged.
-_LOAD_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+_LOAD_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SyntaxError,
+    TokenError,
+)
 
 
 class BM25Index:

@@ -11,6 +11,7 @@ renamed to the output at the end, so an index appears complete or not at all.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -26,7 +27,16 @@ import torch
 from indexes.bm25_index import BM25Index
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus
-from indexes.durable import only_writer, put_in_place, remove_halves, told_apart, write_folder, write_path, write_text
+from indexes.durable import (
+    only_writer,
+    put_in_place,
+    remove_halves,
+    remove_replaced,
+    told_apart,
+    write_folder,
+    write_path,
+    write_text,
+)
 from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.factory import build_bytes, bytes_per_vector, choose_factory, training_points, training_sample
@@ -105,7 +115,9 @@ def build_index(
         FaissIndex.empty(encoder.dimension, factory)  # refuses what FAISS cannot make, before hours of work
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
-        build = Build(output, _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, on_error))
+        build = Build(
+            output, _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, on_error, output)
+        )
         if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
             build.read(corpus, encoder, chunker, progress=progress)
         team.wait()
@@ -184,7 +196,7 @@ class Build:
         """Where the index goes, and everything that shapes it."""
         self.output = output
         self.plan = plan
-        self.work = output.with_name(f".{output.name}.building")
+        self.work = output.parent / f".{output.name}.building"
 
     @property
     def plan_digest(self) -> str:
@@ -200,7 +212,10 @@ class Build:
         plan, folder = self.work / "plan.json", self.work / "index"
         if resume and plan.is_file():
             self._check_plan(json.loads(plan.read_text(encoding="utf-8")))
-            if not folder.is_dir():  # it has been renamed to the output: only this is left to remove
+            if folder.is_dir():
+                _refuse_taken(self.output, overwrite=overwrite)  # now, and not when all is encoded
+            else:  # it has been renamed to the output: only this is left to remove
+                remove_replaced(self.output)
                 shutil.rmtree(self.work)
             return self.is_finished() or (self.work / LAYOUT_FILE).is_file()
         if resume and self._is_output():
@@ -218,8 +233,12 @@ class Build:
         return False
 
     def _is_output(self) -> bool:
-        manifest = self.output / MANIFEST_FILE
-        return not self.work.exists() and manifest.is_file() and Manifest.load(manifest).plan == self.plan_digest
+        file = self.output / MANIFEST_FILE
+        if self.work.exists() or not file.is_file():
+            return False
+        manifest = Manifest.load(file)
+        # What a writer has changed since then is not what was asked for.
+        return manifest.plan == self.plan_digest and manifest.corpus_fingerprint == manifest.origin
 
     def _check_plan(self, found: Mapping[str, Any]) -> None:
         for name, wanted in self.plan.items():
@@ -260,6 +279,7 @@ class Build:
         if isinstance(source, datasets.Dataset):
             return Corpus.from_dataset(source, cache_dir=reading)
         quarantine = self.work / "index" / QUARANTINE_FILE if self.plan["on_error"] == "skip" else None
+        (self.work / "index" / QUARANTINE_FILE).unlink(missing_ok=True)  # half of one, if a process died here
         corpus = Corpus.from_file(
             source,
             cache_dir=reading,
@@ -417,10 +437,11 @@ def _plan(
     milvus: str | None,
     max_memory: str | int | None,
     on_error: str,
+    output: Path,
 ) -> dict[str, Any]:
     """Everything that shapes the bytes of an index, ready for JSON."""
     return {
-        "corpus": _identity(corpus),
+        "corpus": _identity(corpus, output),
         "split": split,
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
@@ -433,8 +454,11 @@ def _plan(
     }
 
 
-def _identity(corpus: str | Path | Corpus | datasets.Dataset) -> str:
-    """What the same corpus has in common with itself after a crash, without reading its rows."""
+def _identity(corpus: str | Path | Corpus | datasets.Dataset, output: Path) -> str:
+    """What the same corpus has in common with itself after a crash, without reading its rows.
+
+    Neither the index counts, which may be built inside the folder of its corpus, nor what is hidden, and never read.
+    """
     if isinstance(corpus, Corpus):
         return corpus.fingerprint
     if isinstance(corpus, datasets.Dataset):
@@ -443,8 +467,10 @@ def _identity(corpus: str | Path | Corpus | datasets.Dataset) -> str:
         return str(corpus)
     path, digest = Path(corpus), hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(f"{file.relative_to(path)}\0{FileRecord.of(file).sha256}\n".encode())
+        name = file.relative_to(path)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not hidden and not file.resolve().is_relative_to(output):
+            digest.update(f"{name}\0{FileRecord.of(file).sha256}\n".encode())
     return digest.hexdigest()
 
 
@@ -535,6 +561,11 @@ def _check_space(work: Path, factory: str, passages: int, dimension: int) -> Non
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:
+    if os.path.ismount(output):
+        raise UsageError(
+            f"The output must be a folder that can be renamed, but {output} is the root of a file system. Choose a "
+            "folder inside it."
+        )
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / MANIFEST_FILE).is_file():

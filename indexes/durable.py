@@ -90,9 +90,9 @@ def sync_below(folder: Path) -> None:
 def put_in_place(folder: Path, place: Path) -> None:
     """Rename a finished folder to its place, and what stood there away; a failure puts that back."""
     sync_below(folder)
-    old = place.with_name(f".{place.name}.old")
+    old = _replaced(place)
     if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove_replaced(place)
         os.replace(place, old)
     try:
         os.replace(folder, place)
@@ -101,7 +101,16 @@ def put_in_place(folder: Path, place: Path) -> None:
             os.replace(old, place)
         raise
     sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_replaced(place)
+
+
+def remove_replaced(place: Path) -> None:
+    """Remove what `put_in_place` has replaced, if a process that died has left it."""
+    shutil.rmtree(_replaced(place), ignore_errors=True)
+
+
+def _replaced(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
 
 
 @contextmanager
@@ -109,15 +118,20 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that is being written; readers need none.
 
     Raises:
-        UsageError: Another process holds it.
+        UsageError: Another process holds it, or nothing can be written beside it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise UsageError(
             f"One process writes {folder} at a time, but another one is at it now. Wait for it, or stop it."
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"An index needs a folder around it in which files can be made, but for {folder} that fails ({error}). "
+            "Choose another place, or make that one writable."
         ) from error
     try:
         yield

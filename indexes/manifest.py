@@ -148,6 +148,19 @@ class Manifest:
                     f"A segment is named by a number of six digits, but the manifest names {segment.name!r}. Do not "
                     "open this index unless you trust where it came from."
                 )
+        numbers = [int(segment.name) for segment in self.segments]
+        if len({*numbers, self.next_segment}) <= len(numbers) or self.next_segment < max(numbers, default=0):
+            raise MismatchError(
+                f"A segment needs its own number, below that of the next one, but there are {numbers} and the next is "
+                f"{self.next_segment}. {_REBUILD}"
+            )
+        for name, wanted in (("milvus", {"uri", "collection"}), ("chunking", {"max_tokens", "overlap"})):
+            found = set(getattr(self, name))
+            if found and found != wanted:
+                raise MismatchError(
+                    f"{name!r} of a manifest must be empty or hold {sorted(wanted)}, but it holds {sorted(found)}. "
+                    f"{_REBUILD}"
+                )
 
     def to_json(self) -> str:
         """The manifest as JSON with sorted keys."""
@@ -188,8 +201,14 @@ class Manifest:
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write the manifest to a file, which is replaced in one step and safely on the disk afterwards."""
-        write_text(Path(path), self.to_json())
+        """Write the manifest to a file, which is replaced in one step and safely on the disk afterwards.
+
+        Raises:
+            MismatchError: A value is of the wrong type, so that nobody could open the index.
+        """
+        text = self.to_json()
+        self.from_json(text)  # what could not be read back must not replace what can
+        write_text(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":

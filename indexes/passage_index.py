@@ -6,6 +6,7 @@ that are deleted, and perhaps a BM25 index. All but the manifest are written onc
 
 import logging
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +75,7 @@ class PassageIndex:
         while True:
             try:
                 return cls._open(path, manifest, encoder, verify, mmap)
-            except MismatchError:
+            except (MismatchError, OSError):  # a file may be gone between two looks at it
                 # A writer may have published the next version and removed files of this one since it was read.
                 newest = load_manifest(path)
                 if newest == manifest:
@@ -280,7 +281,7 @@ def load_deleted(path: Path, manifest: Manifest) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     try:
         deleted: NDArray[np.int64] = np.load(path / manifest.deleted, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, TokenError) as error:  # numpy reads the header of a file as Python
         raise MismatchError(f"{manifest.deleted} of {path} must be readable, but: {error}. Build it again.") from error
     rows = sum(segment.rows for segment in manifest.segments)
     ascending = deleted.ndim == 1 and deleted.dtype == np.int64 and bool((np.diff(deleted) > 0).all())

@@ -230,11 +230,14 @@ def open_passages(
 
 def _open_table(file: Path) -> MemoryMappedTable:
     try:
-        table = MemoryMappedTable.from_file(str(file))
+        # Without what `datasets` has noted about the columns: nothing there says more than their types.
+        table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
+        found = {field.name: field.type for field in table.schema}
     except (OSError, ValueError) as error:  # Arrow's errors are both
         raise DataError(
             f"Passages must be readable, but {file} is damaged ({error}). Build the index again."
         ) from error
-    if table.column_names != list(_FEATURES):
-        raise DataError(f"Passages have the columns {list(_FEATURES)}, but {file} has {table.column_names}.")
+    wanted = {field.name: field.type for field in _FEATURES.arrow_schema}
+    if list(found.items()) != list(wanted.items()):
+        raise DataError(f"Passages have the columns {wanted}, but {file} has {found}. Build the index again.")
     return table

@@ -42,8 +42,12 @@ class Shards:
         return range(number * ROWS, min((number + 1) * ROWS, self.count))
 
     def missing(self) -> list[int]:
-        """The shards that are not there yet."""
-        return [number for number in range(len(self)) if not self._file(number).is_file()]
+        """The shards that are not there yet, or have lost bytes since."""
+        return [number for number in range(len(self)) if not self._is_whole(number)]
+
+    def _is_whole(self, number: int) -> bool:
+        file, size = self._file(number), 4 * len(self.rows(number)) * self.dimension
+        return file.is_file() and file.stat().st_size == size
 
     def write(self, number: int, vectors_nd: Vectors) -> None:
         """Keep a shard; once this returns, nothing loses it."""

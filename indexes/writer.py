@@ -31,12 +31,14 @@ from indexes.durable import only_writer, told_apart, write_file
 from indexes.encoder import Encoder, Vectors
 from indexes.errors import DataError, UsageError
 from indexes.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
-from indexes.passage_index import PassageIndex
+from indexes.passage_index import PassageIndex, load_manifest
 from indexes.segments import PASSAGES_FILE, Rows, open_passages, segment_folder, write_passages
 from indexes.shards import ROWS, Shards
 from indexes.vector_storage import VectorStorage
 
 _MODULUS = 2**256
+# What an `IndexWriter` or a build makes beside the manifest, and the halves of it.
+_OURS = re.compile(rf"segments/|{BM25_FOLDER}(-\d{{6,}})?(\.half)?/|deleted-\d{{6,}}\.npy(\.half)?$")
 
 logger = logging.getLogger(__name__)
 Source: TypeAlias = str | Path | Corpus | Iterable[Passage]
@@ -99,6 +101,7 @@ class IndexWriter:
             UsageError: Another process writes this index.
             MismatchError: It is not an index, it is damaged, or the encoder is another one.
         """
+        load_manifest(self.path)  # before the lock makes folders on the way to a path that is mistyped
         self._lock = only_writer(self.path)
         self._lock.__enter__()
         try:
@@ -128,8 +131,8 @@ class IndexWriter:
             DataError: An id is in the index already, or the corpus is broken.
         """
         index = self._open()
-        with self._read(corpus, index) as new:
-            known = _rows_of(index, {_document(p.id, index.manifest) for p in new})
+        with (reading := self._read(corpus, index)) as new:
+            known = _rows_of(index, reading.ids)
             if known:
                 raise DataError(
                     f"Added passages need new ids, but {min(known)!r} is in the index already. Use update to replace "
@@ -142,8 +145,10 @@ class IndexWriter:
 
         Raises:
             DataError: An id is not in the index; nothing is deleted then.
-            UsageError: No passage would be left.
+            UsageError: No passage would be left, or a text came in place of a list.
         """
+        if isinstance(ids, str):
+            raise UsageError(f"ids must be a list, but the text {ids!r} came. Put it into a list: [{ids!r}].")
         index, wanted = self._open(), set(ids)
         found = _rows_of(index, wanted)
         if missing := wanted - found.keys():
@@ -160,10 +165,9 @@ class IndexWriter:
             corpus: As in `add`.
         """
         index = self._open()
-        with self._read(corpus, index) as new:
+        with (reading := self._read(corpus, index)) as new:
             fresh = ~_contained(_digests(new), _digests(index.corpus))
-            documents = {_document(p.id, index.manifest) for p in new}
-            old = _joined(_rows_of(index, documents).values())
+            old = _joined(_rows_of(index, reading.ids).values())
             # A chunk that is the same stays; one that is gone from its document goes.
             kept = _contained(_digests(index.corpus), _digests(new))[index.vectors.rows.positions(old)]
             return self._publish(index, _subset(new, fresh, self._reading), old[~kept], unchanged=int((~fresh).sum()))
@@ -302,8 +306,7 @@ class IndexWriter:
                 yield from shards.blocks()
 
         def passages() -> Iterator[Passage]:
-            for start in range(0, len(positions), ROWS):
-                yield from index.corpus.take(positions[start : start + ROWS].tolist())
+            yield from _at(index, moved)
             yield from new or ()
 
         storage = VectorStorage.of(self.path, index.manifest)
@@ -315,11 +318,14 @@ class IndexWriter:
         """The vectors of new passages, in a folder named by what they are: the same call finds them again."""
         encoder = self._load_encoder(index)
         index.manifest.check_encoder(encoder)
-        order = hashlib.sha256("".join(f"{d:064x}" for d in map(row_digest, new)).encode()).hexdigest()[:32]
+        order = hashlib.sha256()
+        for passage in new:
+            order.update(f"{row_digest(passage):064x}".encode())
+        folder = self._staging / order.hexdigest()[:32]
         for other in self._staging.glob("*"):
-            if other.name != order:
+            if other != folder:
                 shutil.rmtree(other)
-        shards = Shards(self._staging / order, len(new), encoder.dimension)
+        shards = Shards(folder, len(new), encoder.dimension)
         encode_shards(new, encoder, shards, shards.missing(), batch_size=self._batch_size, progress=self._progress)
         return shards
 
@@ -344,7 +350,7 @@ class IndexWriter:
             if file.is_file() and _is_ours(name) and not _is_named(name, new):
                 file.unlink()
         for folder in sorted((f for f in self.path.rglob("*") if f.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
+            if _is_ours(f"{folder.relative_to(self.path).as_posix()}/") and not any(folder.iterdir()):
                 folder.rmdir()
 
 
@@ -361,11 +367,14 @@ class _Reading:
         self._options = options
         self._source = source
         self._chunker = chunker
+        self.ids: Set[str] = frozenset()
+        """Of the passages as they came, before they were cut: "a#1" may be a name of its own."""
 
     def __enter__(self) -> Corpus:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
             corpus = self._open()
+            self.ids = frozenset(corpus.ids)
             return corpus if self._chunker is None else corpus.chunked(self._chunker, cache_dir=self.folder)
         except BaseException:
             self.__exit__()
@@ -382,6 +391,10 @@ class _Reading:
             if corpus.quarantined:
                 logger.warning("%d broken rows of %s were left out.", corpus.quarantined, self._source)
             return corpus
+        if isinstance(self._source, Passage | Mapping):
+            raise UsageError(
+                f"Passages must come in a list, but a {type(self._source).__name__} came. Put it into one."
+            )
         return Corpus.from_passages(self._source, cache_dir=self.folder)
 
 
@@ -436,16 +449,21 @@ def _document(id_: str, manifest: Manifest) -> str:
 def _updated(index: PassageIndex, new: Corpus | None, deleted: NDArray[np.int64]) -> int:
     if new is None or not len(deleted):
         return 0
-    ids = {p.id for p in index.corpus.take(index.vectors.rows.positions(deleted).tolist())}
+    ids = {passage.id for passage in _at(index, deleted)}
     return sum(passage.id in ids for passage in new)
+
+
+def _at(index: PassageIndex, rows: NDArray[np.int64]) -> Iterator[Passage]:
+    """The passages at these rows, some at a time."""
+    positions = index.vectors.rows.positions(rows)
+    for start in range(0, len(positions), ROWS):
+        yield from index.corpus.take(positions[start : start + ROWS].tolist())
 
 
 def _fingerprint(index: PassageIndex, new: Corpus | None, deleted: NDArray[np.int64]) -> str:
     """The fingerprint of a corpus is a sum over its passages, so it follows what comes and what goes."""
     total = int(index.manifest.corpus_fingerprint, 16) + sum(map(row_digest, new or ()))
-    positions = index.vectors.rows.positions(deleted)
-    for start in range(0, len(positions), ROWS):
-        total -= sum(map(row_digest, index.corpus.take(positions[start : start + ROWS].tolist())))
+    total -= sum(map(row_digest, _at(index, deleted)))
     return f"{total % _MODULUS:064x}"
 
 
@@ -508,4 +526,4 @@ def _is_named(name: str, manifest: Manifest) -> bool:
 
 def _is_ours(name: str) -> bool:
     """Whether only an `IndexWriter` or a build can have made the file."""
-    return name.startswith(("segments/", f"{BM25_FOLDER}/", f"{BM25_FOLDER}-", "deleted-"))
+    return _OURS.match(name) is not None

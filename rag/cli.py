@@ -218,7 +218,7 @@ def _ids(args: Any) -> list[str]:
     ids = list(args.ids)
     if args.ids_file is not None:
         try:
-            ids += Path(args.ids_file).read_text(encoding="utf-8").splitlines()
+            ids += filter(str.strip, Path(args.ids_file).read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--ids_file needs a readable file of ids, one on each line: {error}") from error
     if not ids:

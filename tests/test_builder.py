@@ -22,11 +22,13 @@ from indexes import (
     DataError,
     Encoder,
     FaissIndex,
+    IndexWriter,
     MismatchError,
     Passage,
     PassageIndex,
     UsageError,
     builder,
+    durable,
     shards,
 )
 from indexes import build_index as build
@@ -186,6 +188,122 @@ def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: P
     corpus_file.write_text('{"id": "x", "text": "hamlet"}\n')
     with pytest.raises(UsageError, match="already holds an index"):
         build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+
+
+def test_resuming_is_not_content_with_what_a_writer_has_changed(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    build(corpus_file, encoder, tmp_path / "index", progress=False)
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        writer.compact()
+    assert build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False).manifest.version == 2
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        writer.delete(["p0"])
+    with pytest.raises(UsageError, match="already holds an index"):
+        build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+
+
+def test_a_build_inside_the_folder_of_its_corpus_is_resumed(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, breaking, tmp_path / "index", resume=True, progress=False)
+    first = build(tmp_path, encoder, tmp_path / "index", resume=True, progress=False)
+    assert list(first.corpus) == PASSAGES
+    assert build(tmp_path, encoder, tmp_path / "index", resume=True, progress=False).manifest == first.manifest
+
+
+def test_resuming_refuses_a_taken_output_before_it_encodes(
+    index: PassageIndex, encoder: Encoder, corpus_file: Path
+) -> None:
+    breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus_file, breaking, index.path, overwrite=True, progress=False)
+    with pytest.raises(UsageError, match="already holds an index"):  # and not KeyboardInterrupt
+        build(corpus_file, breaking, index.path, resume=True, progress=False)
+    assert build(corpus_file, encoder, index.path, resume=True, overwrite=True, progress=False).manifest.version == 1
+
+
+def test_a_build_that_died_after_its_last_rename_leaves_nothing(
+    index: PassageIndex, encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(_: Path) -> None:
+        if (tmp_path / ".index.old").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "remove_replaced", dying)
+        with pytest.raises(KeyboardInterrupt):
+            build(corpus_file, encoder, index.path, overwrite=True, progress=False)
+    assert sorted(os.listdir(tmp_path)) == [".index.building", ".index.old", "index", "toy.jsonl"]
+    assert len(build(corpus_file, encoder, index.path, resume=True, progress=False)) == 12
+    assert sorted(os.listdir(tmp_path)) == ["index", "toy.jsonl"]
+
+
+def test_a_quarantine_that_was_cut_off_is_written_again(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"id": "p11", "text": "hamlet"}\n{')
+    work = tmp_path / ".index.building"
+    breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "bad.jsonl", breaking, tmp_path / "index", on_error="skip", progress=False)
+    (work / "layout.json").unlink()
+    (work / "index/quarantine.jsonl").write_text('{"source": "ba')
+    build(tmp_path / "bad.jsonl", encoder, tmp_path / "index", on_error="skip", resume=True, progress=False)
+    assert json.loads((tmp_path / "index/quarantine.jsonl").read_text())["line"] == 2
+
+
+def test_places_where_no_index_can_be_are_refused(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (corpus_file / "index", tmp_path / ("x" * 250)):
+        with pytest.raises(UsageError, match="folder around it in which files can be made, but for"):
+            build(corpus_file, encoder, place, progress=False)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(UsageError, match=r"disk is the root of a file system\. Choose a folder inside it"):
+        build(corpus_file, encoder, tmp_path / "disk", progress=False)
+    assert os.listdir(tmp_path) == ["toy.jsonl"]
+
+
+def test_a_shard_that_has_lost_bytes_is_encoded_again(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents_of(build(corpus_file, encoder, tmp_path / "whole", progress=False).path)
+    monkeypatch.setattr(shards, "ROWS", 5)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus_file, BreakingEncoder(encoder.model, name=encoder.name), tmp_path / "index", progress=False)
+    shard = tmp_path / ".index.building/vectors/000001.f32"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    resumed = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+    assert contents_of(resumed.path) == whole
+
+
+@pytest.mark.parametrize("position", [107, 115])
+def test_a_damaged_list_of_deleted_rows_is_refused(position: int, index: PassageIndex, encoder: Encoder) -> None:
+    with IndexWriter(index.path, encoder, progress=False) as writer:
+        writer.delete(["p0"])
+    file = index.path / "deleted-000002.npy"
+    content = bytearray(file.read_bytes())
+    content[position] ^= 8  # a bracket opens in the header that numpy reads as Python
+    file.write_bytes(content)
+    with pytest.raises(MismatchError, match=r"deleted-000002\.npy of .* must be readable, but"):
+        PassageIndex.open(index.path)
+
+
+def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex) -> None:
+    file = index.path / "segments/000000/passages.arrow"
+    content = file.read_bytes()
+    for position in range(len(content) // 2):
+        for bit in (1, 16):
+            damaged = bytearray(content)
+            damaged[position] ^= bit
+            file.write_bytes(damaged)
+            with pytest.raises(MismatchError):
+                PassageIndex.open(index.path, verify="checksums")
+            try:
+                PassageIndex.open(index.path)
+            except MismatchError as error:
+                assert "Build" in str(error)
 
 
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:

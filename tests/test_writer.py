@@ -27,6 +27,7 @@ from indexes import (
     build_index,
 )
 from indexes.encoder import Vectors
+from indexes.manifest import Manifest
 from indexes.segments import Rows, Segments
 
 NEW = [
@@ -225,6 +226,70 @@ def test_chunks_follow_their_document(encoder: CountingEncoder, tmp_path: Path) 
     wanted = Corpus.from_passages([*documents, Passage("p4", "Berlin", "Berlin is a city.")]).chunked(chunker)
     assert {p.id: p for p in index.corpus} == {p.id: p for p in wanted}
     index.verify(encoder=encoder, corpus=wanted)
+
+
+def test_a_name_like_that_of_a_chunk_is_no_chunk(encoder: CountingEncoder, tmp_path: Path) -> None:
+    chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
+    whole = [Passage("a", "", "Paris is"), Passage("b", "", "Berlin is")]
+    build_index(Corpus.from_passages(whole), encoder, tmp_path / "index", chunker=chunker, progress=False)
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        assert writer.update([Passage("a#1", "", "Oxygen is")]).deleted == 0
+        assert writer.add([Passage("b#7", "", "Faust is")]).passages == 4
+    assert sorted(PassageIndex.open(tmp_path / "index").corpus.ids) == ["a", "a#1", "b", "b#7"]
+
+
+def test_what_is_not_of_the_index_stays_in_its_folder(index: PassageIndex, encoder: CountingEncoder) -> None:
+    mine = ["deleted-ids.txt", "bm25-notes.md", "notes.txt"]
+    for name in mine:
+        (index.path / name).write_text("mine")
+    (index.path / "empty").mkdir()
+    (index.path / "link").symlink_to("empty")
+    for half in ("deleted-000007.npy.half", "bm25-000007.half/params", "segments/000007/vectors.faiss.half"):
+        (index.path / half).parent.mkdir(exist_ok=True)
+        (index.path / half).write_text("left by a writer that died")
+    with IndexWriter(index.path, encoder, progress=False) as writer:
+        writer.delete(["p1"])
+    others = {"bm25-000002", "deleted-000002.npy", "manifest.json", "segments"}
+    assert set(os.listdir(index.path)) == {*mine, "empty", "link", *others}
+    assert os.listdir(index.path / "segments") == ["000000"]
+
+
+def test_one_thing_in_place_of_a_list_is_refused(index: PassageIndex, encoder: CountingEncoder) -> None:
+    with IndexWriter(index.path, encoder, progress=False) as writer:
+        with pytest.raises(
+            UsageError, match=r"ids must be a list, but the text 'p1' came\. Put it into a list: \['p1'\]"
+        ):
+            writer.delete("p1")
+        for one in (NEW[0], {"id": "n0", "text": "x"}):
+            with pytest.raises(UsageError, match=r"must come in a list, but a (Passage|dict) came\. Put it into one"):
+                writer.add(one)  # type: ignore[arg-type]
+        with pytest.raises(MismatchError, match="'search_parameters' must be str, but None came"):
+            writer.set_search_parameters(None)  # type: ignore[arg-type]
+    assert PassageIndex.open(index.path).manifest == index.manifest
+
+
+def test_a_mistyped_path_makes_no_folders(encoder: CountingEncoder, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="is no directory"):
+        with IndexWriter(tmp_path / "no/such/index", encoder):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_goes_while_an_index_is_opened_means_a_newer_version(
+    index: PassageIndex, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = Manifest.verify_files
+
+    def between(manifest: Manifest, folder: Path, *, checksums: bool) -> None:
+        if manifest.version > 1:
+            return taken(manifest, folder, checksums=checksums)
+        monkeypatch.undo()
+        with IndexWriter(index.path, encoder, progress=False) as writer:
+            writer.delete(["p1"])
+        raise FileNotFoundError("gone between two looks at it")
+
+    monkeypatch.setattr(Manifest, "verify_files", between)
+    assert PassageIndex.open(index.path).manifest.version == 2
 
 
 def test_an_interrupted_add_encodes_nothing_twice(
