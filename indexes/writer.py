@@ -132,7 +132,7 @@ class IndexWriter:
         """
         index = self._open()
         with (reading := self._read(corpus, index)) as new:
-            known = _rows_of(index, reading.ids)
+            known = _rows_of(index, reading.ids())
             if known:
                 raise DataError(
                     f"Added passages need new ids, but {min(known)!r} is in the index already. Use update to replace "
@@ -167,7 +167,7 @@ class IndexWriter:
         index = self._open()
         with (reading := self._read(corpus, index)) as new:
             fresh = ~_contained(_digests(new), _digests(index.corpus))
-            old = _joined(_rows_of(index, reading.ids).values())
+            old = _joined(_rows_of(index, reading.ids()).values())
             # A chunk that is the same stays; one that is gone from its document goes.
             kept = _contained(_digests(index.corpus), _digests(new))[index.vectors.rows.positions(old)]
             return self._publish(index, _subset(new, fresh, self._reading), old[~kept], unchanged=int((~fresh).sum()))
@@ -367,18 +367,20 @@ class _Reading:
         self._options = options
         self._source = source
         self._chunker = chunker
-        self.ids: Set[str] = frozenset()
-        """Of the passages as they came, before they were cut: "a#1" may be a name of its own."""
+        self._uncut: Corpus | None = None
 
     def __enter__(self) -> Corpus:
         shutil.rmtree(self.folder, ignore_errors=True)
         try:
-            corpus = self._open()
-            self.ids = frozenset(corpus.ids)
+            self._uncut = corpus = self._open()
             return corpus if self._chunker is None else corpus.chunked(self._chunker, cache_dir=self.folder)
         except BaseException:
             self.__exit__()
             raise
+
+    def ids(self) -> Set[str]:
+        """Of the passages as they came, before they were cut: "a#1" may be a name of its own."""
+        return frozenset(passage.id for passage in self._uncut or ())
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
