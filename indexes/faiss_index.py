@@ -446,14 +446,15 @@ def _unfit(index: Any) -> str:
     *_, searched = layers = list(_layers(index))
     if any(layer.metric_type != faiss.METRIC_INNER_PRODUCT for layer in layers):
         return "compares by distance whatever it is asked for"
-    if isinstance(searched, faiss.IndexRowwiseMinMaxBase):
+    if isinstance(searched, faiss.IndexRowwiseMinMaxBase | faiss.IndexNSG):
         return "cannot be added to"
     if isinstance(searched, _untyped.IndexIVFAdditiveQuantizerFastScan):
         return "cannot be told for one search how many lists to look into"
     if _direct_bytes(searched):
         return "stores whole numbers from 0 to 255 only"
     if not isinstance(layers[0], faiss.IndexRefine):
-        if isinstance(searched, _untyped.IndexIVFFlatDedup):
+        # Of FAISS 1.15's lists of RaBitQ for the fast scan come other vectors than went in (a mean cosine of 0.2).
+        if isinstance(searched, _untyped.IndexIVFFlatDedup | _untyped.IndexIVFRaBitQFastScan):
             return "gives no vectors back"
         if any(_is_whitened(layer) for layer in layers):
             return "whitens, which cannot be undone"

@@ -289,6 +289,8 @@ def _search(args: Any) -> Report:
     from rag.pipeline import encoder_of, retriever_of
     from retriever import Candidates
 
+    if args.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, but {args.batch_size} came.")
     examples = _questions(args)
     index = PassageIndex.open(args.index)
     retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)

@@ -46,7 +46,7 @@ SIZES = {
     "OPQ8_16,IVF16,PQ8": 8 + 8,
     "IVF16,RaBitQ": 12 + 8,
     "IVF16,RaBitQ,Refine(SQ8)": 12 + 8 + 32,
-    "IVF16,RaBitQfs": 12 + 8,
+    "IVF16,RaBitQfs,RFlat": 12 + 8 + 128,
     "IVF16_HNSW32,PQ8x4fs,RFlat": 4 + 8 + 128,
     "IVF16(HNSW32),Flat": 128 + 8,
     "PCA8,Flat": 32,

@@ -34,7 +34,6 @@ COMPRESSED = [
     "SQ8",
     "SQfp16",
     "HNSW32,SQ8",
-    "NSG16",
     "PQ4x4",
     "PQ8x4fs",
     "IVF4,PQ8",
@@ -45,7 +44,6 @@ COMPRESSED = [
     "RaBitQfs",
     "IVF16,RaBitQ",
     "IVF16,RaBitQ4",
-    "IVF16,RaBitQfs",
     "OPQ4,IVF4,PQ4x4",
     "PCA8,Flat",
     "PCAR12,IVF4,SQ8",
@@ -63,7 +61,6 @@ PARAMETERS = {
     "PCAR12,IVF4,SQ8": {"nprobe": 4},
     "RaBitQ": {"qb": 8},
     "IVF16,RaBitQ": {"nprobe": 8, "qb": 8},
-    "IVF16,RaBitQfs": {"nprobe": 8, "qb": 8},
     "IVF16,PQ8x4fs,RFlat": {"k_factor_rf": 4, "nprobe": 8},
     "OPQ8,IVF16,PQ8x4fs,RFlat": {"k_factor_rf": 4, "nprobe": 8},
     "IVF16,RaBitQ,Refine(SQ8)": {"k_factor_rf": 4, "nprobe": 8, "qb": 8},
@@ -165,7 +162,7 @@ def test_save_and_load_keep_every_result(
     if mmap:
         with pytest.raises(UsageError, match="read-only"):
             loaded.add(unit_Nd[:1])
-    elif factory != "NSG16":  # a graph that FAISS builds once
+    else:
         loaded.add(unit_Nd[:1])
         np.testing.assert_allclose(loaded.reconstruct([N]), loaded.reconstruct([0]), atol=1e-6)
 
@@ -301,7 +298,7 @@ print(refused)
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
-    factories = ["Flat", "SQ8", "HNSW16", *REFINED, "IVF4,Flat", "IVF16,RaBitQfs", "PCAR12,IVF4,SQ8"]
+    factories = ["Flat", "SQ8", "HNSW16", *REFINED, "IVF4,Flat", "IVF16,RaBitQfs,RFlat", "PCAR12,IVF4,SQ8"]
     for number, factory in enumerate(factories):
         FaissIndex.build(vectors_Nd, factory=factory).save(tmp_path / str(number))
     command = [sys.executable, "-X", "faulthandler", "-c", TRUNCATED, str(tmp_path), *factories]
@@ -421,7 +418,9 @@ def test_what_faiss_accepts_and_cannot_do_is_refused(factory: str, why: str) -> 
         FaissIndex.empty(D, factory)
 
 
-@pytest.mark.parametrize("factory", ["Flt", "", "PQ5", "LSH", "IVF16,PQ4+4", "HNSW16,RaBitQ"])
+@pytest.mark.parametrize(
+    "factory", ["Flt", "", "PQ5", "LSH", "IVF16,PQ4+4", "HNSW16,RaBitQ", "NSG16", "IVF16,RaBitQfs"]
+)
 def test_a_bad_factory_is_refused_with_examples(factory: str) -> None:
     with pytest.raises(UsageError, match=rf"factory.*'{re.escape(factory)}'"):
         FaissIndex.empty(D, factory)
