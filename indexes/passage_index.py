@@ -20,7 +20,7 @@ from indexes.factory import keeps_vectors
 from indexes.manifest import MANIFEST_FILE, Manifest
 from indexes.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
 from indexes.shards import evenly_spaced
-from indexes.vector_storage import VectorStorage
+from indexes.vector_storage import VECTORS_FILE, VectorStorage
 
 _LOWEST_COSINE = 0.999
 
@@ -209,6 +209,7 @@ class PassageIndex:
         Raises:
             MismatchError: The first thing that does not hold.
         """
+        self._check_listed()
         self.manifest.verify_files(self.path, checksums=True)
         _check_counts(self.path, self.corpus, self.vectors, self.manifest)
         # Computed from the passages themselves: what this corpus says of itself came from the manifest.
@@ -231,6 +232,16 @@ class PassageIndex:
             "sampled": len(cosines),
             "lowest_cosine": min(cosines, default=None),
         }
+
+    def _check_listed(self) -> None:
+        """No file is left out of those whose checksums are compared."""
+        names = {PASSAGES_FILE} if self.manifest.milvus else {PASSAGES_FILE, VECTORS_FILE}
+        used = {f"segments/{segment.name}/{name}" for segment in self.manifest.segments for name in names}
+        if missing := sorted({*used, *filter(None, [self.manifest.deleted])} - self.manifest.files.keys()):
+            raise MismatchError(
+                f"A manifest must list every file of its index, but that of {self.path} leaves out {missing[0]!r}. "
+                "Build it again."
+            )
 
     def _check_ids(self) -> None:
         """No id is there twice, in however many segments."""

@@ -493,6 +493,14 @@ def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
         PassageIndex(index.path, index.corpus, index.vectors, manifest).verify()
 
 
+@pytest.mark.parametrize("name", ["vectors.faiss", "passages.arrow"])
+def test_verify_misses_no_file_that_the_manifest_leaves_out(name: str, index: PassageIndex) -> None:
+    files = {file: record for file, record in index.manifest.files.items() if not file.endswith(name)}
+    replace(index.manifest, files=files).save(index.path / "manifest.json")
+    with pytest.raises(MismatchError, match=rf"must list every file .* leaves out 'segments/000000/{name}'"):
+        PassageIndex.open(index.path).verify()
+
+
 def test_the_encoder_comes_back_with_the_settings_of_the_build(
     encoder: Encoder, corpus_file: Path, tmp_path: Path
 ) -> None:
