@@ -364,6 +364,7 @@ class Build:
             segments=tuple(segments),
             files=files,
             next_segment=len(segments),
+            segment_rows=layout.segment_rows if len(segments) > 1 else 0,
             bm25=BM25_FOLDER if self.plan["bm25"] else "",
             chunking=self.plan["chunking"],
             milvus=milvus,

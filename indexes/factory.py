@@ -262,6 +262,14 @@ def keeps_vectors(factory: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def survives_moving(factory: str) -> bool:
+    """Whether a vector that is read back and added again is found as well as before, however often.
+
+    RaBitQ keeps one bit for each dimension: what is read back falls into other lists, and each time more is lost.
+    """
+    return "RaBitQ" not in factory or bool(parse(factory).refine)
+
+
 def search_parameters(factory: str) -> dict[str, tuple[int, ...]]:
     """The parameters that trade recall for time, each with values from fast to thorough; empty for exact kinds."""
     parts = parse(factory)

@@ -98,6 +98,7 @@ class Manifest:
         files: Every other file of the directory by its relative name.
         version: 1 after the build, and one more with each change.
         next_segment: The number that the next segment is named by.
+        segment_rows: The most rows that a segment may have; 0 for as many as there are.
         deleted: The file with the rows that are deleted; empty when there are none.
         bm25: The folder of the BM25 index; empty when there is none.
         search_parameters: How hard a search looks, such as "nprobe=64"; empty for the defaults.
@@ -121,6 +122,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     version: int = 1
     next_segment: int = 1
+    segment_rows: int = 0
     deleted: str = ""
     bm25: str = ""
     search_parameters: str = ""
@@ -303,6 +305,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "passages": (int,),
     "revision": (str, type(None)),
     "rows": (int,),
+    "segment_rows": (int,),
     "segments": (list,),
     "version": (int,),
 }

@@ -1,7 +1,7 @@
 """Where the vectors of an index live: a FAISS file in each segment, or a partition for each on a Milvus server."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from indexes.durable import write_path
@@ -41,8 +41,8 @@ class VectorStorage(ABC):
         """Write the vectors of a segment, those that are not there yet."""
 
     @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove the vectors of a segment that no version uses any more."""
+    def keep_only(self, names: Set[str]) -> None:
+        """Remove the vectors of all segments but these."""
 
 
 class FaissFiles(VectorStorage):
@@ -83,8 +83,8 @@ class FaissFiles(VectorStorage):
         """An index of this kind without vectors."""
         return FaissIndex.empty(self.dimension, self.factory)
 
-    def remove(self, name: str) -> None:
-        """As `VectorStorage.remove`: it goes with the folder of its segment."""
+    def keep_only(self, names: Set[str]) -> None:
+        """As `VectorStorage.keep_only`: they go with the folders of their segments."""
 
     def _file(self, name: str) -> Path:
         return segment_folder(self.path, name) / VECTORS_FILE
@@ -117,10 +117,12 @@ class MilvusPartitions(VectorStorage):
                 there = max(there - len(block_nd), 0)
             index.flush()
 
-    def remove(self, name: str) -> None:
-        """As `VectorStorage.remove`; readers of older versions miss them at once."""
-        if self._is_there(name):
-            self._open(name).drop()
+    def keep_only(self, names: Set[str]) -> None:
+        """As `VectorStorage.keep_only`; readers of older versions miss the others at once."""
+        kept = set(map(int, names))
+        for number in MilvusIndex.segments(self.uri, self.collection):
+            if number not in kept:
+                self._open(str(number)).drop()
 
     def _is_there(self, name: str) -> bool:
         return int(name) in MilvusIndex.segments(self.uri, self.collection)

@@ -11,6 +11,7 @@ Axes: N passages of the index, M of another corpus.
 """
 
 import hashlib
+import itertools
 import logging
 import re
 import shutil
@@ -30,6 +31,7 @@ from indexes.corpus import Corpus, Passage, row_digest
 from indexes.durable import only_writer, told_apart, write_file
 from indexes.encoder import Encoder, Vectors
 from indexes.errors import DataError, UsageError
+from indexes.factory import survives_moving
 from indexes.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
 from indexes.passage_index import PassageIndex, load_manifest
 from indexes.segments import PASSAGES_FILE, Rows, open_passages, segment_folder, write_passages
@@ -257,22 +259,19 @@ class IndexWriter:
                 manifest = replace(manifest, corpus_source=source)
             manifest.save(self.path / MANIFEST_FILE)
         shutil.rmtree(self._staging, ignore_errors=True)
-        self._remove_unnamed(index.manifest, manifest)
+        self._remove_unnamed(manifest)
         return replace(change, version=manifest.version)
 
     def _write(self, index: PassageIndex, new: Corpus | None, deleted: NDArray[np.int64], merge_all: bool) -> Manifest:
         old, version = index.manifest, index.manifest.version + 1
-        self._remove_unnamed(old, old)  # what a writer left that died
+        self._remove_unnamed(old)  # what a writer left that died
         rows = Rows([s.rows for s in old.segments], np.union1d(index.vectors.rows.deleted, deleted))
-        merged = list(range(len(old.segments))) if merge_all else _to_merge(rows, 0 if new is None else len(new))
+        added = 0 if new is None else len(new)
+        merged = list(range(len(old.segments))) if merge_all else _to_merge(rows, added, old.segment_rows)
         stay = [number for number in range(len(old.segments)) if number not in merged]
-        segments = [old.segments[number] for number in stay]
-        number = old.next_segment
-        if moved := sum(_live(rows, n) for n in merged) + (0 if new is None else len(new)):
-            record = SegmentRecord(f"{number:06d}", moved)
-            self._write_segment(index, rows, merged, new, record.name)
-            segments.append(record)
-            number += 1
+        moved = np.concatenate([_live_rows(rows, n) for n in merged] or [np.empty(0, np.int64)])
+        written = self._write_segments(index, moved, new)
+        segments = [*(old.segments[number] for number in stay), *written]
         gone = _deleted_in(rows, stay)
         name = f"deleted-{version:06d}.npy" if len(gone) else ""
         if name:
@@ -282,7 +281,7 @@ class IndexWriter:
             version=version,
             passages=sum(s.rows for s in segments) - len(gone),
             segments=tuple(segments),
-            next_segment=number,
+            next_segment=old.next_segment + len(written),
             deleted=name,
             bm25=f"{BM25_FOLDER}-{version:06d}" if old.bm25 else "",
             corpus_fingerprint=_fingerprint(index, new, deleted),
@@ -291,28 +290,39 @@ class IndexWriter:
             write_bm25(self.path / manifest.bm25, self._corpus(manifest, gone))
         return replace(manifest, files=self._records(manifest))
 
-    def _write_segment(
-        self, index: PassageIndex, rows: Rows, merged: Sequence[int], new: Corpus | None, name: str
-    ) -> None:
-        """One segment of what is left of others and of what is new."""
-        moved = np.concatenate([_live_rows(rows, n) for n in merged] or [np.empty(0, np.int64)])
-        positions = index.vectors.rows.positions(moved)
+    def _write_segments(self, index: PassageIndex, moved: NDArray[np.int64], new: Corpus | None) -> list[SegmentRecord]:
+        """What is left of merged segments (rows) and then what is new, in one segment or as many as the build made."""
         shards = None if new is None else self._encode(index, new)
-
-        def blocks() -> Iterator[Vectors]:
-            for start in range(0, len(positions), ROWS):
-                yield index.vectors.reconstruct(positions[start : start + ROWS])
-            if shards is not None:
-                yield from shards.blocks()
-
-        def passages() -> Iterator[Passage]:
-            yield from _at(index, moved)
-            yield from new or ()
-
+        total = len(moved) + (0 if new is None else len(new))
+        size = index.manifest.segment_rows or max(total, 1)
         storage = VectorStorage.of(self.path, index.manifest)
-        storage.remove(name)  # what a writer left that died
-        storage.write(name, blocks())
-        write_passages(segment_folder(self.path, name) / PASSAGES_FILE, passages())
+        written: list[SegmentRecord] = []
+        for start in range(0, total, size):
+            record = SegmentRecord(f"{index.manifest.next_segment + len(written):06d}", min(size, total - start))
+            old = moved[start : start + size]
+            fresh = range(max(start - len(moved), 0), max(start + record.rows - len(moved), 0))
+            storage.write(record.name, self._vectors(index, old, shards, fresh))
+            passages = itertools.chain(_at(index, old), _taken(new, fresh))
+            write_passages(segment_folder(self.path, record.name) / PASSAGES_FILE, passages)
+            written.append(record)
+        return written
+
+    def _vectors(
+        self, index: PassageIndex, old: NDArray[np.int64], shards: Shards | None, fresh: range
+    ) -> Iterator[Vectors]:
+        """Those of rows that move, and those of new passages.
+
+        Kinds that would lose with each move what they had kept of a vector have their passages encoded again.
+        """
+        positions = index.vectors.rows.positions(old)
+        for start in range(0, len(positions), ROWS):
+            block = positions[start : start + ROWS]
+            if index.manifest.milvus or survives_moving(index.manifest.factory):
+                yield index.vectors.reconstruct(block)
+            else:
+                yield self._load_encoder(index).encode_passages(index.corpus.take(block.tolist()))
+        if shards is not None and fresh:
+            yield from shards.blocks(fresh.start, fresh.stop)
 
     def _encode(self, index: PassageIndex, new: Corpus) -> Shards:
         """The vectors of new passages, in a folder named by what they are: the same call finds them again."""
@@ -340,11 +350,9 @@ class IndexWriter:
             if file.is_file() and _is_named(name := file.relative_to(self.path).as_posix(), manifest)
         }
 
-    def _remove_unnamed(self, old: Manifest, new: Manifest) -> None:
+    def _remove_unnamed(self, new: Manifest) -> None:
         """Remove what no version needs any more; who has it open keeps it until he closes it."""
-        storage = VectorStorage.of(self.path, old)
-        for segment in set(old.segments) - set(new.segments):
-            storage.remove(segment.name)
+        VectorStorage.of(self.path, new).keep_only({segment.name for segment in new.segments})
         for file in self.path.rglob("*"):
             name = file.relative_to(self.path).as_posix()
             if file.is_file() and _is_ours(name) and not _is_named(name, new):
@@ -462,6 +470,13 @@ def _at(index: PassageIndex, rows: NDArray[np.int64]) -> Iterator[Passage]:
         yield from index.corpus.take(positions[start : start + ROWS].tolist())
 
 
+def _taken(corpus: Corpus | None, rows: range) -> Iterator[Passage]:
+    """The passages in these rows of a corpus, some at a time."""
+    for start in range(0, len(rows), ROWS):
+        if corpus is not None:
+            yield from corpus.take(rows[start : start + ROWS])
+
+
 def _fingerprint(index: PassageIndex, new: Corpus | None, deleted: NDArray[np.int64]) -> str:
     """The fingerprint of a corpus is a sum over its passages, so it follows what comes and what goes."""
     total = int(index.manifest.corpus_fingerprint, 16) + sum(map(row_digest, new or ()))
@@ -498,13 +513,19 @@ def _deleted_in(rows: Rows, segments: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def _to_merge(rows: Rows, new: int) -> list[int]:
-    """The segments that go into the next one: those half deleted, and from the end those not much larger than it."""
+def _to_merge(rows: Rows, new: int, most: int) -> list[int]:
+    """The segments that go into the next one: those half deleted, and from the end those not much larger than it.
+
+    Args:
+        rows: Of the segments.
+        new: Rows that are added.
+        most: Rows that a segment may have; 0 for as many as there are.
+    """
     count = len(rows.starts) - 1
     merged = {n for n in range(count) if 2 * rows.deleted_of(n) > np.diff(rows.starts)[n]}
     size = new + sum(_live(rows, n) for n in merged)
     for number in reversed([n for n in range(count) if n not in merged]):
-        if not size or _live(rows, number) > 2 * size:
+        if not size or _live(rows, number) > 2 * size or (most and size + _live(rows, number) > most):
             break
         merged.add(number)
         size += _live(rows, number)

@@ -18,6 +18,7 @@ from indexes import (
     Corpus,
     DataError,
     Encoder,
+    FaissIndex,
     IndexWriter,
     MilvusIndex,
     MismatchError,
@@ -514,3 +515,38 @@ def test_vectors_on_milvus_live_by_the_same_rules(encoder: CountingEncoder, tmp_
     index = check(tmp_path / "index", encoder, left)
     numbers = [int(segment.name) for segment in index.manifest.segments]
     assert MilvusIndex.segments(where, index.manifest.milvus["collection"]) == numbers
+
+
+def test_segments_stay_as_small_as_the_build_made_them(
+    encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexes import builder
+
+    monkeypatch.setattr(builder, "segment_rows", lambda *_: 5)
+    build_index(Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="HNSW8", progress=False)
+    more = [Passage(f"s{n}", "", f"river {n}") for n in range(13)]
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        writer.add(more)
+        index = check(tmp_path / "index", encoder, [*PASSAGES, *more])
+        # 5, 5 and 2 of the build; the 2 would fit into the new ones, were they not full.
+        assert [segment.rows for segment in index.manifest.segments] == [5, 5, 2, 5, 5, 3]
+        writer.delete(["p0", "s0"])
+        writer.compact()
+    left = [p for p in [*PASSAGES, *more] if p.id not in ("p0", "s0")]
+    assert [segment.rows for segment in check(tmp_path / "index", encoder, left).manifest.segments] == [5, 5, 5, 5, 3]
+
+
+def test_one_bit_codes_do_not_wear_out(encoder: CountingEncoder, tmp_path: Path) -> None:
+    """Merged again and again, they are those that one build makes, since passages are encoded again and not codes."""
+    passages = [Passage(f"r{n}", "", f"river {n % 13} germany {n % 7} faust {n}") for n in range(90)]
+    build_index(Corpus.from_passages(passages[:80]), encoder, tmp_path / "index", factory="IVF4,RaBitQ", progress=False)
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        for passage in passages[80:]:
+            writer.add([passage])
+        for _ in range(3):
+            writer.compact()
+    index = PassageIndex.open(tmp_path / "index")
+    fresh = FaissIndex.load(tmp_path / "index/trained.faiss")
+    fresh.add(encoder.encode_passages(list(index.corpus)))
+    queries = encoder.encode_questions(QUESTIONS)
+    np.testing.assert_array_equal(index.vectors.search(queries, 10)[1], fresh.search(queries, 10)[1])
