@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 PROBED = 4096
 """Vectors that are put into an index of the kind, to see what one costs: a block of a build."""
 TOKENISING = 1.25
-"""What an encoder's preparation of a batch takes over its tokenizer alone: padding, tensors, the order by length
-(`python -m benchmarks.plan_index`)."""
+"""What an encoder's preparation of a batch takes over its tokenizer alone: padding, tensors, the order by length.
+Fitted to the encoding seconds that `python -m benchmarks.plan_index` prints for the pocket encoder."""
 TOKEN_BYTES = 205
 """Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
@@ -562,7 +562,7 @@ def _points_for_codes(code: str, sample: int) -> int:
 def graph_growth(rows: int) -> float:
     """How much more a vector costs in a graph of so many than in the probe's: half as much again at each doubling.
 
-    Measured up to 131,072 vectors: 3.6 times at 32 times as many (`python -m benchmarks.plan_index --graph`).
+    Measured: 2.4 times at 8 times as many (`python -m benchmarks.plan_index --graph 32768`).
     """
     doublings = math.log2(rows / PROBED)
     return 1 + doublings / 2 if doublings > 0 else float(2 ** (doublings / 2))
