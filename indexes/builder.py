@@ -373,7 +373,10 @@ class Build:
         )
         manifest.save(folder / MANIFEST_FILE)
         _refuse_taken(self.output, overwrite=overwrite)
+        replaced = _milvus_of(self.output)
         put_in_place(folder, self.output)
+        if replaced is not None:
+            replaced.keep_only(set())
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -559,6 +562,16 @@ def _check_space(work: Path, factory: str, passages: int, dimension: int) -> Non
             f"vectors, {words(index)} for the index of them, {words(texts)} for passages; but {words(free)} are free. "
             "Make room, or choose another output."
         )
+
+
+def _milvus_of(output: Path) -> VectorStorage | None:
+    """Where an index that is about to be replaced keeps vectors outside its folder, if it does."""
+    file = output / MANIFEST_FILE
+    try:
+        manifest = Manifest.load(file) if file.is_file() else None
+    except MismatchError:  # of another format, or damaged
+        return None
+    return VectorStorage.of(output, manifest) if manifest is not None and manifest.milvus else None
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:

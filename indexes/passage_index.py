@@ -210,6 +210,11 @@ class PassageIndex:
             MismatchError: The first thing that does not hold.
         """
         self._check_listed()
+        if (version := load_manifest(self.path).version) != self.manifest.version:
+            raise MismatchError(
+                f"The newest version of {self.path} can be verified, which is {version}, but version "
+                f"{self.manifest.version} is open. Open it again."
+            )
         self.manifest.verify_files(self.path, checksums=True)
         _check_counts(self.path, self.corpus, self.vectors, self.manifest)
         # Computed from the passages themselves: what this corpus says of itself came from the manifest.

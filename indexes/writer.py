@@ -195,7 +195,8 @@ class IndexWriter:
         Kinds that keep vectors exactly (Flat, HNSW, IVF Flat) still do; others compress again what they had compressed.
         """
         index = self._open()
-        return self._publish(index, None, np.empty(0, np.int64), merge_all=True)
+        small = len(index.manifest.segments) == 1 and not len(index.vectors.rows.deleted)
+        return self._publish(index, None, np.empty(0, np.int64), merge_all=not small)
 
     def set_search_parameters(self, parameters: str) -> Change:
         """Make every search look this hard unless it is told otherwise, such as "nprobe=64"; "" for the defaults.
@@ -205,8 +206,10 @@ class IndexWriter:
         """
         index = self._open()
         index.vectors.search(np.zeros((1, index.vectors.dimension), np.float32), 1, parameters=parameters or None)
-        manifest = replace(index.manifest, version=index.manifest.version + 1, search_parameters=parameters)
-        manifest.save(self.path / MANIFEST_FILE)
+        manifest = index.manifest
+        if parameters != manifest.search_parameters:
+            manifest = replace(manifest, version=manifest.version + 1, search_parameters=parameters)
+            manifest.save(self.path / MANIFEST_FILE)
         return Change(manifest.version, 0, 0, 0, len(index), len(index))
 
     # -- how it is done --------------------------------------------------------------------------------------------

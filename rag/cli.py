@@ -201,12 +201,15 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
         from dataclasses import asdict
 
         from indexes import IndexWriter, PassageIndex
+        from indexes.factory import survives_moving
         from rag.pipeline import encoder_of
 
         options: dict[str, Any] = {}
         if "corpus" in args:
             options = {name: args[name] for name in ("batch_size", "on_error", "quarantine")}
-            options["encoder"] = encoder_of(PassageIndex.open(args.index, verify="none"), args.encoder)
+        index = PassageIndex.open(args.index, verify="none", mmap=True)
+        if "corpus" in args or not (index.manifest.milvus or survives_moving(index.manifest.factory)):
+            options["encoder"] = encoder_of(index, args.encoder if "encoder" in args else None)
         with IndexWriter(args.index, progress=_progress(args), **options) as writer:
             done = change(writer, args)
         return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))

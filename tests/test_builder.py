@@ -195,8 +195,10 @@ def test_resuming_is_not_content_with_what_a_writer_has_changed(
 ) -> None:
     build(corpus_file, encoder, tmp_path / "index", progress=False)
     with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
-        writer.compact()
-    assert build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False).manifest.version == 2
+        writer.delete(["p0"])
+        writer.add([PASSAGES[0]])
+    # The same passages again, if in another order.
+    assert build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False).manifest.version == 3
     with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
         writer.delete(["p0"])
     with pytest.raises(UsageError, match="already holds an index"):
@@ -324,9 +326,8 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     monkeypatch.setattr(builder, "build_bytes", lambda factory, n, dimension: n)
     passages = [Passage(f"n{i}", "", PASSAGES[i % 12].contents + f" {QUESTIONS[i % 3]} {i}") for i in range(150)]
     built = build(Corpus.from_passages(passages), encoder, tmp_path / "index", factory="HNSW16", progress=False)
-    assert [segment.rows for segment in built.manifest.segments] == [64, 64, 22] or [
-        segment.rows for segment in built.manifest.segments
-    ] == [48, 48, 48, 6]
+    # Three parts of 50 would be 64 with whole shards; four of 38 are 48.
+    assert [segment.rows for segment in built.manifest.segments] == [48, 48, 48, 6]
     vectors = encoder.encode_passages(passages)
     np.testing.assert_array_equal(built.vectors.reconstruct(range(150)), vectors)
     scores_Bk, _ = built.vectors.search(encoder.encode_questions(QUESTIONS), 20)

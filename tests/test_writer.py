@@ -95,6 +95,8 @@ def test_add_makes_a_segment_and_encodes_only_what_is_new(index: PassageIndex, e
     assert encoder.taken() == ["n0", "n1", "n2"]
     newest = check(index.path, encoder, [*PASSAGES, *NEW])
     assert [segment.rows for segment in newest.manifest.segments] == [12, 3]
+    with pytest.raises(MismatchError, match=r"verified, which is 2, but version 1 is open\. Open it again"):
+        index.verify()
     # Who has the old version open keeps it.
     assert len(index) == 12 and len(index.vectors.search(encoder.encode_questions(QUESTIONS), 20)[1][0]) == 20
     assert (index.vectors.search(encoder.encode_questions(QUESTIONS), 20)[1] < 12).all()
@@ -174,6 +176,7 @@ def test_compact_gives_what_a_build_gives(index: PassageIndex, encoder: Counting
         writer.add(NEW)
         writer.delete(["p3"])
         writer.compact()
+        assert writer.compact().version == 4  # there is nothing left to do
     newest = check(index.path, encoder, [*(p for p in PASSAGES if p.id != "p3"), *NEW])
     assert (len(newest.manifest.segments), newest.manifest.deleted) == (1, "")
     built = build_index(newest.corpus, encoder, tmp_path / "built", progress=False)
@@ -515,6 +518,9 @@ def test_vectors_on_milvus_live_by_the_same_rules(encoder: CountingEncoder, tmp_
     index = check(tmp_path / "index", encoder, left)
     numbers = [int(segment.name) for segment in index.manifest.segments]
     assert MilvusIndex.segments(where, index.manifest.milvus["collection"]) == numbers
+    again = build_index(index.corpus, encoder, index.path, milvus=where, overwrite=True, progress=False)
+    assert MilvusIndex.segments(where, index.manifest.milvus["collection"]) == []
+    check(again.path, encoder, left)
 
 
 def test_segments_stay_as_small_as_the_build_made_them(
