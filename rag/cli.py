@@ -852,7 +852,7 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     if not words or words[0] in _HELP:
         print(_overview())
         return 0 if words else UsageError.exit_code
@@ -884,6 +884,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         kind = type(error).__name__
         return _fail(f"{kind}: {error} (an unexpected error; run again with --debug for the traceback)", 1, debug)
+
+
+def _underscored(word: str) -> str:
+    """`--max-memory` is `--max_memory`, as in `accelerate launch`; values stay as they are."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _overview(noun: str = "") -> str:

@@ -43,7 +43,7 @@ def test_resume_begins_a_build_and_is_content_with_a_finished_one(
     built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-    words += ["--output", tmp_path / "other", "--factory", "SQ8", "--max_memory", "3GB"]
+    words += ["--output", tmp_path / "other", "--factory", "SQ8", "--max-memory=3GB", "--on-error", "raise"]
     assert run(words, capsys)[0] == 0
     code, _, err = run(words, capsys)
     assert (code, "already holds an index" in err) == (2, True)
