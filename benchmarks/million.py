@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from indexes import Corpus, Encoder, FaissIndex
 from indexes.factory import build_bytes, choose_factory, training_sample
 from indexes.faiss_index import write_flat
-from rag.machine import resident_bytes
+from indexes.memory import parse_bytes, resident_bytes
 
 CORPORA = ("squad", "nq", "hotpotqa", "2wiki")
 DIMENSION, BATCH, K, BLOCK = 384, 256, 20, 16_384
@@ -347,14 +347,6 @@ HEAD = """\
 # -- the command line ------------------------------------------------------------------------------------------
 
 
-def size_of(text: str) -> int:
-    """Bytes from "2GB", "500MB"."""
-    found = re.fullmatch(r"([\d.]+)\s*(GB|MB)", text.strip(), re.I)
-    if not found:
-        raise argparse.ArgumentTypeError(f'must be written as "2GB" or "500MB", but {text!r} came')
-    return int(float(found[1]) * {"GB": 10**9, "MB": 10**6}[found[2].upper()])
-
-
 def line(row: Row) -> str:
     recall = "" if row.recall is None else f"{row.recall:.3f}"
     planned = "" if row.planned_mb is None else f"{row.planned_mb:,.0f}"
@@ -368,7 +360,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--only", nargs="+", help="names of rows (all by default)")
-    parser.add_argument("--memory", type=size_of, help='leave out kinds whose build needs more, such as "2GB"')
+    parser.add_argument("--memory", type=parse_bytes, help='leave out kinds whose build needs more, such as "2GB"')
     parser.add_argument("--cache", type=Path, default=Path(".cache/million"), help="where vectors and indexes are kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of the table")

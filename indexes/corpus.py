@@ -33,7 +33,7 @@ from indexes.sources import Source, dataset_rows, load_saved_dataset, open_sourc
 if TYPE_CHECKING:
     from indexes.chunking import Chunker
 
-_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
+PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
 # Characters that are written at once, whatever the number of rows.
 _BATCH_CHARACTERS = 2**24
 # Ids that are compared at once where hashes are equal.
@@ -169,7 +169,7 @@ class Corpus:
         """
         folder = Path(folder)
         dataset = load_saved_dataset(folder)
-        if dataset.features != _FEATURES:
+        if dataset.features != PASSAGE_FEATURES:
             raise DataError(
                 f"A saved corpus has the columns id, title and text, but {folder} has "
                 f"{dataset.column_names}. Read other data with Corpus.from_file."
@@ -179,7 +179,7 @@ class Corpus:
     def save(self, folder: str | Path) -> None:
         """Write the corpus as Arrow; equal corpora become equal files."""
         # `datasets` stores its own fingerprint, which is random unless it is given one.
-        info = datasets.DatasetInfo(features=_FEATURES)
+        info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
         dataset = datasets.Dataset(self._dataset.data, info=info, fingerprint=self.fingerprint[:16])
         with _quiet_datasets():
             dataset.save_to_disk(str(folder))
@@ -373,7 +373,7 @@ class _PassageWriter:
     def __init__(self, file: Path) -> None:
         with _writing():
             self._sink = pa.OSFile(str(file), "wb")
-            self._stream = pa.ipc.new_stream(self._sink, _FEATURES.arrow_schema)
+            self._stream = pa.ipc.new_stream(self._sink, PASSAGE_FEATURES.arrow_schema)
         self._batch: list[Passage] = []
         self._characters = 0
 
@@ -397,7 +397,7 @@ class _PassageWriter:
             "text": [passage.text for passage in self._batch],
         }
         with _writing():
-            self._stream.write_batch(pa.record_batch(columns, schema=_FEATURES.arrow_schema))
+            self._stream.write_batch(pa.record_batch(columns, schema=PASSAGE_FEATURES.arrow_schema))
         self._batch, self._characters = [], 0
 
 
@@ -448,7 +448,7 @@ def _write_corpus(
         else:
             file = _without(file, duplicates, ledger, quarantine, source.where)
         fingerprint = _hexadecimal(ledger.digest)
-        info = datasets.DatasetInfo(features=_FEATURES)
+        info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
         dataset = datasets.Dataset(MemoryMappedTable.from_file(str(file)), info=info, fingerprint=fingerprint[:16])
         corpus = Corpus(
             dataset,
@@ -541,7 +541,7 @@ def _content(row: Row | BrokenRow) -> str:
 def _stored_passages(file: Path) -> Iterator[Passage]:
     with pa.memory_map(str(file)) as source:
         for batch in pa.ipc.open_stream(source):
-            columns = [batch.column(name).to_pylist() for name in _FEATURES]
+            columns = [batch.column(name).to_pylist() for name in PASSAGE_FEATURES]
             for row in zip(*columns, strict=True):
                 yield Passage(*row)
 

@@ -29,6 +29,7 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.factory import EXAMPLES, keeps_vectors, parse, training_points
 from indexes.hardware import fast_bfloat16
 from indexes.screening import Screen
+from indexes.vectors import best_first, checked_matrix
 
 # The stub of faiss lacks some of what is used here.
 _untyped: Any = faiss
@@ -285,7 +286,7 @@ class FaissIndex:
             else:
                 scores_Bk[batch], rows_Bk[batch] = self._plain_search(queries[batch], k, values)
         scores_Bk[rows_Bk < 0] = -np.inf
-        return _best_first(scores_Bk, rows_Bk)
+        return best_first(scores_Bk, rows_Bk)
 
     def _plain_search(
         self, queries_Bd: NDArray[np.float32], k: int, values: Mapping[str, float]
@@ -329,7 +330,7 @@ class FaissIndex:
                 self._screen = Screen(self._stored())
             screen = self._screen
         rows_Bc, ceilings_B = screen.candidates(queries_Bd, _candidates(k))
-        scores_Bc, rows_Bc = _best_first(self._scores(queries_Bd, rows_Bc), rows_Bc)
+        scores_Bc, rows_Bc = best_first(self._scores(queries_Bd, rows_Bc), rows_Bc)
         scores_Bk, rows_Bk = scores_Bc[:, :k], rows_Bc[:, :k]
         unproven_B = ~(scores_Bk[:, -1] > ceilings_B)
         if unproven_B.any():
@@ -378,32 +379,13 @@ class FaissIndex:
         return vectors
 
     def _matrix(self, vectors: ArrayLike) -> NDArray[np.float32]:
-        return _checked_matrix(vectors, self.dimension)
+        return checked_matrix(vectors, self.dimension)
 
     def _too_few(self, count: int) -> str:
         return (
             f"An index {self._factory!r} needs at least {self.training_points} vectors to train on, but {count} "
             'came. Use a factory with fewer clusters, or "Flat", which needs no training'
         )
-
-
-def _checked_matrix(vectors: ArrayLike, dimension: int) -> NDArray[np.float32]:
-    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-    if matrix.ndim != 2 or matrix.shape[1] != dimension:
-        raise MismatchError(
-            f"Vectors for this index must have the shape [n, {dimension}], but {list(matrix.shape)} "
-            "came. Use the encoder that the index was built with."
-        )
-    if not np.isfinite(matrix).all():
-        raise DataError("Vectors must be finite, but NaN or infinity came. Check the encoder that made them.")
-    return matrix
-
-
-def _best_first(
-    scores_Bk: NDArray[np.float32], rows_Bk: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    order_Bk = np.lexsort((rows_Bk, -scores_Bk), axis=1)
-    return np.take_along_axis(scores_Bk, order_Bk, axis=1), np.take_along_axis(rows_Bk, order_Bk, axis=1)
 
 
 def _candidates(k: int) -> int:
@@ -696,7 +678,7 @@ def write_flat(path: str | Path, blocks: Iterable[ArrayLike], dimension: int) ->
     with Path(path).open("wb") as file:
         file.write(bytes(len(header)))
         for block in blocks:
-            matrix_nd = _checked_matrix(block, dimension)
+            matrix_nd = checked_matrix(block, dimension)
             file.write(matrix_nd.data)
             count += len(matrix_nd)
         file.flush()

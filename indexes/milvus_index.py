@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
+from indexes.vectors import best_first, checked_matrix
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -268,8 +269,7 @@ class MilvusIndex:
                 scores_Bk[query, :found] = hits.distances
                 rows_Bk[query, :found] = np.asarray(hits.ids, dtype=np.int64) - self._first_key
                 query += 1
-        order_Bk = np.lexsort((rows_Bk, -scores_Bk), axis=1)
-        return np.take_along_axis(scores_Bk, order_Bk, axis=1), np.take_along_axis(rows_Bk, order_Bk, axis=1)
+        return best_first(scores_Bk, rows_Bk)
 
     def _hits(self, queries_Bd: NDArray[np.float32], k: int, settings: dict[str, float]) -> Any:
         """Milvus's answer to one request: for each query its keys (`ids`) and scores (`distances`)."""
@@ -387,15 +387,7 @@ class MilvusIndex:
         return DataError(f"The row {row} is not in the index, which holds {len(self)} vectors.")
 
     def _matrix(self, vectors: ArrayLike) -> NDArray[np.float32]:
-        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-        if matrix.ndim != 2 or matrix.shape[1] != self.dimension:
-            raise MismatchError(
-                f"Vectors for this index must have the shape [n, {self.dimension}], but {list(matrix.shape)} "
-                "came. Use the encoder that the index was built with."
-            )
-        if not np.isfinite(matrix).all():
-            raise DataError("Vectors must be finite, but NaN or infinity came. Check the encoder that made them.")
-        return matrix
+        return checked_matrix(vectors, self.dimension)
 
 
 class _Connection:

@@ -16,14 +16,13 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable, concat_tables
 from numpy.typing import ArrayLike, NDArray
 
-from indexes.corpus import Corpus, Passage
+from indexes.corpus import PASSAGE_FEATURES, Corpus, Passage
 from indexes.durable import write_path
 from indexes.errors import DataError, UsageError
+from indexes.formats import BATCH_ROWS
+from indexes.vectors import best_first
 
 PASSAGES_FILE = "passages.arrow"
-
-_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-_BATCH_ROWS = 1000
 
 
 def segment_folder(path: Path, name: str) -> Path:
@@ -143,10 +142,8 @@ class Segments:
         found = [self._search_part(number, queries_Bd, k, chosen) for number in range(len(self.parts))]
         scores_Bn = np.concatenate([scores for scores, _ in found], axis=1)
         positions_Bn = np.concatenate([positions for _, positions in found], axis=1)
-        order_Bk = np.lexsort((positions_Bn, -scores_Bn), axis=1)[:, :k]
-        scores_Bk = np.take_along_axis(scores_Bn, order_Bk, axis=1)
-        positions_Bk = np.take_along_axis(positions_Bn, order_Bk, axis=1)
-        return scores_Bk, positions_Bk
+        scores_Bn, positions_Bn = best_first(scores_Bn, positions_Bn)
+        return scores_Bn[:, :k], positions_Bn[:, :k]
 
     def _search_part(
         self, number: int, queries_Bd: ArrayLike, k: int, parameters: str | None
@@ -202,7 +199,7 @@ def write_passages(file: Path, passages: Iterable[Passage]) -> int:
 
     def write(path: Path) -> None:
         nonlocal count
-        with ArrowWriter(path=str(path), features=_FEATURES, writer_batch_size=_BATCH_ROWS) as writer:
+        with ArrowWriter(path=str(path), features=PASSAGE_FEATURES, writer_batch_size=BATCH_ROWS) as writer:
             for passage in passages:
                 writer.write({"id": passage.id, "title": passage.title, "text": passage.text})
                 count += 1
@@ -221,7 +218,7 @@ def open_passages(
         DataError: A file is damaged or holds something else.
     """
     tables = [_open_table(file) for file in files]
-    info = datasets.DatasetInfo(features=_FEATURES)
+    info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
     dataset = datasets.Dataset(concat_tables(tables), info=info, fingerprint=(fingerprint or "passages")[:16])
     if deleted is not None and len(deleted):
         dataset = dataset.select(Rows([len(dataset)], deleted).live())
@@ -237,7 +234,7 @@ def _open_table(file: Path) -> MemoryMappedTable:
         raise DataError(
             f"Passages must be readable, but {file} is damaged ({error}). Build the index again."
         ) from error
-    wanted = {field.name: field.type for field in _FEATURES.arrow_schema}
+    wanted = {field.name: field.type for field in PASSAGE_FEATURES.arrow_schema}
     if list(found.items()) != list(wanted.items()):
         raise DataError(f"Passages have the columns {wanted}, but {file} has {found}. Build the index again.")
     return table
