@@ -414,22 +414,22 @@ def writer():
                 for id_ in gone:
                     del new[id_]
                 write(version + 1, new)
-                index.delete(gone)
+                done = index.delete(gone)
             elif action == "update":
                 edition = changes + 2
                 new.update({id_: edition for id_ in gone})
                 write(version + 1, new)
-                index.update([passage(int(id_[1:]), edition) for id_ in gone])
+                done = index.update([passage(int(id_[1:]), edition) for id_ in gone])
             elif action == "compact":
                 write(version + 1, new)
-                index.compact()
+                done = index.compact()
             else:
                 numbers = range(next_number, next_number + random_.randint(1, 40))
                 next_number = numbers[-1] + 1
                 new.update({f"p{n}": 1 for n in numbers})
                 write(version + 1, new)
-                index.add([passage(n, 1) for n in numbers])
-            shadow, version, changes = new, version + 1, changes + 1
+                done = index.add([passage(n, 1) for n in numbers])
+            shadow, version, changes = new, done.version, changes + 1  # nothing to compact makes no version
             (folder / "published").write_text(str(version))
     print(json.dumps({"versions": version}))
 
