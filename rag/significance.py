@@ -66,6 +66,30 @@ def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: 
     return PairedDifference(observed, (float(low), float(high)), (extreme + 1) / (len(means) + 1))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for how many comparisons were made, in the order given (Holm 1979, step-down).
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none falls below the one before it or exceeds 1.
+    Refusing what is at most 0.05 then calls any true "no difference" a difference with probability 5 % at most,
+    however the comparisons depend on each other. Never weaker than Bonferroni's, which multiplies
+    all of them by m.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+
+    Raises:
+        UsageError: Something that is no probability.
+    """
+    if wrong := [p for p in p_values if not 0 <= p <= 1]:
+        raise UsageError(f"A p-value lies in [0, 1]; {wrong[0]} came.")
+    adjusted = [0.0] * len(p_values)
+    floor = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float, np.ndarray]:
     """Low and high end of the interval, and the resampled means."""
     if not len(values):
