@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
 
+from torch import Tensor
+
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
@@ -287,12 +289,7 @@ class RAG:
         # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
         # SelfAug all need it unmerged.
         model = self.generator.language_model
-        weights = {
-            name.replace(".base_layer.", "."): value
-            for name, value in model.base_model.state_dict().items()
-            if "lora_" not in name
-        }
-        model.base_model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.base_model.save_pretrained(folder, state_dict=base_weights(model), safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -321,7 +318,7 @@ class RAG:
             ResourceError: Base or encoder cannot be found.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         where = index if index is not None else folder / config["index"]["path"]
         base = config["base"]
         rag = cls.create(
@@ -373,6 +370,15 @@ class RAG:
         with TemporaryDirectory() as work:
             bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+
+
+def base_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights of the base by their own names, without the adapters that stand among them."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.base_model.state_dict().items()
+        if "lora_" not in name
+    }
 
 
 def encoder_of(
@@ -442,7 +448,12 @@ def _write_json(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a bundle.
+
+    Raises:
+        MismatchError: Not a bundle, damaged, or of another version.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")
