@@ -60,6 +60,12 @@ def test_different_numbers_of_scores_are_refused() -> None:
         paired_bootstrap([1.0, 0.0], [1.0, 0.0, 1.0])
 
 
+def test_one_question_leaves_nothing_to_resample() -> None:
+    assert bootstrap_interval([0.3]) == (0.3, 0.3)
+    assert bootstrap_intervals({"a": [0.3], "b": [0.7]}) == {"a": (0.3, 0.3), "b": (0.7, 0.7)}
+    assert paired_bootstrap([1.0], [0.0]).interval == (1.0, 1.0)
+
+
 def test_no_score_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one score; none came"):
         bootstrap_interval([])
