@@ -81,7 +81,7 @@ def test_other_questions_and_corpora_are_refused() -> None:
         compare_evaluations([BASE, other])
     other = deepcopy(BETTER)
     del other["rows"][0]["scores"]["exact_match"]
-    with pytest.raises(MismatchError, match="40 questions of 'base' and for 39 of 'better'"):
+    with pytest.raises(MismatchError, match="39 questions of 'better' and for 40 of 'base'"):
         compare_evaluations([BASE, other])
 
 
