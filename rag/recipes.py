@@ -55,7 +55,7 @@ class Recipe:
         return self.training is not None and bool(self.training.get("train_generator", True))
 
 
-_ALONE: dict[str, Any] = {"exact": True, "candidate_order": "retriever", "fit_pooling": False}
+_ALONE = {"exact": True}
 _BY_SCORES = {"use_prior": True, "use_language_model": False}
 
 RECIPES: dict[str, Recipe] = {
