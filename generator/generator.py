@@ -4,7 +4,8 @@ Legend: B rows, T tokens of the longest row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -195,6 +196,16 @@ class Generator:
                 for i, text in zip(batch, self._generate_batch([prompts[i] for i in batch]), strict=True):
                     answers[i] = text
         return answers
+
+    @contextmanager
+    def greedily(self) -> Iterator[None]:
+        """Inside, the most probable token is taken at every step, whatever the temperature is set to."""
+        config = self.config
+        self.config = replace(config, temperature=0.0, top_p=1.0)
+        try:
+            yield
+        finally:
+            self.config = config
 
     def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
         input_ids, attention_mask = self._pad_left(prompts)

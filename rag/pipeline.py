@@ -210,9 +210,10 @@ class RAG:
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
-        """Mean metrics over questions with golden answers; see `rag.evaluation`."""
-        return evaluate(self, examples, progress=progress).metrics
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+        """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
+        result = evaluate(self, examples, progress=progress)
+        return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
     # -- the bundle --------------------------------------------------------------------------------------------
 
