@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from generator.generator import ROLE
+from generator.generator import ROLE, Generator
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
 from rag.pipeline import RAG, Answer, citations
@@ -44,6 +44,11 @@ class RAGToken:
         return self.rag.retriever
 
     @property
+    def generator(self) -> Generator:
+        """Of the pipeline."""
+        return self.rag.generator
+
+    @property
     def num_candidates(self) -> int:
         """n, the documents mixed."""
         return self.rag.num_candidates
@@ -70,9 +75,7 @@ class RAGToken:
         decoded = [_Decoded() for _ in candidates]
         with generator.language_model.use(ROLE):
             for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
-                self._decode_batch(
-                    [prompts[i] for i in batch], [priors[i] for i in batch], [decoded[i] for i in batch]
-                )
+                self._decode_batch([prompts[i] for i in batch], [priors[i] for i in batch], [decoded[i] for i in batch])
         return decoded
 
     def _decode_batch(

@@ -44,9 +44,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
     return float(result[0]), float(result[1])
 
 
-def bootstrap_intervals(
-    columns: Mapping[str, Sequence[float]], *, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(columns: Mapping[str, Sequence[float]], *, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The same interval for several metrics at once; those of as many questions share the resampled questions.
 
     Raises:

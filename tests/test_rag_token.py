@@ -25,9 +25,7 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which rive
 def rag(make_selector: Callable[..., Selector]) -> RAG:
     model = tiny_language_model()
     shake_adapters(model)
-    selector = make_selector(
-        model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
-    )
+    selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
     generator = Generator(model, config=GenerationConfig(max_new_tokens=4), max_tokens_per_batch=2500)
     return RAG(selector.retriever, selector, generator, answering="rag_token")
 
