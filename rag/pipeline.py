@@ -1,5 +1,6 @@
 """`RAG`: question -> retriever -> selector -> generator -> `Answer`, and its bundle on disk."""
 
+import hashlib
 import json
 import logging
 import os
@@ -372,6 +373,55 @@ class RAG:
         with TemporaryDirectory() as work:
             bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+
+
+def load_generator(
+    folder: str | Path, *, dtype: str = "auto", device: str | None = None, quantization: str | None = None
+) -> Generator:
+    """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
+
+    Args:
+        folder: What `RAG.save_pretrained` wrote.
+        dtype: As in `RAG.from_pretrained`.
+        device: As in `RAG.from_pretrained`.
+        quantization: As in `RAG.from_pretrained`.
+
+    Raises:
+        MismatchError: Not a bundle, or damaged.
+        ResourceError: The base cannot be found.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    base, name = config["base"], _resolve(config["base"], folder)
+    model = LanguageModel.from_pretrained(
+        base_path(name),
+        adapter=AdapterConfig(**config["adapter"]),
+        revision=base["revision"],
+        dtype=base["dtype"] if dtype == "auto" else dtype,
+        device=device,
+        quantization=quantization or base["quantization"],
+    )
+    model.name = str(name)
+    model.load_adapters(folder / LEARNED_FOLDER)
+    return Generator(
+        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=GenerationConfig(**config["generation"])
+    )
+
+
+def bundle_fingerprint(folder: str | Path) -> str:
+    """sha256 of what a bundle learned and is set to: its config and its weights, wherever it lies.
+
+    Raises:
+        MismatchError: Not a bundle.
+    """
+    folder = Path(folder)
+    _read_config(folder)
+    digest = hashlib.sha256()
+    for file in [folder / CONFIG_FILE, *sorted((folder / LEARNED_FOLDER).rglob("*.safetensors"))]:
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def encoder_of(
