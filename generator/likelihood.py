@@ -55,16 +55,21 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def rolling_windows(ids: Sequence[int], prefix: int, width: int) -> list[Continuation]:
     """A text of any length as windows of at most `width` tokens, each token a target exactly once.
 
-    The first window predicts `width` tokens behind the prefix. Every later one sees the last token before it and
-    predicts the next `width`: the stride is the width itself, as in the harness's `loglikelihood_rolling`.
+    The first window predicts `width` tokens behind the prefix, every later one the next `width` behind the last token
+    before it; the last, shorter one sees as many tokens before it as the width allows. So does the harness's
+    `loglikelihood_rolling`.
 
     Raises:
         UsageError: The width is below 1.
     """
     if width < 1:
         raise UsageError(f"A window must hold at least 1 token; {width} came.")
-    before = [prefix, *ids]
-    return [Continuation([before[start]], list(ids[start : start + width])) for start in range(0, len(ids), width)]
+    before, windows = [prefix, *ids], []
+    for start in range(0, len(ids), width):
+        targets = list(ids[start : start + width])
+        spare = width - len(targets) if start else 0
+        windows.append(Continuation(before[start - spare : start + 1], targets))
+    return windows
 
 
 @torch.inference_mode()

@@ -148,6 +148,10 @@ def measure_model(
         scores += measure_text(generator, role, file, window=probes.window, progress=progress)
     for file in probes.drift:
         scores += measure_drift(generator, role, file, progress=progress)
+    if probes.harness:
+        from rag.harness import measure_harness
+
+        scores += measure_harness(generator, role, probes, progress=progress)
     base = describe_base(generator.language_model)
     return ModelScores(name=name or role, role=role, base=base, bundle_sha256=bundle_sha256, scores=tuple(scores))
 
@@ -216,7 +220,7 @@ def _groups(score: Score) -> list[str]:
 
 
 def _value(score: Score, group: str) -> tuple[float, list[float] | None, int]:
-    if score.reported is not None:
+    if score.reported is not None and group == WHOLE:
         spread = None if score.stderr is None else _Z * score.stderr
         interval = None if spread is None else [score.reported - spread, score.reported + spread]
         return score.reported, interval, len(score.items)

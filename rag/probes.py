@@ -55,6 +55,8 @@ class Probes:
     """A folder with further task files of the harness."""
     harness_limit: int | None = None
     """Only the first so many documents of each harness task."""
+    harness_chat: bool = False
+    """Write the harness's prompts through the model's chat template."""
     max_new_tokens: int = 256
     """Tokens a reply to a prompt may have."""
     window: int | None = None
