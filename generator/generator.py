@@ -4,7 +4,8 @@ Legend: B rows, T tokens of the longest row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -203,6 +204,16 @@ class Generator:
             output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
         texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
+
+    @contextmanager
+    def greedily(self) -> Iterator[None]:
+        """Inside, the most probable token is taken at every step, whatever the temperature is set to."""
+        config = self.config
+        self.config = replace(config, temperature=0.0, top_p=1.0)
+        try:
+            yield
+        finally:
+            self.config = config
 
     def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         # Generation continues at the right end, so prompts are padded on the left (and only here).

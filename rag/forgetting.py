@@ -12,7 +12,6 @@ holds them (`ModelScores.save`), `forgetting_table` compares any number of them.
 """
 
 import gc
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,15 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from scipy import stats
 
 from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import MismatchError, UsageError
+from rag.evaluation_file import base_digest, bundle_digest, write_json
 from rag.measures import Score, drifts, measure_answers, measure_drift, measure_pairs, measure_text
-from rag.pipeline import bundle_fingerprint, load_generator
+from rag.pipeline import load_generator
 from rag.pocket import POCKET, base_path
 from rag.pocket.abilities import Exercise
 from rag.probes import WHOLE, Probes
@@ -53,7 +52,7 @@ class ModelScores:
 
     def save(self, file: str | Path) -> None:
         """Write them as JSON, the same bytes for the same scores."""
-        Path(file).write_text(json.dumps(asdict(self), sort_keys=True) + "\n", encoding="utf-8")
+        write_json(asdict(self), file)
 
     @classmethod
     def load(cls, file: str | Path) -> "ModelScores":
@@ -108,7 +107,7 @@ def forgetting(
             _check_base(name, describe_base(generator.language_model), scores[0].base)
         else:
             scores.append(measure_model(generator, BASE, probes, progress=progress))
-        sha256 = None if isinstance(source, Generator) else bundle_fingerprint(source)
+        sha256 = None if isinstance(source, Generator) else bundle_digest(source)
         scores.append(measure_model(generator, role, probes, name=name, bundle_sha256=sha256, progress=progress))
         del generator
         gc.collect()  # the next model may need the room
@@ -290,27 +289,17 @@ def describe_base(model: LanguageModel) -> dict[str, Any]:
         "revision": model.revision,
         "dtype": str(model.base_model.dtype).removeprefix("torch."),
         "quantization": model.quantization,
-        "weights_sha256": _weights_sha256(model),
+        "sha256": base_digest(model),
     }
 
 
-def _weights_sha256(model: LanguageModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.state_dict().items()):
-        if "lora_" in name or not isinstance(tensor, torch.Tensor):
-            continue
-        digest.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    keys = ("dtype", "quantization", "weights_sha256")
+    keys = ("dtype", "quantization", "sha256")
     if [found[key] for key in keys] != [expected[key] for key in keys]:
         raise MismatchError(
             f"Models are compared over one base; {name} stands on {found['name']!r} ({found['dtype']}, weights "
-            f"{found['weights_sha256'][:12]}), the others on {expected['name']!r} ({expected['dtype']}, "
-            f"{expected['weights_sha256'][:12]}). Measure models of different bases apart."
+            f"{found['sha256'][:12]}), the others on {expected['name']!r} ({expected['dtype']}, "
+            f"{expected['sha256'][:12]}). Measure models of different bases apart."
         )
 
 

@@ -1,4 +1,4 @@
-"""What an answer and a retrieval are worth: exact match, token F1, answer recall, gold recall.
+"""What an answer and a retrieval are worth: exact match, token F1, answer recall, gold recall, nDCG and MRR.
 
 Pure functions on text and ids. Answers are compared after the normalisation of SQuAD and KILT, and the best
 of all golden answers counts. Every value lies in [0, 1].
@@ -104,6 +104,33 @@ def gold_recall(ranked_ids: Sequence[str], gold_ids: Sequence[str], k: int) -> f
     _check_k(k)
     gold = set(_checked("gold_ids", gold_ids))
     return len(gold.intersection(_listed("ranked_ids", ranked_ids)[:k])) / len(gold)
+
+
+def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs: Sequence[int]) -> dict[str, float]:
+    """`ndcg@k` for each cut-off, and `mrr`, of one ranking, as trec_eval computes them (through ir-measures).
+
+    Relevance is 1 for gold passages and 0 for all others. nDCG@k is sum over the gold passages among the first k of
+    1 / log2(rank + 1), divided by what the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen
+    2002); `mrr` is 1 / rank of the first gold passage, 0 when none was found. Its mean over questions is the MRR.
+
+    >>> ranking_quality(["p7", "p2"], ["p2"], [1])
+    {'ndcg@1': 0.0, 'mrr': 0.5}
+
+    Raises:
+        UsageError: A cut-off below 1, no gold id, or one string in place of a list.
+    """
+    from ir_measures import RR, iter_calc, nDCG
+
+    for k in cutoffs:
+        _check_k(k)
+    names = {nDCG @ k: f"ndcg@{k}" for k in cutoffs} | {RR: "mrr"}
+    qrels = {"question": dict.fromkeys(_checked("gold_ids", gold_ids), 1)}
+    # trec_eval sorts by score and breaks ties by id; distinct scores are the ranking itself.
+    run = {"question": {id: -float(rank) for rank, id in enumerate(_listed("ranked_ids", ranked_ids))}}
+    if not ranked_ids:
+        return dict.fromkeys(names.values(), 0.0)
+    found = {names[metric.measure]: float(metric.value) for metric in iter_calc(list(names), qrels, run)}
+    return {name: found[name] for name in names.values()}
 
 
 def aggregate(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

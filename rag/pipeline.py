@@ -1,6 +1,5 @@
 """`RAG`: question -> retriever -> selector -> generator -> `Answer`, and its bundle on disk."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
+
+from torch import Tensor
 
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
@@ -190,9 +191,10 @@ class RAG:
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
-        """Mean metrics over questions with golden answers; see `rag.evaluation`."""
-        return evaluate(self, examples, progress=progress).metrics
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+        """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
+        result = evaluate(self, examples, progress=progress)
+        return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
     # -- the bundle --------------------------------------------------------------------------------------------
 
@@ -287,12 +289,7 @@ class RAG:
         # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
         # SelfAug all need it unmerged.
         model = self.generator.language_model
-        weights = {
-            name.replace(".base_layer.", "."): value
-            for name, value in model.base_model.state_dict().items()
-            if "lora_" not in name
-        }
-        model.base_model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.base_model.save_pretrained(folder, state_dict=base_weights(model), safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -321,7 +318,7 @@ class RAG:
             ResourceError: Base or encoder cannot be found.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         where = index if index is not None else folder / config["index"]["path"]
         base = config["base"]
         rag = cls.create(
@@ -391,7 +388,7 @@ def load_generator(
         ResourceError: The base cannot be found.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     base, name = config["base"], _resolve(config["base"], folder)
     model = LanguageModel.from_pretrained(
         base_path(name),
@@ -408,20 +405,13 @@ def load_generator(
     )
 
 
-def bundle_fingerprint(folder: str | Path) -> str:
-    """sha256 of what a bundle learned and is set to: its config and its weights, wherever it lies.
-
-    Raises:
-        MismatchError: Not a bundle.
-    """
-    folder = Path(folder)
-    _read_config(folder)
-    digest = hashlib.sha256()
-    for file in [folder / CONFIG_FILE, *sorted((folder / LEARNED_FOLDER).rglob("*.safetensors"))]:
-        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def base_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights of the base by their own names, without the adapters that stand among them."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.base_model.state_dict().items()
+        if "lora_" not in name
+    }
 
 
 def encoder_of(
@@ -491,7 +481,12 @@ def _write_json(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a bundle.
+
+    Raises:
+        MismatchError: Not a bundle, damaged, or of another version.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")

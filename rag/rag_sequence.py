@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
@@ -41,6 +42,11 @@ class RAGSequence:
     def retriever(self) -> Retriever:
         """Of the pipeline."""
         return self.rag.retriever
+
+    @property
+    def generator(self) -> Generator:
+        """Of the pipeline."""
+        return self.rag.generator
 
     @property
     def num_candidates(self) -> int:

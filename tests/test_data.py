@@ -79,7 +79,7 @@ SQUAD: dict[str, Any] = {
 }
 SQUAD_EXAMPLES = [
     QAExample("56be4db0", "Where does the Seine flow?", ("Paris", "through Paris")),
-    QAExample("56be4db1", "How deep is it?"),
+    QAExample("56be4db1", "How deep is it?", unanswerable=True),
     QAExample("57e1", "How many moons?", ("two",)),
 ]
 

@@ -31,6 +31,8 @@ from indexes.errors import DataError, UsageError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ANSWER_FIELDS = ("golden_answers", "answers", "answer")
+# The value of each field that says: no answer.
+_UNANSWERABLE = {"unanswerable": True, "is_impossible": True, "answerable": False}
 _ALIAS_FIELDS = ("answer_aliases", "aliases")
 _DRO_FIELDS = ("prompt", "response", "query_id")
 _KNOWN_FORMATS = (
@@ -53,6 +55,15 @@ class QAExample:
     """All accepted answers in the file's order, without blanks and repetitions; empty when unknown."""
     gold_ids: tuple[str, ...] = ()
     """Ids of the corpus passages that hold the answer; empty when unknown."""
+    unanswerable: bool = False
+    """The file says that there is no answer (SQuAD 2.0's `is_impossible`, MuSiQue-Full's `answerable: false`)."""
+
+    def __post_init__(self) -> None:
+        if self.unanswerable and self.golden_answers:
+            raise DataError(
+                f"A question without an answer must have no golden answers; {self.id!r} is unanswerable and has "
+                f"{list(self.golden_answers)[:5]}. Take one of the two away."
+            )
 
 
 class _Record(NamedTuple):
@@ -134,12 +145,14 @@ def draw_alias(example: QAExample, *, seed: int, round: int) -> str:
 
 
 def _json_line(example: QAExample) -> bytes:
-    fields = {
+    fields: dict[str, Any] = {
         "id": example.id,
         "question": example.question,
         "golden_answers": list(example.golden_answers),
         "gold_ids": list(example.gold_ids),
     }
+    if example.unanswerable:
+        fields["unanswerable"] = True
     return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 
@@ -298,12 +311,25 @@ def _question_example(record: _Record) -> QAExample:
     answers = next((fields[key] for key in _ANSWER_FIELDS if fields.get(key) is not None), ())
     aliases = [fields[key] for key in _ALIAS_FIELDS if fields.get(key) is not None]
     gold_ids = _list(fields.get("gold_ids") or [], f"{where}: gold_ids")
+    unanswerable = _is_unanswerable(fields, where)
     return QAExample(
         id=id_,
         question=_question_text(fields.get("question"), id_, where),
-        golden_answers=_distinct(_texts([answers, *aliases], where)),
+        # What MuSiQue-Full keeps as the answer of such a question is the one of its answerable twin.
+        golden_answers=() if unanswerable else _distinct(_texts([answers, *aliases], where)),
         gold_ids=_distinct(_id(gold, where) for gold in gold_ids),
+        unanswerable=unanswerable,
     )
+
+
+def _is_unanswerable(fields: Mapping[str, Any], where: str) -> bool:
+    for field, meaning in _UNANSWERABLE.items():
+        value = fields.get(field)
+        if isinstance(value, bool):
+            return value is meaning
+        if value is not None:
+            raise DataError(f"{where}: {field} must be true or false, got {value!r}. Mend the row.")
+    return False
 
 
 def _dro_examples(records: Iterable[_Record]) -> Iterator[tuple[str, QAExample]]:
