@@ -31,6 +31,7 @@ from rag.pipeline import load_generator
 from rag.pocket import POCKET, base_path
 from rag.pocket.abilities import Exercise
 from rag.probes import WHOLE, Probes
+from rag.significance import holm
 
 FORMAT_VERSION = 1
 # Half the width of a 95 % interval, in standard errors.
@@ -78,6 +79,7 @@ def forgetting(
     *,
     base: str | Path | None = None,
     role: str = "generator",
+    scores_folder: str | Path | None = None,
     progress: bool = True,
     **loading: Any,
 ) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def forgetting(
         probes: On what.
         base: Without any model: the base alone, by name or folder.
         role: Whose adapter, "generator" or "selector".
+        scores_folder: Where the scores of every item are written, a file for each model; None: nowhere.
         progress: Show progress bars.
         loading: `dtype`, `device` and `quantization`, as `load_generator` takes them.
 
@@ -111,6 +114,9 @@ def forgetting(
         scores.append(measure_model(generator, role, probes, name=name, bundle_sha256=sha256, progress=progress))
         del generator
         gc.collect()  # the next model may need the room
+    if scores_folder is not None:
+        for found in scores:
+            found.save(Path(scores_folder) / f"{found.name}.json")
     return forgetting_table(scores)
 
 
@@ -219,7 +225,7 @@ def _groups(score: Score) -> list[str]:
 
 
 def _value(score: Score, group: str) -> tuple[float, list[float] | None, int]:
-    if score.reported is not None and group == WHOLE:
+    if score.reported is not None and not score.numerators:
         spread = None if score.stderr is None else _Z * score.stderr
         interval = None if spread is None else [score.reported - spread, score.reported + spread]
         return score.reported, interval, len(score.items)
@@ -239,8 +245,16 @@ def _comparisons(model: ModelScores, base: ModelScores) -> list[dict[str, Any]]:
                 "Measure both on the same files."
             )
         if not score.metric.startswith(_DISTANCES):  # these are comparisons with the base already
-            rows += [_comparison(model.name, base.name, score, other, group) for group in _groups(score)]
+            whole, *parts = [_comparison(model.name, base.name, score, other, group) for group in _groups(score)]
+            rows += [*_adjusted([whole]), *_adjusted(parts)]
     return rows
+
+
+def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With p-values adjusted for how many groups were looked at (Holm); the whole is a question of its own."""
+    tested = [row for row in rows if row["p"] is not None]
+    adjusted = dict(zip([id(row) for row in tested], holm([row["p"] for row in tested]), strict=True))
+    return [row | {"p_adjusted": adjusted.get(id(row))} for row in rows]
 
 
 _DISTANCES = ("kl_drift", "total_variation", "top1_agreement")

@@ -256,9 +256,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 def harness_scores(results: Mapping[str, Any]) -> list[Score]:
     """What `simple_evaluate` returned as scores.
 
-    The value and the standard error are the harness's. Where its value can be computed again from what it logged of
-    each document (a mean, or a perplexity), the documents are kept, and two models are compared on each of them;
-    elsewhere (groups with their own rule, BLEU, Matthews' correlation) only by both standard errors.
+    The value is the harness's. Where it can be computed again from what was logged of each document (a mean, or a
+    perplexity), the documents are kept: they are resampled for the interval, as everywhere here, and two models are
+    compared on each of them. Elsewhere (BLEU, Matthews' correlation, groups whose tasks weigh the same) interval and
+    comparison come from the harness's standard errors.
     """
     scores = []
     for task in sorted(results["results"]):
