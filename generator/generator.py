@@ -187,15 +187,37 @@ class Generator:
         return self.complete([self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)])
 
     @torch.no_grad()
-    def complete(self, prompts: Sequence[list[int]]) -> list[str]:
-        """Replies to any prompts given as token ids, in the order given, decoded as `generate` does."""
+    def complete(self, prompts: Sequence[list[int]], *, role: str = ROLE) -> list[str]:
+        """Replies to any prompts given as token ids, in the order given, decoded as `generate` does.
+
+        Args:
+            prompts: Token ids.
+            role: Who replies.
+        """
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
-        with self.language_model.use(ROLE):
-            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
-                for i, text in zip(batch, self._generate_batch([prompts[i] for i in batch]), strict=True):
-                    answers[i] = text
+        for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+            for i, text in zip(batch, self.continuations([prompts[i] for i in batch], role=role), strict=True):
+                answers[i] = text.strip()
         return answers
+
+    @torch.no_grad()
+    def continuations(self, prompts: Sequence[list[int]], *, role: str = ROLE, stop: Sequence[str] = ()) -> list[str]:
+        """What follows some prompts that are read as one batch, with the spaces around it.
+
+        Args:
+            prompts: Token ids.
+            role: Who continues.
+            stop: A continuation ends before the first of these texts; by default only where the model ends it.
+        """
+        input_ids, attention_mask = self._pad_left(list(prompts))
+        tokenizer = self.language_model.tokenizer
+        # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
+        stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        with self.language_model.use(role):
+            output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
+        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
 
     @contextmanager
     def greedily(self) -> Iterator[None]:
@@ -206,12 +228,6 @@ class Generator:
             yield
         finally:
             self.config = config
-
-    def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
-        input_ids, attention_mask = self._pad_left(prompts)
-        output = self._run(input_ids=input_ids, attention_mask=attention_mask)
-        new = output[:, input_ids.shape[1] :]
-        return [text.strip() for text in self.language_model.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         # Generation continues at the right end, so prompts are padded on the left (and only here).

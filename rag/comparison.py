@@ -1,203 +1,120 @@
-"""What rows of a sweep or of the laboratory have in common: a table with intervals, paired tests, telling questions.
+"""Evaluations of the same questions, compared pair by pair.
 
-A row is an evaluation file (`rag.evaluation`), what was measured of general abilities, and the records of its rounds.
-Everything is computed from those, question by question, so a comparison can be made again at any time.
+Each question was answered by both, so differences are taken question by question. Beside the bootstrap stands a test
+that needs no resampled questions: McNemar's exact test for exact match, and its generalisation, sign flips, for scores
+in between. Where a metric is compared more than once its p-values are adjusted together, by Holm's method.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rag.significance import bootstrap_interval, holm, paired_bootstrap
+from indexes.errors import MismatchError, UsageError
+from rag.significance import holm, paired_bootstrap, sign_flip_test
 
-BASE = "vanilla"
-SAMPLES = 8
-EXTREMES = 10
-GENERAL = "general"
-COLUMNS = {
-    "exact_match": "exact_match",
-    "f1": "f1",
-    "recall_at_1": "selector_recall@1",
-    "recall_at_3": "selector_recall@3",
-    "recall_at_5": "selector_recall@5",
-    GENERAL: GENERAL,
-}
-"""Columns of the table, and the score of a question behind each."""
-METRICS = ("exact_match", "f1", GENERAL)
-"""What rows are compared by."""
-_TIMES = ("seconds", "tokens_per_second")
+METRICS = ("exact_match", "f1", "selector_recall@1", "selector_recall@5", "selector_ndcg@5", "selector_mrr")
 
 
-@dataclass(frozen=True)
-class RowResult:
-    """One finished row."""
-
-    name: str
-    label: str
-    recipe: str
-    selfaug: bool
-    seed: int
-    changes: Mapping[str, Any]
-    """Settings by which it differs from the other rows of its recipe."""
-    evaluation: Mapping[str, Any]
-    """The evaluation file; its rows are sorted by id."""
-    general: Sequence[float]
-    """1 or 0 for each general-ability task."""
-    kl_drift: float | None
-    curve: Sequence[Mapping[str, Any]]
-    """Records of its rounds."""
-    seconds: float
-
-    @property
-    def cell(self) -> tuple[Any, ...]:
-        """Rows are compared with those of the same seed and settings."""
-        return (self.seed, *sorted((name, str(value)) for name, value in self.changes.items()))
-
-    def column(self, name: str) -> list[float]:
-        """One score for each question (or task) that has it."""
-        if name == GENERAL:
-            return list(self.general)
-        source = COLUMNS[name]
-        return [row["scores"][source] for row in self.evaluation["rows"] if source in row["scores"]]
-
-    def table_row(self) -> dict[str, Any]:
-        """Means and intervals; without times, which are never the same twice."""
-        columns = {name: self.column(name) for name in COLUMNS}
-        columns = {name: values for name, values in columns.items() if values}
-        return {
-            "name": self.name,
-            "label": self.label,
-            "recipe": self.recipe,
-            "selfaug": self.selfaug,
-            "seed": self.seed,
-            "changes": dict(self.changes),
-            **{name: sum(values) / len(values) for name, values in columns.items()},
-            **({} if self.kl_drift is None else {"kl_drift": self.kl_drift}),
-            "intervals": {name: list(bootstrap_interval(values)) for name, values in columns.items()},
-        }
-
-    def timeless_curve(self) -> list[dict[str, Any]]:
-        """The records without their times."""
-        return [{name: value for name, value in record.items() if name not in _TIMES} for record in self.curve]
-
-
-Pair = tuple[RowResult, RowResult, str]
-"""A row, another one that it is compared with, and by which metric."""
-
-
-def sweep_pairs(results: Sequence[RowResult], ours: str) -> list[Pair]:
-    """Ours against every other row, SelfAug against its plain twin, and every row against the base model.
+def compare_evaluations(
+    evaluations: Sequence[Mapping[str, Any]],
+    *,
+    metrics: Sequence[str] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Paired differences between evaluations of the same questions over the same corpus.
 
     Args:
-        results: In the order of the table; only rows of the same seed and settings are compared.
-        ours: The recipe (with `_selfaug`, if so) that the others are held against.
+        evaluations: Contents of evaluation files (`rag.evaluation_file`), with their rows.
+        metrics: What to compare; default: those of `METRICS` that all of them have.
+        pairs: Names (this, against that); default: every other against the first.
+        seed: Of the resampling.
+
+    Returns:
+        For each metric and pair `name`, `against`, `metric`, `difference` (name - against), its 95 % `interval`,
+        `relative` (to the mean of `against`; None when that is 0), `p` of the paired bootstrap and `p_adjusted`,
+        `p_exact` of the exact or sign-flip test and `p_exact_adjusted`, and `questions`. Adjusted within each metric.
+
+    Raises:
+        MismatchError: Other questions, another corpus, or a metric that stands for other questions.
+        UsageError: Fewer than two, the same name twice, or an unknown metric or name.
     """
-    found: dict[tuple[str, str, str], Pair] = {}
-    for cell in cells(results):
-        for metric in METRICS:
-            for one, other in _pairs_of(cell, ours):
-                if one.column(metric) and other.column(metric):
-                    found.setdefault((one.name, other.name, metric), (one, other, metric))
-    return list(found.values())
+    by_name = {e["name"]: e for e in evaluations}
+    _check_names(evaluations, by_name)
+    for other in evaluations[1:]:
+        check_comparable(evaluations[0], other)
+    first = evaluations[0]["name"]
+    pairs = [(name, first) for name in by_name if name != first] if pairs is None else list(pairs)
+    if unknown := sorted({name for pair in pairs for name in pair} - set(by_name)):
+        raise UsageError(f"Pairs must name some of {list(by_name)}; {unknown} came.")
+    found = []
+    for metric in _metrics(evaluations, metrics):
+        rows = [_compared(by_name[name], by_name[against], metric, seed) for name, against in pairs]
+        for p in ("p", "p_exact"):
+            for row, adjusted in zip(rows, holm([row[p] for row in rows]), strict=True):
+                row[f"{p}_adjusted"] = adjusted
+        found += rows
+    return found
 
 
-def cells(results: Sequence[RowResult]) -> list[list[RowResult]]:
-    """Rows that are compared with each other: of one seed and one cell of the grid; the base model is in all."""
-    keys = dict.fromkeys(r.cell for r in results if r.recipe != BASE) or {results[0].cell: None}
-    return [[r for r in results if r.recipe == BASE or r.cell == key] for key in keys]
+def _check_names(evaluations: Sequence[Mapping[str, Any]], by_name: Mapping[str, Any]) -> None:
+    if len(evaluations) < 2:
+        raise UsageError(f"A comparison needs two evaluations or more; {len(evaluations)} came.")
+    if len(by_name) < len(evaluations):
+        names = [e["name"] for e in evaluations]
+        raise UsageError(f"Evaluations must have different names; {names} came. Evaluate again with another --name.")
 
 
-def _pairs_of(cell: Sequence[RowResult], ours: str) -> list[tuple[RowResult, RowResult]]:
-    by_kind = {(r.recipe, r.selfaug): r for r in cell}
-    mine = next((r for r in cell if variant_name(r) == ours), None)
-    base = by_kind.get((BASE, False))
-    pairs = [(mine, other) for other in cell if mine is not None and other is not mine]
-    twins = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
-    pairs += [(one, other) for one, other in twins if other is not None]
-    pairs += [(one, base) for one in cell if base is not None and one is not base]
-    seen: set[frozenset[str]] = set()
-    kept = []
-    for one, other in pairs:
-        if one is not None and (both := frozenset((one.name, other.name))) not in seen:
-            seen.add(both)
-            kept.append((one, other))
-    return kept
+def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuse evaluations of other questions or over another corpus.
+
+    Raises:
+        MismatchError: They are.
+    """
+    names = f"{one['name']!r} and {other['name']!r}"
+    corpora = [e["pipeline"]["index"]["corpus_fingerprint"][:12] for e in (one, other)]
+    if corpora[0] != corpora[1]:
+        raise MismatchError(f"Paired tests need one corpus; {names} read {corpora[0]} and {corpora[1]}.")
+    ids = [[row["id"] for row in e["rows"]] for e in (one, other)]
+    if one["dataset"]["sha256"] != other["dataset"]["sha256"] or ids[0] != ids[1]:
+        raise MismatchError(
+            f"Paired tests need the same questions; {names} answered {len(ids[0])} and {len(ids[1])}, of which "
+            f"{len(set(ids[0]) & set(ids[1]))} have a common id, and their digests are "
+            f"{one['dataset']['sha256'][:12]} and {other['dataset']['sha256'][:12]}. Evaluate both on one file."
+        )
 
 
-def variant_name(result: RowResult) -> str:
-    """The recipe, with `_selfaug` if so."""
-    return result.recipe + "_selfaug" * result.selfaug
+def _metrics(evaluations: Sequence[Mapping[str, Any]], metrics: Sequence[str] | None) -> list[str]:
+    common = [m for m in evaluations[0]["metrics"] if all(m in e["metrics"] for e in evaluations)]
+    if metrics is None:
+        return [m for m in METRICS if m in common]
+    if unknown := sorted(set(metrics) - set(common)):
+        raise UsageError(f"Metrics must be among {sorted(common)}, which all of them have; {unknown} came.")
+    return list(metrics)
 
 
-def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Paired tests over the same questions; p-values adjusted by Holm over all comparisons of the same metric."""
-    comparisons = [_comparison(*pair) for pair in pairs]
-    for metric in dict.fromkeys(c["metric"] for c in comparisons):
-        family = [c for c in comparisons if c["metric"] == metric]
-        for comparison, adjusted in zip(family, holm([c["p"] for c in family]), strict=True):
-            comparison["p_adjusted"] = adjusted
-    return comparisons
-
-
-def _comparison(result: RowResult, other: RowResult, metric: str) -> dict[str, Any]:
-    values, others = result.column(metric), other.column(metric)
-    paired = paired_bootstrap(values, others)
+def _compared(one: Mapping[str, Any], other: Mapping[str, Any], metric: str, seed: int) -> dict[str, Any]:
+    ours, theirs = _column(one, metric), _column(other, metric)
+    if ours.keys() != theirs.keys():
+        raise MismatchError(
+            f"Paired tests need the same questions; {metric} stands for {len(ours)} questions of {one['name']!r} and "
+            f"for {len(theirs)} of {other['name']!r}. Leave it out, or evaluate both with as many candidates."
+        )
+    values, others = list(ours.values()), list(theirs.values())
+    paired = paired_bootstrap(values, others, seed=seed)
     mean = sum(others) / len(others)
     return {
-        "name": result.name,
-        "against": other.name,
+        "name": one["name"],
+        "against": other["name"],
         "metric": metric,
         "difference": paired.difference,
         "interval": list(paired.interval),
         "relative": paired.difference / mean if mean else None,
         "p": paired.p,
+        "p_exact": sign_flip_test(values, others, seed=seed),
         "questions": len(values),
     }
 
 
-# -- questions -------------------------------------------------------------------------------------------------
-
-
-def question_of(results: Sequence[RowResult], i: int) -> dict[str, Any]:
-    """The i-th question by id, with what every row made of it."""
-    widest = max((r.evaluation["rows"][i] for r in results), key=lambda row: len(row["candidates"]))
-    return {
-        **{name: widest[name] for name in ("id", "question", "golden_answers", "gold_ids", "candidates")},
-        "answers": [_answer(r, r.evaluation["rows"][i]) for r in results],
-    }
-
-
-def _answer(result: RowResult, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "row": result.name,
-        "text": row["prediction"],
-        **{name: row[name] for name in ("question", "citations", "passages", "permutation", "log_prob")},
-        **{name: row["scores"][name] for name in ("exact_match", "f1")},
-    }
-
-
-def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
-    """The questions that ours answers most above the base model, and those most below it, best first and worst first.
-
-    Where there is no base model, by ours alone; where ours is not there, the last row is meant.
-    """
-    shown = cells(results)[0]
-    mine = next((r for r in shown if variant_name(r) == ours), shown[-1])
-    base = next((r for r in shown if r.recipe == BASE), None)
-    gain = _gain(mine, None if base is mine else base)
-    count = len(mine.evaluation["rows"])
-    order = sorted(range(count), key=gain, reverse=True)
-    best = order[: min(EXTREMES, (count + 1) // 2)]
-    worst = order[::-1][: min(EXTREMES, count // 2)]
-    return [{**question_of(shown, i), "list": "best"} for i in best] + [
-        {**question_of(shown, i), "list": "worst"} for i in worst
-    ]
-
-
-def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float, int]]:
-    def gain(i: int) -> tuple[float, float, int]:
-        scores = mine.evaluation["rows"][i]["scores"]
-        less = {"f1": 0.0} if base is None else base.evaluation["rows"][i]["scores"]
-        return scores["f1"] - less["f1"], scores["f1"], -i  # equal ones in the order of their ids
-
-    return gain
+def _column(evaluation: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Scores by id, in the order of the rows, which is the same for every evaluation of the same questions."""
+    return {row["id"]: row["scores"][metric] for row in evaluation["rows"] if metric in row["scores"]}

@@ -107,7 +107,7 @@ def evaluate(
     kept = scorable(examples, on_error)
     order = by_id(kept)
     done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
-    with rag.generator.greedily(), _bar(len(kept), "evaluate", progress) as bar:
+    with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
         for start in range(0, len(kept), batch_size):
             batch = order[start : start + batch_size]
             candidates = rag.retriever.search([kept[i].question for i in batch], rag.num_candidates)
@@ -206,7 +206,8 @@ def _hits(candidates: Candidates) -> list[dict[str, Any]]:
     ]
 
 
-def _bar(total: int, label: str, shown: bool) -> Any:
+def progress_bar(total: int, label: str, shown: bool) -> Any:
+    """A bar that counts questions."""
     return tqdm(total=total, desc=label, unit="question", disable=not shown, leave=False)
 
 

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from torch import Tensor
+
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
@@ -309,12 +311,7 @@ class RAG:
         # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
         # SelfAug all need it unmerged.
         model = self.generator.language_model
-        weights = {
-            name.replace(".base_layer.", "."): value
-            for name, value in model.base_model.state_dict().items()
-            if "lora_" not in name
-        }
-        model.base_model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.base_model.save_pretrained(folder, state_dict=base_weights(model), safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -343,7 +340,7 @@ class RAG:
             ResourceError: Base or encoder cannot be found.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         where = index if index is not None else folder / config["index"]["path"]
         base = config["base"]
         rag = cls.create(
@@ -407,6 +404,48 @@ def _summing(rag: RAG) -> "RAGSequence | RAGToken":
     if rag.answering not in kinds:
         raise UsageError(f"answering must be one of {list(ANSWERING)}; {rag.answering!r} came.")
     return kinds[rag.answering](rag)
+
+
+def load_generator(
+    folder: str | Path, *, dtype: str = "auto", device: str | None = None, quantization: str | None = None
+) -> Generator:
+    """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
+
+    Args:
+        folder: What `RAG.save_pretrained` wrote.
+        dtype: As in `RAG.from_pretrained`.
+        device: As in `RAG.from_pretrained`.
+        quantization: As in `RAG.from_pretrained`.
+
+    Raises:
+        MismatchError: Not a bundle, or damaged.
+        ResourceError: The base cannot be found.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    base, name = config["base"], _resolve(config["base"], folder)
+    model = LanguageModel.from_pretrained(
+        base_path(name),
+        adapter=AdapterConfig(**config["adapter"]),
+        revision=base["revision"],
+        dtype=base["dtype"] if dtype == "auto" else dtype,
+        device=device,
+        quantization=quantization or base["quantization"],
+    )
+    model.name = str(name)
+    model.load_adapters(folder / LEARNED_FOLDER)
+    return Generator(
+        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=GenerationConfig(**config["generation"])
+    )
+
+
+def base_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights of the base by their own names, without the adapters that stand among them."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.base_model.state_dict().items()
+        if "lora_" not in name
+    }
 
 
 def encoder_of(
@@ -476,7 +515,12 @@ def _write_json(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a bundle.
+
+    Raises:
+        MismatchError: Not a bundle, damaged, or of another version.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")

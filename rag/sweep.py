@@ -33,7 +33,7 @@ from indexes import build_index
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import set_up_logs
-from rag.comparison import SAMPLES, RowResult, cells, compare, extremes, question_of, sweep_pairs
+from rag.standings import SAMPLES, RowResult, cells, compare, extremes, question_of, sweep_pairs
 from rag.evaluation import Evaluation, answerable, evaluate
 from rag.forgetting import measure_forgetting
 from rag.pipeline import RAG, encoder_of
