@@ -351,7 +351,7 @@ def _beir(folder: Path | zipfile.Path, name: str, split: str | None) -> Records:
     place = f"{name}/queries.jsonl"
     number = 0
     with (root / "queries.jsonl").open("rb") as stream:
-        for record in _json_lines(numbered_lines(cast(IO[bytes], stream), place), place):
+        for record in _json_lines(numbered_lines(stream, place), place):
             if isinstance(record, BrokenRecord):
                 yield record
             elif (judged := judgements.pop(_key(record.fields.get("_id")), None)) is not None:
@@ -399,7 +399,7 @@ def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict
     judged: dict[str, dict[str, tuple[int, str]]] = {}
     place = f"{name}/qrels/{split}.tsv"
     with (folder / f"{split}.tsv").open("rb") as stream:
-        for query, passage, grade, where in _qrels(cast(IO[bytes], stream), place):
+        for query, passage, grade, where in _qrels(stream, place):
             of_query = judged.setdefault(query, {})
             of_query[passage] = max(of_query.get(passage, (grade, where)), (grade, where))
     return judged
