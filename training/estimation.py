@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from generator.generator import AnswerRow, Generator
+from indexes.chunking import gold_document
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import Selector
@@ -117,8 +118,9 @@ class Posterior:
         """Whether the heaviest permutation reads all gold passages; nothing where they are not known."""
         if not self.example.gold_ids:
             return {}
-        read = {self.candidates.ids[i] for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
-        return {"best_holds_gold": float(read >= set(self.example.gold_ids))}
+        ids, gold_ids = self.candidates.ids, self.example.gold_ids
+        read = {gold_document(ids[i], gold_ids) for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
+        return {"best_holds_gold": float(read >= set(gold_ids))}
 
 
 @dataclass(frozen=True)

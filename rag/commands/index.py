@@ -1,0 +1,206 @@
+"""`rag index ...`: build an index, look at it, change it by whole versions."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import UsageError
+from rag.commands.arguments import building_arguments, corpus_argument, on_error_argument
+from rag.commands.command import Command, Report, progress
+
+
+def _build_arguments(parser: Any) -> None:
+    corpus_argument(parser)
+    parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
+    parser.add_argument("--output", type=str, required=True, help="index directory to write")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
+    on_error_argument(parser, "list it in quarantine.jsonl in the index")
+    parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
+    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
+    )
+    building_arguments(parser)
+
+
+def _chunker(args: Any, encoder: Any) -> Any:
+    from indexes import Chunker
+
+    if args.chunk_tokens is None:
+        return None
+    return Chunker(encoder.tokenizer, max_tokens=args.chunk_tokens, overlap=args.chunk_overlap)
+
+
+def _build(args: Any) -> Report:
+    from indexes import build_index
+    from indexes.builder import Team
+    from rag.pocket import load_encoder
+
+    # Each process of `accelerate launch` encodes on its own device.
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    encoder = load_encoder(
+        args.encoder,
+        question_prompt=args.question_prompt,
+        passage_prompt=args.passage_prompt,
+        device=Team.of(True).device if distributed and args.device is None else args.device,
+        dtype=args.dtype,
+    )
+    index = build_index(
+        args.corpus,
+        encoder,
+        args.output,
+        factory=args.factory,
+        batch_size=args.batch_size,
+        chunker=_chunker(args, encoder),
+        split=args.split,
+        bm25=args.bm25,
+        milvus=args.milvus,
+        max_memory=args.max_memory,
+        on_error=args.on_error,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        distributed=distributed,
+        progress=progress(args),
+    )
+    info = index.info()
+    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output}", info)
+
+
+def _folder_argument(parser: Any) -> None:
+    parser.add_argument("index", type=str, help="index directory")
+
+
+def _info(args: Any) -> Report:
+    from indexes import PassageIndex
+
+    info = PassageIndex.open(args.index).info()
+    return Report("\n".join(f"{name}: {value}" for name, value in info.items()), info)
+
+
+def _verify_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
+    parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
+    on_error_argument(parser, "go on")
+
+
+def _verify(args: Any) -> Report:
+    from indexes import Chunker, Corpus, PassageIndex
+    from rag.pipeline import encoder_of
+
+    index = PassageIndex.open(args.index)
+    encoder = None if args.encoder is None else encoder_of(index, args.encoder)
+    corpus = None if args.corpus is None else Corpus.from_file(args.corpus, on_error=args.on_error)
+    if corpus is not None and index.manifest.chunking:
+        tokenizer = (encoder or encoder_of(index)).tokenizer
+        corpus = corpus.chunked(Chunker(tokenizer, **index.manifest.chunking))
+    result = index.verify(encoder=encoder, corpus=corpus)
+    return Report(f"{args.index} is whole: {result}", result)
+
+
+def _corpus_change_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    corpus_argument(parser)
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+    on_error_argument(parser, "list it with --quarantine")
+    parser.add_argument("--quarantine", type=str, help="file for the rows that --on_error skip leaves out")
+
+
+def _delete_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("ids", type=str, nargs="*", help="ids of passages, or of documents that were cut into chunks")
+    parser.add_argument("--ids_file", type=str, help="a file with an id on each line")
+
+
+def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
+    """A command that makes one change with an `IndexWriter`."""
+
+    def run(args: Any) -> Report:
+        from dataclasses import asdict
+
+        from indexes import IndexWriter, PassageIndex
+        from indexes.factory import survives_moving
+        from rag.pipeline import encoder_of
+
+        options: dict[str, Any] = {}
+        if "corpus" in args:
+            options = {name: args[name] for name in ("batch_size", "on_error", "quarantine")}
+        index = PassageIndex.open(args.index, verify="none", mmap=True)
+        if "corpus" in args or not (index.manifest.milvus or survives_moving(index.manifest.factory)):
+            options["encoder"] = encoder_of(index, args.encoder if "encoder" in args else None)
+        with IndexWriter(args.index, progress=progress(args), **options) as writer:
+            done = change(writer, args)
+        return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))
+
+    return run
+
+
+def _ids(args: Any) -> list[str]:
+    ids = list(args.ids)
+    if args.ids_file is not None:
+        try:
+            ids += filter(str.strip, Path(args.ids_file).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--ids_file needs a readable file of ids, one on each line: {error}") from error
+    if not ids:
+        raise UsageError("Say what to delete: ids as words, or --ids_file FILE; none came.")
+    return ids
+
+
+def _tune_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    parser.add_argument("--questions", type=str, required=True, help="question file: what is searched for")
+    parser.add_argument("--recall", type=float, default=0.95, help="share of the exact top k that must be found")
+    parser.add_argument("-k", "--k", type=int, default=20, help="results per question")
+    parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
+    parser.add_argument("--reference", type=str, help="an exact index of the same corpus, where this one is lossy")
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--dry_run", action="store_true", help="only measure; leave the index as it is")
+
+
+def _tune(args: Any) -> Report:
+    from dataclasses import asdict
+
+    from indexes import IndexWriter, PassageIndex
+    from indexes.tuning import tune
+    from rag.pipeline import encoder_of
+    from training import load_examples
+
+    index = PassageIndex.open(args.index)
+    questions = [e.question for e in load_examples(args.questions, limit=args.limit)]
+    queries = encoder_of(index, args.encoder).encode_questions(questions)
+    exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, args.k)
+    found = tune(index.vectors, queries, recall=args.recall, k=args.k, exact_ids_Bk=exact)
+    if not args.dry_run:
+        with IndexWriter(args.index) as writer:
+            writer.set_search_parameters(found.parameters)
+    return Report(found.summary, asdict(found))
+
+
+COMMANDS: dict[str, Command] = {
+    "index build": Command("embed a corpus into an index directory", _build_arguments, _build),
+    "index info": Command("print what an index is", _folder_argument, _info),
+    "index verify": Command("check an index against its checksums, encoder and corpus", _verify_arguments, _verify),
+    "index add": Command(
+        "add passages with new ids",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.add(args.corpus)),
+    ),
+    "index delete": Command("delete passages", _delete_arguments, _changing(lambda w, args: w.delete(_ids(args)))),
+    "index update": Command(
+        "add passages, each in place of the one with its id",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.update(args.corpus)),
+    ),
+    "index sync": Command(
+        "make an index hold exactly a corpus, encoding only what differs",
+        _corpus_change_arguments,
+        _changing(lambda writer, args: writer.sync(args.corpus)),
+    ),
+    "index compact": Command(
+        "rewrite an index without what is deleted", _folder_argument, _changing(lambda w, args: w.compact())
+    ),
+    "index tune": Command("find the fastest search that reaches a recall, and keep it", _tune_arguments, _tune),
+}

@@ -1,0 +1,68 @@
+"""`rag inspect ...`: an E-step and a training batch, laid open."""
+
+from typing import Any
+
+from rag.commands.arguments import bundle_arguments, open_pipeline
+from rag.commands.command import Command, Report
+
+
+def _inspect_permutations_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, help="one question, in quotes")
+    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
+    parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
+    _inspect_arguments(parser)
+
+
+def _inspect_arguments(parser: Any) -> None:
+    from training import DROConfig
+
+    bundle_arguments(parser)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
+
+
+def _inspect_config(args: Any) -> Any:
+    from dataclasses import fields
+
+    from training import DROConfig
+
+    names = {f.name for f in fields(DROConfig)} - {"training_arguments", "output_dir"}
+    return DROConfig(output_dir="unused", **{name: getattr(args, name) for name in names})
+
+
+def _inspect_permutations(args: Any) -> Report:
+    from rag.inspection import inspect_permutations, permutations_text
+    from training import QAExample
+
+    example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
+    data = inspect_permutations(open_pipeline(args), example, _inspect_config(args), round=args.round)
+    return Report(permutations_text(data), data)
+
+
+def _inspect_batch_arguments(parser: Any) -> None:
+    parser.add_argument("--questions", type=str, required=True, help="training questions with golden answers")
+    _inspect_arguments(parser)
+
+
+def _inspect_batch(args: Any) -> Report:
+    from rag.inspection import batch_text, inspect_batch
+    from training import load_examples
+
+    config, rag = _inspect_config(args), open_pipeline(args)
+    examples = load_examples(args.questions, require_answers=True, limit=config.per_device_train_batch_size)
+    rows = inspect_batch(rag, examples, config, round=args.round)
+    return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
+
+
+COMMANDS: dict[str, Command] = {
+    "inspect permutations": Command(
+        "what the E-step draws for a question, and how much each permutation explains the answer",
+        _inspect_permutations_arguments,
+        _inspect_permutations,
+    ),
+    "inspect batch": Command(
+        "the generator's rows of a training batch, with the role of every token",
+        _inspect_batch_arguments,
+        _inspect_batch,
+    ),
+}

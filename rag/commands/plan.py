@@ -1,0 +1,174 @@
+"""`rag plan` and `rag plan index`: time and memory, before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import UsageError
+from rag.commands.arguments import building_arguments, dev_arguments, on_error_argument, pipeline_arguments
+from rag.commands.command import Command, Report
+
+
+def _plan_arguments(parser: Any) -> None:
+    """Those of `rag train`, none of them required, and numbers in place of files."""
+    from training import DROConfig
+
+    pipeline_arguments(parser)
+    parser.add_argument("--corpus", type=str, help="what an index would be built from")
+    parser.add_argument("--train", type=str, help="training questions with golden answers")
+    dev_arguments(parser)
+    for name, what in _PLAN_SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=what)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    parser.add_argument("--output_dir", type=str, default="run", help="as in `rag train`; nothing is written")
+    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="as in `rag train`; not modelled")
+
+
+_PLAN_SIZES = {
+    "passages": "number of passages, in place of a corpus or an index",
+    "passage_tokens": "mean tokens of a passage (four characters are taken for one token)",
+    "train_questions": "number of training questions, in place of a file",
+    "dev_questions": "number of dev questions, in place of a file",
+    "question_tokens": "mean tokens of a question",
+    "answer_tokens": "mean tokens of an answer, end-of-answer token included",
+}
+
+
+def _plan(args: Any) -> Report:
+    from dataclasses import fields, replace
+
+    from rag.plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
+    from retriever import SelectorConfig
+    from training import DROConfig
+
+    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    selector = SelectorConfig(**vars(args.selector))
+    shape, context = shape_of(args.base, revision=args.revision, rank=args.adapter.r)
+    texts, dimension = _plan_texts(args, config.max_train_samples)
+    encoder = encoder_shape(args.encoder or "pocket")
+    device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
+    question, alone_row = mean_question(selector, config, texts, context)
+    data = plan(
+        Job(
+            base=args.base,
+            shape=shape,
+            context=context,
+            dtype=dtype,
+            device=device,
+            config=config,
+            selector=selector,
+            encoder=encoder if dimension is None else replace(encoder, dimension=dimension),
+            texts=texts,
+            question=question,
+            alone_row=alone_row,
+            max_new_tokens=args.generation.max_new_tokens,
+        )
+    )
+    return Report(render(data), data)
+
+
+def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
+    """Counts and lengths, from numbers where they are given, else from files; and the dimension of an index."""
+    from rag.plan import Texts, count_questions
+
+    passages, tokens, dimension = _plan_passages(args)
+    found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
+    if args.train is not None:
+        count, question, answer = count_questions(args.train, limit)
+        found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
+    if args.dev is not None:
+        found["eval_questions"] = count_questions(args.dev, args.max_eval_samples)[0]
+    given = {"train_questions": "questions", "dev_questions": "eval_questions"}
+    given |= {name: name for name in ("question_tokens", "answer_tokens")}
+    found |= {field: args[name] for name, field in given.items() if args[name] is not None}
+    if "questions" not in found:
+        raise UsageError("Say how much there is to learn from: --train FILE or --train_questions N; neither came.")
+    return Texts(**found), dimension
+
+
+def _plan_passages(args: Any) -> tuple[int, int, int | None]:
+    from rag.plan import count_index, count_passages
+
+    if args.passages is not None:
+        return args.passages, args.passage_tokens or 130, None
+    if args.corpus is None and args.index is None:
+        raise UsageError(
+            "Say how much there is to index: --corpus FILE, --index DIR, or --passages N --passage_tokens L; none came."
+        )
+    if args.corpus is None:
+        count, tokens, dimension = count_index(args.index)
+        return count, args.passage_tokens or tokens, dimension
+    count, tokens = count_passages(args.corpus)
+    return count, args.passage_tokens or tokens, None
+
+
+def _plan_index_arguments(parser: Any) -> None:
+    """Those of `rag index build` that cost something, none of them required, and numbers in place of the corpus."""
+    parser.add_argument("--corpus", type=str, help="what the index would be built from, as in `rag index build`")
+    for name in ("passages", "passage_tokens"):
+        parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
+    parser.add_argument("--processes", type=int, default=1, help="of `accelerate launch`, which share out the encoding")
+    parser.add_argument("--output", type=str, help="where the index would go; only its free space is looked at")
+    on_error_argument(parser, "go on")
+    building_arguments(parser)
+
+
+def _plan_index(args: Any) -> Report:
+    from generator.language_model import best_device
+    from indexes.memory import parse_bytes
+    from rag.plan import encoder_shape
+    from rag.plan_index import IndexJob, plan_index, render
+
+    for name in ("passages", "passage_tokens", "processes", "batch_size"):
+        if args[name] is not None and args[name] < 1:
+            raise UsageError(f"--{name} must be at least 1, but {args[name]} came.")
+    count, sample, basis = _plan_sample(args)
+    data = plan_index(
+        IndexJob(
+            encoder=args.encoder,
+            shape=encoder_shape(args.encoder),
+            count=count,
+            sample=sample,
+            basis=basis,
+            passage_tokens=args.passage_tokens if args.corpus else args.passage_tokens or 130,
+            factory=args.factory,
+            dtype=args.dtype,
+            device=args.device or best_device(),
+            batch_size=args.batch_size,
+            chunk_tokens=args.chunk_tokens,
+            chunk_overlap=args.chunk_overlap,
+            max_memory=None if args.max_memory is None else parse_bytes(args.max_memory),
+            bm25=args.bm25,
+            milvus=args.milvus is not None,
+            processes=args.processes,
+            output=None if args.output is None else Path(args.output),
+        )
+    )
+    return Report(render(data), data)
+
+
+def _plan_sample(args: Any) -> tuple[int, Any, str]:
+    """How many passages, some of them, and where both come from; numbers win over files."""
+    from rag.plan import sample_passages
+    from rag.plan_index import invented_passages
+
+    if args.corpus is not None:
+        count, sample = sample_passages(args.corpus, on_error=args.on_error)
+        counted = "counted" if args.passages is None else "as many as you say"
+        return args.passages or count, sample, f"{counted}, judged by {len(sample):,} of {args.corpus}"
+    if args.passages is None:
+        raise UsageError(
+            "Say how much there is to index: --corpus FILE, or --passages N --passage_tokens L; none came."
+        )
+    return args.passages, invented_passages(args.passages, args.passage_tokens or 130), "as many as you say, made up"
+
+
+COMMANDS: dict[str, Command] = {
+    "plan": Command(
+        "time and memory of an index and a training run, before anything is loaded", _plan_arguments, _plan
+    ),
+    "plan index": Command(
+        "time, memory and disk of `rag index build`, before its encoder is loaded",
+        _plan_index_arguments,
+        _plan_index,
+    ),
+}

@@ -1,0 +1,99 @@
+"""`rag search`: what a retriever finds, and how good that is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from indexes.errors import UsageError
+from rag.commands.arguments import retriever_argument
+from rag.commands.command import Command, Report, metrics_text
+
+
+def _search_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, nargs="*", help="questions to search for")
+    parser.add_argument("--index", type=str, required=True, help="index directory")
+    parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
+    parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
+    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
+    retriever_argument(parser)
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="rank and score of each hit in each ranking, and the words it shares with the question",
+    )
+
+
+def _search(args: Any) -> Report:
+    from indexes import PassageIndex
+    from rag.evaluation import search_metrics
+    from rag.pipeline import encoder_of, retriever_of
+    from retriever import Candidates
+
+    if args.batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, but {args.batch_size} came.")
+    examples = _questions(args)
+    index = PassageIndex.open(args.index)
+    retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)
+    found: list[Candidates] = []
+    for start in range(0, len(examples), args.batch_size):
+        found += retriever.search([e.question for e in examples[start : start + args.batch_size]], args.k)
+    explanations = [retriever.explain(c) for c in found] if args.explain else None
+    results = [
+        {"id": e.id, "hits": _hits(c, explanations[i] if explanations else None)}
+        for i, (e, c) in enumerate(zip(examples, found, strict=True))
+    ]
+    metrics = search_metrics(examples, found, args.k)
+    hits = [] if args.questions and not args.explain else [_hits_text(found, explanations)]
+    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else [])])
+    return Report(text, {"results": results, "metrics": metrics})
+
+
+def _hits(candidates: Any, explanations: Sequence[Any] | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores_n.tolist(), strict=True)]
+    if explanations is None:
+        return hits
+    return [{**hit, "explanation": asdict(e)} for hit, e in zip(hits, explanations, strict=True)]
+
+
+def _questions(args: Any) -> list[Any]:
+    from training import QAExample, load_examples
+
+    if bool(args.question) == bool(args.questions):
+        raise UsageError("Give either questions as words or a file with --questions (exactly one of the two).")
+    if args.questions:
+        return load_examples(args.questions)
+    return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
+
+
+def _hits_text(found: Sequence[Any], explanations: Sequence[Sequence[Any]] | None) -> str:
+    lines = []
+    for i, candidates in enumerate(found):
+        lines.append(candidates.question)
+        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores_n.tolist(), strict=True)):
+            lines.append(f"  {score:.4f}  {passage.id}  {passage.title}")
+            if explanations:
+                lines.append(f"          {_explanation_text(explanations[i][n])}")
+    return "\n".join(lines)
+
+
+def _explanation_text(explanation: Any) -> str:
+    parts = [
+        f"{name} {'-' if rank is None else f'#{rank}'} ({score:.4f})"
+        for name, rank, score in (
+            ("dense", explanation.dense_rank, explanation.dense_score),
+            ("bm25", explanation.bm25_rank, explanation.bm25_score),
+        )
+        if score is not None
+    ]
+    if explanation.fused_score is not None:
+        parts.append(f"fused {explanation.fused_score:.4f}")
+    if explanation.terms is not None:
+        parts.append(" + ".join(f"{word} {added:.4f}" for word, added in explanation.terms.items()) or "no word shared")
+    return ", ".join(parts)
+
+
+COMMANDS: dict[str, Command] = {
+    "search": Command("retrieve passages, and score recall on a question file", _search_arguments, _search),
+}

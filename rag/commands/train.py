@@ -1,0 +1,59 @@
+"""`rag train`: selector, generator and question adapter, jointly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rag.commands.arguments import create_pipeline, dev_arguments, pipeline_arguments
+from rag.commands.command import Command, Report, cell, progress, table
+
+
+def _train_arguments(parser: Any) -> None:
+    from training import DROConfig
+
+    pipeline_arguments(parser)
+    parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
+    dev_arguments(parser)
+    parser.add_class_arguments(DROConfig, skip={"training_arguments"})
+    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+
+
+def _train(args: Any) -> Report:
+    from dataclasses import fields
+
+    from training import DROConfig, DROTrainer, load_examples
+
+    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    dev = None if args.dev is None else load_examples(args.dev, require_answers=True, limit=args.max_eval_samples)
+    rag = create_pipeline(args)
+    train = load_examples(args.train, require_answers=True, limit=config.max_train_samples)
+    if args.answerable_only:
+        from rag.evaluation import answerable
+
+        train = answerable(rag, train)
+    trainer = DROTrainer(rag, config, train, dev, progress=progress(args))
+    history = trainer.train()
+    bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
+    data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+
+
+def _history_text(history: Sequence[dict[str, Any]]) -> str:
+    wanted = ["round", "eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"]
+    wanted += [
+        "ess",
+        "distinct_permutations",
+        "log_marginal",
+        "selector_loss",
+        "generator_loss",
+        "selfaug_kl",
+        "seconds",
+    ]
+    columns = [name for name in wanted if any(name in row for row in history)]
+    rows = [[cell(row.get(name)) for name in columns] for row in history]
+    return table([name.removeprefix("eval_") for name in columns], rows)
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train selector, generator and question adapter jointly", _train_arguments, _train),
+}
