@@ -27,8 +27,11 @@ def gold_coverage(examples: Sequence[QAExample], passages: PassageIndex | Corpus
     """Which gold ids of the questions no passage has."""
     corpus = passages if isinstance(passages, Corpus) else passages.corpus
     with_gold = [example for example in examples if example.gold_ids]
-    known = corpus.known_ids(id_ for example in with_gold for id_ in example.gold_ids)
-    unknown = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids if id_ not in known)
+    asked = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids)
+    # A document that was cut into chunks is there as its first one.
+    found = corpus.known_ids(name for id_ in asked for name in (id_, f"{id_}#0"))
+    known = {id_ for id_ in asked if id_ in found or f"{id_}#0" in found}
+    unknown = [id_ for id_ in asked if id_ not in known]
     covered = sum(known.issuperset(example.gold_ids) for example in with_gold)
     return GoldCoverage(len(with_gold), covered, tuple(unknown))
 
