@@ -18,15 +18,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
+from indexes.chunking import gold_document
 from indexes.corpus import Passage
 from indexes.errors import UsageError
 from rag.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
 from rag.metrics import exact_match, f1, normalize_answer
-from rag.pipeline import RAG, Answer
+from rag.pipeline import RAG, SELECTION, Answer
 from rag.significance import estimate
 from retriever.dense import Candidates
 from training.data import QAExample
@@ -82,16 +83,21 @@ def order_bias(
             reader = _Reader(rag, {i: evaluation.answers[i] for i in batch})
             for i, row in _with_shuffled_candidates(rag, evaluation, batch, draw, reader).items():
                 rows[i]["candidates"] = row
-            if isinstance(rag, RAG):  # baselines that sum over documents read one at a time
+            if _selects(rag):  # who sums over documents reads one at a time
                 for i, row in _with_shuffled_passages(evaluation, batch, draw, reader).items():
                     rows[i]["passages"] = row
             bar.update(len(batch))
     ordered = [rows[i] for i in order]
     summary: dict[str, Any] = {"shuffles": shuffles, "seed": seed, "candidates": _summary(ordered, "candidates")}
-    if isinstance(rag, RAG):
+    if _selects(rag):
         positions = _by_gold_position(ordered)
         summary["passages"] = _summary(ordered, "passages") | {"exact_match_by_gold_position": positions}
     return OrderBias(summary, rows)
+
+
+def _selects(rag: Answerer) -> TypeGuard[RAG]:
+    """Whether answers are read from what the selector chose, all at once."""
+    return isinstance(rag, RAG) and rag.answering == SELECTION
 
 
 def other_orders(n: int, count: int, *key: object) -> list[_Order]:
@@ -123,7 +129,7 @@ class _Reader:
 
     def select(self, jobs: Sequence[tuple[int, Candidates]]) -> list[tuple[str, Sequence[Passage]]]:
         """The pipeline's answer from candidates, and what it read."""
-        if not isinstance(self.rag, RAG):
+        if not _selects(self.rag):
             return [(answer.text, answer.passages) for answer in self.rag.answer_from([c for _, c in jobs])]
         permutations = [p.z_mK[0].tolist() for p in self.rag.selector.select([c for _, c in jobs])]
         chosen = [(i, [c.passages[at] for at in z]) for (i, c), z in zip(jobs, permutations, strict=True)]
@@ -184,7 +190,7 @@ def _with_shuffled_passages(
 
 def _first_gold(ids: Sequence[str], example: QAExample) -> int | None:
     """The place, from 1, of the first gold passage."""
-    return next((place for place, id in enumerate(ids, 1) if id in example.gold_ids), None)
+    return next((place for place, id in enumerate(ids, 1) if gold_document(id, example.gold_ids) is not None), None)
 
 
 # -- one question, and all of them -----------------------------------------------------------------------------
