@@ -164,9 +164,15 @@ def test_the_command_stops_at_a_broken_row_and_at_a_question_without_answers(
 ) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text(questions.read_text() + '{"id": "q9", "question": "cut of')
-    code, _, error = run(["evaluate", "--bundle", bundle, "--questions", broken], capsys)
+    words = ["evaluate", "--bundle", bundle, "--questions", broken]
+    code, _, error = run(words, capsys)
     assert code == 3
     assert "broken.jsonl:5" in error
+    whole = json.loads(run([*words[:-1], questions, "--json"], capsys)[1])
+    code, out, _ = run([*words, "--on_error", "skip", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["metrics"] == whole["metrics"]
+    assert json.loads(out)["dataset"] == whole["dataset"] | {"file": "broken.jsonl", "skipped": 1}
     lacking = tmp_path / "lacking.jsonl"
     lacking.write_text(questions.read_text() + '{"id": "q0", "question": "who knows?", "golden_answers": []}\n')
     words = ["evaluate", "--bundle", bundle, "--questions", lacking]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import shake_adapters
 
+from indexes.errors import UsageError
 from rag.evaluation import evaluate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
@@ -79,6 +80,14 @@ def test_sums_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
         "changed_not_cited": (pytest.approx((0 + 0.5) / 2), 2),
     }
     assert support(rag, evaluation, threshold=0.01, progress=False).summary["supported"] == 3
+
+
+def test_sums_over_documents_have_no_list_to_leave_out_of(make_rag: Callable[..., RAG]) -> None:
+    rag = make_rag()
+    evaluation = evaluate(rag, EXAMPLES[:1], progress=False)
+    rag.answering = "rag_token"
+    with pytest.raises(UsageError, match="answers by rag_token"):
+        support(rag, evaluation, progress=False)
 
 
 def test_nothing_cited_has_no_share(rag: RAG) -> None:
