@@ -126,7 +126,7 @@ def _order_bias_text(audit: str, summary: Mapping[str, Any]) -> str:
     if "selected_overlap" in summary:
         named["overlap of what is selected"] = summary["selected_overlap"]
     for place, estimate in summary.get("exact_match_by_gold_position", {}).items():
-        named[f"exact match, gold passage {place}"] = estimate
+        named[f"exact match, gold passage at {place}"] = estimate
     exact_match = summary["exact_match"]
     spread = (
         f"Exact match without shuffling {cell(exact_match['unshuffled'])}, with it between "
