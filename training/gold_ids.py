@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from indexes.chunking import gold_document
 from indexes.corpus import Corpus
 from indexes.errors import DataError, UsageError
 from indexes.passage_index import PassageIndex
@@ -24,13 +25,21 @@ class GoldCoverage(NamedTuple):
 
 
 def gold_coverage(examples: Sequence[QAExample], passages: PassageIndex | Corpus) -> GoldCoverage:
-    """Which gold ids of the questions no passage has."""
+    """Which gold ids of the questions no passage has, and none has as the document that it is a chunk of."""
     corpus = passages if isinstance(passages, Corpus) else passages.corpus
     with_gold = [example for example in examples if example.gold_ids]
-    known = corpus.known_ids(id_ for example in with_gold for id_ in example.gold_ids)
+    known = _known(corpus, {id_ for example in with_gold for id_ in example.gold_ids})
     unknown = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids if id_ not in known)
     covered = sum(known.issuperset(example.gold_ids) for example in with_gold)
     return GoldCoverage(len(with_gold), covered, tuple(unknown))
+
+
+def _known(corpus: Corpus, wanted: set[str]) -> set[str]:
+    known = corpus.known_ids(wanted)
+    if missing := wanted - known:
+        # Files of questions name whole documents, also where the index holds chunks of them.
+        known.update(document for id_ in corpus.ids if "#" in id_ and (document := gold_document(id_, missing)))
+    return known
 
 
 def check_gold_ids(

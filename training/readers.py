@@ -231,7 +231,7 @@ READERS = (
 
 def content_id(example: QAExample) -> str:
     """An id for a question without one, from what it says, so that the order of its file does not matter."""
-    said = json.dumps([example.question, example.golden_answers, example.gold_ids], ensure_ascii=True)
+    said = json.dumps([example.question, sorted(example.golden_answers), sorted(example.gold_ids)], ensure_ascii=True)
     return f"q~{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
 
 
