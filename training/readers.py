@@ -132,7 +132,7 @@ def _record_id(record: Record, unanswerable: bool) -> str:
         return ""
     id_ = identifier(record.number if given is None else given, record.where)
     # MuSiQue-Full asks every question twice under one id, once with a supporting paragraph taken away.
-    return f"{id_}~unanswerable" if unanswerable and "answerable" in fields else id_
+    return f"{id_}~unanswerable" if unanswerable and {"answerable", "paragraphs"} <= set(fields) else id_
 
 
 def _answers(fields: Mapping[str, Any], aliases: Aliases, where: str) -> Iterator[str]:
