@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from indexes.chunking import gold_document
 from indexes.corpus import Corpus
 from indexes.errors import DataError, UsageError
 from indexes.passage_index import PassageIndex
@@ -28,18 +27,13 @@ def gold_coverage(examples: Sequence[QAExample], passages: PassageIndex | Corpus
     """Which gold ids of the questions no passage has, and none has as the document that it is a chunk of."""
     corpus = passages if isinstance(passages, Corpus) else passages.corpus
     with_gold = [example for example in examples if example.gold_ids]
-    known = _known(corpus, {id_ for example in with_gold for id_ in example.gold_ids})
-    unknown = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids if id_ not in known)
+    asked = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids)
+    # A document that was cut into chunks is there as its first one.
+    found = corpus.known_ids(name for id_ in asked for name in (id_, f"{id_}#0"))
+    known = {id_ for id_ in asked if id_ in found or f"{id_}#0" in found}
+    unknown = [id_ for id_ in asked if id_ not in known]
     covered = sum(known.issuperset(example.gold_ids) for example in with_gold)
     return GoldCoverage(len(with_gold), covered, tuple(unknown))
-
-
-def _known(corpus: Corpus, wanted: set[str]) -> set[str]:
-    known = corpus.known_ids(wanted)
-    if missing := wanted - known:
-        # Files of questions name whole documents, also where the index holds chunks of them.
-        known.update(document for id_ in corpus.ids if "#" in id_ and (document := gold_document(id_, missing)))
-    return known
 
 
 def check_gold_ids(
