@@ -15,7 +15,7 @@ from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_log_prob
+from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.prompts import AnswerPrompt, defuse, encode_plain
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
@@ -144,15 +144,29 @@ class Generator:
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def score(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor]:
+    def token_log_probs(self, rows: Sequence[AnswerRow]) -> list[Tensor]:
+        """Log p of every answer token given those before it, per row float32 `[L]` on the CPU, in the order given."""
+        result: dict[int, Tensor] = {}
+        lengths = [len(row.input_ids) for row in rows]
+        with self.language_model.use(ROLE), torch.inference_mode():
+            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+                forward = self.forward([rows[i] for i in batch])
+                _, log_p_N = answer_token_log_probs(*forward, self.language_model.head)
+                result |= dict(zip(batch, log_p_N.cpu().split(forward[-1].tolist()), strict=True))
+        return [result[i].clone() for i in range(len(rows))]  # made outside, so that it can be learned from
+
+    def score(self, rows: Sequence[AnswerRow], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward pass with gradient, under whatever adapter is active.
+
+        Args:
+            rows: Prompts with their answers.
+            token_weights_N: What each answer token counts, row by row; None: 1.
 
         Returns:
             `(log_p_B, hidden_BTH)`: float32 log-probabilities of the answers, and the hidden states behind them.
         """
-        hidden_BTH, input_ids_BT, prompt_B, answer_B = self.forward(rows)
-        log_p_B = answer_log_prob(hidden_BTH, input_ids_BT, prompt_B, answer_B, self.language_model.head)
-        return log_p_B, hidden_BTH
+        forward = self.forward(rows)
+        return answer_log_prob(*forward, self.language_model.head, token_weights_N), forward[0]
 
     def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""

@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, rest = _split_command(words)
         args = _parse(name, rest)
         _check_json_file(args)
-        _print(COMMANDS[name].run(args), args)
-        return 0
+        report = COMMANDS[name].run(args)
+        _print(report, args)
+        return report.exit_code
     except RAGError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:

@@ -34,7 +34,7 @@ def evaluation_file(
     *,
     name: str,
     label: str = "",
-    answering: str = "selection",
+    answering: str | None = None,
     bundle: str | Path | None = None,
     questions: str | Path | None = None,
     order_bias: OrderBias | None = None,
@@ -48,7 +48,7 @@ def evaluation_file(
         evaluation: What came out.
         name: What tables call it.
         label: For people; default: the name.
-        answering: "selection", or how a baseline answers from single documents ("rag_sequence", "rag_token").
+        answering: How a baseline around `rag` answers ("rag_sequence", "rag_token"); None: as `rag` itself does.
         bundle: The folder that `rag` was opened from.
         questions: The question file, whose name is noted.
         order_bias: Of `rag.order_bias.order_bias`.
@@ -64,7 +64,7 @@ def evaluation_file(
         "format_version": FORMAT_VERSION,
         "name": name,
         "label": label or name,
-        "pipeline": describe_pipeline(rag, answering=answering, bundle=bundle),
+        "pipeline": describe_pipeline(rag, answering=answering or rag.answering, bundle=bundle),
         "dataset": {
             "sha256": dataset_digest(evaluation.examples),
             "file": None if questions is None else Path(questions).name,

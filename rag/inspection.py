@@ -15,6 +15,7 @@ from torch import Tensor
 from generator.generator import AnswerRow
 from generator.log_probs import answer_positions
 from generator.rows import pad_right
+from indexes.chunking import gold_document
 from rag.pipeline import RAG
 from training import DROConfig, QAExample
 from training.estimation import EStep, Posterior
@@ -81,7 +82,7 @@ def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]
             "id": passage.id,
             "title": passage.title,
             "score": float(score),
-            "gold": passage.id in example.gold_ids,
+            "gold": gold_document(passage.id, example.gold_ids) is not None,
             "marginal": marginals[i],
         }
         for i, (passage, score) in enumerate(zip(found.passages, found.scores_n, strict=True))

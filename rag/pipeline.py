@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
@@ -28,10 +28,16 @@ from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, save_learned
 from training.data import QAExample
 
+if TYPE_CHECKING:
+    from rag.rag_sequence import RAGSequence
+    from rag.rag_token import RAGToken
+
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
+SELECTION = "selection"
+ANSWERING = (SELECTION, "rag_sequence", "rag_token")
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
@@ -66,12 +72,17 @@ class RAG:
         retriever: Question to candidates.
         selector: Candidates to a permutation.
         generator: Passages to an answer; shares the selector's language model.
+        answering: How an answer comes about: "selection" reads the selector's list, "rag_sequence" and "rag_token" sum
+            over single documents (`rag.rag_sequence`, `rag.rag_token`). A bundle remembers it.
 
     Raises:
-        UsageError: Selector and generator have different language models.
+        UsageError: Selector and generator have different language models, or `answering` is unknown, or sums over
+            single documents with a selector that picks more.
     """
 
-    def __init__(self, retriever: Retriever, selector: Selector, generator: Generator) -> None:
+    def __init__(
+        self, retriever: Retriever, selector: Selector, generator: Generator, *, answering: str = SELECTION
+    ) -> None:
         if selector.language_model is not generator.language_model:
             raise UsageError(
                 "Selector and generator must share one LanguageModel (two adapters on one base, trained and saved "
@@ -80,6 +91,8 @@ class RAG:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
+        self.answering = answering
+        self._answerer = None if answering == SELECTION else _summing(self)
 
     @classmethod
     def create(
@@ -98,6 +111,7 @@ class RAG:
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        answering: str = SELECTION,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
 
@@ -116,6 +130,7 @@ class RAG:
             dtype: Of the base; "auto" chooses by hardware.
             device: Of the base; default: the best there is.
             quantization: None, "4bit" or "8bit".
+            answering: As for the class.
 
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
@@ -138,6 +153,7 @@ class RAG:
             finder,
             Selector(model, finder, prompt=ranking_prompt, config=selector),
             Generator(model, prompt=answer_prompt, config=generation),
+            answering=answering,
         )
 
     @property
@@ -164,6 +180,8 @@ class RAG:
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """Answers from candidates that are already retrieved."""
+        if self._answerer is not None:
+            return self._answerer.answer_from(candidates)
         permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
@@ -186,8 +204,11 @@ class RAG:
         return AnswerRow(prompt_ids, [self.generator.language_model.end_of_answer_id])
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer to one question, piece by piece."""
+        """The answer to one question, piece by piece (in one piece where it is not read from one prompt)."""
         candidates = self.retriever.search(question, self.num_candidates)
+        if self._answerer is not None:
+            yield self._answerer.answer_from([candidates])[0].text
+            return
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
@@ -270,6 +291,7 @@ class RAG:
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
             "generation": asdict(self.generator.config),
+            "answering": self.answering,
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
@@ -335,6 +357,7 @@ class RAG:
             dtype=base["dtype"] if dtype == "auto" else dtype,
             device=device,
             quantization=quantization or base["quantization"],
+            answering=config.get("answering", SELECTION),  # bundles selected before they said so
         )
         rag._check_corpus(config, folder)
         rag._set_question_adapter(config["question_adapter_rank"])
@@ -370,6 +393,17 @@ class RAG:
         with TemporaryDirectory() as work:
             bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+
+
+def _summing(rag: RAG) -> "RAGSequence | RAGToken":
+    """Who answers for a pipeline that sums over single documents."""
+    from rag.rag_sequence import RAGSequence
+    from rag.rag_token import RAGToken
+
+    kinds: dict[str, type[RAGSequence] | type[RAGToken]] = {"rag_sequence": RAGSequence, "rag_token": RAGToken}
+    if rag.answering not in kinds:
+        raise UsageError(f"answering must be one of {list(ANSWERING)}; {rag.answering!r} came.")
+    return kinds[rag.answering](rag)
 
 
 def load_generator(

@@ -157,6 +157,9 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
     assert target_permutation(found, (), 3).tolist() == by_score[:3]
     gold = found.ids[2], "not retrieved", found.ids[0]
     assert target_permutation(found, gold, 4).tolist() == [2, 0, 1, 3]
+    # Two chunks of one gold document: the one at place 4, which scores higher, stands for both.
+    chunks = [replace(p, id=id) for p, id in zip(found.passages, ["doc#0", "x", "y", "z", "doc#1"], strict=True)]
+    assert target_permutation(replace(found, passages=chunks), ["doc"], 3).tolist() == [4, 1, 3]
     config = settings(Path("unused"), warm_up_target="gold")
     with pytest.raises(DataError, match="'q9'"):
         warm_up_posteriors([QAExample("q9", "q?", ("a",))], rag.retriever, rag.selector.config, config)

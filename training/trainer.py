@@ -166,7 +166,8 @@ class DROTrainer:
     def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
-        if not (config.fit_pooling and config.train_selector and selector.config.use_prior):
+        pools = config.train_selector and selector.config.use_prior and selector.config.use_language_model
+        if not (config.fit_pooling and pools) or config.retriever_objective == "lsr":
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
             fit_pooling(selector, posteriors, advance)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from indexes.chunking import gold_document
 from indexes.errors import DataError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
@@ -20,10 +21,15 @@ from training.estimation import Posterior, stable_seed
 
 
 def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:
-    """The first k candidates, int64 `[k]`: gold ones (in the order of `gold_ids`) first, the rest by score."""
+    """The first k candidates, int64 `[k]`: gold ones (in the order of `gold_ids`) first, the rest by score.
+
+    Of a gold document that was cut into chunks the best chunk stands for all.
+    """
     by_score = torch.argsort(candidates.scores_n, descending=True, stable=True).tolist()
-    position = {id: i for i, id in enumerate(candidates.ids)}
-    gold = [position[id] for id in gold_ids if id in position]
+    best: dict[str | None, int] = {}
+    for i in by_score:
+        best.setdefault(gold_document(candidates.ids[i], gold_ids), i)
+    gold = [best[id] for id in gold_ids if id in best]
     return torch.tensor((gold + [i for i in by_score if i not in gold])[:k], dtype=torch.long)
 
 
