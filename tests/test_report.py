@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from indexes.errors import DataError
-from rag.report import _run, render_report, write_report
+from rag.report import render_report, write_report
+from rag.report.comparison import run_sentence
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "input", "br"}
@@ -384,7 +385,7 @@ def test_what_was_run(tree: ET.Element) -> None:
     )
     assert "invented" in introduction
     short = {"settings": {"domain": "harbour", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
-    assert _run(short) == (
+    assert run_sentence(short) == (
         "This run: domain harbour, 9 training questions, 7 of which some candidate answers, and no others were learned "
         "from, 1 round."
     )
