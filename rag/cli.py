@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import RAGError, UsageError
-from rag.commands import ask, demo, doctor, evaluate, index, inspection, plan, search, train
+from rag.commands import ask, demo, doctor, evaluate, index, inspection, plan, report, search, train
 from rag.commands.command import Command, Report
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     **train.COMMANDS,
     **plan.COMMANDS,
     **evaluate.COMMANDS,
+    **report.COMMANDS,
     **ask.COMMANDS,
     **inspection.COMMANDS,
     **demo.COMMANDS,

@@ -15,7 +15,7 @@ from rag.report.tables import data_table, interval_note, table_row
 
 _RIGHT_MARGIN, _LEFT, _RIGHT, _TOP, _BOTTOM = 120, 46, 280, 30, 222  # the plot; names of series stand to its right
 _WIDE, _TALL = 400, 250  # right and bottom of the plot where there are many series
-_NAME_LENGTH, _NAME_GAP, _LETTER = 20, 13, 6.2
+_NAME_GAP, _LETTER = 13, 6.2
 FEW, MANY = 4, 8  # series; with more than MANY a chart is larger, and each name has its mark beside it
 
 
@@ -69,7 +69,7 @@ class _Frame:
     def of(cls, chart: Chart) -> "_Frame":
         shown = [series for series in chart.series if series.points]
         points = [point for series in shown for point in series.points]
-        named = [min(len(brief(series.label)), _NAME_LENGTH) for series in shown if series.named]
+        named = [len(brief(series.label)) for series in shown if series.named]
         heights = [height for point in points for height in (point.y, *(point.interval or ()))]
         many = len(named) > MANY
         right = _WIDE if many else _RIGHT
@@ -228,7 +228,6 @@ def _end_label(series: Series, frame: _Frame, height: float) -> str:
     """The name of a series beside its last point, with a thin line to it where it had to make room."""
     last, name = series.points[-1], brief(series.label)
     start, level = frame.x(last.x), frame.y(last.y)
-    name = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}\u2026"
     leader = f'<path class="leader" d="M{start + 5} {level}L{start + 12} {height:.1f}"/>'
     mark, room = "", 14
     if frame.right == _WIDE and series.shape:

@@ -21,6 +21,7 @@ _SHAPES = (
     "M-4.5-4H4.5L-4.5 4H4.5Z",  # hourglass
 )
 SELFAUG = "_selfaug"
+_LETTERS = 20
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def _plain(name: str) -> str:
 
 
 def brief(name: str) -> str:
-    """A row's name for narrow places: `dro +SA` for `dro_selfaug`."""
-    return f"{_plain(name)} +SA" if name.endswith(SELFAUG) and name != SELFAUG else name
+    """A row's name for narrow places: `dro +SA` for `dro_selfaug`, and no more than twenty letters."""
+    text = f"{_plain(name)} +SA" if name.endswith(SELFAUG) and name != SELFAUG else name
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\u2026"
 
 
 def name_of(row: Mapping[str, Any]) -> str:

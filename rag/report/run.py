@@ -25,7 +25,10 @@ _DIGESTS = {
 
 
 def render_run(run: Mapping[str, Any]) -> str:
-    """The page of a run folder, as `rag.report.sources` reads it: `name`, `run`, `records` and `best_round`."""
+    """The page of a run folder, as `rag.report.sources` reads it: `name`, `run` and `records`.
+
+    `kept_round` may stand beside them; the folder itself does not say by which metric a round was chosen.
+    """
     name = str(run.get("name") or "run")
     records = mappings(run.get("records"))
     forgetting = mapping(run.get("forgetting"))
@@ -34,7 +37,7 @@ def render_run(run: Mapping[str, Any]) -> str:
     charts = {"curves": {name: records}, "settings": mapping(written.get("config"))}
     sections = [
         Section("rounds", "Round by round", curves_section(charts, names, losses=True)),
-        Section("table", "Numbers", _table(records, finite(run.get("best_round")))),
+        Section("table", "Numbers", _table(records, finite(run.get("kept_round")))),
         Section("forgetting", "Forgetting", forgetting_section(forgetting, names)),
         Section("settings", "Settings", settings_table(_settings(written), "Settings of the run")),
     ]
@@ -42,13 +45,15 @@ def render_run(run: Mapping[str, Any]) -> str:
 
 
 def _introduction(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    written, best = mapping(run.get("run")), finite(run.get("best_round"))
+    written, kept = mapping(run.get("run")), finite(run.get("kept_round"))
     wanted = finite(mapping(written.get("config")).get("rounds"))
     last = finite(records[-1].get("round")) if records else None
     rounds = "" if last is None else f"{last:,.0f}" + (f" of {wanted:,.0f}" if wanted is not None else "")
     facts = {
         "Rounds": rounds,
-        "Round kept": "" if best is None else f"{best:,.0f}",
+        "Round kept": "" if kept is None else f"{kept:,.0f}",
+        "Best round by exact match": _best(records, "eval_exact_match") if kept is None else "",
+        "Best round by F1": _best(records, "eval_f1") if kept is None else "",
         "Base": escape(written["base"]) if isinstance(written.get("base"), str) else "",
         **{f"{text}, sha256": short_hash(written[key]) for key, text in _DIGESTS.items() if written.get(key)},
     }
@@ -59,23 +64,30 @@ def _introduction(run: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _table(records: Sequence[Mapping[str, Any]], best: float | None) -> str:
+def _best(records: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The first round with the highest value."""
+    scored = [(finite(record.get(key)), finite(record.get("round"))) for record in records]
+    known = [(score, -round) for score, round in scored if score is not None and round is not None]
+    return f"{-max(known)[1]:,.0f}" if known else ""
+
+
+def _table(records: Sequence[Mapping[str, Any]], kept: float | None) -> str:
     columns = [name for name in _TABLE if any(finite(record.get(name)) is not None for record in records)]
-    body = [_row(record, columns, best) for record in records[:MOST_ROUNDS]]
+    body = [_row(record, columns, kept) for record in records[:MOST_ROUNDS]]
     head = ["Round", *(escape(name.removeprefix("eval_").replace("_", " ")) for name in columns)]
     table = data_table(head, body, "Numbers of every round", "results numbers")
     return left_out(len(body), len(records), "rounds") + table if body and columns else ""
 
 
-def _row(record: Mapping[str, Any], columns: Sequence[str], best: float | None) -> str:
+def _row(record: Mapping[str, Any], columns: Sequence[str], kept: float | None) -> str:
     round, intervals = finite(record.get("round")), mapping(record.get("eval_intervals"))
-    kept = "<small>kept</small>" if round is not None and round == best else ""
+    note = "<small>kept</small>" if round is not None and round == kept else ""
     cells = [
         decimal(record.get(name), ",.0f" if name == "tokens_per_second" else ".3f")
         + interval_note(intervals.get(name.removeprefix("eval_")))
         for name in columns
     ]
-    return table_row(f"{decimal(round, 'g')}{kept}", cells)
+    return table_row(f"{decimal(round, 'g')}{note}", cells)
 
 
 def _settings(written: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """From a path to what a report shows: a run, an evaluation, a forgetting file, a sweep, or a laboratory's result."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from indexes.errors import DataError
-from rag.report.values import finite, mapping, mappings
+from rag.report.values import mapping
 
 SWEEP_FILE = "sweep.json"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+KINDS = ("evaluation", "forgetting", "sweep")
 KNOWN = (
     f"a run folder ({RUN_FILE} and {METRICS_FILE}), a sweep's folder or {SWEEP_FILE}, or the JSON file of an "
     "evaluation, of a forgetting measurement or of `rag demo --json`"
@@ -28,10 +28,9 @@ def read_source(path: str | Path, *, forgetting: str | Path | None = None) -> di
         DataError: Nothing that a report can show; says what was found.
     """
     path = Path(path)
-    if path.is_dir():
-        data = _read_folder(path)
-    else:
-        data = _read_file(path)
+    if path.name in (RUN_FILE, METRICS_FILE):
+        path = path.parent
+    data = _read_folder(path) if path.is_dir() else _read_file(path)
     if forgetting is not None:
         data["forgetting"] = _read_forgetting(Path(forgetting))
     return data
@@ -39,7 +38,7 @@ def read_source(path: str | Path, *, forgetting: str | Path | None = None) -> di
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     if (folder / SWEEP_FILE).is_file():
-        return _with_evaluations(_read_file(folder / SWEEP_FILE), folder)
+        return _read_file(folder / SWEEP_FILE)
     if (folder / RUN_FILE).is_file():
         return read_run(folder)
     names = sorted(entry.name for entry in folder.iterdir())
@@ -48,6 +47,15 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
+    data = _read_json(file)
+    if data.get("kind") not in KINDS and (data.get("kind") is not None or "rows" not in data):
+        keys = sorted(data)
+        found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
+        raise DataError(f"A report is made of {KNOWN}; {file} {found}. Name another file.")
+    return _with_evaluations(data, file.parent) if data.get("kind") == "sweep" else data
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"A report is made of {KNOWN}; there is no {file}. Check the path.")
     try:
@@ -56,7 +64,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise DataError(f"A report is made of {KNOWN}; {file} is no JSON ({error}). Check the path.") from error
     if not isinstance(data, dict):
         raise DataError(f"A report is made of {KNOWN}; {file} holds a {type(data).__name__}. Name another file.")
-    return _with_evaluations(data, file.parent) if data.get("kind") == "sweep" else data
+    return data
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -80,26 +88,17 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         raise DataError(
             f"A run's report needs its rounds; {folder} has no finished one in {METRICS_FILE}. Train first."
         )
-    written = _read_file(run)
+    written = _read_json(run)
     name = folder.resolve().name
-    return {"kind": "run", "name": name, "run": written, "records": records, "best_round": best_round(written, records)}
-
-
-def best_round(run: Mapping[str, Any], records: list[Any]) -> int | None:
-    """The round that was kept: the first with the best score on the validation questions; without those, the last."""
-    wanted = mapping(run.get("config")).get("metric_for_best_model") or "exact_match"
-    scored = [(finite(r.get(f"eval_{wanted}")), finite(r.get("round"))) for r in mappings(records)]
-    known = [(score, -round) for score, round in scored if score is not None and round is not None]
-    if known:
-        return int(-max(known)[1])
-    rounds = [round for _, round in scored if round is not None]
-    return int(rounds[-1]) if rounds else None
+    return {"kind": "run", "name": name, "run": written, "records": records}
 
 
 def _with_evaluations(sweep: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A sweep whose evaluations have their rows where their files lie beside it: the ceilings are found from them."""
     evaluations = mapping(sweep.get("evaluations"))
     for name, evaluation in evaluations.items():
+        if Path(name).name != name:
+            continue  # no file beside the sweep
         file = next((f for f in (folder / d / f"{name}.json" for d in ("evaluations", "results")) if f.is_file()), None)
         if file is None or mapping(evaluation).get("rows"):
             continue
