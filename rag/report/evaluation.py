@@ -1,11 +1,12 @@
 """The page of one evaluation: its numbers, how they depend on the order of passages, what its citations carry."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rag.report.forgetting import forgetting_section
 from rag.report.names import Names
 from rag.report.page import (
+    MISSING,
     Section,
     dataset_facts,
     decimal,
@@ -55,13 +56,13 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> str:
     """The page of an evaluation file."""
     name = str(evaluation.get("name") or "evaluation")
     label = str(evaluation.get("label") or name)
-    names = Names.of([{"name": name, "label": label}], _models(evaluation))
+    names = Names.of([{"name": name, "label": label}], _models(evaluation), first_look=2)
     rows = mappings(evaluation.get("rows"))
     questions = question_lists(best_and_worst(rows, name), names, _ORDER)
     shown = left_out(min(20, len(rows)), len(rows), "questions") if questions else ""
     sections = [
         Section("metrics", "Metrics", _metrics(evaluation, names.style(name))),
-        Section("reliability", "The selector", reliability_section({name: evaluation}, ceilings_of(rows), names)),
+        Section("reliability", "The selector", _reliability(evaluation, name, names)),
         Section("order", "Order bias", _order_bias(mapping(evaluation.get("order_bias")))),
         Section("support", "Support of citations", _support(mapping(evaluation.get("support")))),
         Section("forgetting", "Forgetting", forgetting_section(mapping(evaluation.get("forgetting")), names)),
@@ -99,28 +100,55 @@ def _introduction(evaluation: Mapping[str, Any]) -> str:
 
 
 def _metrics(evaluation: Mapping[str, Any], style: str) -> str:
-    metrics, counts = mapping(evaluation.get("metrics")), mapping(evaluation.get("counts"))
-    intervals = mapping(evaluation.get("intervals"))
-    body = []
-    for name in sorted(metrics, key=_place):
-        value, interval = finite(metrics[name]), intervals.get(name)
-        if value is not None:
-            shown = f"{decimal(value)}{interval_note(interval)}{value_bar(value, interval, 1.0, style)}"
-            heading = f"<span>{escape(metric_heading(name))}<small>{_meaning(str(name))}</small></span>"
-            body.append(table_row(heading, [shown, decimal(counts.get(name), ",.0f")]))
-    head = ["Metric", "Mean", "Questions"]
-    return data_table(head, body, "Metrics of the evaluation", "results narrow") if body else ""
+    """Metrics of the answers, and below them those of the passages: the selector's beside the retriever's."""
+    every = [str(name) for name, value in mapping(evaluation.get("metrics")).items() if finite(value) is not None]
+    stages = {metric.removeprefix(f"{stage}_") for stage in _STAGES for metric in every if metric.startswith(stage)}
+    answers = sorted((m for m in every if not m.startswith(_STAGES)), key=_place)
+    ranked = sorted(stages, key=_place)
+    body = [_row(metric, [metric], evaluation, style) for metric in answers]
+    pairs = [_row(metric, [f"{stage}_{metric}" for stage in _STAGES], evaluation, style) for metric in ranked]
+    return (
+        data_table(["Answers", "Mean", "Questions"], body, "Metrics of the answers", "results narrow") if body else ""
+    ) + (
+        data_table(
+            ["Passages", "Selector", "Retriever", "Questions"], pairs, "Metrics of the passages", "results narrow"
+        )
+        if pairs
+        else ""
+    )
 
 
-def _place(metric: str) -> tuple[int, str, int, str]:
-    """Answers first, then the selector, then the retriever; cut-offs by size."""
-    kind, _, k = str(metric).partition("@")
-    stage = 1 if kind.startswith("selector") else 2 if kind.startswith("retriever") else 0
-    return stage, kind, int(k) if k.isdecimal() else 0, str(metric)
+_STAGES = ("selector", "retriever")
+
+
+def _row(heading: str, metrics: Sequence[str], evaluation: Mapping[str, Any], style: str) -> str:
+    counts = mapping(evaluation.get("counts"))
+    count = next((counts[metric] for metric in metrics if metric in counts), None)
+    said = f"<span>{escape(metric_heading(heading))}<small>{_meaning(heading)}</small></span>"
+    return table_row(said, [*(_cell(metric, evaluation, style) for metric in metrics), decimal(count, ",.0f")])
+
+
+def _cell(metric: str, evaluation: Mapping[str, Any], style: str) -> str:
+    value = finite(mapping(evaluation.get("metrics")).get(metric))
+    interval = mapping(evaluation.get("intervals")).get(metric)
+    if value is None:
+        return MISSING
+    return f"{decimal(value)}{interval_note(interval)}{value_bar(value, interval, 1.0, style)}"
+
+
+def _reliability(evaluation: Mapping[str, Any], name: str, names: Names) -> str:
+    ceilings = ceilings_of(mappings(evaluation.get("rows")))
+    return reliability_section({name: evaluation}, ceilings, names, table=False)
+
+
+def _place(metric: str) -> tuple[str, int]:
+    """By name, and cut-offs by size."""
+    kind, _, k = metric.partition("@")
+    return kind, int(k) if k.isdecimal() else 0
 
 
 def _meaning(metric: str) -> str:
-    kind = metric.partition("@")[0].removeprefix("selector_").removeprefix("retriever_")
+    kind = metric.partition("@")[0]
     known = next((key for key in _MEANINGS if kind == key or kind.startswith(f"{key}_")), None)
     return _MEANINGS[known] if known else ""
 

@@ -37,11 +37,14 @@ class Names:
     looks: Mapping[str, int]
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], others: Iterable[str] = ()) -> "Names":
-        """Names of the rows, in their order, and then of whatever else is named on the page."""
+    def of(cls, rows: Iterable[Mapping[str, Any]], others: Iterable[str] = (), *, first_look: int = 0) -> "Names":
+        """Names of the rows, in their order, and then of whatever else is named on the page.
+
+        The first colour recedes, as befits a base model; a page about a single pipeline starts with another.
+        """
         rows = list(rows)
         found = dict.fromkeys([*map(name_of, rows), *others])
-        looks = {plain: look for look, plain in enumerate(dict.fromkeys(map(_plain, found)))}
+        looks = {plain: look for look, plain in enumerate(dict.fromkeys(map(_plain, found)), first_look)}
         labels = {name_of(row): str(row.get("label") or name_of(row)) for row in reversed(rows)}
         return cls({name: place for place, name in enumerate(found)}, labels, looks)
 

@@ -21,7 +21,11 @@ _CEILINGS = {"gold": "all gold first", "candidates": "best order"}
 
 
 def reliability_section(
-    evaluations: Mapping[str, Mapping[str, Any]], ceilings: Mapping[str, _Measured], names: Names
+    evaluations: Mapping[str, Mapping[str, Any]],
+    ceilings: Mapping[str, _Measured],
+    names: Names,
+    *,
+    table: bool = True,
 ) -> str:
     """The chart of recall@k and the table of ranking metrics.
 
@@ -29,6 +33,7 @@ def reliability_section(
         evaluations: Row name to `metrics` and `intervals`.
         ceilings: Of `gold` and `candidates`, as `ceilings_of` finds them; may be empty.
         names: The looks of the rows.
+        table: Whether the table is wanted.
     """
     selectors = {name: _measured(entry, "selector_recall@") for name, entry in evaluations.items()}
     # Pipelines that read documents alone may retrieve fewer; the longest list knows most cut-offs.
@@ -37,7 +42,7 @@ def reliability_section(
         return ""
     same = [name for name, found in selectors.items() if found and retriever and _values(found) == _values(retriever)]
     moved = {name: found for name, found in selectors.items() if name not in same or len(selectors) == 1}
-    lines = {f"ceiling {key}": (text, ceilings.get(key, {})) for key, text in _CEILINGS.items()}
+    lines = {f"ceiling ceiling-{key}": (text, ceilings.get(key, {})) for key, text in _CEILINGS.items()}
     cutoffs = sorted({k for found in [retriever, *moved.values()] for k in found})
     series = [
         *(_series(text, style, "", found, cutoffs) for style, (text, found) in lines.items()),
@@ -58,7 +63,7 @@ def reliability_section(
     figure = f'<div class="charts{" many" if len(moved) > MANY - 3 else ""}">{chart_figure(chart)}</div>'
     return (
         "<p>The selector's ranking is what was read, in its order, then the other candidates in the retriever's.</p>"
-        f"{note}{switch}{figure}{_table(evaluations, names)}"
+        f"{note}{switch}{figure}{_table(evaluations, names) if table else ''}"
     )
 
 

@@ -32,7 +32,8 @@ def render_run(run: Mapping[str, Any]) -> str:
     name = str(run.get("name") or "run")
     records = mappings(run.get("records"))
     forgetting = mapping(run.get("forgetting"))
-    names = Names.of([{"name": name}], (str(m.get("name", "")) for m in mappings(forgetting.get("models"))))
+    models = (str(model.get("name", "")) for model in mappings(forgetting.get("models")))
+    names = Names.of([{"name": name}], models, first_look=2)
     written = mapping(run.get("run"))
     charts = {"curves": {name: records}, "settings": mapping(written.get("config"))}
     sections = [

@@ -80,10 +80,13 @@ figure th,figure td{padding:.3em .5em}
 .bar.hollow rect:not(.track){fill-opacity:.5;stroke:var(--c);stroke-width:1;vector-effect:non-scaling-stroke}
 .ceiling{--c:var(--soft)}
 .ceiling .dashed{stroke-dasharray:1.5 4;stroke-linecap:round}
-.ceiling.candidates .dashed{stroke-dasharray:6 3 1.5 3}
+.ceiling-candidates .dashed{stroke-dasharray:6 3 1.5 3}
 .planes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr));gap:18px}
 .cross{fill:none;stroke:var(--c);stroke-width:1.2;opacity:.55}
 .quarter{fill:var(--soft);font-style:italic}
+.planes figure,.many figure{overflow-x:auto}
+.planes .plot{min-width:430px}
+.many .plot{min-width:470px}
 .charts.many{grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
 .comparisons td,.ranking td{white-space:nowrap}
 .comparisons td:nth-child(2){white-space:normal}
@@ -96,11 +99,13 @@ section>h3{margin:1.4em 0 .4em}
 .candidates th,.candidates td,.said th,.said td,.groups th,.groups td{padding:.35em .6em}
 .candidates tbody th{min-width:0}
 .candidates td:nth-child(2){min-width:15em}
+.candidates td:nth-child(2) small{display:inline}
 .candidates p{font-size:.95em;margin:.3em 0}
 .said td:nth-child(2){min-width:12em;overflow-wrap:anywhere}
 .groups{font-size:.85rem}
 .groups tbody th{min-width:0;overflow-wrap:anywhere}
-.chip{display:inline-block;min-width:1.7em;text-align:center;border:1px solid var(--line);border-radius:4px;
+.chip{display:inline-block;color:var(--ink);font-size:.88rem;
+min-width:1.7em;text-align:center;border:1px solid var(--line);border-radius:4px;
 padding:0 .35em;background:var(--card)}
 .chip.gold{background:var(--gold)}
 .chip.cited{border:2px solid var(--link)}
