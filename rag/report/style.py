@@ -24,7 +24,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.94re
 .results,.comparisons{width:100%;background:var(--card)}
 th,td{text-align:left;vertical-align:top;padding:.55em .8em;border-bottom:1px solid var(--line)}
 thead th{font-size:.82rem;color:var(--soft);font-weight:600;white-space:nowrap;vertical-align:bottom}
-tbody th{font-weight:600;min-width:11em;line-height:1.35}
+tbody th{font-weight:600;min-width:11em;line-height:1.35;overflow-wrap:anywhere}
 .results tbody th,.comparisons tbody th,.results thead th:first-child,.comparisons thead th:first-child{position:sticky;
 left:0;z-index:1;background:var(--card)}
 tbody th .key{float:left;margin:.18em 0 0 -.1em}
@@ -84,9 +84,8 @@ figure th,figure td{padding:.3em .5em}
 .planes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr));gap:18px}
 .cross{fill:none;stroke:var(--c);stroke-width:1.2;opacity:.55}
 .quarter{fill:var(--soft);font-style:italic}
-.planes figure,.many figure{overflow-x:auto}
+.planes figure{overflow-x:auto}
 .planes .plot{min-width:430px}
-.many .plot{min-width:470px}
 .charts.many{grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
 .comparisons td,.ranking td{white-space:nowrap}
 .comparisons td:nth-child(2){white-space:normal}
@@ -107,7 +106,7 @@ section>h3{margin:1.4em 0 .4em}
 .chip{display:inline-block;color:var(--ink);font-size:.88rem;
 min-width:1.7em;text-align:center;border:1px solid var(--line);border-radius:4px;
 padding:0 .35em;background:var(--card)}
-.chip.gold{background:var(--gold)}
+.chip.gold{color:var(--ink);font-size:.88rem;background:var(--gold)}
 .chip.cited{border:2px solid var(--link)}
 summary{cursor:pointer;padding:.2em 0}
 figure summary{font-size:.85rem;color:var(--soft)}
