@@ -14,9 +14,9 @@ from rag.report.comparison import render_comparison
 from rag.report.evaluation import render_evaluation
 from rag.report.forgetting import render_forgetting
 from rag.report.run import render_run
-from rag.report.sources import read_run, read_source
+from rag.report.sources import read_run, read_source, with_rows
 
-__all__ = ["read_run", "read_source", "render_report", "write_report"]
+__all__ = ["read_run", "read_source", "render_report", "with_rows", "write_report"]
 
 _PAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "evaluation": render_evaluation,

@@ -22,7 +22,7 @@ from rag.report.page import (
     left_out,
 )
 from rag.report.plane import planes_section
-from rag.report.questions import question_lists
+from rag.report.questions import question_list, question_lists
 from rag.report.reliability import ceilings_of, of_rows, reliability_section
 from rag.report.tables import (
     COLUMNS,
@@ -42,7 +42,8 @@ _CAVEAT = (
     "method and nothing about any product."
 )
 _BY_DIFFERENCE = (
-    "<p>The questions on which the last row of the table gained most and lost most against the base model.</p>"
+    "<p>Best and worst by F1 above the base model's: that of DRO with SelfAug, of DRO where that is not there, else of "
+    "the last row. Of equals the smaller id comes first.</p>"
 )
 
 
@@ -61,16 +62,16 @@ def render_comparison(result: Mapping[str, Any]) -> str:
     rows = mappings(result["rows"])
     result = {**result, "rows": [_complete(row) for row in rows[:MOST_ROWS]]}
     names = Names.of_comparison(result)
-    samples = sample_list(mappings(result.get("samples")), names)
+    shown = left_out(len(result["rows"]), len(rows), "rows")
     sections = [
-        Section("results", "Results", _results(result, names) + left_out(len(result["rows"]), len(rows), "rows")),
+        Section("results", "Results", _failed(result) + _results(result, names) + shown),
         Section("comparisons", "Comparisons", contrasts_section(result, names)),
         Section("plane", "Learned against forgotten", planes_section(result, names)),
         Section("rounds", "Round by round", curves_section(result, names)),
         Section("reliability", "The selector", _reliability(result, names)),
         Section("forgetting", "Forgetting", forgetting_section(mapping(result.get("forgetting")), names)),
         Section("questions", "Best and worst questions", _questions(result, names)),
-        Section("samples", "Sample answers", ANSWERS + samples if samples else ""),
+        Section("samples", "Sample answers", _samples(result, names)),
         Section("encyclopedia", "Encyclopedia", _encyclopedia(mapping(result.get("encyclopedia")), names)),
         Section("settings", "Settings", _settings(result)),
     ]
@@ -92,6 +93,22 @@ def _reliability(result: Mapping[str, Any], names: Names) -> str:
     ranked = of_rows(mappings(result["rows"]), mapping(result.get("retriever")))
     with_rows = next((mappings(entry.get("rows")) for entry in evaluations.values() if entry.get("rows")), [])
     return reliability_section(evaluations or ranked, ceilings_of(with_rows), names)
+
+
+def _failed(result: Mapping[str, Any]) -> str:
+    entries = [
+        f"<li><b>{escape(name_of(entry))}</b>: {escape(entry.get('error', 'no reason was written down'))}</li>"
+        for entry in mappings(result.get("failed"))
+    ]
+    return f"<p>These rows failed and are not in the tables:</p><ul>{''.join(entries)}</ul>" if entries else ""
+
+
+def _samples(result: Mapping[str, Any], names: Names) -> str:
+    """Samples whose candidates are known look like the best and the worst questions."""
+    samples = mappings(result.get("samples"))
+    if any(sample.get("candidates") for sample in samples):
+        return question_list(samples, names)
+    return ANSWERS + sample_list(samples, names) if samples else ""
 
 
 def _questions(result: Mapping[str, Any], names: Names) -> str:

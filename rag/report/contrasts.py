@@ -13,7 +13,7 @@ _MANY = 14  # more are shown by metric, each in a table of its own that opens
 _MEANING = (
     "<p>Differences on the same questions (for general ability: tasks), with 95 % bootstrap intervals. p is that "
     "of a two-sided paired bootstrap test: how probable a difference at least this large is if both pipelines are "
-    "equally good. "
+    "equally good; in small print that of a test which flips signs, for exact match McNemar's. "
 )
 _PLAIN = "<b>Bold</b>: below 0.05, without a correction for the number of comparisons.</p>"
 _HOLM = (
@@ -63,10 +63,15 @@ def _row(entry: Mapping[str, Any], scale: float, names: Names, *, adjusted: bool
         *([escape(metric_heading(entry.get("metric", "")))] if named else []),
         f"{decimal(entry.get('difference'), '+.3f')}{interval_note(entry.get('interval'), '+.3f')}{bar}",
         decimal(entry.get("relative"), "+.0%"),
-        p_text(entry.get("p")),
-        *([p_text(entry.get("p_adjusted"))] if adjusted else []),
+        _p(entry, "", decisive=not adjusted),
+        *([_p(entry, "_adjusted", decisive=True)] if adjusted else []),
+        decimal(entry.get("questions"), ",.0f"),
     ]
-    decisive = finite(entry.get("p_adjusted" if adjusted else "p"))
-    cells[-1] = f"<b>{cells[-1]}</b>" if decisive is not None and decisive < 0.05 else cells[-1]
-    cells.append(decimal(entry.get("questions"), ",.0f"))
     return table_row(f"{names.key(name)}<span>{escape(names.label(name))}</span>", cells)
+
+
+def _p(entry: Mapping[str, Any], kind: str, *, decisive: bool) -> str:
+    """The p of the bootstrap, in bold where it decides, and below it that of the sign-flip test."""
+    p, exact = finite(entry.get(f"p{kind}")), entry.get(f"p_exact{kind}")
+    text = f"<b>{p_text(p)}</b>" if decisive and p is not None and p < 0.05 else p_text(p)
+    return text + (f"<small>{p_text(exact)}</small>" if finite(exact) is not None else "")

@@ -14,7 +14,7 @@ MOST_GROUPS = 200
 MOST_MODELS = 40
 _MEANING = (
     "<p>In small print: the 95 % bootstrap interval, and below it the difference from the base model on the same "
-    "items, in <b>bold</b> where its p is below 0.05.</p>"
+    "items, in <b>bold</b> where its p, adjusted by Holm among groups, is below 0.05.</p>"
 )
 
 _Key = tuple[str, str]  # task, metric
@@ -123,7 +123,7 @@ def _difference(compared: Mapping[str, Any]) -> str:
     number = finite(compared.get("difference"))
     if number is None:
         return ""
-    form, p = "+" + _form(number), finite(compared.get("p"))
+    form, p = "+" + _form(number), _p(compared)
     text = decimal(number, form)
     both = ends(compared.get("interval"))
     between = f" ({decimal(both[0], form)} to {decimal(both[1], form)})" if both else ""
@@ -193,8 +193,14 @@ def _group_cells(
     return cells
 
 
+def _p(compared: Mapping[str, Any]) -> float | None:
+    """Adjusted for how many groups were looked at, where that was done."""
+    adjusted = finite(compared.get("p_adjusted"))
+    return finite(compared.get("p")) if adjusted is None else adjusted
+
+
 def _plain_change(compared: Mapping[str, Any]) -> str:
-    number, p = finite(compared.get("difference")), finite(compared.get("p"))
+    number, p = finite(compared.get("difference")), _p(compared)
     text = decimal(number, "+" + _form(number))
     mark = f"<b>{text}</b>" if p is not None and p < 0.05 else text
     return f'<small title="p = {p_text(p)}">{mark}</small>' if number is not None else ""

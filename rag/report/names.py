@@ -70,7 +70,7 @@ class Names:
 
     def style(self, name: str) -> str:
         """The style classes that colour a row's marks, lines and bars."""
-        return f"s{self.places[name]}" + (" hollow" if name.endswith(SELFAUG) else "")
+        return f"s{self.places[name]}" + (" hollow" if SELFAUG in name else "")
 
     def shape(self, name: str) -> str:
         """The path of the row's mark, about ten units wide."""
@@ -94,12 +94,12 @@ class Names:
 
 
 def _plain(name: str) -> str:
-    return name.removesuffix(SELFAUG)
+    return name.replace(SELFAUG, "")
 
 
 def brief(name: str) -> str:
     """A row's name for narrow places: `dro +SA` for `dro_selfaug`, and no more than twenty letters."""
-    text = f"{_plain(name)} +SA" if name.endswith(SELFAUG) and name != SELFAUG else name
+    text = name.replace(SELFAUG, " +SA")
     return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\u2026"
 
 

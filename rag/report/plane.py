@@ -48,7 +48,11 @@ def planes_section(result: Mapping[str, Any], names: Names) -> str:
     rows = mappings(result.get("rows"))
     base = base_of(rows)
     metric, gains = _gains(result, rows, base)
-    drawn = [(plane, _marks(plane, gains, base)) for plane in _planes(result, base)] if base is not None else []
+    # Where the generator is still the base model, what it could do has not been measured again.
+    unchanged = [name_of(row) for row in rows if finite(row.get("kl_drift")) == 0.0]
+    drawn = (
+        [(plane, _marks(plane, gains, base, unchanged)) for plane in _planes(result, base)] if base is not None else []
+    )
     shown = [(plane, marks) for plane, marks in drawn if len(marks) > 1]
     if not shown or base is None:
         return ""
@@ -57,7 +61,8 @@ def planes_section(result: Mapping[str, Any], names: Names) -> str:
     return (
         f"<p>To the right: {escape(metric_heading(metric))} gained on the questions. Upwards: kept of what the base "
         f"model could do. Both are differences from <b>{escape(names.label(base))}</b>, which stands where the lines "
-        "cross; crosses are 95 % intervals. Hollow marks: with SelfAug.</p>"
+        "cross; crosses are 95 % intervals. A row without any KL drift has the base model's generator: its change is "
+        "0. Hollow marks: with SelfAug.</p>"
         f'<div class="planes">{"".join(figures)}</div>{table}'
     )
 
@@ -154,9 +159,11 @@ def _unit(metric: str) -> str:
     return "log (base / tuned), nats" if "perplexity" in metric else f"change of {metric_heading(metric)}"
 
 
-def _marks(plane: Plane, gains: Mapping[str, _Change], base: str) -> list[_Mark]:
+def _marks(plane: Plane, gains: Mapping[str, _Change], base: str, unchanged: Sequence[str]) -> list[_Mark]:
+    """The base where the axes cross, then what never left it, then everybody else."""
     origin: _Change = (0.0, None)
-    others = [_Mark(name, gains[name], change) for name, change in plane.changes.items() if name in gains]
+    kept = {name: origin for name in unchanged if name not in plane.changes}
+    others = [_Mark(name, gains[name], change) for name, change in {**kept, **plane.changes}.items() if name in gains]
     return [_Mark(base, origin, origin), *(mark for mark in others if mark.name != base)]
 
 

@@ -36,6 +36,11 @@ def question_lists(questions: Sequence[Mapping[str, Any]], names: Names, meaning
     return f"{meaning}{_LEGEND}{''.join(parts)}" if parts else ""
 
 
+def question_list(questions: Sequence[Mapping[str, Any]], names: Names) -> str:
+    """Questions in the order in which they come."""
+    return _LEGEND + "".join(_question(entry, names) for entry in questions) if questions else ""
+
+
 def best_and_worst(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
     """The ten best and the ten worst rows of one evaluation, in the form of a sweep's `questions`.
 

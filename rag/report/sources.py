@@ -1,6 +1,8 @@
 """From a path to what a report shows: a run, an evaluation, a forgetting file, a sweep, or a laboratory's result."""
 
+import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made of {KNOWN}; {file} {found}. Name another file.")
-    return _with_evaluations(data, file.parent) if data.get("kind") == "sweep" else data
+    return with_rows(data, file.parent) if data.get("kind") == "sweep" else data
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -93,22 +95,21 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return {"kind": "run", "name": name, "run": written, "records": records}
 
 
-def _with_evaluations(sweep: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A sweep whose evaluations have their rows where their files lie beside it: the ceilings are found from them."""
+def with_rows(sweep: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """A sweep with the questions of one of its evaluations, where its file lies in the sweep's folder.
+
+    From them the ceilings of recall@k are found. Of the evaluations the one with the most cut-offs is taken: pipelines
+    that read documents alone may retrieve fewer.
+    """
     evaluations = mapping(sweep.get("evaluations"))
-    for name, evaluation in evaluations.items():
-        if Path(name).name != name:
-            continue  # no file beside the sweep
-        file = next((f for f in (folder / d / f"{name}.json" for d in ("evaluations", "results")) if f.is_file()), None)
-        if file is None or mapping(evaluation).get("rows"):
-            continue
-        try:
-            rows = mapping(json.loads(file.read_text(encoding="utf-8"))).get("rows")
-        except ValueError:
-            continue  # the page is the sweep's; what stands beside it only adds to it
-        sweep = {**sweep, "evaluations": {**evaluations, name: {**mapping(evaluation), "rows": rows}}}
-        break
-    return sweep
+    widest = sorted(evaluations, key=lambda name: len(mapping(mapping(evaluations[name]).get("metrics"))), reverse=True)
+    for name in widest:
+        file = Path(folder) / "rows" / str(name) / "evaluation.json"
+        if Path(str(name)).name == name and file.is_file():
+            with contextlib.suppress(ValueError):  # the page is the sweep's; what stands beside it only adds to it
+                rows = mapping(json.loads(file.read_text(encoding="utf-8"))).get("rows")
+                return {**sweep, "evaluations": {**evaluations, name: {**mapping(evaluations[name]), "rows": rows}}}
+    return dict(sweep)
 
 
 def _read_forgetting(file: Path) -> dict[str, Any]:
