@@ -96,7 +96,10 @@ HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="
 
 
 # What chooses the parts of a page: attacked, it would choose others.
-CHOOSING = {"base", "exact_match", "general"}
+CHOOSING = {
+    *("base", "vanilla", "exact_match", "f1", "general", "accuracy", "word_perplexity", "recall_at_1", "selector_mrr"),
+    *("all", "best", "worst", "evaluation", "forgetting", "run", "sweep"),
+}
 
 
 def hostile(value: Any, *, keys: bool = False) -> Any:
@@ -107,7 +110,7 @@ def hostile(value: Any, *, keys: bool = False) -> Any:
         return [hostile(entry) for entry in value]
     if isinstance(value, dict):
         return {
-            (HOSTILE + key if keys else key): hostile(entry, keys=key in ("curves", "settings"))
+            (HOSTILE + key if keys else key): hostile(entry, keys=key in ("curves", "evaluations", "settings"))
             for key, entry in value.items()
         }
     return value
