@@ -4,7 +4,8 @@ Legend: B rows, T tokens of the longest row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_log_prob
+from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.prompts import AnswerPrompt, defuse, encode_plain
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
@@ -143,15 +144,29 @@ class Generator:
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def score(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor]:
+    def token_log_probs(self, rows: Sequence[AnswerRow]) -> list[Tensor]:
+        """Log p of every answer token given those before it, per row float32 `[L]` on the CPU, in the order given."""
+        result: dict[int, Tensor] = {}
+        lengths = [len(row.input_ids) for row in rows]
+        with self.language_model.use(ROLE), torch.inference_mode():
+            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+                forward = self.forward([rows[i] for i in batch])
+                _, log_p_N = answer_token_log_probs(*forward, self.language_model.head)
+                result |= dict(zip(batch, log_p_N.cpu().split(forward[-1].tolist()), strict=True))
+        return [result[i].clone() for i in range(len(rows))]  # made outside, so that it can be learned from
+
+    def score(self, rows: Sequence[AnswerRow], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward pass with gradient, under whatever adapter is active.
+
+        Args:
+            rows: Prompts with their answers.
+            token_weights_N: What each answer token counts, row by row; None: 1.
 
         Returns:
             `(log_p_B, hidden_BTH)`: float32 log-probabilities of the answers, and the hidden states behind them.
         """
-        hidden_BTH, input_ids_BT, prompt_B, answer_B = self.forward(rows)
-        log_p_B = answer_log_prob(hidden_BTH, input_ids_BT, prompt_B, answer_B, self.language_model.head)
-        return log_p_B, hidden_BTH
+        forward = self.forward(rows)
+        return answer_log_prob(*forward, self.language_model.head, token_weights_N), forward[0]
 
     def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
@@ -172,21 +187,47 @@ class Generator:
         return self.complete([self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)])
 
     @torch.no_grad()
-    def complete(self, prompts: Sequence[list[int]]) -> list[str]:
-        """Replies to any prompts given as token ids, in the order given, decoded as `generate` does."""
+    def complete(self, prompts: Sequence[list[int]], *, role: str = ROLE) -> list[str]:
+        """Replies to any prompts given as token ids, in the order given, decoded as `generate` does.
+
+        Args:
+            prompts: Token ids.
+            role: Who replies.
+        """
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
-        with self.language_model.use(ROLE):
-            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
-                for i, text in zip(batch, self._generate_batch([prompts[i] for i in batch]), strict=True):
-                    answers[i] = text
+        for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+            for i, text in zip(batch, self.continuations([prompts[i] for i in batch], role=role), strict=True):
+                answers[i] = text.strip()
         return answers
 
-    def _generate_batch(self, prompts: list[list[int]]) -> list[str]:
-        input_ids, attention_mask = self._pad_left(prompts)
-        output = self._run(input_ids=input_ids, attention_mask=attention_mask)
-        new = output[:, input_ids.shape[1] :]
-        return [text.strip() for text in self.language_model.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    @torch.no_grad()
+    def continuations(self, prompts: Sequence[list[int]], *, role: str = ROLE, stop: Sequence[str] = ()) -> list[str]:
+        """What follows some prompts that are read as one batch, with the spaces around it.
+
+        Args:
+            prompts: Token ids.
+            role: Who continues.
+            stop: A continuation ends before the first of these texts; by default only where the model ends it.
+        """
+        input_ids, attention_mask = self._pad_left(list(prompts))
+        tokenizer = self.language_model.tokenizer
+        # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
+        stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        with self.language_model.use(role):
+            output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
+        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
+
+    @contextmanager
+    def greedily(self) -> Iterator[None]:
+        """Inside, the most probable token is taken at every step, whatever the temperature is set to."""
+        config = self.config
+        self.config = replace(config, temperature=0.0, top_p=1.0)
+        try:
+            yield
+        finally:
+            self.config = config
 
     def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         # Generation continues at the right end, so prompts are padded on the left (and only here).

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import RAGError, UsageError
-from rag.commands import ask, demo, doctor, evaluate, index, inspection, plan, report, search, train
+from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspection, plan, report, search, train
 from rag.commands.command import Command, Report
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     **train.COMMANDS,
     **plan.COMMANDS,
     **evaluate.COMMANDS,
+    **forgetting.COMMANDS,
     **report.COMMANDS,
     **ask.COMMANDS,
     **inspection.COMMANDS,
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, rest = _split_command(words)
         args = _parse(name, rest)
         _check_json_file(args)
-        _print(COMMANDS[name].run(args), args)
-        return 0
+        report = COMMANDS[name].run(args)
+        _print(report, args)
+        return report.exit_code
     except RAGError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:

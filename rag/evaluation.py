@@ -1,27 +1,37 @@
-"""Score a pipeline on questions with golden answers: greedy decoding, every question counted.
+"""Score a pipeline on questions with golden answers: greedy decoding, every question counted, intervals.
 
 Metric names: `exact_match` and `f1` of the answer; `retriever_recall@k` and `selector_recall@k`, the share of gold
-passages among the first k (questions with gold ids only); `retriever_answer_recall@k` and
-`selector_answer_recall@k`, whether a golden answer stands in the first k passages. The selector's ranking is what was
-read, in its order, then the other candidates in the retriever's.
+passages among the first k, `retriever_ndcg@k`, `retriever_mrr` and the selector's (questions with gold ids only);
+`retriever_answer_recall@k` and `selector_answer_recall@k`, whether a golden answer stands in the first k passages. The
+selector's ranking is what was read, in its order, then the other candidates in the retriever's.
+
+A question that is marked unanswerable is scored against the empty answer, as SQuAD 2.0 does, and where there are such
+questions `exact_match_answerable`, `exact_match_unanswerable` and the same of F1 tell the two groups apart.
+docs/evaluation.md has the whole contract.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
+from generator.generator import Generator
 from indexes.corpus import Passage
-from indexes.errors import DataError
-from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall
+from indexes.errors import DataError, UsageError
+from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, ranking_quality
+from rag.significance import bootstrap_intervals
 from retriever.dense import Candidates, Retriever
 from training.data import QAExample
 
 if TYPE_CHECKING:
     from rag.pipeline import Answer
 
+logger = logging.getLogger(__name__)
+
 CUTOFFS = (1, 3, 5, 20)
+ON_ERROR = ("raise", "skip")
 
 
 class Answerer(Protocol):
@@ -30,6 +40,11 @@ class Answerer(Protocol):
     @property
     def retriever(self) -> Retriever:
         """Finds the candidates."""
+        ...
+
+    @property
+    def generator(self) -> Generator:
+        """Writes the answers."""
         ...
 
     @property
@@ -44,66 +59,156 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over all questions; for each question its scores and the whole answer."""
+    """Means over all questions, and what each of them got; the lists are in the order of the questions that came."""
 
     metrics: dict[str, float]
+    """Mean of each metric over the questions that have it, and `n`, how many questions were scored."""
     rows: list[dict[str, Any]]
+    """`id`, `question`, `prediction` and the scores of each question."""
     answers: list["Answer"]
+    """The whole answer to each question."""
+    intervals: dict[str, tuple[float, float]]
+    """95 % bootstrap interval of each mean, over questions."""
+    counts: dict[str, int]
+    """How many questions have each metric."""
+    examples: list[QAExample]
+    """The questions that were asked."""
+    candidates: list[list[dict[str, Any]]]
+    """`id`, `title` and `score` of what the retriever found for each question, best first."""
+    skipped: int
+    """Questions that were left out, because nothing says what is right."""
 
 
 def evaluate(
-    rag: Answerer, examples: Sequence[QAExample], *, batch_size: int = 16, progress: bool = True
+    rag: Answerer,
+    examples: Sequence[QAExample],
+    *,
+    batch_size: int = 16,
+    on_error: str = "raise",
+    progress: bool = True,
 ) -> Evaluation:
     """Answer every question and score the answers.
 
+    Decoding is greedy, whatever temperature the pipeline is set to. Questions are batched in the order of their ids, so
+    the order in which they come changes nothing.
+
+    Args:
+        rag: Who answers.
+        examples: Questions with golden answers, or marked unanswerable.
+        batch_size: Questions at a time.
+        on_error: What to do with a question that has no golden answer and is not marked unanswerable: "raise", or
+            "skip" it and count it in `skipped`.
+        progress: Show a progress bar.
+
     Raises:
-        DataError: A question without golden answers, or no question at all.
+        DataError: A question that nothing can be scored against, or no question at all.
+        UsageError: Another `on_error`.
     """
-    unanswerable = [e.id for e in examples if not e.golden_answers]
-    if unanswerable or not examples:
-        raise DataError(
-            f"Evaluation needs questions with golden answers; {len(unanswerable)} of {len(examples)} have none"
-            f"{f', the first is {unanswerable[0]!r}' if unanswerable else ''}. Leave them out."
-        )
-    rows: list[dict[str, Any]] = []
-    answers: list[Answer] = []
-    scores: list[dict[str, float]] = []
-    with tqdm(total=len(examples), desc="evaluate", unit="question", disable=not progress, leave=False) as bar:
-        for start in range(0, len(examples), batch_size):
-            batch = examples[start : start + batch_size]
-            candidates = rag.retriever.search([e.question for e in batch], rag.num_candidates)
-            for example, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
-                scores.append(score(example, found, answer))
-                rows.append({"id": example.id, "question": example.question, "prediction": answer.text, **scores[-1]})
-                answers.append(answer)
+    kept = scorable(examples, on_error)
+    order = by_id(kept)
+    done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
+    with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
+        for start in range(0, len(kept), batch_size):
+            batch = order[start : start + batch_size]
+            candidates = rag.retriever.search([kept[i].question for i in batch], rag.num_candidates)
+            for i, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
+                done[i] = answer, score(kept[i], found, answer), _hits(found)
             bar.update(len(batch))
+    answers, scores, candidates_found = map(list, zip(*(done[i] for i in range(len(kept))), strict=True))
+    return _evaluation(kept, answers, _with_groups(kept, scores), candidates_found, len(examples) - len(kept))
+
+
+def _evaluation(
+    examples: list[QAExample],
+    answers: list["Answer"],
+    scores: list[dict[str, float]],
+    candidates: list[list[dict[str, Any]]],
+    skipped: int,
+) -> Evaluation:
     metrics = aggregate(scores)
     if metrics["n"] != len(examples):
         raise RuntimeError(f"Every question must be scored: {len(examples)} came, {metrics['n']:.0f} were.")
-    return Evaluation(metrics, rows, answers)
+    names = [name for name in metrics if name != "n"]
+    # In the order of the ids, because a resampled question is a place in a list.
+    columns = {name: [scores[i][name] for i in by_id(examples) if name in scores[i]] for name in names}
+    rows = [
+        {"id": example.id, "question": example.question, "prediction": answer.text, **row}
+        for example, answer, row in zip(examples, answers, scores, strict=True)
+    ]
+    counts = {name: len(column) for name, column in columns.items()}
+    return Evaluation(metrics, rows, answers, bootstrap_intervals(columns), counts, examples, candidates, skipped)
+
+
+def scorable(examples: Sequence[QAExample], on_error: str = "raise") -> list[QAExample]:
+    """The questions that something can be scored against; see `evaluate`."""
+    if on_error not in ON_ERROR:
+        raise UsageError(f"on_error must be one of {list(ON_ERROR)}; {on_error!r} came.")
+    kept = [e for e in examples if e.golden_answers or e.unanswerable]
+    lacking = [e.id for e in examples if not (e.golden_answers or e.unanswerable)]
+    if not kept or (lacking and on_error == "raise"):
+        raise DataError(
+            f"Evaluation needs questions with golden answers; {len(lacking)} of {len(examples)} have none"
+            f"{f', the first is {lacking[0]!r}' if lacking else ''}. Leave them out (--on_error skip), or mark as "
+            "unanswerable those whose right answer is none."
+        )
+    if lacking:
+        logger.warning("Left out %d questions without golden answers; the first is %r.", len(lacking), lacking[0])
+    return kept
+
+
+def by_id(examples: Sequence[QAExample]) -> list[int]:
+    """Positions of the examples in the order of their ids."""
+    return sorted(range(len(examples)), key=lambda i: (examples[i].id, examples[i].question))
+
+
+def accepted_answers(example: QAExample) -> Sequence[str]:
+    """What an answer is scored against: the golden answers, or the empty one where the right answer is none."""
+    return example.golden_answers or ("",)
 
 
 def score(example: QAExample, candidates: Candidates, answer: "Answer") -> dict[str, float]:
     """All metrics of one question."""
-    row = {
-        "exact_match": exact_match(answer.text, example.golden_answers),
-        "f1": f1(answer.text, example.golden_answers),
-    }
+    accepted = accepted_answers(example)
+    row = {"exact_match": exact_match(answer.text, accepted), "f1": f1(answer.text, accepted)}
     read = {p.id for p in answer.passages}
     ranked = [*answer.passages, *(p for p in candidates.passages if p.id not in read)]
-    return row | _recalls("retriever", candidates.passages, example) | _recalls("selector", ranked, example)
+    return row | _ranking("retriever", candidates.passages, example) | _ranking("selector", ranked, example)
 
 
-def _recalls(stage: str, passages: Sequence[Passage], example: QAExample) -> dict[str, float]:
+def _with_groups(examples: Sequence[QAExample], scores: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Scores of the answer once more under the name of the question's group, where there are two groups."""
+    if not any(e.unanswerable for e in examples):
+        return scores
+    return [
+        row | {f"{name}_{'un' * e.unanswerable}answerable": row[name] for name in ("exact_match", "f1")}
+        for e, row in zip(examples, scores, strict=True)
+    ]
+
+
+def _ranking(stage: str, passages: Sequence[Passage], example: QAExample) -> dict[str, float]:
     ids, texts = [p.id for p in passages], [p.contents for p in passages]
+    # recall@20 of five passages would be recall@5 under another name
+    cutoffs = [k for k in CUTOFFS if k <= len(ids) or k == CUTOFFS[0]]
     row: dict[str, float] = {}
-    for k in CUTOFFS:
-        if k > len(ids) and k != CUTOFFS[0]:
-            continue  # recall@20 of five passages would be recall@5 under another name
-        row[f"{stage}_answer_recall@{k}"] = answer_recall(texts, example.golden_answers, k)
-        if example.gold_ids:
-            row[f"{stage}_recall@{k}"] = gold_recall(ids, example.gold_ids, k)
+    if example.golden_answers:
+        row |= {f"{stage}_answer_recall@{k}": answer_recall(texts, example.golden_answers, k) for k in cutoffs}
+    if example.gold_ids:
+        row |= {f"{stage}_recall@{k}": gold_recall(ids, example.gold_ids, k) for k in cutoffs}
+        quality = ranking_quality(ids, example.gold_ids, cutoffs)
+        row |= {f"{stage}_{name}": value for name, value in quality.items()}
     return row
+
+
+def _hits(candidates: Candidates) -> list[dict[str, Any]]:
+    return [
+        {"id": passage.id, "title": passage.title, "score": value}
+        for passage, value in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+    ]
+
+
+def progress_bar(total: int, label: str, shown: bool) -> Any:
+    """A bar that counts questions."""
+    return tqdm(total=total, desc=label, unit="question", disable=not shown, leave=False)
 
 
 def answerable(rag: Answerer, examples: Sequence[QAExample], *, batch_size: int = 64) -> list[QAExample]:

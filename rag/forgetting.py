@@ -1,22 +1,337 @@
-"""What fine-tuning destroys: general abilities, and the distance from the base model.
+"""What fine-tuning destroys: the base and its tuned models on the same probes, in one table with intervals.
+
+    probe files -> for the base and each model: one score per item -> values, intervals, paired comparisons
 
 SelfAug (arXiv 2509.03934) explains forgetting by a shift of the model's distribution and cures it by holding the
-distribution over *input* tokens. So both are measured here: accuracy on tasks that have nothing to do with
-retrieval, and the KL divergence between base and tuned model on the prompts of those tasks.
+distribution over *input* tokens. So both are measured here: what a model still can do that has nothing to do with
+retrieval, and how far it is from the base on prompts. The base is the same weights with the adapters off, measured
+on the same items; what is compared is always an item with itself.
+
+Models are loaded and measured one after another, and only their scores are kept: `measure_model` gives them, a file
+holds them (`ModelScores.save`), `forgetting_table` compares any number of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
+from scipy import stats
 
 from generator.generator import Generator
-from generator.language_model import BASE
+from generator.language_model import BASE, LanguageModel
 from generator.prompts import render_chat
-from generator.rows import pad_right
-from indexes.batching import token_budget_batches
+from indexes.errors import MismatchError, UsageError
+from rag.evaluation_file import base_digest, bundle_digest, write_json
+from rag.measures import Score, drifts, measure_answers, measure_drift, measure_pairs, measure_text
+from rag.pipeline import load_generator
+from rag.pocket import POCKET, base_path
 from rag.pocket.abilities import Exercise
-from training.losses import selfaug_loss, selfaug_positions
+from rag.probes import WHOLE, Probes
+from rag.significance import holm
+
+FORMAT_VERSION = 1
+# Half the width of a 95 % interval, in standard errors.
+_Z = float(stats.norm.ppf(0.975))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelScores:
+    """Everything that one model scored, item by item; ready for JSON."""
+
+    name: str
+    """Of the column."""
+    role: str
+    """"base", "generator" or "selector"."""
+    base: dict[str, Any]
+    """Which weights the adapters stand on (`describe_base`)."""
+    bundle_sha256: str | None
+    scores: tuple[Score, ...]
+
+    def save(self, file: str | Path) -> None:
+        """Write them as JSON, the same bytes for the same scores."""
+        write_json(asdict(self), file)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "ModelScores":
+        """Read what `save` wrote.
+
+        Raises:
+            MismatchError: Another file.
+        """
+        try:
+            data = json.loads(Path(file).read_text(encoding="utf-8"))
+            scores = tuple(_score_from(entry) for entry in data.pop("scores"))
+            return cls(scores=scores, **data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MismatchError(
+                f"{file} must hold the scores of one model, as ModelScores.save wrote them; it does not ({error}). "
+                "Measure the model again."
+            ) from error
+
+
+def forgetting(
+    models: Sequence[tuple[str, "Generator | str | Path"]],
+    probes: Probes,
+    *,
+    base: str | Path | None = None,
+    role: str = "generator",
+    scores_folder: str | Path | None = None,
+    progress: bool = True,
+    **loading: Any,
+) -> dict[str, Any]:
+    """Measure the base once and every model after it, one in memory at a time, and compare them.
+
+    Args:
+        models: Name and model: a generator, or the folder of a bundle (its index is not needed).
+        probes: On what.
+        base: Without any model: the base alone, by name or folder.
+        role: Whose adapter, "generator" or "selector".
+        scores_folder: Where the scores of every item are written, a file for each model; None: nowhere.
+        progress: Show progress bars.
+        loading: `dtype`, `device` and `quantization`, as `load_generator` takes them.
+
+    Returns:
+        A forgetting file, see `forgetting_table`.
+
+    Raises:
+        MismatchError: Models over different bases.
+        UsageError: Neither models nor a base, or two models of one name.
+    """
+    scores: list[ModelScores] = []
+    if not models:
+        scores.append(measure_model(_base_alone(base, loading), BASE, probes, progress=progress))
+    for name, source in models:
+        generator = source if isinstance(source, Generator) else load_generator(source, **loading)
+        if scores:
+            _check_base(name, describe_base(generator.language_model), scores[0].base)
+        else:
+            scores.append(measure_model(generator, BASE, probes, progress=progress))
+        sha256 = None if isinstance(source, Generator) else bundle_digest(source)
+        scores.append(measure_model(generator, role, probes, name=name, bundle_sha256=sha256, progress=progress))
+        del generator
+        gc.collect()  # the next model may need the room
+    if scores_folder is not None:
+        for found in scores:
+            found.save(Path(scores_folder) / f"{found.name}.json")
+    return forgetting_table(scores)
+
+
+def measure_model(
+    generator: Generator,
+    role: str,
+    probes: Probes,
+    *,
+    name: str | None = None,
+    bundle_sha256: str | None = None,
+    progress: bool = True,
+) -> ModelScores:
+    """Score one model under one role on every probe.
+
+    Args:
+        generator: Whose model it is; its batches are as large as `max_tokens_per_batch` allows.
+        role: "base" (adapters off), "generator" or "selector".
+        probes: On what.
+        name: Of the column; default: the role.
+        bundle_sha256: Which bundle it is, if it is one.
+        progress: Show progress bars.
+
+    Raises:
+        DataError: A probe file that is broken or does not fit the model.
+        ResourceError: Tasks of the harness without the harness.
+    """
+    scores: list[Score] = []
+    for file in probes.answers:
+        tokens = probes.max_new_tokens
+        scores += measure_answers(generator, role, file, max_new_tokens=tokens, progress=progress)
+    for file in probes.pairs:
+        scores += measure_pairs(generator, role, file, progress=progress)
+    for file in probes.text:
+        scores += measure_text(generator, role, file, window=probes.window, progress=progress)
+    for file in probes.drift:
+        scores += measure_drift(generator, role, file, progress=progress)
+    if probes.harness:
+        from rag.harness import measure_harness
+
+        scores += measure_harness(generator, role, probes, progress=progress)
+    base = describe_base(generator.language_model)
+    return ModelScores(name=name or role, role=role, base=base, bundle_sha256=bundle_sha256, scores=tuple(scores))
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def forgetting_table(scores: Sequence[ModelScores]) -> dict[str, Any]:
+    """Values with intervals, and every model against the base on the same items: a forgetting file.
+
+    Args:
+        scores: The base (role "base") and any number of models over it, in the order of the columns.
+
+    Returns:
+        `kind`, `format_version`, `base`, `models`, `measurements` and `comparisons`; the group of a whole task is
+        "all".
+
+    Raises:
+        MismatchError: Models over different bases, or measured on different items.
+        UsageError: Not exactly one base, or two models of one name.
+    """
+    bases = [model for model in scores if model.role == BASE]
+    if len(bases) != 1:
+        raise UsageError(f"A table of forgetting needs the base exactly once; {len(bases)} of {len(scores)} are it.")
+    if len({model.name for model in scores}) < len(scores):
+        raise UsageError(f"Models must have different names; {[model.name for model in scores]} came.")
+    for model in scores:
+        _check_base(model.name, model.base, bases[0].base)
+    return {
+        "kind": "forgetting",
+        "format_version": FORMAT_VERSION,
+        "base": bases[0].base,
+        "models": [_model(model) for model in scores],
+        "measurements": [row for model in scores for score in model.scores for row in _measurements(model, score)],
+        "comparisons": [row for model in scores if model.role != BASE for row in _comparisons(model, bases[0])],
+    }
+
+
+def _model(model: ModelScores) -> dict[str, Any]:
+    if model.role == BASE:
+        return {"name": model.name}
+    return {"name": model.name, "role": model.role, "bundle_sha256": model.bundle_sha256}
+
+
+def _measurements(model: ModelScores, score: Score) -> list[dict[str, Any]]:
+    rows = []
+    for group in _groups(score):
+        value, interval, n = _value(score, group)
+        rows.append(
+            {
+                "model": model.name,
+                "task": score.task,
+                "group": group,
+                "metric": score.metric,
+                "value": value,
+                "interval": interval,
+                "n": n,
+                "higher_is_better": score.higher_is_better,
+            }
+        )
+    return rows
+
+
+def _groups(score: Score) -> list[str]:
+    return [WHOLE, *sorted({group for groups in score.groups for group in groups})]
+
+
+def _value(score: Score, group: str) -> tuple[float, list[float] | None, int]:
+    if score.reported is not None and not score.numerators:
+        spread = None if score.stderr is None else _Z * score.stderr
+        interval = None if spread is None else [score.reported - spread, score.reported + spread]
+        return score.reported, interval, len(score.items)
+    ratio = score.ratio(None if group == WHOLE else group)
+    found = ratio.interval()
+    return ratio.value, None if found is None else list(found), len(ratio.numerators)
+
+
+def _comparisons(model: ModelScores, base: ModelScores) -> list[dict[str, Any]]:
+    of_base = {(score.task, score.metric): score for score in base.scores}
+    rows = []
+    for score in model.scores:
+        other = of_base.get((score.task, score.metric))
+        if other is None or other.items != score.items or other.groups != score.groups:
+            raise MismatchError(
+                f"{model.name} and {base.name} must be measured on the same items; those of {score.task} differ. "
+                "Measure both on the same files."
+            )
+        if not score.metric.startswith(_DISTANCES):  # these are comparisons with the base already
+            whole, *parts = [_comparison(model.name, base.name, score, other, group) for group in _groups(score)]
+            rows += [*_adjusted([whole]), *_adjusted(parts)]
+    return rows
+
+
+def _adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With p-values adjusted for how many groups were looked at (Holm); the whole is a question of its own."""
+    tested = [row for row in rows if row["p"] is not None]
+    adjusted = dict(zip([id(row) for row in tested], holm([row["p"] for row in tested]), strict=True))
+    return [row | {"p_adjusted": adjusted.get(id(row))} for row in rows]
+
+
+_DISTANCES = ("kl_drift", "total_variation", "top1_agreement")
+
+
+def _comparison(name: str, against: str, score: Score, other: Score, group: str) -> dict[str, Any]:
+    if score.numerators:
+        which = None if group == WHOLE else group
+        ratio = score.ratio(which)
+        difference, interval, p = ratio.against(other.ratio(which))
+        n = len(ratio.numerators)
+    else:
+        difference, interval, p = _unpaired(score, other)
+        n = len(score.items)
+    return {
+        "model": name,
+        "against": against,
+        "task": score.task,
+        "group": group,
+        "metric": score.metric,
+        "difference": difference,
+        "interval": None if interval is None else list(interval),
+        "p": p,
+        "n": n,
+    }
+
+
+def _unpaired(score: Score, other: Score) -> tuple[float, tuple[float, float] | None, float | None]:
+    """Two reported values by their standard errors: too wide for the same items, and never too narrow for them."""
+    difference = float(score.reported or 0.0) - float(other.reported or 0.0)
+    spread = math.hypot(score.stderr or 0.0, other.stderr or 0.0)
+    if score.stderr is None or other.stderr is None or spread == 0:
+        return difference, None, None
+    p = float(2 * stats.norm.sf(abs(difference) / spread))
+    return difference, (difference - _Z * spread, difference + _Z * spread), p
+
+
+# -- models ------------------------------------------------------------------------------------------------------
+
+
+def describe_base(model: LanguageModel) -> dict[str, Any]:
+    """Name and weights of the frozen base: what models that are compared must share."""
+    folder = Path(model.name)
+    return {
+        "name": folder.name if model.name != POCKET and folder.is_dir() else model.name,
+        "revision": model.revision,
+        "dtype": str(model.base_model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
+        "sha256": base_digest(model),
+    }
+
+
+def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    keys = ("dtype", "quantization", "sha256")
+    if [found[key] for key in keys] != [expected[key] for key in keys]:
+        raise MismatchError(
+            f"Models are compared over one base; {name} stands on {found['name']!r} ({found['dtype']}, weights "
+            f"{found['sha256'][:12]}), the others on {expected['name']!r} ({expected['dtype']}, "
+            f"{expected['sha256'][:12]}). Measure models of different bases apart."
+        )
+
+
+def _base_alone(base: str | Path | None, loading: Mapping[str, Any]) -> Generator:
+    if base is None:
+        raise UsageError("Forgetting is measured of bundles, or of a base alone; neither came. Give one of them.")
+    model = LanguageModel.from_pretrained(base_path(base), **loading)
+    model.name = str(base)
+    return Generator(model)
+
+
+def _score_from(entry: Mapping[str, Any]) -> Score:
+    groups = tuple(tuple(names) for names in entry["groups"])
+    lists = {name: tuple(entry[name]) for name in ("items", "numerators", "denominators")}
+    return Score(**{**entry, **lists, "groups": groups})
+
+
+# -- the laboratory's exercises --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,18 +362,6 @@ def measure_forgetting(generator: Generator, exercises: Sequence[Exercise]) -> F
     return Forgetting(right, kl_drift(generator, prompts))
 
 
-@torch.no_grad()
 def kl_drift(generator: Generator, prompts: Sequence[list[int]]) -> float:
     """Mean KL(base || tuned) over the input tokens of `prompts`, averaged per prompt and then over prompts, nats."""
-    model, total = generator.language_model, 0.0
-    for batch in token_budget_batches([len(p) for p in prompts], generator.max_tokens_per_batch):
-        input_ids_BT, lengths_B = pad_right([prompts[i] for i in batch], model.end_of_answer_id, model.device)
-        rows_N, positions_N, weights_N = selfaug_positions(
-            lengths_B, torch.ones(len(batch), device=model.device), include_last=True
-        )
-        with model.use("generator"):
-            tuned_NH = model.hidden(input_ids_BT, None)[rows_N, positions_N]
-        with model.use(BASE):
-            base_NH = model.hidden(input_ids_BT, None)[rows_N, positions_N]
-        total += float(selfaug_loss(tuned_NH, base_NH, weights_N, model.head))
-    return total / len(prompts)
+    return math.fsum(drift.kl for drift in drifts(generator, "generator", prompts)) / len(prompts)

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
+
+from torch import Tensor
 
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
@@ -26,10 +28,16 @@ from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, save_learned
 from training.data import QAExample
 
+if TYPE_CHECKING:
+    from rag.rag_sequence import RAGSequence
+    from rag.rag_token import RAGToken
+
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
+SELECTION = "selection"
+ANSWERING = (SELECTION, "rag_sequence", "rag_token")
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
@@ -64,12 +72,17 @@ class RAG:
         retriever: Question to candidates.
         selector: Candidates to a permutation.
         generator: Passages to an answer; shares the selector's language model.
+        answering: How an answer comes about: "selection" reads the selector's list, "rag_sequence" and "rag_token" sum
+            over single documents (`rag.rag_sequence`, `rag.rag_token`). A bundle remembers it.
 
     Raises:
-        UsageError: Selector and generator have different language models.
+        UsageError: Selector and generator have different language models, or `answering` is unknown, or sums over
+            single documents with a selector that picks more.
     """
 
-    def __init__(self, retriever: Retriever, selector: Selector, generator: Generator) -> None:
+    def __init__(
+        self, retriever: Retriever, selector: Selector, generator: Generator, *, answering: str = SELECTION
+    ) -> None:
         if selector.language_model is not generator.language_model:
             raise UsageError(
                 "Selector and generator must share one LanguageModel (two adapters on one base, trained and saved "
@@ -78,6 +91,8 @@ class RAG:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
+        self.answering = answering
+        self._answerer = None if answering == SELECTION else _summing(self)
 
     @classmethod
     def create(
@@ -96,6 +111,7 @@ class RAG:
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        answering: str = SELECTION,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
 
@@ -114,6 +130,7 @@ class RAG:
             dtype: Of the base; "auto" chooses by hardware.
             device: Of the base; default: the best there is.
             quantization: None, "4bit" or "8bit".
+            answering: As for the class.
 
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
@@ -136,6 +153,7 @@ class RAG:
             finder,
             Selector(model, finder, prompt=ranking_prompt, config=selector),
             Generator(model, prompt=answer_prompt, config=generation),
+            answering=answering,
         )
 
     @property
@@ -162,6 +180,8 @@ class RAG:
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """Answers from candidates that are already retrieved."""
+        if self._answerer is not None:
+            return self._answerer.answer_from(candidates)
         permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
@@ -184,14 +204,18 @@ class RAG:
         return AnswerRow(prompt_ids, [self.generator.language_model.end_of_answer_id])
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer to one question, piece by piece."""
+        """The answer to one question, piece by piece (in one piece where it is not read from one prompt)."""
         candidates = self.retriever.search(question, self.num_candidates)
+        if self._answerer is not None:
+            yield self._answerer.answer_from([candidates])[0].text
+            return
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
-        """Mean metrics over questions with golden answers; see `rag.evaluation`."""
-        return evaluate(self, examples, progress=progress).metrics
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+        """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
+        result = evaluate(self, examples, progress=progress)
+        return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
     # -- the bundle --------------------------------------------------------------------------------------------
 
@@ -267,6 +291,7 @@ class RAG:
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
             "generation": asdict(self.generator.config),
+            "answering": self.answering,
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
@@ -286,12 +311,7 @@ class RAG:
         # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
         # SelfAug all need it unmerged.
         model = self.generator.language_model
-        weights = {
-            name.replace(".base_layer.", "."): value
-            for name, value in model.base_model.state_dict().items()
-            if "lora_" not in name
-        }
-        model.base_model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+        model.base_model.save_pretrained(folder, state_dict=base_weights(model), safe_serialization=True)
         model.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -320,7 +340,7 @@ class RAG:
             ResourceError: Base or encoder cannot be found.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         where = index if index is not None else folder / config["index"]["path"]
         base = config["base"]
         rag = cls.create(
@@ -337,6 +357,7 @@ class RAG:
             dtype=base["dtype"] if dtype == "auto" else dtype,
             device=device,
             quantization=quantization or base["quantization"],
+            answering=config.get("answering", SELECTION),  # bundles selected before they said so
         )
         rag._check_corpus(config, folder)
         rag._set_question_adapter(config["question_adapter_rank"])
@@ -372,6 +393,59 @@ class RAG:
         with TemporaryDirectory() as work:
             bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
             return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+
+
+def _summing(rag: RAG) -> "RAGSequence | RAGToken":
+    """Who answers for a pipeline that sums over single documents."""
+    from rag.rag_sequence import RAGSequence
+    from rag.rag_token import RAGToken
+
+    kinds: dict[str, type[RAGSequence] | type[RAGToken]] = {"rag_sequence": RAGSequence, "rag_token": RAGToken}
+    if rag.answering not in kinds:
+        raise UsageError(f"answering must be one of {list(ANSWERING)}; {rag.answering!r} came.")
+    return kinds[rag.answering](rag)
+
+
+def load_generator(
+    folder: str | Path, *, dtype: str = "auto", device: str | None = None, quantization: str | None = None
+) -> Generator:
+    """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
+
+    Args:
+        folder: What `RAG.save_pretrained` wrote.
+        dtype: As in `RAG.from_pretrained`.
+        device: As in `RAG.from_pretrained`.
+        quantization: As in `RAG.from_pretrained`.
+
+    Raises:
+        MismatchError: Not a bundle, or damaged.
+        ResourceError: The base cannot be found.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    base, name = config["base"], _resolve(config["base"], folder)
+    model = LanguageModel.from_pretrained(
+        base_path(name),
+        adapter=AdapterConfig(**config["adapter"]),
+        revision=base["revision"],
+        dtype=base["dtype"] if dtype == "auto" else dtype,
+        device=device,
+        quantization=quantization or base["quantization"],
+    )
+    model.name = str(name)
+    model.load_adapters(folder / LEARNED_FOLDER)
+    return Generator(
+        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=GenerationConfig(**config["generation"])
+    )
+
+
+def base_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The weights of the base by their own names, without the adapters that stand among them."""
+    return {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.base_model.state_dict().items()
+        if "lora_" not in name
+    }
 
 
 def encoder_of(
@@ -441,7 +515,12 @@ def _write_json(file: Path, data: dict[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a bundle.
+
+    Raises:
+        MismatchError: Not a bundle, damaged, or of another version.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")

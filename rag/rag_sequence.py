@@ -4,8 +4,8 @@ RAG-Sequence (Lewis et al. 2020, arXiv 2005.11401, section 2.1):
 
     p(y|x) = sum_d p(d|x) p_g(y|x,d)
 
-In our terms it is a selector that is never trained and picks one document, so it is *trained* by an exact E-step
-over K = 1 (`DROConfig(exact=True, train_selector=False)`), whose M-step has the gradient of log p(y|x). What needs
+In our terms it is a selector that picks one document by the retriever's scores, so it is *trained* by an exact E-step
+over K = 1 (the recipe `rag_sequence` of `rag.recipes`), whose M-step has the gradient of log p(y|x). What needs
 code of its own is its "thorough decoding": every document proposes an answer, and every answer is judged by all.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
@@ -30,17 +31,18 @@ class RAGSequence:
     """
 
     def __init__(self, rag: RAG) -> None:
-        if rag.selector.config.num_selected != 1:
-            raise UsageError(
-                "RAG-Sequence reads one document at a time: num_selected must be 1; "
-                f"{rag.selector.config.num_selected} came."
-            )
+        check_single(rag, "RAG-Sequence")
         self.rag = rag
 
     @property
     def retriever(self) -> Retriever:
         """Of the pipeline."""
         return self.rag.retriever
+
+    @property
+    def generator(self) -> Generator:
+        """Of the pipeline."""
+        return self.rag.generator
 
     @property
     def num_candidates(self) -> int:
@@ -59,7 +61,7 @@ class RAGSequence:
         return [list(dict.fromkeys(next(texts) for _ in c.passages)) for c in candidates]
 
     def _best(self, candidates: Candidates, texts: Sequence[str]) -> Answer:
-        log_p_d = self._log_prior(candidates)
+        log_p_d = log_priors(self.rag, [candidates])[0]
         log_p_td = torch.stack([self._log_likelihoods(candidates, text) for text in texts])
         log_p_t = (log_p_td + log_p_d).logsumexp(-1)
         best = int(log_p_t.argmax())
@@ -74,13 +76,24 @@ class RAGSequence:
             float(log_p_t[best]),
         )
 
-    def _log_prior(self, candidates: Candidates) -> Tensor:
-        """Log p(d|x) over the candidates, `[n]`, from the untrained selector: the retriever's scores."""
-        permutations = self.rag.selector.enumerate([candidates])[0]
-        log_p_d = torch.empty(len(candidates))
-        log_p_d[permutations.z_mK[:, 0]] = permutations.log_p_m.float()
-        return log_p_d
-
     def _log_likelihoods(self, candidates: Candidates, text: str) -> Tensor:
         rows = [self.rag.row(candidates.question, [passage], text) for passage in candidates.passages]
         return self.rag.generator.log_probs(rows)
+
+
+def check_single(rag: RAG, name: str) -> None:
+    """Refuse a selector that picks several documents."""
+    if rag.selector.config.num_selected != 1:
+        raise UsageError(
+            f"{name} reads one document at a time: num_selected must be 1; {rag.selector.config.num_selected} came."
+        )
+
+
+def log_priors(rag: RAG, candidates: Sequence[Candidates]) -> list[Tensor]:
+    """Log p(d|x) over each question's candidates, `[n]`, by a selector that picks one of them."""
+    found = []
+    for permutations in rag.selector.enumerate(candidates):
+        log_p_d = torch.empty(len(permutations))
+        log_p_d[permutations.z_mK[:, 0]] = permutations.log_p_m.float()
+        found.append(log_p_d)
+    return found

@@ -63,6 +63,9 @@ class SelectorConfig:
     use_prior: bool = True
     """Add the retriever's scores to the id logits, so that an untrained selector ranks as the retriever does.
     False is the paper's selector: the language model alone."""
+    use_language_model: bool = True
+    """False ranks by the retriever's scores alone, as pipelines without a selector do: the gate of the language model
+    stays 0, and what learns is the weight of the scores and the retriever's question side."""
     prior_strength: float = 1.0
     """Where the learned weight of the standardised retriever scores starts; 1 keeps the first samples diverse."""
 
@@ -70,6 +73,10 @@ class SelectorConfig:
         check_selection(self.num_candidates, self.num_selected)
         if self.decoding not in DECODINGS:
             raise UsageError(f"decoding must be one of {list(DECODINGS)}; {self.decoding!r} came.")
+        if not (self.use_prior or self.use_language_model):
+            raise UsageError(
+                "A selector must listen to somebody: use_prior and use_language_model are both false. Set one of them."
+            )
         if self.prior_strength <= 0:
             raise UsageError(
                 f"prior_strength must be positive (0 would forget the retriever); {self.prior_strength} came. "
@@ -327,6 +334,8 @@ class Selector:
 
     def _is_unheard(self) -> bool:
         """Whether the language model need not be asked: its logits would be multiplied by a gate of 0."""
+        if not self.config.use_language_model:
+            return True
         learning = torch.is_grad_enabled() and self.prior.gate.requires_grad
         return self.config.use_prior and not learning and not self.prior.gate.any()
 

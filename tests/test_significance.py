@@ -6,7 +6,7 @@ import random
 import pytest
 
 from indexes.errors import UsageError
-from rag.significance import bootstrap_interval, paired_bootstrap
+from rag.significance import bootstrap_interval, holm, paired_bootstrap
 
 
 def test_the_interval_of_a_proportion_is_the_normal_one() -> None:
@@ -55,3 +55,25 @@ def test_different_numbers_of_scores_are_refused() -> None:
 def test_no_score_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one score; none came"):
         bootstrap_interval([])
+
+
+def test_holm_by_hand() -> None:
+    """Sorted: 0.01 x 4 = 0.04; 0.02 x 3 = 0.06; 0.03 x 2 = 0.06; 0.5 x 1."""
+    assert holm([0.03, 0.5, 0.01, 0.02]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+
+
+def test_holm_never_falls_while_p_rises() -> None:
+    """0.02 x 2 = 0.04 is above 0.03 x 1, which is lifted to it."""
+    assert holm([0.03, 0.02]) == pytest.approx([0.04, 0.04])
+
+
+def test_holm_stops_at_one_and_leaves_a_single_comparison_alone() -> None:
+    assert holm([0.9, 0.8, 0.7]) == [1.0, 1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
+def test_holm_refuses_what_is_no_probability(wrong: float) -> None:
+    with pytest.raises(UsageError, match=r"lies in \[0, 1\]"):
+        holm([0.5, wrong])

@@ -38,6 +38,10 @@ class DROConfig:
     It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
+    marginalization: Literal["sequence", "token"] = "sequence"
+    """What the latent list is drawn for: once for the whole answer, p(y|x) = sum_z p_s(z|x) p_g(y|x,d_z), or anew for
+    each of its tokens, p(y|x) = prod_i sum_z p_s(z|x) p_g(y_i|x,d_z,y_<i) (RAG-Token, arXiv 2005.11401). The latter
+    needs exact=True."""
     likelihood: Literal["sum", "mean"] = "sum"
     """log p(y|x,d) as the sum over answer tokens (the maths), or their mean (flattens weights of long answers)."""
     candidate_pool: int | None = None
@@ -70,9 +74,13 @@ class DROConfig:
     """False leaves the generator as it is: an ablation of the paper."""
     train_retriever: bool = True
     """Train the question adapter; the index stays as it is."""
-    retriever_objective: Literal["prior", "distillation", "both"] = "prior"
+    retriever_objective: Literal["prior", "distillation", "both", "lsr"] = "prior"
     """What it learns from: the gradient of log p_s through the retriever prior; how the answer
-    changed the log-odds that each candidate is read, which its softmax should follow; or the sum of both."""
+    changed the log-odds that each candidate is read, which its softmax should follow; or the sum of both. "lsr" is
+    REPLUG's (arXiv 2301.12652): its softmax follows the likelihood of the answer given each candidate alone, and
+    nothing else of the selector learns; it needs exact=True and a selector that picks one."""
+    lsr_temperature: float = 1.0
+    """beta of REPLUG: candidates are wanted in proportion to p_g(y|x,d)^(1/beta). Above 1 is more even."""
     refresh_index: bool = False
     """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
     the corpus anew, into the run's folder."""
@@ -147,7 +155,8 @@ class DROConfig:
             "ess_floor",
         ):
             self._need(getattr(self, name) >= 0, name, "at least 0")
-        self._need(self.proposal_temperature > 0, "proposal_temperature", "positive")
+        for name in ("proposal_temperature", "lsr_temperature"):
+            self._need(getattr(self, name) > 0, name, "positive")
         for name, allowed in _CHOICES.items():
             self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
         for name in (
@@ -171,6 +180,18 @@ class DROConfig:
             )
         if self.oversampling > 1 and self.replacement and not self.exact:
             raise UsageError("oversampling draws different permutations; set replacement=False, or oversampling=1.")
+        if self.marginalization == "token" and not (self.exact and self.likelihood == "sum"):
+            raise UsageError(
+                "marginalization='token' weighs every list at every token: it needs exact=True and likelihood='sum'; "
+                f"exact={self.exact} and likelihood={self.likelihood!r} came."
+            )
+        if self.retriever_objective == "lsr":
+            wanted = {"exact": True, "train_selector": True, "train_retriever": True, "warm_up_epochs": 0}
+            if came := {name: getattr(self, name) for name, value in wanted.items() if getattr(self, name) != value}:
+                raise UsageError(
+                    "retriever_objective='lsr' teaches the retriever what each candidate alone explains: it needs "
+                    f"{wanted}; {came} came."
+                )
         if not (self.train_selector or self.train_generator):
             raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
 
@@ -180,12 +201,13 @@ class DROConfig:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "marginalization": ("sequence", "token"),
     "likelihood": ("sum", "mean"),
     "proposal": ("selector", "single_pass"),
     "candidate_order": ("shuffled", "retriever"),
     "loss_normalization": ("token", "sum"),
     "selfaug_direction": ("forward", "reverse"),
     "selfaug_rows": ("all", "one"),
-    "retriever_objective": ("prior", "distillation", "both"),
+    "retriever_objective": ("prior", "distillation", "both", "lsr"),
     "warm_up_target": ("auto", "gold", "retriever"),
 }

@@ -6,9 +6,12 @@
     log omega  <- log p_s(z|x) - log q(z|x) + log p_g(y|x, d_z)
     w          <- softmax(log omega)
 
+Where a list is drawn anew for every answer token (`marginalization="token"`), there is a weight for each token.
+
 A question whose weights are too uneven may ask for more permutations, or for a tempered likelihood (`ess_floor`).
 
-Legend: m permutations (M, where only m of them are scored), u distinct ones among them, K selected, n candidates.
+Legend: m permutations (M, where only m of them are scored), u distinct ones among them, K selected, n candidates,
+L answer tokens.
 """
 
 import hashlib
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from generator.generator import AnswerRow, Generator
 from indexes.chunking import gold_document
+from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import Selector
@@ -33,6 +37,7 @@ from training.losses import (
     log_marginal,
     posterior_weights,
     tempered_exponent,
+    token_posterior_weights,
 )
 
 
@@ -57,6 +62,8 @@ class Posterior:
     """Which permutations the generator scored; None: all of them."""
     exponent: float = 1.0
     """Of p(y|z) in the weights: below 1 where it had to be tempered."""
+    by_token: "ByToken | None" = None
+    """The posterior at each answer token, where that is marginalised; `weights_m` is then its mean over tokens."""
 
     def marginals(self) -> Tensor:
         """Posterior probability that each candidate is read `[n]`; sums to K."""
@@ -76,7 +83,8 @@ class Posterior:
 
     def distinct(self) -> "DistinctPermutations":
         """Each different permutation once; weights of duplicates are added, so multiplicity is kept."""
-        return DistinctPermutations.of(self.permutations, self.weights_m, self.baseline_m)
+        weights_mL = None if self.by_token is None else self.by_token.weights_mL
+        return DistinctPermutations.of(self.permutations, self.weights_m, self.baseline_m, weights_mL)
 
     def distinct_scored(self) -> "DistinctPermutations":
         """What the generator learns from: those that it scored, which stand for all."""
@@ -94,7 +102,9 @@ class Posterior:
         return {
             "ess": float(effective_sample_size(self.weights_m)),
             "distinct_permutations": len(d.z_uK) / len(self.permutations),
-            "log_marginal": float(log_marginal(self.log_omega_m)),
+            "log_marginal": float(log_marginal(self.log_omega_m))
+            if self.by_token is None
+            else self.by_token.log_marginal,
             "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
             "posterior_entropy": float(torch.special.entr(d.weights_u).sum()),
             "permutations": len(self.permutations),
@@ -138,6 +148,16 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ByToken:
+    """The posterior of one question where a list is drawn anew for every answer token."""
+
+    weights_mL: Tensor
+    """w: posterior over the permutations at each token; columns sum to 1."""
+    log_marginal: float
+    """log p(y|x), the sum over tokens, nats."""
+
+
+@dataclass(frozen=True)
 class DistinctPermutations:
     """The distinct permutations of a question, with what the M-step needs of each."""
 
@@ -147,15 +167,23 @@ class DistinctPermutations:
     baseline_u: Tensor | None
     share_u: Tensor
     """Share of the draws that this permutation is: the row weights of SelfAug."""
+    weights_uL: Tensor | None = None
+    """The weights at each answer token, where that is marginalised."""
 
     @classmethod
-    def of(cls, drawn: Permutations, weights_m: Tensor, baseline_m: Tensor | None) -> "DistinctPermutations":
+    def of(
+        cls,
+        drawn: Permutations,
+        weights_m: Tensor,
+        baseline_m: Tensor | None,
+        weights_mL: Tensor | None = None,
+    ) -> "DistinctPermutations":
         """Merge equal draws."""
         z_uK, inverse_m = drawn.distinct()
         first_u = torch.zeros(len(z_uK), dtype=torch.long).scatter_(0, inverse_m, torch.arange(len(inverse_m)))
 
         def added(values_m: Tensor) -> Tensor:
-            return torch.zeros(len(z_uK)).index_add(0, inverse_m, values_m)
+            return torch.zeros(len(z_uK), *values_m.shape[1:]).index_add(0, inverse_m, values_m)
 
         return cls(
             z_uK=z_uK,
@@ -163,6 +191,7 @@ class DistinctPermutations:
             weights_u=added(weights_m),
             baseline_u=None if baseline_m is None else added(baseline_m),
             share_u=added(torch.full((len(inverse_m),), 1.0 / len(inverse_m))),
+            weights_uL=None if weights_mL is None else added(weights_mL),
         )
 
 
@@ -187,9 +216,17 @@ class EStep:
         selector: Proposes permutations.
         generator: Judges them by the answer.
         config: Sizes, proposal, options.
+
+    Raises:
+        UsageError: retriever_objective="lsr" and a selector that picks more than one.
     """
 
     def __init__(self, retriever: Retriever, selector: Selector, generator: Generator, config: DROConfig) -> None:
+        if config.retriever_objective == "lsr" and selector.config.num_selected != 1:
+            raise UsageError(
+                "retriever_objective='lsr' judges each candidate alone: num_selected must be 1; "
+                f"{selector.config.num_selected} came."
+            )
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
@@ -252,6 +289,8 @@ class EStep:
     def _attempt(self, cases: Sequence[_Case], m: int, round: int) -> list[Posterior]:
         """Posteriors from m scored permutations of each question."""
         permutations = self._propose(cases, m, round)
+        if self.config.marginalization == "token":
+            return self._by_token(cases, permutations)
         chosen = [self._choose(case, drawn, m, round) for case, drawn in zip(cases, permutations, strict=True)]
         z = [drawn.z_mK[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
         log_likelihoods = self._log_likelihoods(cases, z)
@@ -325,6 +364,24 @@ class EStep:
             torch.tensor([case.known[tuple(z)] for z in z_mK.tolist()])
             for case, z_mK in zip(cases, permutations, strict=True)
         ]
+
+    def _by_token(self, cases: Sequence[_Case], permutations: Sequence[Permutations]) -> list[Posterior]:
+        """Posteriors at every answer token, over permutations that are all scored."""
+        rows = [
+            answer_row(self.generator, case.candidates, z_K, case.answer)
+            for case, drawn in zip(cases, permutations, strict=True)
+            for z_K in drawn.z_mK
+        ]
+        found = iter(self.generator.token_log_probs(rows))
+        posteriors = []
+        for case, drawn in zip(cases, permutations, strict=True):
+            log_p_mL = torch.stack([next(found) for _ in range(len(drawn))])
+            weights_mL, log_marginal = token_posterior_weights(drawn.log_p_m, drawn.log_q_m, log_p_mL)
+            # No control variate: over all permutations the selector's gradient has no noise to take away.
+            whole = replace(self._posterior(case, drawn, log_p_mL.sum(-1)), baseline_m=None)
+            by_token = ByToken(weights_mL, float(log_marginal))
+            posteriors.append(replace(whole, weights_m=weights_mL.mean(-1), by_token=by_token))
+        return posteriors
 
     def _imputed(
         self,

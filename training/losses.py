@@ -37,6 +37,25 @@ def posterior_weights(log_omega_m: Tensor) -> Tensor:
     return log_omega_m.float().softmax(-1)
 
 
+def token_posterior_weights(log_p_m: Tensor, log_q_m: Tensor, token_log_p_mL: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a list is drawn anew for every answer token (RAG-Token, arXiv 2005.11401, section 2.1).
+
+        p(y|x) = prod_i sum_z p_s(z|x) p_g(y_i|x,d_z,y_<i)
+        w_mi   = p_s(z_m|x) p_g(y_i|x,d_zm,y_<i) / sum_m' p_s(z_m'|x) p_g(y_i|x,d_zm',y_<i)
+
+    Args:
+        log_p_m: log p_s of every permutation.
+        log_q_m: Of the proposal; under enumeration uniform, so that the weights of p_s sum to 1.
+        token_log_p_mL: log p_g of each answer token given each permutation, nats.
+
+    Returns:
+        `(w_mL, log_marginal)`: the posterior at each token, columns summing to 1, and log p(y|x).
+    """
+    log_prior_m1 = (log_p_m.float() - log_q_m.float()).log_softmax(-1).unsqueeze(-1)
+    joint_mL = log_prior_m1 + token_log_p_mL.float()
+    return joint_mL.softmax(0), joint_mL.logsumexp(0).sum()
+
+
 def baseline_weights(log_p_m: Tensor, log_q_m: Tensor) -> Tensor:
     """`b`: the self-normalised p_s/q weights, 1/m each when q is the selector itself.
 
@@ -141,6 +160,22 @@ def distillation_loss(logits_n: Tensor, target_n: Tensor) -> Tensor:
         target_n: Summing to 1.
     """
     return -(target_n * logits_n.log_softmax(-1)).sum()
+
+
+def lsr_loss(logits_n: Tensor, log_likelihood_n: Tensor, temperature: float) -> Tensor:
+    """REPLUG LSR (arXiv 2301.12652, section 4): `KL(p_R || Q)` over the candidates of one question.
+
+    p_R is the retriever's softmax, whose own temperature is the scale of its logits, and `Q(d) ~ p_g(y|x,d)^(1/beta)`.
+    The paper's Q is a softmax of the probability itself; of its logarithm, as Atlas has it (arXiv 2208.03299), it does
+    not go flat where the answer is long.
+
+    Args:
+        logits_n: The retriever's scores of the candidates, with gradient.
+        log_likelihood_n: log p_g(y|x,d) of each candidate alone, nats.
+        temperature: beta.
+    """
+    log_p_n, log_target_n = logits_n.log_softmax(-1), (log_likelihood_n / temperature).log_softmax(-1)
+    return (log_p_n.exp() * (log_p_n - log_target_n)).sum()
 
 
 def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
     L = - sum_j (w_j - b_j) log p_s(z_j|x) - sum_j w_j log p_g(y|x,d_zj) + alpha L_selfaug
 
+Where every answer token has its own posterior (RAG-Token), w_j stands before each token's log-probability.
+
 It runs on `transformers.Trainer`. One optimizer step takes whole questions; each question becomes micro-batches
 of *one role each* (one for the selector, one or more for the generator), whose backward runs before the adapter
 switches. Every micro-batch's loss is divided by the number of questions of the step, so the sum over the step is
@@ -31,6 +33,7 @@ from training.losses import (
     distillation_loss,
     distillation_target,
     generator_loss,
+    lsr_loss,
     marginal_selector_loss,
     selector_loss,
     selfaug_loss,
@@ -82,7 +85,9 @@ class JointModel(nn.Module):
         wanted = {"selector": config.train_selector, "generator": config.train_generator}
         self.language_model.trainable_roles(tuple(role for role in ROLES if wanted[role]))
         pooled = config.train_selector and self._selector.config.use_prior
-        self.prior.requires_grad_(pooled)
+        # REPLUG's temperature of the retriever is a constant, and nothing but the retriever learns from it.
+        self.prior.requires_grad_(pooled and config.retriever_objective != "lsr")
+        self.prior.gate.requires_grad_(self.prior.gate.requires_grad and self._selector.config.use_language_model)
         self.question_adapter.requires_grad_(pooled and config.train_retriever)
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
@@ -94,14 +99,25 @@ class JointModel(nn.Module):
     # -- selector ----------------------------------------------------------------------------------------------
 
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        if self._config.retriever_objective == "lsr":
+            alone = torch.stack(
+                [replug_loss(self._selector, p, self._config.lsr_temperature) for p in micro_batch.posteriors]
+            ).sum()
+            return {"loss": alone, "retriever_loss": alone.detach()}
         through_prior = self._config.retriever_objective != "distillation"
         losses_B = selection_losses(self._selector, micro_batch.posteriors, teach_retriever=through_prior)
-        total = (losses_B / self._tokens(self._selector.config.num_selected)).sum()
+        choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
+        total = (choices_B * losses_B / self._tokens(self._selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
         if self.question_adapter.up_dr.requires_grad and self._config.retriever_objective != "prior":
             distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
+
+    def _choices(self, posterior: Posterior) -> int:
+        """How often a list is drawn for this answer: once, or, unless its tokens are averaged, for each token."""
+        by_token = posterior.by_token
+        return 1 if by_token is None else by_token.weights_mL.shape[1] // self._tokens(by_token.weights_mL.shape[1])
 
     def _tokens(self, count: int) -> int:
         return count if self._config.loss_normalization == "token" else 1
@@ -110,9 +126,11 @@ class JointModel(nn.Module):
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         rows, weights_R, aligned = self.rows(micro_batch)
+        token_weights_N = self._token_weights(micro_batch)
         base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned, micro_batch) if aligned.rows else None
-        log_p_R, hidden_RTH = self._generator.score(rows)
+        log_p_R, hidden_RTH = self._generator.score(rows, token_weights_N)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
+        weights_R = weights_R if token_weights_N is None else torch.ones_like(weights_R)  # they are in log_p_R
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
         if base_NH is None:
             return {"loss": nll, "generator_loss": nll.detach()}
@@ -151,6 +169,18 @@ class JointModel(nn.Module):
             weights.append(d.weights_u[mine])
             shares.append(d.share_u[mine])
         return rows, torch.cat(weights), torch.cat(shares)
+
+    def _token_weights(self, micro_batch: MicroBatch) -> Tensor | None:
+        """The weight of every answer token of `_weighted_rows`, row by row; None where whole answers are weighed."""
+        if self._config.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
+            return None
+        weights: list[Tensor] = []
+        for posterior in micro_batch.posteriors:
+            weights_uL = posterior.distinct_scored().weights_uL
+            assert weights_uL is not None
+            mine = weights_uL[micro_batch.part :: micro_batch.parts]
+            weights.append(mine.flatten() if len(mine) else torch.zeros_like(weights_uL[0]))
+        return torch.cat(weights).to(self.language_model.device)
 
     def _aligned_rows(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
         if self._config.selfaug_alpha == 0:
@@ -237,6 +267,15 @@ def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
         len(posterior.permutations),
     )
     return distillation_loss(strength * standardise(selector.retriever.score(candidates)), target_n)
+
+
+def replug_loss(selector: Selector, posterior: Posterior, temperature: float) -> Tensor:
+    """Of the selector's retriever, for one question whose candidates were each read alone."""
+    strength, candidates = selector.prior.strength.detach(), posterior.candidates
+    logits_n = strength * standardise(selector.retriever.score(candidates))
+    log_likelihood_n = torch.empty(len(candidates))
+    log_likelihood_n[posterior.permutations.z_mK[:, 0]] = posterior.log_likelihood_m
+    return lsr_loss(logits_n, log_likelihood_n.to(logits_n.device), temperature)
 
 
 class _Aligned:

@@ -45,6 +45,7 @@ _FREE_ON_RESUME = (
     *("output_dir", "resume", "rounds", "early_stopping_patience", "metric_for_best_model"),
     *("report_to", "logging_steps"),
 )
+_INTERVALS = "eval_intervals"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 
@@ -56,8 +57,8 @@ class TrainableRAG(Protocol):
     selector: Selector
     generator: Generator
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> Mapping[str, float]:
-        """Metrics by name."""
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> Mapping[str, Any]:
+        """Metrics by name; `intervals`, if it is there, is a mapping from their names to the ends of an interval."""
         ...
 
 
@@ -165,7 +166,8 @@ class DROTrainer:
     def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
-        if not (config.fit_pooling and config.train_selector and selector.config.use_prior):
+        pools = config.train_selector and selector.config.use_prior and selector.config.use_language_model
+        if not (config.fit_pooling and pools) or config.retriever_objective == "lsr":
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
             fit_pooling(selector, posteriors, advance)
@@ -236,7 +238,7 @@ class DROTrainer:
             self._score(self.history[-1])  # an unknown metric is found in the first round, with its work saved
         self._forget_retrieval()
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Any]:
         if self.eval_examples is None:
             return {}
         return dict(self.rag.evaluate(self.eval_examples, progress=self.progress))
@@ -246,8 +248,8 @@ class DROTrainer:
 
     def _score(self, record: Mapping[str, Any]) -> float:
         name = f"eval_{self.config.metric_for_best_model}"
-        if name not in record:
-            known = sorted(k.removeprefix("eval_") for k in record if k.startswith("eval_"))
+        if not isinstance(record.get(name), float | int):
+            known = sorted(k.removeprefix("eval_") for k in record if k.startswith("eval_") and k != _INTERVALS)
             raise UsageError(
                 f"metric_for_best_model must be one of {known}; {self.config.metric_for_best_model!r} came."
             )

@@ -12,6 +12,8 @@ class Report:
 
     text: str
     data: Any
+    exit_code: int = 0
+    """Of the process: not 0 where some of the work failed, and the rest is reported."""
 
 
 @dataclass(frozen=True)

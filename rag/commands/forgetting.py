@@ -1,0 +1,129 @@
+"""`rag forgetting`: what tuned models still can do that their base could, on the same probes."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from indexes.errors import UsageError
+from rag.commands.command import Command, Report, cell, progress, table
+
+
+def _forgetting_arguments(parser: Any) -> None:
+    parser.add_argument("--bundle", type=str, nargs="+", default=[], help="trained pipelines, all over one base")
+    parser.add_argument("--name", type=str, nargs="+", help="what tables call them (default: by their folders)")
+    parser.add_argument("--base", type=str, help="without --bundle: the base alone, a Hub name, a folder or pocket")
+    parser.add_argument(
+        "--role", choices=["generator", "selector"], default="generator", help="whose adapter is compared with the base"
+    )
+    parser.add_argument("--answers", type=str, nargs="+", default=[], help="JSONL of prompts with answers")
+    parser.add_argument("--pairs", type=str, nargs="+", default=[], help="JSONL of minimal pairs, as BLiMP's")
+    parser.add_argument("--text", type=str, nargs="+", default=[], help="plain text: JSONL with text, or .txt")
+    parser.add_argument("--drift", type=str, nargs="+", default=[], help="prompts for the distance from the base")
+    parser.add_argument("--harness", type=str, nargs="+", default=[], help="tasks of lm-evaluation-harness, by name")
+    parser.add_argument("--harness_path", type=str, help="a folder with further task files (YAML) of the harness")
+    parser.add_argument("--harness_limit", type=int, help="only the first so many documents of each of its tasks")
+    parser.add_argument("--harness_chat", action="store_true", help="put its prompts through the chat template")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens that a reply may have")
+    parser.add_argument("--window", type=int, help="tokens of context for plain text (default: the model's)")
+    parser.add_argument("--output", type=str, help="write the table to this JSON file")
+    parser.add_argument("--scores", type=str, help="a folder for the score of every item, a file for each model")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
+    parser.add_argument("--device", type=str, help="cpu, cuda, mps")
+    parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+
+
+def _forgetting(args: Any) -> Report:
+    from rag.evaluation_file import write_json
+    from rag.forgetting import forgetting
+    from rag.probes import Probes
+
+    if bool(args.bundle) == (args.base is not None):
+        raise UsageError(
+            "Forgetting is measured of bundles, whose base is known, or of a --base alone; give one of both."
+        )
+    probes = Probes(
+        **{kind: tuple(args[kind]) for kind in ("answers", "pairs", "text", "drift", "harness")},
+        **{name: args[name] for name in ("harness_path", "harness_limit", "harness_chat", "max_new_tokens", "window")},
+    )
+    data = forgetting(
+        list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),
+        probes,
+        base=args.base,
+        role=args.role,
+        scores_folder=args.scores,
+        progress=progress(args),
+        dtype=args.dtype,
+        device=args.device,
+        quantization=args.quantization,
+    )
+    if args.output is not None:
+        write_json(data, args.output)
+    return Report(_text(data), data)
+
+
+def _names(bundles: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """The names given, or those of the folders; `run/bundle` is called `run`."""
+    if given is not None:
+        if len(given) != len(bundles):
+            raise UsageError(f"--name needs one name for each bundle; {len(given)} came for {len(bundles)}.")
+        return list(given)
+    folders = [Path(bundle).resolve() for bundle in bundles]
+    names = [folder.parent.name if folder.name == "bundle" else folder.name for folder in folders]
+    if twice := sorted(name for name, count in Counter([*names, "base"]).items() if count > 1):
+        raise UsageError(f"Bundles must have different names, and none is the base; {twice} came twice. Give --name.")
+    return names
+
+
+# -- for people ------------------------------------------------------------------------------------------------
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    parts = [_values(data)]
+    if compared := [row for row in data["comparisons"] if row["group"] == "all"]:
+        parts.append(_compared(compared))
+    return "\n\n".join(parts)
+
+
+def _values(data: Mapping[str, Any]) -> str:
+    names = [model["name"] for model in data["models"]]
+    rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for found in data["measurements"]:
+        rows.setdefault((found["task"], found["metric"], found["group"]), {})[found["model"]] = found
+    cells = [
+        [*key, str(next(iter(row.values()))["n"]), *(_value(row.get(name)) for name in names)]
+        for key, row in rows.items()
+    ]
+    return table(["task", "metric", "group", "n", *names], cells)
+
+
+def _value(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{cell(found['value'])} {_interval(found['interval'])}"
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [
+            f"{row['model']} - {row['against']}",
+            row["task"],
+            row["metric"],
+            f"{row['difference']:+.4f}",
+            _interval(row["interval"]),
+            cell(row["p"]),
+        ]
+        for row in rows
+    ]
+    return table(["", "task", "metric", "difference", "95 % interval", "p"], cells)
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+
+
+COMMANDS: dict[str, Command] = {
+    "forgetting": Command(
+        "what tuned models still can do that their base could: probes, perplexity, drift, any benchmark",
+        _forgetting_arguments,
+        _forgetting,
+    ),
+}

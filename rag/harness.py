@@ -1,0 +1,343 @@
+"""lm-evaluation-harness over our models: IFEval, MMLU, GSM8K and hundreds of other tasks, by their names.
+
+The harness (github.com/EleutherAI/lm-evaluation-harness; `pip install "dro-rag[harness]"`) brings the tasks, the
+prompts and the rules; `HarnessModel` answers its three kinds of request. Base and tuned model are the same weights,
+with the adapters off and on, so whatever differs between two results was learned.
+
+Data sets come from the Hugging Face Hub unless a task file says otherwise; `--harness_path` names a folder with own
+task files (YAML), which may read local JSONL and then need no network.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from generator.generator import Generator
+from generator.language_model import LanguageModel
+from generator.likelihood import Continuation, prefix_id, rolling_windows
+from generator.prompts import encode_plain
+from indexes.batching import token_budget_batches
+from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from rag.measures import Score, likelihoods
+from rag.probes import Probes
+from rag.ratios import Ratio
+
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError as error:  # the module says what is missing; nothing else of this package needs it
+    raise ResourceError(
+        f'Tasks of lm-evaluation-harness need it installed: pip install "dro-rag[harness]" ({error}). Probe files '
+        "need nothing further."
+    ) from error
+
+# Resamples behind the standard error of the metrics that have no closed form.
+_RESAMPLES = 1000
+# What differs by less between the harness's value and ours differs by rounding.
+_CLOSE = 1e-6
+
+
+def measure_harness(generator: Generator, role: str, probes: Probes, *, progress: bool = True) -> list[Score]:
+    """Every metric of every task that `probes.harness` names, with the documents behind it where they are known.
+
+    Raises:
+        UsageError: There is no such task.
+        DataError: A task whose data cannot be had.
+        MismatchError: A task that asks for more than a language model can do, or breaks.
+    """
+    model = HarnessModel(generator, role, max_new_tokens=probes.max_new_tokens, progress=progress)
+    manager = _task_manager(probes)
+    from lm_eval import simple_evaluate
+
+    with _undisturbed():
+        try:
+            results = simple_evaluate(
+                model=model,
+                tasks=list(probes.harness),
+                task_manager=manager,
+                limit=probes.harness_limit,
+                apply_chat_template=probes.harness_chat,
+                bootstrap_iters=_RESAMPLES,
+                log_samples=True,
+            )
+        except (OSError, ConnectionError) as error:
+            raise DataError(
+                f"The data of {list(probes.harness)} must be on the Hub or where the task file says; they are not: "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Go online once, or name a "
+                "local task with harness_path."
+            ) from error
+    return harness_scores(dict(results or {}))
+
+
+def _task_manager(probes: Probes) -> Any:
+    """Own tasks first: reading the harness's thousands of task files takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    folder = probes.harness_path
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"harness_path must be a folder with task files (YAML); {folder} is none. Check the path.")
+    manager = TaskManager(include_path=folder, include_defaults=False) if folder else None
+    if manager is None or not set(probes.harness) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=folder)
+    unknown = [task for task in probes.harness if not manager.match_tasks([task])]
+    if unknown:
+        raise UsageError(
+            f"lm-evaluation-harness must know every task; {unknown} it does not. `lm_eval ls tasks` lists its own; "
+            "harness_path adds a folder with others."
+        )
+    return manager
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The harness prints, starts processes and seeds every generator there is; a caller notices none of it."""
+    states = random.getstate(), np.random.get_state()
+    single = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if single is None:
+            os.environ.pop("DISABLE_MULTIPROC", None)
+        else:
+            os.environ["DISABLE_MULTIPROC"] = single
+
+
+# -- the model ---------------------------------------------------------------------------------------------------
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """One of our models as the harness sees it.
+
+    Args:
+        generator: Whose language model it is.
+        role: Who answers: "base", "generator" or "selector".
+        max_new_tokens: Of a reply where a task does not say.
+        progress: Show progress bars.
+    """
+
+    def __init__(self, generator: Generator, role: str, *, max_new_tokens: int = 256, progress: bool = True) -> None:
+        super().__init__()
+        self.generator, self.role, self.max_new_tokens, self.progress = generator, role, max_new_tokens, progress
+        self.model: LanguageModel = generator.language_model
+        self.tokenizer = self.model.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """End of a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before the first token."""
+        return prefix_id(self.tokenizer)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Of caches, which are not used."""
+        return self.model.name
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as the model's chat template writes it."""
+        if self.tokenizer.chat_template is None:
+            raise UsageError(
+                "A chat template must be known to apply it; this tokenizer has none. Leave harness_chat out."
+            )
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids as the tokenizer opens a text, but never closed: what follows is to be scored or written."""
+        opened = self.tokenizer.bos_token is not None and string.startswith(self.tokenizer.bos_token)
+        if add_special_tokens is False or (add_special_tokens is None and opened):
+            return encode_plain(self.tokenizer, string)
+        ids = list(self.tokenizer(string, add_special_tokens=True, verbose=False)["input_ids"])
+        return (
+            ids[:-1] if ids and ids[-1] == self.eot_token_id and not string.endswith(self.tokenizer.eos_token) else ids
+        )
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        rows = [self._fitted(context, target) for _, context, target in requests]
+        found = likelihoods(self.generator, self.role, rows, "harness: likelihoods", self.progress)
+        return [(one.log_prob, one.is_greedy) for one in found]
+
+    def _fitted(self, context_ids: list[int], target_ids: list[int]) -> Continuation:
+        """The end of a context that is too long: what stands next to the target is kept."""
+        room = self.model.context_length + 1 - len(target_ids)
+        if room < 1 or not target_ids:
+            raise MismatchError(
+                f"A reply to score must have 1 to {self.model.context_length} tokens; one has {len(target_ids)}. Take "
+                "another task, or a model with a longer context."
+            )
+        return Continuation(context_ids[-room:], target_ids)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, each token once."""
+        rows, owners = [], []
+        for i, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = rolling_windows(ids, self.prefix_token_id, self.model.context_length)
+            rows += windows
+            owners += [i] * len(windows)
+        parts: list[list[float]] = [[] for _ in requests]
+        found = likelihoods(self.generator, self.role, rows, "harness: texts", self.progress)
+        for owner, one in zip(owners, found, strict=True):
+            parts[owner].append(one.log_prob)
+        return [math.fsum(part) for part in parts]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy replies, each up to the first of its stop texts."""
+        replies = [""] * len(requests)
+        kinds: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for i, request in enumerate(requests):
+            kinds.setdefault(self._generation(request.args[1]), []).append(i)
+        with tqdm(total=len(requests), desc="harness: replies", disable=not self.progress, leave=False) as bar:
+            for (max_new_tokens, stop), members in kinds.items():
+                found = self._replies([requests[i].args[0] for i in members], max_new_tokens, stop, bar)
+                for i, text in zip(members, found, strict=True):
+                    replies[i] = text
+        return replies
+
+    def _generation(self, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """Tokens and stop texts of a request; decoding is greedy, whatever else it asks for."""
+        if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
+            raise MismatchError(
+                f"Tasks are decoded greedily, so that a result can be repeated; {dict(settings)} asks for sampling. "
+                "Take a task without it."
+            )
+        names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+        allowed = next((int(settings[name]) for name in names if settings.get(name)), self.max_new_tokens)
+        until = settings.get("until") or []
+        return allowed, tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+
+    def _replies(self, contexts: Sequence[str], max_new_tokens: int, stop: tuple[str, ...], bar: Any) -> list[str]:
+        room = self.model.context_length - max_new_tokens
+        if room < 1:
+            raise MismatchError(
+                f"A reply of {max_new_tokens} tokens must leave room for its prompt; the model reads "
+                f"{self.model.context_length}. Take another task, or a model with a longer context."
+            )
+        config = replace(self.generator.config, max_new_tokens=max_new_tokens, temperature=0.0)
+        greedy = Generator(self.model, config=config, max_tokens_per_batch=self.generator.max_tokens_per_batch)
+        prompts = [self.tok_encode(context)[-room:] or [self.prefix_token_id] for context in contexts]
+        found = [""] * len(prompts)
+        for batch in token_budget_batches([len(p) + max_new_tokens for p in prompts], greedy.max_tokens_per_batch):
+            texts = greedy.continuations([prompts[i] for i in batch], role=self.role, stop=stop)
+            for i, text in zip(batch, texts, strict=True):
+                found[i] = text
+            bar.update(len(batch))
+        return found
+
+
+# -- results -----------------------------------------------------------------------------------------------------
+
+
+def harness_scores(results: Mapping[str, Any]) -> list[Score]:
+    """What `simple_evaluate` returned as scores.
+
+    The value is the harness's. Where it can be computed again from what was logged of each document (a mean, or a
+    perplexity), the documents are kept: they are resampled for the interval, as everywhere here, and two models are
+    compared on each of them. Elsewhere (BLEU, Matthews' correlation, groups whose tasks weigh the same) interval and
+    comparison come from the harness's standard errors.
+    """
+    scores = []
+    for task in sorted(results["results"]):
+        values = results["results"][task]
+        for key in sorted(key for key in values if _is_metric(key, values[key])):
+            metric, filter_ = key.split(",", 1)
+            stderr = values.get(f"{metric}_stderr,{filter_}")
+            scores.append(
+                _score(
+                    results,
+                    task,
+                    metric,
+                    filter_,
+                    float(values[key]),
+                    float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None,
+                )
+            )
+    return scores
+
+
+def _is_metric(key: str, value: Any) -> bool:
+    return "," in key and "_stderr," not in key and isinstance(value, int | float)
+
+
+def _score(
+    results: Mapping[str, Any], task: str, metric: str, filter_: str, value: float, stderr: float | None
+) -> Score:
+    higher = results["higher_is_better"].get(task, {}).get(metric)
+    score = Score(
+        task=task,
+        metric=metric if filter_ == "none" else f"{metric} ({filter_})",
+        higher_is_better=True if higher is None else bool(higher),
+        reported=value,
+        stderr=stderr,
+    )
+    documents = _documents(results, task, metric, filter_)
+    for ratio in _ratios([document[2] for document in documents]):
+        if math.isclose(ratio.value, value, rel_tol=_CLOSE, abs_tol=_CLOSE):
+            return replace(
+                score,
+                is_exponential=ratio.is_exponential,
+                items=tuple(document[0] for document in documents),
+                groups=tuple(document[1] for document in documents),
+                numerators=tuple(ratio.numerators),
+                denominators=tuple(ratio.denominators),
+            )
+    return replace(score, items=tuple(document[0] for document in documents))
+
+
+def _documents(
+    results: Mapping[str, Any], task: str, metric: str, filter_: str
+) -> list[tuple[str, tuple[str, ...], Any]]:
+    """Id, groups and value of every document of a task, or of the tasks of a group, sorted by id."""
+    leaves = _leaves(results, task)
+    found = []
+    for leaf in leaves:
+        for sample in results["samples"][leaf]:
+            if sample["filter"] == filter_ and metric in sample:
+                # The same document may be asked twice; it is then told apart by where it stands.
+                name = f"{sample['doc_hash']}{sample['doc_id']}"
+                id_ = f"{leaf}:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+                found.append((id_, () if leaf == task else (leaf,), sample[metric]))
+    return sorted(found, key=lambda document: document[0])
+
+
+def _leaves(results: Mapping[str, Any], task: str) -> list[str]:
+    """The task itself, or the tasks that a group comes down to."""
+    if task in results["samples"]:
+        return [task]
+    children = results.get("group_subtasks", {}).get(task, [])
+    return sorted({leaf for child in children for leaf in _leaves(results, child)})
+
+
+def _ratios(values: Sequence[Any]) -> Iterator[Ratio]:
+    """What a metric may be of the values of its documents."""
+    if values and all(isinstance(v, bool | int | float | np.number) for v in values):
+        yield Ratio([float(v) for v in values], [1.0] * len(values))
+    if values and all(isinstance(v, tuple | list) and len(v) == 2 for v in values):
+        nats, sizes = [-float(v[0]) for v in values], [float(v[1]) for v in values]
+        yield Ratio(nats, sizes, is_exponential=True)
+        yield Ratio([value / math.log(2) for value in nats], sizes)

@@ -1,0 +1,331 @@
+"""Probe files: what a model is asked to find out what it still can do.
+
+| kind | a row | read as |
+|---|---|---|
+| answers | `prompt` or `question`, and `answer`, `answers` or `golden_answers` | one chat turn, a greedy reply |
+| pairs | `sentence_good` and `sentence_bad` (BLiMP), or `good` and `bad` | which of the two is more probable |
+| text | `text`, or the paragraphs of a .txt file | how probable all of it is |
+| drift | `prompt`, `question` or `text` | how far the distribution over input tokens moved |
+
+Rows are JSON lines, plain or gzipped. A row belongs to the groups that it names: `task`, `group`, `ability`, and
+BLiMP's `UID`, `linguistics_term` and `field`. What an item is called comes from what it says, not from where it
+stands, and items are sorted by that name: a shuffled file gives the same numbers to the last digit.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from indexes.errors import DataError, UsageError
+from indexes.formats import BrokenRow, Row, read_jsonl
+from rag.metrics import exact_match
+
+PROMPT_FIELDS = ("prompt", "question")
+ANSWER_FIELDS = ("golden_answers", "answers", "answer")
+PAIR_FIELDS = (("sentence_good", "sentence_bad"), ("good", "bad"))
+GROUP_FIELDS = ("task", "group", "ability", "UID", "linguistics_term", "field")
+WHOLE = "all"
+MATCHES = ("normalised", "exact", "number")
+_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?|[-+]?\$?\.\d+")
+_FINAL = re.compile(r"####\s*(\S[^\n]*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Which files to measure on; the name of a task is the name of its file without suffixes."""
+
+    answers: tuple[str | Path, ...] = ()
+    """Prompts with answers."""
+    pairs: tuple[str | Path, ...] = ()
+    """Minimal pairs."""
+    text: tuple[str | Path, ...] = ()
+    """Plain text."""
+    drift: tuple[str | Path, ...] = ()
+    """Prompts whose input distribution is compared with the base's."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness (`pip install "dro-rag[harness]"`)."""
+    harness_path: str | Path | None = None
+    """A folder with further task files of the harness."""
+    harness_limit: int | None = None
+    """Only the first so many documents of each harness task."""
+    harness_chat: bool = False
+    """Write the harness's prompts through the model's chat template."""
+    max_new_tokens: int = 256
+    """Tokens a reply to a prompt may have."""
+    window: int | None = None
+    """Tokens of context in which plain text is read; None: as many as the model reads."""
+
+    def __post_init__(self) -> None:
+        if not (self.answers or self.pairs or self.text or self.drift or self.harness):
+            raise UsageError(
+                "Forgetting is measured on something: give at least one of answers, pairs, text, drift (files) or "
+                "harness (task names)."
+            )
+        for name in ("max_new_tokens", "window", "harness_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1; {value} came.")
+        for name in ("answers", "pairs", "text", "drift"):
+            tasks = Counter(task_name(file) for file in getattr(self, name))
+            if twice := sorted(task for task, count in tasks.items() if count > 1):
+                raise UsageError(
+                    f"Files of one kind must have different names, which are their tasks; {twice} came twice among "
+                    f"{name}. Rename one."
+                )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt whose reply is right or wrong."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    match: str
+    """How a reply is compared: one of `MATCHES`."""
+
+    def is_right(self, reply: str) -> bool:
+        """Whether the reply counts.
+
+        "normalised": equal to an answer after the normalisation of SQuAD (case, articles, ASCII punctuation and
+        spacing do not matter). "exact": equal to an answer, but for spaces around both. "number": the final number
+        equals that of an answer, as `final_number` finds both.
+        """
+        if self.match == "number":
+            found = final_number(reply)
+            return found is not None and found in [final_number(answer) for answer in self.answers]
+        if self.match == "exact":
+            return reply.strip() in [answer.strip() for answer in self.answers]
+        return bool(exact_match(reply, self.answers))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences that differ in one thing, which makes the second ungrammatical."""
+
+    good: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to read: the user's turn of a chat, or plain text."""
+
+    text: str
+    is_chat: bool
+
+
+ItemType = TypeVar("ItemType", Task, Pair, Prompt, str)
+
+
+@dataclass(frozen=True)
+class Item(Generic[ItemType]):
+    """One row of a probe file."""
+
+    id: str
+    """From what the row says; the same row twice is "...", "...#2"."""
+    groups: tuple[str, ...]
+    content: ItemType
+    where: str
+    """File and line."""
+
+
+def task_name(file: str | Path) -> str:
+    """`a/b/blimp.jsonl.gz` to `blimp`.
+
+    >>> task_name("a/b/wikitext2_test.jsonl.gz")
+    'wikitext2_test'
+    """
+    return Path(file).name.partition(".")[0] or Path(file).name
+
+
+def final_number(text: str) -> Decimal | None:
+    r"""The number that a solution ends with: the first after the last "####" (GSM8K's mark), else the last of all.
+
+    Thousands' commas and dollar signs do not count, 18 and 18.0 are equal.
+
+    >>> final_number("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18")
+    Decimal('18')
+    >>> final_number("So it costs $1,250.50 in all.")
+    Decimal('1250.50')
+    >>> final_number("No idea.") is None
+    True
+    """
+    marked = _FINAL.findall(text)
+    numbers = _NUMBER.findall(marked[-1]) if marked else _NUMBER.findall(text)
+    if not numbers:
+        return None
+    try:
+        return Decimal((numbers[0] if marked else numbers[-1]).replace(",", "").replace("$", ""))
+    except InvalidOperation:
+        return None
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def read_tasks(file: str | Path) -> list[Item[Task]]:
+    """Prompts with answers.
+
+    `match` of a row says how its reply is compared; without it an answer with "####" is a number, any other is
+    normalised.
+
+    Raises:
+        DataError: No such file, an empty one, a row without prompt or answer; file and line are named.
+    """
+    return _items(file, _task)
+
+
+def read_pairs(file: str | Path) -> list[Item[Pair]]:
+    """Minimal pairs; errors as `read_tasks`."""
+    return _items(file, _pair)
+
+
+def read_texts(file: str | Path) -> list[Item[str]]:
+    """Documents: `text` of each row, or the paragraphs (blank lines apart) of a .txt file; errors as `read_tasks`."""
+    if _is_text_file(file):
+        return _named([(*paragraph, ()) for paragraph in _paragraphs(Path(file))], file)
+    return _items(file, _text)
+
+
+def read_prompts(file: str | Path) -> list[Item[Prompt]]:
+    """Prompts or questions, answered or not (IFEval's are not), or plain text; errors as `read_tasks`."""
+    if _is_text_file(file):
+        return _named([(where, Prompt(text, False), ()) for where, text in _paragraphs(Path(file))], file)
+    return _items(file, _prompt)
+
+
+def _is_text_file(file: str | Path) -> bool:
+    return Path(str(file).removesuffix(".gz")).suffix.lower() == ".txt"
+
+
+def _items(file: str | Path, content: Callable[[Mapping[str, Any], str], ItemType]) -> list[Item[ItemType]]:
+    found = []
+    for row in _rows(file):
+        where = f"{file}:{row.place.number}"
+        found.append((where, content(row.fields, where), _groups(row.fields, where)))
+    return _named(found, file)
+
+
+def _named(rows: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Path) -> list[Item[ItemType]]:
+    """Sorted by what they say."""
+    if not rows:
+        raise DataError(f"{file}: a probe file must hold at least one row; it is empty. Check the path.")
+    named = sorted(
+        ((_fingerprint(content, groups), where, content, groups) for where, content, groups in rows), key=lambda r: r[0]
+    )
+    seen: Counter[str] = Counter()
+    items = []
+    for id_, where, content, groups in named:
+        seen[id_] += 1
+        items.append(Item(id_ if seen[id_] == 1 else f"{id_}#{seen[id_]}", groups, content, where))
+    return items
+
+
+def _fingerprint(content: Any, groups: tuple[str, ...]) -> str:
+    said = [list(vars(content).values()) if isinstance(content, Task | Pair | Prompt) else content, groups]
+    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _rows(file: str | Path) -> Iterator[Row]:
+    path = Path(file)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"A probe file must be JSON lines (or .txt for plain text); {path} {found}. Check the path.")
+    for row in read_jsonl(path, str(path)):
+        if isinstance(row, BrokenRow):
+            raise DataError(f"{row.place.source}:{row.place.number}: {row.error}") from row.error
+        yield row
+
+
+def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
+    if not path.is_file():
+        raise DataError(f"A text file must exist; {path} does not. Check the path.")
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            text = stream.read().decode("utf-8-sig")
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}: a text file must be whole and UTF-8; it is not ({error}). Convert or copy it."
+        ) from error
+    line = 1
+    for part in re.split(r"(\n[ \t\r]*\n\s*)", text):
+        if part.strip():
+            yield f"{path}:{line}", part.strip()
+        line += part.count("\n")
+
+
+# -- rows --------------------------------------------------------------------------------------------------------
+
+
+def _task(fields: Mapping[str, Any], where: str) -> Task:
+    prompt = _said(fields, PROMPT_FIELDS, where)
+    name = next((name for name in ANSWER_FIELDS if name in fields), None)
+    if name is None:
+        raise DataError(
+            f"{where}: a prompt must have one of {list(ANSWER_FIELDS)}; this row has {sorted(fields)}. Prompts without "
+            "answers (IFEval's, say) only measure drift: give the file as drift."
+        )
+    answers = tuple(_answers(fields[name], f"{where}: {name}"))
+    match = fields.get("match", "number" if all("####" in answer for answer in answers) else "normalised")
+    if match not in MATCHES:
+        raise DataError(f"{where}: match must be one of {list(MATCHES)}; {match!r} came. Mend the row.")
+    if match == "number" and any(final_number(answer) is None for answer in answers):
+        raise DataError(f"{where}: an answer that is compared as a number must hold one; {answers} came. Mend the row.")
+    return Task(prompt, answers, match)
+
+
+def _answers(value: Any, where: str) -> list[str]:
+    """A text, a number, or a list of them; at least one, and none empty."""
+    found = [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in _as_list(value)]
+    if not found or not all(isinstance(v, str) and v.strip() for v in found):
+        raise DataError(f"{where} must be text, a number, or a list of at least one; {value!r} came. Mend the row.")
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _pair(fields: Mapping[str, Any], where: str) -> Pair:
+    names = next((names for names in PAIR_FIELDS if any(name in fields for name in names)), None)
+    if names is None:
+        raise DataError(
+            f"{where}: a minimal pair must have {' or '.join(' and '.join(names) for names in PAIR_FIELDS)}; this row "
+            f"has {sorted(fields)}. Mend the row."
+        )
+    return Pair(*(_said(fields, (name,), where) for name in names))
+
+
+def _text(fields: Mapping[str, Any], where: str) -> str:
+    return _said(fields, ("text",), where)
+
+
+def _prompt(fields: Mapping[str, Any], where: str) -> Prompt:
+    is_chat = any(name in fields for name in PROMPT_FIELDS)
+    return Prompt(_said(fields, (*PROMPT_FIELDS, "text"), where), is_chat)
+
+
+def _said(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """The first of the fields that is there; it must be text that shows."""
+    name = next((name for name in names if name in fields), None)
+    if name is None:
+        raise DataError(f"{where}: a row must have {' or '.join(names)}; this one has {sorted(fields)}. Mend the row.")
+    value = fields[name]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {name} must be text with a visible character; {value!r} came. Mend the row.")
+    return value
+
+
+def _groups(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Every group that the row names, each once, sorted."""
+    found = {fields[name] for name in GROUP_FIELDS if isinstance(fields.get(name), str) and fields[name]}
+    if WHOLE in found:
+        raise DataError(f"{where}: a group may not be called {WHOLE!r}, which is the whole file. Rename it.")
+    return tuple(sorted(found))

@@ -1,0 +1,161 @@
+"""RAG-Token (Lewis et al. 2020, arXiv 2005.11401, section 2.1): every token may come from another document.
+
+    p(y|x) = prod_i sum_d p(d|x) p_g(y_i|x,d,y_<i)
+
+So there is one next-token distribution, the mixture over the documents, and any standard decoding of it; here greedy.
+REPLUG's ensemble (arXiv 2301.12652, section 3.2) is the same mixture. Each document is one row of a batch with its own
+key-value cache; all rows of a question are fed the same token.
+
+Legend: B questions, n documents each, R = B n rows, T prompt tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from generator.generator import ROLE, Generator
+from generator.rows import length_mask, pad_right
+from indexes.batching import token_budget_batches
+from rag.pipeline import RAG, Answer, citations
+from rag.rag_sequence import check_single, log_priors
+from retriever.dense import Candidates, Retriever
+
+
+class RAGToken:
+    """Answers by the mixture of what follows each document, token by token.
+
+    Args:
+        rag: A pipeline whose selector picks one of n candidates; n is the number of documents mixed. It answers
+            greedily: the temperature of its generation settings is for answers from one prompt.
+
+    Raises:
+        UsageError: The selector picks more than one.
+    """
+
+    def __init__(self, rag: RAG) -> None:
+        check_single(rag, "RAG-Token")
+        self.rag = rag
+
+    @property
+    def retriever(self) -> Retriever:
+        """Of the pipeline."""
+        return self.rag.retriever
+
+    @property
+    def generator(self) -> Generator:
+        """Of the pipeline."""
+        return self.rag.generator
+
+    @property
+    def num_candidates(self) -> int:
+        """n, the documents mixed."""
+        return self.rag.num_candidates
+
+    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
+        """The greedy answer of the mixture for each question; `log_prob` is that of the mixture, end included."""
+        decoded = self._decode(candidates)
+        return [self._answer(c, d) for c, d in zip(candidates, decoded, strict=True)]
+
+    def _answer(self, candidates: Candidates, decoded: "_Decoded") -> Answer:
+        text = self.rag.generator.language_model.tokenizer.decode(decoded.ids, skip_special_tokens=True).strip()
+        passages = candidates.passages
+        order = list(range(len(passages)))
+        return Answer(candidates.question, text, citations(text, passages), passages, order, decoded.log_p)
+
+    @torch.no_grad()
+    def _decode(self, candidates: Sequence[Candidates]) -> list["_Decoded"]:
+        """Tokens and log-probability of each question's answer, in order."""
+        generator = self.rag.generator
+        prompts = [[generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
+        priors = log_priors(self.rag, candidates)
+        # A question is as many rows as it has documents.
+        lengths = [len(ps) * (max(map(len, ps)) + generator.config.max_new_tokens) for ps in prompts]
+        decoded = [_Decoded() for _ in candidates]
+        with generator.language_model.use(ROLE):
+            for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
+                self._decode_batch([prompts[i] for i in batch], [priors[i] for i in batch], [decoded[i] for i in batch])
+        return decoded
+
+    def _decode_batch(
+        self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor], decoded: Sequence["_Decoded"]
+    ) -> None:
+        """Greedy steps for several questions at once, until each has ended its answer."""
+        model = self.rag.generator.language_model
+        end = model.end_of_answer_id
+        ends = {end, int(model.tokenizer.eos_token_id)}
+        steps = _Steps(self.rag, prompts, priors)
+        log_p_BV = steps.first()
+        for _ in range(self.rag.generator.config.max_new_tokens):
+            chosen_B = log_p_BV.argmax(-1)
+            gained_B = log_p_BV.gather(-1, chosen_B.unsqueeze(-1)).squeeze(-1).tolist()
+            for one, token, gained in zip(decoded, chosen_B.tolist(), gained_B, strict=True):
+                one.append(token, gained, ended=token in ends)
+            if all(one.ended for one in decoded):
+                return
+            log_p_BV = steps.after(chosen_B)
+        # No room is left: what is said is closed here, as an answer from one prompt is when it is scored.
+        for one, gained in zip(decoded, log_p_BV[:, end].tolist(), strict=True):
+            one.append(end, gained, ended=True)
+
+
+@dataclass
+class _Decoded:
+    """The answer to one question so far."""
+
+    ids: list[int] = field(default_factory=list)
+    log_p: float = 0.0
+    ended: bool = False
+
+    def append(self, token: int, log_p: float, *, ended: bool) -> None:
+        """One more token, unless the answer has ended."""
+        if not self.ended:
+            self.ids.append(token)
+            self.log_p += log_p
+            self.ended = ended
+
+
+class _Steps:
+    """Next-token distributions of the mixtures of several questions, on one key-value cache.
+
+    Args:
+        rag: Whose generator reads.
+        prompts: Of each question, one prompt per document.
+        priors: log p(d|x) of each question `[n]`; questions may have different numbers of documents.
+    """
+
+    def __init__(self, rag: RAG, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> None:
+        self.model = rag.generator.language_model
+        rows = [prompt for of_question in prompts for prompt in of_question]
+        # The answer continues at the right end, so prompts are padded on the left.
+        reversed_ids, lengths_R = pad_right([p[::-1] for p in rows], self.model.end_of_answer_id, self.model.device)
+        self.ids_RT = reversed_ids.flip(1)
+        self.mask_RT = length_mask(lengths_R, self.ids_RT.shape[1]).flip(1)
+        self.next_R = lengths_R
+        self.counts = [len(of_question) for of_question in prompts]
+        self.log_prior_R = torch.cat(list(priors)).to(self.model.device)
+        self.question_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(self.counts)).to(self.model.device)
+        self.cache = self.model.new_cache()
+
+    def first(self) -> Tensor:
+        """Log p of the first token `[B, V]`."""
+        self.model.tokens_read += int(self.mask_RT.sum())
+        return self._mixed(self.ids_RT, (self.mask_RT.cumsum(-1) - 1).clamp_min(0))
+
+    def after(self, chosen_B: Tensor) -> Tensor:
+        """The same after each question's answer went on with this token."""
+        ids_R1 = chosen_B[self.question_R].unsqueeze(-1)
+        self.model.tokens_read += len(ids_R1)
+        self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(ids_R1)], dim=1)
+        positions_R1, self.next_R = self.next_R.unsqueeze(-1), self.next_R + 1
+        return self._mixed(ids_R1, positions_R1)
+
+    def _mixed(self, ids_RQ: Tensor, positions_RQ: Tensor) -> Tensor:
+        hidden_RQH = self.model.hidden(ids_RQ, self.mask_RT, position_ids_BQ=positions_RQ, cache=self.cache)
+        log_p_RV = self.model.head(hidden_RQH[:, -1]).float().log_softmax(-1)
+        return torch.stack(list(self._mixtures(self.log_prior_R.unsqueeze(-1) + log_p_RV)))
+
+    def _mixtures(self, joint_RV: Tensor) -> Iterator[Tensor]:
+        """What we do of each question's rows: the logarithm of their sum."""
+        return (joint_nV.logsumexp(0) for joint_nV in joint_RV.split(self.counts))

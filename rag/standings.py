@@ -1,0 +1,203 @@
+"""What rows of a sweep or of the laboratory have in common: a table with intervals, paired tests, telling questions.
+
+A row is an evaluation file (`rag.evaluation`), what was measured of general abilities, and the records of its rounds.
+Everything is computed from those, question by question, so a comparison can be made again at any time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rag.significance import bootstrap_interval, holm, paired_bootstrap
+
+BASE = "vanilla"
+SAMPLES = 8
+EXTREMES = 10
+GENERAL = "general"
+COLUMNS = {
+    "exact_match": "exact_match",
+    "f1": "f1",
+    "recall_at_1": "selector_recall@1",
+    "recall_at_3": "selector_recall@3",
+    "recall_at_5": "selector_recall@5",
+    GENERAL: GENERAL,
+}
+"""Columns of the table, and the score of a question behind each."""
+METRICS = ("exact_match", "f1", GENERAL)
+"""What rows are compared by."""
+_TIMES = ("seconds", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One finished row."""
+
+    name: str
+    label: str
+    recipe: str
+    selfaug: bool
+    seed: int
+    changes: Mapping[str, Any]
+    """Settings by which it differs from the other rows of its recipe."""
+    evaluation: Mapping[str, Any]
+    """The evaluation file; its rows are sorted by id."""
+    general: Sequence[float]
+    """1 or 0 for each general-ability task."""
+    kl_drift: float | None
+    curve: Sequence[Mapping[str, Any]]
+    """Records of its rounds."""
+    seconds: float
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """Rows are compared with those of the same seed and settings."""
+        return (self.seed, *sorted((name, str(value)) for name, value in self.changes.items()))
+
+    def column(self, name: str) -> list[float]:
+        """One score for each question (or task) that has it."""
+        if name == GENERAL:
+            return list(self.general)
+        source = COLUMNS[name]
+        return [row["scores"][source] for row in self.evaluation["rows"] if source in row["scores"]]
+
+    def table_row(self) -> dict[str, Any]:
+        """Means and intervals; without times, which are never the same twice."""
+        columns = {name: self.column(name) for name in COLUMNS}
+        columns = {name: values for name, values in columns.items() if values}
+        return {
+            "name": self.name,
+            "label": self.label,
+            "recipe": self.recipe,
+            "selfaug": self.selfaug,
+            "seed": self.seed,
+            "changes": dict(self.changes),
+            **{name: sum(values) / len(values) for name, values in columns.items()},
+            **({} if self.kl_drift is None else {"kl_drift": self.kl_drift}),
+            "intervals": {name: list(bootstrap_interval(values)) for name, values in columns.items()},
+        }
+
+    def timeless_curve(self) -> list[dict[str, Any]]:
+        """The records without their times."""
+        return [{name: value for name, value in record.items() if name not in _TIMES} for record in self.curve]
+
+
+Pair = tuple[RowResult, RowResult, str]
+"""A row, another one that it is compared with, and by which metric."""
+
+
+def sweep_pairs(results: Sequence[RowResult], ours: str) -> list[Pair]:
+    """Ours against every other row, SelfAug against its plain twin, and every row against the base model.
+
+    Args:
+        results: In the order of the table; only rows of the same seed and settings are compared.
+        ours: The recipe (with `_selfaug`, if so) that the others are held against.
+    """
+    found: dict[tuple[str, str, str], Pair] = {}
+    for cell in cells(results):
+        for metric in METRICS:
+            for one, other in _pairs_of(cell, ours):
+                if one.column(metric) and other.column(metric):
+                    found.setdefault((one.name, other.name, metric), (one, other, metric))
+    return list(found.values())
+
+
+def cells(results: Sequence[RowResult]) -> list[list[RowResult]]:
+    """Rows that are compared with each other: of one seed and one cell of the grid; the base model is in all."""
+    keys = dict.fromkeys(r.cell for r in results if r.recipe != BASE) or {results[0].cell: None}
+    return [[r for r in results if r.recipe == BASE or r.cell == key] for key in keys]
+
+
+def _pairs_of(cell: Sequence[RowResult], ours: str) -> list[tuple[RowResult, RowResult]]:
+    by_kind = {(r.recipe, r.selfaug): r for r in cell}
+    mine = next((r for r in cell if variant_name(r) == ours), None)
+    base = by_kind.get((BASE, False))
+    pairs = [(mine, other) for other in cell if mine is not None and other is not mine]
+    twins = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
+    pairs += [(one, other) for one, other in twins if other is not None]
+    pairs += [(one, base) for one in cell if base is not None and one is not base]
+    seen: set[frozenset[str]] = set()
+    kept = []
+    for one, other in pairs:
+        if one is not None and (both := frozenset((one.name, other.name))) not in seen:
+            seen.add(both)
+            kept.append((one, other))
+    return kept
+
+
+def variant_name(result: RowResult) -> str:
+    """The recipe, with `_selfaug` if so."""
+    return result.recipe + "_selfaug" * result.selfaug
+
+
+def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Paired tests over the same questions; p-values adjusted by Holm over all comparisons of the same metric."""
+    comparisons = [_comparison(*pair) for pair in pairs]
+    for metric in dict.fromkeys(c["metric"] for c in comparisons):
+        family = [c for c in comparisons if c["metric"] == metric]
+        for comparison, adjusted in zip(family, holm([c["p"] for c in family]), strict=True):
+            comparison["p_adjusted"] = adjusted
+    return comparisons
+
+
+def _comparison(result: RowResult, other: RowResult, metric: str) -> dict[str, Any]:
+    values, others = result.column(metric), other.column(metric)
+    paired = paired_bootstrap(values, others)
+    mean = sum(others) / len(others)
+    return {
+        "name": result.name,
+        "against": other.name,
+        "metric": metric,
+        "difference": paired.difference,
+        "interval": list(paired.interval),
+        "relative": paired.difference / mean if mean else None,
+        "p": paired.p,
+        "questions": len(values),
+    }
+
+
+# -- questions -------------------------------------------------------------------------------------------------
+
+
+def question_of(results: Sequence[RowResult], i: int) -> dict[str, Any]:
+    """The i-th question by id, with what every row made of it."""
+    widest = max((r.evaluation["rows"][i] for r in results), key=lambda row: len(row["candidates"]))
+    return {
+        **{name: widest[name] for name in ("id", "question", "golden_answers", "gold_ids", "candidates")},
+        "answers": [_answer(r, r.evaluation["rows"][i]) for r in results],
+    }
+
+
+def _answer(result: RowResult, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "row": result.name,
+        "text": row["prediction"],
+        **{name: row[name] for name in ("question", "citations", "passages", "permutation", "log_prob")},
+        **{name: row["scores"][name] for name in ("exact_match", "f1")},
+    }
+
+
+def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
+    """The questions that ours answers most above the base model, and those most below it, best first and worst first.
+
+    Where there is no base model, by ours alone; where ours is not there, the last row is meant.
+    """
+    shown = cells(results)[0]
+    mine = next((r for r in shown if variant_name(r) == ours), shown[-1])
+    base = next((r for r in shown if r.recipe == BASE), None)
+    gain = _gain(mine, None if base is mine else base)
+    count = len(mine.evaluation["rows"])
+    order = sorted(range(count), key=gain, reverse=True)
+    best = order[: min(EXTREMES, (count + 1) // 2)]
+    worst = order[::-1][: min(EXTREMES, count // 2)]
+    return [{**question_of(shown, i), "list": "best"} for i in best] + [
+        {**question_of(shown, i), "list": "worst"} for i in worst
+    ]
+
+
+def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float, int]]:
+    def gain(i: int) -> tuple[float, float, int]:
+        scores = mine.evaluation["rows"][i]["scores"]
+        less = {"f1": 0.0} if base is None else base.evaluation["rows"][i]["scores"]
+        return scores["f1"] - less["f1"], scores["f1"], -i  # equal ones in the order of their ids
+
+    return gain

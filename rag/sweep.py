@@ -1,0 +1,609 @@
+"""`rag sweep`: recipes, with and without SelfAug, over seeds and a grid of settings; one comparison at the end.
+
+    questions, index -> for each row: fresh pipeline -> train -> bundle -> score -> compare
+
+All rows are trained on the same questions for the same number of rounds; the round that is kept is chosen on dev
+questions, and the table is filled from test questions that nothing was chosen by. A row lives in a folder of its own:
+
+    rows/NAME/run/             the run of the trainer (`rag train` writes the same)
+    rows/NAME/bundle/          the trained pipeline
+    rows/NAME/evaluation.json  every test question, with its answer and scores
+    rows/NAME/forgetting.json  what is left of the base model
+    rows/NAME/row.json         written last: the row is finished
+
+Rows that are finished are not done again, one that was interrupted continues after its last round, and one that fails is
+reported and holds up nobody. `sweep.json` holds no times, so the same sweep is the same file; they are in `seconds.json`.
+"""
+
+import itertools
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig, best_device
+from indexes import build_index
+from indexes.errors import RAGError, UsageError
+from indexes.passage_index import PassageIndex
+from rag.cli import set_up_logs
+from rag.standings import SAMPLES, RowResult, cells, compare, extremes, question_of, sweep_pairs
+from rag.evaluation import Evaluation, answerable, evaluate
+from rag.forgetting import measure_forgetting
+from rag.pipeline import RAG, encoder_of
+from rag.pocket import POCKET, load_encoder
+from rag.pocket.abilities import Exercise, exercises
+from rag.pocket.domain import Domain, encyclopedia
+from rag.pocket.harbour import HARBOUR
+from rag.pocket.world import write_world
+from rag.recipes import RECIPES, Variant
+from rag.report import write_report
+from rag.workers import Helpers, claim, forget_claims, leave_with_parent
+from retriever.dense import DenseRetriever
+from retriever.selector import SelectorConfig
+from training import DROConfig, DROTrainer, QAExample, load_examples
+
+logger = logging.getLogger(__name__)
+
+DOMAINS: dict[str, Callable[[], Domain]] = {"harbour": lambda: HARBOUR, "encyclopedia": encyclopedia}
+SETTINGS_FILE = "sweep-settings.json"
+SWEEP_FILE = "sweep.json"
+SECONDS_FILE = "seconds.json"
+FORMAT_VERSION = 1
+SPLITS = ("train", "dev", "test")
+_OWN = ("output_dir", "seed", "resume")  # of DROConfig: every row has its own
+_WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSettings:
+    """An invented world in place of files: see `rag.pocket.world`."""
+
+    seed: int = 42
+    domain: str = "harbour"
+    """"harbour", of which the pocket base has never read, or "encyclopedia", whose wording it was made on."""
+    similar_names: int = 6
+    """Other entities that are easily taken for the one that is asked about."""
+    train_questions: int = 256
+    dev_questions: int = 64
+    test_questions: int = 320
+
+    def __post_init__(self) -> None:
+        if self.domain not in DOMAINS:
+            raise UsageError(f"domain must be one of {list(DOMAINS)}; {self.domain!r} came.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """What is compared, on which questions."""
+
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    """Names from `rag.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
+    selfaug: bool = False
+    """Also the SelfAug twin of each recipe whose generator learns."""
+    seeds: tuple[int, ...] = (42,)
+    """Of every draw and of the batches; one row for each."""
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Fields of `DROConfig` with the values to try: one row for each combination."""
+    ours: str = "auto"
+    """Which recipe is held against every other; "auto": DRO with SelfAug, or without where that is not there."""
+
+    index: str | None = None
+    """Index directory (with files of questions)."""
+    train: str | None = None
+    dev: str | None = None
+    """Questions that choose the round that is kept, and draw the curves."""
+    test: str | None = None
+    """Questions that fill the table."""
+    max_train_samples: int | None = None
+    max_dev_samples: int | None = None
+    max_test_samples: int | None = None
+    world: WorldSettings | None = None
+    """An invented world in place of index and files."""
+    answerable_only: bool = True
+    """Leave out training questions that no candidate answers."""
+
+    base: str = POCKET
+    """Causal LM: Hub name, folder, or "pocket"."""
+    revision: str | None = None
+    encoder: str | None = None
+    retriever: str = DenseRetriever.kind
+    dtype: str = "auto"
+    device: str | None = None
+    quantization: str | None = None
+    selector: SelectorConfig = field(default_factory=SelectorConfig)
+    """n, K and decoding of every row that does not read documents alone."""
+    documents: int | None = None
+    """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `DROConfig` that all rows share; `selfaug_alpha` is that of the rows with SelfAug."""
+    exercises: int = 48
+    """General-ability tasks of the pocket base: so many at each round, twice as many at the end. 0: none."""
+    exercises_seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("recipes", "seeds"):
+            if not getattr(self, name):
+                raise UsageError(f"A sweep needs at least one of its {name}; none came.")
+        files = {name: getattr(self, name) for name in ("index", *SPLITS)}
+        missing = [name for name, file in files.items() if file is None]
+        if (self.world is None and missing) or (self.world is not None and len(missing) < len(files)):
+            raise UsageError(
+                "A sweep needs either a world, or an index with train, dev and test questions; "
+                f"{'a world' if self.world else 'no world'} and {[n for n in files if n not in missing]} came."
+            )
+        self._check_fields("training", self.training)
+        self._check_fields("grid", self.grid)
+        if empty := [name for name, values in self.grid.items() if not values]:
+            raise UsageError(f"Each setting of the grid needs values to try; {empty} has none.")
+        self.rows()  # every configuration is made, so that a wrong one is found before the first row
+
+    @staticmethod
+    def _check_fields(what: str, given: Mapping[str, Any]) -> None:
+        known = {f.name for f in fields(DROConfig)} - set(_OWN)
+        if unknown := sorted(set(given) - known):
+            raise UsageError(f"{what} must name settings of training, {sorted(known)}; {unknown} came.")
+
+    def shared_config(self, folder: Path, seed: int, changes: Mapping[str, Any]) -> DROConfig:
+        """What the rows of one cell of the grid share."""
+        defaults = {
+            # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would
+            # only sharpen the prior until nothing else is ever drawn.
+            "warm_up_epochs": 0,
+            "selfaug_rows": "one",
+            "metric_for_best_model": "exact_match",
+        }
+        return DROConfig(**{**defaults, **self.training, **changes, "output_dir": folder, "seed": seed})
+
+    def rows(self) -> list["Row"]:
+        """One for each recipe, seed and cell of the grid, in the order of the table.
+
+        Raises:
+            UsageError: An unknown recipe, or SelfAug where nothing is trained that it could hold back.
+        """
+        variants = {name: Variant.of(name) for name in self.recipes}
+        if self.selfaug:
+            for variant in list(variants.values()):
+                if (twin := variant.twin) is not None and twin not in variants.values():
+                    variants[twin.name] = twin
+        cells = [
+            (seed, dict(zip(self.grid, values, strict=True)))
+            for seed in self.seeds
+            for values in itertools.product(*self.grid.values())
+        ]
+        rows = [
+            Row.of(name, variant, seed, changes, self) for seed, changes in cells for name, variant in variants.items()
+        ]
+        unique = {row.name: row for row in rows}
+        for row in unique.values():
+            row.variant.config(self.shared_config(Path("unused"), row.seed, row.changes))
+        return list(unique.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written; `from_json` reads it."""
+        return dict(json.loads(json.dumps(asdict(self), default=str)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "SweepSettings":
+        """What `to_json` made."""
+        kinds = {"selector": SelectorConfig, "generation": GenerationConfig, "adapter": AdapterConfig}
+        made: dict[str, Any] = {name: kind(**data[name]) for name, kind in kinds.items()}
+        made["world"] = None if data["world"] is None else WorldSettings(**data["world"])
+        return cls(**{**data, **made, "recipes": tuple(data["recipes"]), "seeds": tuple(data["seeds"])})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    variant: Variant
+    seed: int
+    changes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, name: str, variant: Variant, seed: int, changes: Mapping[str, Any], settings: SweepSettings) -> "Row":
+        """Named after its recipe, and after its seed and its cell where there are several."""
+        if variant.recipe.training is None:  # the same whatever is drawn, and with any setting of training
+            return cls(name, variant, settings.seeds[0], {})
+        parts = [f"seed={seed}"] if len(settings.seeds) > 1 else []
+        parts += [f"{key}={value}" for key, value in changes.items() if len(settings.grid[key]) > 1]
+        return cls("-".join([name, *parts]).replace("/", "_"), variant, seed, dict(changes))
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return " ".join([self.variant.label, *self.name.split("-")[1:]])
+
+
+class Watched:
+    """A pipeline whose every evaluation also measures what was forgotten: what the trainer sees of a pipeline."""
+
+    def __init__(self, rag: RAG, tasks: Sequence[Exercise]) -> None:
+        self.rag, self.tasks = rag, tasks
+        self.retriever, self.selector, self.generator = rag.retriever, rag.selector, rag.generator
+
+    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+        """Metrics of the answers, and `general` and `kl_drift`."""
+        forgotten: dict[str, float] = {}
+        if self.tasks:
+            forgetting = measure_forgetting(self.generator, self.tasks)
+            forgotten = {"general": forgetting.general, "kl_drift": forgetting.kl_drift}
+        return self.rag.evaluate(examples, progress=progress) | forgotten
+
+
+class Sweep:
+    """One folder with the questions, a folder for each row, and the comparison.
+
+    Args:
+        folder: Where everything is written; an unfinished sweep with the same settings is continued, and one that
+            differs in its rows alone is extended.
+        settings: What is compared.
+        progress: Show progress bars.
+        on_row: Called with the name of each row before it starts in this process.
+        workers: Processes that do rows at the same time and share the cores (None: `default_workers`).
+
+    Raises:
+        UsageError: The folder holds something else, or fewer than one worker.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: SweepSettings,
+        *,
+        progress: bool = True,
+        on_row: Callable[[str], None] = lambda name: None,
+        workers: int | None = 1,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers must be at least 1; {workers} came.")
+        self.folder, self.settings, self.progress, self.on_row = Path(folder), settings, progress, on_row
+        self.rows = settings.rows()
+        self.workers = min(workers or default_workers(), len(self.rows))
+        self.tasks = exercises(settings.exercises, seed=settings.exercises_seed) if settings.exercises else []
+        self._open_folder()
+
+    # -- the story ---------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Do every row that is not done yet and compare them; writes sweep.json, seconds.json and report.html.
+
+        Returns:
+            What `rag.report` shows: sweep.json with the times; `failed` lists rows that failed, with the reason.
+
+        Raises:
+            RAGError: Every row failed.
+        """
+        started = time.perf_counter()
+        questions = self.questions()
+        for row in self.rows:
+            self._file(row, "failed.json").unlink(missing_ok=True)  # tried again
+        forget_claims(self.folder)  # of a sweep that was killed
+        with self._helpers():
+            self.do_rows(questions)
+        forget_claims(self.folder)
+        self.do_rows(questions)  # what a helper left that was killed
+        results = [self.result(row) for row in self.rows if self.is_done(row)]
+        failed = [self._failure(row) for row in self.rows if not self.is_done(row)]
+        if not results:
+            raise RAGError(f"Every row of the sweep failed; the first: {failed[0]['error']}")
+        data = self._compared(results, questions) | {"failed": failed}
+        write_json(self.folder / SWEEP_FILE, data)
+        seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
+        write_json(self.folder / SECONDS_FILE, seconds)
+        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
+        write_report(timed, self.folder / "report.html")
+        return timed
+
+    def do_rows(self, questions: Mapping[str, list[QAExample]]) -> None:
+        """Do the rows that nobody has done or claimed: from the first, or, beside others, from the last (the longest).
+
+        A row that fails leaves `failed.json` and the next one begins.
+        """
+        rows = list(enumerate(self.rows, 1))
+        for number, row in rows if self.workers == 1 else reversed(rows):
+            if self.is_done(row) or self._file(row, "failed.json").is_file() or not claim(self.folder, row.name):
+                continue
+            logger.info("Row %d of %d: %s.", number, len(rows), row.label)
+            self.on_row(row.name)
+            try:
+                self._row(row, questions)
+            except Exception as error:
+                logger.error("Row %s failed: %s", row.name, error)
+                text = f"{type(error).__name__}: {error}"
+                write_json(self._file(row, "failed.json"), {"error": text, "traceback": traceback.format_exc()})
+
+    def _row(self, row: Row, questions: Mapping[str, list[QAExample]]) -> None:
+        """Train one recipe and score it."""
+        started = time.perf_counter()
+        folder = self._file(row, "")
+        rag = self.pipeline(row, self.index())
+        config = self.config(row)
+        curve: list[dict[str, Any]] = []
+        if config is not None:
+            watched = Watched(rag, self.tasks)
+            curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
+        rag.save_pretrained(folder / "bundle", report=curve)
+        evaluation = evaluate(rag, questions["test"], progress=self.progress)
+        write_json(folder / "evaluation.json", evaluation_data(row.name, row.label, rag, evaluation))
+        write_json(folder / "forgetting.json", self._forgetting(rag))
+        seconds = time.perf_counter() - started
+        write_json(folder / "row.json", {"name": row.name, "seconds": seconds, "curve": curve})
+
+    def _forgetting(self, rag: RAG) -> dict[str, Any]:
+        if not self.tasks:
+            return {"general": [], "kl_drift": None}
+        more = exercises(2 * len(self.tasks), seed=self.settings.exercises_seed + 1)
+        forgetting = measure_forgetting(rag.generator, more)
+        return {"general": forgetting.right, "kl_drift": forgetting.kl_drift}
+
+    def _compared(self, results: Sequence[RowResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
+        ours = self._ours(results)
+        first = results[0].evaluation["metrics"]
+        shown = cells(results)[0]
+        return {
+            "kind": "sweep",
+            "format_version": FORMAT_VERSION,
+            "mode": "sweep",
+            "settings": self.settings.to_json(),
+            "dataset": results[0].evaluation["dataset"],
+            "answerable_questions": len(questions["train"]),
+            "rows": [r.table_row() for r in results],
+            "retriever": {f"recall_at_{k}": first.get(f"retriever_recall@{k}") for k in (1, 3, 5)},
+            "comparisons": compare(sweep_pairs(results, ours)),
+            "evaluations": {r.name: {k: v for k, v in r.evaluation.items() if k != "rows"} for r in results},
+            "curves": {r.name: r.timeless_curve() for r in results if r.curve},
+            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation["rows"])))],
+            "questions": extremes(results, ours),
+        }
+
+    def _ours(self, results: Sequence[RowResult]) -> str:
+        if self.settings.ours != "auto":
+            return Variant.of(self.settings.ours).name
+        names = [Variant(RECIPES[r.recipe], r.selfaug).name for r in results]
+        return next((name for name in ("dro_selfaug", "dro") if name in names), names[-1])
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def questions(self) -> dict[str, list[QAExample]]:
+        """Questions of the three splits; gathered once and kept in the folder, so that all rows see the same."""
+        files = {split: self.folder / "questions" / f"{split}.jsonl" for split in SPLITS}
+        if not all(file.is_file() for file in files.values()):
+            for split, examples in self._gathered().items():
+                write_lines(files[split], [asdict(e) for e in examples])
+        return {split: [_example(line) for line in _lines(file)] for split, file in files.items()}
+
+    def _gathered(self) -> dict[str, list[QAExample]]:
+        s = self.settings
+        if s.world is not None:
+            found = self._of_world(s.world)
+        else:
+            limits = {"train": s.max_train_samples, "dev": s.max_dev_samples, "test": s.max_test_samples}
+            found = {
+                split: load_examples(getattr(s, split), require_answers=True, limit=limit)
+                for split, limit in limits.items()
+            }
+        if s.answerable_only:
+            found["train"] = answerable(self._vanilla(), found["train"])
+        return found
+
+    def _of_world(self, world: WorldSettings) -> dict[str, list[QAExample]]:
+        folder = self.folder / "world"
+        if not (folder / "dev.jsonl").is_file():
+            write_world(
+                folder,
+                seed=world.seed,
+                domain=DOMAINS[world.domain](),
+                similar_names=world.similar_names,
+                train_questions=world.train_questions,
+                dev_questions=world.dev_questions + world.test_questions,
+            )
+        held_out = load_examples(folder / "dev.jsonl", require_answers=True)
+        train = load_examples(folder / "train.jsonl", require_answers=True)
+        return {"train": train, "dev": held_out[: world.dev_questions], "test": held_out[world.dev_questions :]}
+
+    def _vanilla(self) -> RAG:
+        return self.pipeline(Row("vanilla", Variant.of("vanilla"), 0, {}), self.index())
+
+    def index(self) -> PassageIndex:
+        """That of the questions; of a world it is built when it is not there."""
+        if self.settings.world is None:
+            return PassageIndex.open(str(self.settings.index))
+        folder = self.folder / "world" / "index"
+        if not folder.is_dir():
+            corpus = self.folder / "world" / "corpus.jsonl"
+            build_index(corpus, load_encoder(POCKET), folder, resume=True, progress=self.progress)
+        return PassageIndex.open(folder)
+
+    def pipeline(self, row: Row, index: PassageIndex) -> RAG:
+        """A fresh one, as the row's recipe has it."""
+        s = self.settings
+        documents = s.documents or max(3, s.selector.num_selected)
+        return RAG.create(
+            index=index,
+            encoder=encoder_of(index, s.encoder, device=s.device),
+            retriever=s.retriever,
+            base=s.base,
+            revision=s.revision,
+            selector=row.variant.selector(s.selector, documents),
+            generation=s.generation,
+            adapter=s.adapter,
+            dtype=s.dtype,
+            device=s.device,
+            quantization=s.quantization,
+            answering=row.variant.recipe.answering,
+        )
+
+    def config(self, row: Row) -> DROConfig | None:
+        """How the row is trained; None: not at all."""
+        folder = self._file(row, "run")
+        config = row.variant.config(self.settings.shared_config(folder, row.seed, row.changes))
+        return config and replace(config, resume=(folder / "run.json").is_file())
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
+        written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if written is None and self.folder.exists() and any(self.folder.iterdir()):
+            what = "something else"
+        elif written is not None and _data_of(written) != _data_of(ours):
+            different = sorted(name for name, value in _data_of(ours).items() if written.get(name) != value)
+            what = f"a run with other settings, namely other values of {different}"
+        else:
+            write_json(file, ours)
+            return
+        raise UsageError(
+            f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
+            f"{what}. Name another folder with --output."
+        )
+
+    def _file(self, row: Row, name: str) -> Path:
+        return self.folder / "rows" / row.name / name
+
+    def is_done(self, row: Row) -> bool:
+        """Whether it is trained and scored."""
+        return self._file(row, "row.json").is_file()
+
+    def result(self, row: Row) -> RowResult:
+        """What was written of a finished row."""
+        done, forgetting, evaluation = (
+            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("row", "forgetting", "evaluation")
+        )
+        return RowResult(
+            name=row.name,
+            label=row.label,
+            recipe=row.variant.recipe.name,
+            selfaug=row.variant.selfaug,
+            seed=row.seed,
+            changes=row.changes,
+            evaluation=evaluation,
+            general=forgetting["general"],
+            kl_drift=forgetting["kl_drift"],
+            curve=done["curve"],
+            seconds=done["seconds"],
+        )
+
+    def _failure(self, row: Row) -> dict[str, str]:
+        file = self._file(row, "failed.json")
+        error = json.loads(file.read_text(encoding="utf-8"))["error"] if file.is_file() else "nobody did it"
+        return {"name": row.name, "label": row.label, "error": error}
+
+    def _helpers(self) -> Helpers:
+        told = {"quiet": not logger.isEnabledFor(logging.INFO), "progress": self.progress}
+        code = "import json, sys, rag.sweep; rag.sweep.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
+        missing = sum(not self.is_done(row) for row in self.rows)
+        return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
+
+
+def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change between two runs over one folder: everything but which rows there are."""
+    return {name: value for name, value in settings.items() if name not in _WHICH_ROWS}
+
+
+# -- several processes -----------------------------------------------------------------------------------------
+
+
+def default_workers() -> int:
+    """One for each thread that torch may use on a CPU; one where there is an accelerator.
+
+    The pocket model's operations are too short to be shared out: two processes of one thread each do nearly twice the
+    work of one with two threads.
+    """
+    return torch.get_num_threads() if best_device() == "cpu" else 1
+
+
+def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
+    """Do rows of a sweep that another process has opened, until none is left."""
+    leave_with_parent()
+    set_up_logs(debug=False, quiet=quiet)
+    settings = SweepSettings.from_json(json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8")))
+    sweep = Sweep(folder, settings, progress=progress, workers=2)
+    sweep.workers = 2
+    sweep.do_rows(sweep.questions())
+
+
+# -- results ---------------------------------------------------------------------------------------------------
+
+
+def evaluation_data(name: str, label: str, rag: RAG, evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as a file holds it; its questions sorted by id."""
+    order = sorted(range(len(evaluation.examples)), key=lambda i: evaluation.examples[i].id)
+    n = len(evaluation.examples)
+    return {
+        "kind": "evaluation",
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "label": label,
+        "pipeline": {"selector": asdict(rag.selector.config), "answering": rag.answering},
+        "dataset": {"n": n, "skipped": evaluation.skipped},
+        "n": n,
+        "n_scored": int(evaluation.metrics["n"]),
+        "metrics": evaluation.metrics,
+        "intervals": {k: list(v) for k, v in evaluation.intervals.items()},
+        "counts": evaluation.counts,
+        "rows": [_evaluated(evaluation, i) for i in order],
+    }
+
+
+def _evaluated(evaluation: Evaluation, i: int) -> dict[str, Any]:
+    example, answer, row = evaluation.examples[i], evaluation.answers[i], evaluation.rows[i]
+    return {
+        "id": example.id,
+        "question": example.question,
+        "golden_answers": list(example.golden_answers),
+        "gold_ids": list(example.gold_ids),
+        "prediction": answer.text,
+        "log_prob": answer.log_prob,
+        "citations": answer.citations,
+        "permutation": answer.permutation,
+        "passages": [asdict(p) for p in answer.passages],
+        "candidates": evaluation.candidates[i],
+        "scores": {k: v for k, v in row.items() if k not in ("id", "question", "prediction")},
+    }
+
+
+def with_times(
+    data: Mapping[str, Any], seconds: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """A comparison with the times that its file leaves out."""
+    rows = [{**row, "seconds": seconds["rows"][row["name"]]} for row in data["rows"]]
+    return {**data, "rows": rows, "curves": {k: v for k, v in curves.items() if v}, "seconds": seconds["total"]}
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def write_json(file: Path, data: Any) -> None:
+    """The whole file or none of it."""
+    _write(file, json.dumps(data, ensure_ascii=False))
+
+
+def write_lines(file: Path, rows: Sequence[Any]) -> None:
+    """JSON lines, the whole file or none of it."""
+    _write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _example(row: Mapping[str, Any]) -> QAExample:
+    return QAExample(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})

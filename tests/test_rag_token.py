@@ -1,0 +1,179 @@
+"""RAG-Token: decoded and trained as its equation says, by brute force over prefixes and by direct differentiation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, shake_adapters, tiny_language_model
+
+from generator.generator import AnswerRow, GenerationConfig, Generator
+from indexes.errors import UsageError
+from rag.pipeline import RAG
+from rag.rag_sequence import log_priors
+from rag.rag_token import RAGToken
+from retriever.selector import Selector
+from training.config import DROConfig
+from training.data import QAExample
+from training.estimation import EStep
+from training.maximization import JointModel, MicroBatch
+
+QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]
+
+
+@pytest.fixture
+def rag(make_selector: Callable[..., Selector]) -> RAG:
+    model = tiny_language_model()
+    shake_adapters(model)
+    selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
+    generator = Generator(model, config=GenerationConfig(max_new_tokens=4), max_tokens_per_batch=2500)
+    return RAG(selector.retriever, selector, generator, answering="rag_token")
+
+
+@torch.no_grad()
+def by_prefixes(rag: RAG, question: str) -> tuple[list[int], float]:
+    """Greedy decoding of sum_d p(d|x) p(y_i|x,d,y_<i), every prefix read anew, every document alone."""
+    model, generator = rag.generator.language_model, rag.generator
+    candidates = rag.retriever.search(question, 4)
+    log_prior_n = log_priors(rag, [candidates])[0]
+    prompts = [generator.prompt_ids(question, [p]) for p in candidates.passages]
+    ids: list[int] = []
+    total = 0.0
+    with model.use("generator"):
+        for step in range(generator.config.max_new_tokens + 1):
+            mixture = torch.zeros(len(byte_tokenizer()), dtype=torch.float64)
+            for log_prior, prompt in zip(log_prior_n, prompts, strict=True):
+                logits = model.peft_model(input_ids=torch.tensor([prompt + ids])).logits[0, -1]
+                mixture += log_prior.double().exp() * logits.double().softmax(-1)
+            token = int(mixture.argmax()) if step < generator.config.max_new_tokens else model.end_of_answer_id
+            ids.append(token)
+            total += float(mixture[token].log())
+            if token in (model.end_of_answer_id, model.tokenizer.eos_token_id):
+                break
+    return ids, total
+
+
+def test_decodes_as_brute_force_over_prefixes_does(rag: RAG) -> None:
+    answers = rag.answer(QUESTIONS)
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        ids, log_p = by_prefixes(rag, question)
+        assert answer.text == rag.generator.language_model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert answer.log_prob == pytest.approx(log_p, abs=1e-4)
+        assert answer.permutation == [0, 1, 2, 3]
+    assert len({a.text for a in answers}) > 1
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(rag: RAG) -> None:
+    together = rag.answer(QUESTIONS)
+    for question, answer in zip(QUESTIONS, together, strict=True):
+        alone = rag.answer(question)
+        assert alone.text == answer.text
+        assert alone.log_prob == pytest.approx(answer.log_prob, abs=1e-4)
+
+
+def test_an_answer_that_ends_at_once_is_empty(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rag.generator.language_model
+    head = model.head
+
+    def ending(hidden: torch.Tensor) -> torch.Tensor:
+        return head(hidden).index_fill(-1, torch.tensor([model.end_of_answer_id]), 1e4)
+
+    monkeypatch.setattr(model, "head", ending)
+    answer = rag.answer(QUESTIONS[0])
+    assert (answer.text, answer.citations) == ("", [])
+    assert answer.log_prob == pytest.approx(0.0, abs=1e-6)
+
+
+def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+    model = tiny_language_model()
+    selector = make_selector(model, num_candidates=4, num_selected=2)
+    with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1; 2 came"):
+        RAGToken(RAG(selector.retriever, selector, Generator(model)))
+
+
+def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
+    model = tiny_language_model()
+    selector = make_selector(model, num_selected=1)
+    with pytest.raises(UsageError, match=r"answering must be one of .*; 'rag' came"):
+        RAG(selector.retriever, selector, Generator(model), answering="rag")
+
+
+def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+    """log prod_i sum_d p(d|x) p(y_i|x,d,y_<i), each row read alone by the whole model."""
+    centred = scores_n - scores_n.mean()
+    log_prior_n = (strength * centred / centred.square().mean().sqrt()).log_softmax(-1)
+    log_p = []
+    with rag.generator.language_model.use("generator"):
+        for row in rows:
+            logits = rag.generator.language_model.peft_model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            start = len(row.prompt_ids) - 1
+            predicted = logits[start : start + len(row.answer_ids)].log_softmax(-1)
+            log_p.append(predicted.gather(-1, torch.tensor(row.answer_ids)[:, None]).squeeze(-1))
+    joint = torch.stack(log_p) + log_prior_n[:, None]
+    return joint.exp().sum(0).log().sum()
+
+
+@pytest.mark.parametrize("normalization", ["token", "sum"])
+def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
+    example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
+    config = DROConfig(
+        output_dir="unused",
+        exact=True,
+        marginalization="token",
+        loss_normalization=normalization,  # type: ignore[arg-type]
+        selfaug_alpha=0.0,
+    )
+    posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=1)[0]
+    model, retriever = rag.generator.language_model, rag.retriever
+    joint = JointModel(rag.selector, rag.generator, config)
+    learned = [
+        *model.adapter_parameters("generator").values(),
+        rag.selector.prior.strength,
+        retriever.adapter.up_dr,
+    ]
+    length = len(rag.generator.encode_answer("Shakespeare")) if normalization == "token" else 1
+    ours: list[torch.Tensor | None] = [None] * len(learned)
+    for role, mine in (("selector", slice(-2, None)), ("generator", slice(-2))):
+        with model.use(role):
+            loss = joint(MicroBatch(role, (posterior,), num_questions=1))["loss"]
+            ours[mine] = torch.autograd.grad(loss, learned[mine])
+    candidates = posterior.candidates
+    rows = [rag.generator.row(example.question, [p], "Shakespeare") for p in candidates.passages]
+    expected = log_marginal(rag, rows, retriever.score(candidates), rag.selector.prior.strength)
+    assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.detach()), abs=1e-3)
+    with model.use("generator"):
+        reference = torch.autograd.grad(-expected / length, learned)
+    for one, other in zip(ours, reference, strict=True):
+        assert one is not None and bool(other.any())
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+def test_rows_may_be_split_into_parts(rag: RAG) -> None:
+    settings = {"output_dir": "unused", "exact": True, "marginalization": "token", "selfaug_alpha": 0.0}
+    config = DROConfig(**settings)  # type: ignore[arg-type]
+    examples = [QAExample(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, ("x", "Bern", "it"), strict=True))]
+    posteriors = tuple(EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=1))
+    joint = JointModel(rag.selector, rag.generator, config)
+    with rag.generator.language_model.use("generator"), torch.no_grad():
+        whole = joint(MicroBatch("generator", posteriors))["loss"]
+        parts = [joint(MicroBatch("generator", posteriors, part, 3))["loss"] for part in range(3)]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_needs_every_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood='sum'; exact=False"):
+        DROConfig(output_dir=tmp_path, marginalization="token")
+
+
+def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
+    plain = make_rag()
+    from dataclasses import replace
+
+    plain.selector.config = replace(plain.selector.config, num_selected=1)
+    rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
+    rag.save_pretrained(tmp_path / "bundle")
+    opened = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
+    assert opened.answering == "rag_token"
+    assert opened.answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
+    assert opened.answer(QUESTIONS[0]).log_prob != plain.answer(QUESTIONS[0]).log_prob
+    assert "".join(opened.stream(QUESTIONS[0])) == rag.answer(QUESTIONS[0]).text
