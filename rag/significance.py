@@ -158,7 +158,7 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[Any, Any, np.ndarray]:
     """Low and high end of the interval of the mean over the last axis, and the resampled means."""
     if not values.shape[-1]:
         raise UsageError("A bootstrap needs at least one score; none came.")
-    if np.ptp(values) == 0:  # nothing to resample: every mean is the same
+    if values.shape[-1] == 1 or np.ptp(values) == 0:  # nothing to resample: every mean is the same
         constant = values[..., 0]
         return constant, constant, np.repeat(constant[..., None], RESAMPLES, axis=-1)
     result = stats.bootstrap(

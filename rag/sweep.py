@@ -11,13 +11,15 @@ questions, and the table is filled from test questions that nothing was chosen b
     rows/NAME/forgetting.json  what is left of the base model
     rows/NAME/row.json         written last: the row is finished
 
-Rows that are finished are not done again, one that was interrupted continues after its last round, and one that fails is
-reported and holds up nobody. `sweep.json` holds no times, so the same sweep is the same file; they are in `seconds.json`.
+Rows that are finished are not done again, one that was interrupted continues after its last round, and one that fails
+is reported and holds up nobody. `sweep.json` holds no times, so the same sweep is the same file; they are in
+`seconds.json`.
 """
 
 import itertools
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,22 +30,25 @@ from typing import Any
 import torch
 
 from generator.generator import GenerationConfig
-from generator.language_model import AdapterConfig, best_device
+from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
+from indexes.durable import write_text
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import set_up_logs
-from rag.standings import SAMPLES, RowResult, cells, compare, extremes, question_of, sweep_pairs
-from rag.evaluation import Evaluation, answerable, evaluate
-from rag.forgetting import measure_forgetting
+from rag.evaluation import answerable, evaluate
+from rag.evaluation_file import bundle_digest, evaluation_file, write_json
+from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.pipeline import RAG, encoder_of
 from rag.pocket import POCKET, load_encoder
 from rag.pocket.abilities import Exercise, exercises
 from rag.pocket.domain import Domain, encyclopedia
 from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
+from rag.probes import Probes
 from rag.recipes import RECIPES, Variant
 from rag.report import write_report
+from rag.standings import SAMPLES, TIMES, RowResult, cells, compare, extremes, question_of, sweep_pairs
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
@@ -128,6 +133,8 @@ class SweepSettings:
     exercises: int = 48
     """General-ability tasks of the pocket base: so many at each round, twice as many at the end. 0: none."""
     exercises_seed: int = 42
+    probes: Probes | None = None
+    """Files on which every row is compared with the base: see `rag forgetting`. None: the tasks above are all."""
 
     def __post_init__(self) -> None:
         for name in ("recipes", "seeds"):
@@ -197,6 +204,7 @@ class SweepSettings:
         kinds = {"selector": SelectorConfig, "generation": GenerationConfig, "adapter": AdapterConfig}
         made: dict[str, Any] = {name: kind(**data[name]) for name, kind in kinds.items()}
         made["world"] = None if data["world"] is None else WorldSettings(**data["world"])
+        made["probes"] = None if data["probes"] is None else _probes(data["probes"])
         return cls(**{**data, **made, "recipes": tuple(data["recipes"]), "seeds": tuple(data["seeds"])})
 
 
@@ -297,9 +305,9 @@ class Sweep:
         if not results:
             raise RAGError(f"Every row of the sweep failed; the first: {failed[0]['error']}")
         data = self._compared(results, questions) | {"failed": failed}
-        write_json(self.folder / SWEEP_FILE, data)
+        write_json(data, self.folder / SWEEP_FILE)
         seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
-        write_json(self.folder / SECONDS_FILE, seconds)
+        write_json(seconds, self.folder / SECONDS_FILE)
         timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
         write_report(timed, self.folder / "report.html")
         return timed
@@ -310,6 +318,7 @@ class Sweep:
         A row that fails leaves `failed.json` and the next one begins.
         """
         rows = list(enumerate(self.rows, 1))
+        self._probe_base()
         for number, row in rows if self.workers == 1 else reversed(rows):
             if self.is_done(row) or self._file(row, "failed.json").is_file() or not claim(self.folder, row.name):
                 continue
@@ -320,7 +329,7 @@ class Sweep:
             except Exception as error:
                 logger.error("Row %s failed: %s", row.name, error)
                 text = f"{type(error).__name__}: {error}"
-                write_json(self._file(row, "failed.json"), {"error": text, "traceback": traceback.format_exc()})
+                write_json({"error": text, "traceback": traceback.format_exc()}, self._file(row, "failed.json"))
 
     def _row(self, row: Row, questions: Mapping[str, list[QAExample]]) -> None:
         """Train one recipe and score it."""
@@ -332,12 +341,16 @@ class Sweep:
         if config is not None:
             watched = Watched(rag, self.tasks)
             curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
-        rag.save_pretrained(folder / "bundle", report=curve)
+        bundle = rag.save_pretrained(folder / "bundle", report=[_timeless(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
-        write_json(folder / "evaluation.json", evaluation_data(row.name, row.label, rag, evaluation))
-        write_json(folder / "forgetting.json", self._forgetting(rag))
+        data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
+        write_json(data, folder / "evaluation.json")
+        write_json(self._forgetting(rag), folder / "forgetting.json")
+        self._probe(row, rag, bundle)
         seconds = time.perf_counter() - started
-        write_json(folder / "row.json", {"name": row.name, "seconds": seconds, "curve": curve})
+        write_json(
+            {"name": row.name, "seconds": seconds, "curve": [_finite(record) for record in curve]}, folder / "row.json"
+        )
 
     def _forgetting(self, rag: RAG) -> dict[str, Any]:
         if not self.tasks:
@@ -345,6 +358,34 @@ class Sweep:
         more = exercises(2 * len(self.tasks), seed=self.settings.exercises_seed + 1)
         forgetting = measure_forgetting(rag.generator, more)
         return {"general": forgetting.right, "kl_drift": forgetting.kl_drift}
+
+    def _probe(self, row: Row, rag: RAG, bundle: Path) -> None:
+        """Scores on the probes; a generator that is still the base has those of the base."""
+        if self.settings.probes is None or rag.generator.language_model.is_untrained("generator"):
+            return
+        name, digest = row.name, bundle_digest(bundle)
+        scores = measure_model(
+            rag.generator, "generator", self.settings.probes, name=name, bundle_sha256=digest, progress=self.progress
+        )
+        scores.save(self._file(row, "probes.json"))
+
+    def _probe_base(self) -> None:
+        """The base on the probes: a job like any row."""
+        file, probes = self._base_probes, self.settings.probes
+        if probes is not None and not file.is_file() and claim(self.folder, file.name):
+            measure_model(self._vanilla().generator, BASE, probes, progress=self.progress).save(file)
+
+    @property
+    def _base_probes(self) -> Path:
+        return self.folder / "base-probes.json"
+
+    def _forgotten(self) -> dict[str, Any]:
+        """The forgetting file of all rows whose generator was trained, where there are probes."""
+        if self.settings.probes is None:
+            return {}
+        files = [self._file(row, "probes.json") for row in self.rows if self.is_done(row)]
+        scores = [ModelScores.load(file) for file in (self._base_probes, *files) if file.is_file()]
+        return {"forgetting": forgetting_table(scores)}
 
     def _compared(self, results: Sequence[RowResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
         ours = self._ours(results)
@@ -364,6 +405,7 @@ class Sweep:
             "curves": {r.name: r.timeless_curve() for r in results if r.curve},
             "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation["rows"])))],
             "questions": extremes(results, ours),
+            **self._forgotten(),
         }
 
     def _ours(self, results: Sequence[RowResult]) -> str:
@@ -460,7 +502,7 @@ class Sweep:
             different = sorted(name for name, value in _data_of(ours).items() if written.get(name) != value)
             what = f"a run with other settings, namely other values of {different}"
         else:
-            write_json(file, ours)
+            write_json(ours, file)
             return
         raise UsageError(
             f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
@@ -506,6 +548,19 @@ class Sweep:
         return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
 
 
+def _probes(data: Mapping[str, Any]) -> Probes:
+    return Probes(**_tuples(data))
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it: a number that is none is left out."""
+    return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in TIMES}
+
+
 def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change between two runs over one folder: everything but which rows there are."""
     return {name: value for name, value in settings.items() if name not in _WHICH_ROWS}
@@ -536,43 +591,6 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
 # -- results ---------------------------------------------------------------------------------------------------
 
 
-def evaluation_data(name: str, label: str, rag: RAG, evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as a file holds it; its questions sorted by id."""
-    order = sorted(range(len(evaluation.examples)), key=lambda i: evaluation.examples[i].id)
-    n = len(evaluation.examples)
-    return {
-        "kind": "evaluation",
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "label": label,
-        "pipeline": {"selector": asdict(rag.selector.config), "answering": rag.answering},
-        "dataset": {"n": n, "skipped": evaluation.skipped},
-        "n": n,
-        "n_scored": int(evaluation.metrics["n"]),
-        "metrics": evaluation.metrics,
-        "intervals": {k: list(v) for k, v in evaluation.intervals.items()},
-        "counts": evaluation.counts,
-        "rows": [_evaluated(evaluation, i) for i in order],
-    }
-
-
-def _evaluated(evaluation: Evaluation, i: int) -> dict[str, Any]:
-    example, answer, row = evaluation.examples[i], evaluation.answers[i], evaluation.rows[i]
-    return {
-        "id": example.id,
-        "question": example.question,
-        "golden_answers": list(example.golden_answers),
-        "gold_ids": list(example.gold_ids),
-        "prediction": answer.text,
-        "log_prob": answer.log_prob,
-        "citations": answer.citations,
-        "permutation": answer.permutation,
-        "passages": [asdict(p) for p in answer.passages],
-        "candidates": evaluation.candidates[i],
-        "scores": {k: v for k, v in row.items() if k not in ("id", "question", "prediction")},
-    }
-
-
 def with_times(
     data: Mapping[str, Any], seconds: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
@@ -584,21 +602,10 @@ def with_times(
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def write_json(file: Path, data: Any) -> None:
-    """The whole file or none of it."""
-    _write(file, json.dumps(data, ensure_ascii=False))
-
-
 def write_lines(file: Path, rows: Sequence[Any]) -> None:
     """JSON lines, the whole file or none of it."""
-    _write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -606,4 +613,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _example(row: Mapping[str, Any]) -> QAExample:
-    return QAExample(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+    return QAExample(**_tuples(row))
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our settings have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
