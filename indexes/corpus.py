@@ -256,6 +256,13 @@ class Corpus:
             f"{self[0].id!r}. Check the spelling and that this is the corpus the id was made for."
         )
 
+    def known_ids(self, ids: Iterable[str]) -> set[str]:
+        """Those of the ids that passages of this corpus have; one pass over its ids, however many are asked for."""
+        wanted, known = set(ids), set()
+        for batch in self._id_batches():
+            known.update(wanted.intersection(batch))
+        return known
+
     def _checked(self, position: int) -> int:
         index = operator.index(position)
         if not 0 <= index < len(self):

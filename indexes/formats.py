@@ -1,4 +1,4 @@
-"""Files as numbered rows: JSON lines, delimited text, Parquet, Arrow, and BEIR's zip.
+"""Files as numbered rows: JSON lines and documents, delimited text, Parquet, Arrow, and BEIR's zip.
 
 A reader streams. A row that is broken comes out as a `BrokenRow` in its place, so that the caller may leave it out;
 what makes the rest of a file unreadable (a truncated archive, a header that names no text) is raised.
@@ -21,11 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexes.errors import DataError
+from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
 
 BATCH_ROWS = 1000
 ID_FIELDS = ("id", "_id")
 TEXT_FIELDS = ("text", "contents")
 FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
+DPR_FIELDS = ("positive_ctxs", "negative_ctxs", "hard_negative_ctxs", "ctxs")
+# The columns of a table of questions with passages inside, and of KILT's pages (indexes.question_files).
+_QUESTION_COLUMNS = ("question", "title", "context", "supporting_facts", "paragraphs", "answers", *DPR_FIELDS)
+_KILT_COLUMNS = ("wikipedia_id", "kilt_id", "wikipedia_title", "text")
 # A line is held in memory whole, and an archive of kilobytes can unpack to one of gigabytes.
 _LONGEST_LINE = 64 * 2**20
 # Whole records in a row, after a delimited line whose quotes are broken, that prove where records begin again.
@@ -137,6 +142,26 @@ def _line(raw: bytes, stream: BinaryIO, place: Place) -> _Line:
 def read_jsonl(path: Path, name: str) -> Rows:
     """One object on each line; blank lines are nothing."""
     return _json_rows(_read_lines(_opener(path), name), name)
+
+
+def read_json(path: Path, name: str) -> Rows:
+    """The elements of a JSON array, streamed, or those of SQuAD's ``data``; KILT's ``.json`` are lines all the same."""
+    with _opener(path)() as stream:
+        try:
+            head = stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            head = ""  # whoever reads the lines says it better
+    if not is_json_document(head):
+        yield from read_jsonl(path, name)
+        return
+    with _opener(path)() as stream:
+        for number, element in enumerate(read_json_document(stream, name)):
+            place = Place(name, "row", number)
+            if isinstance(element, dict):
+                yield Row(place, element)
+            else:
+                error = DataError(f"Every element must be an object, but {place} is a {type(element).__name__}.")
+                yield BrokenRow(place, error, json.dumps(element))
 
 
 def read_beir_zip(path: Path, name: str) -> Rows:
@@ -420,8 +445,21 @@ def _unreadable_table(suffix: str, name: str) -> Iterator[None]:
 
 
 def _known_columns(names: list[str], where: str) -> list[str]:
-    _check_columns(names, where)
-    return [name for name in names if name in FIELDS]
+    known = known_columns(names)
+    if set(known) <= set(FIELDS):
+        _check_columns(names, where)
+    return known
+
+
+def known_columns(names: Sequence[str]) -> list[str]:
+    """The columns of a table that passages are read from: its own, or those of questions with passages inside."""
+    if "wikipedia_title" in names:
+        fields: tuple[str, ...] = _KILT_COLUMNS
+    elif "question" in names and not set(TEXT_FIELDS) & set(names) and set(_QUESTION_COLUMNS[2:]) & set(names):
+        fields = _QUESTION_COLUMNS
+    else:
+        fields = FIELDS
+    return [name for name in names if name in fields]
 
 
 def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
@@ -456,10 +494,11 @@ def _readable(row: pa.RecordBatch) -> dict[str, Any] | Exception:
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {
     ".jsonl": read_jsonl,
+    ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_tsv,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     ".zip": read_beir_zip,
 }
-GZIPPED = (".jsonl", ".csv", ".tsv")
+GZIPPED = (".jsonl", ".json", ".csv", ".tsv")

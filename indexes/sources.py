@@ -24,16 +24,17 @@ from indexes.documents import DOCUMENT_SUFFIXES, read_document
 from indexes.errors import DataError, RAGError, ResourceError, UsageError
 from indexes.formats import (
     BATCH_ROWS,
-    FIELDS,
     GZIPPED,
     READERS,
     BrokenRow,
     Place,
     Row,
     Rows,
+    known_columns,
     refuse_cut_stream,
     table_rows,
 )
+from indexes.question_files import passage_rows
 
 _SHARD_SUFFIXES = (".jsonl", ".parquet")
 # train-00000-of-00003.parquet, in older repositories with a hash behind the count.
@@ -105,7 +106,7 @@ def _local(path: Path, name: str, split: str | None) -> Source:
         return _folder(path, name, split)
     _refuse_split(split, name)
     suffix = _known_suffix(path)
-    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else READERS[suffix](path, name)
+    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else passage_rows(READERS[suffix](path, name))
     return Source(path.name, name, rows)
 
 
@@ -169,8 +170,8 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 def _shard_rows(shards: list[Path], name: str) -> Rows:
-    for shard in shards:
-        yield from READERS[_suffix(shard)](shard, f"{name}/{shard.name}")
+    # Questions of several shards share passages.
+    yield from passage_rows(row for shard in shards for row in READERS[_suffix(shard)](shard, f"{name}/{shard.name}"))
 
 
 def _refuse_mixture(folder: Path, shards: list[Path], name: str) -> None:
@@ -354,7 +355,11 @@ def load_saved_dataset(folder: Path, split: str | None = None) -> datasets.Datas
 
 def dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
     """The rows of a dataset in order, whatever format it is set to."""
-    known = [column for column in dataset.column_names if column in FIELDS]
+    return passage_rows(_dataset_rows(dataset, name))
+
+
+def _dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
+    known = known_columns(dataset.column_names)
     try:
         # Without any known column the rows still come, so that the error can name the columns.
         table = (dataset.select_columns(known) if known else dataset).with_format("arrow")
@@ -385,7 +390,7 @@ def _from_hub(url: str, split: str | None) -> Source:
             f"and split={split!r} came. Correct one of them."
         )
     rows = _hub_rows(f"{owner}/{repository}", asked.get("config"), revision or None, split or asked.get("split"), url)
-    return Source(repository, url, rows)
+    return Source(repository, url, passage_rows(rows))
 
 
 def _hub_file(repository: str, revision: str | None, path: list[str], url: str, split: str | None) -> Source:
@@ -408,7 +413,8 @@ def _hub_rows(repository: str, config: str | None, revision: str | None, split: 
             fields = next(rows, None)
         if fields is None:
             return
-        yield Row(Place(url, "row", number), {key: value for key, value in fields.items() if key in FIELDS} or fields)
+        known = known_columns(list(fields))
+        yield Row(Place(url, "row", number), {key: fields[key] for key in known} or fields)
         number += 1
 
 

@@ -10,6 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from indexes.chunking import gold_document
 from indexes.errors import UsageError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -93,9 +94,13 @@ def answer_recall(passages_texts: Sequence[str], golden_answers: Sequence[str], 
 def gold_recall(ranked_ids: Sequence[str], gold_ids: Sequence[str], k: int) -> float:
     """The share of the gold passages that stand among the first k: |gold in first k| / |gold|.
 
+    In an index of chunks a gold document is found where any of its chunks is.
+
     >>> gold_recall(["p7", "p2", "p9"], ["p2", "p4"], k=1)
     0.0
     >>> gold_recall(["p7", "p2", "p9"], ["p2", "p4"], k=3)
+    0.5
+    >>> gold_recall(["p2#1", "p2#0", "p9"], ["p2", "p4"], k=2)
     0.5
 
     Raises:
@@ -103,7 +108,7 @@ def gold_recall(ranked_ids: Sequence[str], gold_ids: Sequence[str], k: int) -> f
     """
     _check_k(k)
     gold = set(_checked("gold_ids", gold_ids))
-    return len(gold.intersection(_listed("ranked_ids", ranked_ids)[:k])) / len(gold)
+    return len({gold_document(id, gold) for id in _listed("ranked_ids", ranked_ids)[:k]} - {None}) / len(gold)
 
 
 def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs: Sequence[int]) -> dict[str, float]:
@@ -112,9 +117,12 @@ def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs:
     Relevance is 1 for gold passages and 0 for all others. nDCG@k is sum over the gold passages among the first k of
     1 / log2(rank + 1), divided by what the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen
     2002); `mrr` is 1 / rank of the first gold passage, 0 when none was found. Its mean over questions is the MRR.
+    Of the chunks of a gold document only the first one counts.
 
     >>> ranking_quality(["p7", "p2"], ["p2"], [1])
     {'ndcg@1': 0.0, 'mrr': 0.5}
+    >>> ranking_quality(["p2#4", "p2#1"], ["p2"], [2])
+    {'ndcg@2': 1.0, 'mrr': 1.0}
 
     Raises:
         UsageError: A cut-off below 1, no gold id, or one string in place of a list.
@@ -124,9 +132,13 @@ def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs:
     for k in cutoffs:
         _check_k(k)
     names = {nDCG @ k: f"ndcg@{k}" for k in cutoffs} | {RR: "mrr"}
-    qrels = {"question": dict.fromkeys(_checked("gold_ids", gold_ids), 1)}
+    gold = dict.fromkeys(_checked("gold_ids", gold_ids), 1)
+    qrels = {"question": gold}
     # trec_eval sorts by score and breaks ties by id; distinct scores are the ranking itself.
-    run = {"question": {id: -float(rank) for rank, id in enumerate(_listed("ranked_ids", ranked_ids))}}
+    run: dict[str, dict[str, float]] = {"question": {}}
+    for rank, id in enumerate(_listed("ranked_ids", ranked_ids)):
+        document = gold_document(id, gold)
+        run["question"][id if document is None or document in run["question"] else document] = -float(rank)
     if not ranked_ids:
         return dict.fromkeys(names.values(), 0.0)
     found = {names[metric.measure]: float(metric.value) for metric in iter_calc(list(names), qrels, run)}

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from indexes.chunking import gold_document
 from indexes.errors import UsageError
 from rag.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
 from rag.metrics import exact_match, f1, normalize_answer
@@ -163,7 +164,7 @@ def _each_once(
 
 def _first_gold(ids: Sequence[str], example: QAExample) -> int | None:
     """The place, from 1, of the first gold passage."""
-    return next((place for place, id in enumerate(ids, 1) if id in example.gold_ids), None)
+    return next((place for place, id in enumerate(ids, 1) if gold_document(id, example.gold_ids) is not None), None)
 
 
 # -- one question, and all of them -----------------------------------------------------------------------------

@@ -261,7 +261,7 @@ def test_a_broken_jsonl_file_is_refused_with_its_line(content: bytes, message: s
         ("c.csv", "", r"has none"),
         ("c.parquet", "no parquet", r"\.parquet file must be readable"),
         ("c.jsonl.gz", "no gzip", r"\.gz file must be complete, but .* after line 0"),
-        ("c.doc", "x", r"\.jsonl, \.csv, \.tsv, \.parquet.*\.docx for documents.*'c\.doc' is none"),
+        ("c.doc", "x", r"\.jsonl, \.json, \.csv, \.tsv, \.parquet.*\.docx for documents.*'c\.doc' is none"),
         ("folder/c.md", "", r"needs some text, but .*folder, file c\.md has an empty one"),
     ],
 )

@@ -12,6 +12,7 @@ import datasets
 import pytest
 
 from indexes.errors import DataError, UsageError
+from indexes.question_files import passage_id
 from training.data import QAExample, draw_alias, load_examples, write_examples
 
 FLASHRAG = [
@@ -77,10 +78,11 @@ SQUAD: dict[str, Any] = {
         },
     ],
 }
+SEINE = passage_id("Rivers", "The Seine flows through Paris.")
 SQUAD_EXAMPLES = [
-    QAExample("56be4db0", "Where does the Seine flow?", ("Paris", "through Paris")),
+    QAExample("56be4db0", "Where does the Seine flow?", ("Paris", "through Paris"), (SEINE,)),
     QAExample("56be4db1", "How deep is it?", unanswerable=True),
-    QAExample("57e1", "How many moons?", ("two",)),
+    QAExample("57e1", "How many moons?", ("two",), (passage_id("Mars", "Mars has two moons."),)),
 ]
 
 HOTPOTQA = [
@@ -101,6 +103,10 @@ HOTPOTQA = [
         "context": [["Columbus", ["Columbus is the capital of Ohio."]]],
     },
 ]
+
+ED_WOOD = passage_id("Ed Wood", "Ed Wood is a film.")
+DERRICKSON = passage_id("Scott Derrickson", "He directs.")
+COLUMBUS = passage_id("Columbus", "Columbus is the capital of Ohio.")
 
 DRO_PROMPT = (
     'You are an assistant.\n\nPlease answer the question: "{q}" using provided passages.\n'
@@ -204,14 +210,14 @@ def test_squad_with_paragraph_ids_has_gold_ids(tmp_path: Path) -> None:
     document["data"][1]["paragraphs"][0]["id"] = "p5"  # what a question says itself comes first
     document["data"][1]["paragraphs"][0]["qas"][0]["gold_ids"] = ["p6", "p8"]
     examples = load_examples(write_document(tmp_path / "f.json", document))
-    assert [example.gold_ids for example in examples] == [("p7",), ("p7",), ("p6", "p8")]
+    assert [example.gold_ids for example in examples] == [("p7",), (), ("p6", "p8")]
 
 
 @pytest.mark.parametrize("indent", [None, 1])
 def test_hotpotqa(tmp_path: Path, indent: int | None) -> None:
     assert load_examples(write_document(tmp_path / "f.json", HOTPOTQA, indent)) == [
-        QAExample("5a7a0693", "Were both directors American?", ("yes",)),
-        QAExample("5a8c7595", "Which state is it in?", ("Ohio",)),
+        QAExample("5a7a0693", "Were both directors American?", ("yes",), (ED_WOOD, DERRICKSON)),
+        QAExample("5a8c7595", "Which state is it in?", ("Ohio",), (COLUMBUS,)),
     ]
 
 
@@ -232,7 +238,8 @@ def test_musique_has_paragraphs_and_is_not_squad(tmp_path: Path) -> None:
         "answer_aliases": ["in 1960"],
         "answerable": True,
     }
-    expected = [QAExample("2hop__482757_12019", "When was the institute founded?", ("1960", "in 1960"))]
+    gold = (passage_id("Seine", "A river."),)
+    expected = [QAExample("2hop__482757_12019", "When was the institute founded?", ("1960", "in 1960"), gold)]
     assert load_examples(write_lines(tmp_path / "f.jsonl", [row])) == expected
     assert load_examples(write_document(tmp_path / "f.json", [row])) == expected
 

@@ -1,0 +1,183 @@
+"""JSON files that are one document, record by record: an array of gigabytes is never held whole.
+
+Every element of a top-level array is decoded by `json` itself as soon as its text is there, so what is valid is what
+`json` finds valid, and memory is that of the largest element. An object, as SQuAD ships its 40 MB, is read whole.
+"""
+
+import codecs
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from indexes.errors import DataError
+
+HEAD_BYTES = 2**16  # what is looked at to tell a document from lines
+_CHUNK = 2**20  # bytes
+_BLANKS = re.compile(r"[ \t\r\n]*")
+# `{"version": "1.1", "data": [` and on over many lines, or a broken row: only SQuAD's keys tell.
+_SQUAD_HEAD = re.compile(r'\{\s*"(version|data)"\s*:')
+# How far before the end of the text at hand a complaint may point and still be about a token that is cut there.
+_LONGEST_TOKEN = 64
+_DECODER = json.JSONDecoder()
+
+
+def is_json_document(head: str) -> bool:
+    """Whether a file is one JSON value, and not one object per line; `head` is how its text begins."""
+    text = head.lstrip("\ufeff \t\r\n")
+    line, newline, _ = text.partition("\n")
+    if line.startswith("[") or line.strip() == "{":
+        return True
+    if not newline and len(head) >= HEAD_BYTES // 4:  # the line goes on behind the head
+        return _SQUAD_HEAD.match(line) is not None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return _SQUAD_HEAD.match(line) is not None
+    return isinstance(value, dict) and isinstance(value.get("data"), list)
+
+
+def read_json_document(stream: BinaryIO, name: str) -> Iterator[Any]:
+    """The elements of the array that a file holds; of an object those of its `data`, or the object itself.
+
+    Raises:
+        DataError: The file is no UTF-8, breaks off, is no JSON from some place on, or has no element.
+    """
+    window = _Window(_decoded(stream, name), name)
+    elements = window.elements() if window.next() == "[" else iter(_inside(window.rest(), name))
+    first = next(elements, _NOTHING)
+    if first is _NOTHING:
+        raise DataError(f"{name}: a JSON file must hold a list of at least one question or passage; it has none.")
+    yield first
+    yield from elements
+
+
+_NOTHING = object()
+
+
+def _inside(document: Any, name: str) -> list[Any]:
+    if isinstance(document, dict):
+        document = document.get("data", [document])
+    if isinstance(document, list):
+        return document
+    raise DataError(f"{name}: a JSON file must hold a list of at least one question or passage; it has none.")
+
+
+class _Window:
+    """The text of a file from the element at hand on, and the place where it begins."""
+
+    def __init__(self, chunks: Iterator[str], name: str) -> None:
+        self._chunks = chunks
+        self._name = name
+        self._text = ""
+        self._position = 0
+        self._line = 1  # of the first character of the text
+        self._column = 1
+
+    def next(self) -> str:
+        """The next character that is not blank, not yet taken; empty at the end."""
+        while True:
+            blanks = _BLANKS.match(self._text, self._position)
+            self._position = blanks.end() if blanks else self._position
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._read_on():
+                return ""
+
+    def elements(self) -> Iterator[Any]:
+        """Those of an array that the text begins with; nothing may follow it."""
+        self._take("[")
+        more = self.next() != "]"
+        while more:
+            yield self._value()
+            more = self.next() != "]"
+            if more:
+                self._take(",")
+        self._take("]")
+        if self.next():
+            raise self._error("Extra data", self._position)
+
+    def rest(self) -> Any:
+        """The value that the whole text is."""
+        while self._read_on():
+            pass
+        try:
+            return _DECODER.decode(self._text)
+        except json.JSONDecodeError as error:
+            raise self._error(error.msg, error.pos) from error
+        except (ValueError, RecursionError) as error:
+            raise self._error(str(error), self._position) from error
+
+    def _take(self, character: str) -> None:
+        if self.next() != character:
+            raise self._error(f"Expecting {character!r}", self._position)
+        self._position += 1
+
+    def _value(self) -> Any:
+        self.next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._position)
+                # A number that ends where the text does may go on.
+                if end < len(self._text) or not self._read_on():
+                    self._position = end
+                    return value
+            except json.JSONDecodeError as error:
+                if not self._is_cut(error) or not self._read_on():
+                    raise self._error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:
+                raise self._error(str(error), self._position) from error
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
+
+    def _read_on(self) -> bool:
+        """Let go of what was taken and at least double what is left, so that no element is tried often."""
+        self._line, self._column = self._place(self._position)
+        parts = [self._text[self._position :]]
+        wanted, self._position = max(len(parts[0]), 1), 0
+        while wanted > 0 and (chunk := next(self._chunks, "")):
+            parts.append(chunk)
+            wanted -= len(chunk)
+        self._text = "".join(parts)
+        return len(parts) > 1
+
+    def _place(self, position: int) -> tuple[int, int]:
+        newlines = self._text.count("\n", 0, position)
+        if not newlines:
+            return self._line, self._column + position
+        return self._line + newlines, position - self._text.rindex("\n", 0, position)
+
+    def _error(self, reason: str, position: int) -> DataError:
+        line, column = self._place(position)
+        return DataError(
+            f"{self._name}:{line}: the file must be one JSON array or object; it breaks at column {column} "
+            f"({reason}). Mend that place, or copy the file again."
+        )
+
+
+def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line = 1
+    for raw in _chunks(stream, name):
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            line += error.object.count(b"\n", 0, error.start)
+            raise DataError(f"{name}:{line}: a JSON file must be UTF-8 ({error.reason}). Convert the file.") from error
+        line += text.count("\n")
+        if text:
+            yield text
+
+
+def _chunks(stream: BinaryIO, name: str) -> Iterable[bytes]:
+    try:
+        while raw := stream.read(_CHUNK):
+            yield raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: the gzip stream must be whole; it breaks ({error}). Fetch the file again.") from error
+    except OSError as error:
+        raise DataError(f"{name}: a file must be readable; this one is not ({error}). Check it.") from error
+    yield b""

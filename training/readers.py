@@ -1,0 +1,317 @@
+"""A record of a question file becomes a `QAExample`: one small reader for each format, one table of them.
+
+The first record of a file decides which format it has. What a record is called and where it stands comes from
+`training.containers`; where its passages stand, and what their ids are, from `indexes.question_files`.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from indexes.errors import DataError
+from indexes.formats import DPR_FIELDS
+from indexes.question_files import gold_passages, listed, mapping
+from training.containers import Record, numbered_lines
+
+logger = logging.getLogger(__name__)
+
+ALIASES_FILE = "id_aliases.json"  # beside the files of 2WikiMultihopQA
+_ANSWER_FIELDS = ("golden_answers", "answers", "answer")
+_ALIAS_FIELDS = ("answer_aliases", "aliases")
+# The value of each field that says: no answer.
+_UNANSWERABLE = {"unanswerable": True, "is_impossible": True, "answerable": False}
+
+
+@dataclass(frozen=True, slots=True)
+class QAExample:
+    """One question with everything that is known about its answer."""
+
+    id: str
+    """Unique in its file; the seed of whatever is drawn for this question."""
+    question: str
+    """The question as the file has it."""
+    golden_answers: tuple[str, ...] = ()
+    """All accepted answers in the file's order, without blanks and repetitions; empty when unknown."""
+    gold_ids: tuple[str, ...] = ()
+    """Ids of the corpus passages that hold the answer; empty when unknown."""
+    unanswerable: bool = False
+    """The file says that there is no answer (SQuAD 2.0's `is_impossible`, MuSiQue-Full's `answerable: false`)."""
+    gold_grades: tuple[int, ...] = ()
+    """How relevant each of `gold_ids` is, 1 and more, where a file grades them as BEIR's do; else empty."""
+
+    def __post_init__(self) -> None:
+        if self.unanswerable and self.golden_answers:
+            raise DataError(
+                f"A question without an answer must have no golden answers; {self.id!r} is unanswerable and has "
+                f"{list(self.golden_answers)[:5]}. Take one of the two away."
+            )
+        if self.gold_grades and (len(self.gold_grades) != len(self.gold_ids) or min(self.gold_grades) < 1):
+            raise DataError(
+                f"Every gold passage must have one grade of at least 1, or none any; {self.id!r} has "
+                f"{len(self.gold_ids)} gold passages and the grades {list(self.gold_grades)[:5]}. Mend them."
+            )
+
+
+class Reader(NamedTuple):
+    """How a format is recognised by the fields of its first record, and read."""
+
+    name: str
+    fields: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Record, "Aliases"], QAExample]
+
+
+class Aliases:
+    """2WikiMultihopQA's further names of an answer, read when the first question could have some."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._names: dict[str, list[str]] | None = None
+
+    def read_for(self, record: Record) -> None:
+        """Read the file if it is there, not yet read, and of use for this record.
+
+        Raises:
+            DataError: The file is broken; it belongs to all questions, so none of them can do without.
+        """
+        if self._names is None and self._file is not None and isinstance(record.fields.get("answer_id"), str):
+            self._names = dict(_alias_rows(self._file)) if self._file.is_file() else {}
+            if self._names:
+                logger.info("%d answers have further names in %s.", len(self._names), self._file)
+
+    def of(self, answer_id: object) -> list[str]:
+        """Aliases and demonyms of an entity of Wikidata; none where the file has none or is not there."""
+        return (self._names or {}).get(answer_id, []) if isinstance(answer_id, str) else []
+
+
+def _alias_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    with file.open("rb") as stream:
+        for number, line in numbered_lines(stream, str(file)):
+            if line.strip():
+                where = f"{file}:{number}"
+                try:
+                    row = mapping(json.loads(line), where)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{where}: every line must be one JSON object ({error}). Mend it.") from error
+                names = [row.get(field) or [] for field in ("aliases", "demonyms")]
+                yield str(row.get("Q_id")), list(_texts(names, where))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The readers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _question(record: Record, aliases: Aliases) -> QAExample:
+    """FlashRAG, SQuAD, HotpotQA, 2WikiMultihopQA, MuSiQue and DPR differ in names and in where passages stand."""
+    where, fields = record.where, record.fields
+    unanswerable = _is_unanswerable(fields, where)
+    id_ = _record_id(record, unanswerable)
+    gold_ids, grades = _gold(fields, unanswerable, where)
+    return QAExample(
+        id=id_,
+        question=question_text(fields.get("question"), id_ or record.number, where),
+        # What MuSiQue-Full keeps as the answer of such a question is the one of its answerable twin.
+        golden_answers=() if unanswerable else _distinct(_answers(fields, aliases, where)),
+        gold_ids=gold_ids,
+        unanswerable=unanswerable,
+        gold_grades=grades,
+    )
+
+
+def _record_id(record: Record, unanswerable: bool) -> str:
+    """The id; empty where DPR gives none, whose questions are then named by what they say (`content_id`)."""
+    fields = record.fields
+    given = next((fields[key] for key in ("id", "_id") if fields.get(key) is not None), None)
+    if given is None and any(field in fields for field in DPR_FIELDS):
+        return ""
+    id_ = identifier(record.number if given is None else given, record.where)
+    # MuSiQue-Full asks every question twice under one id, once with a supporting paragraph taken away.
+    return f"{id_}~unanswerable" if unanswerable and "answerable" in fields else id_
+
+
+def _answers(fields: Mapping[str, Any], aliases: Aliases, where: str) -> Iterator[str]:
+    given = next((fields[key] for key in _ANSWER_FIELDS if fields.get(key) is not None), ())
+    if fields.get("choices"):
+        given = _chosen(given, fields["choices"], where)
+    yield from _texts(given, where)
+    for key in _ALIAS_FIELDS:
+        yield from _texts(fields[key] if fields.get(key) is not None else (), where)
+    yield from aliases.of(fields.get("answer_id"))
+
+
+def _chosen(given: object, choices: object, where: str) -> object:
+    """FlashRAG's multiple-choice questions name their golden answers by position, counted from 0."""
+    options = listed(choices, f"{where}: choices")
+    positions: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(position, int) and not isinstance(position, bool) for position in positions):
+        return given
+    if not all(0 <= position < len(options) for position in positions):
+        raise DataError(f"{where}: golden_answers must be positions in {len(options)} choices, got {given!r}. Mend it.")
+    return [options[position] for position in positions]
+
+
+def _is_unanswerable(fields: Mapping[str, Any], where: str) -> bool:
+    for field, meaning in _UNANSWERABLE.items():
+        value = fields.get(field)
+        if isinstance(value, bool):
+            return value is meaning
+        if value is not None:
+            raise DataError(f"{where}: {field} must be true or false, got {value!r}. Mend the row.")
+    return False
+
+
+def _gold(fields: Mapping[str, Any], unanswerable: bool, where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    given = listed(fields.get("gold_ids") or [], f"{where}: gold_ids")
+    if not given and not unanswerable:  # no passage holds an answer that there is not
+        return _distinct(gold_passages(fields, where)), ()
+    ids = _distinct(identifier(gold, where) for gold in given)
+    grades = listed(fields.get("gold_grades") or [], f"{where}: gold_grades")
+    if not all(isinstance(grade, int) and not isinstance(grade, bool) for grade in grades):
+        raise DataError(f"{where}: gold_grades must be whole numbers, got {grades[:5]}. Mend the row.")
+    return ids, tuple(grades)
+
+
+def _kilt(record: Record, aliases: Aliases) -> QAExample:
+    where, fields = record.where, record.fields
+    id_ = identifier(record.number if fields.get("id") is None else fields["id"], where)
+    if not fields.get("input"):
+        raise DataError(
+            f"{where}: every question must be text; the KILT record {id_!r} has no input. KILT ships TriviaQA without "
+            "its questions: add them with KILT's script get_triviaqa_input.py."
+        )
+    outputs = [mapping(output, f"{where}: output") for output in listed(fields.get("output") or [], f"{where}: output")]
+    return QAExample(
+        id=id_,
+        question=question_text(fields["input"], id_, where),
+        golden_answers=_distinct(_texts([output.get("answer") or "" for output in outputs], where)),
+        gold_ids=_distinct(page for output in outputs for page in _pages(output, where)),
+    )
+
+
+def _pages(output: Mapping[str, Any], where: str) -> Iterator[str]:
+    for entry in listed(output.get("provenance") or [], f"{where}: provenance"):
+        page = mapping(entry, f"{where}: provenance").get("wikipedia_id")
+        # Exports fill what is not there with empty texts.
+        if page is not None and page != "":
+            yield identifier(page, where).strip()
+
+
+def _beir(record: Record, aliases: Aliases) -> QAExample:
+    where, fields = record.where, record.fields
+    id_ = identifier(fields["_id"], where)
+    if fields.get("title"):
+        raise DataError(
+            f"{where}: a question of BEIR has no title, but {id_!r} has: this is a corpus. Pass the folder, or its "
+            "queries.jsonl."
+        )
+    gold_ids, grades = _gold(fields, False, where)
+    return QAExample(id_, question_text(fields.get("text"), id_, where), gold_ids=gold_ids, gold_grades=grades)
+
+
+READERS = (
+    Reader(
+        "FlashRAG, SQuAD, HotpotQA, 2WikiMultihopQA, MuSiQue, DPR",
+        "FlashRAG (id, question, golden_answers), HotpotQA, 2WikiMultihopQA and MuSiQue (question, answer), "
+        "SQuAD (data > paragraphs > qas), DPR (question, answers, positive_ctxs)",
+        lambda fields: "question" in fields,
+        _question,
+    ),
+    Reader(
+        "KILT", "KILT (id, input, output)", lambda fields: "input" in fields or {"id", "output"} <= set(fields), _kilt
+    ),
+    Reader("BEIR", "BEIR's queries.jsonl (_id, text)", lambda fields: {"_id", "text"} <= set(fields), _beir),
+)
+
+
+def content_id(example: QAExample) -> str:
+    """An id for a question without one, from what it says, so that the order of its file does not matter."""
+    said = json.dumps([example.question, example.golden_answers, example.gold_ids], ensure_ascii=True)
+    return f"q~{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The DRO authors' format: one record for each sampled response
+# ---------------------------------------------------------------------------------------------------------
+
+DRO_FIELDS = ("prompt", "response", "query_id")
+# A passage may hold a line that starts the same way, so the last such line of the prompt is the question.
+_DRO_QUESTION = re.compile(r"^Question:[ \t]*(.*)$", re.MULTILINE)
+
+
+def dro_query(record: Record) -> tuple[str, str, tuple[str, ...]]:
+    """The id, the question and the response of one record.
+
+    Raises:
+        DataError: One of them is missing.
+    """
+    missing = [key for key in DRO_FIELDS if key not in record.fields]
+    if missing:
+        raise DataError(f"{record.where}: a record must have {', '.join(DRO_FIELDS)}; {missing[0]} is missing.")
+    id_ = identifier(record.fields["query_id"], record.where)
+    prompt = record.fields["prompt"]
+    lines = _DRO_QUESTION.findall(prompt) if isinstance(prompt, str) else []
+    if not lines:
+        raise DataError(
+            f"{record.where}: the prompt must end with a line 'Question: ...'; none was found. "
+            "Put the question there, or use FlashRAG's fields (id, question, golden_answers)."
+        )
+    question = question_text(lines[-1], id_, record.where)
+    return id_, question, tuple(_texts(record.fields["response"], record.where))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Values
+# ---------------------------------------------------------------------------------------------------------
+
+
+def question_text(value: object, id_: str | int, where: str) -> str:
+    """The question, as the file has it.
+
+    Raises:
+        DataError: It is no text, or says nothing.
+    """
+    if isinstance(value, str) and value.strip():
+        return value
+    found = "is empty" if value is None or isinstance(value, str) else f"is {type(value).__name__}: {value!r}"
+    raise DataError(f"{where}: every question must be text; the question with id {id_!r} {found}. Fill or delete it.")
+
+
+def identifier(value: object, where: str) -> str:
+    """An id as text.
+
+    Raises:
+        DataError: It is neither text nor an integer.
+    """
+    # bool is an int to Python, but True is nobody's id.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise DataError(
+        f"{where}: an id must be text or an integer, got {value!r}. Leave the field out to number the rows."
+    )
+
+
+def _texts(value: object, where: str) -> Iterator[str]:
+    """Every answer inside a text, a number, a list, or SQuAD's {"text": ..., "answer_start": ...}."""
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, Mapping) and "text" in value:
+        yield from _texts(value["text"], where)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry, where)
+    else:
+        raise DataError(f"{where}: an answer must be text or a list of texts, got {value!r}. Mend the row.")
+
+
+def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for text in texts if text))
