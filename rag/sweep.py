@@ -37,7 +37,7 @@ from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import set_up_logs
 from rag.evaluation import answerable, evaluate
-from rag.evaluation_file import bundle_digest, evaluation_file, write_json
+from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.pipeline import RAG, encoder_of
 from rag.pocket import POCKET, load_encoder
@@ -216,20 +216,18 @@ class Row:
     variant: Variant
     seed: int
     changes: Mapping[str, Any]
+    label: str
+    """For tables."""
 
     @classmethod
     def of(cls, name: str, variant: Variant, seed: int, changes: Mapping[str, Any], settings: SweepSettings) -> "Row":
         """Named after its recipe, and after its seed and its cell where there are several."""
         if variant.recipe.training is None:  # the same whatever is drawn, and with any setting of training
-            return cls(name, variant, settings.seeds[0], {})
+            return cls(name, variant, settings.seeds[0], {}, variant.label)
         parts = [f"seed={seed}"] if len(settings.seeds) > 1 else []
         parts += [f"{key}={value}" for key, value in changes.items() if len(settings.grid[key]) > 1]
-        return cls("-".join([name, *parts]).replace("/", "_"), variant, seed, dict(changes))
-
-    @property
-    def label(self) -> str:
-        """For tables."""
-        return " ".join([self.variant.label, *self.name.split("-")[1:]])
+        folder = "-".join([name, *parts]).replace("/", "_")
+        return cls(folder, variant, seed, dict(changes), " ".join([variant.label, *parts]))
 
 
 class Watched:
@@ -293,6 +291,21 @@ class Sweep:
         """
         started = time.perf_counter()
         questions = self.questions()
+        results, failed = self.complete(questions)
+        data = self._compared(results, questions) | {"failed": failed}
+        seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
+        write_json(data, self.folder / SWEEP_FILE)
+        write_json(seconds, self.folder / SECONDS_FILE)
+        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
+        write_report(timed, self.folder / "report.html")
+        return timed
+
+    def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:
+        """Do every row that is not done yet; returns the finished ones, and those that failed with the reason.
+
+        Raises:
+            RAGError: Every row failed.
+        """
         for row in self.rows:
             self._file(row, "failed.json").unlink(missing_ok=True)  # tried again
         forget_claims(self.folder)  # of a sweep that was killed
@@ -300,17 +313,10 @@ class Sweep:
             self.do_rows(questions)
         forget_claims(self.folder)
         self.do_rows(questions)  # what a helper left that was killed
-        results = [self.result(row) for row in self.rows if self.is_done(row)]
         failed = [self._failure(row) for row in self.rows if not self.is_done(row)]
-        if not results:
+        if len(failed) == len(self.rows):
             raise RAGError(f"Every row of the sweep failed; the first: {failed[0]['error']}")
-        data = self._compared(results, questions) | {"failed": failed}
-        write_json(data, self.folder / SWEEP_FILE)
-        seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
-        write_json(seconds, self.folder / SECONDS_FILE)
-        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
-        write_report(timed, self.folder / "report.html")
-        return timed
+        return [self.result(row) for row in self.rows if self.is_done(row)], failed
 
     def do_rows(self, questions: Mapping[str, list[QAExample]]) -> None:
         """Do the rows that nobody has done or claimed: from the first, or, beside others, from the last (the longest).
@@ -334,7 +340,7 @@ class Sweep:
     def _row(self, row: Row, questions: Mapping[str, list[QAExample]]) -> None:
         """Train one recipe and score it."""
         started = time.perf_counter()
-        folder = self._file(row, "")
+        folder = self.folder_of(row)
         rag = self.pipeline(row, self.index())
         config = self.config(row)
         curve: list[dict[str, Any]] = []
@@ -454,7 +460,7 @@ class Sweep:
         return {"train": train, "dev": held_out[: world.dev_questions], "test": held_out[world.dev_questions :]}
 
     def _vanilla(self) -> RAG:
-        return self.pipeline(Row("vanilla", Variant.of("vanilla"), 0, {}), self.index())
+        return self.pipeline(Row.of("vanilla", Variant.of("vanilla"), 0, {}, self.settings), self.index())
 
     def index(self) -> PassageIndex:
         """That of the questions; of a world it is built when it is not there."""
@@ -509,18 +515,21 @@ class Sweep:
             f"{what}. Name another folder with --output."
         )
 
+    def folder_of(self, row: Row) -> Path:
+        """Where everything about a row is."""
+        return self.folder / "rows" / row.name
+
     def _file(self, row: Row, name: str) -> Path:
-        return self.folder / "rows" / row.name / name
+        return self.folder_of(row) / name
 
     def is_done(self, row: Row) -> bool:
         """Whether it is trained and scored."""
         return self._file(row, "row.json").is_file()
 
-    def result(self, row: Row) -> RowResult:
-        """What was written of a finished row."""
-        done, forgetting, evaluation = (
-            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("row", "forgetting", "evaluation")
+    def result(self, row: Row, *, evaluation: Mapping[str, Any] | None = None) -> RowResult:
+        """What was written of a finished row; `evaluation` stands in place of that on the test questions."""
+        done, forgetting = (
+            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8")) for name in ("row", "forgetting")
         )
         return RowResult(
             name=row.name,
@@ -529,7 +538,7 @@ class Sweep:
             selfaug=row.variant.selfaug,
             seed=row.seed,
             changes=row.changes,
-            evaluation=evaluation,
+            evaluation=evaluation or read_evaluation(self._file(row, "evaluation.json")),
             general=forgetting["general"],
             kl_drift=forgetting["kl_drift"],
             curve=done["curve"],
