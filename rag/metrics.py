@@ -122,8 +122,8 @@ def ranking_quality(
 
     Relevance is 1 for gold passages, or their grade where a file has `grades` (one for each gold id), and 0 for all
     others. nDCG@k is the sum over the gold passages among the first k of relevance / log2(rank + 1), divided by what
-    the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen 2002); `mrr` is 1 / rank of the first gold
-    passage, 0 when none was found. Its mean over questions is the MRR.
+    the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen 2002); `mrr` is 1 / rank of the first
+    gold passage, 0 when none was found. Its mean over questions is the MRR.
     Of the chunks of a gold document only the first one counts.
 
     >>> ranking_quality(["p7", "p2"], ["p2"], [1])
