@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import RAGError, UsageError
-from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspection, plan, search, train
+from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspection, plan, report, search, sweep, train
 from rag.commands.command import Command, Report
 
 INTERRUPTED = 130
@@ -28,6 +28,8 @@ COMMANDS: dict[str, Command] = {
     **plan.COMMANDS,
     **evaluate.COMMANDS,
     **forgetting.COMMANDS,
+    **sweep.COMMANDS,
+    **report.COMMANDS,
     **ask.COMMANDS,
     **inspection.COMMANDS,
     **demo.COMMANDS,

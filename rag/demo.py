@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.lab import LAB_FILE, LABELS, Lab, LabSettings
+from rag.lab import LABELS, Lab, LabSettings
 from rag.report import write_report
+from rag.sweep import SETTINGS_FILE
 
 DEFAULT_OUTPUT = "rag-demo"
 FINISHED_FILE = "lab-finished"
@@ -76,7 +77,7 @@ def run_demo(
     started = time.perf_counter()
     settings = replace(MODES[mode], seed=seed, **sizes)
     folder = Path(output) if output is not None else Path(DEFAULT_OUTPUT) / f"{mode}-seed-{seed}"
-    if (folder / FINISHED_FILE).is_file() and (folder / LAB_FILE).is_file():
+    if (folder / FINISHED_FILE).is_file() and (folder / SETTINGS_FILE).is_file():
         shutil.rmtree(folder)
     data = Lab(folder, settings, progress=progress, workers=workers).run()
     data["seconds"] = time.perf_counter() - started

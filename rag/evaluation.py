@@ -194,7 +194,7 @@ def _ranking(stage: str, passages: Sequence[Passage], example: QAExample) -> dic
         row |= {f"{stage}_answer_recall@{k}": answer_recall(texts, example.golden_answers, k) for k in cutoffs}
     if example.gold_ids:
         row |= {f"{stage}_recall@{k}": gold_recall(ids, example.gold_ids, k) for k in cutoffs}
-        quality = ranking_quality(ids, example.gold_ids, cutoffs)
+        quality = ranking_quality(ids, example.gold_ids, cutoffs, example.gold_grades)
         row |= {f"{stage}_{name}": value for name, value in quality.items()}
     return row
 
@@ -236,15 +236,19 @@ def answerable(rag: Answerer, examples: Sequence[QAExample], *, batch_size: int 
 
 
 def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidates], k_max: int) -> dict[str, float]:
-    """Recall of a retriever alone at the cut-offs up to `k_max`, over questions with gold ids or golden answers."""
+    """What a retriever alone is worth at the cut-offs up to `k_max`.
+
+    Recall, nDCG and MRR are means over questions with gold ids, answer recall over those with golden answers.
+    """
+    cutoffs = [k for k in CUTOFFS if k <= k_max]
     rows = []
     for example, found in zip(examples, candidates, strict=True):
         row: dict[str, float] = {}
-        for k in (k for k in CUTOFFS if k <= k_max):
-            if example.gold_ids:
-                row[f"recall@{k}"] = gold_recall(found.ids, example.gold_ids, k)
-            if example.golden_answers:
-                texts = [p.contents for p in found.passages]
-                row[f"answer_recall@{k}"] = answer_recall(texts, example.golden_answers, k)
+        if example.gold_ids:
+            row |= {f"recall@{k}": gold_recall(found.ids, example.gold_ids, k) for k in cutoffs}
+            row |= ranking_quality(found.ids, example.gold_ids, cutoffs, example.gold_grades)
+        if example.golden_answers:
+            texts = [p.contents for p in found.passages]
+            row |= {f"answer_recall@{k}": answer_recall(texts, example.golden_answers, k) for k in cutoffs}
         rows.append(row)
     return aggregate(rows)

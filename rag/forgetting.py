@@ -103,7 +103,9 @@ def forgetting(
     """
     scores: list[ModelScores] = []
     if not models:
-        scores.append(measure_model(_base_alone(base, loading), BASE, probes, progress=progress))
+        if base is None:
+            raise UsageError("Forgetting is measured of bundles, or of a base alone; neither came. Give one of them.")
+        scores.append(measure_model(load_base(base, **loading), BASE, probes, progress=progress))
     for name, source in models:
         generator = source if isinstance(source, Generator) else load_generator(source, **loading)
         if scores:
@@ -317,9 +319,8 @@ def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
         )
 
 
-def _base_alone(base: str | Path | None, loading: Mapping[str, Any]) -> Generator:
-    if base is None:
-        raise UsageError("Forgetting is measured of bundles, or of a base alone; neither came. Give one of them.")
+def load_base(base: str | Path, **loading: Any) -> Generator:
+    """A base without any bundle: a Hub name, a folder, or "pocket"; the rest as `load_generator` takes it."""
     model = LanguageModel.from_pretrained(base_path(base), **loading)
     model.name = str(base)
     return Generator(model)

@@ -16,9 +16,12 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import datasets
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -59,7 +62,7 @@ def measure_harness(generator: Generator, role: str, probes: Probes, *, progress
     manager = _task_manager(probes)
     from lm_eval import simple_evaluate
 
-    with _undisturbed():
+    with _undisturbed(progress):
         try:
             results = simple_evaluate(
                 model=model,
@@ -99,13 +102,16 @@ def _task_manager(probes: Probes) -> Any:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed(progress: bool) -> Iterator[None]:
     """The harness prints, starts processes and seeds every generator there is; a caller notices none of it."""
+    from lm_eval.api import task
+
     states = random.getstate(), np.random.get_state()
     single = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr):
+        bars = mock.patch.object(task, "tqdm", partial(tqdm, disable=not progress, leave=False))
+        with torch.random.fork_rng(), contextlib.redirect_stdout(sys.stderr), bars, _dataset_bars(progress):
             yield
     finally:
         random.setstate(states[0])
@@ -114,6 +120,18 @@ def _undisturbed() -> Iterator[None]:
             os.environ.pop("DISABLE_MULTIPROC", None)
         else:
             os.environ["DISABLE_MULTIPROC"] = single
+
+
+@contextlib.contextmanager
+def _dataset_bars(progress: bool) -> Iterator[None]:
+    hidden = datasets.are_progress_bars_disabled()
+    if not progress:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
 
 
 # -- the model ---------------------------------------------------------------------------------------------------
@@ -174,6 +192,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return (
             ids[:-1] if ids and ids[-1] == self.eot_token_id and not string.endswith(self.tokenizer.eos_token) else ids
         )
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each reply behind its context, and whether it is the greedy one."""
+        return list(super().loglikelihood(requests, disable_tqdm=True))  # ours is the bar that takes time
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any

@@ -115,12 +115,15 @@ def gold_recall(ranked_ids: Sequence[str], gold_ids: Sequence[str], k: int) -> f
     return len({gold_document(id, gold) for id in _listed("ranked_ids", ranked_ids)[:k]} - {None}) / len(gold)
 
 
-def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs: Sequence[int]) -> dict[str, float]:
+def ranking_quality(
+    ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs: Sequence[int], grades: Sequence[int] = ()
+) -> dict[str, float]:
     """`ndcg@k` for each cut-off, and `mrr`, of one ranking, as trec_eval computes them (through ir-measures).
 
-    Relevance is 1 for gold passages and 0 for all others. nDCG@k is sum over the gold passages among the first k of
-    1 / log2(rank + 1), divided by what the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen
-    2002); `mrr` is 1 / rank of the first gold passage, 0 when none was found. Its mean over questions is the MRR.
+    Relevance is 1 for gold passages, or their grade where a file has `grades` (one for each gold id), and 0 for all
+    others. nDCG@k is the sum over the gold passages among the first k of relevance / log2(rank + 1), divided by what
+    the best possible ranking of *all* gold passages has (Jarvelin and Kekalainen 2002); `mrr` is 1 / rank of the first
+    gold passage, 0 when none was found. Its mean over questions is the MRR.
     Of the chunks of a gold document only the first one counts.
 
     >>> ranking_quality(["p7", "p2"], ["p2"], [1])
@@ -136,7 +139,7 @@ def ranking_quality(ranked_ids: Sequence[str], gold_ids: Sequence[str], cutoffs:
     for k in cutoffs:
         _check_k(k)
     names = {nDCG @ k: f"ndcg@{k}" for k in cutoffs} | {RR: "mrr"}
-    gold = dict.fromkeys(_checked("gold_ids", gold_ids), 1)
+    gold = dict(zip(_checked("gold_ids", gold_ids), grades or [1] * len(gold_ids), strict=True))
     qrels = {"question": gold}
     # trec_eval sorts by score and breaks ties by id; distinct scores are the ranking itself.
     run: dict[str, dict[str, float]] = {"question": {}}

@@ -52,7 +52,9 @@ class RAGSequence:
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """The most probable of the answers that the documents propose, for each question."""
         proposals = self._proposals(candidates)
-        return [self._best(c, texts) for c, texts in zip(candidates, proposals, strict=True)]
+        priors = log_priors(self.rag, candidates)
+        judged = self._judged(candidates, proposals)
+        return [self._best(*parts) for parts in zip(candidates, proposals, priors, judged, strict=True)]
 
     def _proposals(self, candidates: Sequence[Candidates]) -> list[list[str]]:
         """The greedy answer of each document alone, each different one once."""
@@ -60,9 +62,19 @@ class RAGSequence:
         texts = iter(self.rag.generator.generate(questions, [[p] for c in candidates for p in c.passages]))
         return [list(dict.fromkeys(next(texts) for _ in c.passages)) for c in candidates]
 
-    def _best(self, candidates: Candidates, texts: Sequence[str]) -> Answer:
-        log_p_d = log_priors(self.rag, [candidates])[0]
-        log_p_td = torch.stack([self._log_likelihoods(candidates, text) for text in texts])
+    def _judged(self, candidates: Sequence[Candidates], proposals: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Log p_g of every proposal under every document of its question, `[texts, n]`, all questions together."""
+        rows = [
+            self.rag.row(c.question, [passage], text)
+            for c, texts in zip(candidates, proposals, strict=True)
+            for text in texts
+            for passage in c.passages
+        ]
+        sizes = [len(texts) * len(c) for c, texts in zip(candidates, proposals, strict=True)]
+        found = self.rag.generator.log_probs(rows).split(sizes)
+        return [log_p.view(len(texts), -1) for log_p, texts in zip(found, proposals, strict=True)]
+
+    def _best(self, candidates: Candidates, texts: Sequence[str], log_p_d: Tensor, log_p_td: Tensor) -> Answer:
         log_p_t = (log_p_td + log_p_d).logsumexp(-1)
         best = int(log_p_t.argmax())
         passages = candidates.passages
@@ -75,10 +87,6 @@ class RAGSequence:
             list(range(len(passages))),
             float(log_p_t[best]),
         )
-
-    def _log_likelihoods(self, candidates: Candidates, text: str) -> Tensor:
-        rows = [self.rag.row(candidates.question, [passage], text) for passage in candidates.passages]
-        return self.rag.generator.log_probs(rows)
 
 
 def check_single(rag: RAG, name: str) -> None:

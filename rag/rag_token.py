@@ -59,7 +59,10 @@ class RAGToken:
         return [self._answer(c, d) for c, d in zip(candidates, decoded, strict=True)]
 
     def _answer(self, candidates: Candidates, decoded: "_Decoded") -> Answer:
-        text = self.rag.generator.language_model.tokenizer.decode(decoded.ids, skip_special_tokens=True).strip()
+        (decoded_text,) = self.rag.generator.language_model.tokenizer.batch_decode(
+            [decoded.ids], skip_special_tokens=True
+        )
+        text = decoded_text.strip()
         passages = candidates.passages
         order = list(range(len(passages)))
         return Answer(candidates.question, text, citations(text, passages), passages, order, decoded.log_p)

@@ -1,13 +1,14 @@
 """Baselines and ablations as configurations of the one trainer and the one pipeline.
 
-A recipe says three things: what its selector may do, how its pipeline answers, and what of `DROConfig` it sets. All else
-(questions, rounds, learning rates, seeds) is shared by whoever compares recipes, so that rows differ by their recipe alone.
+A recipe says three things: what its selector may do, how its pipeline answers, and what of `DROConfig` it sets. All
+else (questions, rounds, learning rates, seeds) is shared by whoever compares recipes, so that rows differ by their
+recipe alone.
 
 | recipe | what it is |
 |---|---|
 | vanilla | the base model reads the retriever's top K; nothing is trained |
 | sft | LoRA, supervised on the retriever's top K: an E-step with one certain permutation |
-| replug | REPLUG LSR (arXiv 2301.12652): the retriever learns from a frozen language model, which reads each document alone |
+| replug | REPLUG LSR (arXiv 2301.12652): the retriever learns from a frozen model that reads each document alone |
 | rag_sequence | RAG-Sequence (arXiv 2005.11401): a sum over single documents, of whole answers |
 | rag_token | RAG-Token (the same paper): a sum over single documents at every token |
 | dro_no_selector | DRO whose selector stays the retriever's order |

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag.significance import bootstrap_interval, holm, paired_bootstrap
+from rag.comparison import compare_evaluations
+from rag.significance import bootstrap_interval, holm, paired_bootstrap, sign_flip_test
 
 BASE = "vanilla"
 SAMPLES = 8
@@ -25,7 +26,7 @@ COLUMNS = {
 """Columns of the table, and the score of a question behind each."""
 METRICS = ("exact_match", "f1", GENERAL)
 """What rows are compared by."""
-_TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RowResult:
 
     def timeless_curve(self) -> list[dict[str, Any]]:
         """The records without their times."""
-        return [{name: value for name, value in record.items() if name not in _TIMES} for record in self.curve]
+        return [{name: value for name, value in record.items() if name not in TIMES} for record in self.curve]
 
 
 Pair = tuple[RowResult, RowResult, str]
@@ -131,26 +132,40 @@ def variant_name(result: RowResult) -> str:
 
 def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Paired tests over the same questions; p-values adjusted by Holm over all comparisons of the same metric."""
-    comparisons = [_comparison(*pair) for pair in pairs]
-    for metric in dict.fromkeys(c["metric"] for c in comparisons):
-        family = [c for c in comparisons if c["metric"] == metric]
-        for comparison, adjusted in zip(family, holm([c["p"] for c in family]), strict=True):
-            comparison["p_adjusted"] = adjusted
-    return comparisons
+    found: list[dict[str, Any]] = []
+    for metric in dict.fromkeys(metric for _, _, metric in pairs):
+        chosen = [(one, other) for one, other, name in pairs if name == metric]
+        if metric == GENERAL:
+            found += _compared_tasks(chosen)
+        else:
+            rows = {r.name: r.evaluation for pair in chosen for r in pair}
+            names = [(one.name, other.name) for one, other in chosen]
+            found += compare_evaluations(list(rows.values()), metrics=[COLUMNS[metric]], pairs=names)
+    return found
 
 
-def _comparison(result: RowResult, other: RowResult, metric: str) -> dict[str, Any]:
-    values, others = result.column(metric), other.column(metric)
+def _compared_tasks(pairs: Sequence[tuple[RowResult, RowResult]]) -> list[dict[str, Any]]:
+    """General abilities, task by task: the same for what no evaluation holds."""
+    found = [_comparison(one, other) for one, other in pairs]
+    for p in ("p", "p_exact"):
+        for comparison, adjusted in zip(found, holm([c[p] for c in found]), strict=True):
+            comparison[f"{p}_adjusted"] = adjusted
+    return found
+
+
+def _comparison(result: RowResult, other: RowResult) -> dict[str, Any]:
+    values, others = list(result.general), list(other.general)
     paired = paired_bootstrap(values, others)
     mean = sum(others) / len(others)
     return {
         "name": result.name,
         "against": other.name,
-        "metric": metric,
+        "metric": GENERAL,
         "difference": paired.difference,
         "interval": list(paired.interval),
         "relative": paired.difference / mean if mean else None,
         "p": paired.p,
+        "p_exact": sign_flip_test(values, others),
         "questions": len(values),
     }
 

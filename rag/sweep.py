@@ -11,13 +11,15 @@ questions, and the table is filled from test questions that nothing was chosen b
     rows/NAME/forgetting.json  what is left of the base model
     rows/NAME/row.json         written last: the row is finished
 
-Rows that are finished are not done again, one that was interrupted continues after its last round, and one that fails is
-reported and holds up nobody. `sweep.json` holds no times, so the same sweep is the same file; they are in `seconds.json`.
+Rows that are finished are not done again, one that was interrupted continues after its last round, and one that fails
+is reported and holds up nobody. `sweep.json` holds no times, so the same sweep is the same file; they are in
+`seconds.json`.
 """
 
 import itertools
 import json
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,22 +30,25 @@ from typing import Any
 import torch
 
 from generator.generator import GenerationConfig
-from generator.language_model import AdapterConfig, best_device
+from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
+from indexes.durable import write_text
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import set_up_logs
-from rag.standings import SAMPLES, RowResult, cells, compare, extremes, question_of, sweep_pairs
-from rag.evaluation import Evaluation, answerable, evaluate
-from rag.forgetting import measure_forgetting
+from rag.evaluation import answerable, evaluate
+from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
+from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.pipeline import RAG, encoder_of
 from rag.pocket import POCKET, load_encoder
 from rag.pocket.abilities import Exercise, exercises
 from rag.pocket.domain import Domain, encyclopedia
 from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
+from rag.probes import Probes
 from rag.recipes import RECIPES, Variant
 from rag.report import write_report
+from rag.standings import SAMPLES, TIMES, RowResult, cells, compare, extremes, question_of, sweep_pairs
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
@@ -128,6 +133,8 @@ class SweepSettings:
     exercises: int = 48
     """General-ability tasks of the pocket base: so many at each round, twice as many at the end. 0: none."""
     exercises_seed: int = 42
+    probes: Probes | None = None
+    """Files on which every row is compared with the base: see `rag forgetting`. None: the tasks above are all."""
 
     def __post_init__(self) -> None:
         for name in ("recipes", "seeds"):
@@ -197,6 +204,7 @@ class SweepSettings:
         kinds = {"selector": SelectorConfig, "generation": GenerationConfig, "adapter": AdapterConfig}
         made: dict[str, Any] = {name: kind(**data[name]) for name, kind in kinds.items()}
         made["world"] = None if data["world"] is None else WorldSettings(**data["world"])
+        made["probes"] = None if data["probes"] is None else _probes(data["probes"])
         return cls(**{**data, **made, "recipes": tuple(data["recipes"]), "seeds": tuple(data["seeds"])})
 
 
@@ -208,20 +216,18 @@ class Row:
     variant: Variant
     seed: int
     changes: Mapping[str, Any]
+    label: str
+    """For tables."""
 
     @classmethod
     def of(cls, name: str, variant: Variant, seed: int, changes: Mapping[str, Any], settings: SweepSettings) -> "Row":
         """Named after its recipe, and after its seed and its cell where there are several."""
         if variant.recipe.training is None:  # the same whatever is drawn, and with any setting of training
-            return cls(name, variant, settings.seeds[0], {})
+            return cls(name, variant, settings.seeds[0], {}, variant.label)
         parts = [f"seed={seed}"] if len(settings.seeds) > 1 else []
         parts += [f"{key}={value}" for key, value in changes.items() if len(settings.grid[key]) > 1]
-        return cls("-".join([name, *parts]).replace("/", "_"), variant, seed, dict(changes))
-
-    @property
-    def label(self) -> str:
-        """For tables."""
-        return " ".join([self.variant.label, *self.name.split("-")[1:]])
+        folder = "-".join([name, *parts]).replace("/", "_")
+        return cls(folder, variant, seed, dict(changes), " ".join([variant.label, *parts]))
 
 
 class Watched:
@@ -285,6 +291,21 @@ class Sweep:
         """
         started = time.perf_counter()
         questions = self.questions()
+        results, failed = self.complete(questions)
+        data = self._compared(results, questions) | {"failed": failed}
+        seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
+        write_json(data, self.folder / SWEEP_FILE)
+        write_json(seconds, self.folder / SECONDS_FILE)
+        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
+        write_report(timed, self.folder / "report.html")
+        return timed
+
+    def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:
+        """Do every row that is not done yet; returns the finished ones, and those that failed with the reason.
+
+        Raises:
+            RAGError: Every row failed.
+        """
         for row in self.rows:
             self._file(row, "failed.json").unlink(missing_ok=True)  # tried again
         forget_claims(self.folder)  # of a sweep that was killed
@@ -292,17 +313,10 @@ class Sweep:
             self.do_rows(questions)
         forget_claims(self.folder)
         self.do_rows(questions)  # what a helper left that was killed
-        results = [self.result(row) for row in self.rows if self.is_done(row)]
         failed = [self._failure(row) for row in self.rows if not self.is_done(row)]
-        if not results:
+        if len(failed) == len(self.rows):
             raise RAGError(f"Every row of the sweep failed; the first: {failed[0]['error']}")
-        data = self._compared(results, questions) | {"failed": failed}
-        write_json(self.folder / SWEEP_FILE, data)
-        seconds = {"total": time.perf_counter() - started, "rows": {r.name: r.seconds for r in results}}
-        write_json(self.folder / SECONDS_FILE, seconds)
-        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
-        write_report(timed, self.folder / "report.html")
-        return timed
+        return [self.result(row) for row in self.rows if self.is_done(row)], failed
 
     def do_rows(self, questions: Mapping[str, list[QAExample]]) -> None:
         """Do the rows that nobody has done or claimed: from the first, or, beside others, from the last (the longest).
@@ -310,6 +324,7 @@ class Sweep:
         A row that fails leaves `failed.json` and the next one begins.
         """
         rows = list(enumerate(self.rows, 1))
+        self._probe_base()
         for number, row in rows if self.workers == 1 else reversed(rows):
             if self.is_done(row) or self._file(row, "failed.json").is_file() or not claim(self.folder, row.name):
                 continue
@@ -320,24 +335,28 @@ class Sweep:
             except Exception as error:
                 logger.error("Row %s failed: %s", row.name, error)
                 text = f"{type(error).__name__}: {error}"
-                write_json(self._file(row, "failed.json"), {"error": text, "traceback": traceback.format_exc()})
+                write_json({"error": text, "traceback": traceback.format_exc()}, self._file(row, "failed.json"))
 
     def _row(self, row: Row, questions: Mapping[str, list[QAExample]]) -> None:
         """Train one recipe and score it."""
         started = time.perf_counter()
-        folder = self._file(row, "")
+        folder = self.folder_of(row)
         rag = self.pipeline(row, self.index())
         config = self.config(row)
         curve: list[dict[str, Any]] = []
         if config is not None:
             watched = Watched(rag, self.tasks)
             curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
-        rag.save_pretrained(folder / "bundle", report=curve)
+        bundle = rag.save_pretrained(folder / "bundle", report=[_timeless(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
-        write_json(folder / "evaluation.json", evaluation_data(row.name, row.label, rag, evaluation))
-        write_json(folder / "forgetting.json", self._forgetting(rag))
+        data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
+        write_json(data, folder / "evaluation.json")
+        write_json(self._forgetting(rag), folder / "forgetting.json")
+        self._probe(row, rag, bundle)
         seconds = time.perf_counter() - started
-        write_json(folder / "row.json", {"name": row.name, "seconds": seconds, "curve": curve})
+        write_json(
+            {"name": row.name, "seconds": seconds, "curve": [_finite(record) for record in curve]}, folder / "row.json"
+        )
 
     def _forgetting(self, rag: RAG) -> dict[str, Any]:
         if not self.tasks:
@@ -345,6 +364,34 @@ class Sweep:
         more = exercises(2 * len(self.tasks), seed=self.settings.exercises_seed + 1)
         forgetting = measure_forgetting(rag.generator, more)
         return {"general": forgetting.right, "kl_drift": forgetting.kl_drift}
+
+    def _probe(self, row: Row, rag: RAG, bundle: Path) -> None:
+        """Scores on the probes; a generator that is still the base has those of the base."""
+        if self.settings.probes is None or rag.generator.language_model.is_untrained("generator"):
+            return
+        name, digest = row.name, bundle_digest(bundle)
+        scores = measure_model(
+            rag.generator, "generator", self.settings.probes, name=name, bundle_sha256=digest, progress=self.progress
+        )
+        scores.save(self._file(row, "probes.json"))
+
+    def _probe_base(self) -> None:
+        """The base on the probes: a job like any row."""
+        file, probes = self._base_probes, self.settings.probes
+        if probes is not None and not file.is_file() and claim(self.folder, file.name):
+            measure_model(self._vanilla().generator, BASE, probes, progress=self.progress).save(file)
+
+    @property
+    def _base_probes(self) -> Path:
+        return self.folder / "base-probes.json"
+
+    def _forgotten(self) -> dict[str, Any]:
+        """The forgetting file of all rows whose generator was trained, where there are probes."""
+        if self.settings.probes is None:
+            return {}
+        files = [self._file(row, "probes.json") for row in self.rows if self.is_done(row)]
+        scores = [ModelScores.load(file) for file in (self._base_probes, *files) if file.is_file()]
+        return {"forgetting": forgetting_table(scores)}
 
     def _compared(self, results: Sequence[RowResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
         ours = self._ours(results)
@@ -364,6 +411,7 @@ class Sweep:
             "curves": {r.name: r.timeless_curve() for r in results if r.curve},
             "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation["rows"])))],
             "questions": extremes(results, ours),
+            **self._forgotten(),
         }
 
     def _ours(self, results: Sequence[RowResult]) -> str:
@@ -412,7 +460,7 @@ class Sweep:
         return {"train": train, "dev": held_out[: world.dev_questions], "test": held_out[world.dev_questions :]}
 
     def _vanilla(self) -> RAG:
-        return self.pipeline(Row("vanilla", Variant.of("vanilla"), 0, {}), self.index())
+        return self.pipeline(Row.of("vanilla", Variant.of("vanilla"), 0, {}, self.settings), self.index())
 
     def index(self) -> PassageIndex:
         """That of the questions; of a world it is built when it is not there."""
@@ -460,25 +508,28 @@ class Sweep:
             different = sorted(name for name, value in _data_of(ours).items() if written.get(name) != value)
             what = f"a run with other settings, namely other values of {different}"
         else:
-            write_json(file, ours)
+            write_json(ours, file)
             return
         raise UsageError(
             f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
             f"{what}. Name another folder with --output."
         )
 
+    def folder_of(self, row: Row) -> Path:
+        """Where everything about a row is."""
+        return self.folder / "rows" / row.name
+
     def _file(self, row: Row, name: str) -> Path:
-        return self.folder / "rows" / row.name / name
+        return self.folder_of(row) / name
 
     def is_done(self, row: Row) -> bool:
         """Whether it is trained and scored."""
         return self._file(row, "row.json").is_file()
 
-    def result(self, row: Row) -> RowResult:
-        """What was written of a finished row."""
-        done, forgetting, evaluation = (
-            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("row", "forgetting", "evaluation")
+    def result(self, row: Row, *, evaluation: Mapping[str, Any] | None = None) -> RowResult:
+        """What was written of a finished row; `evaluation` stands in place of that on the test questions."""
+        done, forgetting = (
+            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8")) for name in ("row", "forgetting")
         )
         return RowResult(
             name=row.name,
@@ -487,7 +538,7 @@ class Sweep:
             selfaug=row.variant.selfaug,
             seed=row.seed,
             changes=row.changes,
-            evaluation=evaluation,
+            evaluation=evaluation or read_evaluation(self._file(row, "evaluation.json")),
             general=forgetting["general"],
             kl_drift=forgetting["kl_drift"],
             curve=done["curve"],
@@ -504,6 +555,19 @@ class Sweep:
         code = "import json, sys, rag.sweep; rag.sweep.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
         missing = sum(not self.is_done(row) for row in self.rows)
         return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
+
+
+def _probes(data: Mapping[str, Any]) -> Probes:
+    return Probes(**_tuples(data))
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it: a number that is none is left out."""
+    return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in TIMES}
 
 
 def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -536,43 +600,6 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
 # -- results ---------------------------------------------------------------------------------------------------
 
 
-def evaluation_data(name: str, label: str, rag: RAG, evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as a file holds it; its questions sorted by id."""
-    order = sorted(range(len(evaluation.examples)), key=lambda i: evaluation.examples[i].id)
-    n = len(evaluation.examples)
-    return {
-        "kind": "evaluation",
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "label": label,
-        "pipeline": {"selector": asdict(rag.selector.config), "answering": rag.answering},
-        "dataset": {"n": n, "skipped": evaluation.skipped},
-        "n": n,
-        "n_scored": int(evaluation.metrics["n"]),
-        "metrics": evaluation.metrics,
-        "intervals": {k: list(v) for k, v in evaluation.intervals.items()},
-        "counts": evaluation.counts,
-        "rows": [_evaluated(evaluation, i) for i in order],
-    }
-
-
-def _evaluated(evaluation: Evaluation, i: int) -> dict[str, Any]:
-    example, answer, row = evaluation.examples[i], evaluation.answers[i], evaluation.rows[i]
-    return {
-        "id": example.id,
-        "question": example.question,
-        "golden_answers": list(example.golden_answers),
-        "gold_ids": list(example.gold_ids),
-        "prediction": answer.text,
-        "log_prob": answer.log_prob,
-        "citations": answer.citations,
-        "permutation": answer.permutation,
-        "passages": [asdict(p) for p in answer.passages],
-        "candidates": evaluation.candidates[i],
-        "scores": {k: v for k, v in row.items() if k not in ("id", "question", "prediction")},
-    }
-
-
 def with_times(
     data: Mapping[str, Any], seconds: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
@@ -584,21 +611,10 @@ def with_times(
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def write_json(file: Path, data: Any) -> None:
-    """The whole file or none of it."""
-    _write(file, json.dumps(data, ensure_ascii=False))
-
-
 def write_lines(file: Path, rows: Sequence[Any]) -> None:
     """JSON lines, the whole file or none of it."""
-    _write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -606,4 +622,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _example(row: Mapping[str, Any]) -> QAExample:
-    return QAExample(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+    return QAExample(**_tuples(row))
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where our settings have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

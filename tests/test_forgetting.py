@@ -1,35 +1,82 @@
-"""General abilities are counted exactly, and the drift is the KL of full distributions."""
+"""What forgetting is measured by: counted exactly, against transformers' own losses, the same in every order."""
+
+import gzip
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, PASSAGES, shake_adapters, tiny_language_model
+from test_probes import write
 
-from generator.generator import Generator
+from generator.generator import GenerationConfig, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import render_chat
-from rag.forgetting import kl_drift, measure_forgetting
+from indexes.errors import DataError, MismatchError, UsageError
+from rag.cli import main
+from rag.evaluation_file import bundle_digest, write_json
+from rag.forgetting import (
+    ModelScores,
+    forgetting,
+    forgetting_table,
+    kl_drift,
+    load_base,
+    measure_forgetting,
+    measure_model,
+)
+from rag.measures import Score, measure_answers, measure_drift, measure_pairs, measure_text
+from rag.pipeline import RAG, load_generator
 from rag.pocket.abilities import Exercise
+from rag.probes import Probes, read_pairs, read_texts
 
 PROMPTS = ["Repeat: abc", "What is 2 + 2?", "Sort these: 3 1 2, please."]
+PAIRS = [
+    {"good": "The cats sleep.", "bad": "The cats sleeps.", "task": "agreement"},
+    {"good": "She is here.", "bad": "She are here.", "task": "agreement"},
+    {"good": "Who did you see?", "bad": "Who did you see him?", "task": "island"},
+    {"good": "He hurt himself.", "bad": "He hurt herself.", "task": "binding"},
+    {"good": "It rains.", "bad": "It rain.", "task": "agreement"},
+]
+TEXTS = [passage.text for passage in PASSAGES]
+
+
+def log_prob(model: LanguageModel, text: str, prefix: int) -> float:
+    """transformers' loss with labels, behind the token that stands before a text."""
+    ids = torch.tensor([[prefix, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    labels = ids.clone()
+    labels[0, 0] = -100
+    with torch.no_grad():
+        return -float(model.base_model(input_ids=ids, labels=labels).loss) * (ids.shape[1] - 1)
+
+
+def kl_of(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """KL(base || generator) at each position, by torch's own loss."""
+    log_p = {}
+    for role in ("base", "generator"):
+        with torch.no_grad(), model.use(role):
+            log_p[role] = model.base_model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return torch.nn.functional.kl_div(log_p["generator"], log_p["base"], log_target=True, reduction="none").sum(-1)
+
+
+# -- the laboratory's measures ---------------------------------------------------------------------------------
 
 
 def test_an_untrained_model_has_not_moved() -> None:
     model = tiny_language_model()
     prompts = [render_chat(model.tokenizer, text) for text in PROMPTS]
-    assert kl_drift(Generator(model), prompts) == pytest.approx(0.0, abs=1e-7)
+    assert kl_drift(Generator(model), prompts) == 0.0
 
 
 @pytest.mark.parametrize("budget", [16384, 20])
 def test_the_drift_is_the_mean_kl_of_the_next_token(language_model: LanguageModel, budget: int) -> None:
     prompts = [render_chat(language_model.tokenizer, text) for text in PROMPTS]
-    expected = []
-    for ids in prompts:
-        log_p = {}
-        for role in ("base", "generator"):
-            with torch.no_grad(), language_model.use(role):
-                log_p[role] = language_model.base_model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        kl = torch.nn.functional.kl_div(log_p["generator"], log_p["base"], log_target=True, reduction="none").sum(-1)
-        expected.append(float(kl.mean()))
+    expected = [float(kl_of(language_model, ids).mean()) for ids in prompts]
     found = kl_drift(Generator(language_model, max_tokens_per_batch=budget), prompts)
     assert found == pytest.approx(sum(expected) / len(expected), rel=1e-4)
     assert found > 0.01
@@ -45,3 +92,374 @@ def test_an_exercise_counts_when_the_answer_is_exactly_right() -> None:
     assert result.right == [1.0, 0.0]
     assert result.general == 0.5
     assert result.kl_drift > 0
+
+
+# -- one measure at a time -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("role", ["base", "generator"])
+def test_pairs_are_decided_as_by_transformers(tmp_path: Path, architecture: str, role: str) -> None:
+    model = tiny_language_model(architecture)
+    shake_adapters(model)
+    file = write(tmp_path / "pairs.jsonl", PAIRS)
+    (score,) = measure_pairs(Generator(model, max_tokens_per_batch=50), role, file, progress=False)
+    with model.use(role):
+        expected = {
+            (pair["good"], pair["bad"]): float(log_prob(model, pair["good"], 1) > log_prob(model, pair["bad"], 1))
+            for pair in PAIRS
+        }
+    found = {
+        (item.content.good, item.content.bad): right
+        for item, right in zip(read_pairs(file), score.numerators, strict=True)
+    }
+    assert found == expected
+
+
+def test_a_tie_is_not_right(generator: Generator, tmp_path: Path) -> None:
+    file = write(tmp_path / "ties.jsonl", [{"good": "same here", "bad": "same here"}])
+    assert measure_pairs(generator, "generator", file, progress=False)[0].numerators == (0.0,)
+
+
+def test_accuracy_by_group(generator: Generator, tmp_path: Path) -> None:
+    """One group of three pairs of which two are right, one of one wrong, one of one right: 3/5 over all."""
+    with generator.language_model.use("base"):
+        ordered = [
+            sorted([p["good"], p["bad"]], key=lambda text: -log_prob(generator.language_model, text, 1)) for p in PAIRS
+        ]
+    right = [True, False, False, True, True]
+    rows = [
+        {"good": likely if is_right else unlikely, "bad": unlikely if is_right else likely, "task": pair["task"]}
+        for (likely, unlikely), is_right, pair in zip(ordered, right, PAIRS, strict=True)
+    ]
+    scores = measure_model(generator, "base", Probes(pairs=(write(tmp_path / "p.jsonl", rows),)), progress=False)
+    found = {row["group"]: (row["value"], row["n"]) for row in forgetting_table([scores])["measurements"]}
+    assert found == {"all": (0.6, 5), "agreement": (2 / 3, 3), "binding": (1.0, 1), "island": (0.0, 1)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_perplexity_of_text_that_fits(tmp_path: Path, architecture: str) -> None:
+    model = tiny_language_model(architecture)
+    shake_adapters(model)
+    file = write(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
+    scores = {s.metric: s for s in measure_text(Generator(model), "generator", file, progress=False)}
+    with model.use("generator"):
+        nats = -sum(log_prob(model, text, 1) for text in TEXTS)
+    words, sizes = sum(len(text.split()) for text in TEXTS), sum(len(text.encode()) for text in TEXTS)
+    assert scores["word_perplexity"].ratio().value == pytest.approx(math.exp(nats / words), rel=1e-3)
+    assert scores["byte_perplexity"].ratio().value == pytest.approx(math.exp(nats / sizes), rel=1e-4)
+    assert scores["bits_per_byte"].ratio().value == pytest.approx(nats / sizes / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 10])
+def test_perplexity_of_text_that_is_longer_than_the_context(tmp_path: Path, window: int | None) -> None:
+    """Each window by itself under transformers: 16 tokens of context, or 10, the last with context before it."""
+    model = tiny_language_model(context=16)
+    shake_adapters(model)
+    width = window or 16
+    text = TEXTS[0]
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3 * width and len(ids) % width
+    nats = 0.0
+    with model.use("generator"), torch.no_grad():
+        for end in [*range(width, len(ids), width), len(ids)]:
+            count = width if end % width == 0 else end % width
+            seen = ([1, *ids][end - width : end], ids[end - width : end])
+            log_p = model.base_model(torch.tensor([seen[0]])).logits[0].log_softmax(-1)
+            nats -= float(log_p[torch.arange(width), torch.tensor(seen[1])][-count:].sum())
+    file = write(tmp_path / "t.jsonl", [{"text": text}])
+    score = measure_text(Generator(model), "generator", file, window=window, progress=False)[0]
+    assert score.numerators[0] == pytest.approx(nats, rel=1e-4)
+
+
+def test_replies_are_the_greedy_ones_of_the_role(tmp_path: Path) -> None:
+    model = tiny_language_model()
+    shake_adapters(model)
+    generator = Generator(model, config=GenerationConfig(max_new_tokens=99, temperature=0.7))
+    said = {}
+    for role in ("base", "generator"):
+        with model.use(role), torch.no_grad():
+            ids = [torch.tensor([render_chat(model.tokenizer, text)]) for text in PROMPTS]
+            said[role] = [
+                model.tokenizer.decode(
+                    model.base_model.generate(
+                        i, max_new_tokens=6, do_sample=False, eos_token_id=[1, 4], pad_token_id=1
+                    )[0, i.shape[1] :],
+                    skip_special_tokens=True,
+                )
+                for i in ids
+            ]
+    assert said["base"] != said["generator"]
+    rows = [{"prompt": p, "answer": a, "match": "exact"} for p, a in zip(PROMPTS, said["generator"], strict=True)]
+    rows = [row for row in rows if row["answer"].strip()]
+    file = write(tmp_path / "a.jsonl", [*rows, rows[0] | {"answer": "something else"}])
+    (tuned,) = measure_answers(generator, "generator", file, max_new_tokens=6, progress=False)
+    (base,) = measure_answers(generator, "base", file, max_new_tokens=6, progress=False)
+    assert sum(tuned.numerators) == len(rows) == len(tuned.items) - 1
+    assert sum(base.numerators) < len(rows)
+    assert generator.config.temperature == 0.7
+
+
+def test_drift_of_chat_turns_and_of_text(language_model: LanguageModel, tmp_path: Path) -> None:
+    rows = [{"prompt": PROMPTS[0]}, {"question": PROMPTS[1], "answer": "4"}, {"text": TEXTS[0]}]
+    kl, variation, agreement = measure_drift(
+        Generator(language_model), "generator", write(tmp_path / "d.jsonl", rows), progress=False
+    )
+    tokenizer = language_model.tokenizer
+    ids = [render_chat(tokenizer, p) for p in PROMPTS[:2]] + [[1, *tokenizer(TEXTS[0])["input_ids"]]]
+    assert sorted(kl.numerators) == pytest.approx(sorted(float(kl_of(language_model, i).mean()) for i in ids), rel=1e-4)
+    assert kl.metric == "kl_drift" and not kl.higher_is_better
+    expected, agreed = [], []
+    for row in ids:
+        p = {}
+        for role in ("base", "generator"):
+            with torch.no_grad(), language_model.use(role):
+                p[role] = language_model.base_model(torch.tensor([row])).logits[0].softmax(-1)
+        expected.append(float((p["base"] - p["generator"]).clamp_min(0).sum(-1).mean()))
+        agreed.append(float((p["base"].argmax(-1) == p["generator"].argmax(-1)).float().mean()))
+    assert sorted(variation.numerators) == pytest.approx(sorted(expected), rel=1e-4)
+    assert sorted(agreement.numerators) == pytest.approx(sorted(agreed))
+
+
+def test_what_does_not_fit_is_said_with_its_place(tmp_path: Path) -> None:
+    generator = Generator(tiny_language_model(context=40))
+    long = write(tmp_path / "long.jsonl", [{"prompt": "x" * 30, "answer": "y", "good": "x" * 50, "bad": "y"}])
+    with pytest.raises(DataError, match=r"long\.jsonl:1: a prompt must leave 20 of the model's 40 tokens free"):
+        measure_answers(generator, "base", long, max_new_tokens=20, progress=False)
+    with pytest.raises(DataError, match=r"long\.jsonl: a sentence must fit into 40 tokens; 'xx"):
+        measure_pairs(generator, "base", long, progress=False)
+
+
+# -- the table -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probes(tmp_path: Path) -> Probes:
+    """A little of everything."""
+    rows = [{"prompt": p, "answer": str(i), "group": "even" if i % 2 else "odd"} for i, p in enumerate(PROMPTS)]
+    return Probes(
+        answers=(write(tmp_path / "answers.jsonl", rows),),
+        pairs=(write(tmp_path / "pairs.jsonl.gz", PAIRS),),
+        text=(write(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS]),),
+        drift=(write(tmp_path / "drift.jsonl", [{"prompt": p} for p in PROMPTS]),),
+        max_new_tokens=3,
+    )
+
+
+def test_an_untrained_adapter_is_exactly_the_base(probes: Probes) -> None:
+    table = forgetting([("untrained", Generator(tiny_language_model()))], probes, progress=False)
+    values = {
+        model: [m["value"] for m in table["measurements"] if m["model"] == model] for model in ("base", "untrained")
+    }
+    assert values["base"] == values["untrained"]
+    assert len(values["base"]) == 3 + 4 + 3 + 3
+    assert {(c["difference"], tuple(c["interval"] or (0.0, 0.0)), c["p"] or 1.0) for c in table["comparisons"]} == {
+        (0.0, (0.0, 0.0), 1.0)
+    }
+    assert {m["value"] for m in table["measurements"] if m["metric"] == "kl_drift"} == {0.0}
+
+
+def test_several_models_against_one_base(probes: Probes) -> None:
+    def generator(seed: int) -> Generator:
+        model = tiny_language_model()
+        shake_adapters(model, seed=seed)
+        return Generator(model)
+
+    table = forgetting([("a", generator(1)), ("b", generator(2))], probes, progress=False)
+    assert [model["name"] for model in table["models"]] == ["base", "a", "b"]
+    alone = forgetting([("b", generator(2))], probes, progress=False)
+    of_b = [m for m in table["measurements"] if m["model"] in ("base", "b")]
+    assert of_b == alone["measurements"]
+    assert [c for c in table["comparisons"] if c["model"] == "b"] == alone["comparisons"]
+    assert {c["metric"] for c in alone["comparisons"]} == {
+        "exact_match",
+        "accuracy",
+        "word_perplexity",
+        "byte_perplexity",
+        "bits_per_byte",
+    }
+    (bits,) = [c for c in alone["comparisons"] if c["metric"] == "bits_per_byte"]
+    of = {m["model"]: m["value"] for m in of_b if m["metric"] == "bits_per_byte"}
+    assert bits["difference"] == pytest.approx(of["b"] - of["base"])
+    assert bits["interval"][0] <= bits["difference"] <= bits["interval"][1]
+    assert bits["n"] == len(TEXTS) and 0 < bits["p"] <= 1
+
+
+def test_the_selectors_adapter_can_be_measured(language_model: LanguageModel, probes: Probes) -> None:
+    generator = Generator(language_model)
+    found = [forgetting([("x", generator)], probes, role=role, progress=False) for role in ("generator", "selector")]
+    assert found[0]["measurements"] != found[1]["measurements"]
+    assert found[1]["models"][1]["role"] == "selector"
+
+
+def test_a_shuffled_file_gives_the_same_numbers(generator: Generator, probes: Probes) -> None:
+    before = forgetting([("x", generator)], probes, progress=False)
+    for file in [*probes.pairs, *probes.text, *probes.answers, *probes.drift]:
+        path = Path(file)
+        lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines()
+        random.Random(3).shuffle(lines)
+        write(path, [json.loads(line) for line in lines])
+    assert forgetting([("x", generator)], probes, progress=False) == before
+
+
+def test_scores_survive_a_file(generator: Generator, probes: Probes, tmp_path: Path) -> None:
+    table = forgetting([("x", generator)], probes, scores_folder=tmp_path / "scores", progress=False)
+    loaded = [ModelScores.load(tmp_path / "scores" / f"{name}.json") for name in ("base", "x")]
+    write_json(table, tmp_path / "a.json")
+    write_json(forgetting_table(loaded), tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    with pytest.raises(MismatchError, match="must hold the scores of one model"):
+        ModelScores.load(tmp_path / "a.json")
+
+
+def some_scores(name: str, role: str, sha256: str = "0" * 64, **changes: Any) -> ModelScores:
+    score = Score(
+        task="t",
+        metric="accuracy",
+        higher_is_better=True,
+        items=("i", "j", "k"),
+        groups=(("g",), ("g",), ()),
+        numerators=(1.0, 0.0, 1.0),
+        denominators=(1.0, 1.0, 1.0),
+    )
+    base = {"name": "x", "revision": None, "sha256": sha256, "dtype": "float32", "quantization": None}
+    return ModelScores(name=name, role=role, base=base, bundle_sha256=None, scores=(replace(score, **changes),))
+
+
+def test_only_what_belongs_together_is_compared() -> None:
+    base = some_scores("base", "base")
+    with pytest.raises(MismatchError, match="compared over one base; a stands on 'x'"):
+        forgetting_table([base, some_scores("a", "generator", "1" * 64)])
+    with pytest.raises(MismatchError, match="a and base must be measured on the same items; those of t differ"):
+        forgetting_table([base, some_scores("a", "generator", items=("i", "j", "l"))])
+    with pytest.raises(UsageError, match="needs the base exactly once; 0 of 1"):
+        forgetting_table([some_scores("a", "generator")])
+    with pytest.raises(UsageError, match="different names"):
+        forgetting_table([base, some_scores("base", "generator")])
+    with pytest.raises(UsageError, match="or of a base alone; neither came"):
+        forgetting([], Probes(text=("t.txt",)))
+
+
+def test_reported_values_are_compared_by_their_standard_errors() -> None:
+    """0.5 and 0.2 with errors 0.03 and 0.04 differ by 0.3 with an error of 0.05: six of them."""
+    known: dict[str, Any] = {"numerators": (), "denominators": ()}
+    base = some_scores("base", "base", reported=0.5, stderr=0.03, **known)
+    tuned = some_scores("a", "generator", reported=0.2, stderr=0.04, **known)
+    table = forgetting_table([base, tuned])
+    (found,) = [m for m in table["measurements"] if (m["model"], m["group"]) == ("a", "all")]
+    assert found["value"] == 0.2 and found["interval"] == pytest.approx(
+        [0.2 - 1.96 * 0.04, 0.2 + 1.96 * 0.04], abs=1e-4
+    )
+    (compared,) = [c for c in table["comparisons"] if c["group"] == "all"]
+    assert compared["difference"] == pytest.approx(-0.3)
+    assert compared["interval"] == pytest.approx([-0.3 - 1.96 * 0.05, -0.3 + 1.96 * 0.05], abs=1e-4)
+    assert compared["p"] == pytest.approx(1.97e-9, rel=0.01)
+    unsure = forgetting_table([base, some_scores("a", "generator", reported=0.2, **known)])
+    assert {c["p"] for c in unsure["comparisons"]} == {None}
+
+
+def test_p_values_of_groups_are_adjusted_and_that_of_the_whole_is_not() -> None:
+    base = some_scores("base", "base")
+    tuned = some_scores("a", "generator", numerators=(0.0, 0.0, 1.0), groups=base.scores[0].groups)
+    found = {c["group"]: c for c in forgetting_table([base, tuned])["comparisons"]}
+    assert found["all"]["p_adjusted"] == found["all"]["p"]
+    assert found["g"]["p_adjusted"] == found["g"]["p"]  # a single group
+    assert found["g"]["n"] == 2 and found["all"]["n"] == 3
+
+
+# -- bundles and the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundles(make_rag: Callable[..., RAG], tmp_path: Path) -> list[Path]:
+    """Two bundles over one base whose index is gone."""
+    found = []
+    for name, seed in (("first", 1), ("second", 2)):
+        rag = make_rag()
+        shake_adapters(rag.generator.language_model, seed=seed)
+        found.append(rag.save_pretrained(tmp_path / name / "bundle"))
+        file = found[-1] / "rag_config.json"
+        config = json.loads(file.read_text())
+        config["index"]["path"], config["encoder"]["name"] = "gone", "gone"
+        file.write_text(json.dumps(config))
+    return found
+
+
+def test_a_generator_without_an_index(bundles: list[Path], make_rag: Callable[..., RAG]) -> None:
+    rag = make_rag()
+    shake_adapters(rag.generator.language_model, seed=1)
+    loaded = load_generator(bundles[0], device="cpu")
+    assert loaded.generate(["who?"], [PASSAGES[:2]]) == rag.generator.generate(["who?"], [PASSAGES[:2]])
+    assert loaded.config == rag.generator.config
+    with pytest.raises(MismatchError, match="A bundle is a folder"):
+        load_generator(bundles[0].parent)
+
+
+def test_the_command(bundles: list[Path], probes: Probes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["forgetting", "--bundle", *map(str, bundles), "--device", "cpu", "--max_new_tokens", "3"]
+    words += ["--pairs", str(probes.pairs[0]), "--text", str(probes.text[0]), "--answers", str(probes.answers[0])]
+    words += ["--drift", str(probes.drift[0])]
+    for name in ("one.json", "two.json"):
+        assert main([*words, "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    shown = capsys.readouterr().out
+    assert "first" in shown and "second - base" in shown and "word_perplexity" in shown
+    data = json.loads((tmp_path / "one.json").read_text())
+    assert (data["kind"], data["format_version"]) == ("forgetting", 1)
+    assert [m.get("bundle_sha256") for m in data["models"]] == [None, *(bundle_digest(b) for b in bundles)]
+    assert data["base"]["sha256"] and "/" not in data["base"]["name"]
+    keys = {"model", "task", "group", "metric", "value", "interval", "n", "higher_is_better"}
+    assert {frozenset(row) for row in data["measurements"]} == {frozenset(keys)}
+    in_memory = forgetting(
+        [(n, load_generator(b, device="cpu")) for n, b in zip(("first", "second"), bundles, strict=True)],
+        probes,
+        progress=False,
+    )
+    assert data["measurements"] == in_memory["measurements"]
+
+
+def test_commands_that_will_not_do(bundles: list[Path], probes: Probes, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--pairs", str(probes.pairs[0])]
+    for words, code, message in [
+        ([], 2, "give one of both"),
+        (["--bundle", str(bundles[0]), "--base", "pocket", *pairs], 2, "give one of both"),
+        (["--bundle", str(bundles[0])], 2, "at least one of answers"),
+        (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
+        (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
+        (["--base", "pocket", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
+    ]:
+        assert main(["forgetting", *words]) == code
+        assert message in capsys.readouterr().err
+
+
+def test_bundles_over_different_bases(bundles: list[Path], probes: Probes) -> None:
+    with pytest.raises(MismatchError, match="compared over one base; other stands on"):
+        other = Generator(tiny_language_model(seed=7))
+        forgetting([("first", bundles[0]), ("other", other)], probes, progress=False, device="cpu")
+
+
+# -- real probes -----------------------------------------------------------------------------------------------
+
+
+def test_the_pocket_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
+    """A subset, against transformers on one row of each; numbers of the whole files are in docs/forgetting.md."""
+    generator = load_base("pocket", device="cpu")
+    model = generator.language_model
+    files = {}
+    for name, count in {"blimp": 30, "wikitext2_test": 6, "ifeval": 4, "gsm8k_test": 2}.items():
+        with gzip.open(data_dir / "probes" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            files[name] = write(
+                tmp_path / f"{name}.jsonl", [json.loads(line) for line in itertools.islice(lines, count)]
+            )
+    (pairs,) = measure_pairs(generator, "base", files["blimp"], progress=False)
+    for item, right in zip(read_pairs(files["blimp"]), pairs.numerators, strict=True):
+        good, bad = (
+            log_prob(model, text, model.tokenizer.eos_token_id) for text in (item.content.good, item.content.bad)
+        )
+        assert right == float(good > bad)
+    text = measure_text(generator, "base", files["wikitext2_test"], progress=False)[0]
+    for item, nats in zip(read_texts(files["wikitext2_test"]), text.numerators, strict=True):
+        assert nats == pytest.approx(-log_prob(model, item.content, model.tokenizer.eos_token_id), rel=1e-4)
+    assert len(measure_drift(generator, "generator", files["ifeval"], progress=False)[0].items) == 4
+    (solved,) = measure_answers(generator, "base", files["gsm8k_test"], max_new_tokens=8, progress=False)
+    assert set(solved.numerators) <= {0.0, 1.0}

@@ -11,8 +11,10 @@ import torch
 
 from indexes.errors import UsageError
 from rag.demo import MODES, run_demo
-from rag.lab import LABELS, Lab, LabSettings, compare, default_workers
+from rag.lab import LABELS, Lab, LabSettings, lab_pairs
 from rag.pipeline import RAG
+from rag.standings import RowResult, compare
+from rag.sweep import Sweep, default_workers
 from rag.workers import CLAIMS_FOLDER, Helpers
 
 TINY = LabSettings(
@@ -31,7 +33,8 @@ TINY = LabSettings(
 
 
 def config_of(name: str, tmp_path: Path) -> Any:
-    return Lab(tmp_path / "lab", TINY, progress=False)._config(name)
+    sweep = Lab(tmp_path / "lab", replace(TINY, rows=(name,)), progress=False).sweep
+    return sweep.config(sweep.rows[0])
 
 
 class TestRecipes:
@@ -47,7 +50,7 @@ class TestRecipes:
         }
         assert trained == {
             "sft": (False, True, 0.0),
-            "rag_sequence": (False, True, 0.0),
+            "rag_sequence": (True, True, 0.0),  # the question's side of the retriever
             "dro_no_selector": (False, True, 0.0),
             "dro_no_generator": (True, False, 0.0),
             "dro": (True, True, 0.0),
@@ -68,8 +71,11 @@ class TestRecipes:
 
 
 class TestCompare:
-    def result(self, name: str, right: list[float], general: list[float]) -> dict[str, Any]:
-        return {"name": name, "scores": [{"exact_match": r} for r in right], "general": general}
+    def result(self, name: str, right: list[float], general: list[float]) -> RowResult:
+        rows = [{"id": str(i), "scores": {"exact_match": r}} for i, r in enumerate(right)]
+        about = {"pipeline": {"index": {"corpus_fingerprint": "c"}}, "dataset": {"sha256": "d"}}
+        evaluation = {"name": name, "rows": rows, "metrics": {"exact_match": 0.0}, **about}
+        return RowResult(name, name, name, False, 1, {}, evaluation, general, 0.0, [], 1.0)
 
     def test_differences_are_paired_and_relative_to_the_other(self) -> None:
         results = [
@@ -77,7 +83,7 @@ class TestCompare:
             self.result("dro", [1, 1, 0, 0], [1, 0]),
             self.result("dro_selfaug", [1, 1, 1, 0], [1, 1]),
         ]
-        found = {(c["name"], c["against"], c["metric"]): c for c in compare(results)}
+        found = {(c["name"], c["against"], c["metric"]): c for c in compare(lab_pairs(results))}
         assert found["dro", "base", "exact_match"]["difference"] == 0.25
         assert found["dro", "base", "exact_match"]["relative"] == 1.0
         assert found["dro_selfaug", "dro", "general"]["difference"] == 0.5
@@ -89,13 +95,13 @@ class TestCompare:
             (list(LABELS), "dro"),
             ([name for name in LABELS if name != "dro"], "dro_selfaug"),
         ):
-            found = compare([self.result(name, [1, 0], [1, 1]) for name in rows])
+            found = compare(lab_pairs([self.result(name, [1, 0], [1, 1]) for name in rows]))
             against = [c["against"] for c in found if c["metric"] == "exact_match" and c["name"] == ours]
             assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
 
     def test_nothing_is_relative_to_zero(self) -> None:
         results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
-        assert compare(results)[0]["relative"] is None
+        assert compare(lab_pairs(results))[0]["relative"] is None
 
 
 @pytest.mark.slow
@@ -118,7 +124,7 @@ def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     page = (tmp_path / "lab/report.html").read_text(encoding="utf-8")
     assert all(label in page for label in LABELS.values())
     answered = result.data["samples"][0]
-    again = RAG.from_pretrained(tmp_path / "lab/bundles/dro").answer(answered["question"])
+    again = RAG.from_pretrained(tmp_path / "lab/rows/dro/bundle").answer(answered["question"])
     assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
 
 
@@ -154,7 +160,7 @@ def test_what_a_dead_helper_leaves_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     claim = f"from pathlib import Path; from rag.workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
-    monkeypatch.setattr(Lab, "_helpers", lambda lab: Helpers(1, f"{claim}; raise SystemExit(1)", []))
+    monkeypatch.setattr(Sweep, "_helpers", lambda sweep: Helpers(1, f"{claim}; raise SystemExit(1)", []))
     done: list[str] = []
 
     def after_the_helper(name: str) -> None:
@@ -172,11 +178,11 @@ def test_what_a_dead_helper_leaves_is_done(
 
 def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
-    monkeypatch.setattr("rag.lab.best_device", lambda: "cpu")
-    assert Lab(tmp_path, TINY, workers=None).workers == 2  # no more than rows
-    assert Lab(tmp_path, TINY).workers == 1
+    monkeypatch.setattr("rag.sweep.best_device", lambda: "cpu")
+    assert Lab(tmp_path, TINY, workers=None).sweep.workers == 2  # no more than rows
+    assert Lab(tmp_path, TINY).sweep.workers == 1
     assert default_workers() == 16
-    monkeypatch.setattr("rag.lab.best_device", lambda: "cuda:0")
+    monkeypatch.setattr("rag.sweep.best_device", lambda: "cuda:0")
     assert default_workers() == 1
     with pytest.raises(UsageError, match="workers must be at least 1; 0 came"):
         Lab(tmp_path, TINY, workers=0)
@@ -195,11 +201,11 @@ def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
         Lab(tmp_path / "killed", TINY, progress=False, on_row=kill).run()
-    before = (tmp_path / "killed/results/base.json").stat().st_mtime_ns
+    before = (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns
     lab = Lab(tmp_path / "killed", TINY, progress=False)
     again = lab.run()
-    assert (tmp_path / "killed/results/base.json").stat().st_mtime_ns == before
-    (tmp_path / "killed/results/dro_selfaug.json").unlink()  # trained, but not scored
+    assert (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns == before
+    (tmp_path / "killed/rows/dro_selfaug/row.json").unlink()  # trained, but not scored
     scored = Lab(tmp_path / "killed", TINY, progress=False).run()
     for other in (again, scored):
         for one, two in zip(whole["rows"], other["rows"], strict=True):

@@ -289,3 +289,20 @@ def test_ranking_quality_takes_any_id_and_no_ranking() -> None:
         ranking_quality(["p1"], [], [1])
     with pytest.raises(UsageError, match="k must be at least 1, got 0"):
         ranking_quality(["p1"], ["p1"], [0])
+
+
+def test_grades_are_gains() -> None:
+    """Grade 1 before grade 3: (1 / log2 2 + 3 / log2 3) / (3 / log2 2 + 1 / log2 3)."""
+    log3 = math.log2(3)
+    found = ranking_quality(["low", "high"], ["high", "low"], [1, 2], [3, 1])
+    assert found == pytest.approx({"ndcg@1": 1 / 3, "ndcg@2": (1 + 3 / log3) / (3 + 1 / log3), "mrr": 1.0})
+    assert ranking_quality(["low"], ["high", "low"], [2], [3, 1])["ndcg@2"] == pytest.approx(1 / (3 + 1 / log3))
+
+
+def test_chunks_stand_for_their_document_once() -> None:
+    """Chunks of a at ranks 1 and 2, of b at 4: recall 1/2, 1/2, 1; DCG 1 + 1 / log2 5 of an ideal 1 + 1 / log2 3."""
+    ranked = ["a#2", "a#0", "x", "b#7"]
+    assert [gold_recall(ranked, ["a", "b"], k) for k in (1, 2, 4)] == [0.5, 0.5, 1.0]
+    found = ranking_quality(ranked, ["a", "b"], [4])
+    assert found["ndcg@4"] == pytest.approx((1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3)))
+    assert ranking_quality(ranked, ["b"], [4])["mrr"] == 0.25

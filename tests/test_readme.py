@@ -36,6 +36,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     more = [{"id": f"doc-{n}", "text": f"Hamlet, part {n}"} for n in (17, 18)]
     for name, content in {"corpus": rows, "more": more, "train": questions, "dev": questions[:1]}.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    (tmp_path / "blimp.jsonl").write_text(
+        '{"sentence_good": "It is.", "sentence_bad": "It are.", "UID": "agreement"}\n'
+    )
+    (tmp_path / "wiki.txt").write_text("A paragraph.\n\nAnother one.\n")
     tiny_model(context=6000).save_pretrained(tmp_path / "models/base")
     byte_tokenizer().save_pretrained(tmp_path / "models/base")
     tiny_encoder([p.contents for p in PASSAGES]).save_pretrained(tmp_path / "models/encoder")
@@ -73,7 +77,7 @@ def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert words[0] == "rag"
             assert main(words[1:]) == 0, line
             ran += 1
-    assert ran == 26
+    assert ran == 28
 
 
 def test_the_map_names_files_that_exist() -> None:

@@ -3,82 +3,38 @@
 import copy
 import html
 import math
-import os
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import (
+    HOSTILE,
+    Visit,
+    by_class,
+    by_id,
+    find_browser,
+    hostile,
+    loads,
+    parse,
+    placed,
+    sections,
+    text,
+    ticks,
+    visit,
+)
 
 from indexes.errors import DataError
-from rag.report import _run, render_report, write_report
+from rag.report import render_report, write_report
+from rag.report.comparison import run_sentence
 
 ROOT = Path(__file__).parents[1]
-VOID = {"meta", "link", "input", "br"}
-
-
-class TreeParser(HTMLParser):
-    """HTML as an element tree; an end tag that closes something else is an error, where browsers would guess."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.builder = ET.TreeBuilder()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} comes twice: {attrs}"
-        self.builder.start(tag, {name: value or "" for name, value in attrs})
-        if tag in VOID:
-            self.builder.end(tag)
-        else:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-        self.builder.end(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.builder.data(data)
-
-
-def parse(page: str) -> ET.Element:
-    parser = TreeParser()
-    parser.feed(page)
-    parser.close()
-    assert parser.open == []
-    return parser.builder.close()
-
-
-def text(element: ET.Element) -> str:
-    return " ".join("".join(element.itertext()).split())
-
-
-def by_id(tree: ET.Element, id: str) -> ET.Element:
-    (found,) = [element for element in tree.iter() if element.get("id") == id]
-    return found
-
-
-def by_class(tree: ET.Element, name: str) -> list[ET.Element]:
-    return [element for element in tree.iter() if name in element.get("class", "").split()]
-
-
-def sections(tree: ET.Element) -> list[str]:
-    return [element.get("id", "") for element in tree.iter("section")]
 
 
 def answer(row: str, said: str, em: float | None, permutation: list[int], cited: list[str]) -> dict[str, Any]:
@@ -240,24 +196,6 @@ set(sys.modules) - before} - sys.stdlib_module_names))"
 
 # Nothing is loaded, nothing runs.
 
-LOADING_TAGS = set("script img image iframe frame object embed audio video source track base form use portal".split())
-LOADING_ATTRIBUTES = set("src srcset data poster action formaction background ping xlink:href".split())
-
-
-def loads(tree: ET.Element) -> Iterator[str]:
-    """Whatever could fetch or run something."""
-    for element in tree.iter():
-        if element.tag in LOADING_TAGS:
-            yield f"<{element.tag}>"
-        for name, value in element.attrib.items():
-            link = name == "href" and not (
-                value.startswith("#") or (element.tag == "a" and value.startswith("https://arxiv.org/abs/"))
-            )
-            if name in LOADING_ATTRIBUTES or name.startswith("on") or (link and value != "data:,"):
-                yield f"{element.tag} {name}={value}"
-        style = element.get("style", "") + (text(element) if element.tag == "style" else "")
-        yield from re.findall(r"url\(|@import|@font-face|expression\(", style)
-
 
 @pytest.mark.parametrize(
     "element",
@@ -286,23 +224,6 @@ def test_nothing_is_loaded_and_nothing_runs(tree: ET.Element) -> None:
         "https://arxiv.org/abs/2505.03075",
         "https://arxiv.org/abs/2509.03934",
     }
-
-
-HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="throw 2">&lt;<!-- """
-
-
-def hostile(value: Any, *, keys: bool = False) -> Any:
-    """The same result with an attack before every text, and before the keys that are data."""
-    if isinstance(value, str):
-        return HOSTILE + value
-    if isinstance(value, list):
-        return [hostile(entry) for entry in value]
-    if isinstance(value, dict):
-        return {
-            (HOSTILE + key if keys else key): hostile(entry, keys=key in ("curves", "settings"))
-            for key, entry in value.items()
-        }
-    return value
 
 
 def test_text_stays_text(result: dict[str, Any]) -> None:
@@ -384,7 +305,7 @@ def test_what_was_run(tree: ET.Element) -> None:
     )
     assert "invented" in introduction
     short = {"settings": {"domain": "harbour", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
-    assert _run(short) == (
+    assert run_sentence(short) == (
         "This run: domain harbour, 9 training questions, 7 of which some candidate answers, and no others were learned "
         "from, 1 round."
     )
@@ -404,24 +325,6 @@ def lines(tree: ET.Element, key: str) -> list[list[tuple[float, float]]]:
         [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.get("points", "").split())]
         for line in by_id(tree, f"chart-{key}").iter("polyline")
     ]
-
-
-def number(shown: str) -> float:
-    return float(shown.replace("\u2212", "-"))
-
-
-def ticks(tree: ET.Element, key: str) -> tuple[dict[float, float], dict[float, float]]:
-    """Value to place of the ticks, of the x axis and of the y axis."""
-    found = [e for e in by_class(by_id(tree, f"chart-{key}"), "tick")]
-    below = {number(text(e)): float(e.get("x", "")) for e in found if e.get("text-anchor") == "middle"}
-    left = {number(text(e)): float(e.get("y", "")) - 4 for e in found if e.get("text-anchor") == "end"}
-    return below, left
-
-
-def placed(axis: dict[float, float], value: float) -> float:
-    """Where a value must stand, by the first and the last tick alone."""
-    (low, start), (high, end) = min(axis.items()), max(axis.items())
-    return start + (end - start) * (value - low) / (high - low)
 
 
 def test_the_reference_of_the_curves_is_measured_on_their_questions(result: dict[str, Any]) -> None:
@@ -556,7 +459,7 @@ def test_names_at_the_ends_of_lines_never_overlap(value: float) -> None:
     assert min(b - a for a, b in pairwise(heights)) >= 12.9
     _, y_axis = ticks(tree, "ess")
     assert y_axis[2.0] < heights[0] < heights[-1] < y_axis[1.0] + 5
-    assert {text(name)[1:] for name in names} == {" a row with a v\u2026"}
+    assert {text(name)[1:] for name in names} == {" a row with a very\u2026"}
 
 
 def test_names_stand_beside_the_last_point(tree: ET.Element) -> None:
@@ -582,7 +485,7 @@ def test_a_row_has_one_colour_and_one_shape_all_over_the_page(tree: ET.Element) 
     assert sorted(shapes) == ["s0", "s1", "s2"]
     assert [len(found) for found in shapes.values()] == [1, 1, 1]
     assert len(set.union(*shapes.values())) == 3
-    (table,) = by_class(tree, "results")
+    (table,) = by_class(by_id(tree, "results"), "results")
     assert [sorted(styles(list(row.iter()))) for row in table.findall("tbody/tr")] == [["s0"], ["s1"], ["s2"], []]
     assert [sorted(styles(list(article.iter()))) for article in tree.iter("article")] == [["s0"], ["s2"], ["s1"]] * 2
 
@@ -666,6 +569,9 @@ def test_the_encyclopedia(tree: ET.Element) -> None:
 
 # Parts that are not there.
 
+SECTIONS = [
+    "results", "comparisons", "plane", "rounds", "reliability", "samples", "encyclopedia", "settings",
+]  # fmt: skip
 PARTS = {
     "comparisons": "comparisons",
     "curves": "rounds",
@@ -675,7 +581,7 @@ PARTS = {
 
 
 def test_every_part_has_its_section(tree: ET.Element) -> None:
-    assert sections(tree) == ["results", "comparisons", "rounds", "samples", "encyclopedia", "settings"]
+    assert sections(tree) == SECTIONS
     links = [link.get("href") for link in tree.findall("body/header/nav/a")]
     assert links == [f"#{section}" for section in sections(tree)]
 
@@ -689,8 +595,7 @@ def test_a_missing_part_takes_only_its_section(result: dict[str, Any], part: str
         result[part] = empty
     gone = {PARTS.get(part)}
     tree = parse(render_report(result))
-    every = ["results", "comparisons", "rounds", "samples", "encyclopedia", "settings"]
-    assert sections(tree) == [section for section in every if section not in gone]
+    assert sections(tree) == [section for section in SECTIONS if section not in gone]
 
 
 def test_rows_alone_and_nothing_at_all() -> None:
@@ -724,45 +629,10 @@ def fields(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 
 # In a browser.
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What a browser made of a page: every line of its console, and the document as it stood in the end."""
-
-    messages: list[str]
-    dom: str
-
-
-def visit(browser: str, file: Path, scratch: Path) -> Visit:
-    """Open a file in a headless browser, which tells every message of the console and no severity.
-
-    What a content policy blocks is a message too. A file that is merely not there is none.
-    """
-    home = scratch / "home"
-    home.mkdir(exist_ok=True)
-    flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --enable-logging=stderr --v=0 --dump-dom"
-    done = subprocess.run(
-        [browser, *flags.split(), f"--user-data-dir={scratch / 'profile'}", file.resolve().as_uri()],
-        env={**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home)},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-    # [process:thread:time:INFO:CONSOLE:line] "message", source: where (line); a message may span lines.
-    messages = re.findall(r':CONSOLE[:(]\d+\)?\] "(.*?)", source: ', done.stderr, re.DOTALL)
-    return Visit(messages, done.stdout)
-
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    """A Chromium that starts; some systems have a command of that name that only asks for its installation."""
-    for name in filter(shutil.which, BROWSERS):
-        if subprocess.run([name, "--version"], capture_output=True, check=False).returncode == 0:
-            return name
-    pytest.skip(f"no browser to open the page in: install one of {', '.join(BROWSERS)}")
+    return find_browser()
 
 
 @pytest.fixture
@@ -778,7 +648,7 @@ def test_the_page_opens_without_a_word_in_the_console(
     assert visited.messages == []
     for row in result["rows"]:
         assert row["label"] in visited.dom
-    assert visited.dom.count("<polyline") == 13  # 2 + 2 + 4 + 2 + 2 + 1
+    assert visited.dom.count("<polyline") == 16  # 2 + 2 + 4 + 2 + 2 + 1, and 3 of recall@k
     hostile_page = open_page(write_report(hostile(result), tmp_path / "hostile.html"))
     assert hostile_page.messages == []
     assert "throw 1" in hostile_page.dom

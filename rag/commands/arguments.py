@@ -15,6 +15,11 @@ def corpus_argument(parser: Any) -> None:
     )
 
 
+def split_argument(parser: Any) -> None:
+    """`--split`: which part of a dataset of questions."""
+    parser.add_argument("--split", type=str, help="part of BEIR's folder or of a saved dataset, such as test")
+
+
 def on_error_argument(parser: Any, then: str) -> None:
     """`--on_error`: what becomes of broken rows."""
     parser.add_argument(

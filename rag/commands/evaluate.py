@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import bundle_arguments, open_pipeline
+from rag.commands.arguments import bundle_arguments, open_pipeline, split_argument
 from rag.commands.command import Command, Report, cell, progress, table
 
 
 def _evaluate_arguments(parser: Any) -> None:
     bundle_arguments(parser)
     parser.add_argument("--questions", type=str, help="questions with golden answers")
+    split_argument(parser)
     parser.add_argument("--limit", type=int, help="use only the first so many of the file")
     parser.add_argument(
         "--on_error",
@@ -42,11 +43,13 @@ def _evaluate(args: Any) -> Report:
     from rag import evaluate
     from rag.evaluation import scorable
     from rag.evaluation_file import evaluation_file, write_json
+    from training import check_gold_ids
     from training.data import read_questions
 
-    examples, broken = read_questions(args.questions, limit=args.limit, on_error=args.on_error)
+    examples, broken = read_questions(args.questions, limit=args.limit, split=args.split, on_error=args.on_error)
     scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)
+    examples = check_gold_ids(examples, rag.retriever.index)
     result = evaluate(rag, examples, on_error=args.on_error, progress=progress(args))
     result = replace(result, skipped=result.skipped + len(broken))
     data = evaluation_file(
@@ -56,7 +59,7 @@ def _evaluate(args: Any) -> Report:
         label=args.label or "",
         bundle=args.bundle,
         questions=args.questions,
-        settings={"limit": args.limit, "on_error": args.on_error},
+        settings={"limit": args.limit, "split": args.split, "on_error": args.on_error},
         **_audits(args, rag, result),
     )
     if args.output is not None:

@@ -43,8 +43,16 @@ def _forgetting(args: Any) -> Report:
             "Forgetting is measured of bundles, whose base is known, or of a --base alone; give one of both."
         )
     probes = Probes(
-        **{kind: tuple(args[kind]) for kind in ("answers", "pairs", "text", "drift", "harness")},
-        **{name: args[name] for name in ("harness_path", "harness_limit", "harness_chat", "max_new_tokens", "window")},
+        answers=tuple(args.answers),
+        pairs=tuple(args.pairs),
+        text=tuple(args.text),
+        drift=tuple(args.drift),
+        harness=tuple(args.harness),
+        harness_path=args.harness_path,
+        harness_limit=args.harness_limit,
+        harness_chat=args.harness_chat,
+        max_new_tokens=args.max_new_tokens,
+        window=args.window,
     )
     data = forgetting(
         list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),

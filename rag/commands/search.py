@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import retriever_argument
+from rag.commands.arguments import retriever_argument, split_argument
 from rag.commands.command import Command, Report, metrics_text
 
 
@@ -12,6 +12,7 @@ def _search_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, nargs="*", help="questions to search for")
     parser.add_argument("--index", type=str, required=True, help="index directory")
     parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
+    split_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
@@ -28,11 +29,13 @@ def _search(args: Any) -> Report:
     from rag.evaluation import search_metrics
     from rag.pipeline import encoder_of, retriever_of
     from retriever import Candidates
+    from training import check_gold_ids
 
     if args.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, but {args.batch_size} came.")
     examples = _questions(args)
     index = PassageIndex.open(args.index)
+    examples = check_gold_ids(examples, index)
     retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
@@ -63,7 +66,7 @@ def _questions(args: Any) -> list[Any]:
     if bool(args.question) == bool(args.questions):
         raise UsageError("Give either questions as words or a file with --questions (exactly one of the two).")
     if args.questions:
-        return load_examples(args.questions)
+        return load_examples(args.questions, split=args.split)
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 

@@ -35,7 +35,16 @@ def _train(args: Any) -> Report:
     history = trainer.train()
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    if trainer.state.is_main_process:
+        data["report"] = str(_write_report(Path(config.output_dir), trainer.best_round()))
     return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+
+
+def _write_report(folder: Path, kept: int) -> Path:
+    """The run's page, in its folder."""
+    from rag.report import read_source, write_report
+
+    return write_report({**read_source(folder), "kept_round": kept}, folder / "report.html")
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,318 @@
+"""A sweep on a handful of questions: rows in folders of their own, killed, failed and continued; one comparison."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EXAMPLES_FOR_WORKERS
+
+from generator.generator import GenerationConfig
+from generator.language_model import AdapterConfig
+from indexes.errors import RAGError, UsageError
+from indexes.passage_index import PassageIndex
+from rag.cli import main
+from rag.evaluation_file import read_evaluation
+from rag.pipeline import RAG
+from rag.recipes import RECIPES
+from rag.standings import RowResult, cells, compare, extremes, sweep_pairs
+from rag.sweep import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
+from retriever.selector import SelectorConfig
+from training import DROTrainer, QAExample
+
+
+@pytest.fixture
+def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
+    """Three rows over the toy passages and a tiny model."""
+    rows = [{"question": e.question, "golden_answers": e.golden_answers, "gold_ids": e.gold_ids} for e in EXAMPLES]
+    for split, chosen in (("train", rows[:2]), ("dev", rows[:1]), ("test", rows)):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return SweepSettings(
+        recipes=("vanilla", "rag_token", "dro"),
+        index=str(index.path),
+        **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")},
+        base=str(base),
+        device="cpu",
+        selector=SelectorConfig(num_candidates=4, num_selected=2),
+        documents=2,
+        generation=GenerationConfig(max_new_tokens=3),
+        adapter=AdapterConfig(r=2, lora_alpha=4),
+        training={"rounds": 1, "num_samples": 2, "oversampling": 1, "learning_rate": 1e-3},
+        exercises=0,
+        answerable_only=False,
+    )
+
+
+EXAMPLES = [
+    *EXAMPLES_FOR_WORKERS,
+    QAExample("q3", "which river flows into the Black Sea?", ("the Danube",), ("p10",)),
+]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything that is a result, by path."""
+    names = ("sweep.json", "rows/*/evaluation.json", "rows/*/forgetting.json", "questions/*.jsonl")
+    return {str(f.relative_to(folder)): f.read_bytes() for name in names for f in sorted(folder.glob(name))}
+
+
+def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path: Path) -> None:
+    data = Sweep(tmp_path / "sweep", settings, progress=False).run()
+    assert [row["name"] for row in data["rows"]] == ["vanilla", "rag_token", "dro"]
+    assert data["failed"] == []
+    written = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert (written["kind"], written["format_version"]) == ("sweep", 1)
+    assert "seconds" not in written["rows"][0] and data["rows"][0]["seconds"] > 0
+    assert set(written["curves"]) == {"rag_token", "dro"}
+    assert [record["round"] for record in data["curves"]["dro"]] == [0, 1]
+    against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
+    assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
+    evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
+    assert evaluation["pipeline"]["answering"] == "rag_token"
+    assert evaluation["pipeline"]["selector"]["num_candidates"] == 2
+    assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.items() if k != "rows"}
+    assert {q["list"] for q in written["questions"]} == {"best", "worst"}
+    assert [a["row"] for a in written["questions"][0]["answers"]] == ["vanilla", "rag_token", "dro"]
+    assert (tmp_path / "sweep/report.html").is_file()
+    bundle = RAG.from_pretrained(tmp_path / "sweep/rows/rag_token/bundle", device="cpu")
+    assert bundle.answer(EXAMPLES[0].question).text == evaluation["rows"][0]["prediction"]
+
+
+def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
+    settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Sweep(tmp_path / "whole", settings, progress=False).run()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(trainer: DROTrainer, posteriors: Any, round: int) -> dict[str, float]:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(DROTrainer, "_maximize", kill)
+        Sweep(tmp_path / "killed", settings, progress=False).run()
+    assert (tmp_path / "killed/rows/vanilla/row.json").is_file()
+    assert not (tmp_path / "killed/rows/rag_token/row.json").exists()
+    before = (tmp_path / "killed/rows/vanilla/row.json").stat().st_mtime_ns
+    begun: list[str] = []
+    Sweep(tmp_path / "killed", settings, progress=False, on_row=begun.append).run()
+    assert begun == ["rag_token", "dro"]
+    assert (tmp_path / "killed/rows/vanilla/row.json").stat().st_mtime_ns == before
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed")
+
+
+def test_a_failed_row_holds_up_nobody_and_is_tried_again(
+    settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, recipes=("vanilla", "sft"))
+
+    def fail(trainer: DROTrainer) -> None:
+        raise ValueError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DROTrainer, "train", fail)
+        data = Sweep(tmp_path / "sweep", settings, progress=False).run()
+    assert [row["name"] for row in data["rows"]] == ["vanilla"]
+    assert data["failed"] == [{"name": "sft", "label": "supervised LoRA on top K", "error": "ValueError: no luck"}]
+    assert "in fail" in json.loads((tmp_path / "sweep/rows/sft/failed.json").read_text())["traceback"]
+    again = Sweep(tmp_path / "sweep", settings, progress=False).run()
+    assert [row["name"] for row in again["rows"]] == ["vanilla", "sft"]
+    assert again["failed"] == []
+
+
+def test_a_sweep_whose_rows_all_fail_is_an_error(
+    settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(trainer: DROTrainer) -> None:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(DROTrainer, "train", fail)
+    with pytest.raises(RAGError, match="Every row of the sweep failed; the first: ValueError: no luck"):
+        Sweep(tmp_path / "sweep", replace(settings, recipes=("sft",)), progress=False).run()
+
+
+def test_from_the_shell(
+    settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        json.dumps(
+            {
+                **{name: getattr(settings, name) for name in ("index", "train", "dev", "test", "base", "device")},
+                **settings.training,
+                "recipes": ["vanilla", "sft"],
+                "selector": {"num_candidates": 4, "num_selected": 2},
+                "generation": {"max_new_tokens": 3},
+                "exercises": 0,
+                "answerable_only": False,
+                "workers": 1,
+            }
+        )
+    )
+
+    def fail(trainer: DROTrainer) -> None:
+        raise ValueError("no luck")
+
+    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(DROTrainer, "train", fail)
+        assert main(command) == 1
+    assert "FAILED sft: ValueError: no luck" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in data["rows"]] == ["vanilla", "sft"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "sft - vanilla" in text and "report:" in text
+
+
+class TestSettings:
+    def test_a_row_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
+        grid = {"learning_rate": [0.1, 0.2], "rounds": [1]}
+        some = replace(settings, recipes=("vanilla", "dro"), selfaug=True, seeds=(1, 2), grid=grid)
+        names = [row.name for row in some.rows()]
+        assert names == [
+            "vanilla",
+            *("dro-seed=1-learning_rate=0.1", "dro_selfaug-seed=1-learning_rate=0.1"),
+            *("dro-seed=1-learning_rate=0.2", "dro_selfaug-seed=1-learning_rate=0.2"),
+            *("dro-seed=2-learning_rate=0.1", "dro_selfaug-seed=2-learning_rate=0.1"),
+            *("dro-seed=2-learning_rate=0.2", "dro_selfaug-seed=2-learning_rate=0.2"),
+        ]
+
+    def test_survive_the_file(self, settings: SweepSettings) -> None:
+        some = replace(settings, seeds=(1, 2), grid={"rounds": [1, 2]})
+        assert SweepSettings.from_json(json.loads(json.dumps(some.to_json()))) == some
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"recipes": ("dpo",)}, r"A recipe must be one of .*; 'dpo' came"),
+            ({"recipes": ("replug_selfaug",)}, "that of 'replug' stays the base model"),
+            ({"recipes": ()}, "needs at least one of its recipes; none came"),
+            ({"index": None}, "either a world, or an index with train, dev and test questions"),
+            ({"world": WorldSettings()}, "either a world, or an index with train, dev and test questions"),
+            ({"training": {"learning_rates": 1}}, r"training must name settings of training, .*learning_rates"),
+            ({"grid": {"seed": [1]}}, r"grid must name settings of training, .*\['seed'\] came"),
+            ({"grid": {"rounds": []}}, r"needs values to try; \['rounds'\] has none"),
+            ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; 0 came"),
+            ({"selfaug": True, "training": {"selfaug_alpha": 0.0}}, "needs selfaug_alpha above 0"),
+        ],
+    )
+    def test_wrong_ones_are_refused(self, settings: SweepSettings, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            replace(settings, **change)
+
+    def test_an_unknown_domain_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
+            WorldSettings(domain="law")
+
+    def test_a_folder_of_something_else_is_refused(self, settings: SweepSettings, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine/mine.txt").write_text("mine")
+        with pytest.raises(UsageError, match="holds something else"):
+            Sweep(tmp_path / "mine", settings)
+        Sweep(tmp_path / "sweep", settings)
+        Sweep(tmp_path / "sweep", replace(settings, seeds=(1, 2)))  # more rows of the same sweep
+        assert json.loads((tmp_path / "sweep" / SETTINGS_FILE).read_text())["seeds"] == [1, 2]
+        with pytest.raises(UsageError, match=r"other settings, namely other values of \['documents'\]"):
+            Sweep(tmp_path / "sweep", replace(settings, documents=3))
+
+
+def result(name: str, right: list[float]) -> RowResult:
+    """A row whose only questions are right or wrong."""
+    selfaug = name.endswith("_selfaug")
+    rows = [
+        {
+            "id": f"q{i}",
+            "question": f"question {i}",
+            "golden_answers": ["x"],
+            "gold_ids": [],
+            "prediction": "x",
+            "log_prob": -1.0,
+            "citations": [],
+            "permutation": [0],
+            "passages": [],
+            "candidates": [],
+            "scores": {"exact_match": score, "f1": score},
+        }
+        for i, score in enumerate(right)
+    ]
+    metrics = {"exact_match": 0.0, "f1": 0.0}
+    index = {"corpus_fingerprint": "c"}
+    evaluation = {
+        "name": name,
+        "rows": rows,
+        "metrics": metrics,
+        "pipeline": {"index": index},
+        "dataset": {"sha256": "d"},
+    }
+    return RowResult(
+        name=name,
+        label=name,
+        recipe=name.removesuffix("_selfaug"),
+        selfaug=selfaug,
+        seed=1,
+        changes={},
+        evaluation=evaluation,
+        general=[1.0, 0.0],
+        kl_drift=0.0,
+        curve=[],
+        seconds=1.0,
+    )
+
+
+class TestComparisons:
+    def test_ours_against_all_twins_and_the_base(self) -> None:
+        names = ("vanilla", "sft", "sft_selfaug", "dro", "dro_selfaug")
+        found = compare(sweep_pairs([result(name, [1.0, 0.0]) for name in names], "dro_selfaug"))
+        pairs = [(c["name"], c["against"]) for c in found if c["metric"] == "f1"]
+        assert pairs == [
+            *[("dro_selfaug", other) for other in names[:-1]],
+            ("sft_selfaug", "sft"),
+            *[(name, "vanilla") for name in names[1:-1]],
+        ]
+        assert {c["metric"] for c in found} == {"exact_match", "f1", "general"}
+
+    def test_p_values_are_adjusted_within_a_metric(self) -> None:
+        right = {"vanilla": [0.0] * 12, "sft": [1.0] * 6 + [0.0] * 6, "dro": [1.0] * 12}
+        found = compare(sweep_pairs([result(name, scores) for name, scores in right.items()], "dro"))
+        p = {(c["name"], c["against"]): (c["p"], c["p_adjusted"]) for c in found if c["metric"] == "f1"}
+        assert p["dro", "vanilla"][1] == pytest.approx(3 * p["dro", "vanilla"][0])  # the smallest of three
+        assert max(p.values())[0] == pytest.approx(max(p.values())[1], rel=1.0)
+        assert all(plain <= adjusted <= 1 for plain, adjusted in p.values())
+
+    def test_only_rows_of_one_cell_are_compared(self) -> None:
+        rows = [
+            result("vanilla", [0.0, 1.0]),
+            replace(result("dro", [0.0, 1.0]), name="dro-1"),
+            replace(result("sft", [0.0, 1.0]), name="sft-1"),
+            replace(result("dro", [0.0, 1.0]), name="dro-2", seed=2),
+        ]
+        assert [[r.name for r in cell] for cell in cells(rows)] == [["vanilla", "dro-1", "sft-1"], ["vanilla", "dro-2"]]
+        pairs = {(one.name, other.name) for one, other, _ in sweep_pairs(rows, "dro")}
+        assert pairs == {("dro-1", "vanilla"), ("dro-1", "sft-1"), ("sft-1", "vanilla"), ("dro-2", "vanilla")}
+
+    def test_the_questions_that_gained_and_lost_most(self) -> None:
+        base = result("vanilla", [0.0, 1.0, 0.0, 1.0])
+        ours = result("dro", [1.0, 0.0, 0.0, 1.0])
+        found = [(q["list"], q["id"]) for q in extremes([base, ours], "dro")]
+        assert found == [("best", "q0"), ("best", "q3"), ("worst", "q1"), ("worst", "q2")]
+
+
+@pytest.mark.slow
+def test_every_recipe_on_a_world(tmp_path: Path) -> None:
+    settings = SweepSettings(
+        selfaug=True,
+        world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
+        selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
+        generation=GenerationConfig(max_new_tokens=24),
+        training={"rounds": 1, "num_samples": 2},
+        exercises=12,
+    )
+    data = Sweep(tmp_path / "sweep", settings, progress=False).run()
+    assert data["failed"] == []
+    twins = [f"{name}_selfaug" for name, recipe in RECIPES.items() if recipe.trains_generator]
+    assert [row["name"] for row in data["rows"]] == [*RECIPES, *twins]
+    drift = {row["name"]: row["kl_drift"] for row in data["rows"]}
+    assert [name for name, kl in drift.items() if abs(kl) < 1e-6] == ["vanilla", "replug", "dro_no_generator"]
+    assert asdict(settings.selector)["num_candidates"] == 4
