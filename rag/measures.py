@@ -41,6 +41,9 @@ from indexes.errors import DataError
 from rag.probes import Item, Prompt, Task, read_pairs, read_prompts, read_tasks, read_texts, task_name
 from rag.ratios import Ratio
 
+# A core's cache holds the activations of so many tokens: a fifth faster on the pocket base than four times as many.
+_CPU_TOKENS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -256,8 +259,10 @@ def _distances(base_NH: Tensor, tuned_NH: Tensor, generator: Generator) -> Tenso
 
 
 def _batches(lengths: Sequence[int], generator: Generator, title: str, progress: bool) -> Iterator[list[int]]:
+    on_cpu = generator.language_model.device.type == "cpu"
+    budget = min(generator.max_tokens_per_batch, _CPU_TOKENS) if on_cpu else generator.max_tokens_per_batch
     with tqdm(total=len(lengths), desc=title, disable=not progress, leave=False) as bar:
-        for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
+        for batch in token_budget_batches(lengths, budget):
             yield batch
             bar.update(len(batch))
 
