@@ -101,10 +101,15 @@ class Corpus:
     ) -> "Corpus":
         """Read a corpus from a file, a folder or an address, as its owner ships it.
 
-        Rows: ``.jsonl``, ``.csv``, ``.tsv`` (each also with ``.gz``), ``.parquet`` and ``.arrow`` hold the fields id,
-        title and text. FlashRAG rows (id, contents: the first line is the title), BEIR rows (_id, title, text) and
-        DPR's ``psgs_w100.tsv`` are read as they are, and so is a BEIR ``.zip``, in place. A row without an id is named
-        by its number, counted from 0. Memory does not grow with the text, and by at most 24 bytes for each row.
+        Rows: ``.jsonl``, ``.json`` (an array, or lines under that name), ``.csv``, ``.tsv`` (each also with ``.gz``),
+        ``.parquet`` and ``.arrow`` hold the fields id, title and text. FlashRAG rows (id, contents: the first line is
+        the title), BEIR rows (_id, title, text), DPR's ``psgs_w100.tsv`` and the pages of KILT's knowledge source are
+        read as they are, and so is a BEIR ``.zip``, in place. A row without an id is named by its number, counted from
+        0. Memory does not grow with the text, and by at most 24 bytes for each row.
+
+        Questions: files of HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD and DPR have their passages inside; each becomes
+        one row, with the id that `training.load_examples` calls gold (see `indexes.question_files`). About 100 bytes
+        of memory more are needed for each of these.
 
         Documents: ``.txt``, ``.md``, ``.html``, ``.pdf`` and ``.docx`` are one passage each (the last three need the
         extra ``documents``): the name is the id, and the first heading, HTML's title or the file's name the title.

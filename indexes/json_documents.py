@@ -21,6 +21,7 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _SQUAD_HEAD = re.compile(r'\{\s*"(version|data)"\s*:')
 # How far before the end of the text at hand a complaint may point and still be about a token that is cut there.
 _LONGEST_TOKEN = 64
+_ENDS = tuple(",] \t\r\n")  # what may follow an element
 _DECODER = json.JSONDecoder()
 
 
@@ -120,8 +121,8 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._position)
-                # A number that ends where the text does may go on.
-                if end < len(self._text) or not self._read_on():
+                # A number may go on behind the text at hand ("1" of "1.5"), also where that ends within it ("1.").
+                if end <= len(self._text) - _LONGEST_TOKEN or self._text[end : end + 1] in _ENDS or not self._read_on():
                     self._position = end
                     return value
             except json.JSONDecodeError as error:

@@ -84,10 +84,10 @@ def records(value: object, names: tuple[str, ...], where: str) -> list[Mapping[s
         DataError: It is none of these.
     """
     if isinstance(value, Mapping):
-        columns = [value[name] for name in names if name in value]
-        if len(columns) == len(names) and all(isinstance(column, list | tuple) for column in columns):
-            if len({len(column) for column in columns}) == 1:
-                return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        columns = list(value.values())
+        lists = all(isinstance(column, list | tuple) for column in columns) and set(names) <= set(value)
+        if lists and len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
         raise DataError(f"{where} must have the columns {', '.join(names)} of equal lengths, got {str(value)[:60]!r}.")
     return [_record(entry, names, f"{where}, entry {number}") for number, entry in enumerate(listed(value, where))]
 
@@ -126,14 +126,16 @@ def _carries_passages(fields: Mapping[str, Any]) -> bool:
         return False
     if "question" in fields:
         return any(fields.get(field) is not None for field in ("context", "paragraphs", *DPR_FIELDS))
-    return is_squad_article(fields) or is_kilt_page(fields)
+    return is_squad_article(fields) or is_squad_file(fields) or is_kilt_page(fields)
 
 
 def _row_passages(row: Row) -> list[InnerPassage]:
     fields, where = row.fields, str(row.place)
-    if is_squad_article(fields):
-        return [passage for _, passage, _ in squad_paragraphs(fields, where) if passage is not None]
-    return passages_inside(fields, where) or []
+    if "question" in fields:
+        return passages_inside(fields, where) or []
+    articles = fields["data"] if is_squad_file(fields) else [fields]
+    paragraphs = (found for article in articles for found in squad_paragraphs(mapping(article, where), where))
+    return [passage for _, passage, _ in paragraphs if passage is not None]
 
 
 def _as_rows(row: Row, read: Callable[[Row], list[InnerPassage]]) -> Rows:
@@ -238,7 +240,7 @@ def squad_passage(title: object, context: str, given: object = None) -> InnerPas
 
 def squad_paragraphs(article: Mapping[str, Any], where: str) -> Iterator[tuple[str, InnerPassage | None, Any]]:
     """Place, passage and questions of every paragraph of an article; no passage where it has no context."""
-    for number, paragraph in enumerate(listed(article["paragraphs"], f"{where}: paragraphs")):
+    for number, paragraph in enumerate(listed(article.get("paragraphs"), f"{where}: paragraphs")):
         place = f"{where}, paragraph {number}"
         entry = mapping(paragraph, place)
         context, given = entry.get("context"), entry.get("id")
@@ -250,6 +252,11 @@ def squad_paragraphs(article: Mapping[str, Any], where: str) -> Iterator[tuple[s
 def is_squad_article(fields: Mapping[str, Any]) -> bool:
     """Whether a record is an article of SQuAD with its questions inside; MuSiQue's records have a question too."""
     return "paragraphs" in fields and "question" not in fields
+
+
+def is_squad_file(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is a whole file of SQuAD, which may stand on one line."""
+    return isinstance(fields.get("data"), list) and "question" not in fields
 
 
 def is_kilt_page(fields: Mapping[str, Any]) -> bool:

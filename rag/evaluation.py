@@ -105,6 +105,8 @@ def evaluate(
         UsageError: Another `on_error`.
     """
     kept = scorable(examples, on_error)
+    if len(kept) < len(examples):
+        logger.warning("Left out %d questions without golden answers.", len(examples) - len(kept))
     order = by_id(kept)
     done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
     with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
@@ -151,8 +153,6 @@ def scorable(examples: Sequence[QAExample], on_error: str = "raise") -> list[QAE
             f"{f', the first is {lacking[0]!r}' if lacking else ''}. Leave them out (--on_error skip), or mark as "
             "unanswerable those whose right answer is none."
         )
-    if lacking:
-        logger.warning("Left out %d questions without golden answers; the first is %r.", len(lacking), lacking[0])
     return kept
 
 

@@ -34,6 +34,9 @@ def normalize_answer(s: str) -> str:
 def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
     """1.0 when the normalised prediction equals a normalised golden answer, else 0.0.
 
+    Golden answers that are empty after normalisation ("A", "...") count only where there are no others (SQuAD 2.0's
+    rule; version 1.1 and KILT count them always), so that no answer is never right beside a golden answer.
+
     >>> exact_match("The U.S.", ["United States", "US"])
     1.0
     >>> exact_match("US of A", ["United States", "US"])
@@ -42,16 +45,16 @@ def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
     Raises:
         UsageError: No golden answer, or one string in place of a list.
     """
-    answer = normalize_answer(prediction)
-    return float(any(answer == normalize_answer(golden) for golden in _checked("golden_answers", golden_answers)))
+    return float(normalize_answer(prediction) in _accepted(golden_answers))
 
 
 def f1(prediction: str, golden_answers: Sequence[str]) -> float:
     """Harmonic mean of token precision and token recall, the best over the golden answers.
 
     Tokens are counted with multiplicity after normalisation. When prediction or golden answer is empty after
-    it, the value is 1 if both are and 0 otherwise (SQuAD 2.0's rule; version 1.1 gives 0 to both). `yes` and
-    `no` are plain tokens here, whereas HotpotQA's script gives 0 to any answer that only contains them.
+    it, the value is 1 if both are and 0 otherwise (SQuAD 2.0's rule; version 1.1 and KILT give 0 to both), and golden
+    answers that are empty after it count as in `exact_match`. `yes` and `no` are plain tokens here, whereas HotpotQA's
+    script gives 0 to any answer that only contains them.
 
     "cat sat mat" shares 2 tokens with "cat sat": precision 2/3, recall 2/2, so 2 * (2/3) / (2/3 + 1) = 0.8.
 
@@ -65,7 +68,8 @@ def f1(prediction: str, golden_answers: Sequence[str]) -> float:
     Raises:
         UsageError: No golden answer, or one string in place of a list.
     """
-    return max(_token_f1(prediction, golden) for golden in _checked("golden_answers", golden_answers))
+    tokens = normalize_answer(prediction).split()
+    return max(_token_f1(tokens, golden.split()) for golden in _accepted(golden_answers))
 
 
 def answer_recall(passages_texts: Sequence[str], golden_answers: Sequence[str], k: int) -> float:
@@ -164,8 +168,13 @@ def aggregate(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {**means, "n": float(len(rows))}
 
 
-def _token_f1(prediction: str, golden: str) -> float:
-    predicted, expected = normalize_answer(prediction).split(), normalize_answer(golden).split()
+def _accepted(golden_answers: Sequence[str]) -> list[str]:
+    """The golden answers, normalised, without empty ones; the empty one where no other is left."""
+    normalised = [normalize_answer(golden) for golden in _checked("golden_answers", golden_answers)]
+    return [answer for answer in normalised if answer] or [""]
+
+
+def _token_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
     if not predicted or not expected:
         return float(predicted == expected)
     shared = (Counter(predicted) & Counter(expected)).total()

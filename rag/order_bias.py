@@ -16,18 +16,20 @@ Legend: n candidates, K passages read, R shuffles.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from indexes.chunking import gold_document
+from indexes.corpus import Passage
 from indexes.errors import UsageError
 from rag.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
 from rag.metrics import exact_match, f1, normalize_answer
-from rag.pipeline import RAG, Answer
+from rag.pipeline import RAG, SELECTION, Answer
 from rag.significance import estimate
+from retriever.dense import Candidates
 from training.data import QAExample
 from training.estimation import stable_seed
 
@@ -78,18 +80,24 @@ def order_bias(
     with rag.generator.greedily(), progress_bar(len(order), "order bias", progress) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            for i, row in _with_shuffled_candidates(rag, evaluation, batch, draw).items():
+            reader = _Reader(rag, {i: evaluation.answers[i] for i in batch})
+            for i, row in _with_shuffled_candidates(rag, evaluation, batch, draw, reader).items():
                 rows[i]["candidates"] = row
-            if isinstance(rag, RAG):  # baselines that sum over documents read one at a time
-                for i, row in _with_shuffled_passages(rag, evaluation, batch, draw).items():
+            if _selects(rag):  # who sums over documents reads one at a time
+                for i, row in _with_shuffled_passages(evaluation, batch, draw, reader).items():
                     rows[i]["passages"] = row
             bar.update(len(batch))
     ordered = [rows[i] for i in order]
     summary: dict[str, Any] = {"shuffles": shuffles, "seed": seed, "candidates": _summary(ordered, "candidates")}
-    if isinstance(rag, RAG):
+    if _selects(rag):
         positions = _by_gold_position(ordered)
         summary["passages"] = _summary(ordered, "passages") | {"exact_match_by_gold_position": positions}
     return OrderBias(summary, rows)
+
+
+def _selects(rag: Answerer) -> TypeGuard[RAG]:
+    """Whether answers are read from what the selector chose, all at once."""
+    return isinstance(rag, RAG) and rag.answering == SELECTION
 
 
 def other_orders(n: int, count: int, *key: object) -> list[_Order]:
@@ -108,8 +116,39 @@ def other_orders(n: int, count: int, *key: object) -> list[_Order]:
 # -- the two audits --------------------------------------------------------------------------------------------
 
 
+class _Reader:
+    """Answers to the questions of a batch from other passages; what was read in an order before is not read again."""
+
+    def __init__(self, rag: Answerer, originals: Mapping[int, Answer]) -> None:
+        self.rag, self.originals = rag, originals
+        self.known = {self._key(i, answer.passages): answer.text for i, answer in originals.items()}
+
+    @staticmethod
+    def _key(i: int, passages: Sequence[Passage]) -> tuple[int, tuple[str, ...]]:
+        return i, tuple(p.id for p in passages)
+
+    def select(self, jobs: Sequence[tuple[int, Candidates]]) -> list[tuple[str, Sequence[Passage]]]:
+        """The pipeline's answer from candidates, and what it read."""
+        if not _selects(self.rag):
+            return [(answer.text, answer.passages) for answer in self.rag.answer_from([c for _, c in jobs])]
+        permutations = [p.z_mK[0].tolist() for p in self.rag.selector.select([c for _, c in jobs])]
+        chosen = [(i, [c.passages[at] for at in z]) for (i, c), z in zip(jobs, permutations, strict=True)]
+        return list(zip(self.read(chosen), [passages for _, passages in chosen], strict=True))
+
+    def read(self, jobs: Sequence[tuple[int, Sequence[Passage]]]) -> list[str]:
+        """The generator's answer from passages in the order given."""
+        new = {
+            self._key(i, passages): (i, passages) for i, passages in jobs if self._key(i, passages) not in self.known
+        }
+        texts = self.rag.generator.generate(
+            [self.originals[i].question for i, _ in new.values()], [passages for _, passages in new.values()]
+        )
+        self.known.update(zip(new, texts, strict=True))
+        return [self.known[self._key(i, passages)] for i, passages in jobs]
+
+
 def _with_shuffled_candidates(
-    rag: Answerer, evaluation: Evaluation, batch: Sequence[int], draw: _Draw
+    rag: Answerer, evaluation: Evaluation, batch: Sequence[int], draw: _Draw, reader: _Reader
 ) -> dict[int, dict[str, Any]]:
     """One row for each question of the batch that has two candidates or more."""
     examples, originals = evaluation.examples, evaluation.answers
@@ -117,49 +156,36 @@ def _with_shuffled_candidates(
         zip(batch, rag.retriever.search([examples[i].question for i in batch], rag.num_candidates), strict=True)
     )
     orders = {i: drawn for i in batch if (drawn := draw("candidates", len(found[i]), i))}
-    answers = _each_once(orders, lambda jobs: rag.answer_from([found[i].reordered(order) for i, order in jobs]))
+    jobs = [(i, order) for i, drawn in orders.items() for order in dict.fromkeys(drawn)]
+    given = dict(zip(jobs, reader.select([(i, found[i].reordered(order)) for i, order in jobs]), strict=True))
     rows = {}
     for i, drawn in orders.items():
-        given = [answers[i, order] for order in drawn]
-        overlap = math.fsum(_overlap(originals[i], answer) for answer in given) / len(given)
-        rows[i] = _row(examples[i], originals[i].text, [a.text for a in given]) | {"selected_overlap": overlap}
+        texts, chosen = zip(*(given[i, order] for order in drawn), strict=True)
+        overlap = math.fsum(_overlap(originals[i].passages, passages) for passages in chosen) / len(chosen)
+        rows[i] = _row(examples[i], originals[i].text, texts) | {"selected_overlap": overlap}
     return rows
 
 
-def _overlap(answer: Answer, other: Answer) -> float:
-    """Jaccard's index of what was read for both."""
-    ids, others = {p.id for p in answer.passages}, {p.id for p in other.passages}
+def _overlap(one: Sequence[Passage], other: Sequence[Passage]) -> float:
+    """Jaccard's index of two sets of passages."""
+    ids, others = {p.id for p in one}, {p.id for p in other}
     return len(ids & others) / len(ids | others)
 
 
 def _with_shuffled_passages(
-    rag: RAG, evaluation: Evaluation, batch: Sequence[int], draw: _Draw
+    evaluation: Evaluation, batch: Sequence[int], draw: _Draw, reader: _Reader
 ) -> dict[int, dict[str, Any]]:
     """One row for each question of the batch that two passages or more were read for."""
     examples, originals = evaluation.examples, evaluation.answers
     orders = {i: drawn for i in batch if (drawn := draw("passages", len(originals[i].passages), i))}
-    texts = _each_once(
-        orders,
-        lambda jobs: rag.generator.generate(
-            [examples[i].question for i, _ in jobs],
-            [[originals[i].passages[at] for at in order] for i, order in jobs],
-        ),
-    )
+    jobs = [(i, order) for i, drawn in orders.items() for order in drawn]
+    texts = iter(reader.read([(i, [originals[i].passages[at] for at in order]) for i, order in jobs]))
     rows = {}
     for i, drawn in orders.items():
         ids = [p.id for p in originals[i].passages]
         gold = [_first_gold([ids[at] for at in order], examples[i]) for order in [range(len(ids)), *drawn]]
-        row = _row(examples[i], originals[i].text, [texts[i, order] for order in drawn])
-        rows[i] = row | {"gold_positions": gold}
+        rows[i] = _row(examples[i], originals[i].text, [next(texts) for _ in drawn]) | {"gold_positions": gold}
     return rows
-
-
-def _each_once(
-    orders: dict[int, list[_Order]], answer: Callable[[list[tuple[int, _Order]]], Sequence[Any]]
-) -> dict[tuple[int, _Order], Any]:
-    """The answer to every different (question, order): two passages have one other order, however often it is drawn."""
-    jobs = list(dict.fromkeys((i, order) for i, drawn in orders.items() for order in drawn))
-    return dict(zip(jobs, answer(jobs), strict=True)) if jobs else {}
 
 
 def _first_gold(ids: Sequence[str], example: QAExample) -> int | None:

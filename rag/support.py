@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from generator.generator import AnswerRow
+from indexes.errors import UsageError
 from rag.evaluation import Evaluation, by_id, progress_bar
 from rag.metrics import normalize_answer
-from rag.pipeline import RAG, Answer
+from rag.pipeline import RAG, SELECTION, Answer
 from rag.significance import estimate
 
 THRESHOLD = 0.1
@@ -50,7 +51,15 @@ def support(
         threshold: Nats; a citation with a greater drop is supported.
         batch_size: Questions at a time.
         progress: Show a progress bar.
+
+    Raises:
+        UsageError: The pipeline sums over single documents, so none of its answers was read from a list.
     """
+    if rag.answering != SELECTION:
+        raise UsageError(
+            f"Support is of passages that were read together; this pipeline answers by {rag.answering}, document by "
+            "document. Leave the audit out."
+        )
     rows: list[list[dict[str, Any]]] = [[] for _ in evaluation.answers]
     order = by_id(evaluation.examples)
     with rag.generator.greedily(), progress_bar(len(order), "support", progress) as bar:

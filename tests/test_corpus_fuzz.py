@@ -312,7 +312,7 @@ whole("pointer.jsonl", lambda draw: b"version https://git-lfs.github.com/spec/v1
 whole("picture.jsonl", lambda draw: b"\x89PNG\r\n\x1a\n" + draw(st.binary(max_size=40)))
 whole("noise.jsonl", lambda draw: b"\xff" + draw(st.binary(max_size=200)))
 whole("deep.jsonl", lambda draw: b"[" * draw(st.integers(100_000, 300_000)))
-whole("unknown.json", lambda draw: json_lines([sound(draw, "a")]))
+whole("unknown.dat", lambda draw: json_lines([sound(draw, "a")]))
 whole("no-suffix", lambda draw: json_lines([sound(draw, "a")]))
 whole("c.jsonl.bz2", lambda draw: json_lines([sound(draw, "a")]))
 whole("c.parquet.gz", lambda draw: gzip.compress(b"PAR1"))

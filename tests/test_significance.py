@@ -1,12 +1,20 @@
 """Bootstrap intervals and paired comparisons, against closed forms."""
 
+import itertools
 import math
 import random
 
 import pytest
 
 from indexes.errors import UsageError
-from rag.significance import bootstrap_interval, holm, paired_bootstrap
+from rag.significance import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    estimate,
+    holm,
+    paired_bootstrap,
+    sign_flip_test,
+)
 
 
 def test_the_interval_of_a_proportion_is_the_normal_one() -> None:
@@ -52,6 +60,12 @@ def test_different_numbers_of_scores_are_refused() -> None:
         paired_bootstrap([1.0, 0.0], [1.0, 0.0, 1.0])
 
 
+def test_one_question_leaves_nothing_to_resample() -> None:
+    assert bootstrap_interval([0.3]) == (0.3, 0.3)
+    assert bootstrap_intervals({"a": [0.3], "b": [0.7]}) == {"a": (0.3, 0.3), "b": (0.7, 0.7)}
+    assert paired_bootstrap([1.0], [0.0]).interval == (1.0, 1.0)
+
+
 def test_no_score_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one score; none came"):
         bootstrap_interval([])
@@ -77,3 +91,60 @@ def test_holm_stops_at_one_and_leaves_a_single_comparison_alone() -> None:
 def test_holm_refuses_what_is_no_probability(wrong: float) -> None:
     with pytest.raises(UsageError, match=r"lies in \[0, 1\]"):
         holm([0.5, wrong])
+
+
+def test_many_intervals_are_those_of_one_metric_at_a_time() -> None:
+    rng = random.Random(3)
+    columns = {
+        "a": [rng.random() for _ in range(40)],
+        "b": [float(rng.random() < 0.3) for _ in range(40)],
+        "few": [rng.random() for _ in range(7)],
+        "flat": [0.1] * 40,
+    }
+    found = bootstrap_intervals(columns)
+    assert list(found) == list(columns)
+    assert found["few"] == bootstrap_interval(columns["few"])
+    for name in ("a", "b", "flat"):
+        assert found[name] == pytest.approx(bootstrap_interval(columns[name]), abs=1e-12)
+    assert bootstrap_intervals({}) == {}
+
+
+def test_intervals_do_not_depend_on_how_many_are_resampled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [random.Random(i).random() for i in range(50)]
+    at_once = bootstrap_interval(values)
+    monkeypatch.setattr("rag.significance._MOST_AT_ONCE", 700)
+    assert bootstrap_interval(values) == at_once
+
+
+def test_an_estimate_of_nothing_has_no_value() -> None:
+    assert estimate([]) == {"value": None, "interval": None, "n": 0}
+    assert estimate([0.5, 0.5]) == {"value": 0.5, "interval": [0.5, 0.5], "n": 2}
+
+
+def test_the_sign_flip_test_of_right_and_wrong_is_mcnemars() -> None:
+    """6 won, 1 lost: 2 P(at most 1 of 7 heads) = 2 (1 + 7) / 2^7."""
+    ours, theirs = [1.0] * 6 + [0.0] + [1.0] * 20, [0.0] * 6 + [1.0] + [1.0] * 20
+    assert sign_flip_test(ours, theirs) == pytest.approx(2 * 8 / 2**7)
+    assert sign_flip_test(theirs, ours) == pytest.approx(2 * 8 / 2**7)
+
+
+def test_the_sign_flip_test_of_few_questions_tries_every_sign() -> None:
+    differences = [0.5, 0.25, -0.125, 0.75, 0.3, 0.0]
+    signs = list(itertools.product([1, -1], repeat=5))
+    means = [sum(s * d for s, d in zip(sign, differences[:5], strict=True)) for sign in signs]
+    observed = sum(differences)
+    at_least = sum(m >= observed - 1e-12 for m in means) / len(means)
+    assert sign_flip_test(differences, [0.0] * 6) == pytest.approx(2 * at_least)
+
+
+def test_the_sign_flip_test_of_many_questions_is_near_the_normal_one() -> None:
+    rng = random.Random(5)
+    differences = [rng.gauss(0.1, 1.0) for _ in range(300)]
+    z = sum(differences) / math.sqrt(sum(d * d for d in differences))
+    assert sign_flip_test(differences, [0.0] * 300) == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.02)
+
+
+def test_equal_scores_flip_nothing() -> None:
+    assert sign_flip_test([1.0, 0.5], [1.0, 0.5]) == 1.0
+    with pytest.raises(UsageError, match="at least one question"):
+        sign_flip_test([], [])

@@ -101,6 +101,20 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path, mon
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
 
 
+def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    """They choose no round, and survive a killed run as they were."""
+    trainer = train(make_rag(), settings(tmp_path / "run", rounds=1))
+    record = trainer.history[-1]
+    assert {f"eval_{name}" for name in record["eval_intervals"]} <= set(record)
+    low, high = record["eval_intervals"]["f1"]
+    assert low <= record["eval_f1"] <= high
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == trainer.history
+    with pytest.raises(UsageError, match="must be one of") as error:
+        train(make_rag(), settings(tmp_path / "other", rounds=1, metric_for_best_model="intervals"))
+    assert "'intervals'," not in str(error.value)
+
+
 def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Best at round 1, patience 2: rounds 2 and 3 run, 4 and 5 do not."""
     rag = make_rag()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from training.config import DROConfig
     from training.data import QAExample, load_examples
     from training.estimation import EStep, Posterior
+    from training.gold_ids import check_gold_ids
     from training.maximization import JointModel, MStepTrainer
     from training.trainer import DROTrainer
 
@@ -20,6 +21,7 @@ _EXPORTS = {
     "MStepTrainer": "training.maximization",
     "Posterior": "training.estimation",
     "QAExample": "training.data",
+    "check_gold_ids": "training.gold_ids",
     "load_examples": "training.data",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "MStepTrainer",
     "Posterior",
     "QAExample",
+    "check_gold_ids",
     "load_examples",
 ]
 

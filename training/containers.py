@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from indexes.errors import DataError, UsageError
 from indexes.formats import BATCH_ROWS
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
-from indexes.question_files import is_squad_article, listed, mapping, squad_paragraphs
+from indexes.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
 from indexes.sources import load_saved_dataset
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -33,8 +33,8 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
-# A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than this.
-_LONGEST_LITERAL = 10**6
+# A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than a field of `csv`.
+_LONGEST_LITERAL = 2**17
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -204,7 +204,7 @@ def _questions(record: Record | BrokenRecord) -> Records:
     """The record itself, or the questions inside when it is an article, or a whole file, of SQuAD."""
     if isinstance(record, BrokenRecord):
         yield record
-    elif isinstance(record.fields.get("data"), list) and "question" not in record.fields:
+    elif is_squad_file(record.fields):
         for number, entry in enumerate(record.fields["data"]):
             yield from _questions(Record(f"{record.where}, record {number}", 0, mapping(entry, record.where)))
     elif is_squad_article(record.fields):
@@ -235,32 +235,23 @@ def _is_dpr_text(head: str) -> bool:
 
 
 def _dpr_records(path: Path) -> Records:
-    reader = csv.reader((text for _, text in _lines(path)), delimiter="\t")
-    number, line = 0, 1
-    while True:
-        where = f"{path}:{line}"
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"{where}: rows must be tab-separated; this one breaks ({error}). Mend the line."
-            ) from error
-        if row is None:
-            return
-        line = reader.line_num + 1
-        if row:
-            yield _dpr_record(row, where, number)
-            number += 1
+    filled = ((line, text) for line, text in _lines(path) if text.strip())
+    for number, (line, text) in enumerate(filled):
+        yield _dpr_record(text, f"{path}:{line}", number)
 
 
-def _dpr_record(row: list[str], where: str, number: int) -> Record | BrokenRecord:
+def _dpr_record(text: str, where: str, number: int) -> Record | BrokenRecord:
     try:
+        # A line at a time: behind a quote that is not closed, all other questions would be read as one.
+        row = next(csv.reader([text], delimiter="\t"))
         if len(row) != 2:
             raise DataError(f"{where}: a row must be a question and its answers; this one has {len(row)} fields.")
-        # A question that nobody named is told from others by what it says; training.data numbers none of these.
+        # Like DPR's other files, whose questions have no ids either, and without the passages.
         return Record(
             where, number, {"question": row[0], "answers": answer_literal(row[1], where), "positive_ctxs": []}
         )
+    except csv.Error as error:
+        return BrokenRecord(DataError(f"{where}: a row must be tab-separated; this one breaks ({error}). Mend it."))
     except DataError as error:
         return BrokenRecord(error)
 
@@ -269,7 +260,7 @@ def answer_literal(text: str, where: str) -> list[str]:
     """The list of texts that a Python literal writes, without running anything.
 
     Raises:
-        DataError: It is longer than a million characters, is no literal, or is one of something else.
+        DataError: It is longer than 131,072 characters, is no literal, or is one of something else.
     """
     value: object = None
     if len(text) <= _LONGEST_LITERAL:

@@ -24,7 +24,7 @@ class GoldCoverage(NamedTuple):
 
 
 def gold_coverage(examples: Sequence[QAExample], passages: PassageIndex | Corpus) -> GoldCoverage:
-    """Which gold ids of the questions no passage has."""
+    """Which gold ids of the questions no passage has, and none has as the document that it is a chunk of."""
     corpus = passages if isinstance(passages, Corpus) else passages.corpus
     with_gold = [example for example in examples if example.gold_ids]
     asked = dict.fromkeys(id_ for example in with_gold for id_ in example.gold_ids)

@@ -132,7 +132,7 @@ def _record_id(record: Record, unanswerable: bool) -> str:
         return ""
     id_ = identifier(record.number if given is None else given, record.where)
     # MuSiQue-Full asks every question twice under one id, once with a supporting paragraph taken away.
-    return f"{id_}~unanswerable" if unanswerable and "answerable" in fields else id_
+    return f"{id_}~unanswerable" if unanswerable and {"answerable", "paragraphs"} <= set(fields) else id_
 
 
 def _answers(fields: Mapping[str, Any], aliases: Aliases, where: str) -> Iterator[str]:
@@ -231,7 +231,7 @@ READERS = (
 
 def content_id(example: QAExample) -> str:
     """An id for a question without one, from what it says, so that the order of its file does not matter."""
-    said = json.dumps([example.question, example.golden_answers, example.gold_ids], ensure_ascii=True)
+    said = json.dumps([example.question, sorted(example.golden_answers), sorted(example.gold_ids)], ensure_ascii=True)
     return f"q~{hashlib.blake2b(said.encode(), digest_size=6).hexdigest()}"
 
 

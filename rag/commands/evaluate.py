@@ -1,6 +1,7 @@
 """`rag evaluate`: score a pipeline on questions with answers, audit it, and compare what was scored."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def _evaluate_arguments(parser: Any) -> None:
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help="of a question that nothing can be scored against: stop, or leave it out and count it",
+        help="of a broken row, or a question that nothing can be scored against: stop, or leave it out and count it",
     )
     parser.add_argument("--output", type=str, help="write the evaluation, or the comparison, to this JSON file")
     parser.add_argument("--name", type=str, help="what tables call this evaluation (default: the bundle's folder)")
@@ -39,12 +40,15 @@ def _evaluate(args: Any) -> Report:
     if args.order_bias < 0:
         raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit; {args.order_bias} came.")
     from rag import evaluate
+    from rag.evaluation import scorable
     from rag.evaluation_file import evaluation_file, write_json
-    from training import load_examples
+    from training.data import read_questions
 
-    examples = load_examples(args.questions, limit=args.limit)
+    examples, broken = read_questions(args.questions, limit=args.limit, on_error=args.on_error)
+    scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)
     result = evaluate(rag, examples, on_error=args.on_error, progress=progress(args))
+    result = replace(result, skipped=result.skipped + len(broken))
     data = evaluation_file(
         rag,
         result,

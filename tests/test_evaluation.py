@@ -1,0 +1,324 @@
+"""`rag evaluate`: same command, same bytes; order irrelevant; every odd question does what docs/evaluation.md says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PASSAGES, shake_adapters
+
+from indexes.errors import DataError, MismatchError, UsageError
+from rag.cli import main
+from rag.evaluation import evaluate
+from rag.evaluation_file import (
+    base_digest,
+    bundle_digest,
+    dataset_digest,
+    evaluation_file,
+    read_evaluation,
+    write_json,
+)
+from rag.pipeline import RAG
+from rag.significance import bootstrap_interval
+from training.data import QAExample, write_examples
+
+EXAMPLES = [
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+    QAExample("q10", "who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), ("p0",)),
+    QAExample("q1", "which river flows into the Black Sea?", ("The Danube",)),
+    QAExample("q3", "the capital of France", ("Paris",), ("p3", "p7")),
+]
+
+
+@pytest.fixture
+def rag(make_rag: Callable[..., RAG]) -> RAG:
+    """A pipeline whose selector listens to its language model."""
+    pipeline = make_rag()
+    shake_adapters(pipeline.generator.language_model)
+    with torch.no_grad():
+        pipeline.selector.prior.gate.fill_(0.7)
+    return pipeline
+
+
+@pytest.fixture
+def bundle(rag: RAG, tmp_path: Path) -> Path:
+    return rag.save_pretrained(tmp_path / "tuned")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "dev.jsonl"
+    write_examples(EXAMPLES, file)
+    return file
+
+
+def replies(rag: RAG, monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
+    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [texts[q] for q in questions])
+
+
+def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+# -- the numbers -----------------------------------------------------------------------------------------------
+
+
+def test_every_metric_has_an_interval_and_a_count(rag: RAG) -> None:
+    found = evaluate(rag, EXAMPLES, progress=False)
+    assert set(found.intervals) == set(found.counts) == set(found.metrics) - {"n"}
+    by_id = sorted(found.rows, key=lambda row: row["id"])
+    values = [row["f1"] for row in by_id]
+    assert found.intervals["f1"] == pytest.approx(bootstrap_interval(values), abs=1e-12)
+    assert found.counts["retriever_ndcg@3"] == found.counts["selector_mrr"] == 3  # q1 has no gold ids
+    assert found.counts["selector_answer_recall@3"] == found.metrics["n"] == 4
+    assert "retriever_ndcg@20" not in found.metrics  # five candidates
+    pipeline = rag.evaluate(EXAMPLES, progress=False)
+    assert pipeline["intervals"]["f1"] == list(found.intervals["f1"])
+    assert pipeline["exact_match"] == found.metrics["exact_match"]
+
+
+def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
+    found = evaluate(rag, EXAMPLES, batch_size=2, progress=False)
+    assert [row["id"] for row in found.rows] == [e.id for e in EXAMPLES] == [e.id for e in found.examples]
+    assert [a.question for a in found.answers] == [e.question for e in EXAMPLES]
+    for example, candidates in zip(EXAMPLES, found.candidates, strict=True):
+        searched = rag.retriever.search(example.question, 5)
+        assert [c["id"] for c in candidates] == searched.ids
+        assert [c["score"] for c in candidates] == pytest.approx(searched.scores_n.tolist(), abs=1e-5)
+
+
+def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:
+    found = evaluate(rag, EXAMPLES[:1], progress=False)
+    ids = [c["id"] for c in found.candidates[0]]
+    assert found.rows[0]["retriever_mrr"] == (1 / (ids.index("p4") + 1) if "p4" in ids else 0.0)
+    read = [p.id for p in found.answers[0].passages]
+    ranked = [*read, *(i for i in ids if i not in read)]
+    assert found.rows[0]["selector_mrr"] == (1 / (ranked.index("p4") + 1) if "p4" in ranked else 0.0)
+
+
+def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
+    greedy = evaluate(rag, EXAMPLES, progress=False)
+    sampling = rag.generator.config = replace(rag.generator.config, temperature=5.0, top_p=0.9)
+    hot = evaluate(rag, EXAMPLES, progress=False)
+    assert [a.text for a in hot.answers] == [a.text for a in greedy.answers]
+    assert rag.generator.config is sampling
+    written = evaluation_file(rag, hot, name="hot")
+    assert written["pipeline"]["generation"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+
+
+# -- odd questions ---------------------------------------------------------------------------------------------
+
+
+def test_an_empty_prediction_is_scored(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies(rag, monkeypatch, {e.question: "" for e in EXAMPLES[:2]})
+    found = evaluate(rag, EXAMPLES[:2], progress=False)
+    assert (found.metrics["exact_match"], found.metrics["f1"], found.metrics["n"]) == (0.0, 0.0, 2)
+    assert [a.citations for a in found.answers] == [[], []]
+    assert all(a.log_prob < 0 for a in found.answers)
+
+
+def test_unanswerable_questions_are_scored_against_the_empty_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right are one of the two answerable and one of the two unanswerable ones."""
+    nothing = [QAExample(f"n{i}", f"who is nobody {i}?", (), ("p1",), unanswerable=True) for i in range(2)]
+    texts = {
+        EXAMPLES[0].question: "berlin",
+        EXAMPLES[1].question: "",
+        nothing[0].question: "",
+        nothing[1].question: "x",
+    }
+    replies(rag, monkeypatch, texts)
+    found = evaluate(rag, [*EXAMPLES[:2], *nothing], progress=False)
+    for name in ("exact_match", "f1"):
+        assert found.metrics[name] == found.metrics[f"{name}_answerable"] == 0.5
+        assert found.metrics[f"{name}_unanswerable"] == 0.5
+        assert found.counts[f"{name}_unanswerable"] == 2
+    assert found.counts["retriever_answer_recall@1"] == 2  # nothing is found nowhere
+    assert found.counts["retriever_recall@1"] == 4
+    assert evaluation_file(rag, found, name="x")["rows"][0]["unanswerable"]
+
+
+def test_a_question_without_answers_is_an_error_or_left_out(rag: RAG) -> None:
+    lacking = QAExample("q0", "who knows?")
+    with pytest.raises(DataError, match="1 of 5 have none, the first is 'q0'"):
+        evaluate(rag, [*EXAMPLES, lacking], progress=False)
+    found = evaluate(rag, [*EXAMPLES, lacking], on_error="skip", progress=False)
+    assert (found.skipped, found.metrics["n"]) == (1, 4)
+    assert found.metrics == evaluate(rag, EXAMPLES, progress=False).metrics
+    with pytest.raises(DataError, match="1 of 1 have none"):
+        evaluate(rag, [lacking], on_error="skip", progress=False)
+    with pytest.raises(UsageError, match="on_error must be one of"):
+        evaluate(rag, EXAMPLES, on_error="ignore", progress=False)
+
+
+def test_the_command_stops_at_a_broken_row_and_at_a_question_without_answers(
+    bundle: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(questions.read_text() + '{"id": "q9", "question": "cut of')
+    words = ["evaluate", "--bundle", bundle, "--questions", broken]
+    code, _, error = run(words, capsys)
+    assert code == 3
+    assert "broken.jsonl:5" in error
+    whole = json.loads(run([*words[:-1], questions, "--json"], capsys)[1])
+    code, out, _ = run([*words, "--on_error", "skip", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["metrics"] == whole["metrics"]
+    assert json.loads(out)["dataset"] == whole["dataset"] | {"file": "broken.jsonl", "skipped": 1}
+    lacking = tmp_path / "lacking.jsonl"
+    lacking.write_text(questions.read_text() + '{"id": "q0", "question": "who knows?", "golden_answers": []}\n')
+    words = ["evaluate", "--bundle", bundle, "--questions", lacking]
+    code, _, error = run(words, capsys)
+    assert code == 3
+    assert "1 of 5 have none, the first is 'q0'" in error
+    code, out, _ = run([*words, "--on_error", "skip", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["dataset"] | {"sha256": ""} == {"sha256": "", "file": "lacking.jsonl", "n": 4, "skipped": 1}
+
+
+# -- the file --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questions(
+    bundle: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, in another one with another salt of hashes, and with the question file turned around."""
+    (tmp_path / "turned").mkdir()
+    turned = tmp_path / "turned" / questions.name
+    write_examples(EXAMPLES[::-1], turned)
+    words = ["evaluate", "--bundle", str(bundle), "--order_bias", "2", "--support", "--quiet", "--output"]
+    for number, file in enumerate([questions, turned]):
+        assert run([*words, tmp_path / f"{number}.json", "--questions", file], capsys)[0] == 0
+    subprocess.run(
+        [sys.executable, "-m", "rag", *words, str(tmp_path / "2.json"), "--questions", str(turned)],
+        check=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "17"},
+    )
+    first = (tmp_path / "0.json").read_bytes()
+    assert (tmp_path / "1.json").read_bytes() == first
+    assert (tmp_path / "2.json").read_bytes() == first
+    assert str(tmp_path).encode() not in first
+    data = read_evaluation(tmp_path / "0.json")
+    assert [row["id"] for row in data["rows"]] == ["q1", "q10", "q2", "q3"]
+    assert data["n"] == data["n_scored"] == data["dataset"]["n"] == 4
+    assert data["name"] == data["label"] == "tuned"
+    assert data["pipeline"]["bundle_sha256"] == bundle_digest(bundle)
+    assert data["dataset"]["sha256"] == dataset_digest(EXAMPLES)
+    assert data["order_bias"]["candidates"]["questions"] == 4
+    assert data["support"]["answers"] == 4
+    for row in data["rows"]:
+        assert len(row["passages"]) == len(row["permutation"]) == len(row["support"]) == 2
+        assert [row["candidates"][rank]["id"] for rank in row["permutation"]] == [p["id"] for p in row["passages"]]
+        assert len(row["order_bias"]["candidates"]["answers"]) == 2
+
+
+def test_limit_takes_the_first_of_the_file(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(["evaluate", "--bundle", bundle, "--questions", questions, "--limit", "2", "--json"], capsys)
+    assert code == 0
+    assert [row["id"] for row in json.loads(out)["rows"]] == ["q10", "q2"]
+
+
+def test_the_table_has_intervals(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--bundle", bundle, "--questions", questions, "--name", "ours", "--order_bias", "1"]
+    code, out, _ = run([*words, "--support"], capsys)
+    assert code == 0
+    assert "ours: 4 questions scored" in out
+    assert "95 % interval" in out
+    assert "Order of candidates" in out
+    assert "Order of passages" in out
+    assert "Support: " in out
+
+
+def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other, fewer = tmp_path / "one.json", tmp_path / "other.json", tmp_path / "fewer.json"
+    words = ["evaluate", "--bundle", bundle, "--questions", questions, "--output"]
+    assert run([*words, one], capsys)[0] == 0
+    assert run([*words, other, "--name", "other"], capsys)[0] == 0
+    assert run([*words, fewer, "--name", "fewer", "--limit", "3"], capsys)[0] == 0
+    code, out, _ = run(["evaluate", "--compare", one, other, "--output", tmp_path / "compared.json"], capsys)
+    assert code == 0
+    assert "other - tuned" in out
+    compared = json.loads((tmp_path / "compared.json").read_text())
+    assert compared["kind"] == "comparison"
+    assert {(c["difference"], c["p_exact"]) for c in compared["comparisons"]} == {(0.0, 1.0)}
+    code, _, error = run(["evaluate", "--compare", one, fewer], capsys)
+    assert code == 4
+    assert "answered 4 and 3" in error
+    for wrong in (["--compare", one, one], ["--compare", one], ["--compare", one, other, "--questions", questions], []):
+        assert run(["evaluate", *wrong], capsys)[0] == 2
+    assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
+    assert run(["evaluate", "--compare", one, questions], capsys)[0] == 4
+
+
+def test_a_file_is_read_as_it_was_written_or_refused(tmp_path: Path) -> None:
+    data = {"kind": "evaluation", "format_version": 1, "rows": [{"question": "\u00e9"}]}
+    write_json(data, tmp_path / "new" / "good.json")
+    assert read_evaluation(tmp_path / "new" / "good.json") == data
+    for text in ("{", '{"kind": "sweep", "format_version": 1}', '{"kind": "evaluation", "format_version": 9}', "[]"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(MismatchError, match=r"bad\.json must"):
+            read_evaluation(tmp_path / "bad.json")
+
+
+def test_ids_must_differ_in_a_file(rag: RAG) -> None:
+    found = evaluate(rag, [EXAMPLES[0], EXAMPLES[0]], progress=False)
+    with pytest.raises(DataError, match="'q2' is there twice"):
+        evaluation_file(rag, found, name="x")
+
+
+# -- digests ---------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_of_questions_is_of_their_content() -> None:
+    digest = dataset_digest(EXAMPLES)
+    assert dataset_digest(EXAMPLES[::-1]) == digest
+    changes: list[dict[str, Any]] = [{"question": "x"}, {"golden_answers": ("x",)}, {"gold_ids": ()}, {"id": "x"}]
+    others = [dataset_digest([replace(EXAMPLES[0], **change), *EXAMPLES[1:]]) for change in changes]
+    assert len({digest, *others, dataset_digest(EXAMPLES[1:])}) == 6
+
+
+def test_the_digest_of_a_bundle_is_of_what_it_learned_and_not_of_where_it_is(
+    rag: RAG, bundle: Path, tmp_path: Path
+) -> None:
+    digest = bundle_digest(bundle)
+    moved = tmp_path / "deep" / "down" / "moved"
+    shutil.copytree(bundle, moved)
+    (moved / "README.md").write_text("another card")
+    os.utime(moved / "rag_config.json", (1, 1))
+    assert bundle_digest(moved) == digest
+    whole = rag.save_pretrained(tmp_path / "whole", include_index=True, include_encoder=True, include_base=True)
+    assert bundle_digest(whole) == digest
+    with torch.no_grad():
+        rag.selector.prior.gate.add_(0.001)
+    assert bundle_digest(rag.save_pretrained(tmp_path / "learned")) != digest
+    config = json.loads((moved / "rag_config.json").read_text())
+    config["selector"]["num_selected"] = 1
+    (moved / "rag_config.json").write_text(json.dumps(config))
+    assert bundle_digest(moved) != digest
+    with pytest.raises(MismatchError, match="has none"):
+        bundle_digest(tmp_path)
+
+
+def test_the_digest_of_the_base_is_of_its_weights(make_rag: Callable[..., RAG]) -> None:
+    model, same = make_rag().generator.language_model, make_rag().generator.language_model
+    same.name = "elsewhere"
+    shake_adapters(same)  # they are not the base
+    assert base_digest(model) == base_digest(same)
+    next(iter(p for n, p in same.base_model.named_parameters() if "lora_" not in n)).data.view(-1)[0] += 1
+    assert base_digest(model) != base_digest(same)
+
+
+def test_another_corpus_is_another_fingerprint(rag: RAG) -> None:
+    found = evaluation_file(rag, evaluate(rag, EXAMPLES, progress=False), name="x")["pipeline"]["index"]
+    assert found["corpus_fingerprint"] == rag.retriever.index.manifest.corpus_fingerprint
+    assert found["passages"] == len(PASSAGES)
