@@ -1,0 +1,195 @@
+"""Recipes are configurations: each trains what it says, and REPLUG's step is the paper's divergence."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import learned, shake_adapters, tiny_language_model
+
+from generator.generator import GenerationConfig, Generator
+from indexes.errors import UsageError
+from rag.pipeline import RAG
+from rag.recipes import RECIPES, Variant
+from retriever.selector import Selector, SelectorConfig
+from training.config import DROConfig
+from training.data import QAExample
+from training.estimation import EStep
+from training.losses import lsr_loss
+from training.maximization import JointModel, MicroBatch
+from training.trainer import DROTrainer
+
+SHARED = DROConfig(output_dir="unused", warm_up_epochs=0, selfaug_alpha=2.0, num_samples=2, oversampling=2, rounds=1)
+SELECTOR = SelectorConfig(num_candidates=4, num_selected=2)
+EXAMPLES = [
+    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
+    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
+]
+
+
+class TestVariants:
+    def test_selfaug_is_one_flag(self) -> None:
+        for name, recipe in RECIPES.items():
+            if not recipe.trains_generator:
+                with pytest.raises(UsageError, match=f"that of '{name}' stays the base model"):
+                    Variant.of(f"{name}_selfaug")
+                continue
+            plain, twin = Variant.of(name).config(SHARED), Variant.of(f"{name}_selfaug").config(SHARED)
+            assert plain is not None and twin is not None
+            assert (plain.selfaug_alpha, twin.selfaug_alpha) == (0.0, 2.0)
+            assert replace(plain, selfaug_alpha=2.0) == twin
+            assert Variant.of(name).twin == Variant.of(f"{name}_selfaug")
+
+    def test_the_laboratory_calls_vanilla_base(self) -> None:
+        assert Variant.of("base") == Variant.of("vanilla")
+        assert Variant.of("base").config(SHARED) is None
+
+    def test_who_reads_what(self) -> None:
+        sizes = {name: Variant.of(name).selector(SELECTOR, 3) for name in RECIPES}
+        shapes = {name: (s.num_candidates, s.num_selected, s.use_language_model) for name, s in sizes.items()}
+        assert shapes == {
+            "vanilla": (4, 2, True),
+            "sft": (4, 2, True),
+            "replug": (4, 1, False),
+            "rag_sequence": (3, 1, False),
+            "rag_token": (3, 1, False),
+            "dro_no_selector": (4, 2, True),
+            "dro_no_generator": (4, 2, True),
+            "dro": (4, 2, True),
+        }
+
+    def test_an_unknown_recipe_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"A recipe must be one of .*; 'dpo' came"):
+            Variant.of("dpo")
+
+    def test_selfaug_of_no_weight_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="'sft_selfaug' needs selfaug_alpha above 0"):
+            Variant.of("sft_selfaug").config(replace(SHARED, selfaug_alpha=0.0))
+
+
+TRAINED = {
+    "sft": {"generator"},
+    "replug": {"question"},
+    "rag_sequence": {"generator", "prior", "question"},
+    "rag_token": {"generator", "prior", "question"},
+    "dro_no_selector": {"generator"},
+    "dro_no_generator": {"selector", "prior", "question"},
+    "dro": {"selector", "generator", "prior", "question"},
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path: Path) -> None:
+    """And what it does not: the weights of everything else are the same to the last bit."""
+    variant = Variant.of(name)
+    fresh = make_rag()
+    selector = Selector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
+    rag = RAG(fresh.retriever, selector, fresh.generator, answering=variant.recipe.answering)
+    before = learned(rag)
+    config = variant.config(replace(SHARED, output_dir=tmp_path / "run", learning_rate=1e-2))
+    assert config is not None
+    DROTrainer(rag, config, EXAMPLES, progress=False).train()
+    changed = {n for n, value in learned(rag).items() if not torch.equal(value, before[n])}
+    marks = {"selector": ".selector.", "generator": ".generator.", "prior": "prior.", "question": "question."}
+    parts = {part for part, mark in marks.items() if any(mark in n for n in changed)}
+    assert parts == TRAINED[name]
+    if name.startswith("rag"):
+        assert "prior.gate" not in changed  # the language model has no say in which document is read
+
+
+class TestReplug:
+    @pytest.fixture
+    def rag(self, make_selector: Callable[..., Selector]) -> RAG:
+        model = tiny_language_model()
+        shake_adapters(model)
+        selector = make_selector(
+            model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
+        )
+        generator = Generator(model, config=GenerationConfig(max_new_tokens=3))
+        return RAG(selector.retriever, selector, generator, answering="rag_token")
+
+    @pytest.mark.parametrize("beta", [0.5, 4.0])
+    def test_its_loss_is_the_divergence_of_the_retriever_from_the_language_model(self, rag: RAG, beta: float) -> None:
+        """KL(p_R || Q) by torch's own function, p_R from inner products with a question vector, both by hand."""
+        shared = replace(SHARED, lsr_temperature=beta, candidate_order="shuffled")
+        config = Variant.of("replug").config(shared)
+        assert config is not None
+        rag.retriever.adapter.up_dr.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+        posterior = EStep(rag.retriever, rag.selector, rag.generator, config)(EXAMPLES[:1], round=1)[0]
+        candidates = posterior.candidates
+        joint = JointModel(rag.selector, rag.generator, config)
+        adapter = rag.retriever.adapter
+        loss = joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"]
+        gradient = torch.autograd.grad(loss, list(adapter.parameters()))
+
+        vector_d = candidates.question_vector_d
+        moved_d = vector_d + adapter.up_dr @ (adapter.down_rd @ vector_d)
+        scores_n = candidates.passage_vectors_nd @ (moved_d / moved_d.norm())
+        logits_n = 1.3 * (scores_n - scores_n.mean()) / scores_n.std(correction=0)
+        explained_n = torch.tensor(
+            [rag.generator.log_prob(EXAMPLES[0].question, [p], "Shakespeare") for p in candidates.passages]
+        )
+        target_n = (explained_n / beta).softmax(-1)
+        expected = torch.nn.functional.kl_div(target_n.log(), logits_n.softmax(-1), reduction="sum")
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+        reference = torch.autograd.grad(expected, list(adapter.parameters()))
+        for one, other in zip(gradient, reference, strict=True):
+            assert bool(other.any())
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+    def test_nothing_is_lost_where_the_retriever_is_right(self) -> None:
+        log_likelihood_n = torch.tensor([-3.0, -1.0, -7.0])
+        assert float(lsr_loss(log_likelihood_n / 2.0, log_likelihood_n, 2.0)) == pytest.approx(0.0, abs=1e-6)
+        assert float(lsr_loss(log_likelihood_n, log_likelihood_n, 2.0)) > 0.05
+
+    @pytest.mark.parametrize(
+        ("change", "came"),
+        [
+            ({"exact": False}, "{'exact': False} came"),
+            ({"train_retriever": False}, "{'train_retriever': False} came"),
+            ({"warm_up_epochs": 1}, "{'warm_up_epochs': 1} came"),
+        ],
+    )
+    def test_needs_every_candidate_alone(self, change: dict[str, Any], came: str) -> None:
+        config = Variant.of("replug").config(SHARED)
+        assert config is not None
+        with pytest.raises(UsageError, match=came):
+            replace(config, **change)
+
+    def test_needs_a_selector_that_picks_one(self, make_rag: Callable[..., RAG]) -> None:
+        config, rag = Variant.of("replug").config(SHARED), make_rag()
+        assert config is not None
+        with pytest.raises(UsageError, match="num_selected must be 1; 2 came"):
+            EStep(rag.retriever, rag.selector, rag.generator, config)
+
+
+def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelihood(
+    make_selector: Callable[..., Selector],
+) -> None:
+    model = tiny_language_model()
+    shake_adapters(model)
+    selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
+    generator = Generator(model)
+    config = Variant.of("rag_sequence").config(SHARED)
+    assert config is not None
+    posterior = EStep(selector.retriever, selector, generator, config)(EXAMPLES[:1], round=1)[0]
+    joint = JointModel(selector, generator, config)
+    parameters = [selector.prior.strength, selector.retriever.adapter.up_dr]
+    ours = torch.autograd.grad(joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"], parameters)
+    candidates = posterior.candidates
+    scores_n = selector.retriever.score(candidates)
+    logits_n = parameters[0] * (scores_n - scores_n.mean()) / scores_n.std(correction=0)
+    explained_n = torch.tensor(
+        [generator.log_prob(EXAMPLES[0].question, [p], "Shakespeare") for p in candidates.passages]
+    )
+    reference = torch.autograd.grad(-(logits_n.log_softmax(-1) + explained_n).logsumexp(-1), parameters)
+    for one, other in zip(ours, reference, strict=True):
+        assert bool(other.any())
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+
+
+def test_somebody_must_rank() -> None:
+    with pytest.raises(UsageError, match="use_prior and use_language_model are both false"):
+        SelectorConfig(use_prior=False, use_language_model=False)
