@@ -18,7 +18,7 @@ from rag.report.values import ends, finite, mapping, mappings
 BASES = ("vanilla", "base")
 _WIDTH, _HEIGHT = 520, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 496, 28, 352
-_LETTER, _LINE = 6.0, 12.0  # size of a label's letters
+_LETTER, _LINE = 6.5, 12.0  # size of a label's letters
 _ALMOST = 1e-12
 _BITS, _SAME = "bits_per_byte", ("word_perplexity", "byte_perplexity")  # one number, written in three ways
 
