@@ -161,6 +161,9 @@ def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture
     trained = result([*words, "--rounds", "1"], capsys)
     assert [row["round"] for row in trained["rounds"]] == [0, 1]
     bundle = trained["bundle"]
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert trained["report"] == str(tmp_path / "run/report.html")
+    assert f"<dt>Round kept</dt><dd>{trained['best_round']}</dd>" in page
     scored = result(["evaluate", "--bundle", bundle, "--questions", files["questions"]], capsys)
     best = trained["rounds"][trained["best_round"]]
     assert scored["metrics"]["f1"] == best["eval_f1"]

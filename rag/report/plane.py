@@ -18,8 +18,9 @@ from rag.report.values import ends, finite, mapping, mappings
 BASES = ("vanilla", "base")
 _WIDTH, _HEIGHT = 520, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 496, 28, 352
-_LETTER, _LINE = 6.0, 12.0  # size of a label's letters
+_LETTER, _LINE = 6.5, 12.0  # size of a label's letters
 _ALMOST = 1e-12
+_BITS, _SAME = "bits_per_byte", ("word_perplexity", "byte_perplexity")  # one number, written in three ways
 
 _Change = tuple[float, tuple[float, float] | None]
 
@@ -124,8 +125,9 @@ def _planes(result: Mapping[str, Any], base: str | None) -> list[Plane]:
 def _measured_planes(forgetting: Mapping[str, Any]) -> Iterator[Plane]:
     whole = [m for m in mappings(forgetting.get("measurements")) if m.get("group", "all") == "all"]
     compared = [c for c in mappings(forgetting.get("comparisons")) if c.get("group", "all") == "all"]
-    for number, (task, metric) in enumerate(dict.fromkeys((str(m.get("task")), str(m.get("metric"))) for m in whole)):
-        if metric == "kl_drift":
+    tasks = dict.fromkeys((str(m.get("task")), str(m.get("metric"))) for m in whole)
+    for number, (task, metric) in enumerate(tasks):
+        if metric == "kl_drift" or (metric in _SAME and (task, _BITS) in tasks):
             continue
         here = [m for m in whole if (str(m.get("task")), str(m.get("metric"))) == (task, metric)]
         starts = [finite(m.get("value")) for m in here if m.get("model") == "base"]
@@ -145,9 +147,10 @@ def _change(comparison: Mapping[str, Any], metric: str, base: float | None, up: 
     if difference is None:
         return None
     if "perplexity" in metric:
-        if base is None or min([difference, *(interval or ())]) + base <= 0:
+        if base is None or base + difference <= 0:
             return None
-        return _turned(math.log1p(difference / base), interval and tuple(math.log1p(end / base) for end in interval))
+        logs = interval and [math.log1p(end / base) for end in interval if base + end > 0]
+        return _turned(math.log1p(difference / base), logs if logs and len(logs) == 2 else None)
     return (difference, interval) if up else _turned(difference, interval)
 
 

@@ -101,6 +101,7 @@ section>h3{margin:1.4em 0 .4em}
 .candidates td:nth-child(2) small{display:inline}
 .candidates p{font-size:.95em;margin:.3em 0}
 .said td:nth-child(2){min-width:12em;overflow-wrap:anywhere}
+.ranking tbody th{min-width:13em}
 .groups{font-size:.85rem}
 .groups tbody th{min-width:0;overflow-wrap:anywhere}
 .chip{display:inline-block;color:var(--ink);font-size:.88rem;
