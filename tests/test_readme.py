@@ -14,7 +14,9 @@ from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
 from indexes import PassageIndex
 from rag.cli import COMMANDS, _parse, main
+from rag.commands.sweep import settings_of
 from rag.demo import DemoResult
+from rag.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +79,7 @@ def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert words[0] == "rag"
             assert main(words[1:]) == 0, line
             ran += 1
-    assert ran == 28
+    assert ran == 29
 
 
 def test_the_map_names_files_that_exist() -> None:
@@ -95,14 +97,21 @@ def test_the_map_names_files_that_exist() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples/configs").glob("*.yaml")), ids=lambda f: f.name)
-def test_example_configs_load(file: Path) -> None:
-    """Each is a config of `rag train`, and its first line is the command that uses it."""
+def test_example_configs_load(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line of each is the command that uses it, which understands every key."""
     command = shlex.split(file.read_text().splitlines()[0].removeprefix("# "))
-    assert command[:2] == ["rag", "train"]
-    words = [w if w != str(file.relative_to(ROOT)) else str(file) for w in command[2:]]
-    args = _parse("train", words)
-    assert args.base.startswith("Qwen/")
-    assert args.rounds == 5
+    assert command[0] == "rag"
+    monkeypatch.chdir(ROOT)
+    args = _parse(command[1], command[2:])
+    assert str(args.config[0]) == str(file.relative_to(ROOT))
+    if command[1] == "train":
+        assert args.base.startswith("Qwen/")
+        assert args.rounds == 5
+    else:
+        assert command[1] == "sweep"
+        rows = settings_of(args).rows()
+        assert {row.variant.recipe.name for row in rows} == set(RECIPES)
+        assert any(row.variant.selfaug for row in rows)
 
 
 def test_contributing_names_files_that_exist() -> None:
