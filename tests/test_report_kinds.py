@@ -326,7 +326,7 @@ def test_intervals_are_bands_and_whiskers_where_their_ends_are(tmp_path: Path) -
     assert "0.400 (0.050 to 0.500)" in text(by_class(chart, "mark")[1])
     assert by_class(by_id(tree, "chart-eval-f1"), "band") == []
     (box,) = by_class(by_id(tree, "rounds"), "intervals")
-    assert "checked" in box.attrib
+    assert "checked" in box.attrib  # a single line covers no other
 
 
 def test_a_round_that_was_being_written_is_left_out(tmp_path: Path) -> None:
@@ -538,6 +538,25 @@ def test_selectors_that_kept_the_order_are_named_and_not_drawn(sweep: dict[str, 
     rows = {row[0]: row for row in tables(tree, "reliability")[-1]}
     assert rows["dro_selfaug"][1:] == ["0.5000.375 to 0.625", "0.750", "0.700", "0.800"]
     assert rows["The retriever alone"][1:] == ["0.125", "0.625", NONE, NONE]
+
+
+def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -> None:
+    """A file sorts its keys; the retriever is that of the first row, before training moved it."""
+    sweep["settings"] = {"world": {"domain": "harbour", "test_questions": 40}, "training": {"rounds": 2}}
+    sweep["evaluations"]["dro_selfaug"]["metrics"] = {
+        **sweep["evaluations"]["sft"]["metrics"],
+        "retriever_recall@1": 0.9,
+    }
+    written = json.loads(json.dumps({**sweep, "answerable_questions": 14}, sort_keys=True))
+    tree = parse(render_report(written))
+    assert [row[0] for row in tables(tree, "reliability")[-1][1:]] == [*ROWS, "The retriever alone"]
+    assert tables(tree, "reliability")[-1][-1][1] == "0.125"
+    boxes = [text(label) for label in by_class(by_id(tree, "rounds"), "switches")[0].iter("label")]
+    assert boxes[:3] == list(ROWS[1:])
+    lead = text(by_class(tree, "lead")[0])
+    assert "This run: domain harbour, 14 training questions, 40 test questions, 2 rounds." in lead
+    assert "invented" in lead
+    assert "invented" not in text(by_class(parse(render_report({**sweep, "settings": {}})), "lead")[0])
 
 
 def test_questions_of_a_sweep(sweep: dict[str, Any]) -> None:

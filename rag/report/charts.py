@@ -16,7 +16,7 @@ from rag.report.tables import data_table, interval_note, table_row
 _RIGHT_MARGIN, _LEFT, _RIGHT, _TOP, _BOTTOM = 120, 46, 280, 30, 222  # the plot; names of series stand to its right
 _WIDE, _TALL = 400, 250  # right and bottom of the plot where there are many series
 _NAME_GAP, _LETTER = 13, 6.7
-FEW, MANY = 4, 8  # series; with more than MANY a chart is larger, and each name has its mark beside it
+FEW, MANY = 2, 8  # series; with more than MANY a chart is larger, and each name has its mark beside it
 
 
 @dataclass(frozen=True)

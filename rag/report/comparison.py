@@ -61,6 +61,7 @@ def render_comparison(result: Mapping[str, Any]) -> str:
         )
     rows = mappings(result["rows"])
     result = {**result, "rows": [_complete(row) for row in rows[:MOST_ROWS]]}
+    result |= {part: _in_order(mapping(result.get(part)), rows) for part in ("curves", "evaluations")}
     names = Names.of_comparison(result)
     shown = left_out(len(result["rows"]), len(rows), "rows")
     sections = [
@@ -86,6 +87,12 @@ def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {f"recall_at_{k}": entry[f"selector_recall@{k}"] for k in (1, 3, 5) if f"selector_recall@{k}" in entry}
+
+
+def _in_order(parts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By name, in the order of the rows: files sort their keys."""
+    places = {name_of(row): place for place, row in enumerate(rows)}
+    return {str(name): parts[name] for name in sorted(parts, key=lambda name: places.get(str(name), len(places)))}
 
 
 def _reliability(result: Mapping[str, Any], names: Names) -> str:
@@ -131,7 +138,16 @@ def _introduction(result: Mapping[str, Any]) -> str:
 
 def is_lab(result: Mapping[str, Any]) -> bool:
     """Whether the questions are about an invented world; a sweep is over somebody's data."""
-    return result.get("kind") != "sweep" or mapping(result.get("settings")).get("domain") is not None
+    return result.get("kind") != "sweep" or _sizes(result).get("domain") is not None
+
+
+def _sizes(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their own names; a sweep keeps those of its parts in parts."""
+    settings = mapping(result.get("settings"))
+    nested = [mapping(settings.get(part)) for part in ("world", "training", "selector")]
+    questions = mapping(result.get("dataset")).get("n")
+    merged = {key: value for part in [*nested, settings] for key, value in part.items()}
+    return {**({} if questions is None else {"test_questions": questions}), **merged}
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, str]:
@@ -140,7 +156,9 @@ def _facts(result: Mapping[str, Any]) -> dict[str, str]:
 
 def run_sentence(result: Mapping[str, Any]) -> str:
     """A sentence about the size of the run, made of what the settings tell."""
-    settings = {**mapping(result.get("settings")), "answerable": result.get("answerable_questions")}
+    settings = {**_sizes(result), "answerable": result.get("answerable_questions")}
+    if settings.get("train_questions") is None and settings["answerable"] is not None:
+        settings |= {"train_questions": settings["answerable"], "answerable": None}
     wordings = {
         "domain": "domain {}",
         "train_questions": "{} training questions",

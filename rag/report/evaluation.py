@@ -186,9 +186,15 @@ def _estimates(audit: Mapping[str, Any]) -> list[str]:
                 decimal(entry.get("n"), ",.0f"),
             ],
         )
-        for key, entry in audit.items()
+        for key, entry in _in_order(audit)
         if isinstance(entry, Mapping) and "value" in entry
     ]
+
+
+def _in_order(audit: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """As the words for them are ordered; files sort their keys."""
+    places = list(_WORDS)
+    return sorted(audit.items(), key=lambda entry: places.index(entry[0]) if entry[0] in places else len(places))
 
 
 def _positions(places: Mapping[str, Any]) -> str:
@@ -210,7 +216,7 @@ def _support(support: Mapping[str, Any]) -> str:
             f"<span>{escape(_WORDS.get(str(key), metric_heading(key)))}</span>",
             [f"{decimal(e.get('value'))}{interval_note(e.get('interval'))}", decimal(e.get("n"), ",.0f")],
         )
-        for key, e in support.items()
+        for key, e in _in_order(support)
         if isinstance(e, Mapping) and "value" in e
     ]
     if not rows:

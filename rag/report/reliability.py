@@ -40,7 +40,8 @@ def reliability_section(
     retriever = max((_measured(entry, "retriever_recall@") for entry in evaluations.values()), key=len, default={})
     if not any(selectors.values()) and not retriever:
         return ""
-    same = [name for name, found in selectors.items() if found and retriever and _values(found) == _values(retriever)]
+    # Of a pipeline that retrieves fewer, as far as it goes.
+    same = [name for name, found in selectors.items() if found and _values(found).items() <= _values(retriever).items()]
     moved = {name: found for name, found in selectors.items() if name not in same or len(selectors) == 1}
     lines = {f"ceiling ceiling-{key}": (text, ceilings.get(key, {})) for key, text in _CEILINGS.items()}
     cutoffs = sorted({k for found in [retriever, *moved.values()] for k in found})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import DataError
-from rag.report.values import mapping
+from rag.report.values import mapping, mappings
 
 SWEEP_FILE = "sweep.json"
 RUN_FILE = "run.json"
@@ -98,11 +98,12 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 def with_rows(sweep: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """A sweep with the questions of one of its evaluations, where its file lies in the sweep's folder.
 
-    From them the ceilings of recall@k are found. Of the evaluations the one with the most cut-offs is taken: pipelines
-    that read documents alone may retrieve fewer.
+    From them the ceilings of recall@k are found. Of the evaluations the first with the most cut-offs is taken:
+    pipelines that read documents alone may retrieve fewer, and training may move a retriever.
     """
     evaluations = mapping(sweep.get("evaluations"))
-    widest = sorted(evaluations, key=lambda name: len(mapping(mapping(evaluations[name]).get("metrics"))), reverse=True)
+    order = [str(row.get("name")) for row in mappings(sweep.get("rows")) if str(row.get("name")) in evaluations]
+    widest = sorted(order, key=lambda name: len(mapping(mapping(evaluations[name]).get("metrics"))), reverse=True)
     for name in widest:
         file = Path(folder) / "rows" / str(name) / "evaluation.json"
         if Path(str(name)).name == name and file.is_file():

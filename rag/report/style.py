@@ -74,11 +74,12 @@ figure th,figure td{padding:.3em .5em}
 .name{paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}
 .band{opacity:0;pointer-events:none}
 .series:hover .band,section:has(.intervals:checked) .band{opacity:1}
-.band polygon{fill:var(--c);fill-opacity:.12}
+.band polygon{fill:var(--c);fill-opacity:.1}
 .band path{fill:none;stroke:var(--c);stroke-width:1.2}
 .hollow .mark path,.key.hollow path{fill:var(--card);stroke:var(--c);stroke-width:1.7}
 .bar.hollow rect:not(.track){fill-opacity:.5;stroke:var(--c);stroke-width:1;vector-effect:non-scaling-stroke}
 .ceiling{--c:var(--soft)}
+.ceiling .band{display:none}
 .ceiling .dashed{stroke-dasharray:1.5 4;stroke-linecap:round}
 .ceiling-candidates .dashed{stroke-dasharray:6 3 1.5 3}
 .planes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr));gap:18px}
