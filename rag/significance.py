@@ -91,9 +91,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for how many comparisons were made, in the order given (Holm 1979, step-down).
 
     The smallest of m is multiplied by m, the next by m - 1 and so on; none falls below the one before it or exceeds 1.
-    Refusing what is at most 0.05 then calls any true "no difference" a difference with probability 5 % at most,
-    however the comparisons depend on each other. Never weaker than Bonferroni's, which multiplies
-    all of them by m.
+    Calling what is then at most 0.05 a difference is wrong about one or more of them with a probability of 5 % at most,
+    however the comparisons depend on each other. Never weaker than Bonferroni's, which multiplies all of them by m.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -47,7 +47,7 @@ from rag.pocket.harbour import HARBOUR
 from rag.pocket.world import write_world
 from rag.probes import Probes
 from rag.recipes import RECIPES, Variant
-from rag.report import write_report
+from rag.report import with_rows, write_report
 from rag.standings import SAMPLES, TIMES, RowResult, cells, compare, extremes, question_of, sweep_pairs
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
@@ -297,7 +297,7 @@ class Sweep:
         write_json(data, self.folder / SWEEP_FILE)
         write_json(seconds, self.folder / SECONDS_FILE)
         timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
-        write_report(timed, self.folder / "report.html")
+        write_report(with_rows(timed, self.folder), self.folder / "report.html")
         return timed
 
     def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:

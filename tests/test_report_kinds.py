@@ -270,6 +270,18 @@ def test_a_question_with_candidates_permutation_citations_and_support(evaluation
     assert "Support" not in text(samples[1])
 
 
+def test_a_chunk_of_a_gold_document_is_gold(evaluation: dict[str, Any]) -> None:
+    chunked = json.loads(json.dumps(evaluation).replace('"id": "p0"', '"id": "p0#3"'))
+    tree = parse(render_report(chunked))
+    sample = by_class(by_id(tree, "questions"), "sample")[0]
+    candidates, said = (table(found) for found in sample.iter("table"))
+    assert candidates[1][1] == "Brost 0 p0#3 goldThe Brost 0 of q1."
+    assert said[1][-1] == "2 (cited) 0 (gold)"
+    assert "Gold, but no candidate: p9" in text(sample)
+    plain = parse(render_report(evaluation))
+    assert table(by_id(tree, "chart-reliability")) == table(by_id(plain, "chart-reliability"))
+
+
 def test_best_and_worst_are_ordered_whatever_order_the_rows_have() -> None:
     """By F1, then log p; ids settle ties in both lists; nobody is in both."""
     rows = [question(f"q{i:02d}", f1, -1.0, []) for i, f1 in enumerate([1.0] * 12 + [0.5] + [0.0] * 12)]
@@ -598,6 +610,9 @@ def test_every_kind_is_recognised_by_its_content(
         assert main(["report", str(path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"report": str(page), "kind": kind}
         assert sections(parse(page.read_text(encoding="utf-8")))
+    (folder / "seconds.json").write_text(json.dumps({"total": 7380, "rows": dict.fromkeys(ROWS, 321.0)}))
+    assert read_source(folder)["rows"][1]["seconds"] == 321.0
+    assert "123 min 0 s in all" in render_report(read_source(folder))
     # The sweep took the questions of its widest evaluation, from which the ceilings are found.
     assert "all gold first" in (folder / "report.html").read_text(encoding="utf-8")
     other = ["--forgetting", str(tmp_path / "f.json"), "--output", str(tmp_path / "new/page.html")]

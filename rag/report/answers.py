@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from indexes.chunking import gold_document
 from rag.report.names import Names, answered_by
 from rag.report.page import MISSING, decimal, escape
 from rag.report.values import finite, mappings, sequence
@@ -78,7 +79,7 @@ def _reading(answer: Mapping[str, Any], gold_ids: Sequence[str]) -> str:
 
 def _passage(passage: Mapping[str, Any], cited: Sequence[str], gold_ids: Sequence[str]) -> str:
     id = str(passage.get("id", ""))
-    badges = badge("gold", id in gold_ids) + badge("cited", id in cited)
+    badges = badge("gold", gold_document(id, gold_ids) is not None) + badge("cited", id in cited)
     return (
         f"<li><details><summary>{escape(passage.get('title') or id)} <small>{escape(id)}</small>{badges}</summary>"
         f"<p>{escape(passage.get('text', ''))}</p></details></li>"

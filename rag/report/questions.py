@@ -6,6 +6,7 @@ A candidate's text stands once per question, however many pipelines read it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from indexes.chunking import gold_document
 from rag.report.answers import badge, verdict
 from rag.report.names import Names, answered_by
 from rag.report.page import MISSING, decimal, escape, left_out
@@ -108,7 +109,7 @@ def _candidates(question: Mapping[str, Any], answers: Sequence[Mapping[str, Any]
         cells = [_candidate(candidate, gold, answers), decimal(candidate.get("score")), _read(candidate, answers)]
         cells += [_supported(support.get(str(candidate.get("id"))))] if support else []
         body.append(table_row(str(rank) if candidate.get("ranked") else MISSING, cells))
-    missing = sorted(set(gold) - {str(candidate.get("id")) for candidate in shown})
+    missing = sorted(set(gold) - {gold_document(str(candidate.get("id")), gold) for candidate in shown})
     note = f'<p class="gold">Gold, but no candidate: {escape(", ".join(missing))}</p>' if missing else ""
     return data_table(head, body, "Candidates in the retriever's order", "candidates") + note
 
@@ -126,10 +127,8 @@ def _with_texts(
 def _candidate(candidate: Mapping[str, Any], gold: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> str:
     id = str(candidate.get("id", ""))
     cited = len(answers) == 1 and id in texts(answers[0].get("citations"))
-    title = (
-        f"{escape(candidate.get('title') or id)} <small>{escape(id)}</small>{badge('gold', id in gold)}"
-        f"{badge('cited', cited)}"
-    )
+    badges = badge("gold", gold_document(id, gold) is not None) + badge("cited", cited)
+    title = f"{escape(candidate.get('title') or id)} <small>{escape(id)}</small>{badges}"
     text = str(candidate.get("text") or "")
     if not text:
         return title
@@ -199,6 +198,6 @@ def _chips(answer: Mapping[str, Any], question: Mapping[str, Any], gold: Sequenc
 
 
 def _chip(rank: str, id: str, gold: Sequence[str], cited: Sequence[str]) -> str:
-    words = [word for word, ids in (("gold", gold), ("cited", cited)) if id in ids]
+    words = ["gold"] * (gold_document(id, gold) is not None) + ["cited"] * (id in cited)
     said = f'<span class="unseen"> ({" and ".join(words)})</span>' if words else ""
     return f'<span class="{" ".join(["chip", *words])}" title="{escape(id)}">{escape(rank)}{said}</span> '

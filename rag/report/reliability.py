@@ -8,6 +8,7 @@ lies between a line and the second ceiling the selector missed; what lies betwee
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from indexes.chunking import gold_document
 from rag.report.charts import MANY, Chart, Point, Series, chart_figure
 from rag.report.curves import interval_switch
 from rag.report.names import Names, name_of
@@ -80,7 +81,11 @@ def _caption(ceilings: Mapping[str, _Measured]) -> str:
 def ceilings_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Measured]:
     """Both ceilings with bootstrap intervals, from an evaluation's rows that hold gold ids and candidates."""
     pairs = [(set(texts(row.get("gold_ids"))), mappings(row.get("candidates"))) for row in rows]
-    counts = [(len(gold), len(gold & {str(c.get("id")) for c in found}), len(found)) for gold, found in pairs if gold]
+    counts = [
+        (len(gold), len({gold_document(str(c.get("id")), gold) for c in found} - {None}), len(found))
+        for gold, found in pairs
+        if gold
+    ]
     candidates = max((n for _, _, n in counts), default=0)
     cutoffs = [k for k in CUTOFFS if k <= max(candidates, 1)]
     if not counts:

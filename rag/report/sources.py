@@ -10,6 +10,7 @@ from indexes.errors import DataError
 from rag.report.values import mapping, mappings
 
 SWEEP_FILE = "sweep.json"
+SECONDS_FILE = "seconds.json"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 KINDS = ("evaluation", "forgetting", "sweep")
@@ -54,7 +55,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made of {KNOWN}; {file} {found}. Name another file.")
-    return with_rows(data, file.parent) if data.get("kind") == "sweep" else data
+    return with_rows(_with_seconds(data, file.parent), file.parent) if data.get("kind") == "sweep" else data
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -67,6 +68,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"A report is made of {KNOWN}; {file} holds a {type(data).__name__}. Name another file.")
     return data
+
+
+def _with_seconds(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A sweep with its times, which lie beside it: its own file is the same each time."""
+    if not (folder / SECONDS_FILE).is_file():
+        return dict(sweep)
+    times = _read_json(folder / SECONDS_FILE)
+    of_rows = mapping(times.get("rows"))
+    rows = [{**row, "seconds": of_rows.get(row.get("name"))} for row in mappings(sweep.get("rows"))]
+    return {**sweep, "rows": rows, "seconds": times.get("total")}
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
