@@ -86,6 +86,21 @@ def test_every_metric_has_an_interval_and_a_count(rag: RAG) -> None:
     assert pipeline["exact_match"] == found.metrics["exact_match"]
 
 
+def test_a_question_with_fewer_candidates_counts_at_every_cut_off(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approximate index may find fewer for some; left out there, they would only make recall@5 look better."""
+    search = rag.retriever.search
+
+    def three_of_germany(questions: Sequence[str], k: int) -> list[Any]:
+        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k)]
+
+    monkeypatch.setattr(rag.retriever, "search", three_of_germany)
+    found = evaluate(rag, EXAMPLES, progress=False)
+    assert all(found.counts[f"{stage}_recall@5"] == 3 for stage in ("retriever", "selector"))
+    assert found.counts["retriever_answer_recall@5"] == found.counts["selector_answer_recall@5"] == 4
+    assert found.rows[0]["retriever_recall@5"] == found.rows[0]["retriever_recall@3"]
+    assert "retriever_recall@20" not in found.metrics
+
+
 def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES, batch_size=2, progress=False)
     assert [row["id"] for row in found.rows] == [e.id for e in EXAMPLES] == [e.id for e in found.examples]
