@@ -226,14 +226,19 @@ def _groups(score: Score) -> list[str]:
     return [WHOLE, *sorted({group for groups in score.groups for group in groups})]
 
 
-def _value(score: Score, group: str) -> tuple[float, list[float] | None, int]:
-    if score.reported is not None and not score.numerators:
-        spread = None if score.stderr is None else _Z * score.stderr
-        interval = None if spread is None else [score.reported - spread, score.reported + spread]
+def _value(score: Score, group: str) -> tuple[float | None, list[float] | None, int]:
+    if not score.numerators:
+        spread = None if score.stderr is None or score.reported is None else _Z * score.stderr
+        interval = None if spread is None or score.reported is None else [score.reported - spread, score.reported + spread]
         return score.reported, interval, len(score.items)
     ratio = score.ratio(None if group == WHOLE else group)
     found = ratio.interval()
-    return ratio.value, None if found is None else list(found), len(ratio.numerators)
+    return _finite(ratio.value), None if found is None else list(found), len(ratio.numerators)
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON has no number for: a perplexity that is more than a float holds, or a score that is none."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _comparisons(model: ModelScores, base: ModelScores) -> list[dict[str, Any]]:
@@ -277,16 +282,18 @@ def _comparison(name: str, against: str, score: Score, other: Score, group: str)
         "task": score.task,
         "group": group,
         "metric": score.metric,
-        "difference": difference,
+        "difference": _finite(difference),
         "interval": None if interval is None else list(interval),
         "p": p,
         "n": n,
     }
 
 
-def _unpaired(score: Score, other: Score) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Two reported values by their standard errors: too wide for the same items, and never too narrow for them."""
-    difference = float(score.reported or 0.0) - float(other.reported or 0.0)
+def _unpaired(score: Score, other: Score) -> tuple[float | None, tuple[float, float] | None, float | None]:
+    """Two reported values by their standard errors: too wide where both models tend to fail on the same items."""
+    if score.reported is None or other.reported is None:
+        return None, None, None
+    difference = score.reported - other.reported
     spread = math.hypot(score.stderr or 0.0, other.stderr or 0.0)
     if score.stderr is None or other.stderr is None or spread == 0:
         return difference, None, None

@@ -115,7 +115,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['model']} - {row['against']}",
             row["task"],
             row["metric"],
-            f"{row['difference']:+.4f}",
+            "-" if row["difference"] is None else f"{row['difference']:+.4f}",
             _interval(row["interval"]),
             cell(row["p"]),
         ]
