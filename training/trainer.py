@@ -33,8 +33,8 @@ from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
 from training.data import QAExample, load_examples
-from training.gold_ids import check_gold_ids
 from training.estimation import EStep, Posterior, stable_seed
+from training.gold_ids import check_gold_ids
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
 from training.refresh import open_refreshed, refreshed
