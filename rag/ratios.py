@@ -37,7 +37,7 @@ class Ratio:
         return float(self._finish(sums[0] / sums[1])[0])
 
     def interval(self, *, seed: int = 0) -> tuple[float, float] | None:
-        """95 % percentile bootstrap interval over items; None for a single item, which cannot vary, and where it is not finite."""
+        """95 % percentile bootstrap interval over items; None for a single item, which cannot vary, or if infinite."""
         if len(self.numerators) < 2:
             return None
         if self.is_mean:

@@ -237,6 +237,15 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questi
         assert len(row["order_bias"]["candidates"]["answers"]) == 2
 
 
+@pytest.mark.parametrize("below", ["", "dev.jsonl/found.json"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    bundle: Path, questions: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--bundle", bundle / "not-opened-yet", "--questions", questions, "--output", tmp_path / below]
+    code, _, error = run(words, capsys)
+    assert code == 2 and "The output must be a file in a folder" in error
+
+
 def test_limit_takes_the_first_of_the_file(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["evaluate", "--bundle", bundle, "--questions", questions, "--limit", "2", "--json"], capsys)
     assert code == 0
@@ -272,6 +281,11 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
     for wrong in (["--compare", one, one], ["--compare", one], ["--compare", one, other, "--questions", questions], []):
         assert run(["evaluate", *wrong], capsys)[0] == 2
     assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
+    without_rows = json.loads(one.read_text())
+    del without_rows["rows"]
+    write_json({**without_rows, "name": "short"}, other)
+    code, _, error = run(["evaluate", "--compare", one, other], capsys)
+    assert code == 4 and "it has no 'rows'" in error
     assert run(["evaluate", "--compare", one, questions], capsys)[0] == 4
 
 

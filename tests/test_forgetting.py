@@ -442,6 +442,9 @@ def test_commands_that_will_not_do(bundles: list[Path], probes: Probes, capsys: 
         (["--bundle", str(bundles[0])], 2, "at least one of answers"),
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
         (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
+        (["--bundle", "not-opened", "--name", "base", *pairs], 2, "none but the base is 'base'"),
+        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders; 'a/b' came"),
+        (["--base", "pocket", *pairs, "--output", str(probes.pairs[0].parent)], 2, "must be a file in a folder"),
         (["--base", "pocket", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
     ]:
         assert main(["forgetting", *words]) == code
