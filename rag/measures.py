@@ -130,7 +130,7 @@ def measure_text(
         generator: Whose model it is.
         role: Who reads.
         file: One document per row, or per paragraph of a .txt file.
-        window: Tokens of context; None: as many as the model reads. Windows of one document do not overlap.
+        window: Tokens of context; None: as many as the model reads. No token is scored twice.
         progress: Show a progress bar.
 
     Raises:

@@ -144,8 +144,9 @@ def ranking_quality(
     # trec_eval sorts by score and breaks ties by id; distinct scores are the ranking itself.
     run: dict[str, dict[str, float]] = {"question": {}}
     for rank, id in enumerate(_listed("ranked_ids", ranked_ids)):
-        document = gold_document(id, gold)
-        run["question"][id if document is None or document in run["question"] else document] = -float(rank)
+        document = gold_document(id, gold) or id
+        # What stands for a document that was met before only takes its place in the ranking.
+        run["question"][document if document not in run["question"] else f"{id} again at {rank}"] = -float(rank)
     if not ranked_ids:
         return dict.fromkeys(names.values(), 0.0)
     found = {names[metric.measure]: float(metric.value) for metric in iter_calc(list(names), qrels, run)}

@@ -299,6 +299,14 @@ def test_grades_are_gains() -> None:
     assert ranking_quality(["low"], ["high", "low"], [2], [3, 1])["ndcg@2"] == pytest.approx(1 / (3 + 1 / log3))
 
 
+def test_a_document_beside_its_own_chunks_counts_where_it_stands_first() -> None:
+    """An index may hold a document whole and in chunks: only the first of them is relevant."""
+    found = ranking_quality(["p1#0", "x", "p1", "p1#1", "p2"], ["p1", "p2"], [3, 5])
+    assert found["ndcg@3"] == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert found["ndcg@5"] == pytest.approx((1 + 1 / math.log2(6)) / (1 + 1 / math.log2(3)))
+    assert found["mrr"] == 1.0
+
+
 def test_chunks_stand_for_their_document_once() -> None:
     """Chunks of a at ranks 1 and 2, of b at 4: recall 1/2, 1/2, 1; DCG 1 + 1 / log2 5 of an ideal 1 + 1 / log2 3."""
     ranked = ["a#2", "a#0", "x", "b#7"]
