@@ -298,6 +298,22 @@ def mapping(value: object, where: str) -> Mapping[str, Any]:
     raise DataError(f"{where}: every record must be a JSON object, got {type(value).__name__}: {str(value)[:60]!r}.")
 
 
+def check_unicode(text: str, where: str) -> str:
+    r"""The text itself, if UTF-8 can write it.
+
+    Raises:
+        DataError: It holds half a surrogate pair, as JSON's escapes can ("\ud83d" without what follows it).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: a text must be whole characters; {text[error.start]!r} at character {error.start + 1} is half "
+            "of one. Mend the row."
+        ) from error
+    return text
+
+
 def listed(value: object, where: str) -> list[Any]:
     """The value itself, if it is a list.
 

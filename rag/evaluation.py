@@ -108,13 +108,15 @@ def evaluate(
     if len(kept) < len(examples):
         logger.warning("Left out %d questions without golden answers.", len(examples) - len(kept))
     order = by_id(kept)
+    # One list for all questions: who finds fewer candidates for one of them has still been asked for so many.
+    cutoffs = _cutoffs(min(rag.num_candidates, rag.retriever.index.manifest.passages))
     done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
     with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
         for start in range(0, len(kept), batch_size):
             batch = order[start : start + batch_size]
             candidates = rag.retriever.search([kept[i].question for i in batch], rag.num_candidates)
             for i, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
-                done[i] = answer, score(kept[i], found, answer), _hits(found)
+                done[i] = answer, score(kept[i], found, answer, cutoffs), _hits(found)
             bar.update(len(batch))
     answers, scores, candidates_found = map(list, zip(*(done[i] for i in range(len(kept))), strict=True))
     return _evaluation(kept, answers, _with_groups(kept, scores), candidates_found, len(examples) - len(kept))
@@ -166,13 +168,18 @@ def accepted_answers(example: QAExample) -> Sequence[str]:
     return example.golden_answers or ("",)
 
 
-def score(example: QAExample, candidates: Candidates, answer: "Answer") -> dict[str, float]:
-    """All metrics of one question."""
+def score(
+    example: QAExample, candidates: Candidates, answer: "Answer", cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, float]:
+    """All metrics of one question, recall and nDCG at these cut-offs."""
     accepted = accepted_answers(example)
     row = {"exact_match": exact_match(answer.text, accepted), "f1": f1(answer.text, accepted)}
     read = {p.id for p in answer.passages}
     ranked = [*answer.passages, *(p for p in candidates.passages if p.id not in read)]
-    return row | _ranking("retriever", candidates.passages, example) | _ranking("selector", ranked, example)
+    stages = {"retriever": candidates.passages, "selector": ranked}
+    for stage, passages in stages.items():
+        row |= _ranking(stage, passages, example, cutoffs)
+    return row
 
 
 def _with_groups(examples: Sequence[QAExample], scores: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -185,10 +192,13 @@ def _with_groups(examples: Sequence[QAExample], scores: list[dict[str, float]]) 
     ]
 
 
-def _ranking(stage: str, passages: Sequence[Passage], example: QAExample) -> dict[str, float]:
+def _cutoffs(k_max: int) -> list[int]:
+    """Those up to `k_max`: recall@20 of five passages would be recall@5 under another name."""
+    return [k for k in CUTOFFS if k <= k_max]
+
+
+def _ranking(stage: str, passages: Sequence[Passage], example: QAExample, cutoffs: Sequence[int]) -> dict[str, float]:
     ids, texts = [p.id for p in passages], [p.contents for p in passages]
-    # recall@20 of five passages would be recall@5 under another name
-    cutoffs = [k for k in CUTOFFS if k <= len(ids) or k == CUTOFFS[0]]
     row: dict[str, float] = {}
     if example.golden_answers:
         row |= {f"{stage}_answer_recall@{k}": answer_recall(texts, example.golden_answers, k) for k in cutoffs}
@@ -240,7 +250,7 @@ def search_metrics(examples: Sequence[QAExample], candidates: Sequence[Candidate
 
     Recall, nDCG and MRR are means over questions with gold ids, answer recall over those with golden answers.
     """
-    cutoffs = [k for k in CUTOFFS if k <= k_max]
+    cutoffs = _cutoffs(k_max)
     rows = []
     for example, found in zip(examples, candidates, strict=True):
         row: dict[str, float] = {}

@@ -15,7 +15,7 @@ import torch
 
 from generator.language_model import LanguageModel
 from indexes.durable import write_text
-from indexes.errors import DataError, MismatchError
+from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation import Evaluation, by_id
 from rag.order_bias import OrderBias
 from rag.pipeline import CONFIG_FILE, LEARNED_FOLDER, RAG, base_weights, read_config
@@ -26,6 +26,8 @@ from training.data import QAExample
 
 KIND = "evaluation"
 FORMAT_VERSION = 1
+# What comparisons read; a sweep keeps its evaluations without rows.
+_COMPARED = ("name", "pipeline", "dataset", "metrics", "rows")
 
 
 def evaluation_file(
@@ -120,8 +122,22 @@ def _row(evaluation: Evaluation, i: int, order_bias: OrderBias | None, support: 
 def write_json(data: Mapping[str, Any], file: str | Path) -> None:
     """Write a file that is whole or not there; the same data are always the same bytes."""
     file = Path(file)
+    check_output(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True) + "\n")
+
+
+def check_output(file: str | Path) -> None:
+    """Refuse a place where no file can be written, before hours of work for it.
+
+    Raises:
+        UsageError: It is a folder, or stands below a file.
+    """
+    file = Path(file)
+    above = next((folder for folder in file.parents if folder.exists()), file.parent)
+    if file.is_dir() or not above.is_dir():
+        found = "is a folder" if file.is_dir() else f"stands below {above}, which is none"
+        raise UsageError(f"The output must be a file in a folder; {file} {found}. Give the name of a file.")
 
 
 def read_evaluation(file: str | Path) -> dict[str, Any]:
@@ -143,6 +159,8 @@ def read_evaluation(file: str | Path) -> dict[str, Any]:
             f'{file} must hold "kind": "{KIND}" and "format_version": {FORMAT_VERSION}; it does not. Give a file that '
             "this version's `rag evaluate --output` wrote."
         )
+    if missing := [key for key in _COMPARED if key not in data]:
+        raise MismatchError(f"{file} must be a whole evaluation; it has no {missing[0]!r}. Evaluate again.")
     return data
 
 

@@ -101,6 +101,10 @@ def forgetting(
         MismatchError: Models over different bases.
         UsageError: Neither models nor a base, or two models of one name.
     """
+    names = [name for name, _ in models]
+    _check_names([BASE, *names])  # before anything is measured
+    if scores_folder is not None and (wrong := [name for name in names if Path(name).name != name]):
+        raise UsageError(f"The name of a model is that of its file of scores, without folders; {wrong[0]!r} came.")
     scores: list[ModelScores] = []
     if not models:
         if base is None:
@@ -183,8 +187,7 @@ def forgetting_table(scores: Sequence[ModelScores]) -> dict[str, Any]:
     bases = [model for model in scores if model.role == BASE]
     if len(bases) != 1:
         raise UsageError(f"A table of forgetting needs the base exactly once; {len(bases)} of {len(scores)} are it.")
-    if len({model.name for model in scores}) < len(scores):
-        raise UsageError(f"Models must have different names; {[model.name for model in scores]} came.")
+    _check_names([model.name for model in scores])
     for model in scores:
         _check_base(model.name, model.base, bases[0].base)
     return {
@@ -195,6 +198,11 @@ def forgetting_table(scores: Sequence[ModelScores]) -> dict[str, Any]:
         "measurements": [row for model in scores for score in model.scores for row in _measurements(model, score)],
         "comparisons": [row for model in scores if model.role != BASE for row in _comparisons(model, bases[0])],
     }
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UsageError(f"Models must have different names, and none but the base is {BASE!r}; {list(names)} came.")
 
 
 def _model(model: ModelScores) -> dict[str, Any]:
@@ -226,14 +234,19 @@ def _groups(score: Score) -> list[str]:
     return [WHOLE, *sorted({group for groups in score.groups for group in groups})]
 
 
-def _value(score: Score, group: str) -> tuple[float, list[float] | None, int]:
-    if score.reported is not None and not score.numerators:
-        spread = None if score.stderr is None else _Z * score.stderr
-        interval = None if spread is None else [score.reported - spread, score.reported + spread]
-        return score.reported, interval, len(score.items)
+def _value(score: Score, group: str) -> tuple[float | None, list[float] | None, int]:
+    if not score.numerators:
+        value, spread = score.reported, None if score.stderr is None else _Z * score.stderr
+        interval = None if value is None or spread is None else [value - spread, value + spread]
+        return value, interval, len(score.items)
     ratio = score.ratio(None if group == WHOLE else group)
     found = ratio.interval()
-    return ratio.value, None if found is None else list(found), len(ratio.numerators)
+    return _finite(ratio.value), None if found is None else list(found), len(ratio.numerators)
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON has no number for: a perplexity that is more than a float holds, or a score that is none."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _comparisons(model: ModelScores, base: ModelScores) -> list[dict[str, Any]]:
@@ -277,16 +290,18 @@ def _comparison(name: str, against: str, score: Score, other: Score, group: str)
         "task": score.task,
         "group": group,
         "metric": score.metric,
-        "difference": difference,
+        "difference": _finite(difference),
         "interval": None if interval is None else list(interval),
         "p": p,
         "n": n,
     }
 
 
-def _unpaired(score: Score, other: Score) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Two reported values by their standard errors: too wide for the same items, and never too narrow for them."""
-    difference = float(score.reported or 0.0) - float(other.reported or 0.0)
+def _unpaired(score: Score, other: Score) -> tuple[float | None, tuple[float, float] | None, float | None]:
+    """Two reported values by their standard errors: too wide where both models tend to fail on the same items."""
+    if score.reported is None or other.reported is None:
+        return None, None, None
+    difference = score.reported - other.reported
     spread = math.hypot(score.stderr or 0.0, other.stderr or 0.0)
     if score.stderr is None or other.stderr is None or spread == 0:
         return difference, None, None

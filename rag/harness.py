@@ -314,7 +314,7 @@ def _score(
         task=task,
         metric=metric if filter_ == "none" else f"{metric} ({filter_})",
         higher_is_better=True if higher is None else bool(higher),
-        reported=value,
+        reported=value if math.isfinite(value) else None,
         stderr=stderr,
     )
     documents = _documents(results, task, metric, filter_)

@@ -15,7 +15,10 @@ stands, and items are sorted by that name: a shuffled file gives the same number
 import gzip
 import hashlib
 import json
+import math
 import re
+import string
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +28,8 @@ from typing import Any, Generic, TypeVar
 
 from indexes.errors import DataError, UsageError
 from indexes.formats import BrokenRow, Row, read_jsonl
-from rag.metrics import exact_match
+from indexes.question_files import check_unicode
+from rag.metrics import normalize_answer
 
 PROMPT_FIELDS = ("prompt", "question")
 ANSWER_FIELDS = ("golden_answers", "answers", "answer")
@@ -33,7 +37,8 @@ PAIR_FIELDS = (("sentence_good", "sentence_bad"), ("good", "bad"))
 GROUP_FIELDS = ("task", "group", "ability", "UID", "linguistics_term", "field")
 WHOLE = "all"
 MATCHES = ("normalised", "exact", "number")
-_NUMBER = re.compile(r"[-+]?\$?\d[\d,]*(?:\.\d+)?|[-+]?\$?\.\d+")
+# A hyphen behind a letter or a digit ("10-12 hours") is no sign.
+_NUMBER = re.compile(r"(?:(?<!\w)[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _FINAL = re.compile(r"####\s*(\S[^\n]*)")
 
 
@@ -94,7 +99,8 @@ class Task:
         """Whether the reply counts.
 
         "normalised": equal to an answer after the normalisation of SQuAD (case, articles, ASCII punctuation and
-        spacing do not matter). "exact": equal to an answer, but for spaces around both. "number": the final number
+        spacing do not matter); of an answer that is nothing but articles or signs (the choice "A", "+") those count.
+        "exact": equal to an answer, but for spaces around both. "number": the final number
         equals that of an answer, as `final_number` finds both.
         """
         if self.match == "number":
@@ -102,7 +108,13 @@ class Task:
             return found is not None and found in [final_number(answer) for answer in self.answers]
         if self.match == "exact":
             return reply.strip() in [answer.strip() for answer in self.answers]
-        return bool(exact_match(reply, self.answers))
+        return _compared(reply) in [_compared(answer) for answer in self.answers]
+
+
+def _compared(text: str) -> str:
+    """Normalised, or what is left of it before articles, or signs too, would be taken away; empty if it is blank."""
+    words = (word.strip(string.punctuation) for word in text.lower().split())
+    return normalize_answer(text) or " ".join(word for word in words if word) or "".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -249,8 +261,8 @@ def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"A text file must exist; {path} does not. Check the path.")
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            text = stream.read().decode("utf-8-sig")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            text = stream.read().decode("utf-8-sig").replace("\r\n", "\n")
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: a text file must be whole and UTF-8; it is not ({error}). Convert or copy it."
         ) from error
@@ -283,10 +295,15 @@ def _task(fields: Mapping[str, Any], where: str) -> Task:
 
 def _answers(value: Any, where: str) -> list[str]:
     """A text, a number, or a list of them; at least one, and none empty."""
-    found = [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in _as_list(value)]
+    found = [str(v) if _is_number(v) else v for v in _as_list(value)]
     if not found or not all(isinstance(v, str) and v.strip() for v in found):
         raise DataError(f"{where} must be text, a number, or a list of at least one; {value!r} came. Mend the row.")
-    return found
+    return [check_unicode(text, where) for text in found]
+
+
+def _is_number(value: Any) -> bool:
+    """JSON's own numbers only: `json` reads NaN and 1e999 too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -320,7 +337,7 @@ def _said(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     value = fields[name]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {name} must be text with a visible character; {value!r} came. Mend the row.")
-    return value
+    return check_unicode(value, f"{where}: {name}")
 
 
 def _groups(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rag.significance import RESAMPLES, PairedDifference, bootstrap_interval, paired_bootstrap
+from rag.significance import RESAMPLES, bootstrap_interval, paired_bootstrap, surest_p
 
 _ROWS_AT_A_TIME = 256
 
@@ -32,12 +32,12 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """Of all items."""
+        """Of all items; infinite where a perplexity is more than a float holds, as of long texts without blanks."""
         sums = np.asarray([[np.sum(self.numerators)], [np.sum(self.denominators)]], dtype=np.float64)
         return float(self._finish(sums[0] / sums[1])[0])
 
     def interval(self, *, seed: int = 0) -> tuple[float, float] | None:
-        """95 % percentile bootstrap interval over items; None for a single item, which cannot vary."""
+        """95 % percentile bootstrap interval over items; None for a single item, which cannot vary, or if infinite."""
         if len(self.numerators) < 2:
             return None
         if self.is_mean:
@@ -49,27 +49,31 @@ class Ratio:
         """Paired difference of the values (self - other), its interval, and p of "no difference".
 
         The test is on the ratio before exp: for perplexities on the log of their quotient, which is far closer to
-        symmetric than their difference. Interval and p are None for a single item.
+        symmetric than their difference; `surest_p` is its lower bound. Interval and p are None for a single item, and
+        the interval where it is not finite.
         """
         if len(self.numerators) < 2:
             return self.value - other.value, None, None
         if self.is_mean and other.is_mean:
             found = paired_bootstrap(self.numerators, other.numerators, seed=seed)
-        else:
-            found = self._against(other, seed)
-        return found.difference, found.interval, found.p
+            return found.difference, found.interval, found.p
+        return self._against(other, seed)
 
-    def _against(self, other: "Ratio", seed: int) -> PairedDifference:
+    def _against(self, other: "Ratio", seed: int) -> tuple[float, tuple[float, float] | None, float]:
         columns = [self.numerators, self.denominators, other.numerators, other.denominators]
         a, b, c, d = resampled_sums(columns, seed)
         observed = np.sum(self.numerators) / np.sum(self.denominators)
         observed = observed - np.sum(other.numerators) / np.sum(other.denominators)
         extreme = int((np.abs(a / b - c / d - observed) >= abs(observed) - 1e-12).sum())
-        interval = _middle(self._finish(a / b) - self._finish(c / d))
-        return PairedDifference(self.value - other.value, interval, (extreme + 1) / (len(a) + 1))
+        pairs = zip(self.numerators, self.denominators, other.numerators, other.denominators, strict=True)
+        differing = sum((one, size) != (two, other_size) for one, size, two, other_size in pairs)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            interval = _middle(self._finish(a / b) - self._finish(c / d))
+        return self.value - other.value, interval, max((extreme + 1) / (len(a) + 1), surest_p(differing))
 
     def _finish(self, ratios: np.ndarray) -> np.ndarray:
-        return np.exp(ratios) if self.is_exponential else ratios
+        with np.errstate(over="ignore"):
+            return np.exp(ratios) if self.is_exponential else ratios
 
 
 def resampled_sums(columns: Sequence[Sequence[float]], seed: int) -> np.ndarray:
@@ -81,6 +85,8 @@ def resampled_sums(columns: Sequence[Sequence[float]], seed: int) -> np.ndarray:
     return np.concatenate([values[:, rng.integers(n, size=(rows, n))].sum(-1) for rows in sizes], axis=1)
 
 
-def _middle(values: np.ndarray) -> tuple[float, float]:
+def _middle(values: np.ndarray) -> tuple[float, float] | None:
+    if not np.isfinite(values).all():
+        return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -27,7 +27,7 @@ class PairedDifference:
     interval: tuple[float, float]
     """95 % percentile bootstrap interval of the difference."""
     p: float
-    """Two-sided paired bootstrap p-value of "no difference"; never below 1 / (resamples + 1)."""
+    """Two-sided paired bootstrap p-value of "no difference"; never below 1 / (resamples + 1) or `surest_p`."""
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
@@ -70,7 +70,8 @@ def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: 
     """Compare two pipelines on the same questions.
 
     The p-value is that of a two-sided test on the shifted bootstrap distribution (Koehn 2004): how often a mean
-    difference at least as far from 0 arises when the differences are centred on 0.
+    difference at least as far from 0 arises when the differences are centred on 0. Resamples of three questions that
+    all differ by the same amount never vary, which is no certainty, so `surest_p` is its lower bound.
 
     Args:
         values: One score per question.
@@ -84,7 +85,20 @@ def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: 
     low, high, means = _bootstrap(differences, seed)
     observed = float(differences.mean())
     extreme = int((np.abs(means - observed) >= abs(observed) - 1e-12).sum())
-    return PairedDifference(observed, (float(low), float(high)), (extreme + 1) / (len(means) + 1))
+    p = max((extreme + 1) / (len(means) + 1), surest_p(int(np.count_nonzero(differences))))
+    return PairedDifference(observed, (float(low), float(high)), p)
+
+
+def surest_p(differing: int) -> float:
+    """The smallest two-sided p-value that so many pairs which differ can give: all in one direction, 2 / 2^m.
+
+    Were it chance which of the two got which score of a pair, this and its mirror image would come out so often. It
+    takes six such pairs to fall below 0.05.
+
+    >>> surest_p(1), surest_p(6)
+    (1.0, 0.03125)
+    """
+    return float(min(1.0, 2.0 ** (1 - differing)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

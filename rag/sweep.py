@@ -437,7 +437,9 @@ class Sweep:
         else:
             limits = {"train": s.max_train_samples, "dev": s.max_dev_samples, "test": s.max_test_samples}
             found = {
-                split: load_examples(getattr(s, split), require_answers=True, limit=limit)
+                split: load_examples(
+                    getattr(s, split), require_answers=True, allow_unanswerable=split != "train", limit=limit
+                )
                 for split, limit in limits.items()
             }
         if s.answerable_only:

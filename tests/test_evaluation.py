@@ -86,6 +86,21 @@ def test_every_metric_has_an_interval_and_a_count(rag: RAG) -> None:
     assert pipeline["exact_match"] == found.metrics["exact_match"]
 
 
+def test_a_question_with_fewer_candidates_counts_at_every_cut_off(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approximate index may find fewer for some; left out there, they would only make recall@5 look better."""
+    search = rag.retriever.search
+
+    def three_of_germany(questions: Sequence[str], k: int) -> list[Any]:
+        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k)]
+
+    monkeypatch.setattr(rag.retriever, "search", three_of_germany)
+    found = evaluate(rag, EXAMPLES, progress=False)
+    assert all(found.counts[f"{stage}_recall@5"] == 3 for stage in ("retriever", "selector"))
+    assert found.counts["retriever_answer_recall@5"] == found.counts["selector_answer_recall@5"] == 4
+    assert found.rows[0]["retriever_recall@5"] == found.rows[0]["retriever_recall@3"]
+    assert "retriever_recall@20" not in found.metrics
+
+
 def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES, batch_size=2, progress=False)
     assert [row["id"] for row in found.rows] == [e.id for e in EXAMPLES] == [e.id for e in found.examples]
@@ -222,6 +237,15 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questi
         assert len(row["order_bias"]["candidates"]["answers"]) == 2
 
 
+@pytest.mark.parametrize("below", ["", "dev.jsonl/found.json"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    bundle: Path, questions: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--bundle", bundle / "not-opened-yet", "--questions", questions, "--output", tmp_path / below]
+    code, _, error = run(words, capsys)
+    assert code == 2 and "The output must be a file in a folder" in error
+
+
 def test_limit_takes_the_first_of_the_file(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["evaluate", "--bundle", bundle, "--questions", questions, "--limit", "2", "--json"], capsys)
     assert code == 0
@@ -257,6 +281,11 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
     for wrong in (["--compare", one, one], ["--compare", one], ["--compare", one, other, "--questions", questions], []):
         assert run(["evaluate", *wrong], capsys)[0] == 2
     assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
+    without_rows = json.loads(one.read_text())
+    del without_rows["rows"]
+    write_json({**without_rows, "name": "short"}, other)
+    code, _, error = run(["evaluate", "--compare", one, other], capsys)
+    assert code == 4 and "it has no 'rows'" in error
     assert run(["evaluate", "--compare", one, questions], capsys)[0] == 4
 
 

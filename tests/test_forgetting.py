@@ -367,6 +367,22 @@ def test_p_values_of_groups_are_adjusted_and_that_of_the_whole_is_not() -> None:
     assert found["g"]["n"] == 2 and found["all"]["n"] == 3
 
 
+def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+    """A perplexity that no float holds, and a score that a foreign task could not compute."""
+    known: dict[str, Any] = {"metric": "word_perplexity", "is_exponential": True}
+    base = some_scores("base", "base", numerators=(2000.0, 2100.0, 1900.0), **known)
+    tuned = some_scores("a", "generator", numerators=(2010.0, 2120.0, 1930.0), **known)
+    table = forgetting_table([base, tuned])
+    write_json(table, tmp_path / "table.json")
+    assert {(m["value"], m["interval"]) for m in table["measurements"]} == {(None, None)}
+    (whole,) = [c for c in table["comparisons"] if c["group"] == "all"]
+    assert (whole["difference"], whole["interval"]) == (None, None) and whole["p"] >= 0.25
+    none: dict[str, Any] = {"numerators": (), "denominators": (), "reported": None, "stderr": None}
+    table = forgetting_table([some_scores("base", "base", **none), some_scores("a", "generator", **none)])
+    assert {m["value"] for m in table["measurements"]} == {None}
+    assert {c["difference"] for c in table["comparisons"]} == {None}
+
+
 # -- bundles and the command -----------------------------------------------------------------------------------
 
 
@@ -426,6 +442,9 @@ def test_commands_that_will_not_do(bundles: list[Path], probes: Probes, capsys: 
         (["--bundle", str(bundles[0])], 2, "at least one of answers"),
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
         (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
+        (["--bundle", "not-opened", "--name", "base", *pairs], 2, "none but the base is 'base'"),
+        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders; 'a/b' came"),
+        (["--base", "pocket", *pairs, "--output", str(probes.pairs[0].parent)], 2, "must be a file in a folder"),
         (["--base", "pocket", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
     ]:
         assert main(["forgetting", *words]) == code

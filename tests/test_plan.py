@@ -185,6 +185,15 @@ def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     assert count_questions(str(questions)) == (1, 6, 4)
 
 
+def test_dev_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text('{"question": "a"}\n{"question": "b", "unanswerable": true}\n')
+    words = ["plan", "--base", config_only, *COUNTS, "--dev", str(dev)]
+    assert main(words) == 3
+    dev.write_text('{"question": "a", "answer": "b"}\n{"question": "b", "unanswerable": true}\n')
+    assert main(words) == 0
+
+
 def test_prompts_are_cut_to_the_context() -> None:
     selector, config, texts = SelectorConfig(), DROConfig(output_dir="unused"), job().texts
     wide, alone = mean_question(selector, config, texts, 100_000)

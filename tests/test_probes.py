@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def test_text_is_rows_or_paragraphs(tmp_path: Path) -> None:
         ("Other", "5"),
         ("Last", "7"),
     }
+    (tmp_path / "d.txt").write_bytes(b"First line\r\nsecond line.\r\n")
+    assert contents(read_texts(tmp_path / "d.txt")) == {"First line\nsecond line."}
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed"))
     assert contents(read_texts(tmp_path / "c.txt.gz")) == {"packed"}
 
@@ -121,6 +124,8 @@ def test_numbers_as_people_write_them() -> None:
     assert final_number("#### 1,250,000") == Decimal(1250000)
     assert final_number("it falls to -3.5.") == Decimal("-3.5")
     assert final_number("costs -$7") == Decimal(-7)
+    assert final_number("10-12") == Decimal(12)
+    assert final_number("x=-3") == Decimal(-3)
     assert final_number("#### none, but 5") == Decimal(5)
     assert final_number("between 3, 4, and 5, all") == Decimal(5)
 
@@ -129,6 +134,18 @@ def test_normalised_and_exact_replies() -> None:
     normalised, exact = Task("q", ("The U.S.", "America"), "normalised"), Task("q", ("A B",), "exact")
     assert normalised.is_right("us") and normalised.is_right("america!") and not normalised.is_right("us of a")
     assert exact.is_right(" A B\n") and not exact.is_right("a b")
+
+
+def test_an_answer_that_normalises_to_nothing_is_still_one() -> None:
+    """The first of four choices is an article to SQuAD's normalisation, which would call an empty reply right."""
+    choice, sign = Task("q", ("A",), "normalised"), Task("q", ("+", "B"), "normalised")
+    assert [reply for reply in ("A", "a", " A. ", "(A)", "", "the", "...", "an", "B") if choice.is_right(reply)] == [
+        "A",
+        "a",
+        " A. ",
+        "(A)",
+    ]
+    assert [reply for reply in ("+", "b", "", "-", "a") if sign.is_right(reply)] == ["+", "b"]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +157,8 @@ def test_normalised_and_exact_replies() -> None:
         (read_tasks, {"prompt": "x", "answer": True}, r"f\.jsonl:2: answer must be text"),
         (read_tasks, {"prompt": "x", "answer": "y", "match": "fuzzy"}, r"f\.jsonl:2: match must be one of"),
         (read_tasks, {"prompt": "x", "answer": "none", "match": "number"}, r"f\.jsonl:2: .* must hold one"),
+        (read_tasks, {"prompt": "x", "answer": math.nan}, r"f\.jsonl:2: answer must be text"),
+        (read_tasks, {"prompt": "x\ud83d", "answer": "x"}, r"f\.jsonl:2: prompt: .* at character 2 is half of one"),
         (read_tasks, {"answer": "x"}, r"f\.jsonl:2: a row must have prompt or question"),
         (read_pairs, {"good": "x"}, r"f\.jsonl:2: a row must have bad"),
         (read_pairs, {"sentence_good": "x", "bad": "y"}, r"f\.jsonl:2: a row must have sentence_bad"),

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from rag.ratios import Ratio
+from rag.significance import surest_p
 
 RNG = np.random.default_rng(5)
 SIZES = RNG.integers(3, 60, size=150).astype(float)
@@ -61,6 +62,22 @@ def test_no_difference_has_p_one_and_no_width() -> None:
 def test_a_single_item_has_no_interval() -> None:
     assert Ratio([2.0], [4.0]).interval() is None
     assert Ratio([2.0], [4.0]).against(Ratio([1.0], [4.0])) == (0.25, None, None)
+
+
+def test_two_documents_that_improve_alike_are_no_proof() -> None:
+    """Their resamples never vary: one nat a word less in each."""
+    ours, theirs = Ratio([2.0, 4.0], [1.0, 2.0], True), Ratio([3.0, 6.0], [1.0, 2.0], True)
+    assert ours.against(theirs)[2] == surest_p(2) == 0.5
+    assert Ratio([1.0, 1.0, 0.0], [1.0] * 3).against(Ratio([0.0, 0.0, 0.0], [1.0] * 3))[2] >= 0.5
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
+    """A text without blanks is one word of a thousand nats; the log of a quotient of two of them is a number."""
+    ours, theirs = Ratio([1500.0, 1600.0], [1.0, 1.0], True), Ratio([1510.0, 1620.0], [1.0, 1.0], True)
+    assert ours.value == math.inf
+    assert ours.interval() is None
+    difference, interval, p = ours.against(theirs)
+    assert math.isnan(difference) and interval is None and p == 0.5
 
 
 def test_the_same_numbers_twice() -> None:

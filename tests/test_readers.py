@@ -595,6 +595,12 @@ def test_a_literal_has_a_longest_length() -> None:
         ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\n", r"qrels/test\.tsv:2: a judgement must be"),
         ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\thigh\n", r"qrels/test\.tsv:2: a judgement must be"),
         ("PLAIN-2\tMED-10\t1\n", r"qrels/test\.tsv:1: the first line must be query-id corpus-id score"),
+        ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\t--1\n", r"qrels/test\.tsv:2: a judgement must be"),
+        ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\t\u00b2\n", r"qrels/test\.tsv:2: a judgement must be"),
+        (
+            'query-id\tcorpus-id\tscore\nPLAIN-2\t"MED-10\t1\nPLAIN-2\tMED-11"\t1\n',
+            r"qrels/test\.tsv:2: a judgement must be",
+        ),
         ("query-id\tcorpus-id\tscore\n", r"harbour has none"),
     ],
 )
@@ -603,6 +609,34 @@ def test_broken_judgements_are_named(tmp_path: Path, qrels: str, message: str) -
     (tmp_path / "harbour/qrels/test.tsv").write_text(qrels)
     with pytest.raises(DataError, match=message):
         load_examples(tmp_path / "harbour", split="test")
+
+
+def test_a_second_question_of_one_id_is_not_lost(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "beir/harbour", tmp_path / "harbour")
+    with (tmp_path / "harbour/queries.jsonl").open("a") as file:
+        file.write('{"_id": "PLAIN-2", "text": "how low are neap tides"}\n')
+    with pytest.raises(DataError, match="'PLAIN-2' came before"):
+        load_examples(tmp_path / "harbour", split="test")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"question": "a \\ud83d", "answer": "x"}',
+        '{"question": "a", "answer": "\\ude00x"}',
+        '{"id": "\\ud83d", "question": "a", "answer": "x"}',
+        '{"question": "a", "answer": 1e999}',
+        '{"question": "a", "answer": NaN}',
+    ],
+)
+def test_what_no_file_could_hold_is_refused(tmp_path: Path, row: str) -> None:
+    """JSON can write half a character, and Python reads numbers that JSON does not have."""
+    file = tmp_path / "f.jsonl"
+    file.write_text(f'{row}\n{{"question": "b \\ud83d\\ude00", "answer": "\U0001f600"}}\n')
+    with pytest.raises(DataError, match=r"f\.jsonl:1: a.* (half of one|got (inf|nan))"):
+        load_examples(file)
+    (kept,) = load_examples(file, on_error="skip")
+    assert kept.question == "b \U0001f600"
 
 
 def test_splits_are_named() -> None:

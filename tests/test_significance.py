@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from scipy import stats
 
 from indexes.errors import UsageError
 from rag.significance import (
@@ -14,6 +15,7 @@ from rag.significance import (
     holm,
     paired_bootstrap,
     sign_flip_test,
+    surest_p,
 )
 
 
@@ -64,6 +66,14 @@ def test_one_question_leaves_nothing_to_resample() -> None:
     assert bootstrap_interval([0.3]) == (0.3, 0.3)
     assert bootstrap_intervals({"a": [0.3], "b": [0.7]}) == {"a": (0.3, 0.3), "b": (0.7, 0.7)}
     assert paired_bootstrap([1.0], [0.0]).interval == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_few_questions_that_all_improve_alike_are_as_sure_as_a_sign_test(n: int) -> None:
+    """Their resamples never vary; 2 / 2^n is what all heads in n tosses, or all tails, come out with."""
+    found = paired_bootstrap([1.0] * n + [0.0], [0.0] * n + [0.0])
+    assert found.p >= surest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
+    assert paired_bootstrap([1.0] * n, [0.0] * n).p == surest_p(n)
 
 
 def test_no_score_is_refused() -> None:

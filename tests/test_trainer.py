@@ -12,7 +12,7 @@ from conftest import PASSAGES, learned
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
 from training.config import DROConfig
-from training.data import QAExample
+from training.data import QAExample, write_examples
 from training.trainer import DROTrainer
 from training.warm_up import target_permutation, warm_up_posteriors
 
@@ -282,3 +282,29 @@ def test_answers_that_no_row_has_room_for_are_left_out(
         DROTrainer(rag, settings(tmp_path / "other"), examples[:1], None, progress=False)
     with pytest.raises(DataError, match="An answer must be shorter than the"):
         rag.generator.log_prob("who?", rag.retriever.search("who?", 2).passages, long)
+
+
+def test_dev_questions_may_be_unanswerable_and_training_questions_not(
+    make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
+    """Nothing can be learned from a question whose answer is none, but it is known what is right."""
+    none = QAExample("q9", "who designed the moon?", unanswerable=True)
+    file = tmp_path / "dev.jsonl"
+    write_examples([*EXAMPLES[:1], none], file)
+    for dev in ([*EXAMPLES[:1], none], file):
+        trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, dev, progress=False)
+        assert trainer.eval_examples is not None
+        assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
+    assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer._evaluate())
+    for train in ([*EXAMPLES, none], file):
+        with pytest.raises(DataError, match="golden answer"):
+            DROTrainer(make_rag(), settings(tmp_path / "other"), train, progress=False)
+
+
+def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
+    make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = [replace(e, gold_ids=("elsewhere",)) for e in EXAMPLES]
+    trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, foreign, progress=False)
+    assert not any("_recall@" in name and "answer" not in name for name in trainer._evaluate())
+    assert "Gold ids must be ids of passages in the index" in caplog.text

@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,7 @@ _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 # A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than a field of `csv`.
 _LONGEST_LITERAL = 2**17
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -341,11 +343,14 @@ def _beir(folder: Path | zipfile.Path, name: str, split: str | None) -> Records:
     judgements = _judgements(root, name, split)
     place = f"{name}/queries.jsonl"
     number = 0
+    asked: dict[str, dict[str, tuple[int, str]]] = {}
     with (root / "queries.jsonl").open("rb") as stream:
         for record in _json_lines(numbered_lines(stream, place), place):
             if isinstance(record, BrokenRecord):
                 yield record
-            elif (judged := judgements.pop(_key(record.fields.get("_id")), None)) is not None:
+            elif (key := _key(record.fields.get("_id"))) in judgements or key in asked:
+                # Kept, so that a second question of one id comes out and is refused as such.
+                judged = asked.setdefault(key, judgements.pop(key, {}))
                 relevant = {id_: grade for id_, (grade, _) in judged.items() if grade > 0}
                 judged_fields = {"gold_ids": list(relevant), "gold_grades": list(relevant.values())}
                 yield Record(record.where, number, {**record.fields, **judged_fields})
@@ -397,14 +402,18 @@ def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict
 
 
 def _qrels(stream: IO[bytes], name: str) -> Iterator[tuple[str, str, int, str]]:
-    lines = [(number, text) for number, text in numbered_lines(stream, name) if text.strip()]
-    rows = csv.reader((text for _, text in lines), delimiter="\t")
-    for (number, _), row in zip(lines, rows, strict=False):
+    lines = ((number, text) for number, text in numbered_lines(stream, name) if text.strip())
+    for position, (number, text) in enumerate(lines):
         where = f"{name}:{number}"
-        if number == lines[0][0]:
+        # A line at a time: behind a quote that is not closed, all other judgements would be read as one id.
+        try:
+            row = next(csv.reader([text], delimiter="\t"))
+        except csv.Error:
+            row = [text]
+        if position == 0:
             if row != _QRELS_HEADER:
                 raise DataError(f"{where}: the first line must be {' '.join(_QRELS_HEADER)}, got {row}. Add it.")
             continue
-        if len(row) != 3 or not row[2].strip().lstrip("-").isdigit():
+        if len(row) != 3 or not _WHOLE_NUMBER.fullmatch(row[2].strip()):
             raise DataError(f"{where}: a judgement must be query-id, corpus-id and a whole number, got {row}. Mend it.")
         yield row[0], row[1], int(row[2]), where

@@ -7,6 +7,7 @@ The first record of a file decides which format it has. What a record is called 
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from indexes.errors import DataError
 from indexes.formats import DPR_FIELDS
-from indexes.question_files import gold_passages, listed, mapping
+from indexes.question_files import check_unicode, gold_passages, listed, mapping
 from training.containers import Record, numbered_lines
 
 logger = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ def question_text(value: object, id_: str | int, where: str) -> str:
         DataError: It is no text, or says nothing.
     """
     if isinstance(value, str) and value.strip():
-        return value
+        return check_unicode(value, where)
     found = "is empty" if value is None or isinstance(value, str) else f"is {type(value).__name__}: {value!r}"
     raise DataError(f"{where}: every question must be text; the question with id {id_!r} {found}. Fill or delete it.")
 
@@ -292,7 +293,7 @@ def identifier(value: object, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
-        return value
+        return check_unicode(value, where)
     raise DataError(
         f"{where}: an id must be text or an integer, got {value!r}. Leave the field out to number the rows."
     )
@@ -301,8 +302,8 @@ def identifier(value: object, where: str) -> str:
 def _texts(value: object, where: str) -> Iterator[str]:
     """Every answer inside a text, a number, a list, or SQuAD's {"text": ..., "answer_start": ...}."""
     if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield check_unicode(value.strip(), where)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         yield str(value)
     elif isinstance(value, Mapping) and "text" in value:
         yield from _texts(value["text"], where)

@@ -34,6 +34,7 @@ from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
 from training.data import QAExample, load_examples
 from training.estimation import EStep, Posterior, stable_seed
+from training.gold_ids import check_gold_ids
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
 from training.refresh import open_refreshed, refreshed
@@ -69,7 +70,7 @@ class DROTrainer:
         rag: The pipeline; trained in place.
         config: Settings.
         train_dataset: Questions with golden answers: a file, a `datasets.Dataset`, or examples.
-        eval_dataset: Dev questions; without them the last round is kept.
+        eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept.
         callbacks: `transformers` callbacks, given to every M-step.
         progress: Show progress bars.
 
@@ -91,11 +92,14 @@ class DROTrainer:
         self.rag = rag
         self.config = config
         self.train_examples = _that_fit(
-            _examples(train_dataset, require_answers=True, limit=config.max_train_samples),
+            _examples(train_dataset, limit=config.max_train_samples),
             rag.generator,
             rag.selector.config.num_selected,
         )
-        self.eval_examples = None if eval_dataset is None else _examples(eval_dataset, require_answers=True)
+        self.eval_examples = None
+        if eval_dataset is not None:
+            dev = _examples(eval_dataset, allow_unanswerable=True)
+            self.eval_examples = check_gold_ids(dev, rag.retriever.index)
         self.callbacks = callbacks or []
         self.progress = progress
         self.output_dir = Path(config.output_dir)
@@ -389,16 +393,17 @@ class DROTrainer:
             yield advance
 
 
-def _examples(dataset: Any, *, require_answers: bool, limit: int | None = None) -> list[QAExample]:
+def _examples(dataset: Any, *, allow_unanswerable: bool = False, limit: int | None = None) -> list[QAExample]:
+    """Questions with golden answers; to be scored on, also those whose right answer is none."""
     if isinstance(dataset, list | tuple) and all(isinstance(e, QAExample) for e in dataset):
         examples = list(dataset)[:limit]
-        empty = [e.id for e in examples if not e.golden_answers]
-        if not examples or (require_answers and empty):
+        empty = [e.id for e in examples if not (e.golden_answers or (allow_unanswerable and e.unanswerable))]
+        if not examples or empty:
             raise DataError(
                 f"Training and dev questions need golden answers; {len(empty)} of {len(examples)} have none."
             )
         return examples
-    return load_examples(dataset, require_answers=require_answers, limit=limit)
+    return load_examples(dataset, require_answers=True, allow_unanswerable=allow_unanswerable, limit=limit)
 
 
 def _that_fit(examples: Sequence[QAExample], generator: Generator, num_passages: int) -> list[QAExample]:

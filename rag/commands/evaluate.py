@@ -42,10 +42,12 @@ def _evaluate(args: Any) -> Report:
         raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit; {args.order_bias} came.")
     from rag import evaluate
     from rag.evaluation import scorable
-    from rag.evaluation_file import evaluation_file, write_json
+    from rag.evaluation_file import check_output, evaluation_file, write_json
     from training import check_gold_ids
     from training.data import read_questions
 
+    if args.output is not None:
+        check_output(args.output)
     examples, broken = read_questions(args.questions, limit=args.limit, split=args.split, on_error=args.on_error)
     scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)

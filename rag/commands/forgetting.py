@@ -34,7 +34,7 @@ def _forgetting_arguments(parser: Any) -> None:
 
 
 def _forgetting(args: Any) -> Report:
-    from rag.evaluation_file import write_json
+    from rag.evaluation_file import check_output, write_json
     from rag.forgetting import forgetting
     from rag.probes import Probes
 
@@ -42,6 +42,8 @@ def _forgetting(args: Any) -> Report:
         raise UsageError(
             "Forgetting is measured of bundles, whose base is known, or of a --base alone; give one of both."
         )
+    if args.output is not None:
+        check_output(args.output)
     probes = Probes(
         answers=tuple(args.answers),
         pairs=tuple(args.pairs),
@@ -115,7 +117,7 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['model']} - {row['against']}",
             row["task"],
             row["metric"],
-            f"{row['difference']:+.4f}",
+            "-" if row["difference"] is None else f"{row['difference']:+.4f}",
             _interval(row["interval"]),
             cell(row["p"]),
         ]

@@ -69,6 +69,7 @@ def _plan(args: Any) -> Report:
 def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
     """Counts and lengths, from numbers where they are given, else from files; and the dimension of an index."""
     from rag.plan import Texts, count_questions
+    from training.data import load_examples
 
     passages, tokens, dimension = _plan_passages(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
@@ -76,7 +77,8 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
         count, question, answer = count_questions(args.train, limit)
         found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
     if args.dev is not None:
-        found["eval_questions"] = count_questions(args.dev, args.max_eval_samples)[0]
+        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=args.max_eval_samples)
+        found["eval_questions"] = len(dev)
     given = {"train_questions": "questions", "dev_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}

@@ -24,7 +24,9 @@ def _train(args: Any) -> Report:
     from training import DROConfig, DROTrainer, load_examples
 
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
-    dev = None if args.dev is None else load_examples(args.dev, require_answers=True, limit=args.max_eval_samples)
+    dev = None
+    if args.dev is not None:
+        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=args.max_eval_samples)
     rag = create_pipeline(args)
     train = load_examples(args.train, require_answers=True, limit=config.max_train_samples)
     if args.answerable_only:
