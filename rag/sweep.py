@@ -36,10 +36,10 @@ from indexes import build_index
 from indexes.durable import only_writer, write_text
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
-from rag.cli import set_up_logs
 from rag.evaluation import answerable, evaluate
 from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
+from rag.logs import set_up_logs
 from rag.pipeline import RAG, encoder_of
 from rag.pocket import POCKET, load_encoder
 from rag.pocket.abilities import Exercise, exercises
