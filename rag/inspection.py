@@ -15,7 +15,7 @@ from torch import Tensor
 from generator.generator import AnswerRow
 from generator.log_probs import answer_positions
 from generator.rows import pad_right
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from rag.pipeline import RAG
 from training import DROConfig, QAExample
 from training.estimation import EStep, Posterior

@@ -10,7 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from indexes.errors import UsageError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

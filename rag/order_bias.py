@@ -22,7 +22,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from indexes.corpus import Passage
 from indexes.errors import UsageError
 from rag.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from generator.generator import AnswerRow, Generator
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations

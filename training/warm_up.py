@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from indexes.errors import DataError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations

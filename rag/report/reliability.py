@@ -8,7 +8,7 @@ lies between a line and the second ceiling the selector missed; what lies betwee
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexes.chunking import gold_document
+from indexes.chunk_ids import gold_document
 from rag.report.charts import MANY, Chart, Point, Series, chart_figure
 from rag.report.curves import interval_switch
 from rag.report.names import Names, name_of
