@@ -7,7 +7,6 @@ Every command takes `--json [FILE]` (machine-readable result), `--config FILE` (
 
 import difflib
 import json
-import logging
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from indexes.errors import RAGError, UsageError
 from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspection, plan, report, search, sweep, train
 from rag.commands.command import Command, Report
+from rag.logs import set_up_logs
 
 INTERRUPTED = 130
 COMMANDS: dict[str, Command] = {
@@ -148,18 +148,6 @@ def _suggestion(message: str, parser: Any) -> str:
 def _check_json_file(args: Any) -> None:
     if isinstance(args.json, str) and not Path(args.json).resolve().parent.is_dir():
         raise UsageError(f"--json needs a file in a folder that exists; {args.json} came.")
-
-
-def set_up_logs(debug: bool, quiet: bool) -> None:
-    """Our own news on stderr, library chatter only with --debug. Runs before any library is imported."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
-    for package in ("indexes", "generator", "retriever", "training", "rag"):
-        logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not debug:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _print(report: Report, args: Any) -> None:

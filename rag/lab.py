@@ -26,6 +26,7 @@ from typing import Any
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig, best_device
 from indexes import build_index
+from indexes.durable import only_writer
 from indexes.errors import RAGError, UsageError
 from indexes.hardware import fast_bfloat16
 from indexes.passage_index import PassageIndex
@@ -34,7 +35,7 @@ from rag.evaluation import evaluate
 from rag.evaluation_file import evaluation_file
 from rag.pocket import POCKET, load_encoder
 from rag.recipes import Variant
-from rag.standings import GENERAL, SAMPLES, Pair, RowResult, compare, question_of
+from rag.standings import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
 from rag.sweep import Row, Sweep, SweepSettings, WorldSettings
 from retriever.selector import SelectorConfig
 from training import QAExample, load_examples
@@ -156,20 +157,24 @@ class Lab:
 
         Raises:
             RAGError: A row failed.
+            UsageError: Another process is at this folder.
         """
+        with only_writer(self.folder):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         questions = self.sweep.questions()
         results, failed = self.sweep.complete(questions)
         if failed:
             raise RAGError(
                 f"Every row of the laboratory must be done; {failed[0]['name']} failed: {failed[0]['error']}"
             )
-        metrics = results[0].evaluation["metrics"]
         return {
             "mode": self.settings.mode,
             "settings": asdict(self.settings),
             "answerable_questions": len(questions["train"]),
             "rows": [{**r.table_row(), "seconds": r.seconds} for r in results],
-            "retriever": {f"recall_at_{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)},
+            "retriever": retriever_recall(results),
             "comparisons": compare(lab_pairs(results)),
             "curves": {r.name: list(r.curve) for r in results if r.curve},
             "samples": samples(results, questions["test"]),

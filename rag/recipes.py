@@ -2,7 +2,8 @@
 
 A recipe says three things: what its selector may do, how its pipeline answers, and what of `DROConfig` it sets. All
 else (questions, rounds, learning rates, seeds) is shared by whoever compares recipes, so that rows differ by their
-recipe alone.
+recipe alone. What a recipe sets, shared settings do not change: a setting that is good for DRO (enumeration, another
+objective of the retriever, a pool of candidates) would make something else of a baseline, under the baseline's name.
 
 | recipe | what it is |
 |---|---|
@@ -56,28 +57,56 @@ class Recipe:
         return self.training is not None and bool(self.training.get("train_generator", True))
 
 
-_ALONE = {"exact": True}
+_TRAINED = {"train_selector": True, "train_generator": True}
+_RETRIEVED = {"train_selector": False, "refresh_index": False}  # the order stays the retriever's, and so does its encoder
+_WHOLE = {"marginalization": "sequence"}
+# Single documents, all of them weighed; ess_floor is for drawn lists.
+_ALONE = {
+    **_TRAINED,
+    **_WHOLE,
+    "exact": True,
+    "likelihood": "sum",
+    "retriever_objective": "prior",
+    "ess_floor": 0.0,
+    "max_samples": None,
+}
 _BY_SCORES = {"use_prior": True, "use_language_model": False}
+_PRIOR = {"use_prior": True}  # without it, an untrained selector's order is the language model's
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="vanilla", label="base model, retrieved top K"),
+        Recipe(name="vanilla", label="base model, retrieved top K", selector=_PRIOR),
         Recipe(
             name="sft",
             label="supervised LoRA on top K",
             training={
-                "train_selector": False,
+                **_RETRIEVED,
+                **_WHOLE,
+                "train_generator": True,
+                "exact": False,
                 "num_samples": 1,
+                "max_samples": None,
+                "ess_floor": 0.0,
                 "proposal_temperature": _CERTAIN,
+                "guidance": 0.0,
                 "oversampling": 1,
                 "replacement": True,
+                "candidate_pool": None,
             },
+            selector=_PRIOR,
         ),
         Recipe(
             name="replug",
             label="REPLUG LSR (generator frozen)",
-            training=_ALONE | {"train_generator": False, "retriever_objective": "lsr"},
+            training=_ALONE
+            | {
+                "train_generator": False,
+                "train_retriever": True,
+                "retriever_objective": "lsr",
+                "refresh_index": False,
+                "warm_up_epochs": 0,
+            },
             selector=_BY_SCORES,
             reads_alone=True,
             summed_documents="candidates",
@@ -99,9 +128,18 @@ RECIPES: dict[str, Recipe] = {
             reads_alone=True,
             answering="rag_token",
         ),
-        Recipe(name="dro_no_selector", label="DRO, selector not trained", training={"train_selector": False}),
-        Recipe(name="dro_no_generator", label="DRO, generator not trained", training={"train_generator": False}),
-        Recipe(name="dro", label="DRO", training={}),
+        Recipe(
+            name="dro_no_selector",
+            label="DRO, selector not trained",
+            training=_TRAINED | _RETRIEVED | _WHOLE,
+            selector=_PRIOR,
+        ),
+        Recipe(
+            name="dro_no_generator",
+            label="DRO, generator not trained",
+            training=_TRAINED | _WHOLE | {"train_generator": False},
+        ),
+        Recipe(name="dro", label="DRO", training=_TRAINED | _WHOLE),
     )
 }
 ALIASES = {"base": "vanilla"}

@@ -12,6 +12,8 @@ from rag.comparison import compare_evaluations
 from rag.significance import bootstrap_interval, holm, paired_bootstrap, sign_flip_test
 
 BASE = "vanilla"
+UNMOVED = ("sft", "dro_no_selector")
+"""Recipes whose retriever stays as it was."""
 SAMPLES = 8
 EXTREMES = 10
 GENERAL = "general"
@@ -80,6 +82,16 @@ class RowResult:
     def timeless_curve(self) -> list[dict[str, Any]]:
         """The records without their times."""
         return [{name: value for name, value in record.items() if name not in TIMES} for record in self.curve]
+
+
+def retriever_recall(results: Sequence[RowResult]) -> dict[str, float | None]:
+    """What the retriever finds of itself: by the base model's row, as training moves the retriever of others.
+
+    Where that is not there: by a row whose retriever was not trained, else nothing.
+    """
+    untrained = [r for recipe in (BASE, *UNMOVED) for r in results if r.recipe == recipe]
+    metrics = untrained[0].evaluation["metrics"] if untrained else {}
+    return {f"recall_at_{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
 
 
 Pair = tuple[RowResult, RowResult, str]
@@ -194,25 +206,25 @@ def _answer(result: RowResult, row: Mapping[str, Any]) -> dict[str, Any]:
 def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
     """The questions that ours answers most above the base model, and those most below it, best first and worst first.
 
-    Where there is no base model, by ours alone; where ours is not there, the last row is meant.
+    Where there is no base model, by ours alone; where ours is not there, the last row is meant. Of equals the smaller
+    id comes first in both lists, and no question is in both.
     """
     shown = cells(results)[0]
     mine = next((r for r in shown if variant_name(r) == ours), shown[-1])
     base = next((r for r in shown if r.recipe == BASE), None)
     gain = _gain(mine, None if base is mine else base)
-    count = len(mine.evaluation["rows"])
-    order = sorted(range(count), key=gain, reverse=True)
-    best = order[: min(EXTREMES, (count + 1) // 2)]
-    worst = order[::-1][: min(EXTREMES, count // 2)]
+    places = range(len(mine.evaluation["rows"]))
+    best = sorted(places, key=gain, reverse=True)[: min(EXTREMES, (len(places) + 1) // 2)]  # sorted is stable
+    worst = [i for i in sorted(places, key=gain) if i not in best][:EXTREMES]
     return [{**question_of(shown, i), "list": "best"} for i in best] + [
         {**question_of(shown, i), "list": "worst"} for i in worst
     ]
 
 
-def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float, int]]:
-    def gain(i: int) -> tuple[float, float, int]:
+def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float]]:
+    def gain(i: int) -> tuple[float, float]:
         scores = mine.evaluation["rows"][i]["scores"]
         less = {"f1": 0.0} if base is None else base.evaluation["rows"][i]["scores"]
-        return scores["f1"] - less["f1"], scores["f1"], -i  # equal ones in the order of their ids
+        return scores["f1"] - less["f1"], scores["f1"]
 
     return gain

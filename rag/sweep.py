@@ -23,6 +23,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ import torch
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
-from indexes.durable import write_text
+from indexes.durable import only_writer, write_text
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
-from rag.cli import set_up_logs
 from rag.evaluation import answerable, evaluate
 from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
+from rag.logs import set_up_logs
 from rag.pipeline import RAG, encoder_of
 from rag.pocket import POCKET, load_encoder
 from rag.pocket.abilities import Exercise, exercises
@@ -48,7 +49,17 @@ from rag.pocket.world import write_world
 from rag.probes import Probes
 from rag.recipes import RECIPES, Variant
 from rag.report import with_rows, write_report
-from rag.standings import SAMPLES, TIMES, RowResult, cells, compare, extremes, question_of, sweep_pairs
+from rag.standings import (
+    SAMPLES,
+    TIMES,
+    RowResult,
+    cells,
+    compare,
+    extremes,
+    question_of,
+    retriever_recall,
+    sweep_pairs,
+)
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
@@ -95,9 +106,11 @@ class SweepSettings:
     seeds: tuple[int, ...] = (42,)
     """Of every draw and of the batches; one row for each."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Fields of `DROConfig` with the values to try: one row for each combination."""
+    """Fields of `DROConfig` with the values to try: one row for each combination. A recipe that sets a field itself
+    keeps its own value, so that its rows for the values to try are the same."""
     ours: str = "auto"
-    """Which recipe is held against every other; "auto": DRO with SelfAug, or without where that is not there."""
+    """Which of the recipes is held against every other; "auto": DRO with SelfAug, or without where that is not there,
+    else the last."""
 
     index: str | None = None
     """Index directory (with files of questions)."""
@@ -151,7 +164,11 @@ class SweepSettings:
         self._check_fields("grid", self.grid)
         if empty := [name for name, values in self.grid.items() if not values]:
             raise UsageError(f"Each setting of the grid needs values to try; {empty} has none.")
+        if self.documents is not None and self.documents < 1:
+            raise UsageError(f"documents must be at least 1; {self.documents} came.")
         self.rows()  # every configuration is made, so that a wrong one is found before the first row
+        if self.ours != "auto" and Variant.of(self.ours) not in self.variants().values():
+            raise UsageError(f"ours must be one of the rows, {list(self.variants())}, or auto; {self.ours!r} came.")
 
     @staticmethod
     def _check_fields(what: str, given: Mapping[str, Any]) -> None:
@@ -170,17 +187,27 @@ class SweepSettings:
         }
         return DROConfig(**{**defaults, **self.training, **changes, "output_dir": folder, "seed": seed})
 
-    def rows(self) -> list["Row"]:
-        """One for each recipe, seed and cell of the grid, in the order of the table.
+    def variants(self) -> dict[str, Variant]:
+        """What is compared, by name: each once, under the first name that it was given.
 
         Raises:
             UsageError: An unknown recipe, or SelfAug where nothing is trained that it could hold back.
         """
-        variants = {name: Variant.of(name) for name in self.recipes}
+        found = [(name, Variant.of(name)) for name in self.recipes]
         if self.selfaug:
-            for variant in list(variants.values()):
-                if (twin := variant.twin) is not None and twin not in variants.values():
-                    variants[twin.name] = twin
+            found += [(twin.name, twin) for _, variant in found if (twin := variant.twin) is not None]
+        first: dict[str, tuple[str, Variant]] = {}
+        for name, variant in found:
+            first.setdefault(variant.name, (name, variant))
+        return dict(first.values())
+
+    def rows(self) -> list["Row"]:
+        """One for each recipe, seed and cell of the grid, in the order of the table.
+
+        Raises:
+            UsageError: As for `variants`, or settings that cannot be.
+        """
+        variants = self.variants()
         cells = [
             (seed, dict(zip(self.grid, values, strict=True)))
             for seed in self.seeds
@@ -288,7 +315,12 @@ class Sweep:
 
         Raises:
             RAGError: Every row failed.
+            UsageError: Another process is at this sweep.
         """
+        with only_writer(self.folder):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         started = time.perf_counter()
         questions = self.questions()
         results, failed = self.complete(questions)
@@ -354,9 +386,13 @@ class Sweep:
         write_json(self._forgetting(rag), folder / "forgetting.json")
         self._probe(row, rag, bundle)
         seconds = time.perf_counter() - started
-        write_json(
-            {"name": row.name, "seconds": seconds, "curve": [_finite(record) for record in curve]}, folder / "row.json"
-        )
+        done = {
+            "name": row.name,
+            "seconds": seconds,
+            "curve": [_finite(record) for record in curve],
+            "training": config and _comparable(config, row),
+        }
+        write_json(done, folder / "row.json")
 
     def _forgetting(self, rag: RAG) -> dict[str, Any]:
         if not self.tasks:
@@ -395,7 +431,6 @@ class Sweep:
 
     def _compared(self, results: Sequence[RowResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
         ours = self._ours(results)
-        first = results[0].evaluation["metrics"]
         shown = cells(results)[0]
         return {
             "kind": "sweep",
@@ -405,7 +440,7 @@ class Sweep:
             "dataset": results[0].evaluation["dataset"],
             "answerable_questions": len(questions["train"]),
             "rows": [r.table_row() for r in results],
-            "retriever": {f"recall_at_{k}": first.get(f"retriever_recall@{k}") for k in (1, 3, 5)},
+            "retriever": retriever_recall(results),
             "comparisons": compare(sweep_pairs(results, ours)),
             "evaluations": {r.name: {k: v for k, v in r.evaluation.items() if k != "rows"} for r in results},
             "curves": {r.name: r.timeless_curve() for r in results if r.curve},
@@ -510,12 +545,39 @@ class Sweep:
             different = sorted(name for name, value in _data_of(ours).items() if written.get(name) != value)
             what = f"a run with other settings, namely other values of {different}"
         else:
+            self._check_rows()
             write_json(ours, file)
             return
         raise UsageError(
             f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
             f"{what}. Name another folder with --output."
         )
+
+    def _check_rows(self) -> None:
+        """Refuse a row that was trained under its name with another seed, or in another cell of the grid."""
+        for row in self.rows:
+            trained, written = self.config(row), self._trained_with(row)
+            if trained is None:
+                continue
+            ours = _comparable(trained, row)
+            different = sorted(name for name in ours.keys() & written.keys() if ours[name] != written[name])
+            if different:
+                raise UsageError(
+                    f"A row must be what its name says; {self.folder_of(row)} was trained with "
+                    f"{ {name: written[name] for name in different} }, and now "
+                    f"{ {name: ours[name] for name in different} } came. Name both values, so that each has a row of "
+                    "its own, or another folder with --output."
+                )
+
+    def _trained_with(self, row: Row) -> dict[str, Any]:
+        """The settings of a row's training as they were written down, as far as they were."""
+        found: dict[str, Any] = {}
+        for name, key in (("run/run.json", "config"), ("row.json", "training")):
+            file = self._file(row, name)
+            # One that a kill cut off, or that is being written, is no evidence.
+            with suppress(FileNotFoundError, json.JSONDecodeError):
+                found |= json.loads(file.read_text(encoding="utf-8")).get(key) or {}
+        return found
 
     def folder_of(self, row: Row) -> Path:
         """Where everything about a row is."""
@@ -570,6 +632,12 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in TIMES}
+
+
+def _comparable(config: DROConfig, row: Row) -> dict[str, Any]:
+    """What a sweep asks of a row's training beside its recipe, as JSON has it."""
+    own = {*(row.variant.recipe.training or ()), "output_dir", "resume"}
+    return {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in own}
 
 
 def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -193,3 +193,58 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
 def test_somebody_must_rank() -> None:
     with pytest.raises(UsageError, match="use_prior and use_language_model are both false"):
         SelectorConfig(use_prior=False, use_language_model=False)
+
+
+class TestSharedSettings:
+    """What suits DRO must not make something else of a baseline."""
+
+    def test_supervised_reads_the_top_k_whatever_is_shared(self) -> None:
+        shared = replace(SHARED, exact=True, guidance=2.0, candidate_pool=50, refresh_index=True)
+        config = Variant.of("sft").config(shared)
+        assert config is not None
+        assert not (config.exact or config.guidance or config.refresh_index or config.train_selector)
+        assert (config.num_samples, config.candidate_pool) == (1, None)
+
+    @pytest.mark.parametrize("name", ["sft", "replug", "rag_sequence", "rag_token"])
+    def test_a_floor_of_the_effective_sample_size_is_for_lists_that_are_drawn(self, name: str) -> None:
+        config = Variant.of(name).config(replace(SHARED, num_samples=4, ess_floor=2.0, max_samples=8))
+        assert config is not None and (config.ess_floor, config.max_samples) == (0.0, None)
+
+    def test_baselines_keep_their_objectives(self) -> None:
+        shared = replace(SHARED, retriever_objective="distillation", likelihood="mean", warm_up_epochs=2)
+        found = {name: Variant.of(name).config(shared) for name in ("replug", "rag_sequence", "rag_token")}
+        objectives = {name: (c.retriever_objective, c.likelihood) for name, c in found.items() if c is not None}
+        assert objectives == {"replug": ("lsr", "sum"), "rag_sequence": ("prior", "sum"), "rag_token": ("prior", "sum")}
+
+    def test_an_ablation_is_the_only_row_without_its_part(self) -> None:
+        shared = replace(SHARED, train_selector=False, exact=True, marginalization="token")
+        trained = {name: Variant.of(name).config(shared) for name in ("dro_no_selector", "dro_no_generator", "dro")}
+        parts = {n: (c.train_selector, c.train_generator, c.marginalization) for n, c in trained.items() if c}
+        assert parts == {
+            "dro_no_selector": (False, True, "sequence"),
+            "dro_no_generator": (True, False, "sequence"),
+            "dro": (True, True, "sequence"),
+        }
+
+    def test_the_order_of_an_untrained_selector_is_the_retrievers(self) -> None:
+        papers = replace(SELECTOR, use_prior=False)
+        prior = {name: Variant.of(name).selector(papers, 3).use_prior for name in RECIPES}
+        assert prior == {name: not name.startswith("dro") or name == "dro_no_selector" for name in RECIPES}
+
+    def test_defaults_leave_a_recipe_as_it_is(self) -> None:
+        """A run of the laboratory or of a sweep with default settings is continued only with these very settings."""
+        changed = {
+            "sft": {
+                *("train_selector", "num_samples", "proposal_temperature", "oversampling", "replacement"),
+            },
+            "replug": {"exact", "train_generator", "retriever_objective"},
+            "rag_sequence": {"exact"},
+            "rag_token": {"exact", "marginalization"},
+            "dro_no_selector": {"train_selector"},
+            "dro_no_generator": {"train_generator"},
+            "dro": set(),
+        }
+        plain = replace(SHARED, selfaug_alpha=0.0)
+        for name, fields in changed.items():
+            config = Variant.of(name).config(plain)
+            assert {key for key, value in vars(config).items() if value != getattr(plain, key)} == fields

@@ -571,6 +571,17 @@ def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -
     assert "invented" not in text(by_class(parse(render_report({**sweep, "settings": {}})), "lead")[0])
 
 
+def test_the_retriever_alone_is_that_of_the_base_wherever_it_stands(sweep: dict[str, Any]) -> None:
+    moved = sweep["evaluations"]["dro_selfaug"]["metrics"]
+    moved |= sweep["evaluations"]["vanilla"]["metrics"] | moved | {"retriever_recall@1": 0.9, "retriever_recall@20": 1.0}
+    sweep["rows"].reverse()
+    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"recall_at_1": 0.125}}
+    tree = parse(render_report(sweep))
+    assert tables(tree, "reliability")[-1][-1][:2] == ["The retriever alone", "0.125"]
+    assert tables(tree, "results")[0][-1][0] == "The bm25 retriever alone"
+    assert "that of <sft>, or of the last row" in text(by_id(tree, "questions"))
+
+
 def test_questions_of_a_sweep(sweep: dict[str, Any]) -> None:
     tree = parse(render_report(sweep))
     samples = by_class(by_id(tree, "questions"), "sample")

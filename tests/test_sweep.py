@@ -10,13 +10,14 @@ from conftest import EXAMPLES_FOR_WORKERS
 
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
+from indexes.durable import only_writer
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import main
 from rag.evaluation_file import read_evaluation
 from rag.pipeline import RAG
 from rag.recipes import RECIPES
-from rag.standings import RowResult, cells, compare, extremes, sweep_pairs
+from rag.standings import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
 from rag.sweep import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
 from retriever.selector import SelectorConfig
 from training import DROTrainer, QAExample
@@ -121,6 +122,29 @@ def test_a_failed_row_holds_up_nobody_and_is_tried_again(
     assert again["failed"] == []
 
 
+def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSettings, tmp_path: Path) -> None:
+    settings = replace(settings, recipes=("sft",), seeds=(1,), grid={"learning_rate": [1e-3]})
+    Sweep(tmp_path / "sweep", settings, progress=False).run()
+    for change, name in (({"seeds": (2,)}, "seed"), ({"grid": {"learning_rate": [2e-3]}}, "learning_rate")):
+        with pytest.raises(UsageError, match=rf"rows/sft was trained with {{'{name}': .*}}, and now {{'{name}': "):
+            Sweep(tmp_path / "sweep", replace(settings, **change))
+    with pytest.raises(UsageError, match="'rounds': 1"):
+        Sweep(tmp_path / "sweep", replace(settings, grid={"rounds": [2]}))
+    done = tmp_path / "sweep/rows/sft/row.json"
+    done.write_text(json.dumps({k: v for k, v in json.loads(done.read_text()).items() if k != "training"}))
+    with pytest.raises(UsageError, match="'seed': 1"):  # the trainer wrote it too
+        Sweep(tmp_path / "sweep", replace(settings, seeds=(2,)))
+    assert Sweep(tmp_path / "sweep", settings, progress=False).run()["rows"][0]["seed"] == 1
+    (tmp_path / "sweep/rows/sft/run/run.json").write_text("{")  # cut off: no evidence
+    Sweep(tmp_path / "sweep", replace(settings, seeds=(2,)))
+
+
+def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is at it now"):
+        Sweep(tmp_path / "sweep", settings, progress=False).run()
+    assert not (tmp_path / "sweep/questions").exists()
+
+
 def test_a_sweep_whose_rows_all_fail_is_an_error(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +203,10 @@ class TestSettings:
             *("dro-seed=2-learning_rate=0.2", "dro_selfaug-seed=2-learning_rate=0.2"),
         ]
 
+    def test_a_recipe_has_one_row_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
+        some = replace(settings, recipes=("base", "vanilla", "dro_selfaug", "dro"), selfaug=True)
+        assert [row.name for row in some.rows()] == ["base", "dro_selfaug", "dro"]
+
     def test_survive_the_file(self, settings: SweepSettings) -> None:
         some = replace(settings, seeds=(1, 2), grid={"rounds": [1, 2]})
         assert SweepSettings.from_json(json.loads(json.dumps(some.to_json()))) == some
@@ -196,6 +224,8 @@ class TestSettings:
             ({"grid": {"rounds": []}}, r"needs values to try; \['rounds'\] has none"),
             ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; 0 came"),
             ({"selfaug": True, "training": {"selfaug_alpha": 0.0}}, "needs selfaug_alpha above 0"),
+            ({"ours": "dro_selfaug"}, r"ours must be one of the rows, \['vanilla', 'rag_token', 'dro'\], or auto"),
+            ({"documents": 0}, "documents must be at least 1; 0 came"),
         ],
     )
     def test_wrong_ones_are_refused(self, settings: SweepSettings, change: dict[str, Any], message: str) -> None:
@@ -297,6 +327,23 @@ class TestComparisons:
         ours = result("dro", [1.0, 0.0, 0.0, 1.0])
         found = [(q["list"], q["id"]) for q in extremes([base, ours], "dro")]
         assert found == [("best", "q0"), ("best", "q3"), ("worst", "q1"), ("worst", "q2")]
+
+    def test_of_equals_the_smaller_id_comes_first_in_both_lists(self) -> None:
+        base, ours = result("vanilla", [0.0] * 30), result("dro", [0.0] * 30)
+        found = [(q["list"], q["id"]) for q in extremes([base, ours], "dro")]
+        best, worst = ([int(id[1:]) for kind, id in found if kind == which] for which in ("best", "worst"))
+        assert (best, worst) == (list(range(10)), list(range(10, 20)))
+
+    def test_the_retriever_is_the_one_that_training_did_not_move(self) -> None:
+        def found(name: str, recall: float) -> RowResult:
+            row = result(name, [0.0])
+            return replace(row, evaluation={**row.evaluation, "metrics": {"retriever_recall@1": recall}})
+
+        base, sft, dro = found("vanilla", 0.1), found("sft", 0.1), found("dro", 0.9)
+        unknown = {"recall_at_3": None, "recall_at_5": None}
+        assert retriever_recall([dro, base]) == {"recall_at_1": 0.1, **unknown}
+        assert retriever_recall([dro, sft]) == {"recall_at_1": 0.1, **unknown}
+        assert retriever_recall([dro]) == {"recall_at_1": None, **unknown}
 
 
 @pytest.mark.slow

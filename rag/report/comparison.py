@@ -21,7 +21,7 @@ from rag.report.page import (
     fact_list,
     left_out,
 )
-from rag.report.plane import planes_section
+from rag.report.plane import base_of, planes_section
 from rag.report.questions import question_list, question_lists
 from rag.report.reliability import ceilings_of, of_rows, reliability_section
 from rag.report.tables import (
@@ -42,9 +42,10 @@ _CAVEAT = (
     "method and nothing about any product."
 )
 _BY_DIFFERENCE = (
-    "<p>Best and worst by F1 above the base model's: that of DRO with SelfAug, of DRO where that is not there, else of "
-    "the last row. Of equals the smaller id comes first.</p>"
+    "<p>Best and worst by F1 above the base model's (where it is not there, by F1): that of {}. Of equals the smaller "
+    "id comes first.</p>"
 )
+_AUTO = "DRO with SelfAug, of DRO where that is not there, else of the last row"
 
 
 def render_comparison(result: Mapping[str, Any]) -> str:
@@ -99,7 +100,8 @@ def _reliability(result: Mapping[str, Any], names: Names) -> str:
     evaluations = {str(name): mapping(entry) for name, entry in mapping(result.get("evaluations")).items()}
     ranked = of_rows(mappings(result["rows"]), mapping(result.get("retriever")))
     with_rows = next((mappings(entry.get("rows")) for entry in evaluations.values() if entry.get("rows")), [])
-    return reliability_section(evaluations or ranked, ceilings_of(with_rows), names)
+    base = base_of(mappings(result["rows"]))  # training moves the retrievers of others
+    return reliability_section(evaluations or ranked, ceilings_of(with_rows), names, untrained=base)
 
 
 def _failed(result: Mapping[str, Any]) -> str:
@@ -119,7 +121,9 @@ def _samples(result: Mapping[str, Any], names: Names) -> str:
 
 
 def _questions(result: Mapping[str, Any], names: Names) -> str:
-    return question_lists(mappings(result.get("questions")), names, _BY_DIFFERENCE)
+    ours = mapping(result.get("settings")).get("ours") or "auto"
+    said = _AUTO if ours == "auto" else f"{escape(ours)}, or of the last row where that is not there"
+    return question_lists(mappings(result.get("questions")), names, _BY_DIFFERENCE.format(said))
 
 
 def _introduction(result: Mapping[str, Any]) -> str:
@@ -186,7 +190,7 @@ def _results(result: Mapping[str, Any], names: Names) -> str:
         return ""
     body = [_result_row(row, columns, rows, names) for row in rows]
     if finites(retriever.values()):
-        body.append(_retriever_row(retriever, columns))
+        body.append(_retriever_row(retriever, columns, mapping(result.get("settings")).get("retriever") or "dense"))
     meanings = "".join(f"<div><dt>{c.heading}</dt><dd>{c.meaning}</dd></div>" for c in columns)
     return (
         "<p>In small print and as a thin line: the 95 % bootstrap interval over the questions. <b>Bold</b> marks the "
@@ -221,9 +225,9 @@ def _result_cell(row: Mapping[str, Any], column: Column, rows: Sequence[Mapping[
     return f"<td>{number}{interval_note(interval)}{value_bar(value, interval, scale, style)}</td>"
 
 
-def _retriever_row(retriever: Mapping[str, Any], columns: Sequence[Column]) -> str:
+def _retriever_row(retriever: Mapping[str, Any], columns: Sequence[Column], kind: object) -> str:
     cells = "".join(f"<td>{value_text(column, retriever.get(column.key))}</td>" for column in columns)
-    return f'<tr class="aside"><th scope="row"><span>The dense retriever alone</span></th>{cells}</tr>'
+    return f'<tr class="aside"><th scope="row"><span>The {escape(kind)} retriever alone</span></th>{cells}</tr>'
 
 
 def _encyclopedia(encyclopedia: Mapping[str, Any], names: Names) -> str:

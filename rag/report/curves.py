@@ -106,7 +106,7 @@ def _round_chart(key: str, title: str, text: str, unit: str, curves: _Records, n
 def _selector_chart(result: Mapping[str, Any], curves: _Records, names: Names) -> Chart:
     """The selectors, the retriever they started from, and retrievers that training moved."""
     selectors = _row_series(curves, names, "eval_selector_recall@1")
-    text = "Share of the gold passages among the first passage read. Grey dashes: the dense retriever alone."
+    text = "Share of the gold passages among the first passage read. Grey dashes: the retriever alone."
     retrievers = [
         Series(f"{name}, retriever", names.style(name), "", _points(records, "eval_retriever_recall@1"), named=False)
         for name, records in curves.items()

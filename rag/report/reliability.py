@@ -27,6 +27,7 @@ def reliability_section(
     names: Names,
     *,
     table: bool = True,
+    untrained: str | None = None,
 ) -> str:
     """The chart of recall@k and the table of ranking metrics.
 
@@ -35,10 +36,11 @@ def reliability_section(
         ceilings: Of `gold` and `candidates`, as `ceilings_of` finds them; may be empty.
         names: The looks of the rows.
         table: Whether the table is wanted.
+        untrained: The row that tells what the retriever finds of itself; without it, the first with most cut-offs.
     """
     selectors = {name: _measured(entry, "selector_recall@") for name, entry in evaluations.items()}
-    # Pipelines that read documents alone may retrieve fewer; the longest list knows most cut-offs.
-    retriever = max((_measured(entry, "retriever_recall@") for entry in evaluations.values()), key=len, default={})
+    alone = _of_the_retriever(evaluations, untrained)
+    retriever = _measured(alone, "retriever_recall@")
     if not any(selectors.values()) and not retriever:
         return ""
     # Of a pipeline that retrieves fewer, as far as it goes.
@@ -65,8 +67,16 @@ def reliability_section(
     figure = f'<div class="charts{" many" if len(moved) > MANY - 3 else ""}">{chart_figure(chart)}</div>'
     return (
         "<p>The selector's ranking is what was read, in its order, then the other candidates in the retriever's.</p>"
-        f"{note}{switch}{figure}{_table(evaluations, names) if table else ''}"
+        f"{note}{switch}{figure}{_table(evaluations, alone, names) if table else ''}"
     )
+
+
+def _of_the_retriever(evaluations: Mapping[str, Mapping[str, Any]], untrained: str | None) -> Mapping[str, Any]:
+    """Whose numbers stand for the retriever alone."""
+    if untrained in evaluations:
+        return evaluations[untrained]
+    # Pipelines that read documents alone may retrieve fewer; the longest list knows most cut-offs.
+    return max(evaluations.values(), key=lambda entry: len(_measured(entry, "retriever_recall@")), default={})
 
 
 def _caption(ceilings: Mapping[str, _Measured]) -> str:
@@ -146,7 +156,7 @@ def _series(label: str, style: str, shape: str, found: _Measured, cutoffs: Seque
 # The table.
 
 
-def _table(evaluations: Mapping[str, Mapping[str, Any]], names: Names) -> str:
+def _table(evaluations: Mapping[str, Mapping[str, Any]], alone: Mapping[str, Any], names: Names) -> str:
     """Every ranking metric of every row, and the retriever's below."""
     known = [str(metric) for entry in evaluations.values() for metric in mapping(entry.get("metrics"))]
     metrics = [m.removeprefix("selector_") for m in dict.fromkeys(known) if m.startswith("selector_")]
@@ -155,9 +165,8 @@ def _table(evaluations: Mapping[str, Mapping[str, Any]], names: Names) -> str:
         table_row(f"{names.key(name)}<span>{escape(name)}</span>", _cells(entry, "selector", metrics))
         for name, entry in evaluations.items()
     ]
-    first = next(iter(evaluations.values()))
-    if any(str(metric).startswith("retriever_") for metric in mapping(first.get("metrics"))):
-        body.append(table_row("<span>The retriever alone</span>", _cells(first, "retriever", metrics), "aside"))
+    if any(str(metric).startswith("retriever_") for metric in mapping(alone.get("metrics"))):
+        body.append(table_row("<span>The retriever alone</span>", _cells(alone, "retriever", metrics), "aside"))
     table = data_table(["Selector", *map(_heading, metrics)], body, "Ranking metrics", "results ranking")
     return f"<details open><summary>Ranking metrics</summary>{table}</details>" if metrics else ""
 

@@ -76,7 +76,7 @@ def _with_seconds(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return dict(sweep)
     times = _read_json(folder / SECONDS_FILE)
     of_rows = mapping(times.get("rows"))
-    rows = [{**row, "seconds": of_rows.get(row.get("name"))} for row in mappings(sweep.get("rows"))]
+    rows = [{**row, "seconds": of_rows.get(str(row.get("name")))} for row in mappings(sweep.get("rows"))]
     return {**sweep, "rows": rows, "seconds": times.get("total")}
 
 
