@@ -58,10 +58,7 @@ class Recipe:
 
 
 _TRAINED = {"train_selector": True, "train_generator": True}
-_RETRIEVED = {
-    "train_selector": False,
-    "refresh_index": False,
-}  # the order stays the retriever's, and so does its encoder
+_RETRIEVED = {"train_selector": False, "refresh_index": False}  # order and encoder stay the retriever's
 _WHOLE = {"marginalization": "sequence"}
 # Single documents, all of them weighed; ess_floor is for drawn lists.
 _ALONE = {
