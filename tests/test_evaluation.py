@@ -280,6 +280,10 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
     assert "answered 4 and 3" in error
     for wrong in (["--compare", one, one], ["--compare", one], ["--compare", one, other, "--questions", questions], []):
         assert run(["evaluate", *wrong], capsys)[0] == 2
+    _, _, error = run(["evaluate", "--compare", one, other, "--support", "--limit", "3"], capsys)
+    assert "leave --limit, --support out" in error
+    code, _, error = run(["evaluate", "--questions", questions, "--metrics", "f1"], capsys)
+    assert code == 2 and "--metrics names what --compare compares" in error
     assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
     without_rows = json.loads(one.read_text())
     del without_rows["rows"]

@@ -33,9 +33,15 @@ def _evaluate_arguments(parser: Any) -> None:
     parser.add_argument("--metrics", type=str, nargs="+", help="what to compare (default: the main ones)")
 
 
+_ASKING = ("questions", "bundle", "index", "split", "limit", "name", "label", "order_bias", "support")
+"""Options that a comparison has no use for: they belong to answering."""
+
+
 def _evaluate(args: Any) -> Report:
     if args.compare is not None:
         return _compare(args)
+    if args.metrics is not None:
+        raise UsageError("--metrics names what --compare compares; an evaluation has all of them.")
     if args.questions is None:
         raise UsageError("Evaluation needs questions: --questions FILE, or --compare FILES that are evaluated already.")
     if args.order_bias < 0:
@@ -87,8 +93,8 @@ def _compare(args: Any) -> Report:
     from rag.comparison import compare_evaluations
     from rag.evaluation_file import read_evaluation, write_json
 
-    if args.questions is not None or args.bundle is not None:
-        raise UsageError("--compare reads files that are evaluated already; leave --questions and --bundle out.")
+    if given := [f"--{name}" for name in _ASKING if args[name]]:
+        raise UsageError(f"--compare reads files that are evaluated already; leave {', '.join(given)} out.")
     evaluations = [read_evaluation(file) for file in args.compare]
     compared = compare_evaluations(evaluations, metrics=args.metrics)
     data = {"kind": "comparison", "format_version": 1, "dataset": evaluations[0]["dataset"], "comparisons": compared}
