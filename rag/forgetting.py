@@ -278,7 +278,6 @@ _DISTANCES = ("kl_drift", "total_variation", "top1_agreement")
 def _comparison(name: str, against: str, score: Score, other: Score, group: str) -> dict[str, Any]:
     difference: float | None
     if score.numerators:
-        difference: float | None
         which = None if group == WHOLE else group
         ratio = score.ratio(which)
         difference, interval, p = ratio.against(other.ratio(which))
