@@ -58,10 +58,8 @@ class Recipe:
 
 
 _TRAINED = {"train_selector": True, "train_generator": True}
-_RETRIEVED = {
-    "train_selector": False,
-    "refresh_index": False,
-}  # the order stays the retriever's, and so does its encoder
+# Neither the retriever's order changes nor its encoder.
+_RETRIEVED = {"train_selector": False, "refresh_index": False}
 _WHOLE = {"marginalization": "sequence"}
 # Single documents, all of them weighed; ess_floor is for drawn lists.
 _ALONE = {

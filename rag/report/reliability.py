@@ -73,7 +73,7 @@ def reliability_section(
 
 def _of_the_retriever(evaluations: Mapping[str, Mapping[str, Any]], untrained: str | None) -> Mapping[str, Any]:
     """Whose numbers stand for the retriever alone."""
-    if untrained in evaluations:
+    if untrained is not None and untrained in evaluations:
         return evaluations[untrained]
     # Pipelines that read documents alone may retrieve fewer; the longest list knows most cut-offs.
     return max(evaluations.values(), key=lambda entry: len(_measured(entry, "retriever_recall@")), default={})
