@@ -114,7 +114,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     table = Table("", "EM", "F1", "recall@1", "recall@3", "recall@5", "general", "KL", "seconds")
     for row in rows:
         cells = [_cell(row, name) for name in _PERCENT]
-        table.add_row(row["label"], *cells, f"{row['kl_drift']:.3f}", f"{row['seconds']:.0f}")
+        table.add_row(
+            row["label"], *cells, f"{row['kl_drift']:.3f}" if "kl_drift" in row else "-", f"{row['seconds']:.0f}"
+        )
     buffer = StringIO()
     Console(file=buffer, width=170).print(table)
     return buffer.getvalue().rstrip()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from indexes.errors import UsageError
-from rag.demo import MODES, run_demo
+from rag.demo import MODES, _table, run_demo
 from rag.lab import LABELS, Lab, LabSettings, lab_pairs
 from rag.pipeline import RAG
 from rag.standings import RowResult, compare
@@ -225,6 +225,10 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     Lab(tmp_path, TINY, progress=False)
     with pytest.raises(UsageError, match="holds a run with other settings"):
         Lab(tmp_path, replace(TINY, seed=6), progress=False)
+
+
+def test_a_table_without_exercises_has_no_drift() -> None:
+    assert _table([{"label": "base model", "seconds": 1.0}]).count("-") >= 7
 
 
 def test_an_unknown_mode_is_refused() -> None:
