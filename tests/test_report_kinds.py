@@ -18,6 +18,7 @@ from pages import by_class, by_id, find_browser, hostile, loads, number, parse, 
 from indexes.errors import DataError
 from rag.cli import main
 from rag.report import read_source, render_report, with_rows, write_report
+from rag.report.charts import ticks as axis_ticks
 from rag.report.names import Names
 from rag.report.questions import best_and_worst
 
@@ -461,6 +462,8 @@ def test_one_number_written_in_three_ways_has_one_plane(sweep: dict[str, Any]) -
         entries += [{**e, "metric": "bits_per_byte"} for e in entries if e["metric"] == "word_perplexity"]
     headings = [text(h) for h in by_id(parse(render_report(sweep)), "plane").findall(".//figcaption/h3")]
     assert headings == ["General ability", "blimp: accuracy", "wikitext: bits per byte"]
+    # Upwards is better, so what is better when it is lower is shown by how far it fell.
+    assert "fall of bits per byte" in text(by_id(parse(render_report(sweep)), "plane"))
 
 
 def test_a_perplexity_that_fell_by_more_than_there_was_has_no_interval(sweep: dict[str, Any]) -> None:
@@ -624,7 +627,7 @@ def test_every_kind_is_recognised_by_its_content(
         assert sections(parse(page.read_text(encoding="utf-8")))
     (folder / "seconds.json").write_text(json.dumps({"total": 7380, "rows": dict.fromkeys(ROWS, 321.0)}))
     assert read_source(folder)["rows"][1]["seconds"] == 321.0
-    assert "123 min 0 s in all" in render_report(read_source(folder))
+    assert "123 min 0 s in all rows together" in render_report(read_source(folder))
     # The sweep took the questions of its widest evaluation, from which the ceilings are found.
     assert "all gold first" in (folder / "report.html").read_text(encoding="utf-8")
     other = ["--forgetting", str(tmp_path / "f.json"), "--output", str(tmp_path / "new/page.html")]
@@ -827,3 +830,10 @@ def lines_of_a_picture(file: Path) -> int:
     raw = zlib.decompress(packed)
     stride = len(raw) // size[1]
     return len({raw[i : i + stride] for i in range(0, len(raw), stride)})
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"), [([1], [0, 1]), ([4], [3, 4]), ([0], [0, 1]), ([0, 1, 2], [0, 1, 2]), ([1, 2], [1, 2])]
+)
+def test_a_single_round_stands_at_the_end_of_its_axis(rounds: list[float], expected: list[float]) -> None:
+    assert axis_ticks(rounds, whole=True) == expected

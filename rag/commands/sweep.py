@@ -112,7 +112,7 @@ def sweep_text(data: Mapping[str, Any], report: Path) -> str:
     """The table, the paired tests and what failed."""
     parts = [
         f"{data['answerable_questions']} training questions, {data['dataset']['n']} test questions, "
-        f"{data['seconds']:.0f} s",
+        f"{data['seconds']:.0f} s in all rows together",
         _rows_text(data["rows"]),
         "in brackets: 95 % bootstrap interval, in points; recall@k: gold passages among the first k;\n"
         "KL: from the base, nats per input token of the general tasks",

@@ -145,7 +145,9 @@ def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
     """Round numbers at even steps of 1, 2 or 5 times a power of ten, from below the least to above the greatest."""
     low, high = min(values), max(values)
     if whole:
-        low, high = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+        # A single round stands at the end of its axis, beside the names.
+        low, high = math.floor(low), max(math.ceil(high), 1)
+        low = low - 1 if low == high else low
     elif high - low <= 1e-9 * max(abs(low), abs(high)):
         # A flat line gets room on both sides, but no axis leaves the range of a share for it.
         low, high = low - 0.05 if low else 0.0, high + 0.05 if high != 1 else 1.0

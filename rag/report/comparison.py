@@ -175,10 +175,11 @@ def run_sentence(result: Mapping[str, Any]) -> str:
         "num_samples": "{} lists scored per question",
     }
     parts = [counted(wording, settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
-    if result.get("mode"):
+    sweep = result.get("kind") == "sweep"
+    if result.get("mode") and not sweep:
         parts.insert(0, f"mode {result['mode']}")
     if finite(result.get("seconds")) is not None:
-        parts.append(f"{duration(result['seconds'])} in all")
+        parts.append(f"{duration(result['seconds'])} in all{' rows together' * sweep}")
     return f"This run: {', '.join(parts)}." if parts else ""
 
 

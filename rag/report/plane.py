@@ -68,6 +68,12 @@ def planes_section(result: Mapping[str, Any], names: Names) -> str:
     )
 
 
+def _within(metric: str) -> str:
+    """The heading of a metric within a sentence: F1 stays as it is."""
+    heading = metric_heading(metric)
+    return heading[:1].lower() + heading[1:] if heading[1:2].islower() else heading
+
+
 def base_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The row of the model as it came: called `vanilla` or `base`, or made by that recipe."""
     known = [name_of(row) for row in rows]
@@ -138,7 +144,7 @@ def _measured_planes(forgetting: Mapping[str, Any]) -> Iterator[Plane]:
             if (str(c.get("task")), str(c.get("metric"))) == (task, metric)
             and (change := _change(c, metric, starts[0] if starts else None, up)) is not None
         }
-        yield Plane(f"plane-{number}", f"{escape(task)}: {escape(metric_heading(metric))}", _unit(metric), changes)
+        yield Plane(f"plane-{number}", f"{escape(task)}: {escape(metric_heading(metric))}", _unit(metric, up), changes)
 
 
 def _change(comparison: Mapping[str, Any], metric: str, base: float | None, up: bool) -> _Change | None:
@@ -158,8 +164,11 @@ def _turned(value: float, interval: Sequence[float] | None) -> _Change:
     return -value, (-interval[1], -interval[0]) if interval else None
 
 
-def _unit(metric: str) -> str:
-    return "log (base / tuned), nats" if "perplexity" in metric else f"change of {metric_heading(metric)}"
+def _unit(metric: str, up: bool) -> str:
+    """What upwards is; of a metric that is better when it is lower, how far it fell."""
+    if "perplexity" in metric:
+        return "log (base / tuned), nats"
+    return f"{'change' if up else 'fall'} of {_within(metric)}"
 
 
 def _marks(plane: Plane, gains: Mapping[str, _Change], base: str, unchanged: Sequence[str]) -> list[_Mark]:
@@ -245,7 +254,7 @@ def _quarters(x: float, y: float) -> str:
 def _units(plane: Plane, metric: str) -> str:
     return (
         f'<text class="unit" x="4" y="14">{escape(plane.unit)}</text><text class="unit" x="{(_LEFT + _RIGHT) / 2:g}" '
-        f'y="{_HEIGHT - 8}" text-anchor="middle">gain of {escape(metric_heading(metric))}</text>'
+        f'y="{_HEIGHT - 8}" text-anchor="middle">gain of {escape(_within(metric))}</text>'
     )
 
 

@@ -58,6 +58,7 @@ min-width:0}
 figcaption p{font-size:.85rem;line-height:1.45;color:var(--soft);margin:.2em 0 .6em}
 figure table{font-size:.82rem}
 figure tbody th{min-width:0}
+.planes>figure:only-child,.charts.many>figure:only-child{grid-column:1/-1;max-width:800px}
 figure th,figure td{padding:.3em .5em}
 @media(min-width:780px){.charts figcaption{min-height:5.9rem}.many figcaption{min-height:4.4rem}}
 .plot{width:100%;height:auto;font-size:11.5px;fill:var(--ink)}
@@ -89,6 +90,7 @@ figure th,figure td{padding:.3em .5em}
 .planes .plot{min-width:430px}
 .charts.many{grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr))}
 .comparisons td,.ranking td{white-space:nowrap}
+@media(min-width:780px){.ranking tbody th{white-space:nowrap}}
 .comparisons td:nth-child(2){white-space:normal}
 section>details{margin:.6em 0}
 section>details>summary{font-weight:600}
