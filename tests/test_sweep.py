@@ -353,13 +353,14 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
         world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
         generation=GenerationConfig(max_new_tokens=24),
-        training={"rounds": 1, "num_samples": 2},
+        training={"rounds": 1, "num_samples": 2, "learning_rate": 2e-3},
         exercises=12,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
     twins = [f"{name}_selfaug" for name, recipe in RECIPES.items() if recipe.trains_generator]
     assert [row["name"] for row in data["rows"]] == [*RECIPES, *twins]
-    drift = {row["name"]: row["kl_drift"] for row in data["rows"]}
-    assert [name for name, kl in drift.items() if abs(kl) < 1e-6] == ["vanilla", "replug", "dro_no_generator"]
+    # After the round, and not as kept: two dev questions may well prefer the start.
+    drift = {name: records[-1]["eval_kl_drift"] for name, records in data["curves"].items()}
+    assert [name for name, kl in drift.items() if abs(kl) < 1e-6] == ["replug", "dro_no_generator"]
     assert asdict(settings.selector)["num_candidates"] == 4
