@@ -294,7 +294,14 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
 
 
 def test_a_file_is_read_as_it_was_written_or_refused(tmp_path: Path) -> None:
-    data = {"kind": "evaluation", "format_version": 1, "rows": [{"question": "\u00e9"}]}
+    parts: dict[str, Any] = {
+        "name": "x",
+        "pipeline": {},
+        "dataset": {},
+        "metrics": {},
+        "rows": [{"question": "\u00e9"}],
+    }
+    data = {"kind": "evaluation", "format_version": 1, **parts}
     write_json(data, tmp_path / "new" / "good.json")
     assert read_evaluation(tmp_path / "new" / "good.json") == data
     for text in ("{", '{"kind": "sweep", "format_version": 1}', '{"kind": "evaluation", "format_version": 9}', "[]"):

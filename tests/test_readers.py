@@ -799,6 +799,7 @@ def test_unknown_gold_ids_are_said(caplog: pytest.LogCaptureFixture) -> None:
     some = load_examples(FIXTURES / "hotpotqa/hotpot_dev_fullwiki_v1.json")
     none = load_examples(FIXTURES / "kilt/nq-dev-kilt.jsonl")
     known = load_examples(FIXTURES / "2wikimultihopqa/dev.json")[1:]
+    caplog.clear()  # of news from reading
     assert gold_coverage([*some, *known], corpus) == (2, 1, ("Mara Oduya",))
     assert check_gold_ids(known, corpus, on_unknown="raise") == known
     assert caplog.messages == []
