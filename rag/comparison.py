@@ -48,12 +48,17 @@ def compare_evaluations(
         raise UsageError(f"Pairs must name some of {list(by_name)}; {unknown} came.")
     found = []
     for metric in _metrics(evaluations, metrics):
-        rows = [_compared(by_name[name], by_name[against], metric, seed) for name, against in pairs]
-        for p in ("p", "p_exact"):
-            for row, adjusted in zip(rows, holm([row[p] for row in rows]), strict=True):
-                row[f"{p}_adjusted"] = adjusted
-        found += rows
+        found += adjusted([_compared(by_name[name], by_name[against], metric, seed) for name, against in pairs])
     return found
+
+
+def adjusted(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The comparisons of one metric with `p_adjusted` and `p_exact_adjusted`, by Holm's method over all of them."""
+    bootstrap, exact = (holm([row[p] for row in rows]) for p in ("p", "p_exact"))
+    return [
+        {**row, "p_adjusted": p, "p_exact_adjusted": p_exact}
+        for row, p, p_exact in zip(rows, bootstrap, exact, strict=True)
+    ]
 
 
 def _check_names(evaluations: Sequence[Mapping[str, Any]], by_name: Mapping[str, Any]) -> None:
@@ -99,12 +104,18 @@ def _compared(one: Mapping[str, Any], other: Mapping[str, Any], metric: str, see
             f"Paired tests need the same questions; {metric} stands for {len(ours)} questions of {one['name']!r} and "
             f"for {len(theirs)} of {other['name']!r}. Leave it out, or evaluate both with as many candidates."
         )
-    values, others = list(ours.values()), list(theirs.values())
+    return paired_row(one["name"], other["name"], metric, list(ours.values()), list(theirs.values()), seed=seed)
+
+
+def paired_row(
+    name: str, against: str, metric: str, values: Sequence[float], others: Sequence[float], *, seed: int = 0
+) -> dict[str, Any]:
+    """Both paired tests of two lists of scores of the same questions; `compare_evaluations` says what is in it."""
     paired = paired_bootstrap(values, others, seed=seed)
     mean = sum(others) / len(others)
     return {
-        "name": one["name"],
-        "against": other["name"],
+        "name": name,
+        "against": against,
         "metric": metric,
         "difference": paired.difference,
         "interval": list(paired.interval),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag.comparison import compare_evaluations
-from rag.significance import bootstrap_interval, holm, paired_bootstrap, sign_flip_test
+from rag.comparison import adjusted, compare_evaluations, paired_row
+from rag.significance import bootstrap_interval
 
 BASE = "vanilla"
 UNMOVED = ("sft", "dro_no_selector")
@@ -81,7 +81,12 @@ class RowResult:
 
     def timeless_curve(self) -> list[dict[str, Any]]:
         """The records without their times."""
-        return [{name: value for name, value in record.items() if name not in TIMES} for record in self.curve]
+        return [timeless(record) for record in self.curve]
+
+
+def timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a round without its times."""
+    return {name: value for name, value in record.items() if name not in TIMES}
 
 
 def retriever_recall(results: Sequence[RowResult]) -> dict[str, float | None]:
@@ -147,39 +152,15 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for metric in dict.fromkeys(metric for _, _, metric in pairs):
         chosen = [(one, other) for one, other, name in pairs if name == metric]
-        if metric == GENERAL:
-            found += _compared_tasks(chosen)
+        if metric == GENERAL:  # task by task: the same for what no evaluation holds
+            found += adjusted(
+                [paired_row(one.name, other.name, GENERAL, one.general, other.general) for one, other in chosen]
+            )
         else:
             rows = {r.name: r.evaluation for pair in chosen for r in pair}
             names = [(one.name, other.name) for one, other in chosen]
             found += compare_evaluations(list(rows.values()), metrics=[COLUMNS[metric]], pairs=names)
     return found
-
-
-def _compared_tasks(pairs: Sequence[tuple[RowResult, RowResult]]) -> list[dict[str, Any]]:
-    """General abilities, task by task: the same for what no evaluation holds."""
-    found = [_comparison(one, other) for one, other in pairs]
-    for p in ("p", "p_exact"):
-        for comparison, adjusted in zip(found, holm([c[p] for c in found]), strict=True):
-            comparison[f"{p}_adjusted"] = adjusted
-    return found
-
-
-def _comparison(result: RowResult, other: RowResult) -> dict[str, Any]:
-    values, others = list(result.general), list(other.general)
-    paired = paired_bootstrap(values, others)
-    mean = sum(others) / len(others)
-    return {
-        "name": result.name,
-        "against": other.name,
-        "metric": GENERAL,
-        "difference": paired.difference,
-        "interval": list(paired.interval),
-        "relative": paired.difference / mean if mean else None,
-        "p": paired.p,
-        "p_exact": sign_flip_test(values, others),
-        "questions": len(values),
-    }
 
 
 # -- questions -------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ import torch
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
-from indexes.durable import only_writer, write_text
+from indexes.durable import only_writer
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.evaluation import answerable, evaluate
@@ -49,9 +49,9 @@ from rag.pocket.world import write_world
 from rag.probes import Probes
 from rag.recipes import RECIPES, Variant
 from rag.report import with_rows, write_report
+from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.standings import (
     SAMPLES,
-    TIMES,
     RowResult,
     cells,
     compare,
@@ -59,18 +59,19 @@ from rag.standings import (
     question_of,
     retriever_recall,
     sweep_pairs,
+    timeless,
+    variant_name,
 )
 from rag.workers import Helpers, claim, forget_claims, leave_with_parent
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
+from training.data import write_examples
 
 logger = logging.getLogger(__name__)
 
 DOMAINS: dict[str, Callable[[], Domain]] = {"harbour": lambda: HARBOUR, "encyclopedia": encyclopedia}
 SETTINGS_FILE = "sweep-settings.json"
-SWEEP_FILE = "sweep.json"
-SECONDS_FILE = "seconds.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "dev", "test")
 _OWN = ("output_dir", "seed", "resume")  # of DROConfig: every row has its own
@@ -328,7 +329,7 @@ class Sweep:
         seconds = {"total": math.fsum(r.seconds for r in results), "rows": {r.name: r.seconds for r in results}}
         write_json(data, self.folder / SWEEP_FILE)
         write_json(seconds, self.folder / SECONDS_FILE)
-        timed = with_times(data, seconds, {r.name: list(r.curve) for r in results})
+        timed = with_seconds(data, seconds) | {"curves": {r.name: list(r.curve) for r in results if r.curve}}
         write_report(with_rows(timed, self.folder), self.folder / "report.html")
         return timed
 
@@ -379,7 +380,7 @@ class Sweep:
         if config is not None:
             watched = Watched(rag, self.tasks)
             curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
-        bundle = rag.save_pretrained(folder / "bundle", report=[_timeless(record) for record in curve])
+        bundle = rag.save_pretrained(folder / "bundle", report=[timeless(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
         write_json(data, folder / "evaluation.json")
@@ -435,7 +436,6 @@ class Sweep:
         return {
             "kind": "sweep",
             "format_version": FORMAT_VERSION,
-            "mode": "sweep",
             "settings": self.settings.to_json(),
             "dataset": results[0].evaluation["dataset"],
             "answerable_questions": len(questions["train"]),
@@ -452,7 +452,7 @@ class Sweep:
     def _ours(self, results: Sequence[RowResult]) -> str:
         if self.settings.ours != "auto":
             return Variant.of(self.settings.ours).name
-        names = [Variant(RECIPES[r.recipe], r.selfaug).name for r in results]
+        names = [variant_name(r) for r in results]
         return next((name for name in ("dro_selfaug", "dro") if name in names), names[-1])
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -462,8 +462,8 @@ class Sweep:
         files = {split: self.folder / "questions" / f"{split}.jsonl" for split in SPLITS}
         if not all(file.is_file() for file in files.values()):
             for split, examples in self._gathered().items():
-                write_lines(files[split], [asdict(e) for e in examples])
-        return {split: [_example(line) for line in _lines(file)] for split, file in files.items()}
+                write_examples(examples, files[split])
+        return {split: load_examples(file) for split, file in files.items()}
 
     def _gathered(self) -> dict[str, list[QAExample]]:
         s = self.settings
@@ -630,10 +630,6 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
-def _timeless(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in TIMES}
-
-
 def _comparable(config: DROConfig, row: Row) -> dict[str, Any]:
     """What a sweep asks of a row's training beside its recipe, as JSON has it."""
     own = {*(row.variant.recipe.training or ()), "output_dir", "resume"}
@@ -665,34 +661,6 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
     sweep = Sweep(folder, settings, progress=progress, workers=2)
     sweep.workers = 2
     sweep.do_rows(sweep.questions())
-
-
-# -- results ---------------------------------------------------------------------------------------------------
-
-
-def with_times(
-    data: Mapping[str, Any], seconds: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any]:
-    """A comparison with the times that its file leaves out."""
-    rows = [{**row, "seconds": seconds["rows"][row["name"]]} for row in data["rows"]]
-    return {**data, "rows": rows, "curves": {k: v for k, v in curves.items() if v}, "seconds": seconds["total"]}
-
-
-# -- files -----------------------------------------------------------------------------------------------------
-
-
-def write_lines(file: Path, rows: Sequence[Any]) -> None:
-    """JSON lines, the whole file or none of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _example(row: Mapping[str, Any]) -> QAExample:
-    return QAExample(**_tuples(row))
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:

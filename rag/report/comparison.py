@@ -175,11 +175,10 @@ def run_sentence(result: Mapping[str, Any]) -> str:
         "num_samples": "{} lists scored per question",
     }
     parts = [counted(wording, settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
-    sweep = result.get("kind") == "sweep"
-    if result.get("mode") and not sweep:
+    if result.get("mode"):
         parts.insert(0, f"mode {result['mode']}")
     if finite(result.get("seconds")) is not None:
-        parts.append(f"{duration(result['seconds'])} in all{' rows together' * sweep}")
+        parts.append(f"{duration(result['seconds'])} in all{' rows together' * (result.get('kind') == 'sweep')}")
     return f"This run: {', '.join(parts)}." if parts else ""
 
 

@@ -55,7 +55,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made of {KNOWN}; {file} {found}. Name another file.")
-    return with_rows(_with_seconds(data, file.parent), file.parent) if data.get("kind") == "sweep" else data
+    return _read_sweep(data, file.parent) if data.get("kind") == "sweep" else data
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -70,14 +70,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _with_seconds(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A sweep with its times, which lie beside it: its own file is the same each time."""
-    if not (folder / SECONDS_FILE).is_file():
-        return dict(sweep)
-    times = _read_json(folder / SECONDS_FILE)
-    of_rows = mapping(times.get("rows"))
+def _read_sweep(sweep: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    times = folder / SECONDS_FILE
+    return with_rows(with_seconds(sweep, _read_json(times)) if times.is_file() else sweep, folder)
+
+
+def with_seconds(sweep: Mapping[str, Any], seconds: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep with its times, which its own file leaves out so that it is the same each time."""
+    of_rows = mapping(seconds.get("rows"))
     rows = [{**row, "seconds": of_rows.get(str(row.get("name")))} for row in mappings(sweep.get("rows"))]
-    return {**sweep, "rows": rows, "seconds": times.get("total")}
+    return {**sweep, "rows": rows, "seconds": seconds.get("total")}
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
