@@ -169,16 +169,9 @@ def read_evaluation(file: str | Path) -> dict[str, Any]:
 
 def describe_pipeline(rag: RAG, *, answering: str = "selection", bundle: str | Path | None = None) -> dict[str, Any]:
     """What answers depend on: settings, and fingerprints of everything that was learned or indexed."""
-    model = rag.generator.language_model
     return {
         "bundle_sha256": None if bundle is None else bundle_digest(bundle),
-        "base": {
-            "name": Path(model.name).name if Path(model.name).is_dir() else model.name,
-            "revision": model.revision,
-            "sha256": base_digest(model),
-            "dtype": str(model.base_model.dtype).removeprefix("torch."),
-            "quantization": model.quantization,
-        },
+        "base": describe_base(rag.generator.language_model),
         "retriever": {"kind": rag.retriever.kind, **rag.retriever.settings},
         "selector": asdict(rag.selector.config),
         "generation": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
@@ -186,6 +179,17 @@ def describe_pipeline(rag: RAG, *, answering: str = "selection", bundle: str | P
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),
         "answering": answering,
+    }
+
+
+def describe_base(model: LanguageModel) -> dict[str, Any]:
+    """Name and weights of the frozen base: what models that are compared must share."""
+    return {
+        "name": Path(model.name).name if Path(model.name).is_dir() else model.name,
+        "revision": model.revision,
+        "sha256": base_digest(model),
+        "dtype": str(model.base_model.dtype).removeprefix("torch."),
+        "quantization": model.quantization,
     }
 
 

@@ -25,10 +25,10 @@ from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import MismatchError, UsageError
-from rag.evaluation_file import base_digest, bundle_digest, write_json
+from rag.evaluation_file import bundle_digest, describe_base, write_json
 from rag.measures import Score, drifts, measure_answers, measure_drift, measure_pairs, measure_text
 from rag.pipeline import load_generator
-from rag.pocket import POCKET, base_path
+from rag.pocket import base_path
 from rag.pocket.abilities import Exercise
 from rag.probes import WHOLE, Probes
 from rag.significance import holm
@@ -311,18 +311,6 @@ def _unpaired(score: Score, other: Score) -> tuple[float | None, tuple[float, fl
 
 
 # -- models ------------------------------------------------------------------------------------------------------
-
-
-def describe_base(model: LanguageModel) -> dict[str, Any]:
-    """Name and weights of the frozen base: what models that are compared must share."""
-    folder = Path(model.name)
-    return {
-        "name": folder.name if model.name != POCKET and folder.is_dir() else model.name,
-        "revision": model.revision,
-        "dtype": str(model.base_model.dtype).removeprefix("torch."),
-        "quantization": model.quantization,
-        "sha256": base_digest(model),
-    }
 
 
 def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

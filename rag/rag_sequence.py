@@ -11,7 +11,9 @@ needs code of its own is its "thorough decoding": every document proposes an ans
 the paper, and every answer is judged by all.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,18 +24,22 @@ from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
 
 
-class RAGSequence:
-    """Answers by the sum over documents.
+class SingleDocuments(ABC):
+    """Who answers from documents that are read one at a time; abstract.
 
     Args:
-        rag: A pipeline whose selector picks one of n candidates; n is the number of documents summed over.
+        rag: A pipeline whose selector picks one of n candidates; n is the number of documents read.
 
     Raises:
         UsageError: The selector picks more than one.
     """
 
+    name: ClassVar[str]
+    """As papers call it."""
+
     def __init__(self, rag: RAG) -> None:
-        check_single(rag, "RAG-Sequence")
+        if (k := rag.selector.config.num_selected) != 1:
+            raise UsageError(f"{self.name} reads one document at a time: num_selected must be 1; {k} came.")
         self.rag = rag
 
     @property
@@ -48,8 +54,18 @@ class RAGSequence:
 
     @property
     def num_candidates(self) -> int:
-        """n, the documents summed over."""
+        """n, the documents read."""
         return self.rag.num_candidates
+
+    @abstractmethod
+    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
+        """One answer for each question's candidates."""
+
+
+class RAGSequence(SingleDocuments):
+    """Answers by the sum over documents."""
+
+    name = "RAG-Sequence"
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """The most probable of the answers that the documents propose, for each question."""
@@ -88,14 +104,6 @@ class RAGSequence:
             passages,
             list(range(len(passages))),
             float(log_p_t[best]),
-        )
-
-
-def check_single(rag: RAG, name: str) -> None:
-    """Refuse a selector that picks several documents."""
-    if rag.selector.config.num_selected != 1:
-        raise UsageError(
-            f"{name} reads one document at a time: num_selected must be 1; {rag.selector.config.num_selected} came."
         )
 
 

@@ -15,43 +15,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from generator.generator import ROLE, Generator
+from generator.generator import ROLE
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
 from rag.pipeline import RAG, Answer, citations
-from rag.rag_sequence import check_single, log_priors
-from retriever.dense import Candidates, Retriever
+from rag.rag_sequence import SingleDocuments, log_priors
+from retriever.dense import Candidates
 
 
-class RAGToken:
+class RAGToken(SingleDocuments):
     """Answers by the mixture of what follows each document, token by token.
 
-    Args:
-        rag: A pipeline whose selector picks one of n candidates; n is the number of documents mixed. It answers
-            greedily: the temperature of its generation settings is for answers from one prompt.
-
-    Raises:
-        UsageError: The selector picks more than one.
+    It answers greedily: the temperature of the pipeline's generation settings is for answers from one prompt.
     """
 
-    def __init__(self, rag: RAG) -> None:
-        check_single(rag, "RAG-Token")
-        self.rag = rag
-
-    @property
-    def retriever(self) -> Retriever:
-        """Of the pipeline."""
-        return self.rag.retriever
-
-    @property
-    def generator(self) -> Generator:
-        """Of the pipeline."""
-        return self.rag.generator
-
-    @property
-    def num_candidates(self) -> int:
-        """n, the documents mixed."""
-        return self.rag.num_candidates
+    name = "RAG-Token"
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """The greedy answer of the mixture for each question; `log_prob` is that of the mixture, end included."""
