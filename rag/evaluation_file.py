@@ -36,7 +36,6 @@ def evaluation_file(
     *,
     name: str,
     label: str = "",
-    answering: str | None = None,
     bundle: str | Path | None = None,
     questions: str | Path | None = None,
     order_bias: OrderBias | None = None,
@@ -46,11 +45,10 @@ def evaluation_file(
     """Everything about an evaluation, ready for JSON; docs/evaluation.md explains each key.
 
     Args:
-        rag: The pipeline that answered, or that a baseline answered with.
+        rag: The pipeline that answered.
         evaluation: What came out.
         name: What tables call it.
         label: For people; default: the name.
-        answering: How a baseline around `rag` answers ("rag_sequence", "rag_token"); None: as `rag` itself does.
         bundle: The folder that `rag` was opened from.
         questions: The question file, whose name is noted.
         order_bias: Of `rag.order_bias.order_bias`.
@@ -66,7 +64,7 @@ def evaluation_file(
         "format_version": FORMAT_VERSION,
         "name": name,
         "label": label or name,
-        "pipeline": describe_pipeline(rag, answering=answering or rag.answering, bundle=bundle),
+        "pipeline": describe_pipeline(rag, bundle=bundle),
         "dataset": {
             "sha256": dataset_digest(evaluation.examples),
             "file": None if questions is None else Path(questions).name,
@@ -167,7 +165,7 @@ def read_evaluation(file: str | Path) -> dict[str, Any]:
 # -- what was measured -----------------------------------------------------------------------------------------
 
 
-def describe_pipeline(rag: RAG, *, answering: str = "selection", bundle: str | Path | None = None) -> dict[str, Any]:
+def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str, Any]:
     """What answers depend on: settings, and fingerprints of everything that was learned or indexed."""
     return {
         "bundle_sha256": None if bundle is None else bundle_digest(bundle),
@@ -178,7 +176,7 @@ def describe_pipeline(rag: RAG, *, answering: str = "selection", bundle: str | P
         "ranking_prompt": asdict(rag.selector.prompt),
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),
-        "answering": answering,
+        "answering": rag.answering,
     }
 
 

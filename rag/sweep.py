@@ -659,7 +659,6 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
     set_up_logs(debug=False, quiet=quiet)
     settings = SweepSettings.from_json(json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8")))
     sweep = Sweep(folder, settings, progress=progress, workers=2)
-    sweep.workers = 2
     sweep.do_rows(sweep.questions())
 
 
