@@ -157,12 +157,12 @@ def run(case: Case) -> dict[str, Any]:
 def _retriever(folder: Path) -> Any:
     from indexes.builder import build_index
     from indexes.corpus import Corpus, Passage
-    from rag.pocket import load_encoder
+    from indexes.encoder import Encoder
     from retriever.dense import DenseRetriever
 
     words = WORDS.split()
     texts = [" ".join(words[(i + j) % len(words)] for j in range(10)) for i in range(40)]
-    encoder = load_encoder("pocket", device="cpu")
+    encoder = Encoder.from_pretrained("pocket", device="cpu")
     corpus = Corpus.from_passages([Passage(str(i), "", text) for i, text in enumerate(texts)])
     return DenseRetriever(build_index(corpus, encoder, folder / "index", progress=False), encoder)
 

@@ -33,6 +33,7 @@ from transformers import PreTrainedTokenizerFast
 from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
+from indexes.pocket import POCKET, encoder_path
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -142,7 +143,8 @@ class Encoder:
         """Load a model from a local folder or the Hugging Face hub.
 
         Args:
-            name_or_path: A folder, or a model id on the hub.
+            name_or_path: A folder, a model id on the hub, or "pocket" for the small encoder inside this package, which
+                keeps that name in the manifest of an index: a path inside site-packages says nothing elsewhere.
             question_prompt: Put before every question; None takes the model's own, or nothing.
             passage_prompt: Put before every passage; None takes the model's own, or nothing.
             device: Such as "cpu" or "cuda:0"; None takes the best there is.
@@ -157,15 +159,16 @@ class Encoder:
         """
         if dtype not in _DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but {dtype!r} came.")
-        local = Path(name_or_path).expanduser().is_dir()
+        folder = Path(encoder_path(name_or_path)).expanduser()
+        local = folder.is_dir()
         # Absolute, so that an index finds its encoder from any working directory.
-        name = str(Path(name_or_path).expanduser().resolve()) if local else str(name_or_path)
+        name = str(folder.resolve()) if local else str(name_or_path)
         model = _load_model(name, local=local, device=device, dtype=_DTYPES[dtype], revision=revision)
         if max_length is not None:
             _set_max_length(model, max_length)
         return cls(
             model,
-            name=name,
+            name=POCKET if str(name_or_path) == POCKET else name,
             revision=revision,
             question_prompt=question_prompt,
             passage_prompt=passage_prompt,

@@ -31,8 +31,8 @@ class EncoderRecord:
     """The encoder that made the vectors.
 
     Attributes:
-        name: The folder or hub id it was loaded from; only a hint, since encoders are compared by
-        fingerprint. revision: The revision on the hub, if one was asked for.
+        name: The folder or hub id it was loaded from; only a hint, since encoders are compared by fingerprint.
+        revision: The revision on the hub, if one was asked for.
         dtype: Of the weights, or "mixed": float32 weights whose vectors came from bfloat16 products.
         fingerprint: Of weights, prompts and length limit.
         question_prompt: Put before every question.
@@ -59,6 +59,26 @@ class EncoderRecord:
             question_prompt=encoder.question_prompt,
             passage_prompt=encoder.passage_prompt,
             max_length=encoder.max_length,
+        )
+
+    def load(self, name_or_path: str | Path | None = None, *, device: str | None = None) -> Encoder:
+        """Load the encoder with the recorded prompts, dtype and length limit; `Manifest.check_encoder` compares it.
+
+        Args:
+            name_or_path: A copy of it somewhere else; None takes the recorded name and revision.
+            device: As for `Encoder.from_pretrained`.
+
+        Raises:
+            ResourceError: It cannot be loaded.
+        """
+        return Encoder.from_pretrained(
+            self.name if name_or_path is None else name_or_path,
+            question_prompt=self.question_prompt,
+            passage_prompt=self.passage_prompt,
+            device=device,
+            dtype=self.dtype,
+            revision=self.revision if name_or_path is None else None,
+            max_length=self.max_length,
         )
 
 

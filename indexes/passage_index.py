@@ -117,16 +117,7 @@ class PassageIndex:
             ResourceError: It cannot be loaded from where it was.
             MismatchError: What is there now is another encoder.
         """
-        record = self.manifest.encoder
-        encoder = Encoder.from_pretrained(
-            record.name,
-            question_prompt=record.question_prompt,
-            passage_prompt=record.passage_prompt,
-            device=device,
-            dtype=record.dtype,
-            revision=record.revision,
-            max_length=record.max_length,
-        )
+        encoder = self.manifest.encoder.load(device=device)
         self.manifest.check_encoder(encoder)
         return encoder
 

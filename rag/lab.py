@@ -27,13 +27,14 @@ from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig, best_device
 from indexes import build_index
 from indexes.durable import only_writer
+from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.hardware import fast_bfloat16
 from indexes.passage_index import PassageIndex
 from rag.encyclopedia import write
 from rag.evaluation import evaluate
 from rag.evaluation_file import evaluation_file
-from rag.pocket import POCKET, load_encoder
+from rag.pocket import POCKET
 from rag.recipes import Variant
 from rag.standings import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
 from rag.sweep import Row, Sweep, SweepSettings, WorldSettings
@@ -189,7 +190,11 @@ class Lab:
         asked = load_examples(folder / "dev.jsonl", require_answers=True, limit=self.settings.encyclopedia_questions)
         if not (folder / "index").is_dir():
             build_index(
-                folder / "corpus.jsonl", load_encoder(POCKET), folder / "index", resume=True, progress=self.progress
+                folder / "corpus.jsonl",
+                Encoder.from_pretrained(POCKET),
+                folder / "index",
+                resume=True,
+                progress=self.progress,
             )
         rag = self.sweep.pipeline(row, PassageIndex.open(folder / "index"))
         load_learned(rag.selector, self.sweep.folder_of(row) / "bundle" / "learned")

@@ -21,7 +21,7 @@ from indexes.errors import MismatchError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.evaluation import evaluate
 from rag.metrics import answer_recall
-from rag.pocket import POCKET, base_path, load_encoder
+from rag.pocket import POCKET, base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
@@ -452,18 +452,7 @@ def encoder_of(
     index: PassageIndex, encoder: str | Path | Encoder | None = None, *, device: str | None = None
 ) -> Encoder:
     """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts."""
-    if isinstance(encoder, Encoder):
-        return encoder
-    record = index.manifest.encoder
-    return load_encoder(
-        record.name if encoder is None else encoder,
-        question_prompt=record.question_prompt,
-        passage_prompt=record.passage_prompt,
-        device=device,
-        dtype=record.dtype,
-        max_length=record.max_length,
-        revision=record.revision if encoder is None else None,
-    )
+    return encoder if isinstance(encoder, Encoder) else index.manifest.encoder.load(encoder, device=device)
 
 
 def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from indexes.errors import ResourceError, UsageError
+from indexes.pocket import encoder_path
 from rag.machine import CUDA_CONTEXT, Machine, measure
-from rag.pocket import POCKET, base_path, embedded
+from rag.pocket import base_path
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.cost import (
@@ -231,7 +232,7 @@ def encoder_shape(encoder: str) -> EncoderShape:
     """
     from transformers import AutoConfig
 
-    folder = embedded("encoder") if encoder == POCKET else Path(encoder)
+    folder = Path(encoder_path(encoder))
     if (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         return _word_vectors(folder)
     try:

@@ -37,9 +37,9 @@ from indexes.factory import (
     training_sample,
 )
 from indexes.memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words
+from indexes.pocket import encoder_path
 from indexes.shards import ROWS
 from rag.plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, duration
-from rag.pocket import POCKET, embedded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -334,7 +334,7 @@ def max_length(encoder: str, tokenizer: "Tokenizer | None") -> int:
 def _file_of(encoder: str, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    folder = embedded("encoder") if encoder == POCKET else Path(encoder).expanduser()
+    folder = Path(encoder_path(encoder)).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     found = try_to_load_from_cache(encoder, name)

@@ -34,6 +34,7 @@ from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
 from indexes.durable import only_writer
+from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.evaluation import answerable, evaluate
@@ -41,7 +42,7 @@ from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation,
 from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.logs import set_up_logs
 from rag.pipeline import RAG, encoder_of
-from rag.pocket import POCKET, load_encoder
+from rag.pocket import POCKET
 from rag.pocket.abilities import Exercise, exercises
 from rag.pocket.domain import Domain, encyclopedia
 from rag.pocket.harbour import HARBOUR
@@ -506,7 +507,7 @@ class Sweep:
         folder = self.folder / "world" / "index"
         if not folder.is_dir():
             corpus = self.folder / "world" / "corpus.jsonl"
-            build_index(corpus, load_encoder(POCKET), folder, resume=True, progress=self.progress)
+            build_index(corpus, Encoder.from_pretrained(POCKET), folder, resume=True, progress=self.progress)
         return PassageIndex.open(folder)
 
     def pipeline(self, row: Row, index: PassageIndex) -> RAG:

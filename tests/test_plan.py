@@ -160,7 +160,7 @@ def test_the_index_by_its_kind() -> None:
 def test_an_encoder_of_word_vectors_multiplies_nothing(tmp_path: Path) -> None:
     pocket = encoder_shape("pocket")
     assert pocket.layers == pocket.flops(100) == pocket.bytes(100) == 0
-    vectors = SentenceTransformer(str(Path(__file__).parents[1] / "rag/pocket/encoder"), device="cpu")
+    vectors = SentenceTransformer(str(Path(__file__).parents[1] / "indexes/pocket/encoder"), device="cpu")
     assert pocket.dimension == vectors.get_embedding_dimension()
     assert pocket.parameters == sum(p.numel() for p in vectors.parameters())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8, "vocab_size": 100}))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+import indexes.pocket
 import rag.pocket
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import LanguageModel
@@ -15,11 +16,14 @@ from generator.prompts import AnswerPrompt, Identifiers
 from indexes.encoder import Encoder
 from rag.forgetting import measure_forgetting
 from rag.metrics import exact_match
-from rag.pocket import POCKET, base_path, load_encoder
+from rag.pocket import POCKET, base_path
 from rag.pocket.abilities import exercises
 from rag.pocket.world import reading_item
 
-FOLDER = Path(rag.pocket.__file__).parent
+FOLDERS = {
+    "base": Path(rag.pocket.__file__).parent / "base",
+    "encoder": Path(indexes.pocket.__file__).parent / "encoder",
+}
 MEGABYTE = 1_000_000
 
 
@@ -30,16 +34,16 @@ def generator() -> Generator:
 
 
 def card_scores(name: str) -> dict[str, float]:
-    card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    card = (FOLDERS[name] / "README.md").read_text(encoding="utf-8")
     return {n.strip(): float(v) for n, v in re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", card, re.MULTILINE)}
 
 
 def test_the_base_is_small_and_of_a_known_architecture() -> None:
-    config = AutoConfig.from_pretrained(FOLDER / "base")
+    config = AutoConfig.from_pretrained(FOLDERS["base"])
     assert config.architectures == ["LlamaForCausalLM"]
     assert config.max_position_embeddings >= 1024
-    assert sum(f.stat().st_size for f in (FOLDER / "base").iterdir()) <= 8 * MEGABYTE
-    assert not list(FOLDER.rglob("*.bin")) + list(FOLDER.rglob("*.pt"))
+    assert sum(f.stat().st_size for f in FOLDERS["base"].iterdir()) <= 8 * MEGABYTE
+    assert not [f for folder in FOLDERS.values() for f in folder.iterdir() if f.suffix in (".bin", ".pt")]
 
 
 def test_the_base_has_at_most_four_million_parameters(generator: Generator) -> None:
@@ -48,13 +52,13 @@ def test_the_base_has_at_most_four_million_parameters(generator: Generator) -> N
 
 
 def test_the_encoder_is_small_and_static() -> None:
-    assert sum(f.stat().st_size for f in (FOLDER / "encoder").iterdir()) <= 2 * MEGABYTE
-    modules = json.loads((FOLDER / "encoder/modules.json").read_text(encoding="utf-8"))
+    assert sum(f.stat().st_size for f in FOLDERS["encoder"].iterdir()) <= 2 * MEGABYTE
+    modules = json.loads((FOLDERS["encoder"] / "modules.json").read_text(encoding="utf-8"))
     assert [m["type"].rsplit(".", 1)[-1] for m in modules] == ["StaticEmbedding"]
 
 
 def test_the_tokenizer_speaks_the_default_prompts_in_few_tokens() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
+    tokenizer = AutoTokenizer.from_pretrained(FOLDERS["base"])
     assert tokenizer.chat_template is not None
     assert Identifiers.for_tokenizer(tokenizer, 20).style == "letters"
     assert len(AnswerPrompt().encode(tokenizer, "Who?", [], max_tokens=100)) < 20
@@ -76,8 +80,7 @@ def test_the_base_has_general_abilities(generator: Generator) -> None:
 
 
 def test_the_encoder_puts_a_question_near_its_passage() -> None:
-    encoder = load_encoder(POCKET)
-    assert isinstance(encoder, Encoder)
+    encoder = Encoder.from_pretrained(POCKET, device="cpu")
     rng = random.Random("encoder")
     items = [reading_item(rng, 2, hardness=0.0) for _ in range(60)]
     questions = encoder.encode_questions([i.question.question for i in items])

@@ -1,6 +1,8 @@
 """Make the pocket models: a tiny Llama that reads, and a tiny static encoder. One command, CPU or GPU.
 
-    python examples/pocket/pretrain.py --work_dir pocket-run --output rag/pocket
+    python examples/pocket/pretrain.py --work_dir pocket-run --output pocket-models
+
+The package takes them from `rag/pocket/base` and `indexes/pocket/encoder`.
 
 Everything is learned from an invented world (`rag.pocket.world`): names and facts are made up afresh at every step,
 so nothing can be memorised and no real fact is ever seen. Answering about the demo encyclopedia is then reading.

@@ -33,13 +33,12 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
 
 def _build(args: Any) -> Report:
-    from indexes import build_index
+    from indexes import Encoder, build_index
     from indexes.builder import Team
-    from rag.pocket import load_encoder
 
     # Each process of `accelerate launch` encodes on its own device.
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    encoder = load_encoder(
+    encoder = Encoder.from_pretrained(
         args.encoder,
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
@@ -120,16 +119,14 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
     def run(args: Any) -> Report:
         from dataclasses import asdict
 
-        from indexes import IndexWriter, PassageIndex
-        from indexes.factory import survives_moving
-        from rag.pipeline import encoder_of
+        from indexes import IndexWriter
+        from indexes.passage_index import load_manifest
 
         options: dict[str, Any] = {}
         if "corpus" in args:
             options = {name: args[name] for name in ("batch_size", "on_error", "quarantine")}
-        index = PassageIndex.open(args.index, verify="none", mmap=True)
-        if "corpus" in args or not (index.manifest.milvus or survives_moving(index.manifest.factory)):
-            options["encoder"] = encoder_of(index, args.encoder if "encoder" in args else None)
+        if args.get("encoder") is not None:
+            options["encoder"] = load_manifest(Path(args.index)).encoder.load(args.encoder)
         with IndexWriter(args.index, progress=progress(args), **options) as writer:
             done = change(writer, args)
         return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))

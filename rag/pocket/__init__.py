@@ -1,46 +1,26 @@
-"""The pocket models: a language model and an encoder small enough to live inside the package.
+"""The pocket models: a language model and an encoder small enough to be shipped inside the package.
 
-They make `rag demo` and the tests of the whole road work with no model hub. How they were made is said in the
-model cards beside them; the scripts are in `examples/pocket/`.
+They make `rag demo` and the tests of the whole pipeline work without a model hub. The encoder is in
+`indexes/pocket`. How both were made is said in the model cards beside them; the scripts are in `examples/pocket/`.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from indexes.errors import ResourceError
-
-if TYPE_CHECKING:
-    from indexes.encoder import Encoder
-
-POCKET = "pocket"
+from indexes.pocket import POCKET
 
 
 def base_path(base: str | Path) -> str | Path:
-    """`"pocket"` to the folder of the embedded language model; anything else unchanged."""
-    return embedded("base") if str(base) == POCKET else base
+    """`"pocket"` to the folder of the embedded language model; anything else unchanged.
 
-
-def load_encoder(encoder: str | Path, **settings: Any) -> "Encoder":
-    """An encoder by name or folder; `"pocket"` is the embedded one and keeps that name in the index's manifest.
-
-    Args:
-        encoder: Hub name, folder, or "pocket".
-        settings: As `Encoder.from_pretrained` takes them.
+    Raises:
+        ResourceError: The embedded model was not installed.
     """
-    from indexes.encoder import Encoder
-
-    if str(encoder) != POCKET:
-        return Encoder.from_pretrained(encoder, **settings)
-    loaded = Encoder.from_pretrained(embedded("encoder"), **settings)
-    loaded.name = POCKET  # a path inside site-packages would mean nothing on another machine
-    return loaded
-
-
-def embedded(name: str) -> Path:
-    """Folder of the embedded `"base"` or `"encoder"`."""
-    folder = Path(__file__).parent / name
+    if str(base) != POCKET:
+        return base
+    folder = Path(__file__).parent / "base"
     if not folder.is_dir():
         raise ResourceError(
-            f"The embedded {name} must be in {folder}; it is missing. Reinstall the package, or name a model."
+            f"The embedded base must be in {folder}, but it is missing. Reinstall the package, or name a model."
         )
     return folder
