@@ -47,7 +47,7 @@ __all__ = [
     "choose_factory",
 ]
 
-_MODULE_OF = {
+_EXPORTS = {
     "Change": "indexes.writer",
     "BM25Index": "indexes.bm25_index",
     "Chunker": "indexes.chunking",
@@ -70,9 +70,9 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'indexes' has no attribute {name!r}")
-    value = vars(import_module(_MODULE_OF[name]))[name]
+    value = vars(import_module(_EXPORTS[name]))[name]
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""The house stands: imports flow one way, nothing pickles, no drawer for odds and ends, every room opens alone.
+"""Structural rules: imports flow one way, nothing pickles, no drawer for odds and ends, every room opens alone.
 
 The rules are read from the syntax trees, so imports inside functions and under TYPE_CHECKING count as well.
 """
@@ -32,12 +32,40 @@ def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 args=[ast.Constant(value=str(module)), *_],
             ):
                 yield node.lineno, module
-            case ast.Assign(targets=[ast.Name(id="_EXPORTS")], value=ast.Dict(values=values)):
+            case (
+                ast.Assign(targets=[ast.Name(id="_EXPORTS")], value=ast.Dict(values=values))
+                | ast.AnnAssign(target=ast.Name(id="_EXPORTS"), value=ast.Dict(values=values))
+            ):
                 yield from (
                     (value.lineno, value.value)
                     for value in values
                     if isinstance(value, ast.Constant) and isinstance(value.value, str)
                 )
+
+
+def hidden_imports(tree: ast.AST) -> Iterator[int]:
+    """Lines that import a module by a name that cannot be read here: neither a string nor an entry of `_EXPORTS`.
+
+    Else a package whose table of lazy imports has another name would be exempt from the rules.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"), args=args
+            ):
+                match args:
+                    case [ast.Constant(value=str()) | ast.Subscript(value=ast.Name(id="_EXPORTS")), *_]:
+                        pass
+                    case _:
+                        yield node.lineno
+            case (
+                ast.Assign(targets=[ast.Name(id="_EXPORTS")], value=value)
+                | ast.AnnAssign(target=ast.Name(id="_EXPORTS"), value=value)
+                | ast.AugAssign(target=ast.Name(id="_EXPORTS"), value=value)
+            ):
+                texts = isinstance(value, ast.Dict) and all(isinstance(v, ast.Constant) for v in value.values)
+                if not texts or isinstance(node, ast.AugAssign):
+                    yield node.lineno
 
 
 def violations(root: Path) -> list[str]:
@@ -50,7 +78,10 @@ def violations(root: Path) -> list[str]:
             module = path.parent.name if path.name == "__init__.py" else path.stem
             if module in NAMELESS:
                 found.append(f"{name}: a module must be named after what it holds, not {module!r}")
-            for line, imported in imported_modules(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for line in hidden_imports(tree):
+                found.append(f"{name}:{line}: a module that is imported on first use must be named in _EXPORTS")
+            for line, imported in imported_modules(tree):
                 top = imported.partition(".")[0]
                 if top in forbidden:
                     found.append(f"{name}:{line}: {package} must not import {imported}")
@@ -121,6 +152,21 @@ def test_a_sound_toy_tree_passes(tmp_path: Path) -> None:
             "training/__init__.py",
             "_EXPORTS = {\n    'DROTrainer': 'training.trainer',\n    'RAG': 'rag.pipeline',\n}\n",
             "training/__init__.py:3: training must not import rag.pipeline",
+        ),
+        (
+            "training/__init__.py",
+            "_EXPORTS: dict[str, str] = {'RAG': 'rag.pipeline'}\n",
+            "training/__init__.py:1: training must not import rag.pipeline",
+        ),
+        (
+            "indexes/__init__.py",
+            "LAZY = {'RAG': 'rag.pipeline'}\ndef __getattr__(name):\n    return import_module(LAZY[name])\n",
+            "indexes/__init__.py:3: a module that is imported on first use must be named in _EXPORTS",
+        ),
+        (
+            "indexes/__init__.py",
+            "MORE = {'RAG': 'rag.pipeline'}\n_EXPORTS = {'Corpus': 'indexes.corpus', **MORE}\n",
+            "indexes/__init__.py:2: a module that is imported on first use must be named in _EXPORTS",
         ),
         (
             "indexes/corpus.py",
