@@ -91,7 +91,7 @@ class RAG:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
-        self.answering = answering
+        self._answering = answering
         self._answerer = None if answering == SELECTION else _summing(self)
 
     @classmethod
@@ -155,6 +155,11 @@ class RAG:
             Generator(model, prompt=answer_prompt, config=generation),
             answering=answering,
         )
+
+    @property
+    def answering(self) -> str:
+        """How an answer comes about: "selection", "rag_sequence" or "rag_token"; fixed when the pipeline is made."""
+        return self._answering
 
     @property
     def num_candidates(self) -> int:

@@ -38,8 +38,7 @@ class SingleDocuments(ABC):
     """As papers call it."""
 
     def __init__(self, rag: RAG) -> None:
-        if (k := rag.selector.config.num_selected) != 1:
-            raise UsageError(f"{self.name} reads one document at a time: num_selected must be 1; {k} came.")
+        _check_one_document(rag, self.name)
         self.rag = rag
 
     @property
@@ -107,8 +106,18 @@ class RAGSequence(SingleDocuments):
         )
 
 
+def _check_one_document(rag: RAG, name: str) -> None:
+    if (k := rag.selector.config.num_selected) != 1:
+        raise UsageError(f"{name} reads one document at a time: num_selected must be 1, got {k}.")
+
+
 def log_priors(rag: RAG, candidates: Sequence[Candidates]) -> list[Tensor]:
-    """Log p(d|x) over each question's candidates, `[n]`, by a selector that picks one of them."""
+    """Log p(d|x) over each question's candidates, `[n]`, by a selector that picks one of them.
+
+    Raises:
+        UsageError: The selector picks more than one (its settings may have changed since the pipeline was made).
+    """
+    _check_one_document(rag, "A sum over documents")
     found = []
     for permutations in rag.selector.enumerate(candidates):
         log_p_d = torch.empty(len(permutations))

@@ -1,6 +1,7 @@
 """RAG-Token: decoded and trained as its equation says, by brute force over prefixes and by direct differentiation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,26 @@ def test_an_answer_that_ends_at_once_is_empty(rag: RAG, monkeypatch: pytest.Monk
 def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
-    with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1; 2 came"):
+    with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1, got 2"):
         RAGToken(RAG(selector.retriever, selector, Generator(model)))
+
+
+def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Callable[..., RAG]) -> None:
+    """Its first documents alone would be summed over, n! / (n-K)! permutations for n documents."""
+    rag = make_rag()
+    rag.selector.config = replace(rag.selector.config, num_selected=1)
+    for name in ("rag_sequence", "rag_token"):
+        summing = RAG(rag.retriever, rag.selector, rag.generator, answering=name)
+        rag.selector.config = replace(rag.selector.config, num_selected=2)
+        with pytest.raises(UsageError, match="one document at a time: num_selected must be 1, got 2"):
+            summing.answer(QUESTIONS[0])
+        rag.selector.config = replace(rag.selector.config, num_selected=1)
+
+
+def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[..., RAG]) -> None:
+    """Set later it would be written into bundles and evaluations, while answers came as before."""
+    with pytest.raises(AttributeError):
+        make_rag().answering = "rag_token"  # type: ignore[misc]
 
 
 def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
@@ -167,8 +186,6 @@ def test_needs_every_list(tmp_path: Path) -> None:
 
 def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     plain = make_rag()
-    from dataclasses import replace
-
     plain.selector.config = replace(plain.selector.config, num_selected=1)
     rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
     rag.save_pretrained(tmp_path / "bundle")
