@@ -13,7 +13,6 @@ Axes: N passages, V distinct words, P pairs of a word and a passage that holds i
 
 import itertools
 import json
-import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any, overload
 
 import bm25s
 import numpy as np
-import regex
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 from numpy.typing import NDArray
@@ -30,15 +28,12 @@ from tqdm import tqdm
 
 from indexes.corpus import Passage
 from indexes.errors import MismatchError, UsageError
+from indexes.segmentation import folded, runs
 
 SETTINGS_FILE = "bm25.json"
 FORMAT_VERSION = 1
 _REBUILD = "Build the BM25 index again."
 
-# Scripts that put no spaces between words. Cut at what is no letter, a whole sentence would be one word there.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-# Marks count as letters: without them the words of most Indian scripts would fall apart at their vowels.
-_WORD = regex.compile(rf"([{_UNSPACED}]+)|([[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+)", regex.V1)
 # What bm25s reads as an index, and refuses or mistakes for another when it is damaged.
 _LOAD_ERRORS = (
     OSError,
@@ -255,9 +250,7 @@ class _Analyzer:
 
     def words(self, text: str) -> list[str]:
         """In their order, as often as they occur."""
-        pieces = (
-            _characters_and_pairs(unspaced) if unspaced else (word,) for unspaced, word in _WORD.findall(_folded(text))
-        )
+        pieces = (_characters_and_pairs(unspaced) if unspaced else (word,) for unspaced, word in runs(folded(text)))
         return list(itertools.chain.from_iterable(pieces))
 
     def question_words(self, text: str) -> list[str]:
@@ -271,10 +264,6 @@ class _Analyzer:
             return list(words)
         stems: list[str] = Stemmer.Stemmer(self.stemmer).stemWords(words)
         return stems
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _characters_and_pairs(run: str) -> Iterator[str]:

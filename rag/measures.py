@@ -9,8 +9,9 @@
 | | total_variation | half the L1 distance of the two distributions, per token: 0 to 1 |
 | | top1_agreement | share of tokens after which both find the same token the most probable |
 
-Words are what stands between white space and bytes are those of UTF-8, so neither depends on the tokenizer: models
-with different ones can be compared, which a perplexity per token does not allow.
+Words are what stands between white space, or the characters of a text in a script without any
+(`indexes.segmentation.word_count`), and bytes are those of UTF-8, so neither depends on the tokenizer: models with
+different ones can be compared, which a perplexity per token does not allow.
 
 Legend: N token positions, C of them at a time, H hidden size, V vocabulary.
 """
@@ -38,6 +39,7 @@ from generator.prompts import defuse, encode_plain, render_chat
 from generator.rows import pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError
+from indexes.segmentation import word_count
 from rag.probes import Item, Prompt, Task, read_pairs, read_prompts, read_tasks, read_texts, task_name
 from rag.ratios import Ratio
 
@@ -146,7 +148,7 @@ def measure_text(
         title=f"{task_name(file)}: text",
         progress=progress,
     )
-    words = [float(len(item.content.split())) for item in items]
+    words = [float(word_count(item.content)) for item in items]
     sizes = [float(len(item.content.encode())) for item in items]
     bits = [value / math.log(2) for value in nats]
     return [

@@ -26,9 +26,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import regex
+
 from indexes.errors import DataError, UsageError
 from indexes.formats import BrokenRow, Row, read_jsonl
 from indexes.question_files import check_unicode
+from indexes.segmentation import UNSPACED
 from rag.metrics import normalize_answer
 
 PROMPT_FIELDS = ("prompt", "question")
@@ -37,8 +40,9 @@ PAIR_FIELDS = (("sentence_good", "sentence_bad"), ("good", "bad"))
 GROUP_FIELDS = ("task", "group", "ability", "UID", "linguistics_term", "field")
 WHOLE = "all"
 MATCHES = ("normalised", "exact", "number")
-# A hyphen behind a letter or a digit ("10-12 hours") is no sign.
-_NUMBER = re.compile(r"(?:(?<!\w)[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# A hyphen behind a letter or a digit ("10-12 hours") is no sign; behind one of a script without blanks it may be.
+_NUMBER = regex.compile(rf"(?:(?<![\w--[{UNSPACED}]])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", regex.V1)
+_HALF_WIDTH = {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
 _FINAL = re.compile(r"####\s*(\S[^\n]*)")
 
 
@@ -160,15 +164,18 @@ def task_name(file: str | Path) -> str:
 def final_number(text: str) -> Decimal | None:
     r"""The number that a solution ends with: the first after the last "####" (GSM8K's mark), else the last of all.
 
-    Thousands' commas and dollar signs do not count, 18 and 18.0 are equal.
+    Thousands' commas and dollar signs do not count, 18 and 18.0 are equal. Full-width digits and marks are read too.
 
     >>> final_number("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18")
     Decimal('18')
     >>> final_number("So it costs $1,250.50 in all.")
     Decimal('1250.50')
+    >>> final_number("答案是-5。")
+    Decimal('-5')
     >>> final_number("No idea.") is None
     True
     """
+    text = text.translate(_HALF_WIDTH)
     marked = _FINAL.findall(text)
     numbers = _NUMBER.findall(marked[-1]) if marked else _NUMBER.findall(text)
     if not numbers:
