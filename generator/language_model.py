@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from generator.base_config import choose_context, text_config
 from generator.prompts import render_chat
 from generator.rows import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
@@ -70,6 +71,8 @@ class LanguageModel(nn.Module):
         adapter: LoRA settings.
         name: What `from_pretrained` was called with; recorded in bundles.
         revision: Revision of that name, if any.
+        context_length: Tokens that one row may hold; None: what config or tokenizer state, else
+            `generator.base_config.DEFAULT_CONTEXT`.
 
     Raises:
         UsageError: Slow tokenizer, no end-of-sequence token, an adapter on the output head, or an output head
@@ -84,6 +87,7 @@ class LanguageModel(nn.Module):
         adapter: AdapterConfig | None = None,
         name: str = "",
         revision: str | None = None,
+        context_length: int | None = None,
     ) -> None:
         super().__init__()
         if not tokenizer.is_fast:
@@ -93,6 +97,10 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        # Not a property: torch 2.13 answers an AttributeError inside a property of a module with one about the
+        # property itself ("'LanguageModel' object has no attribute 'context_length'"), which hides the cause.
+        self.context_length = choose_context(model.config, tokenizer, context_length)
+        """Tokens that one row may hold."""
         self.quantization: str | None = None
         self.mixed = False
         self.is_checkpointing = False
@@ -119,6 +127,7 @@ class LanguageModel(nn.Module):
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        context_length: int | None = None,
     ) -> "LanguageModel":
         """Load a causal LM from the Hub or a folder.
 
@@ -130,9 +139,11 @@ class LanguageModel(nn.Module):
                 dtype name; or `"mixed"`: float32 weights and residual stream, bfloat16 products.
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
+            context_length: Tokens that one row may hold; None: what the model states.
 
         Raises:
             ResourceError: The model cannot be found or loaded.
+            UsageError: As for the class.
         """
         device = device or best_device()
         mixed = dtype == "mixed"
@@ -151,7 +162,14 @@ class LanguageModel(nn.Module):
             ) from error
         if quantization is None:
             nn.Module.to(model, device)
-        loaded = cls(model, tokenizer, adapter=adapter, name=str(name_or_path), revision=revision)
+        loaded = cls(
+            model,
+            tokenizer,
+            adapter=adapter,
+            name=str(name_or_path),
+            revision=revision,
+            context_length=context_length,
+        )
         loaded.quantization = quantization
         loaded.mixed = mixed
         return loaded
@@ -159,15 +177,32 @@ class LanguageModel(nn.Module):
     # -- adapters ----------------------------------------------------------------------------------------------
 
     def _add_adapters(self, model: PreTrainedModel) -> PeftModel:
+        # peft 0.21 tells the weights of one adapter from those of another by such a part of their names alone
+        # (`_filter_state_dict_for_adapter_name`), and would leave some out of the file of the other.
+        if clashes := [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ROLES]:
+            raise UsageError(
+                f"No module of a base may be called as an adapter is, one of {list(ROLES)}; {type(model).__name__} has "
+                f"{clashes[0]!r}. Rename it in the code of the model."
+            )
         with warnings.catch_warnings():
             # peft 0.21 still asks transformers 5.2x by an old name; nothing a user could do about it.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            # An adapter on a tied embedding: nothing is merged here, and the head keeps the base's own weights.
+            warnings.filterwarnings("ignore", message=".*tied layer is part of the adapter.*", category=UserWarning)
+            # peft 0.21 sets a pattern of ranks for experts that transformers fuses, uses it, and yet warns of it.
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*", category=RuntimeWarning)
             # LoRA's A matrices are random; a fixed seed makes the same command give the same pipeline.
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
-                for role in ROLES[1:]:
-                    peft_model.add_adapter(role, self.adapter.to_peft())
+                try:
+                    peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+                    for role in ROLES[1:]:
+                        peft_model.add_adapter(role, self.adapter.to_peft())
+                except (ValueError, NotImplementedError) as error:  # nothing matches, or a module of another kind
+                    raise UsageError(
+                        f"target_modules must name layers of {type(model).__name__} that LoRA can adapt; "
+                        f"{self.adapter.target_modules!r} came: {_first_line(error)}"
+                    ) from error
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
             raise UsageError(
                 "target_modules must leave the output head alone (the KL is computed through it, frozen); "
@@ -210,9 +245,7 @@ class LanguageModel(nn.Module):
 
     def trainable_roles(self, roles: tuple[str, ...]) -> None:
         """Make exactly the adapters of `roles` trainable; the base never is."""
-        self._trainable = [
-            (p, any(f".{role}." in n for role in roles)) for n, p in self.peft_model.named_parameters() if "lora_" in n
-        ]
+        self._trainable = [(p, role in roles) for role in ROLES for p in self.adapter_parameters(role).values()]
         self._restore_requires_grad()
 
     def _restore_requires_grad(self) -> None:
@@ -223,16 +256,36 @@ class LanguageModel(nn.Module):
             parameter.requires_grad_(trainable)
 
     def adapter_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """Name -> parameter of one role's adapter."""
-        return {n: p for n, p in self.peft_model.named_parameters() if "lora_" in n and f".{role}." in n}
+        """Name -> parameter of one role's adapter, as `peft_model.named_parameters` names them."""
+        # The layers are asked, since a name does not tell: peft 0.21 keeps the matrices of an embedding in a
+        # ParameterDict ("lora_embedding_A.generator"), and a base may have modules of any name itself.
+        found: dict[str, nn.Parameter] = {}
+        for prefix, layer in self.peft_model.named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                for kind in layer.adapter_layer_names:
+                    found |= _named_parameters(getattr(layer, kind), role, f"{prefix}.{kind}")
+        return found
 
     def is_untrained(self, role: str) -> bool:
-        """Whether the adapter of `role` is still the identity (every B matrix zero)."""
-        return all(not p.any() for n, p in self.adapter_parameters(role).items() if "lora_B" in n)
+        """Whether the adapter of `role` is still the identity.
+
+        That is so where one of the two factors of every update B A is zero. Which one starts so depends on the layer:
+        B of a linear layer, but A of an embedding (peft 0.21, `LoraLayer.reset_lora_parameters`).
+        """
+        pairs = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+        return all(
+            any(not any(p.any() for p in factor.values()) for factor in factors)
+            for layer in self._tuner_layers
+            for pair in pairs
+            if any(factors := [_named_parameters(getattr(layer, kind), role, kind) for kind in pair])
+        )
 
     def save_adapters(self, folder: Path) -> None:
         """Write `folder/<role>/adapter_model.safetensors` and its config, for every role."""
-        self.peft_model.save_pretrained(str(folder), selected_adapters=list(ROLES), safe_serialization=True)
+        # "auto" would also write the whole frozen embedding where an adapter stands on it.
+        self.peft_model.save_pretrained(
+            str(folder), selected_adapters=list(ROLES), safe_serialization=True, save_embedding_layers=False
+        )
 
     def load_adapters(self, folder: Path) -> None:
         """Read what `save_adapters` wrote.
@@ -255,6 +308,64 @@ class LanguageModel(nn.Module):
                 raise MismatchError(
                     f"The {role} adapter in {file} has weights that this base does not: {result.unexpected_keys[:2]}."
                 )
+            if missing := sorted(self.adapter_parameters(role).keys() & set(result.missing_keys)):
+                raise MismatchError(
+                    f"The {role} adapter in {file} must hold every weight that target_modules="
+                    f"{self.adapter.target_modules!r} adapts; {len(missing)} are missing, such as {missing[0]!r}. "
+                    "Load it with the settings it was trained with."
+                )
+
+    # -- the base alone ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def unwrapped(self) -> Iterator[PreTrainedModel]:
+        """The base inside the block as it was before it got adapters: every layer stands in its own place again."""
+        with self._in_use:
+            wrapped = [
+                (parent, name, child)
+                for parent in self.base_model.modules()
+                for name, child in parent.named_children()
+                if isinstance(child, BaseTunerLayer) and not isinstance(parent, BaseTunerLayer)
+            ]
+            try:
+                for parent, name, layer in wrapped:
+                    setattr(parent, name, layer.get_base_layer())
+                yield self.base_model
+            finally:
+                for parent, name, layer in wrapped:
+                    setattr(parent, name, layer)
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """The weights of the base by the names that they have without adapters."""
+        # Names are not rewritten: peft 0.21 nests one wrapper in another where several parameters of a module are
+        # adapted, as those of fused experts are ("mlp.experts.base_layer.base_layer.gate_up_proj").
+        with self.unwrapped() as base:
+            return dict(base.state_dict())
+
+    def save_base(self, folder: Path) -> None:
+        """Write the base and its tokenizer, unmerged, and read the base back to compare every tensor.
+
+        transformers 5.23 converts weights while it writes and reads them (experts that a model fuses lie one by one in
+        its files), so the files alone do not show whether what was written is what will be loaded. The comparison takes
+        as much main memory as the base (of a quantized base: as much memory of its device).
+
+        Raises:
+            MismatchError: What is read back differs.
+        """
+        with self.unwrapped() as base:
+            base.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            placed = {"device_map": {"": str(self.device)}} if self.quantization else {}
+            again = type(base).from_pretrained(folder, dtype=base.dtype, **placed)
+            expected, found = base.state_dict(), again.state_dict()
+        changed = sorted(expected.keys() ^ found.keys())
+        changed += [name for name, value in expected.items() if name in found and not _is_same(value, found[name])]
+        if changed:
+            raise MismatchError(
+                f"A copy of the base must hold the same weights; of {type(base).__name__} {len(changed)} of "
+                f"{len(expected)} tensors came back different or not at all, such as {changed[0]!r}. Leave the base "
+                "out of the bundle, or report it."
+            )
 
     # -- forward -----------------------------------------------------------------------------------------------
 
@@ -283,12 +394,6 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the base weights are."""
         return next(self.base_model.parameters()).device
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that one row may hold."""
-        config = self.base_model.config.get_text_config(decoder=True)
-        return int(config.max_position_embeddings)
 
     def hidden(
         self,
@@ -334,7 +439,7 @@ class LanguageModel(nn.Module):
 
     def _finish_logits(self, logits: Tensor) -> Tensor:
         # What some architectures do after the head. `_check_head` proves at start-up that nothing is missing.
-        config = self.base_model.config.get_text_config(decoder=True).to_dict()
+        config = text_config(self.base_model.config).to_dict()
         if (scale := config.get("logit_scale")) is not None:  # Cohere
             logits = logits * scale
         if (scaling := config.get("logits_scaling")) is not None:  # Granite
@@ -390,7 +495,7 @@ class LanguageModel(nn.Module):
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _attention_types(self) -> tuple[list[str], float]:
-        config = self.base_model.config.get_text_config(decoder=True).to_dict()
+        config = text_config(self.base_model.config).to_dict()
         window = config.get("sliding_window") or math.inf
         types = config.get("layer_types") or ["sliding_attention" if config.get("sliding_window") else "full_attention"]
         return sorted(set(types)), window
@@ -431,6 +536,21 @@ def _quantization(kind: str) -> Any:
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same numbers of the same type, wherever they are."""
+    return first.dtype == second.dtype and torch.equal(first.cpu(), second.cpu())
+
+
+def _named_parameters(container: Any, role: str, prefix: str) -> dict[str, nn.Parameter]:
+    """Parameters that a tuner layer keeps for one role in a ModuleDict or ParameterDict, by name."""
+    if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or role not in container:
+        return {}
+    mine = container[role]
+    if isinstance(mine, nn.Parameter):
+        return {f"{prefix}.{role}": mine}
+    return dict(mine.named_parameters(f"{prefix}.{role}")) if isinstance(mine, nn.Module) else {}
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

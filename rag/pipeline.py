@@ -111,6 +111,7 @@ class RAG:
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        context_length: int | None = None,
         answering: str = SELECTION,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
@@ -130,6 +131,8 @@ class RAG:
             dtype: Of the base; "auto" chooses by hardware.
             device: Of the base; default: the best there is.
             quantization: None, "4bit" or "8bit".
+            context_length: Tokens that the base reads at once, prompt and answer together; passages are cut to fit.
+                None: what its config or tokenizer states, else 2048.
             answering: As for the class.
 
         Raises:
@@ -146,6 +149,7 @@ class RAG:
             dtype=dtype,
             device=device,
             quantization=quantization,
+            context_length=context_length,
         )
         model.name = str(base)
         finder.adapter.to(model.device)
@@ -246,6 +250,7 @@ class RAG:
             report: Training history for the model card.
 
         Raises:
+            MismatchError: The copy of the base, read back, has other weights.
             UsageError: `folder` holds something that is not a bundle.
         """
         folder = Path(folder)
@@ -267,7 +272,8 @@ class RAG:
             if include_encoder:
                 self.retriever.encoder.save_pretrained(partial / "encoder")
             if include_base:
-                self._save_base(partial / "base")
+                # The adapters are beside it, and selector, generator and the reference of SelfAug need it unmerged.
+                self.generator.language_model.save_base(partial / "base")
             (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
             if folder.exists():
                 folder.rename(old)
@@ -292,6 +298,7 @@ class RAG:
                 "revision": None if base else model.revision,
                 "dtype": str(model.base_model.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
+                "context_length": model.context_length,
             },
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
@@ -311,13 +318,6 @@ class RAG:
                 "is_folder": encoder or _is_folder(encoder_name),
             },
         }
-
-    def _save_base(self, folder: Path) -> None:
-        # The base as it was: the adapters are beside it, and the selector, the generator and the reference of
-        # SelfAug all need it unmerged.
-        model = self.generator.language_model
-        model.base_model.save_pretrained(folder, state_dict=base_weights(model), safe_serialization=True)
-        model.tokenizer.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(
@@ -362,6 +362,7 @@ class RAG:
             dtype=base["dtype"] if dtype == "auto" else dtype,
             device=device,
             quantization=quantization or base["quantization"],
+            context_length=base.get("context_length"),  # bundles took what the base states before they said so
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
         )
         rag._check_corpus(config, folder)
@@ -436,6 +437,7 @@ def load_generator(
         dtype=base["dtype"] if dtype == "auto" else dtype,
         device=device,
         quantization=quantization or base["quantization"],
+        context_length=base.get("context_length"),
     )
     model.name = str(name)
     model.load_adapters(folder / LEARNED_FOLDER)
@@ -445,12 +447,8 @@ def load_generator(
 
 
 def base_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """The weights of the base by their own names, without the adapters that stand among them."""
-    return {
-        name.replace(".base_layer.", "."): value
-        for name, value in model.base_model.state_dict().items()
-        if "lora_" not in name
-    }
+    """The weights of the base by the names that they have without adapters."""
+    return model.base_weights()
 
 
 def encoder_of(

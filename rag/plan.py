@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from generator.base_config import choose_context, stated_context, text_config
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from indexes.errors import ResourceError, UsageError
 from indexes.pocket import encoder_path
@@ -180,12 +181,14 @@ def _tokens(template: str, passages: int, texts: Texts) -> int:
 SAMPLED_LINES = 1000
 
 
-def shape_of(base: str, *, revision: str | None = None, rank: int = 16) -> tuple[ModelShape, int]:
-    """The base's sizes and its context, from its config.json alone.
+def shape_of(
+    base: str, *, revision: str | None = None, rank: int = 16, context_length: int | None = None
+) -> tuple[ModelShape, int]:
+    """The base's sizes and its context, from its config.json (and its tokenizer, where that names no context).
 
     Raises:
         ResourceError: There is no such model.
-        UsageError: A model of another kind.
+        UsageError: A model of another kind, or a context that is longer than the model's.
     """
     from transformers import AutoConfig
 
@@ -197,16 +200,27 @@ def shape_of(base: str, *, revision: str | None = None, rank: int = 16) -> tuple
             f"{(str(error).strip().splitlines() or ['no reason given'])[0]} Give a Hub name that this machine can "
             "reach or a local folder; weights are not needed."
         ) from error
-    text = config.get_text_config(decoder=True)
+    text = text_config(config)
     if missing := [name for name in _SIZES if not getattr(text, name, None)]:
         raise UsageError(
             f"A plan is made for decoders with gated feed-forward layers (Llama, Qwen, Mistral, Gemma); the config of "
             f"{base!r} ({config.model_type}) has no {missing}."
         )
-    return ModelShape.of(config, rank=rank), int(text.max_position_embeddings)
+    tokenizer = None if stated_context(config) else _tokenizer(base, revision)
+    return ModelShape.of(config, rank=rank), choose_context(config, tokenizer, context_length)
 
 
-_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def _tokenizer(base: str, revision: str | None) -> Any:
+    """That of a base; None where there is none yet, since a plan needs no more than the config."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base_path(base), revision=revision)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def plan_dtype(dtype: str, device: str | None, quantization: str | None) -> tuple[str, str]:
@@ -229,6 +243,7 @@ def encoder_shape(encoder: str) -> EncoderShape:
 
     Raises:
         ResourceError: There is no such encoder.
+        UsageError: Its config does not say how large it is.
     """
     from transformers import AutoConfig
 
@@ -242,11 +257,29 @@ def encoder_shape(encoder: str) -> EncoderShape:
             f"An encoder's config.json must be found at {encoder!r}; there is none that can be read. Give a Hub name "
             'that this machine can reach, a local folder, or "pocket".'
         ) from error
-    H, ffn, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    H, ffn, layers = (_encoder_size(config, encoder, names) for names in _ENCODER_SIZES)
     parameters = layers * (4 * H**2 + 2 * H * ffn) + config.vocab_size * H
     if (folder / "model.safetensors").is_file():
         parameters = sum(map(math.prod, _stored_shapes(folder)))
     return EncoderShape(dimension=H, layers=layers, intermediate=ffn, parameters=parameters)
+
+
+# Width, inner width and number of layers; DistilBERT, T5, Nomic and XLNet have names of their own for the inner width.
+_ENCODER_SIZES = (
+    ("hidden_size",),
+    ("intermediate_size", "hidden_dim", "d_ff", "n_inner", "d_inner"),
+    ("num_hidden_layers",),
+)
+
+
+def _encoder_size(config: Any, encoder: str, names: Sequence[str]) -> int:
+    for name in names:
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    raise UsageError(
+        f"A plan needs the sizes of the encoder; the config of {encoder!r} ({config.model_type}) has none of "
+        f"{list(names)}. Plan with another encoder of its size."
+    )
 
 
 def _word_vectors(folder: Path) -> EncoderShape:

@@ -137,6 +137,7 @@ class SweepSettings:
     dtype: str = "auto"
     device: str | None = None
     quantization: str | None = None
+    context_length: int | None = None
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
@@ -526,6 +527,7 @@ class Sweep:
             dtype=s.dtype,
             device=s.device,
             quantization=s.quantization,
+            context_length=s.context_length,
             answering=row.variant.recipe.answering,
         )
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from generator.base_config import text_config
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -32,7 +34,7 @@ class ModelShape:
     @classmethod
     def of(cls, config: Any, *, rank: int = 16) -> "ModelShape":
         """From a `transformers` config."""
-        text = config.get_text_config(decoder=True)
+        text = text_config(config)
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return cls(
             hidden=text.hidden_size,

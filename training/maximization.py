@@ -14,7 +14,7 @@ Legend: R rows of a micro-batch, T tokens, H hidden size, N aligned positions, u
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -452,29 +452,39 @@ class MStepTrainer(Trainer):
         """One parameter group per learner, each with its own learning rate."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = _parameter_groups(self._joint if model is None else model, self._dro_config)
+            groups = _parameter_groups(self._joint, self._dro_config, model)
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
 
-def _parameter_groups(model: nn.Module, config: DROConfig) -> list[dict[str, Any]]:
-    """Parameter groups by learner; the name of a parameter tells whose it is."""
+def _parameter_groups(joint: JointModel, config: DROConfig, model: nn.Module | None = None) -> list[dict[str, Any]]:
+    """Parameter groups by learner.
+
+    Args:
+        joint: Says whose each parameter is.
+        config: Rates and weight decay.
+        model: Whose trainable parameters are grouped: what wraps `joint`; None: `joint` itself.
+
+    Raises:
+        UsageError: Nothing is trainable.
+    """
     selector_rate = config.learning_rate if config.selector_learning_rate is None else config.selector_learning_rate
-    rates: list[tuple[Callable[[str], bool], float, float]] = [
-        (lambda n: "question_adapter" in n, config.retriever_learning_rate, 0.0),
-        (lambda n: "prior." in n, config.prior_learning_rate, 0.0),
-        (
-            lambda n: ".selector." in n,
-            selector_rate,
-            config.weight_decay,
-        ),
-        (lambda n: True, config.learning_rate, config.weight_decay),
+    learners: list[tuple[Iterable[nn.Parameter], float, float]] = [
+        (joint.question_adapter.parameters(), config.retriever_learning_rate, 0.0),
+        (joint.prior.parameters(), config.prior_learning_rate, 0.0),
+        (joint.language_model.adapter_parameters("selector").values(), selector_rate, config.weight_decay),
+        (joint.language_model.adapter_parameters("generator").values(), config.learning_rate, config.weight_decay),
     ]
-    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": decay} for _, lr, decay in rates]
-    for name, parameter in model.named_parameters():
+    group_of = {id(parameter): i for i, (mine, _, _) in enumerate(learners) for parameter in mine}
+    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": decay} for _, lr, decay in learners]
+    for parameter in (joint if model is None else model).parameters():
         if parameter.requires_grad:
-            i = next(i for i, (mine, _, _) in enumerate(rates) if mine(name))
-            groups[i]["params"].append(parameter)
+            groups[group_of.get(id(parameter), len(groups) - 1)]["params"].append(parameter)
+    if not any(group["params"] for group in groups):
+        raise UsageError(
+            "Something must be there to train; these settings leave 0 parameters trainable. Set train_selector or "
+            "train_generator, and let target_modules name layers of the base."
+        )
     return [group for group in groups if group["params"]]
 
 

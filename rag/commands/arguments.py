@@ -68,6 +68,15 @@ def retriever_argument(parser: Any) -> None:
     )
 
 
+def context_argument(parser: Any) -> None:
+    """`--context_length`: how much of a prompt the base reads."""
+    parser.add_argument(
+        "--context_length",
+        type=int,
+        help="tokens that the base reads at once (default: what its config or tokenizer states, else 2048)",
+    )
+
+
 def pipeline_arguments(parser: Any) -> None:
     """What a new pipeline is made of."""
     from generator import AdapterConfig, GenerationConfig
@@ -80,6 +89,7 @@ def pipeline_arguments(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    context_argument(parser)
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(GenerationConfig, "generation")
@@ -106,6 +116,7 @@ def create_pipeline(args: Any) -> Any:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        context_length=args.context_length,
     )
 
 
@@ -126,9 +137,8 @@ def open_pipeline(args: Any) -> Any:
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    given = [
-        key for key in ("base", "revision", "retriever", "selector", "generation", "adapter") if args[key] != fresh[key]
-    ]
+    own = ("base", "revision", "context_length", "retriever", "selector", "generation", "adapter")
+    given = [key for key in own if args[key] != fresh[key]]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
     return RAG.from_pretrained(

@@ -42,7 +42,9 @@ def _plan(args: Any) -> Report:
 
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
     selector = SelectorConfig(**vars(args.selector))
-    shape, context = shape_of(args.base, revision=args.revision, rank=args.adapter.r)
+    shape, context = shape_of(
+        args.base, revision=args.revision, rank=args.adapter.r, context_length=args.context_length
+    )
     texts, dimension = _plan_texts(args, config.max_train_samples)
     encoder = encoder_shape(args.encoder or "pocket")
     device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
