@@ -1,7 +1,7 @@
 """A corpus is a read-only sequence of passages, memory-mapped from Arrow and never held in a Python list.
 
 Rows are streamed from their source through one writer, which checks every row, so a corpus that exists is
-valid: it has at least one passage, every text says something, and no id appears twice.
+valid: it has at least one passage, every passage has a title or a text, and no id appears twice.
 """
 
 import bisect
@@ -27,7 +27,7 @@ from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
 from indexes.errors import DataError, ResourceError, UsageError
-from indexes.formats import BATCH_ROWS, BrokenRow, Place, Row
+from indexes.formats import BATCH_ROWS, TEXT_FIELDS, BrokenRow, Place, Row, has_content
 from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Passage:
     Attributes:
         id: Unique within its corpus.
         title: May be empty.
-        text: Never empty in a corpus.
+        text: May be empty where there is a title (BEIR's TREC-COVID has titles whose abstracts are missing); in a
+            corpus one of the two holds more than white space.
     """
 
     id: str
@@ -60,8 +61,10 @@ class Passage:
 
     @property
     def contents(self) -> str:
-        """What an encoder embeds: title, newline, text; only the text when there is no title."""
-        return f"{self.title}\n{self.text}" if self.title else self.text
+        """What is embedded and searched: title, newline, text; only one of them where the other is blank."""
+        if not self.title.strip():
+            return self.text
+        return f"{self.title}\n{self.text}" if self.text.strip() else self.title
 
 
 class Corpus:
@@ -102,10 +105,11 @@ class Corpus:
         """Read a corpus from a file, a folder or an address, as its owner ships it.
 
         Rows: ``.jsonl``, ``.json`` (an array, or lines under that name), ``.csv``, ``.tsv`` (each also with ``.gz``),
-        ``.parquet`` and ``.arrow`` hold the fields id, title and text. FlashRAG rows (id, contents: the first line is
-        the title), BEIR rows (_id, title, text), DPR's ``psgs_w100.tsv`` and the pages of KILT's knowledge source are
-        read as they are, and so is a BEIR ``.zip``, in place. A row without an id is named by its number, counted from
-        0. Memory does not grow with the text, and by at most 24 bytes for each row.
+        ``.parquet`` and ``.arrow`` hold the fields id, title and text; title or text may be empty. FlashRAG and
+        Pyserini rows (id, contents: the first line is the title unless the row has a title), BEIR rows (_id, title,
+        text), DPR's ``psgs_w100.tsv`` and the pages of KILT's knowledge source are read as they are, and so is a BEIR
+        ``.zip``, in place. A row without an id is named by its number, counted from 0. Memory does not grow with the
+        text, and by at most 24 bytes for each row.
 
         Questions: files of HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD and DPR have their passages inside; each becomes
         one row, with the id that `training.load_examples` calls gold (see `indexes.question_files`). About 100 bytes
@@ -129,8 +133,8 @@ class Corpus:
                 read (default: the system's temporary folder). The copy is private to this corpus and removed with
                 it, so it is never stale.
             progress: Show a progress bar.
-            on_error: What happens to a row that is broken (no JSON object, wrong types, no text, no valid Unicode, an
-                id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"`` leaves it out. Behind
+            on_error: What happens to a row that is broken (no JSON object, wrong types, neither title nor text, no valid
+                Unicode, an id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"`` leaves it out. Behind
                 a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones follow in a row,
                 since a line may as well be the middle of a text. What cannot be skipped is raised either way: a
                 missing file, a truncated archive, a header that names no text, or a corpus in which no row is left.
@@ -141,7 +145,7 @@ class Corpus:
 
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
-                without text, or with an id that came before; the message names file, line and reason.
+                without title and text, or with an id that came before; the message names file, line and reason.
             UsageError: An option has no meaning here, or the quarantine would overwrite another file.
             ResourceError: The extra ``documents`` is missing, a download fails, or the disk is full.
         """
@@ -670,18 +674,19 @@ def _as_row(passage: Passage | Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _parse_row(row: Mapping[str, Any], *, fallback_id: str, place: str) -> Passage:
     id_ = _row_id(row, fallback_id, place)
-    if row.get("text") is not None:
-        title, text = _string(row, "title", place), _string(row, "text", place)
-    elif row.get("contents") is not None:
-        title, text = _split_contents(_string(row, "contents", place))
-    else:
-        raise DataError(
-            f'A passage needs a "text" (or FlashRAG\'s "contents"), but {place} has only '
-            f"{sorted(str(key) for key in row if row[key] is not None)}. Rename the field that holds the text."
-        )
+    title, text = _string(row, "title", place), _string(row, "text", place)
     if not text.strip():
+        if row.get("contents") is not None:
+            title, text = _split_contents(_string(row, "contents", place), title)
+        # A field of another name may hold the text, so only a row with an empty text of its own is all title.
+        elif row.get("text") is None and not (title.strip() and any(field in row for field in TEXT_FIELDS)):
+            raise DataError(
+                f'A passage needs a "text" (or FlashRAG\'s "contents"), but {place} has only '
+                f"{sorted(str(key) for key in row if row[key] is not None)}. Rename the field that holds the text."
+            )
+    if not has_content(title, text):
         raise DataError(
-            f"A passage needs some text, but {place} (id {id_!r}) has an empty one. Remove the row or fill it."
+            f"A passage needs a title or a text, but {place} (id {id_!r}) has neither. Remove the row or fill it."
         )
     return Passage(id_, title, text)
 
@@ -708,15 +713,27 @@ def _string(row: Mapping[str, Any], key: str, place: str) -> str:
     return value
 
 
-def _split_contents(contents: str) -> tuple[str, str]:
-    """FlashRAG joins title and text with a newline and puts the title in double quotes."""
+def _split_contents(contents: str, given_title: str) -> tuple[str, str]:
+    """The title and the text inside the field `contents`, which FlashRAG and Pyserini write as title, newline, text.
+
+    FlashRAG (docs/original_docs, "build corpus", and `PromptTemplate.format_reference`) takes the first line as the
+    title and begins contents without a title with a newline; its wiki18_100w.jsonl has the titles in double quotes.
+    Pyserini (`JsonlCollectionIterator`) splits at a delimiter, by default a newline, for Mr. TyDi a blank line; of
+    a single line, which its JSON collections have too, it is all text. A title in a field of its own is the title,
+    and `contents` may repeat it.
+    """
     first, newline, rest = contents.partition("\n")
+    title = _without_quotes(first.strip())
+    if given_title.strip():
+        repeated = title == _without_quotes(given_title.strip())
+        return given_title, rest.lstrip("\r\n") if repeated else contents
     if not newline or not rest.strip():
         return "", contents.strip()
-    title = first.strip()
-    if len(title) >= 2 and title[0] == title[-1] == '"':
-        title = title[1:-1]
-    return title, rest
+    return title, rest.lstrip("\r\n")
+
+
+def _without_quotes(title: str) -> str:
+    return title[1:-1] if len(title) >= 2 and title[0] == title[-1] == '"' else title
 
 
 @contextmanager

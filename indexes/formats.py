@@ -68,6 +68,15 @@ class BrokenRow(NamedTuple):
 Rows = Iterator[Row | BrokenRow]
 
 
+def has_content(title: str, text: str) -> bool:
+    """What every passage must have, wherever it comes from: a title or a text that is not blank.
+
+    BEIR embeds title and text as one string, so a document without a text (in TREC-COVID those without an abstract)
+    is found by its title.
+    """
+    return bool(title.strip() or text.strip())
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Lines
 # ---------------------------------------------------------------------------------------------------------

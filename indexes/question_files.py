@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from indexes.errors import DataError
-from indexes.formats import DPR_FIELDS, BrokenRow, Row, Rows
+from indexes.formats import DPR_FIELDS, BrokenRow, Row, Rows, has_content
 
 _DPR_IDS = ("passage_id", "psg_id", "id")
 # What DPR's own tools put before the numbers of psgs_w100.tsv.
@@ -34,7 +34,7 @@ class InnerPassage(NamedTuple):
 
     id: str
     title: str
-    text: str  # may say nothing; then it is no passage of a corpus
+    text: str
     is_gold: bool  # whether the file says that the answer rests on it
 
 
@@ -145,7 +145,7 @@ def _as_rows(row: Row, read: Callable[[Row], list[InnerPassage]]) -> Rows:
         yield BrokenRow(row.place, error, row.content)
         return
     for passage in passages:
-        if passage.text.strip():
+        if has_content(passage.title, passage.text):
             yield Row(row.place, {"id": passage.id, "title": passage.title, "text": passage.text})
 
 

@@ -255,7 +255,8 @@ def _chunks(job: IndexJob, tokenizer: "Tokenizer | None") -> list[Passage]:
     for p in job.sample:
         starts = range(0, max(1, len(p.text) - CHARACTERS_PER_TOKEN * job.chunk_overlap), step)
         parts = [text for start in starts if (text := p.text[start : start + length].strip())]
-        found += [Passage(f"{p.id}#{i}", p.title, text) for i, text in enumerate(parts)]
+        # As the chunker does: a passage that is all title is one chunk.
+        found += [Passage(f"{p.id}#{i}", p.title, text) for i, text in enumerate(parts)] or [p]
     return found
 
 

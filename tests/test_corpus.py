@@ -102,6 +102,34 @@ def test_flashrag_contents_hold_the_title_in_quotes_on_the_first_line(tmp_path: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "title", "text"),
+    [
+        # Pyserini's JSON collections may have a title beside the contents; it was dropped.
+        (
+            {"title": "Mars", "contents": "Planet four.\nTwo moons."},
+            "Mars",
+            "Planet four.\nTwo moons.",
+        ),
+        ({"title": "Venus", "contents": "It has no moon."}, "Venus", "It has no moon."),
+        # FlashRAG's corpora may have title, text and contents; contents repeat the title in their first line.
+        ({"title": "Mars", "contents": "Mars\nTwo moons."}, "Mars", "Two moons."),
+        ({"title": "Mars", "contents": '"Mars"\nTwo moons.'}, "Mars", "Two moons."),
+        ({"title": "Mars", "contents": "Mars\n"}, "Mars", ""),
+        ({"title": "Mars", "text": "Two moons.", "contents": "Mars\nTwo moons."}, "Mars", "Two moons."),
+        ({"title": "Mars", "text": "", "contents": "Mars\nTwo moons."}, "Mars", "Two moons."),
+        ({"title": " ", "contents": "Mars\nTwo moons."}, "Mars", "Two moons."),
+        # Pyserini's Mr. TyDi: a blank line between title and text (--delimiter "\n\n").
+        ({"contents": "Pluto\n\nIt was a planet once."}, "Pluto", "It was a planet once."),
+        ({"contents": "Pluto\r\n\r\nIt was a planet.\n\nOnce."}, "Pluto", "It was a planet.\n\nOnce."),
+        # FlashRAG's contents of a passage without a title begin with a newline.
+        ({"contents": "\nNo title here.\nAt all."}, "", "No title here.\nAt all."),
+    ],
+)
+def test_contents_beside_a_title_and_around_a_blank_line(row: dict, title: str, text: str) -> None:
+    assert list(Corpus.from_passages([{"id": "1", **row}])) == [Passage("1", title, text)]
+
+
 def test_beir_ids_and_missing_ids(tmp_path: Path) -> None:
     rows = [
         {"_id": "doc9", "title": None, "text": "x", "metadata": {}},
@@ -230,7 +258,7 @@ def test_a_shuffled_dataset_keeps_its_new_order() -> None:
         (b'{"id": "a", "text": "x"}\n\n{"id": "b", "text"\n', r"c\.jsonl, line 3 is broken: Expecting ':'"),
         (b'{"id": "a", "text": "x"}\n["b", "y"]\n', r"c\.jsonl, line 2 is a list"),
         (b'{"id": "a", "text": "x"}\n{"id": "b", "body": "y"}\n', r"line 2 has only \['body', 'id'\]"),
-        (b'{"id": "a", "text": "x"}\n{"id": "b", "text": " \\n"}\n', r"line 2 \(id 'b'\) has an empty one"),
+        (b'{"id": "a", "text": "x"}\n{"id": "b", "text": " \\n"}\n', r"line 2 \(id 'b'\) has neither"),
         (
             b'{"id": "a", "text": "x"}\n{"id": "b", "text": 5}\n',
             r'"text" must be a string, but .*line 2 has int',

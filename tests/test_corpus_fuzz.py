@@ -490,8 +490,8 @@ for suffix, d in (("csv", b","), ("tsv", b"\t")):
     delimited_kind("field too many", lambda draw, d=d: d.join([b"bad", b"x", b"t", b"extra"]), suffix)
     delimited_kind("one field alone", lambda draw: words(draw, ASCII).encode(), suffix)
     delimited_kind("other delimiter", lambda draw: b"bad;x;Title", suffix)
-    delimited_kind("empty text", lambda draw, d=d: b"bad" + d + d + b"t", suffix)
-    delimited_kind("empty quoted text", lambda draw, d=d: b"bad" + d + b'""' + d + b"t", suffix)
+    delimited_kind("empty text and title", lambda draw, d=d: b"bad" + d + d, suffix)
+    delimited_kind("empty quoted text and title", lambda draw, d=d: b"bad" + d + b'""' + d + b'""', suffix)
     delimited_kind("blank id", lambda draw, d=d: b"  " + d + b"x" + d, suffix)
     delimited_kind("id that came before", lambda draw, d=d: b"b0" + d + b"x" + d, suffix)
     delimited_kind("Latin-1", lambda draw, d=d: b"bad" + d + b"m\xfcde" + d, suffix)
@@ -599,8 +599,11 @@ TYPES: dict[str, pa.Array] = {
 }
 FINE = {"id": pa.array(["a", "b"]), "title": pa.array(["t", "u"]), "text": pa.array(["x", "y"])}
 for name, column in TYPES.items():
+    # A title without a text is a passage, so texts that are missing are broken only where the titles are, too.
+    others = {"id": FINE["id"]} if name == "nothing" else FINE
     whole(
-        f"text-of-{name.replace(' ', '-')}.parquet", lambda draw, c=column: parquet_bytes(pa.table({**FINE, "text": c}))
+        f"text-of-{name.replace(' ', '-')}.parquet",
+        lambda draw, c=column, o=others: parquet_bytes(pa.table({**o, "text": c})),
     )
 for name in ("floats", "booleans", "lists of strings", "structs", "bytes", "moments"):
     whole(

@@ -53,6 +53,7 @@ ODUYA = Passage(
 FERRY = Passage(
     made("Varn Ferry", "The Varn Ferry was founded in 1931."), "Varn Ferry", "The Varn Ferry was founded in 1931."
 )
+EMPTY = Passage(made("Empty page", ""), "Empty page", "")  # a page without sentences is found by its title
 BUILT = Passage(
     made("Varn Lighthouse", "The Varn Lighthouse was built by Mara Oduya."),
     "Varn Lighthouse",
@@ -193,7 +194,7 @@ PASSAGES: dict[str, list[Passage]] = {
     ],
     "squad/dev-v1.1.json": [CAFE, TIDES, UNASKED],
     "squad/dev-v2.0.json": [TIDES],
-    "hotpotqa/hotpot_dev_distractor_v1.json": [FERRY, ODUYA, LIGHTHOUSE],  # the empty page is none
+    "hotpotqa/hotpot_dev_distractor_v1.json": [FERRY, ODUYA, EMPTY, LIGHTHOUSE],
     "hotpotqa/hotpot_dev_fullwiki_v1.json": [FERRY, LIGHTHOUSE],
     "hotpotqa/hotpot_test_fullwiki_v1.json": [FERRY, ODUYA],
     "2wikimultihopqa/dev.json": [LIGHTHOUSE, ODUYA, FERRY],  # cut into sentences in two ways, one passage
@@ -478,7 +479,7 @@ def test_order_of_records_changes_no_id(tmp_path: Path, name: str) -> None:
 def test_train_and_dev_share_their_passages() -> None:
     hotpot = Corpus.from_file(FIXTURES / "hotpotqa/hotpot_dev_distractor_v1.json")
     wiki = Corpus.from_file(FIXTURES / "2wikimultihopqa/dev.json")
-    assert set(hotpot.ids) == set(wiki.ids)
+    assert set(hotpot.ids) == {*wiki.ids, EMPTY.id}
 
 
 # Broken files

@@ -635,7 +635,7 @@ def test_a_dataset_of_the_hub_is_streamed(hub: Path, capfd: pytest.CaptureFixtur
 def test_rows_of_the_hub_are_checked_like_all_others(hub: Path, tmp_path: Path) -> None:
     (hub / "x.jsonl").parent.mkdir()
     (hub / "x.jsonl").write_bytes(jsonl("a", "a") + b'{"id": "b", "title": "", "text": ""}\n')
-    with pytest.raises(DataError, match=r"hf://datasets/owner/name, row 2 \(id 'b'\) has an empty one"):
+    with pytest.raises(DataError, match=r"hf://datasets/owner/name, row 2 \(id 'b'\) has neither"):
         Corpus.from_file("hf://datasets/owner/name")
     corpus = Corpus.from_file("hf://datasets/owner/name", on_error="skip", quarantine=tmp_path / "q.jsonl")
     assert (list(corpus), corpus.quarantined) == ([passage("a")], 2)
