@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -299,7 +300,7 @@ class LanguageModel(nn.Module):
                 raise MismatchError(f"A bundle must hold {role}/adapter_model.safetensors; {file} is missing.")
             try:
                 result: Any = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, OSError, SafetensorError) as error:
                 raise MismatchError(
                     f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
                     f"{_first_line(error)} Load it over the base it was trained on."

@@ -1,19 +1,20 @@
-"""Files that survive: written beside their place, synced to the disk, and renamed; one writer at a time.
+"""Atomic files and folders: written beside their place, synced to the disk, and renamed; one writer at a time.
 
 A file under its own name is always whole, whenever the process or the machine dies.
 """
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from indexes.errors import ResourceError, UsageError
+from indexes.errors import MismatchError, ResourceError, UsageError
 
 _HALF = ".half"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,13 +24,25 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "cannot 
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears whole: `write` gets a stream, and the name is given when the bytes are on the disk."""
+    """Write a file that appears whole: `write` gets a stream, and the name is given when the bytes are on the disk.
+
+    A symbolic link stays and what it points to is replaced. A device or a pipe, such as /dev/stdout, is written to.
+    """
+    if not _is_replaceable(path):
+        with path.open("wb") as stream:
+            write(stream)
+        return
+    path = path.resolve()
     half = _half(path)
-    with half.open("wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _name(half, path)
+    try:
+        with half.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _name(half, path)
+    except Exception:
+        half.unlink(missing_ok=True)
+        raise
 
 
 def write_path(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,6 +58,27 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda stream: stream.write(text.encode()))
 
 
+def read_json(file: Path, then: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        file: Written by `write_text`, so that only a disk or a person can have damaged it.
+        then: What the user can do about a damaged one: the end of the message.
+
+    Raises:
+        MismatchError: It is missing, cannot be read, is not JSON, or holds something other than an object.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MismatchError(
+            f"{file} must hold a JSON object, but it is damaged ({_first_line(error)}). {then}"
+        ) from error
+    if not isinstance(data, dict):
+        raise MismatchError(f"{file} must hold a JSON object, but it holds a {type(data).__name__}. {then}")
+    return data
+
+
 def remove_halves(folder: Path) -> None:
     """Remove what a process that died had not finished writing."""
     for half in list(folder.rglob(f"*{_HALF}")):
@@ -58,6 +92,10 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     write(half)
     sync_below(half)
     _name(half, path)
+
+
+def _is_replaceable(path: Path) -> bool:
+    return (path.is_file() or not path.exists()) and not path.absolute().is_relative_to("/dev")
 
 
 def _half(path: Path) -> Path:
@@ -102,6 +140,38 @@ def put_in_place(folder: Path, place: Path) -> None:
         raise
     sync(place.parent)
     remove_replaced(place)
+
+
+def replace_folder(place: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder and put it in the place of what may stand there.
+
+    Who dies on the way leaves the folder that was there before, the new one, or, between two renamings, a place that
+    is empty for everybody but `standing_folder` and `restore_replaced`.
+    """
+    restore_replaced(place)
+    half = _half(place)
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        write(half)
+        put_in_place(half, place)
+    except Exception:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+
+
+def standing_folder(place: Path) -> Path:
+    """Where to read what `put_in_place` puts in a place: there, or where a process that died has moved it."""
+    return _replaced(place) if _is_moved_away(place) else place
+
+
+def restore_replaced(place: Path) -> None:
+    """Put back what `put_in_place` was about to replace when its process died; for the one writer of the place."""
+    if _is_moved_away(place):
+        os.replace(_replaced(place), place)
+
+
+def _is_moved_away(place: Path) -> bool:
+    return not place.exists() and _replaced(place).is_dir()
 
 
 def remove_replaced(place: Path) -> None:
