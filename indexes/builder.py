@@ -30,6 +30,7 @@ from indexes.corpus import Corpus
 from indexes.durable import (
     only_writer,
     put_in_place,
+    read_json,
     remove_halves,
     remove_replaced,
     told_apart,
@@ -53,6 +54,7 @@ QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT_FILE = "layout.json"
 
 # Passages whose words are counted to know how many all have.
+_ANEW = "Begin anew by overwrite (--overwrite)."
 _SAMPLED = 1000
 
 logger = logging.getLogger(__name__)
@@ -211,7 +213,7 @@ class Build:
         """Look at what is there; returns whether the passages have been read already."""
         plan, folder = self.work / "plan.json", self.work / "index"
         if resume and plan.is_file():
-            self._check_plan(json.loads(plan.read_text(encoding="utf-8")))
+            self._check_plan(read_json(plan, _ANEW))
             if folder.is_dir():
                 _refuse_taken(self.output, overwrite=overwrite)  # now, and not when all is encoded
             else:  # it has been renamed to the output: only this is left to remove
@@ -318,7 +320,7 @@ class Build:
 
     def layout(self) -> Layout:
         """What was decided."""
-        return Layout(**json.loads((self.work / LAYOUT_FILE).read_text(encoding="utf-8")))
+        return Layout(**read_json(self.work / LAYOUT_FILE, _ANEW))
 
     def corpus(self) -> Corpus:
         """The passages."""

@@ -156,8 +156,10 @@ def _print(report: Report, args: Any) -> None:
         return
     print(report.text)
     if args.json:
+        from indexes.durable import write_text
+
         text = json.dumps(report.data, ensure_ascii=False, indent=2)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(args.json), text + "\n")
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -16,6 +16,7 @@ from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpus import Passage
+from indexes.durable import read_json, replace_folder
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.passage_index import PassageIndex
@@ -25,7 +26,7 @@ from rag.pocket import POCKET, base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
-from training.checkpoint import load_learned, save_learned
+from training.checkpoint import load_learned, write_learned
 from training.data import QAExample
 
 if TYPE_CHECKING:
@@ -259,13 +260,10 @@ class RAG:
         include_index |= _is_inside(self.retriever.index.path, folder)
         include_encoder |= _is_inside(self.retriever.encoder.name, folder)
         include_base |= _is_inside(self.generator.language_model.name, folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            save_learned(self.selector, partial / LEARNED_FOLDER)
-            config = self._config(folder, include_index, include_encoder, include_base)
+        config = self._config(folder, include_index, include_encoder, include_base)
+
+        def write(partial: Path) -> None:
+            write_learned(self.selector, partial / LEARNED_FOLDER)
             _write_json(partial / CONFIG_FILE, config)
             if include_index:
                 shutil.copytree(self.retriever.index.path, partial / "index")
@@ -275,14 +273,8 @@ class RAG:
                 # The adapters are beside it, and selector, generator and the reference of SelfAug need it unmerged.
                 self.generator.language_model.save_base(partial / "base")
             (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not folder.exists() and old.exists():
-                old.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+
+        replace_folder(folder, write)
         return folder
 
     def _config(self, folder: Path, index: bool, encoder: bool, base: bool) -> dict[str, Any]:
@@ -516,16 +508,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise MismatchError(f"A bundle is a folder with {CONFIG_FILE}; {folder} has none. Check the path.")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise MismatchError(f"{file} must be JSON; it is damaged ({error}). Restore the bundle.") from error
+    config = read_json(file, "Restore the bundle.")
     if config.get("format_version") != FORMAT_VERSION:
         raise MismatchError(
             f"{file} must have format_version {FORMAT_VERSION}; it has {config.get('format_version')!r}. "
             "Install the version of dro-rag that wrote it."
         )
-    return dict(config)
+    if missing := sorted({"index", "base", "encoder", "adapter", "selector", "generation"} - config.keys()):
+        raise MismatchError(f"{file} must describe a whole pipeline, but it has no {missing[0]!r}. Restore the bundle.")
+    return config
 
 
 def _model_card(config: dict[str, Any], report: Sequence[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ import torch
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
-from indexes.durable import only_writer
+from indexes.durable import only_writer, read_json
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
@@ -541,7 +541,7 @@ class Sweep:
 
     def _open_folder(self) -> None:
         file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
-        written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        written = read_json(file, "Name another folder with --output.") if file.is_file() else None
         if written is None and self.folder.exists() and any(self.folder.iterdir()):
             what = "something else"
         elif written is not None and _data_of(written) != _data_of(ours):
@@ -596,7 +596,8 @@ class Sweep:
     def result(self, row: Row, *, evaluation: Mapping[str, Any] | None = None) -> RowResult:
         """What was written of a finished row; `evaluation` stands in place of that on the test questions."""
         done, forgetting = (
-            json.loads(self._file(row, f"{name}.json").read_text(encoding="utf-8")) for name in ("row", "forgetting")
+            read_json(self._file(row, f"{name}.json"), f"Delete {self.folder_of(row)} to train it again.")
+            for name in ("row", "forgetting")
         )
         return RowResult(
             name=row.name,
@@ -614,7 +615,7 @@ class Sweep:
 
     def _failure(self, row: Row) -> dict[str, str]:
         file = self._file(row, "failed.json")
-        error = json.loads(file.read_text(encoding="utf-8"))["error"] if file.is_file() else "nobody did it"
+        error = read_json(file, "Delete it.").get("error", "unknown") if file.is_file() else "nobody did it"
         return {"name": row.name, "label": row.label, "error": error}
 
     def _helpers(self) -> Helpers:
@@ -660,7 +661,7 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
     """Do rows of a sweep that another process has opened, until none is left."""
     leave_with_parent()
     set_up_logs(debug=False, quiet=quiet)
-    settings = SweepSettings.from_json(json.loads((Path(folder) / SETTINGS_FILE).read_text(encoding="utf-8")))
+    settings = SweepSettings.from_json(read_json(Path(folder) / SETTINGS_FILE, "Start the sweep again."))
     sweep = Sweep(folder, settings, progress=progress, workers=2)
     sweep.do_rows(sweep.questions())
 

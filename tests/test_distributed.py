@@ -36,6 +36,7 @@ model = tiny_language_model()
 retriever = DenseRetriever(index, index.load_encoder())
 selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
 generator = Generator(model)
+rag = make()
 config = DROConfig(output_dir="unused", num_samples=2)
 posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 joint = JointModel(selector, generator, config)
@@ -119,22 +120,31 @@ def test_gradients_agree_and_the_reference_is_the_base(mode: str, index: Passage
 
 
 TRAIN = """
-import json, sys
+import datetime, json, os, sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import torch
+import torch.distributed as dist
+
+# Processes that do not meet are a failure after half a minute, not after half an hour.
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import byte_tokenizer, tiny_model
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
+from indexes.errors import MismatchError
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.trainer import DROTrainer
 
-torch.manual_seed(int(__import__("os").environ["RANK"]))  # the same adapters must come out anyway
-rag = RAG.create(index=sys.argv[1], base=sys.argv[3], selector=SelectorConfig(num_candidates=4, num_selected=2),
-                 generation=GenerationConfig(max_new_tokens=2), adapter=AdapterConfig(r=2), device="cpu")
+rank = int(os.environ["RANK"])
+torch.manual_seed(rank)  # the same adapters must come out anyway
+make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", adapter=AdapterConfig(r=2),
+                          selector=SelectorConfig(num_candidates=4, num_selected=2),
+                          generation=GenerationConfig(max_new_tokens=2))
+rag = make()
 config = DROConfig(output_dir=sys.argv[4], rounds=1, num_samples=2, warm_up_epochs=1, learning_rate=1e-2,
                    gradient_accumulation_steps=1)
 trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], progress=False)
@@ -145,22 +155,44 @@ def counted(self, examples, **kwargs):
     return shared_out(self, examples, **kwargs)
 trainer.e_step.__class__.__call__ = counted
 trainer.train()
+
+if rank == 1:  # sees the metrics as they are while the other process rewrites them in place, or on a slow network disk
+    for name in ("read_text", "read_bytes"):
+        whole = getattr(Path, name)
+        empty = lambda self, *a, whole=whole, **k: whole(self, *a, **k)[:0 if self.name == "metrics.jsonl" else None]
+        setattr(Path, name, empty)
+rag = make()
+resumed = DROTrainer(rag, replace(config, resume=True, rounds=2), EXAMPLES, EXAMPLES[:1], progress=False)
+assert [record["round"] for record in resumed.train()] == [0, 1, 2]
 model = rag.generator.language_model
 flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])
-import torch.distributed as dist
-if dist.is_initialized():
-    both = [torch.empty_like(flat) for _ in range(2)]
-    dist.all_gather(both, flat.detach())
-    assert torch.equal(both[0], both[1]), "the two processes ended with different adapters"
-    if dist.get_rank() == 0:
-        Path(sys.argv[4], "agreed").write_text(str(float(flat.norm())))
-    dist.barrier()
-    dist.destroy_process_group()
+both = [torch.empty_like(flat) for _ in range(2)]
+dist.all_gather(both, flat.detach())
+assert torch.equal(both[0], both[1]), "the two processes ended with different adapters"
+
+# A damaged file is an error of every process; the others would wait for the first.
+dist.barrier()
+if rank == 0:
+    Path(sys.argv[4], "agreed").write_text(str(float(flat.norm())))
+    Path(sys.argv[4], "run.json").write_text("{")
+dist.barrier()
+broken = DROTrainer(rag, replace(config, resume=True, rounds=3), EXAMPLES, progress=False)
+try:
+    broken.train()
+except MismatchError as error:
+    assert "run.json must hold a JSON object" in str(error)
+else:
+    raise AssertionError("a damaged run went on")
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
 def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> None:
-    """The whole loop under two processes: E-step shared out, adapters equal afterwards, files written once."""
+    """The whole loop under two processes: E-step shared out, adapters equal afterwards, files written once.
+
+    A resumed run starts at the round that the main process found, whatever another one reads of its files.
+    """
     from conftest import byte_tokenizer, tiny_model
 
     tiny_model().save_pretrained(tmp_path / "base")
@@ -168,4 +200,4 @@ def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> N
     arguments = [str(index.path), str(Path(__file__).parent), str(tmp_path / "base"), str(tmp_path / "run")]
     run_two(TRAIN, arguments, tmp_path)
     assert float((tmp_path / "run/agreed").read_text()) > 0
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3

@@ -273,7 +273,7 @@ def test_damaged_bundles(rag: RAG, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="is missing"):
         RAG.from_pretrained(bundle, device="cpu")
     (bundle / "rag_config.json").write_text("{")
-    with pytest.raises(MismatchError, match="must be JSON"):
+    with pytest.raises(MismatchError, match="must hold a JSON object"):
         RAG.from_pretrained(bundle)
     (bundle / "rag_config.json").write_text('{"format_version": 99}')
     with pytest.raises(MismatchError, match="it has 99"):

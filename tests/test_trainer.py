@@ -1,6 +1,7 @@
 """Rounds: reproducible, resumable, honest about the best one; and what the run directory refuses."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PASSAGES, learned
+from kills import survives
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
@@ -77,6 +79,51 @@ def test_a_killed_run_resumes_to_the_same_weights(
     again = train(resumed, settings(tmp_path / "run", resume=True))
     assert without_seconds(again.history) == without_seconds(reference.history)
     assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
+
+
+def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
+    make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
+    """Its checkpoint and its line appear one after the other, each whole."""
+    rag = make_rag()
+    trainer = DROTrainer(rag, settings(tmp_path / "begun"), EXAMPLES, progress=False)
+    trainer._begin()
+    begun = list(trainer.history)
+    found = []
+    for step in range(1, 200):
+        trainer.output_dir = tmp_path / str(step)
+        shutil.copytree(tmp_path / "begun", trainer.output_dir)
+        trainer.history = list(begun)
+        ended = survives(lambda: trainer._finish_round(1, {"ess": 2.0}, trainer._now()), step)
+        rounds = [record["round"] for record in trainer._finished_rounds()]
+        trainer._load_round(rounds[-1])
+        assert not (trainer.output_dir / f"round-{len(rounds)}").exists()
+        found.append(rounds)
+        if ended:
+            break
+    assert found[0] == [0] and found[-1] == [0, 1] and ended
+    assert all(rounds in ([0], [0, 1]) for rounds in found) and len(found) > 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", '{"config": ', r"run\.json must hold a JSON object, but it is damaged .*train again"),
+        ("run.json", "[]", r"run\.json must hold a JSON object, but it holds a list"),
+        ("run.json", '{"config": 3}', "must keep its settings"),
+        ("metrics.jsonl", '{"round": 0}\n{"rou\n{"round": 2}\n', "line 2 is damaged .* train again from round 1"),
+        ("metrics.jsonl", "[0]\n", 'an object with a "round", but line 1 is not'),
+    ],
+    ids=["cut run file", "run file of a list", "settings of another kind", "damaged round", "no round"],
+)
+def test_resume_names_a_damaged_file(
+    make_rag: Callable[[], RAG], tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, progress=False)._begin()
+    (tmp_path / "run" / file).write_text(content)
+    resumed = DROTrainer(make_rag(), settings(tmp_path / "run", resume=True), EXAMPLES, progress=False)
+    with pytest.raises(MismatchError, match=message):
+        resumed.train()
 
 
 def test_resume_refuses_other_settings(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

@@ -25,15 +25,15 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import datasets
 
+from indexes.durable import write_file
 from indexes.errors import DataError, UsageError
 from training.containers import BrokenRecord, Record, Records, open_records
 from training.readers import ALIASES_FILE, DRO_FIELDS, READERS, Aliases, QAExample, Reader, content_id, dro_query
@@ -136,19 +136,16 @@ def write_examples(examples: Iterable[QAExample], path: str | Path) -> None:
     The file appears whole or not at all, and the same examples always give the same bytes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            if path.suffix == ".gz":
-                # No name and no time in the header, so that equal content is equal bytes.
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-                    packed.writelines(map(_json_line, examples))
-            else:
-                file.writelines(map(_json_line, examples))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def write(file: IO[bytes]) -> None:
+        if path.suffix == ".gz":
+            # No name and no time in the header, so that equal content is equal bytes.
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(map(_json_line, examples))
+        else:
+            file.writelines(map(_json_line, examples))
+
+    write_file(path, write)
 
 
 def draw_alias(example: QAExample, *, seed: int, round: int) -> str:

@@ -15,19 +15,20 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from generator.generator import Generator
-from indexes.errors import DataError, MismatchError, UsageError
+from indexes.durable import read_json, restore_replaced, write_text
+from indexes.errors import DataError, MismatchError, RAGError, UsageError
 from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
@@ -49,6 +50,8 @@ _FREE_ON_RESUME = (
 _INTERVALS = "eval_intervals"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+
+T = TypeVar("T")
 
 
 class TrainableRAG(Protocol):
@@ -231,8 +234,7 @@ class DROTrainer:
         self.history.append({"round": round, **metrics, **{f"eval_{k}": v for k, v in evaluation.items()}, **speed})
         if self.state.is_main_process:
             save_learned(self.rag.selector, self._round_folder(round))
-            with (self.output_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.history[-1], sort_keys=True) + "\n")
+            self._write_metrics(self.history)
             shown = ("eval_exact_match", "eval_f1", "log_marginal", "ess")
             record = self.history[-1]
             news = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
@@ -327,46 +329,61 @@ class DROTrainer:
 
     def _write_run_file(self) -> None:
         if self.state.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self._fingerprint(), indent=2, sort_keys=True, default=str)
-            (self.output_dir / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+            write_text(self.output_dir / RUN_FILE, text + "\n")
         self.state.wait_for_everyone()
+
+    def _write_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
+        write_text(self.output_dir / METRICS_FILE, "".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
 
     def _resume(self) -> int:
         """Load the last finished round; returns the number of the next."""
-        written = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
-        ours = json.loads(json.dumps(self._fingerprint(), default=str))
-        different = sorted(k for k in ours["config"] if ours["config"][k] != written.get("config", {}).get(k))
-        different += [k for k in ours if k != "config" and ours[k] != written.get(k)]
-        if different:
-            raise MismatchError(
-                f"A resumed run must keep its settings; {self.output_dir} was started with other values of "
-                f"{different}. Use those, or another output_dir."
-            )
-        self.history = self._finished_rounds()
+        self.history = self._found_by_main(self._finished_rounds)
         if not self.history:
             return self._begin()
         last = int(self.history[-1]["round"])
         self._load_round(last)
         return last + 1
 
-    def _finished_rounds(self) -> list[dict[str, Any]]:
-        """Records of the rounds whose checkpoint is there; a line cut by a kill is dropped, and its round redone."""
-        file = self.output_dir / METRICS_FILE
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        records: list[dict[str, Any]] = []
-        for line in lines:
+    def _found_by_main(self, look: Callable[[], T]) -> T:
+        """What the main process finds, for all: it may change files, and others would read them at another moment."""
+        found: list[tuple[T | None, RAGError | None]] = [(None, None)]
+        if self.state.is_main_process:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if record["round"] != len(records) or not self._round_folder(len(records)).is_dir():
+                found = [(look(), None)]
+            except RAGError as error:  # raised by all, because the others would wait for ever
+                found = [(None, error)]
+        ((value, error),) = broadcast_object_list(found)
+        if error is not None:
+            raise error
+        return value
+
+    def _check_run_file(self) -> None:
+        then = f"Delete {self.output_dir} and train again, or restore the file."
+        written = read_json(self.output_dir / RUN_FILE, then)
+        ours = json.loads(json.dumps(self._fingerprint(), default=str))
+        config = written.get("config")
+        config = config if isinstance(config, dict) else {}
+        different = sorted(k for k in ours["config"] if ours["config"][k] != config.get(k))
+        different += [k for k in ours if k != "config" and ours[k] != written.get(k)]
+        if different:
+            raise MismatchError(
+                f"A resumed run must keep its settings; {self.output_dir} was started with other values of "
+                f"{different}. Use those, or another output_dir."
+            )
+
+    def _finished_rounds(self) -> list[dict[str, Any]]:
+        """Records of the rounds whose checkpoint is there; what a killed round has left is removed."""
+        self._check_run_file()
+        records: list[dict[str, Any]] = []
+        for record in read_metrics(self.output_dir / METRICS_FILE):
+            folder = self._round_folder(len(records))
+            restore_replaced(folder)
+            if record["round"] != len(records) or not folder.is_dir():
                 break
             records.append(record)
-        if self.state.is_main_process:
-            file.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records), encoding="utf-8")
-            shutil.rmtree(self._round_folder(len(records)), ignore_errors=True)
-        self.state.wait_for_everyone()
+        self._write_metrics(records)
+        shutil.rmtree(self._round_folder(len(records)), ignore_errors=True)
         return records
 
     # -- small things ------------------------------------------------------------------------------------------
@@ -391,6 +408,32 @@ class DROTrainer:
                 bar.update(questions)
 
             yield advance
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The records of a run's finished rounds; none if there is no file.
+
+    A last line that is cut off is left out: earlier versions appended lines, and a kill could cut one.
+
+    Raises:
+        MismatchError: Any other line is damaged.
+    """
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise MismatchError(
+                f"Every line of {file} must be JSON, but line {number} is damaged ({error}). Restore the file, or cut "
+                f"it before that line to train again from round {number - 1}."
+            ) from error
+        if not isinstance(record, dict) or not isinstance(record.get("round"), int):
+            raise MismatchError(f'Every line of {file} must be an object with a "round", but line {number} is not.')
+        records.append(record)
+    return records
 
 
 def _examples(dataset: Any, *, allow_unanswerable: bool = False, limit: int | None = None) -> list[QAExample]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from indexes.durable import write_text
 from indexes.errors import UsageError
 from rag.encyclopedia.relations import RELATIONS, Relation
 from rag.encyclopedia.tables import Entity, ascii_spelling, load_aliases, load_entities, without_article
@@ -304,5 +305,5 @@ def _digest(*parts: str | int) -> int:
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    write_text(path, "".join(lines))
     return path

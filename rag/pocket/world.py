@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexes.corpus import Passage
+from indexes.durable import write_text
 from indexes.errors import UsageError
 from rag.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
 from rag.encyclopedia.tables import Entity
@@ -476,6 +477,5 @@ def _row(question: Question, id: str) -> dict[str, object]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
-    return partial.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return path

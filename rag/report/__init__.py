@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexes.durable import write_file
 from indexes.errors import DataError
 from rag.report.comparison import render_comparison
 from rag.report.evaluation import render_evaluation
@@ -44,9 +45,9 @@ def write_report(result: Mapping[str, Any], file: str | Path) -> Path:
     """
     page = render_report(result)
     path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate, which JSON can hold and UTF-8 cannot, must not cost the whole report.
-    path.write_bytes(page.encode("utf-8", "replace"))
+    encoded = page.encode("utf-8", "replace")
+    write_file(path, lambda stream: stream.write(encoded))
     return path
 
 

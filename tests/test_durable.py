@@ -1,0 +1,139 @@
+"""Files that the project writes are whole whenever a process dies, and a damaged one is named."""
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kills import survives
+
+from indexes import durable
+from indexes.errors import MismatchError
+from rag.encyclopedia import render
+from rag.pocket import world
+from rag.report import write_report
+from training.data import QAExample, write_examples
+
+EXAMPLES = [QAExample(f"q{i}", "who wrote Hamlet?", ("Shakespeare",), ("p0",)) for i in range(300)]
+ROWS = [{"id": f"p{i}", "title": "Hamlet", "text": "a play"} for i in range(300)]
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "questions": lambda folder: write_examples(EXAMPLES, folder / "questions.jsonl"),
+    "packed questions": lambda folder: write_examples(EXAMPLES, folder / "questions.jsonl.gz"),
+    "encyclopedia": lambda folder: render._write_jsonl(folder / "corpus.jsonl", ROWS),  # writing all of it is slow
+    "invented world": lambda folder: world._write(folder / "train.jsonl", ROWS),
+    "report": lambda folder: write_report({"rows": [{"name": "a", "label": "A"}]}, folder / "report.html"),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(".half") and f.name[0] != "."}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_killed_writer_leaves_old_files_or_new_ones(name: str, tmp_path: Path) -> None:
+    """An empty file, or half of one, would be read as what was asked for."""
+    work = WRITERS[name]
+    (tmp_path / "clean").mkdir()
+    work(tmp_path / "clean")
+    new = contents(tmp_path / "clean")
+    assert min(map(len, new.values())) > 100
+    for step in range(1, 100):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        for file in new:
+            (folder / file).write_bytes(b"old")
+        ended = survives(lambda folder=folder: work(folder), step)
+        found = contents(folder)
+        assert found.keys() == new.keys()
+        assert all(found[file] in (b"old", new[file]) for file in new), step
+        if ended:
+            break
+    assert ended and step > 1 and found == new
+    assert not list(folder.glob("*.half"))
+
+
+def test_the_result_of_a_command_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rag import cli
+    from rag.commands.command import Report
+
+    args = type("Args", (), {"json": str(tmp_path / "demo.json")})()
+    cli._print(Report("", {"f1": 0.5}), args)
+    whole = (tmp_path / "demo.json").read_bytes()
+    for step in range(1, 20):
+        ended = survives(lambda: cli._print(Report("", {"f1": 0.75}), args), step)
+        found = (tmp_path / "demo.json").read_bytes()
+        assert found == whole or json.loads(found) == {"f1": 0.75}, step
+        if ended:
+            break
+    assert ended and step > 1
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> object:
+        yield EXAMPLES[0]
+        raise RuntimeError("the source ended early")
+
+    with pytest.raises(RuntimeError):
+        write_examples(failing(), tmp_path / "questions.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_questions_have_the_same_bytes_under_any_name(tmp_path: Path) -> None:
+    write_examples(EXAMPLES, tmp_path / "a.jsonl.gz")
+    write_examples(EXAMPLES, tmp_path / "b.jsonl.gz")
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert len(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()).splitlines()) == 300
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    """A renaming would put a file in the place of the link, or of /dev/stdout."""
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    durable.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        durable.write_text(tmp_path / "pipe", "through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "target"]
+
+
+def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> None:
+    def make(text: str) -> Callable[[Path], object]:
+        return lambda folder: (folder.mkdir(), (folder / "a").write_text(text), (folder / "b").write_text(text))
+
+    seen = []
+    for step in range(1, 50):
+        place = tmp_path / str(step) / "place"
+        place.parent.mkdir()
+        durable.replace_folder(place, make("old"))
+        ended = survives(lambda place=place: durable.replace_folder(place, make("new")), step)
+        stands = durable.standing_folder(place)
+        assert {f.name for f in stands.iterdir()} == {"a", "b"}
+        [text] = {f.read_text() for f in stands.iterdir()}
+        seen.append((text, stands == place))
+        durable.replace_folder(place, make("newest"))
+        assert [p.name for p in place.parent.iterdir()] == ["place"]
+        if ended:
+            break
+    assert set(seen) == {("old", True), ("old", False), ("new", True)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ', "[1]", "\ud800".encode("utf-8", "surrogatepass"), "[" * 100_000],
+    ids=["cut", "list", "bytes", "deep"],
+)
+def test_a_damaged_file_is_named(text: str | bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MismatchError, match=r"run\.json must hold a JSON object, but it .*Train again"):
+        durable.read_json(tmp_path / "run.json", "Train again.")
