@@ -12,6 +12,7 @@ from functools import cache
 
 from indexes.errors import UsageError
 from indexes.faiss_kinds import NO_SINGLES, Scores, Storage, Vectors, is_coarse, storage_row, transform_row
+from indexes.milvus_kinds import milvus_kind
 
 EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
 
@@ -296,9 +297,14 @@ def _code_bits(code: str) -> int:
 def properties(factory: str) -> Properties:
     """What an index of this kind does, as it was measured.
 
+    Args:
+        factory: FAISS's description of the index, or "Milvus(<index type>)".
+
     Raises:
         UsageError: As `parse`.
     """
+    if factory.startswith(_MILVUS):
+        return _of_milvus(factory)
     parts = parse(factory)
     row = storage_row(parts.within, parts.code)
     steps = [step for name in parts.transforms if (step := transform_row(name)) is not None]
@@ -321,6 +327,22 @@ def properties(factory: str) -> Properties:
         is_exhaustive=not parts.within and vectors == "same" and row.scores == "exact",
         maps_lists=row.maps_lists,
         most_results=row.most_results,
+    )
+
+
+def _of_milvus(factory: str) -> Properties:
+    """Of vectors in Milvus, which gives back what was added whatever it searches by."""
+    found = milvus_kind(factory.removeprefix(_MILVUS).removesuffix(")"))
+    return Properties(
+        untested="",
+        refused="",
+        vectors="same",
+        scores=found.scores,
+        is_stable=True,
+        is_matrix=False,
+        is_exhaustive=found.is_exhaustive,
+        maps_lists=False,
+        most_results=None,
     )
 
 
@@ -348,6 +370,7 @@ def _refined(factory: str, parts: Parts, row: Storage, untested: str) -> Propert
     )
 
 
+_MILVUS = "Milvus("
 _VECTORS = ("none", "near", "same")
 _SCORES = ("other", "rounded", "exact")
 _ASSUMED = Storage(code="", scores="other", is_stable=False, maps_lists=False)

@@ -84,6 +84,7 @@ def refreshed(
         factory=index.manifest.factory.removeprefix("Milvus(").removesuffix(")"),
         milvus=index.manifest.milvus.get("uri"),
         bm25=bool(index.manifest.bm25),
+        allow_untested=index.manifest.allow_untested,
         progress=progress,
     )
 
