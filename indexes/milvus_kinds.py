@@ -16,10 +16,10 @@ from indexes.faiss_kinds import Scores
 Range = tuple[float, float]
 
 _MOST = 2**31 - 1
-_EF = {"ef": (1, _MOST)}
-_NPROBE = {"nprobe": (1, 65_536)}
-_IVF = {**_NPROBE, "max_empty_result_buckets": (1, 65_535)}
-_REFINE = {"refine_k": (1.0, _MOST)}
+_EF: dict[str, Range] = {"ef": (1, _MOST)}
+_NPROBE: dict[str, Range] = {"nprobe": (1, 65_536)}
+_IVF: dict[str, Range] = {**_NPROBE, "max_empty_result_buckets": (1, 65_535)}
+_REFINE: dict[str, Range] = {"refine_k": (1.0, _MOST)}
 # These say how many candidates are kept, which are at least the k results.
 _CANDIDATES = ("ef", "search_list", "reorder_k", "itopk_size")
 _FRACTIONS = ("refine_k",)
