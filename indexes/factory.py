@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from indexes.errors import UsageError
-from indexes.faiss_kinds import NO_SINGLES, Scores, Storage, Vectors, is_coarse, storage_row, transform_row
+from indexes.faiss_kinds import Scores, Storage, Vectors, is_coarse, refused_in_refine, storage_row, transform_row
 from indexes.milvus_kinds import milvus_kind
 
 EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
@@ -350,11 +350,9 @@ def _refined(factory: str, parts: Parts, row: Storage, untested: str) -> Propert
     """Of an index whose best are scored again: vectors and scores are those of the second index."""
     panorama = factory.endswith(f",RefinePanorama({parts.refine})")
     second = storage_row("", parts.refine)
-    if panorama or second is None or not (second.can_refine or second.refused_in_refine):
+    if panorama or second is None or not second.can_refine:
         untested = untested or (f"RefinePanorama({parts.refine})" if panorama else f"Refine({parts.refine})")
-    reason = "" if second is None else second.refused_in_refine
-    if re.search(r"(?:^|,)IVF|fs(?:_\d+)?$", parts.refine):  # with something around it, or in lists
-        reason = NO_SINGLES
+    reason = "" if panorama else refused_in_refine(parts.refine)
     if second is None:
         second = _ASSUMED
     return Properties(

@@ -26,7 +26,6 @@ _ADDITIVE = r"(?:RQ|LSQ)\d+x\d+(?:_\d+x\d+)*|(?:PRQ|PLSQ)\d+x\d+x\d+"
 _ADDITIVE_SCAN = r"(?:RQ|LSQ)\d+x4fs|(?:PRQ|PLSQ)\d+x\d+x4fs"
 _L2_ONLY = "compares by distance whatever it is asked for"
 _NO_PAIRS = "cannot be built: FAISS compares no two of its codes, and the process ends at the first"
-NO_SINGLES = "cannot score again: FAISS scores no single vector of it, and the process ends at the first search"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,6 @@ class Storage:
     """Whether it may score the best of another index again, in `Refine(...)`."""
     refused: str = ""
     """Why it cannot be used at all."""
-    refused_in_refine: str = ""
-    """Why it cannot be used in `Refine(...)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,6 @@ STORAGES: tuple[Storage, ...] = (
         vectors="same",
         is_trained=True,
         most_results=1024,
-        refused_in_refine="scores other vectors than its own, since FAISS then reads its blocks as rows",
     ),
     Storage(code="SQ[468]", examples=("SQ4", "SQ6", "SQ8"), classes=("IndexScalarQuantizer",), can_refine=True),
     Storage(
@@ -119,7 +115,7 @@ STORAGES: tuple[Storage, ...] = (
         is_stable=False,
         can_refine=True,
     ),
-    Storage(code="SQ0", refused="stores nothing of a vector", refused_in_refine="stores nothing of a vector"),
+    Storage(code="SQ0", refused="stores nothing of a vector"),
     Storage(code="SQ8_direct(?:_signed)?", refused="stores whole numbers from 0 to 255 only"),
     Storage(code=r"PQ\d+(?:x\d+)?(?:np)?", examples=("PQ8", "PQ8x4", "PQ8x4np"), classes=("IndexPQ",), can_refine=True),
     Storage(
@@ -127,7 +123,6 @@ STORAGES: tuple[Storage, ...] = (
         examples=("PQ8x4fs", "PQ8x4fs_32"),
         classes=("IndexPQFastScan",),
         scores="rounded",
-        refused_in_refine=NO_SINGLES,
     ),
     Storage(  # vectors of blocks of another size than 32 are read as if they were of 32
         code=r"PQ\d+x4fs_\d+",
@@ -135,7 +130,6 @@ STORAGES: tuple[Storage, ...] = (
         classes=("IndexPQFastScan",),
         vectors="none",
         scores="rounded",
-        refused_in_refine=NO_SINGLES,
     ),
     Storage(
         code="RaBitQ1?", examples=("RaBitQ", "RaBitQ1"), classes=("IndexRaBitQ",), scores="other", parameters=("qb",)
@@ -153,7 +147,6 @@ STORAGES: tuple[Storage, ...] = (
         examples=("RaBitQfs",),
         classes=("IndexRaBitQFastScan",),
         scores="other",
-        refused_in_refine=NO_SINGLES,
     ),
     Storage(
         code="RaBitQfs[2-9](?:_32)?",
@@ -161,7 +154,6 @@ STORAGES: tuple[Storage, ...] = (
         classes=("IndexRaBitQFastScan",),
         scores="other",
         is_stable=False,
-        refused_in_refine=NO_SINGLES,
     ),
     Storage(
         code="EDEN[1-8]?(?:BIAS(?:ED)?)?",
@@ -189,7 +181,6 @@ STORAGES: tuple[Storage, ...] = (
             "IndexProductLocalSearchQuantizerFastScan",
         ),
         scores="rounded",
-        refused_in_refine=NO_SINGLES,
     ),
     Storage(code="MinMax(?:FP16)?,.+", refused="cannot be added to"),
     # -- inverted files -----------------------------------------------------------------------------------------
@@ -338,6 +329,14 @@ TRANSFORMS: tuple[Transform, ...] = (
     Transform(name=r"Pad\d+", examples=("Pad48",), vectors="same", is_trained=True),
 )
 
+REFUSED_IN_REFINE = {
+    r"(?:.+,)?IVF.+|.+fs(?:_\d+)?": "cannot score again: FAISS scores no single vector of it, and the process ends at "
+    "the first search",
+    r"(?:.+,)?FlatIPPanorama.+": "scores other vectors than its own, since FAISS then reads its blocks as rows",
+    "SQ0": "stores nothing of a vector",
+}
+"""Indexes that cannot score the best of another one again, in `Refine(...)`, and why; never built."""
+
 COARSE = {"Flat": ("Flat",), r"HNSW\d*": ("HNSW8",), "SQ8": ("SQ8",)}
 """Indexes that find the clusters of an inverted file, each with examples."""
 
@@ -352,6 +351,11 @@ def storage_row(within: str, code: str) -> Storage | None:
 def transform_row(name: str) -> Transform | None:
     """The row of a transform; None when there is none."""
     return next((row for row in TRANSFORMS if re.fullmatch(row.name, name)), None)
+
+
+def refused_in_refine(name: str) -> str:
+    """Why an index cannot score the best of another one again; "" when nothing is known against it."""
+    return next((reason for refused, reason in REFUSED_IN_REFINE.items() if re.fullmatch(refused, name)), "")
 
 
 def is_coarse(name: str) -> bool:

@@ -119,5 +119,7 @@ def _within(name: str, text: str, low: float, high: float) -> float:
     value = float(text)
     if not low <= value <= high or (name not in _FRACTIONS and not value.is_integer()):
         kind = "a number" if name in _FRACTIONS else "a whole number"
-        raise UsageError(f"The search parameter {name} must be {kind} from {low:g} to {high:g}, but {text!r} came.")
+        raise UsageError(
+            f"The search parameter {name} must be {kind} from {low:,.0f} to {high:,.0f}, but {text!r} came."
+        )
     return value if name in _FRACTIONS else int(value)

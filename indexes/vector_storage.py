@@ -51,7 +51,7 @@ class FaissFiles(VectorStorage):
     """A FAISS file beside the passages of each segment, all of one kind, and all with the same clusters."""
 
     def __init__(self, path: Path, factory: str, dimension: int, *, allow_untested: bool = False) -> None:
-        """The files of an index directory; an untested kind needs to be allowed (`FaissIndex.empty`)."""
+        """The files of an index directory; one of an untested kind that was not allowed is opened with a warning."""
         self.path = path
         self.allow_untested = allow_untested
         self.factory = factory
@@ -86,8 +86,8 @@ class FaissFiles(VectorStorage):
         write_path(file, index.save)
 
     def untrained(self) -> FaissIndex:
-        """An index of this kind without vectors."""
-        return FaissIndex.empty(self.dimension, self.factory, allow_untested=self.allow_untested)
+        """An index of this kind without vectors; whether an untested one is allowed, `build_index` has asked."""
+        return FaissIndex.empty(self.dimension, self.factory, allow_untested=True)
 
     def keep_only(self, names: Set[str]) -> None:
         """As `VectorStorage.keep_only`: they go with the folders of their segments."""

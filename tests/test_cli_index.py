@@ -132,7 +132,7 @@ def test_tune_keeps_what_it_found(
 def test_an_untested_kind_is_refused_until_it_is_allowed_and_that_is_remembered(
     built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    output, factory = tmp_path / "untested", "IVF4(SQ6),Flat"
+    output, factory = tmp_path / "allowed", "IVF4(SQ6),Flat"
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
     words += ["--output", output, "--factory", factory]
     code, _, err = run(words, capsys)
@@ -143,7 +143,7 @@ def test_an_untested_kind_is_refused_until_it_is_allowed_and_that_is_remembered(
     assert result(["index", "add", output, "--corpus", tmp_path / "new.jsonl"], capsys)["passages"] == 14
     assert result(["index", "compact", output], capsys)["version"] == 3
     PassageIndex.open(output, encoder=encoder)
-    assert "untested" not in caplog.text
+    assert "is untested" not in caplog.text
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest.pop("allow_untested") is True
     (output / "manifest.json").write_text(json.dumps(manifest))  # as an older version wrote it

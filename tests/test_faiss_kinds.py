@@ -41,6 +41,7 @@ REFUSED = {
     "SQ8,Refine(RQ4x4fs)": "cannot score again",
     "SQ8,Refine(IVF16,Flat)": "cannot score again",
     "SQ8,Refine(PCA16,PQ8x4fs)": "cannot score again",
+    "SQ8,Refine(FlatIPPanorama8_512)": "scores other vectors than its own",
     "SQ8,Refine(FlatIPPanorama8)": "scores other vectors than its own",
     "IVF16,PQ8x4fs,Refine(FlatIPPanorama8)": "scores other vectors than its own",
     "PQ8x4fs_64": "gives no vectors back",

@@ -289,7 +289,7 @@ def test_wrong_parameters(parameters: str, path: Path, queries_Bd: np.ndarray) -
         ("HNSW_SQ", "refine_k=2", "'refine_k' came"),
         ("AUTOINDEX", "ef=0", "but '0' came"),
         ("AUTOINDEX", "level=3", "'level' came"),
-        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65536, but '0' came"),
+        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but '0' came"),
         ("IVF_FLAT", "ef=64", "'ef' came"),
         ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "'max_empty_result_buckets' came"),
         ("IVF_SQ8", "nprobe=70000", "but '70000' came"),
