@@ -72,6 +72,7 @@ def build_index(
     bm25: bool = False,
     milvus: str | None = None,
     max_memory: str | int | None = None,
+    allow_untested: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
     resume: bool = False,
@@ -94,9 +95,11 @@ def build_index(
         split: Of a dataset that has several, such as "train".
         bm25: Also build a BM25 index, for hybrid search.
         milvus: Keep the vectors on this Milvus server (http://host:19530), or in this file of Milvus Lite, in place of
-            FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus.
+            FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus (AUTOINDEX), whose search
+            is approximate; "FLAT" is exact.
         max_memory: The most memory the process may use, in bytes or as "8GB". A kind of index that is built in memory
             is cut into segments that fit. None allows half of the machine's.
+        allow_untested: Also build kinds of FAISS index whose results nobody has compared (`indexes.faiss_kinds`).
         on_error: "skip" leaves broken rows of the corpus out and lists them in ``quarantine.jsonl`` in the directory.
         overwrite: Replace an index at the output, and throw away an unfinished one.
         resume: Go on with an unfinished build of the same; begin one if there is none, and be content if it is done.
@@ -104,7 +107,8 @@ def build_index(
         progress: Show progress bars.
 
     Raises:
-        UsageError: The output is taken, the factory does not work for this corpus, or the memory is too little.
+        UsageError: The output is taken, the factory is untested or does not work for this corpus, or the memory is
+            too little.
         DataError: The corpus is broken.
         ResourceError: The encoder cannot be loaded, or disk or memory is full; `resume` goes on when there is more.
     """
@@ -114,11 +118,13 @@ def build_index(
     if not isinstance(encoder, Encoder):
         encoder = Encoder.from_pretrained(encoder, device=team.device)
     if factory != "auto" and milvus is None:
-        FaissIndex.empty(encoder.dimension, factory)  # refuses what FAISS cannot make, before hours of work
+        # Refuses what FAISS cannot make, before hours of work.
+        FaissIndex.empty(encoder.dimension, factory, allow_untested=allow_untested)
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
         build = Build(
-            output, _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, on_error, output)
+            output,
+            _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, allow_untested, on_error, output),
         )
         if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
             build.read(corpus, encoder, chunker, progress=progress)
@@ -297,6 +303,8 @@ class Build:
     def _layout(self, corpus: Corpus, encoder: Encoder) -> Layout:
         factory, rows = self.plan["factory"], len(corpus)
         if self.plan["milvus"]:
+            if factory == "auto":
+                logger.info("AUTOINDEX: Milvus chooses an approximate index; FLAT would search exactly.")
             factory = f"Milvus({'AUTOINDEX' if factory == 'auto' else factory})"
         else:
             memory = index_memory(self.plan["max_memory"], encoder)
@@ -346,7 +354,8 @@ class Build:
         """Put passages and vectors into segments, describe them, and rename the folder to the output."""
         layout, folder = self.layout(), self.work / "index"
         milvus = {"uri": uri, "collection": layout.collection} if (uri := self.plan["milvus"]) else {}
-        storage = storage_in(folder, layout.factory, layout.dimension, milvus)
+        allowed = self.plan.get("allow_untested", False)
+        storage = storage_in(folder, layout.factory, layout.dimension, milvus, allow_untested=allowed)
         remove_halves(folder)
         segments = []
         train(storage, self.shards(), layout.factory)
@@ -372,6 +381,7 @@ class Build:
             milvus=milvus,
             origin=layout.fingerprint,
             plan=self.plan_digest,
+            allow_untested=allowed,
         )
         manifest.save(folder / MANIFEST_FILE)
         _refuse_taken(self.output, overwrite=overwrite)
@@ -442,6 +452,7 @@ def _plan(
     bm25: bool,
     milvus: str | None,
     max_memory: str | int | None,
+    allow_untested: bool,
     on_error: str,
     output: Path,
 ) -> dict[str, Any]:
@@ -457,6 +468,8 @@ def _plan(
         "milvus": str(Path(milvus).resolve()) if milvus and "://" not in milvus else milvus,
         "max_memory": None if max_memory is None else parse_bytes(max_memory),
         "on_error": on_error,
+        # Left out where it is not asked for: a build that was begun without the option goes on.
+        **({"allow_untested": True} if allow_untested else {}),
     }
 
 

@@ -8,8 +8,11 @@ Axes: N vectors in the index, d dimensions of a vector.
 import math
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from indexes.errors import UsageError
+from indexes.faiss_kinds import Scores, Storage, Vectors, is_coarse, refused_in_refine, storage_row, transform_row
+from indexes.milvus_kinds import milvus_kind
 
 EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
 
@@ -32,7 +35,7 @@ _LARGEST_SAMPLE = 2**20
 _FLAT_LIMIT = 200_000
 _GRAPH_LIMIT = 2_000_000
 
-_TRANSFORM = re.compile(r"(?:PCAW?R?\d+|RR\d*|HR\d*|ITQ\d*|OPQ\d+(?:_\d+)?|Pad\d+|L2norm)")
+_MULTIPLES = {"": 1, "k": 1024, "M": 1024**2}
 _SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
 
 
@@ -46,12 +49,46 @@ class Parts:
     """Clusters of an inverted file; 0 without one."""
     coarse: str
     """The index that finds a vector's cluster, "Flat" unless said otherwise; "" without clusters."""
+    graph: str
+    """"HNSW" or "NSG"; "" without a graph."""
     neighbours: int
     """M of a graph; 0 without one."""
     code: str
     """How a vector is stored in the lists or in the graph."""
     refine: str
     """The index by which the best are scored again; "" without."""
+
+    @property
+    def within(self) -> str:
+        """What holds the codes: "IVF", "HNSW", "NSG" or ""."""
+        return "IVF" if self.lists else self.graph
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What an index of a factory string does, put together from the rows of `indexes.faiss_kinds`.
+
+    Of an untested kind nothing good is assumed.
+    """
+
+    untested: str
+    """The part of the factory string of which nothing was measured; "" where all of it was."""
+    refused: str
+    """Why such an index cannot be used; "" when it can."""
+    vectors: Vectors
+    """What `reconstruct` gives."""
+    scores: Scores
+    """What a search score is, compared with the inner product of the query and the reconstructed vector."""
+    is_stable: bool
+    """Whether vectors that are read back and added again are found as well as before."""
+    is_matrix: bool
+    """Whether the memory of the index is its vectors, float32 [N, d]."""
+    is_exhaustive: bool
+    """Whether a search compares every vector as it was added: the results are exact."""
+    maps_lists: bool
+    """Whether FAISS can leave its inverted lists on the disk."""
+    most_results: int | None
+    """The most results of a search."""
 
 
 def parse(factory: str) -> Parts:
@@ -62,17 +99,17 @@ def parse(factory: str) -> Parts:
     """
     rest, refine = _split_refine(factory)
     transforms = []
-    while (head := rest.partition(","))[1] and _TRANSFORM.fullmatch(head[0]):
+    while (head := rest.partition(","))[1] and transform_row(head[0]) is not None:
         transforms.append(head[0])
         rest = head[2]
-    lists, coarse, neighbours = 0, "", 0
-    if found := re.fullmatch(r"IVF(\d+)(?:_(HNSW\d*|NSG\d*)|\((.*?)\))?,(.+)", rest):
-        lists, coarse, rest = int(found[1]), found[2] or found[3] or "Flat", found[4]
+    lists, coarse, graph, neighbours = 0, "", "", 0
+    if found := re.fullmatch(r"IVF(\d+)([kM]?)(?:_([A-Za-z]+\d*)|\((.*?)\))?,(.+)", rest):
+        lists, coarse, rest = int(found[1]) * _MULTIPLES[found[2]], found[3] or found[4] or "Flat", found[5]
     elif found := re.fullmatch(r"(HNSW|NSG)(\d*)(?:[,_](.+))?", rest):
-        neighbours, rest = int(found[2] or 32), found[3] or "Flat"
+        graph, neighbours, rest = found[1], int(found[2] or 32), found[3] or "Flat"
     if not rest or rest.count("(") != rest.count(")"):
         raise UsageError(f"The factory must name an index, such as {EXAMPLES}, but {factory!r} came.")
-    return Parts(tuple(transforms), lists, coarse, neighbours, rest, refine)
+    return Parts(tuple(transforms), lists, coarse, graph, neighbours, rest, refine)
 
 
 def _split_refine(factory: str) -> tuple[str, str]:
@@ -85,8 +122,8 @@ def _split_refine(factory: str) -> tuple[str, str]:
 def stored_dimension(factory: str, dimension: int) -> int:
     """The dimension that is left after the transforms of a factory, for vectors of `dimension`."""
     for transform in parse(factory).transforms:
-        kind, number = re.fullmatch(r"([A-Za-z]+|L2norm)(?:\d+_)?(\d*)", transform).groups()  # type: ignore[union-attr]
-        if kind == "HR" and not number:
+        kind, number = re.fullmatch(r"([A-Za-z]+|L2[nN]orm)(?:\d+_)?(\d*)", transform).groups()  # type: ignore[union-attr]
+        if kind == "HR":  # its number is a seed
             dimension = 1 << (dimension - 1).bit_length()
         elif number and not re.fullmatch(r"OPQ\d+", transform):
             dimension = int(number)
@@ -133,7 +170,7 @@ def fixed_bytes(factory: str, dimension: int) -> int:
 
 
 def _transform_bytes(transform: str, dimension: int, inner: int) -> int:
-    if re.match("L2norm|Pad|HR", transform):
+    if re.match("L2[nN]orm|Pad|HR", transform):
         return 0
     # Principal components are kept whole, beside those that are used.
     matrices = dimension * (inner + dimension) if transform.startswith("PCA") else dimension * inner
@@ -151,6 +188,8 @@ def _code_bytes(code: str, dimension: int) -> int:
         return -(-int(found[1]) * int(found[2] or 8) // 8)
     if found := re.fullmatch(r"RaBitQ(?:fs)?(\d?)", code):
         return _rabitq_bytes(dimension, int(found[1] or 1))
+    if found := re.fullmatch(r"EDEN(\d?)", code):
+        return -(-dimension * int(found[1] or 1) // 8) + 8
     return _measured_code_bytes(code, dimension)
 
 
@@ -249,25 +288,131 @@ def _code_bits(code: str) -> int:
     return int(found[1] or 8) if found else 0
 
 
+# ---------------------------------------------------------------------------------------------------------
+# What it does
+# ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def properties(factory: str) -> Properties:
+    """What an index of this kind does, as it was measured.
+
+    Args:
+        factory: FAISS's description of the index, or "Milvus(<index type>)".
+
+    Raises:
+        UsageError: As `parse`.
+    """
+    if factory.startswith(_MILVUS):
+        return _of_milvus(factory)
+    parts = parse(factory)
+    row = storage_row(parts.within, parts.code)
+    steps = [step for name in parts.transforms if (step := transform_row(name)) is not None]
+    untested = "" if row is not None else _part(parts)
+    if parts.lists and not is_coarse(parts.coarse):
+        untested = untested or f"IVF{parts.lists}({parts.coarse})"
+    if row is None:
+        row = _ASSUMED
+    if parts.refine:
+        return _refined(factory, parts, row, untested)
+    irreversible = next((step.irreversible for step in steps if step.irreversible), "")
+    vectors = min([row.vectors, *(step.vectors for step in steps)], key=_VECTORS.index)
+    return Properties(
+        untested=untested,
+        refused=row.refused or irreversible or ("gives no vectors back" if vectors == "none" else ""),
+        vectors=vectors,
+        scores=min([row.scores, *(step.scores for step in steps)], key=_SCORES.index),
+        is_stable=row.is_stable,
+        is_matrix=row.is_matrix and not steps,
+        is_exhaustive=not parts.within and vectors == "same" and row.scores == "exact",
+        maps_lists=row.maps_lists,
+        most_results=row.most_results,
+    )
+
+
+def _of_milvus(factory: str) -> Properties:
+    """Of vectors in Milvus, which gives back what was added whatever it searches by."""
+    found = milvus_kind(factory.removeprefix(_MILVUS).removesuffix(")"))
+    return Properties(
+        untested="",
+        refused="",
+        vectors="same",
+        scores=found.scores,
+        is_stable=True,
+        is_matrix=False,
+        is_exhaustive=found.is_exhaustive,
+        maps_lists=False,
+        most_results=None,
+    )
+
+
+def _refined(factory: str, parts: Parts, row: Storage, untested: str) -> Properties:
+    """Of an index whose best are scored again: vectors and scores are those of the second index."""
+    panorama = factory.endswith(f",RefinePanorama({parts.refine})")
+    second = storage_row("", parts.refine)
+    if panorama or second is None or not second.can_refine:
+        untested = untested or (f"RefinePanorama({parts.refine})" if panorama else f"Refine({parts.refine})")
+    reason = "" if panorama else refused_in_refine(parts.refine)
+    if second is None:
+        second = _ASSUMED
+    return Properties(
+        untested=untested,
+        refused=row.refused or (f"refines with {parts.refine!r}, which {reason}" if reason else ""),
+        vectors=second.vectors,
+        scores=second.scores,
+        is_stable=second.is_stable,
+        is_matrix=False,
+        is_exhaustive=False,
+        maps_lists=row.maps_lists,
+        most_results=row.most_results,
+    )
+
+
+_MILVUS = "Milvus("
+_VECTORS = ("none", "near", "same")
+_SCORES = ("other", "rounded", "exact")
+_ASSUMED = Storage(code="", scores="other", is_stable=False, maps_lists=False)
+
+
+def _part(parts: Parts) -> str:
+    return f"{parts.within},{parts.code}" if parts.within else parts.code
+
+
+def refusal(factory: str, *, allow_untested: bool = False) -> str:
+    """Why an index of this kind is not used: known faults, or nothing measured; "" when it is.
+
+    Args:
+        factory: FAISS's description of the index.
+        allow_untested: Let kinds pass of which nothing was measured.
+
+    Raises:
+        UsageError: As `parse`.
+    """
+    found = properties(factory)
+    if found.refused or not found.untested or allow_untested:
+        return found.refused
+    return (
+        f"is untested: {found.untested!r} is not in the table of kinds whose results were measured (indexes."
+        "faiss_kinds). Allow it by allow_untested (--allow_untested) if you have compared its results with exact ones"
+    )
+
+
 def keeps_vectors(factory: str) -> bool:
     """Whether `reconstruct` gives back the very vectors that were added."""
-    parts = parse(factory)
-    if parts.refine:
-        return keeps_vectors(parts.refine)
-    return parts.code == "Flat" and not parts.transforms
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Searching
-# ---------------------------------------------------------------------------------------------------------
+    return properties(factory).vectors == "same"
 
 
 def survives_moving(factory: str) -> bool:
     """Whether a vector that is read back and added again is found as well as before, however often.
 
-    RaBitQ keeps one bit for each dimension: what is read back falls into other lists, and each time more is lost.
+    RaBitQ gives one bit of each dimension back, and the residual of SQtq is drawn anew: each time more is lost.
     """
-    return "RaBitQ" not in factory or bool(parse(factory).refine)
+    return properties(factory).is_stable
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Searching
+# ---------------------------------------------------------------------------------------------------------
 
 
 def search_parameters(factory: str) -> dict[str, tuple[int, ...]]:
@@ -278,12 +423,12 @@ def search_parameters(factory: str) -> dict[str, tuple[int, ...]]:
         found["nprobe"] = (*_powers(1, parts.lists), parts.lists)
         if parts.coarse.startswith("HNSW"):
             found["quantizer_efSearch"] = _powers(16, 1024)
-    if parts.neighbours and "HNSW" in factory:
+    if parts.graph == "HNSW":
         found["efSearch"] = _powers(16, 2048)
     if parts.refine:
         found["k_factor_rf"] = _powers(1, 128)
-    if parts.code.startswith("RaBitQ") and (parts.lists or not parts.code.startswith("RaBitQfs")):
-        found["qb"] = (4, 8)
+    if (row := storage_row(parts.within, parts.code)) is not None:
+        found |= {name: (4, 8) for name in row.parameters}
     return found
 
 
@@ -334,8 +479,9 @@ def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
         ("HNSW32", f"a graph finds neighbours fast (up to {_GRAPH_LIMIT:,})"),
         (f"IVF{lists},PQ{parts}x4fs,Refine(SQ8)", f"{clusters} (4 sqrt(n)), the best scored again at 8 bits"),
         (f"IVF{lists},PQ{parts}x4fs", f"{clusters}, not scored again"),
-        (f"IVF{lists},RaBitQ", f"{lists:,} clusters of one bit for each dimension"),
-        ("RaBitQ", "one bit for each dimension"),
+        # RaBitQ is as small, but its scores are not those of the vectors that it gives back (indexes.faiss_kinds).
+        (f"IVF{lists},EDEN", f"{lists:,} clusters of one bit for each dimension"),
+        ("EDEN", "one bit for each dimension"),
     ]
     return kinds if n <= _FLAT_LIMIT else kinds[1:] if n <= _GRAPH_LIMIT else kinds[2:]
 

@@ -5,6 +5,7 @@ The id of a vector is its row, from 0 on in the order of adding.
 Axes: N vectors in the index, B queries, k results, c candidates, d dimensions.
 """
 
+import logging
 import math
 import os
 import re
@@ -26,10 +27,13 @@ from faiss.contrib.factory_tools import reverse_index_factory
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.factory import EXAMPLES, keeps_vectors, parse, training_points
+from indexes.factory import EXAMPLES, Properties, parse, properties, refusal, training_points
+from indexes.faiss_kinds import storage_row
 from indexes.hardware import fast_bfloat16
 from indexes.screening import Screen
 from indexes.vectors import best_first, checked_matrix
+
+logger = logging.getLogger(__name__)
 
 # The stub of faiss lacks some of what is used here.
 _untyped: Any = faiss
@@ -61,44 +65,48 @@ class FaissIndex:
         self._factory = factory
         self._read_only = read_only
         self._mapped = mapped  # the index points into it
-        self._parameters = _understood(index)
+        self._parameters = _understood(index, factory)
         self._parameters = self._with(parameters)
         self._screen: Screen | None = None
         self._lock = Lock()
 
     @classmethod
-    def empty(cls, dimension: int, factory: str = "Flat", *, seed: int = 0) -> "FaissIndex":
+    def empty(
+        cls, dimension: int, factory: str = "Flat", *, seed: int = 0, allow_untested: bool = False
+    ) -> "FaissIndex":
         """An index without vectors.
 
         Args:
             dimension: d.
             factory: FAISS's description of the index, such as "Flat" or "IVF1024,PQ48x4fs,RFlat".
             seed: Of the clustering that some kinds need.
+            allow_untested: Also make kinds that are not in `indexes.faiss_kinds`, whose results nobody has compared.
 
         Raises:
             UsageError: The factory string is not valid, or not for this dimension, the inner product or getting
-                vectors back.
+                vectors back; or the kind is untested.
         """
         if re.search(r"IDMap2?", factory):
             raise UsageError(f"The id of a vector is its row, so leave the IDMap out of the factory {factory!r}.")
-        try:
-            index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"The factory must be an index that FAISS can make for {dimension} dimensions and the inner "
-                f"product, but {factory!r} is not: {_reason(error)}. Try one of {EXAMPLES}."
-            ) from error
-        if reason := _unfit(index):
+        known = refusal(factory, allow_untested=True)  # before FAISS makes anything of it
+        if not known:
+            index = raw_index(dimension, factory, seed=seed)
+        if reason := known or _unfit(index, factory) or refusal(factory, allow_untested=allow_untested):
             raise UsageError(
                 f"The factory must be an index that is searched by inner product and gives vectors back, but "
                 f"{factory!r} {reason}. Try one of {EXAMPLES}."
             )
-        _prepare_training(index, seed)
         return cls(index, factory)
 
     @classmethod
     def build(
-        cls, vectors_Nd: ArrayLike, *, factory: str = "Flat", train_vectors: ArrayLike | None = None, seed: int = 0
+        cls,
+        vectors_Nd: ArrayLike,
+        *,
+        factory: str = "Flat",
+        train_vectors: ArrayLike | None = None,
+        seed: int = 0,
+        allow_untested: bool = False,
     ) -> "FaissIndex":
         """Train where the factory needs it, then add all vectors.
 
@@ -107,22 +115,29 @@ class FaissIndex:
             factory: FAISS's description of the index.
             train_vectors: float32 [n, d] to train on; None trains on the vectors themselves.
             seed: Of the clustering that some kinds need.
+            allow_untested: As in `empty`.
 
         Raises:
-            UsageError: The factory string is not valid, or there are too few vectors to train on.
+            UsageError: The factory string is not valid or untested, or there are too few vectors to train on.
             DataError: A vector is not finite.
         """
         vectors = np.asarray(vectors_Nd)
         if vectors.ndim != 2:
             raise MismatchError(f"Vectors must have the shape [N, d], but {list(vectors.shape)} came.")
-        index = cls.empty(vectors.shape[1], factory, seed=seed)
+        index = cls.empty(vectors.shape[1], factory, seed=seed, allow_untested=allow_untested)
         index.train(vectors if train_vectors is None else train_vectors)
         index.add(vectors)
         return index
 
     @classmethod
     def load(
-        cls, path: str | Path, *, mmap: bool = False, factory: str | None = None, parameters: str = ""
+        cls,
+        path: str | Path,
+        *,
+        mmap: bool = False,
+        factory: str | None = None,
+        parameters: str = "",
+        allow_untested: bool = False,
     ) -> "FaissIndex":
         """Read an index that `save` or `write_flat` wrote.
 
@@ -133,9 +148,11 @@ class FaissIndex:
                 scan. The index is then read-only, and the file must stay as it is.
             factory: The factory string, which the file does not hold; None reconstructs it from the index.
             parameters: Search parameters to use where a search names none, such as "nprobe=32,k_factor_rf=4".
+            allow_untested: Whether the kind was allowed although it is untested. An untested kind is opened in any
+                case, as it may be older than the table of kinds; without this a warning is logged.
 
         Raises:
-            MismatchError: The file is missing, damaged, or not an inner-product index.
+            MismatchError: The file is missing, damaged, not an inner-product index, or of a kind with known faults.
             UsageError: The parameters do not belong to this kind of index.
         """
         path = Path(path)
@@ -149,13 +166,16 @@ class FaissIndex:
                 f"{path} must be a complete FAISS index, but it is damaged or truncated ({_reason(error)}). "
                 "Build the index again, or copy the file again."
             ) from error
-        if reason := _unfit(index):
+        factory = factory or _describe(index)
+        if reason := _unfit(index, factory) or refusal(factory, allow_untested=True):
             raise MismatchError(
                 f"{path} must be an index that is searched by inner product and gives vectors back, but it is "
-                f"{_describe(index)!r}, which {reason}. Build the index again with this library."
+                f"{factory!r}, which {reason}. Build the index again with this library."
             )
+        if warning := refusal(factory, allow_untested=allow_untested):
+            logger.warning("%s is opened, but its kind %r %s.", path, factory, warning)
         _mend(index)
-        return cls(index, factory or _describe(index), parameters=parameters, mapped=mapped, read_only=mmap)
+        return cls(index, factory, parameters=parameters, mapped=mapped, read_only=mmap)
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file."""
@@ -183,7 +203,9 @@ class FaissIndex:
     @property
     def is_trained(self) -> bool:
         """Whether vectors can be added; always true for kinds without training."""
-        return bool(self._index.is_trained)
+        # FAISS 1.15.1 says so of "IVF16,SQ0" before it has clusters.
+        ivf = [layer for layer in _layers(self._index) if isinstance(layer, faiss.IndexIVF)]
+        return bool(self._index.is_trained) and all(layer.quantizer.ntotal == layer.nlist for layer in ivf)
 
     @property
     def training_points(self) -> int:
@@ -193,7 +215,12 @@ class FaissIndex:
     @property
     def keeps_vectors(self) -> bool:
         """Whether `reconstruct` gives back the very vectors that were added."""
-        return keeps_vectors(self._factory)
+        return self.properties.vectors == "same"
+
+    @property
+    def properties(self) -> Properties:
+        """What this kind of index does (`indexes.faiss_kinds`)."""
+        return properties(self._factory)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -271,9 +298,13 @@ class FaissIndex:
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, but {k} came.")
-        if screen and not self._is_flat:
+        if screen and not self.properties.is_matrix:
             raise UsageError(
                 f'Only a "Flat" index can be screened, but this one is {self._factory!r}. Leave screen out.'
+            )
+        if (most := self.properties.most_results) is not None and k > most:
+            raise UsageError(
+                f"k must be at most {most:,}, the most that an index {self._factory!r} returns, but {k} came."
             )
         values = self._with(parameters or "")
         queries = self._matrix(queries_Bd)
@@ -294,7 +325,13 @@ class FaissIndex:
         if not len(self):  # which some kinds cannot search
             return np.full((len(queries_Bd), k), -np.inf, np.float32), np.full((len(queries_Bd), k), -1, np.int64)
         found: tuple[NDArray[np.float32], NDArray[np.int64]]
-        found = self._index.search(queries_Bd, k, params=_search_parameters(self._index, values))
+        try:
+            found = self._index.search(queries_Bd, k, params=_search_parameters(self._index, values))
+        except RuntimeError as error:
+            raise UsageError(
+                f"An index {self._factory!r} must be able to find {k} results, but FAISS says: {_reason(error)}. Use a "
+                f"smaller k, or build the index as one of {EXAMPLES}."
+            ) from error
         return found
 
     def _with(self, parameters: str) -> dict[str, float]:
@@ -311,14 +348,10 @@ class FaissIndex:
                 )
         return {**self._parameters, **named}
 
-    @property
-    def _is_flat(self) -> bool:
-        return isinstance(self._index, faiss.IndexFlat)
-
     def _screening_pays(self, queries: int, k: int, screen: bool | None) -> bool:
         if screen is None:
             many = queries >= _SCREENED_QUERIES and len(self) >= max(_SCREENED_VECTORS, 16 * _candidates(k))
-            return many and self._is_flat and self._mapped is None and fast_bfloat16()
+            return many and self.properties.is_matrix and self._mapped is None and fast_bfloat16()
         return screen and len(self) >= _candidates(k)
 
     def _screened_search(
@@ -421,45 +454,59 @@ def _unrefined_ivf(index: Any) -> Any:
     return layers[-1] if isinstance(layers[-1], faiss.IndexIVF) and not refined else None
 
 
-def _unfit(index: Any) -> str:
-    """What FAISS accepts and cannot do with an index; "" when it can do everything."""
+def raw_index(dimension: int, factory: str, *, seed: int = 0) -> Any:
+    """An index as FAISS makes it, whose clusterings are seeded; whether it can be used is not asked.
+
+    Args:
+        dimension: d.
+        factory: FAISS's description of the index.
+        seed: Of the clustering that some kinds need.
+
+    Raises:
+        UsageError: FAISS cannot make it.
+    """
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"The factory must be an index that FAISS can make for {dimension} dimensions and the inner "
+            f"product, but {factory!r} is not: {_reason(error)}. Try one of {EXAMPLES}."
+        ) from error
+    _prepare_training(index, seed)
+    return index
+
+
+def _unfit(index: Any, factory: str) -> str:
+    """What is wrong with an index itself, beside what `indexes.faiss_kinds` says of its kind; "" when nothing is."""
     if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
         return "maps ids, which are rows here"
-    *_, searched = layers = list(_layers(index))
-    if any(layer.metric_type != faiss.METRIC_INNER_PRODUCT for layer in layers):
+    if any(layer.metric_type != faiss.METRIC_INNER_PRODUCT for layer in _layers(index)):
         return "compares by distance whatever it is asked for"
-    if isinstance(searched, faiss.IndexRowwiseMinMaxBase | faiss.IndexNSG):
-        return "cannot be added to"
-    if isinstance(searched, _untyped.IndexIVFAdditiveQuantizerFastScan):
-        return "cannot be told for one search how many lists to look into"
-    if _direct_bytes(searched):
-        return "stores whole numbers from 0 to 255 only"
-    if not isinstance(layers[0], faiss.IndexRefine):
-        # Of FAISS 1.15's lists of RaBitQ for the fast scan come other vectors than went in (a mean cosine of 0.2).
-        if isinstance(searched, _untyped.IndexIVFFlatDedup | _untyped.IndexIVFRaBitQFastScan):
-            return "gives no vectors back"
-        if any(_is_whitened(layer) for layer in layers):
-            return "whitens, which cannot be undone"
-    return ""
-
-
-def _direct_bytes(index: Any) -> bool:
-    direct = (faiss.ScalarQuantizer.QT_8bit_direct, faiss.ScalarQuantizer.QT_8bit_direct_signed)
-    quantized = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer)
-    return quantized and index.sq.qtype in direct
-
-
-def _is_whitened(index: Any) -> bool:
-    if not isinstance(index, faiss.IndexPreTransform):
-        return False
-    return any(isinstance(step, faiss.PCAMatrix) and step.eigen_power != 0 for step in _steps(index.chain))
+    return _other_class(index, factory)
 
 
 def _describe(index: Any) -> str:
+    """The factory string of an index; the name of a class where FAISS has none, or the one of another kind."""
+    searched = list(_layers(index))[-1]
     try:
-        return str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
+        factory = str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
     except (NotImplementedError, AssertionError, KeyError):
-        return type(index).__name__
+        return type(searched).__name__
+    # It calls a FlatIPPanorama8 "Flat", and leaves the size of a block out of "PQ8x4fs_64".
+    misnamed = _other_class(index, factory) or getattr(searched, "bbs", 32) != 32
+    return type(searched).__name__ if misnamed else factory
+
+
+def _other_class(index: Any, factory: str) -> str:
+    """How the classes of an index differ from those of its kind; "" when they do not, or nothing is known of it."""
+    parts, layers = parse(factory), list(_layers(index))
+    found = [(storage_row(parts.within, parts.code), layers[-1])]
+    if isinstance(layers[0], faiss.IndexRefine):
+        found.append((storage_row("", parts.refine), faiss.downcast_index(layers[0].refine_index)))
+    for row, layer in found:
+        if row is not None and row.classes and type(layer).__name__ not in row.classes:
+            return f"holds a {type(layer).__name__} where {' or '.join(row.classes)} belongs"
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -509,7 +556,7 @@ def _possible(name: str, text: str) -> float:
     return value
 
 
-def _understood(index: Any) -> dict[str, float]:
+def _understood(index: Any, factory: str) -> dict[str, float]:
     """The search parameters of an index with values that find most true neighbours; FAISS's own look into little."""
     found: dict[str, float] = {}
     for layer in _layers(index):
@@ -521,8 +568,9 @@ def _understood(index: Any) -> dict[str, float]:
             found["nprobe"] = min(layer.nlist, max(8, layer.nlist // 16))
             if isinstance(faiss.downcast_index(layer.quantizer), faiss.IndexHNSW):
                 found["quantizer_efSearch"] = max(64, 2 * found["nprobe"])
-        if isinstance(layer, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan | faiss.IndexRaBitQ):
-            found["qb"] = 8
+    parts = parse(factory)
+    if (row := storage_row(parts.within, parts.code)) is not None:
+        found |= {name: _HIGHEST[name] for name in row.parameters}
     return found
 
 
@@ -540,7 +588,7 @@ def _search_parameters(index: Any, values: Mapping[str, float]) -> Any:
         return _untyped.SearchParametersHNSW(efSearch=int(values["efSearch"]))
     if isinstance(index, faiss.IndexIVF):
         return _ivf_parameters(index, values)
-    if isinstance(index, faiss.IndexRaBitQ):
+    if "qb" in values:
         return _untyped.RaBitQSearchParameters(qb=int(values["qb"]))
     return None
 
@@ -549,7 +597,7 @@ def _ivf_parameters(index: Any, values: Mapping[str, float]) -> Any:
     settings: dict[str, Any] = {"nprobe": min(index.nlist, int(values["nprobe"]))}
     if "quantizer_efSearch" in values:
         settings["quantizer_params"] = _untyped.SearchParametersHNSW(efSearch=int(values["quantizer_efSearch"]))
-    if isinstance(index, faiss.IndexIVFRaBitQ | faiss.IndexIVFRaBitQFastScan):
+    if "qb" in values:
         return _untyped.IVFRaBitQSearchParameters(qb=int(values["qb"]), **settings)
     return faiss.SearchParametersIVF(**settings)
 
@@ -650,9 +698,10 @@ def _lists_stay_on_disk(path: Path, factory: str | None) -> bool:
     """Whether most of a file is lists of the kind that FAISS can leave on disk."""
     if factory is not None:
         parts = parse(factory)
-        return bool(parts.lists) and not parts.refine
+        return bool(parts.lists) and not parts.refine and properties(factory).maps_lists
     with path.open("rb") as file:
-        return file.read(2) == b"Iw"
+        kind = file.read(4)
+    return kind.startswith(b"Iw") and kind != b"IwP2"  # the lists of FlatPanorama, which FAISS cannot map
 
 
 def write_flat(path: str | Path, blocks: Iterable[ArrayLike], dimension: int) -> int:

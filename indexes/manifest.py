@@ -125,6 +125,8 @@ class Manifest:
         chunking: `max_tokens` and `overlap` of the chunker that cut the passages; empty when they are whole.
         milvus: Where the vectors are if a Milvus server has them: its address and the collection.
         origin: The fingerprint of the corpus that the index was built from; it stays while the index changes.
+        allow_untested: Whether the kind of index was allowed although none of its results were compared
+            (`indexes.faiss_kinds`).
         plan: The SHA-256 of what the build was asked to do; a finished build is known by it.
         metric: Always "inner_product".
         created_by: The version of this library that built it.
@@ -150,6 +152,7 @@ class Manifest:
     milvus: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     plan: str = ""
+    allow_untested: bool = False
     metric: str = METRIC
     created_by: str = field(default_factory=lambda: f"{DISTRIBUTION} {_version(DISTRIBUTION)}")
     libraries: Mapping[str, str] = field(default_factory=lambda: {name: _version(name) for name in _LIBRARIES})
@@ -211,7 +214,8 @@ class Manifest:
                 f"{data['format_version']!r}. Build the index again, or install the version that made it "
                 f"({data.get('created_by', 'unknown')})."
             )
-        values = _checked(cls, data, where)
+        # Older manifests do not have it.
+        values = _checked(cls, {"allow_untested": False, **data}, where)
         values["segments"] = tuple(
             SegmentRecord(**_checked(SegmentRecord, record, f"{where}, segments")) for record in values["segments"]
         )
@@ -312,6 +316,7 @@ def _difference(expected: EncoderRecord, found: EncoderRecord) -> str:
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
+    "allow_untested": (bool,),
     "bytes": (int,),
     "chunking": (dict,),
     "dimension": (int,),
@@ -341,7 +346,7 @@ def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
         )
     for name, value in data.items():
         kinds = _KINDS.get(name, (str,))
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise MismatchError(
                 f"In {where}, {name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, but {value!r} "
                 f"came. {_REBUILD}"

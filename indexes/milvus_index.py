@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
+from indexes.milvus_kinds import LITE_TYPES, search_settings
 from indexes.vectors import best_first, checked_matrix
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ _REQUEST_BYTES = 2**23
 _REQUEST_RESULTS = 2**18
 _PROBES = 1024
 _CONNECT_SECONDS = 10.0
-# What milvus-lite builds. It takes any other name as well, and then searches without an index.
-_LITE_TYPES = ("AUTOINDEX", "FLAT", "HNSW", "HNSW_SQ", "IVF_FLAT", "IVF_SQ8")
 
 
 class MilvusIndex:
@@ -49,6 +48,9 @@ class MilvusIndex:
     folder) belongs to the first process that opens it until that one closes it or ends: any other gets a
     `ResourceError`. Within a process all segments of one address share a connection, which does not survive a fork:
     open the index in the process that uses it.
+
+    Only "FLAT" (and "GPU_BRUTE_FORCE") compares every vector. "AUTOINDEX" of milvus-lite is exact until `flush`, after
+    which a graph is built in the background that finds most of the best; ask for "FLAT" where results must be exact.
 
     What `add` has sent is found by every later search (consistency level "Strong"). It is sealed and indexed by
     `flush`, or by the server in its own time.
@@ -86,7 +88,7 @@ class MilvusIndex:
             collection: Letters, digits and underscores. All its segments have one dimension and one kind of index.
             segment: Its number in the collection. Milvus allows 1,023 segments unless it is told otherwise.
             dimension: d.
-            index_type: "AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", ... as Milvus names them.
+            index_type: "AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", ... as Milvus names them; "FLAT" for exact results.
             index_parameters: Of the index, such as {"M": 16, "efConstruction": 200}; only the first segment sets them.
             token: "user:password" or an API key; None reads the environment variable MILVUS_TOKEN. Never stored.
             timeout: Seconds that the server may take for one request.
@@ -196,6 +198,11 @@ class MilvusIndex:
         """What kind of index this is, such as "Milvus(HNSW)"."""
         return self._factory
 
+    @property
+    def index_type(self) -> str:
+        """As Milvus names it, such as "HNSW"."""
+        return self._factory.removeprefix("Milvus(").removesuffix(")")
+
     def add(self, vectors_nd: ArrayLike) -> None:
         """Append vectors; they get the next rows.
 
@@ -243,21 +250,22 @@ class MilvusIndex:
         Args:
             queries_Bd: float32 [B, d].
             k: How many results per query, at most 16,384: Milvus gives no more and no further pages.
-            parameters: How to search, such as "ef=64" or "nprobe=32,max_empty_result_buckets=1"; None leaves it to
-                the server.
+            parameters: How to search, such as "ef=64" or "nprobe=32", by the names and ranges of the index type
+                (`indexes.milvus_kinds`); "ef" and other numbers of candidates below k are raised to k. None leaves it
+                to the server.
 
         Returns:
             Scores, float32 [B, k], and rows, int64 [B, k]. Where fewer than k vectors are found, the rest has the row
             -1 and the score -inf. Which of several equal scores come in as the last ones is up to the server.
 
         Raises:
-            UsageError: k is out of range, or the parameters are not valid.
+            UsageError: k is out of range, or a parameter is not of this index type or out of its range.
             MismatchError: The queries have another dimension.
             ResourceError: The server cannot be reached or fails.
         """
         if not 1 <= k <= _MOST_RESULTS:
             raise UsageError(f"k must be from 1 to {_MOST_RESULTS:,}, the most that Milvus returns, but {k} came.")
-        settings = _search_settings(parameters)
+        settings = search_settings(parameters, self.index_type, k, is_lite=self._open_connection.is_lite)
         queries = self._matrix(queries_Bd)
         scores_Bk = np.full((len(queries), k), -np.inf, dtype=np.float32)
         rows_Bk = np.full((len(queries), k), -1, dtype=np.int64)
@@ -441,8 +449,8 @@ class _Connection:
         self, collection: str, dimension: int, index_type: str, parameters: dict[str, Any], timeout: float
     ) -> None:
         """Make the collection, or check that it is as wanted."""
-        if self.is_lite and index_type not in _LITE_TYPES:
-            raise UsageError(f"milvus-lite needs an index type of {', '.join(_LITE_TYPES)}, but {index_type!r} came.")
+        if self.is_lite and index_type not in LITE_TYPES:
+            raise UsageError(f"milvus-lite needs an index type of {', '.join(LITE_TYPES)}, but {index_type!r} came.")
         with self.asking(f"look for the collection {collection!r}"):
             exists = self.client.has_collection(collection, timeout=timeout)
         if not exists:
@@ -642,17 +650,6 @@ def _is_file(uri: str | Path) -> bool:
 
 def _partition(segment: int) -> str:
     return f"segment_{segment}"
-
-
-def _search_settings(parameters: str | None) -> dict[str, float]:
-    """Search parameters such as "nprobe=32,ef=64", as a dictionary."""
-    settings: dict[str, float] = {}
-    for part in parameters.split(",") if parameters else []:
-        match = re.fullmatch(r"\s*([A-Za-z_]\w*)=(-?\d+(?:\.\d+)?)\s*", part)
-        if match is None:
-            raise UsageError(f'Search parameters must be like "ef=64" or "nprobe=32,ef=64", but {parameters!r} came.')
-        settings[match[1]] = float(match[2]) if "." in match[2] else int(match[2])
-    return settings
 
 
 def _split(array: NDArray[Any], most: int) -> Iterator[NDArray[Any]]:

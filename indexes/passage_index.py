@@ -16,7 +16,7 @@ from indexes.bm25_index import BM25Index
 from indexes.corpus import Corpus
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.factory import keeps_vectors
+from indexes.factory import keeps_vectors, properties
 from indexes.manifest import MANIFEST_FILE, Manifest
 from indexes.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
 from indexes.shards import evenly_spaced
@@ -145,7 +145,13 @@ class PassageIndex:
 
         Raises:
             MismatchError: The other index holds other passages or vectors of another encoder.
+            UsageError: It does not search exactly.
         """
+        if not properties(reference.manifest.factory).is_exhaustive:
+            raise UsageError(
+                f'The reference must be searched exactly ("Flat", or FLAT in Milvus), but {reference.path} is '
+                f"{reference.manifest.factory!r}. Build an index of the same corpus with --factory Flat."
+            )
         self.manifest.check_corpus(reference.corpus)
         if reference.manifest.encoder.fingerprint != self.manifest.encoder.fingerprint:
             raise MismatchError(
@@ -218,7 +224,7 @@ class PassageIndex:
         cosines: list[float] = []
         if encoder is not None:
             self.manifest.check_encoder(encoder)
-            if self.manifest.milvus or keeps_vectors(self.manifest.factory):
+            if keeps_vectors(self.manifest.factory):
                 cosines = self._recomputed_cosines(encoder, sample)
         return {
             "files": len(self.manifest.files),

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import MismatchError, UsageError
-from indexes.factory import keeps_vectors, search_parameters
+from indexes.factory import keeps_vectors, properties, search_parameters
 
 _BLOCK = 16_384
 # A search is repeated until it has taken so many seconds, so that its time means something.
@@ -89,15 +89,18 @@ def tune(
         k: How many results a search will ask for.
         exact_ids_Bk: int64 [B, k or more], the rows that exact search finds, best first. None searches the stored
             vectors exactly; where the index keeps vectors only approximately (`keeps_vectors`), recall is then
-            measured against what is stored and not against what was added.
+            measured against what is stored and not against what was added. Kinds that do not score by the vectors
+            that they give back, such as RaBitQ, need them (`indexes.faiss_kinds`).
         on_trial: Called after each setting.
 
     Raises:
-        UsageError: There is nothing to search, or recall or k cannot be.
+        UsageError: There is nothing to search, recall or k cannot be, or this kind needs exact ids and none came.
         MismatchError: The exact ids do not belong to the queries.
     """
     queries = np.ascontiguousarray(queries_Bd, dtype=np.float32)
     k = _check(index, queries, recall, k)
+    if exact_ids_Bk is None:
+        _check_stored(index.factory)
     exact_Bk = _exact_ids(index, queries, k) if exact_ids_Bk is None else _given_ids(exact_ids_Bk, queries, k)
     tried: list[Trial] = []
 
@@ -127,6 +130,16 @@ def _check(index: Searchable, queries_Bd: NDArray[np.float32], recall: float, k:
             "Give it an index that is filled and some hundred questions."
         )
     return min(k, len(index))
+
+
+def _check_stored(factory: str) -> None:
+    """See that search over the stored vectors says what an index should find."""
+    kind = properties(factory)
+    if kind.scores == "other" and kind.vectors != "same":
+        raise UsageError(
+            f"Recall needs the results of exact search, but an index {factory!r} does not score by the vectors that it "
+            "gives back. Give exact_ids_Bk (--reference DIR, an index of the same corpus built with --factory Flat)."
+        )
 
 
 def _exact_ids(index: Searchable, queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:

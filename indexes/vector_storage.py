@@ -22,7 +22,9 @@ class VectorStorage(ABC):
     @staticmethod
     def of(path: Path, manifest: Manifest) -> "VectorStorage":
         """That of an index directory."""
-        return storage_in(path, manifest.factory, manifest.dimension, manifest.milvus)
+        return storage_in(
+            path, manifest.factory, manifest.dimension, manifest.milvus, allow_untested=manifest.allow_untested
+        )
 
     @abstractmethod
     def open(self, segments: Sequence[SegmentRecord], *, mmap: bool | None = None) -> list[SegmentVectors]:
@@ -48,9 +50,10 @@ class VectorStorage(ABC):
 class FaissFiles(VectorStorage):
     """A FAISS file beside the passages of each segment, all of one kind, and all with the same clusters."""
 
-    def __init__(self, path: Path, factory: str, dimension: int) -> None:
-        """The files of an index directory."""
+    def __init__(self, path: Path, factory: str, dimension: int, *, allow_untested: bool = False) -> None:
+        """The files of an index directory; one of an untested kind that was not allowed is opened with a warning."""
         self.path = path
+        self.allow_untested = allow_untested
         self.factory = factory
         self.dimension = dimension
 
@@ -64,7 +67,10 @@ class FaissFiles(VectorStorage):
         files = [self._file(segment.name) for segment in segments]
         if mmap is None:
             mmap = sum(file.stat().st_size for file in files if file.is_file()) > host_memory()[1] // 2
-        return [FaissIndex.load(file, mmap=mmap, factory=self.factory) for file in files]
+        return [self._load(file, mmap=mmap) for file in files]
+
+    def _load(self, file: Path, *, mmap: bool = False) -> FaissIndex:
+        return FaissIndex.load(file, mmap=mmap, factory=self.factory, allow_untested=self.allow_untested)
 
     def write(self, name: str, blocks: Iterable[Vectors]) -> None:
         """As `VectorStorage.write`; only a kind that keeps all vectors as they are is never in memory as a whole."""
@@ -74,14 +80,14 @@ class FaissFiles(VectorStorage):
         if self.factory == "Flat":
             write_path(file, lambda half: write_flat(half, blocks, self.dimension))
             return
-        index = FaissIndex.load(self.trained) if self.trained.is_file() else self.untrained()
+        index = self._load(self.trained) if self.trained.is_file() else self.untrained()
         for block_nd in blocks:
             index.add(block_nd)
         write_path(file, index.save)
 
     def untrained(self) -> FaissIndex:
-        """An index of this kind without vectors."""
-        return FaissIndex.empty(self.dimension, self.factory)
+        """An index of this kind without vectors; whether an untested one is allowed, `build_index` has asked."""
+        return FaissIndex.empty(self.dimension, self.factory, allow_untested=True)
 
     def keep_only(self, names: Set[str]) -> None:
         """As `VectorStorage.keep_only`: they go with the folders of their segments."""
@@ -131,8 +137,10 @@ class MilvusPartitions(VectorStorage):
         return MilvusIndex.create(self.uri, self.collection, int(name), self.dimension, index_type=self.index_type)
 
 
-def storage_in(path: Path, factory: str, dimension: int, milvus: Mapping[str, str]) -> VectorStorage:
+def storage_in(
+    path: Path, factory: str, dimension: int, milvus: Mapping[str, str], *, allow_untested: bool = False
+) -> VectorStorage:
     """The storage of a directory whose vectors are of a kind, on a Milvus server if one is named."""
     if milvus:
         return MilvusPartitions(factory, dimension, milvus["uri"], milvus["collection"])
-    return FaissFiles(path, factory, dimension)
+    return FaissFiles(path, factory, dimension, allow_untested=allow_untested)

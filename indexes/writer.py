@@ -320,7 +320,7 @@ class IndexWriter:
         positions = index.vectors.rows.positions(old)
         for start in range(0, len(positions), ROWS):
             block = positions[start : start + ROWS]
-            if index.manifest.milvus or survives_moving(index.manifest.factory):
+            if survives_moving(index.manifest.factory):
                 yield index.vectors.reconstruct(block)
             else:
                 yield self._load_encoder(index).encode_passages(index.corpus.take(block.tolist()))

@@ -94,6 +94,7 @@ class IndexJob:
     chunk_tokens: int | None = None
     chunk_overlap: int = 16
     max_memory: int | None = None
+    allow_untested: bool = False
     bm25: bool = False
     milvus: bool = False
     processes: int = 1
@@ -475,10 +476,11 @@ def measure_kind(factory: str, dimension: int) -> Kind:
 
 def _time_kind(factory: str, dimension: int) -> tuple[float, float]:
     """Seconds of training on, and of adding, one vector."""
-    from indexes.faiss_index import FaissIndex
+    from indexes.faiss_index import FaissIndex, raw_index
 
     vectors_nd = _gathered(PROBED, dimension)
-    index = FaissIndex.empty(dimension, factory)
+    # A part of an index that was looked at as a whole: alone it may give no vectors back, and need not.
+    index = FaissIndex(raw_index(dimension, factory), factory)
     started = time.process_time()
     index.train(vectors_nd)
     trained = time.process_time()
@@ -526,7 +528,7 @@ def layout(job: IndexJob, passages: int) -> Layout:
         return Layout(factory=f"Milvus({name})", reason="Milvus decides", rows=passages, segments=1, memory=None)
     d, factory, reason, memory = job.shape.dimension, job.factory, "as you say", None
     if factory != "auto":
-        FaissIndex.empty(d, factory)
+        FaissIndex.empty(d, factory, allow_untested=job.allow_untested)
     try:
         memory = memory_beside(job.max_memory, job.weight_bytes, narrow=job.is_narrow)
         if factory == "auto":

@@ -3,6 +3,7 @@
 Legend: B questions, n candidates, d embedding dimension, r adapter rank.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
+from indexes.factory import properties
 from indexes.passage_index import PassageIndex
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Explanation:
 
     dense_rank: int | None = None
     dense_score: float | None = None
-    """Inner product with the question, also where the passage is in no dense ranking."""
+    """The score of the dense ranking; where the passage is in none, the inner product of the question and the vector
+    that the index gives back."""
     bm25_rank: int | None = None
     bm25_score: float | None = None
     fused_score: float | None = None
@@ -47,8 +52,9 @@ class Candidates:
     passage_vectors_nd: Tensor
     """Stored embeddings of the passages, float32."""
     dense_scores_n: Tensor | None = None
-    """Inner products with the question as it was searched with (after the question adapter), float32; None when they
-    are `scores_n`."""
+    """Inner products of `passage_vectors_nd` with the question as it was searched with (after the question adapter),
+    float32; None when they are `scores_n`. They are not where a retriever ranks by something else, or where the index
+    scores by other numbers than the vectors that it gives back, such as RaBitQ (`indexes.faiss_kinds`)."""
     explanations: list[Explanation] | None = None
     """Why each was found, where a retriever says more than `scores_n` does."""
 
@@ -122,6 +128,7 @@ class Retriever(ABC):
         self.index = index
         self.encoder = encoder
         self.adapter = adapter or QuestionAdapter(encoder.dimension)
+        self._said_short = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -190,7 +197,8 @@ class Retriever(ABC):
     def score(self, candidates: Candidates) -> Tensor:
         """Scores `[n]` of given candidates under the current question adapter, with gradient to it.
 
-        They are `candidates.scores_n` as long as the adapter is what it was when they were searched for.
+        They are `candidates.scores_n` as long as the adapter is what it was when they were searched for, whatever the
+        kind of index: where its scores are no inner products, only their change is one.
         """
 
     def explain(self, candidates: Candidates) -> list[Explanation]:
@@ -218,6 +226,29 @@ class Retriever(ABC):
             passage_vectors_nd=torch.from_numpy(self.index.vectors.reconstruct(positions)),
         )
 
+    def _nearest(self, queries_Bd: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and positions of the k nearest vectors, [B, k]; -1 where there are fewer, which is said once."""
+        scores_Bk, positions_Bk = self.index.vectors.search(queries_Bd.numpy(), k)
+        short = int((positions_Bk < 0).any(axis=1).sum())
+        if short and k <= len(self.index) and not self._said_short:
+            self._said_short = True
+            logger.warning(
+                "Fewer than %d passages were found for %d of %d questions, although the index holds %d: its search "
+                "parameters look into too little (%s). Raise them with `rag index tune`.",
+                k,
+                short,
+                len(positions_Bk),
+                len(self.index),
+                self.index.manifest.search_parameters or "the defaults",
+            )
+        return scores_Bk, positions_Bk
+
+    def _with_change(self, candidates: Candidates) -> Tensor:
+        """The scores of the search, and what the question adapter has changed since at the inner products `[n]`."""
+        dense_n = self._inner_products(candidates)
+        found_n = candidates.scores_n if candidates.dense_scores_n is None else candidates.dense_scores_n
+        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device))
+
     def _inner_products(self, candidates: Candidates) -> Tensor:
         device = self.adapter.up_dr.device
         question_1d = self.adapter(candidates.question_vector_d.to(device).unsqueeze(0))
@@ -230,20 +261,31 @@ class DenseRetriever(Retriever):
     kind: ClassVar[str] = "dense"
 
     def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
-        scores_Bk, ids_Bk = self.index.vectors.search(searched_Bd.numpy(), k)
+        scores_Bk, ids_Bk = self._nearest(searched_Bd, k)
+        exact = properties(self.index.manifest.factory).scores == "exact"
         found = []
-        for question, base_d, scores_k, ids_k in zip(questions, base_Bd, scores_Bk, ids_Bk, strict=True):
+        for question, base_d, searched_d, scores_k, ids_k in zip(
+            questions, base_Bd, searched_Bd, scores_Bk, ids_Bk, strict=True
+        ):
             held = ids_k >= 0  # FAISS pads short results with -1, which a list would read as its last passage
             one = self._candidates(question, base_d, ids_k[held], torch.from_numpy(scores_k[held].copy()))
             explanations = [
                 Explanation(dense_rank=rank, dense_score=score) for rank, score in enumerate(one.scores_n.tolist(), 1)
             ]
-            found.append(replace(one, explanations=explanations))
+            dense_n = None if exact else one.passage_vectors_nd @ searched_d
+            found.append(replace(one, dense_scores_n=dense_n, explanations=explanations))
         return found
 
     def score(self, candidates: Candidates) -> Tensor:
-        """Inner products `[n]` of given candidates under the current question adapter, with gradient to it."""
-        return self._inner_products(candidates)
+        """Scores `[n]` of given candidates under the current question adapter, with gradient to it.
+
+        They are inner products q' . d where the index scores by them. Where it does not (`indexes.faiss_kinds`), they
+        are the scores of the search plus (q' - q'_0) . d, where q' is the adapted question now, q'_0 as it was
+        searched with, and d what the index gives back of a vector.
+        """
+        return (
+            self._with_change(candidates) if candidates.dense_scores_n is not None else self._inner_products(candidates)
+        )
 
 
 def _check_questions(questions: Sequence[str], k: int) -> None:

@@ -179,7 +179,7 @@ class HybridRetriever(WordRetriever):
         self, questions: Sequence[str], searched_Bd: Tensor, depth: int
     ) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
         """Per question the scores of the first passages by position, best first: dense, and BM25."""
-        dense = self.index.vectors.search(searched_Bd.numpy(), depth)
+        dense = self._nearest(searched_Bd, depth)
         return _by_position(*dense), _by_position(*self.bm25.search(questions, depth))
 
     def _fused(
@@ -198,7 +198,7 @@ class HybridRetriever(WordRetriever):
         dense_n = one.passage_vectors_nd @ searched_d
         dense_ranks, word_ranks = _ranks(dense), _ranks(words)
         explanations = [
-            Explanation(dense_ranks.get(p), score, word_ranks.get(p), words.get(p), fused[p])
+            Explanation(dense_ranks.get(p), dense.get(p, score), word_ranks.get(p), words.get(p), fused[p])
             for p, score in zip(positions, dense_n.tolist(), strict=True)
         ]
         return replace(one, dense_scores_n=dense_n, explanations=explanations)
@@ -219,9 +219,7 @@ class HybridRetriever(WordRetriever):
 
         Candidates that a `DenseRetriever` found get their dense scores.
         """
-        dense_n = self._inner_products(candidates)
-        found_n = candidates.scores_n if candidates.dense_scores_n is None else candidates.dense_scores_n
-        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device))
+        return self._with_change(candidates)
 
 
 def reciprocal_rank_fusion(

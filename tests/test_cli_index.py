@@ -9,6 +9,7 @@ from conftest import PASSAGES
 
 from indexes.corpus import Passage
 from indexes.encoder import Encoder
+from indexes.passage_index import PassageIndex
 from rag.cli import main
 
 NEW = [Passage("n0", "Elbe", "The Elbe is a river."), Passage("n1", "Vienna", "Vienna is the capital of Austria.")]
@@ -123,3 +124,38 @@ def test_tune_keeps_what_it_found(
     assert run([*words[:2], "--corpus", tmp_path / "new.jsonl", *words[4:], "--output", other], capsys)[0] == 0
     code, _, err = run([*tune, "--reference", other], capsys)
     assert code == 4 and "a corpus of 2 passages" in err
+
+    code, _, err = run([*tune, "--reference", tmp_path / "ivf"], capsys)
+    assert code == 2 and 'must be searched exactly ("Flat", or FLAT in Milvus)' in err and "'IVF4,Flat'" in err
+
+
+def test_an_untested_kind_is_refused_until_it_is_allowed_and_that_is_remembered(
+    built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    output, factory = tmp_path / "allowed", "IVF4(SQ6),Flat"
+    words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
+    words += ["--output", output, "--factory", factory]
+    code, _, err = run(words, capsys)
+    assert code == 2 and f"{factory!r} is untested" in err and "--allow_untested" in err and not output.exists()
+    assert result([*words, "--allow_untested"], capsys)["factory"] == factory
+    assert result([*words, "--allow_untested", "--resume"], capsys)["factory"] == factory
+    (tmp_path / "new.jsonl").write_text(rows(NEW))
+    assert result(["index", "add", output, "--corpus", tmp_path / "new.jsonl"], capsys)["passages"] == 14
+    assert result(["index", "compact", output], capsys)["version"] == 3
+    PassageIndex.open(output, encoder=encoder)
+    assert "is untested" not in caplog.text
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest.pop("allow_untested") is True
+    (output / "manifest.json").write_text(json.dumps(manifest))  # as an older version wrote it
+    queries = encoder.encode_questions(["capital of Austria"])
+    assert PassageIndex.open(output).vectors.search(queries, 14, parameters="nprobe=4")[1].min() == 0
+    assert f"its kind {factory!r} is untested" in caplog.text
+
+
+def test_a_kind_with_known_faults_is_refused_whatever_is_allowed(
+    built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, factory in (("index build", "HNSW16,SQ0"), ("plan index", "SQ8,Refine(FlatIPPanorama8)")):
+        words = [*command.split(), "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
+        code, _, err = run([*words, "--output", tmp_path / "no", "--factory", factory, "--allow_untested"], capsys)
+        assert code == 2 and repr(factory) in err and not (tmp_path / "no").exists()

@@ -1,10 +1,14 @@
 """Retrieval against numpy, the question adapter, and what a short index does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 
+from indexes.builder import build_index
+from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.passage_index import PassageIndex
@@ -71,3 +75,45 @@ def test_bad_questions(retriever: DenseRetriever) -> None:
         retriever.search(["fine", " "], 3)
     with pytest.raises(UsageError, match="k must be at least 1; 0 came"):
         retriever.search("fine", 0)
+
+
+@pytest.mark.parametrize("factory", ["RaBitQ8", "IVF2,RaBitQ", "PCA6,Flat", "PQ6x2", "SQtq4", "PQ6x4fs"])
+def test_the_learning_score_is_the_score_of_the_search_for_every_kind(
+    factory: str, encoder: Encoder, tmp_path: Path
+) -> None:
+    pairs = [(p, q) for p in PASSAGES for q in PASSAGES[:2]]
+    passages = [Passage(f"r{i}", p.title, f"{p.text} {q.text}") for i, (p, q) in enumerate(pairs)]
+    index = build_index(Corpus.from_passages(passages), encoder, tmp_path / "index", factory=factory, progress=False)
+    retriever = DenseRetriever(index, encoder)
+    for _ in range(2):  # before the question adapter has learned anything, and after
+        found = retriever.search(QUESTIONS[0], 8)
+        assert [e.dense_score for e in retriever.explain(found)] == found.scores_n.tolist()
+        scores_n = retriever.score(found)
+        torch.testing.assert_close(scores_n.detach(), found.scores_n, rtol=1e-4, atol=1e-5)
+        scores_n[0].backward()
+        assert retriever.adapter.up_dr.grad is not None and retriever.adapter.up_dr.grad.abs().sum() > 0
+        moved = found.reordered([3, 0])
+        torch.testing.assert_close(retriever.score(moved).detach(), moved.scores_n, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            searched_d = retriever._adapted(found.question_vector_d.unsqueeze(0))[0]
+            retriever.adapter.up_dr.copy_(torch.randn(retriever.adapter.up_dr.shape))
+    # What changes since a search is the change of the inner products with what the index gives back.
+    now_d = retriever.adapter(found.question_vector_d.unsqueeze(0))[0].detach()
+    expected_n = found.scores_n + found.passage_vectors_nd @ (now_d - searched_d)
+    torch.testing.assert_close(retriever.score(found).detach(), expected_n, rtol=1e-4, atol=1e-4)
+
+
+def test_short_results_are_said_once(encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = build_index(
+        Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="IVF6,Flat", progress=False
+    )
+    index.vectors.parameters = "nprobe=1"
+    retriever = DenseRetriever(index, encoder)
+    assert all(0 < len(found) < 12 for found in retriever.search(QUESTIONS, 12))
+    retriever.search(QUESTIONS, 12)
+    said = [record.getMessage() for record in caplog.records if "Fewer than 12 passages" in record.getMessage()]
+    assert len(said) == 1 and "for 2 of 2 questions, although the index holds 12" in said[0]
+    index.vectors.parameters = ""
+    caplog.clear()
+    DenseRetriever(index, encoder).search(QUESTIONS, 50)  # there are no more, which is no fault of the search
+    assert caplog.records == []

@@ -220,7 +220,7 @@ def test_choose_factory_within_memory() -> None:
         f"1,000,000 vectors need {needed / 1e9:.1f} GB as HNSW32, more than the 1.0 GB allowed: IVF4096"
     )
     assert choose_factory(10**6, 384, memory=60 * 10**6)[1].endswith(
-        "nothing fits, and RaBitQ comes closest with 98.0 MB"
+        "nothing fits, and EDEN comes closest with 98.0 MB"
     )
 
 

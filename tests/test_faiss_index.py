@@ -393,7 +393,7 @@ def test_another_layout_of_faiss_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
 def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
     faiss.write_index(faiss.IndexIDMap2(faiss.IndexFlatIP(D)), str(tmp_path / "mapped.faiss"))
     faiss.write_index(faiss.IndexFlatL2(D), str(tmp_path / "l2.faiss"))
-    with pytest.raises(MismatchError, match="it is 'Flat', which compares by distance whatever it is asked for"):
+    with pytest.raises(MismatchError, match="it is 'IndexFlatL2', which compares by distance whatever it is asked for"):
         FaissIndex.load(tmp_path / "l2.faiss")
     with pytest.raises(MismatchError, match="it is 'IDMap2,Flat', which maps ids, which are rows here"):
         FaissIndex.load(tmp_path / "mapped.faiss")

@@ -64,6 +64,16 @@ def test_json_is_deterministic_complete_and_read_back(manifest: Manifest, tmp_pa
     assert set(data["libraries"]) >= {"torch", "faiss-cpu", "sentence-transformers"}
 
 
+def test_a_manifest_from_before_untested_kinds_were_refused_is_read(manifest: Manifest) -> None:
+    old = json.loads(manifest.to_json())
+    assert old.pop("allow_untested") is False
+    assert Manifest.from_json(json.dumps(old)) == manifest
+    allowed = replace(manifest, allow_untested=True)
+    assert Manifest.from_json(allowed.to_json()) == allowed
+    with pytest.raises(MismatchError, match="'allow_untested' must be bool, but 'yes' came"):
+        Manifest.from_json(changed(manifest, allow_untested="yes"))
+
+
 def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, folder: Path) -> None:
     record = EncoderRecord.of(encoder)
     assert (record.name, record.dtype, record.max_length, record.revision) == ("tiny", "float32", None, None)

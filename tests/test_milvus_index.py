@@ -18,6 +18,8 @@ import pytest
 
 from indexes import DataError, FaissIndex, MilvusIndex, MismatchError, ResourceError, UsageError
 from indexes import milvus_index as module
+from indexes.factory import properties
+from indexes.milvus_kinds import search_settings
 
 grpc = pytest.importorskip("grpc", reason="Milvus is optional: pip install dro-rag[milvus]")
 pymilvus = pytest.importorskip("pymilvus", reason="Milvus is optional: pip install dro-rag[milvus]")
@@ -270,21 +272,111 @@ def test_the_largest_k(path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarra
 
 @pytest.mark.parametrize("parameters", ["ef", "ef=", "ef=many", "ef=64;nprobe=8", "ef=64,", "=3"])
 def test_wrong_parameters(parameters: str, path: Path, queries_Bd: np.ndarray) -> None:
-    with create(path) as index, pytest.raises(UsageError, match="must be like"):
+    with create(path, kind="HNSW") as index, pytest.raises(UsageError, match="must be like"):
         index.search(queries_Bd, 1, parameters=parameters)
+
+
+# milvus-lite 3.2.2 finds one of ten results with the first, and ignores the names of other types.
+@pytest.mark.parametrize(
+    ("kind", "parameters", "message"),
+    [
+        ("HNSW", "ef=0", "ef must be a whole number from 1 to .*, but '0' came"),
+        ("HNSW", "ef=-3", "but '-3' came"),
+        ("HNSW", "ef=2.5", "but '2.5' came"),
+        ("HNSW", "efSearch=64", r"index type 'HNSW' in milvus-lite \(ef\), but 'efSearch' came"),
+        ("HNSW", "ef=64,nprobe=8", "'nprobe' came"),
+        ("HNSW_SQ", "ef=0", "but '0' came"),
+        ("HNSW_SQ", "refine_k=2", "'refine_k' came"),
+        ("AUTOINDEX", "ef=0", "but '0' came"),
+        ("AUTOINDEX", "level=3", "'level' came"),
+        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but '0' came"),
+        ("IVF_FLAT", "ef=64", "'ef' came"),
+        ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "'max_empty_result_buckets' came"),
+        ("IVF_SQ8", "nprobe=70000", "but '70000' came"),
+        ("FLAT", "ef=64", r"\(none\), but 'ef' came"),
+    ],
+)
+def test_parameters_are_those_of_the_index_type(
+    kind: str, parameters: str, message: str, path: Path, queries_Bd: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create(path, kind=kind) as index:
+        monkeypatch.setattr(pymilvus.MilvusClient, "search", None)  # nothing is sent
+        with pytest.raises(UsageError, match=message):
+            index.search(queries_Bd, 1, parameters=parameters)
+
+
+def test_a_graph_keeps_at_least_as_many_candidates_as_results(
+    path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Milvus refuses an ef below k; FAISS, which milvus-lite uses, raises it."""
+    sent: list[dict] = []
+    search = pymilvus.MilvusClient.search
+
+    def sending(*arguments: Any, **settings: Any) -> Any:
+        sent.append(settings["search_params"]["params"])
+        return search(*arguments, **settings)
+
+    monkeypatch.setattr(pymilvus.MilvusClient, "search", sending)
+    with create(path, kind="HNSW") as index:
+        index.add(vectors_Nd)
+        index.flush()
+        for parameters, ef in (("ef=5", 20), ("ef=40", 40)):
+            assert (index.search(queries_Bd, 20, parameters=parameters)[1] >= 0).all()
+            assert sent.pop() == {"ef": ef}
+
+
+@pytest.mark.parametrize(
+    ("index_type", "parameters", "settings"),
+    [
+        ("IVF_PQ", "nprobe=32,max_empty_result_buckets=2", {"nprobe": 32, "max_empty_result_buckets": 2}),
+        ("IVF_RABITQ", "nprobe=8,rbq_query_bits=0,refine_k=1.5", {"nprobe": 8, "rbq_query_bits": 0, "refine_k": 1.5}),
+        ("SCANN", "nprobe=8,reorder_k=5", {"nprobe": 8, "reorder_k": 10}),
+        ("DISKANN", "search_list=64", {"search_list": 64}),
+        ("AUTOINDEX", "level=3", {"level": 3}),
+        ("HNSW_PQ", "", {}),
+        ("NEWER", None, {}),
+    ],
+)
+def test_parameters_of_a_server(index_type: str, parameters: str | None, settings: dict[str, float]) -> None:
+    assert search_settings(parameters, index_type, 10, is_lite=False) == settings
+    with pytest.raises(UsageError, match=f"index type '{index_type}' in Milvus .* 'beam' came"):
+        search_settings("beam=3", index_type, 10, is_lite=False)
+    if settings:
+        with pytest.raises(UsageError, match=r"must be a .*number from"):
+            search_settings(f"{next(iter(settings))}=-1", index_type, 10, is_lite=False)
+
+
+def test_only_flat_promises_exact_results_and_scores_are_told_apart() -> None:
+    kinds = {name: properties(f"Milvus({name})") for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
+    assert [kind.is_exhaustive for kind in kinds.values()] == [True, False, False, False]
+    assert [kind.scores for kind in kinds.values()] == ["exact", "exact", "other", "other"]
+    assert {kind.vectors for kind in kinds.values()} == {"same"}
+
+
+@pytest.mark.parametrize(("kind", "scores"), [("FLAT", True), ("HNSW", True), ("HNSW_SQ", False), ("IVF_SQ8", False)])
+def test_which_types_score_by_the_vectors_that_they_give_back(
+    kind: str, scores: bool, path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
+) -> None:
+    with create(path, kind=kind, index_parameters={"nlist": 4} if kind.startswith("IVF") else {}) as index:
+        index.add(vectors_Nd)
+        index.flush()
+    with MilvusIndex.open(path, "passages", 0) as index:  # now the index is built
+        scores_Bk, rows_Bk = index.search(queries_Bd, K)
+    found = np.abs(scores_Bk - np.take_along_axis(queries_Bd @ vectors_Nd.T, rows_Bk, axis=1)).max() < 1e-4
+    assert (found, properties(index.factory).scores == "exact") == (scores, scores)
 
 
 def test_parameters_that_the_server_refuses(
     path: Path, vectors_Nd: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise pymilvus.MilvusException(message="ef must be at least k")
+        raise pymilvus.MilvusException(message="nprobe must be at most nlist")
 
-    with create(path) as index:
+    with create(path, kind="IVF_FLAT") as index:
         monkeypatch.setattr(pymilvus.MilvusClient, "search", refuse)
-        with pytest.raises(UsageError, match="ef must be at least k"):
-            index.search(vectors_Nd, 9, parameters="ef=8")
-        with pytest.raises(ResourceError, match="ef must be at least k"):
+        with pytest.raises(UsageError, match="nprobe must be at most nlist"):
+            index.search(vectors_Nd, 9, parameters="nprobe=8")
+        with pytest.raises(ResourceError, match="nprobe must be at most nlist"):
             index.search(vectors_Nd, 9)
 
 

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig
 
-from indexes import PassageIndex
+from indexes import PassageIndex, UsageError
 from rag.cli import main
 from rag.plan import EncoderShape
 from rag.plan_index import (
@@ -28,6 +28,7 @@ from rag.plan_index import (
     index_seconds,
     invented_passages,
     layout,
+    measure_kind,
     peaks,
     render,
     speedup,
@@ -293,3 +294,15 @@ def test_rag_plan_is_still_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "plan index" in capsys.readouterr().out
     assert main(["plan", "indes"]) == 2
+
+
+def test_parts_of_an_index_are_timed_that_would_be_none_alone() -> None:
+    """What scores again gives the vectors back, so the lists before it need not."""
+    kind = measure_kind("IVF16,RaBitQfs,Refine(SQ8)", 16)
+    assert kind.train_seconds >= 0 and kind.add_seconds > 0
+
+
+def test_an_untested_kind_is_planned_when_it_is_allowed() -> None:
+    with pytest.raises(UsageError, match=r"'IVF16\(SQ6\),Flat' is untested: .*--allow_untested"):
+        layout(job(factory="IVF16(SQ6),Flat"), 100_000)
+    assert layout(job(factory="IVF16(SQ6),Flat", allow_untested=True), 100_000).factory == "IVF16(SQ6),Flat"

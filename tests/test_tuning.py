@@ -109,6 +109,19 @@ def test_lossy_kinds_say_what_recall_is_measured_against(vectors_Nd: np.ndarray,
     assert added.recall < 1 and "approximate" not in added.summary
 
 
+@pytest.mark.parametrize("factory", ["RaBitQ8", "IVF16,RaBitQ", "PCA8,Flat"])
+def test_kinds_that_score_by_something_else_need_exact_ids(
+    factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
+) -> None:
+    """RaBitQ8 finds nearly all of the best, and hardly what the one bit that it gives back would find."""
+    index = FaissIndex.build(vectors_Nd, factory=factory)
+    with pytest.raises(UsageError, match=rf"{factory!r} does not score by the vectors that it gives back.*--reference"):
+        tune(index, queries_Bd, k=K)
+    exact_Bk = np.argsort(-(queries_Bd @ vectors_Nd.T), axis=1)[:, :K]
+    found = tune(index, queries_Bd, k=K, exact_ids_Bk=exact_Bk, recall=0.9)
+    assert found.reached == (factory == "RaBitQ8")
+
+
 def test_flat_has_nothing_to_tune(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     found = tune(FaissIndex.build(vectors_Nd), queries_Bd)
     assert (found.parameters, found.recall, found.reached) == ("", 1.0, True)

@@ -542,17 +542,20 @@ def test_segments_stay_as_small_as_the_build_made_them(
     assert [segment.rows for segment in check(tmp_path / "index", encoder, left).manifest.segments] == [5, 5, 5, 5, 3]
 
 
-def test_one_bit_codes_do_not_wear_out(encoder: CountingEncoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("factory", ["IVF4,RaBitQ", "SQtq4", "IVF4,SQtq2", "RaBitQ4", "IVF4,EDEN"])
+def test_codes_that_do_not_survive_moving_do_not_wear_out(
+    factory: str, encoder: CountingEncoder, tmp_path: Path
+) -> None:
     """Merged again and again, they are those that one build makes, since passages are encoded again and not codes."""
     passages = [Passage(f"r{n}", "", f"river {n % 13} germany {n % 7} faust {n}") for n in range(90)]
-    build_index(Corpus.from_passages(passages[:80]), encoder, tmp_path / "index", factory="IVF4,RaBitQ", progress=False)
+    build_index(Corpus.from_passages(passages[:80]), encoder, tmp_path / "index", factory=factory, progress=False)
     with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
         for passage in passages[80:]:
             writer.add([passage])
         for _ in range(3):
             writer.compact()
     index = PassageIndex.open(tmp_path / "index")
-    fresh = FaissIndex.load(tmp_path / "index/trained.faiss")
+    fresh = FaissIndex.load(tmp_path / "index/trained.faiss", factory=factory)
     fresh.add(encoder.encode_passages(list(index.corpus)))
     queries = encoder.encode_questions(QUESTIONS)
     np.testing.assert_array_equal(index.vectors.search(queries, 10)[1], fresh.search(queries, 10)[1])
@@ -568,3 +571,14 @@ def test_an_index_of_the_pocket_encoder_changes_with_no_encoder_named(tmp_path: 
     changed = PassageIndex.open(tmp_path / "index")
     [[row]] = changed.vectors.search(Encoder.from_pretrained("pocket").encode_passages(NEW[:1]), 1)[1].tolist()
     assert changed.corpus[row] == NEW[0]
+
+
+def test_lists_that_faiss_cannot_map_are_changed(encoder: CountingEncoder, tmp_path: Path) -> None:
+    """A writer opens its index memory-mapped, which FAISS 1.15.1 cannot do with the lists of a Panorama."""
+    build_index(
+        Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="IVF2,FlatPanorama3", progress=False
+    )
+    with IndexWriter(tmp_path / "index", encoder, progress=False) as writer:
+        writer.add(NEW)
+        writer.compact()
+    check(tmp_path / "index", encoder, [*PASSAGES, *NEW])

@@ -26,6 +26,7 @@ from transformers import PrinterCallback
 
 from indexes.builder import build_index
 from indexes.encoder import Encoder
+from indexes.factory import properties
 from indexes.passage_index import PassageIndex
 from retriever.dense import Retriever
 from training.config import DROConfig
@@ -84,6 +85,7 @@ def refreshed(
         factory=index.manifest.factory.removeprefix("Milvus(").removesuffix(")"),
         milvus=index.manifest.milvus.get("uri"),
         bm25=bool(index.manifest.bm25),
+        allow_untested=bool(properties(index.manifest.factory).untested),  # the kind that is in use already
         progress=progress,
     )
 

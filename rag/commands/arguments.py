@@ -37,10 +37,20 @@ def building_arguments(parser: Any) -> None:
         "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
     )
     parser.add_argument(
+        "--allow_untested",
+        action="store_true",
+        help="also a FAISS factory string whose results this library has not compared with exact ones",
+    )
+    parser.add_argument(
         "--max_memory", type=str, help='most memory of the process, such as "8GB" (default: by machine)'
     )
     parser.add_argument("--bm25", action="store_true", help="also build a BM25 index, for hybrid search")
-    parser.add_argument("--milvus", type=str, help="keep vectors on this Milvus server, or in this file of Milvus Lite")
+    parser.add_argument(
+        "--milvus",
+        type=str,
+        help="keep vectors on this Milvus server, or in this file of Milvus Lite; --factory is then an index type of "
+        "Milvus, such as FLAT for exact results (default: AUTOINDEX, approximate)",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     parser.add_argument(
         "--dtype",

@@ -56,6 +56,7 @@ def _build(args: Any) -> Report:
         bm25=args.bm25,
         milvus=args.milvus,
         max_memory=args.max_memory,
+        allow_untested=args.allow_untested,
         on_error=args.on_error,
         overwrite=args.overwrite,
         resume=args.resume,

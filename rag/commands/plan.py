@@ -141,6 +141,7 @@ def _plan_index(args: Any) -> Report:
             chunk_tokens=args.chunk_tokens,
             chunk_overlap=args.chunk_overlap,
             max_memory=None if args.max_memory is None else parse_bytes(args.max_memory),
+            allow_untested=args.allow_untested,
             bm25=args.bm25,
             milvus=args.milvus is not None,
             processes=args.processes,
