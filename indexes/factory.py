@@ -35,6 +35,7 @@ _LARGEST_SAMPLE = 2**20
 _FLAT_LIMIT = 200_000
 _GRAPH_LIMIT = 2_000_000
 
+_PANORAMA = re.compile(r"Flat(?:IP)?Panorama(\d*)(?:_(\d+))?")  # levels, vectors of a block
 _MULTIPLES = {"": 1, "k": 1024, "M": 1024**2}
 _SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
 
@@ -164,6 +165,8 @@ def fixed_bytes(factory: str, dimension: int) -> int:
         size += int(parts.lists * bytes_per_vector(parts.coarse, inner))
         if parts.code.find("fs") > 0:
             size += parts.lists * _SCAN_BLOCK // 2 * int(_code_bytes(parts.code, inner))
+        if found := _PANORAMA.fullmatch(parts.code):
+            size += parts.lists * int(found[2] or 1024) // 2 * int(_code_bytes(parts.code, inner))
     if bits := _code_bits(parts.code):
         size += 2**bits * inner * _FLOAT
     return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
@@ -182,6 +185,8 @@ def _code_bytes(code: str, dimension: int) -> int:
         return _FLOAT * dimension
     if code in _SCALAR_BITS:
         return -(-dimension * _SCALAR_BITS[code] // 8)
+    if found := _PANORAMA.fullmatch(code):  # and what is left of a vector at the beginning and after each level
+        return _FLOAT * (dimension + int(found[1] or 8) + 1)
     if found := re.fullmatch(r"PQ(\d+)x4fsr?", code):
         return -(-int(found[1]) // 2)
     if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", code):
