@@ -181,7 +181,7 @@ def _transform_bytes(transform: str, dimension: int, inner: int) -> int:
 
 
 def _code_bytes(code: str, dimension: int) -> int:
-    if code == "Flat":
+    if code in ("Flat", "FlatDedup"):
         return _FLOAT * dimension
     if code in _SCALAR_BITS:
         return -(-dimension * _SCALAR_BITS[code] // 8)
