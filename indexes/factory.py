@@ -158,7 +158,7 @@ def bytes_per_vector(factory: str, dimension: int) -> float:
 
 
 def fixed_bytes(factory: str, dimension: int) -> int:
-    """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists for the fast scan."""
+    """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists that are blocks."""
     parts, inner = parse(factory), stored_dimension(factory, dimension)
     size = sum(_transform_bytes(transform, dimension, inner) for transform in parts.transforms)
     if parts.lists:
@@ -166,7 +166,7 @@ def fixed_bytes(factory: str, dimension: int) -> int:
         if parts.code.find("fs") > 0:
             size += parts.lists * _SCAN_BLOCK // 2 * int(_code_bytes(parts.code, inner))
         if found := _PANORAMA.fullmatch(parts.code):
-            size += parts.lists * int(found[2] or 1024) // 2 * int(_code_bytes(parts.code, inner))
+            size += parts.lists * (int(found[2] or 1024) - 1) * int(_code_bytes(parts.code, inner)) // 2
     if bits := _code_bits(parts.code):
         size += 2**bits * inner * _FLOAT
     return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
