@@ -35,6 +35,7 @@ _LARGEST_SAMPLE = 2**20
 _FLAT_LIMIT = 200_000
 _GRAPH_LIMIT = 2_000_000
 
+_PANORAMA = re.compile(r"Flat(?:IP)?Panorama(\d*)(?:_(\d+))?")  # levels, vectors of a block
 _MULTIPLES = {"": 1, "k": 1024, "M": 1024**2}
 _SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
 
@@ -157,13 +158,15 @@ def bytes_per_vector(factory: str, dimension: int) -> float:
 
 
 def fixed_bytes(factory: str, dimension: int) -> int:
-    """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists for the fast scan."""
+    """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists that are blocks."""
     parts, inner = parse(factory), stored_dimension(factory, dimension)
     size = sum(_transform_bytes(transform, dimension, inner) for transform in parts.transforms)
     if parts.lists:
         size += int(parts.lists * bytes_per_vector(parts.coarse, inner))
         if parts.code.find("fs") > 0:
             size += parts.lists * _SCAN_BLOCK // 2 * int(_code_bytes(parts.code, inner))
+        if found := _PANORAMA.fullmatch(parts.code):
+            size += parts.lists * (int(found[2] or 1024) - 1) * int(_code_bytes(parts.code, inner)) // 2
     if bits := _code_bits(parts.code):
         size += 2**bits * inner * _FLOAT
     return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
@@ -178,10 +181,12 @@ def _transform_bytes(transform: str, dimension: int, inner: int) -> int:
 
 
 def _code_bytes(code: str, dimension: int) -> int:
-    if code == "Flat":
+    if code in ("Flat", "FlatDedup"):
         return _FLOAT * dimension
     if code in _SCALAR_BITS:
         return -(-dimension * _SCALAR_BITS[code] // 8)
+    if found := _PANORAMA.fullmatch(code):  # and what is left of a vector at the beginning and after each level
+        return _FLOAT * (dimension + int(found[1] or 8) + 1)
     if found := re.fullmatch(r"PQ(\d+)x4fsr?", code):
         return -(-int(found[1]) // 2)
     if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", code):

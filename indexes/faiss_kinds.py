@@ -330,8 +330,8 @@ TRANSFORMS: tuple[Transform, ...] = (
 )
 
 REFUSED_IN_REFINE = {
-    r"(?:.+,)?IVF.+|.+fs(?:_\d+)?": "cannot score again: FAISS scores no single vector of it, and the process ends at "
-    "the first search",
+    r"(?:.+,)?IVF.+|.+fsr?\d*(?:_.+)?": "cannot score again: FAISS scores no single vector of it, and the process ends "
+    "at the first search",
     r"(?:.+,)?FlatIPPanorama.+": "scores other vectors than its own, since FAISS then reads its blocks as rows",
     "SQ0": "stores nothing of a vector",
 }

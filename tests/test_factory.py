@@ -39,6 +39,8 @@ SIZES = {
     "HNSW32,SQ8": 32 + 4 * (64 + 32 / 31) + 12,
     "IVF16,Flat": 128 + 8,
     "IVF16,SQ8": 32 + 8,
+    "IVF16,FlatPanorama8_16": 128 + 4 * 9 + 8,
+    "EDEN": 4 + 8,
     "IVF16,PQ8x4fs": 4 + 8,
     "IVF16,PQ8x4fs,RFlat": 4 + 8 + 128,
     "IVF16,PQ8x4fs,Refine(SQ8)": 4 + 8 + 32,

@@ -10,6 +10,8 @@ from threadpoolctl import threadpool_limits
 
 from indexes import FaissIndex, MismatchError, UsageError
 from indexes.factory import (
+    build_bytes,
+    bytes_per_vector,
     choose_factory,
     keeps_vectors,
     properties,
@@ -227,6 +229,8 @@ def test_every_column_of_every_storage(
     before = recall(index, queries_Bd, vectors_Nd)
     assert before > 0.12  # fifteen times chance, for the coarsest codes of two bytes
     assert_files_agree(index, row, queries_Bd, tmp_path)
+    # What a build of an index directory asks first; the sizes themselves are in tests/test_factory.py.
+    assert build_bytes(factory, N, D) > N * bytes_per_vector(factory, D) > 0
     if row.vectors != "none":
         assert scores_given(built(factory, long_Nd), queries_Bd) == row.scores
         after = recall(moved(index, tmp_path / "trained"), queries_Bd, vectors_Nd)
