@@ -37,7 +37,7 @@ _GRAPH_LIMIT = 2_000_000
 
 _PANORAMA = re.compile(r"Flat(?:IP)?Panorama(\d*)(?:_(\d+))?")  # levels, vectors of a block
 _MULTIPLES = {"": 1, "k": 1024, "M": 1024**2}
-_SCALAR_BITS = {"SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
+_SCALAR_BITS = {"SQ0": 0, "SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def properties(factory: str) -> Properties:
     vectors = min([row.vectors, *(step.vectors for step in steps)], key=_VECTORS.index)
     return Properties(
         untested=untested,
-        refused=row.refused or irreversible or ("gives no vectors back" if vectors == "none" else ""),
+        refused=row.refused or row.refused_alone or irreversible or _without_vectors(vectors),
         vectors=vectors,
         scores=min([row.scores, *(step.scores for step in steps)], key=_SCORES.index),
         is_stable=row.is_stable,
@@ -377,6 +377,10 @@ _MILVUS = "Milvus("
 _VECTORS = ("none", "near", "same")
 _SCORES = ("other", "rounded", "exact")
 _ASSUMED = Storage(code="", scores="other", is_stable=False, maps_lists=False)
+
+
+def _without_vectors(vectors: Vectors) -> str:
+    return "gives no vectors back" if vectors == "none" else ""
 
 
 def _part(parts: Parts) -> str:

@@ -57,6 +57,8 @@ class Storage:
     """Whether it may score the best of another index again, in `Refine(...)`."""
     refused: str = ""
     """Why it cannot be used at all."""
+    refused_alone: str = ""
+    """Why it can be used only where the best are scored again, as in "IVF16,SQ0,RFlat"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +209,12 @@ STORAGES: tuple[Storage, ...] = (
         classes=("IndexIVFScalarQuantizer",),
         is_stable=False,
     ),
-    # It also calls itself trained while it has no clusters, and then finds nothing.
+    # It also calls itself trained while it has no clusters, and then finds nothing: FaissIndex.is_trained counts them.
     Storage(
         within="IVF",
         code="SQ0",
-        refused="stores nothing of a vector but its cluster, so that all in one score the same",
+        classes=("IndexIVFScalarQuantizer",),
+        refused_alone="stores nothing of a vector but its cluster, so that all in one score the same; refine it (RFlat)",
     ),
     Storage(within="IVF", code="SQ8_direct(?:_signed)?", refused="stores whole numbers from 0 to 255 only"),
     Storage(

@@ -33,7 +33,6 @@ ROWS = [
 REFUSED = {
     "SQ0": "stores nothing of a vector",
     "IVF16,SQ0": "stores nothing of a vector but its cluster",
-    "IVF16,SQ0,RFlat": "stores nothing of a vector but its cluster",
     "HNSW16,SQ0": "cannot be built",
     "HNSW16,SQtq4": "cannot be built",
     "HNSW16,SQtq2,RFlat": "cannot be built",
@@ -176,12 +175,24 @@ def test_turboquant_is_not_moved(code: str, stable: bool) -> None:
 
 
 @pytest.mark.parametrize("factory", ["IVF16,SQ0", "IVF16,SQ0,RFlat"])
-def test_lists_without_clusters_are_not_trained(factory: str, vectors_Nd: np.ndarray) -> None:
+def test_lists_without_clusters_are_not_trained(factory: str) -> None:
     """FAISS 1.15.1 calls an inverted file of no bits trained as it is made, and then finds row -1 only."""
     raw = raw_index(D, factory)
     assert raw.is_trained and not FaissIndex(raw, factory).is_trained
-    with pytest.raises(UsageError, match=f"'{factory}' stores nothing of a vector but its cluster"):
-        FaissIndex.build(vectors_Nd, factory=factory)
+
+
+def test_clusters_alone_find_when_the_best_are_scored_again(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+    """Every vector of a cluster scores the same, so with all of them scored again the results are exact."""
+    with pytest.raises(UsageError, match="'IVF16,SQ0' stores nothing of a vector but its cluster"):
+        FaissIndex.build(vectors_Nd, factory="IVF16,SQ0")
+    index = FaissIndex.build(vectors_Nd, factory="IVF16,SQ0,RFlat")
+    assert (index.search(queries_Bd, K)[1] >= 0).all()
+    scores_Bk, rows_Bk = index.search(queries_Bd, K, parameters=f"nprobe=16,k_factor_rf={N // K}")
+    products_BN = queries_Bd @ vectors_Nd.T
+    np.testing.assert_array_equal(rows_Bk, np.argsort(-products_BN, axis=1)[:, :K])
+    np.testing.assert_allclose(scores_Bk, np.sort(products_BN, axis=1)[:, ::-1][:, :K], rtol=1e-5)
+    np.testing.assert_array_equal(index.reconstruct(np.arange(N)), vectors_Nd)
+    assert bytes_per_vector("IVF16,SQ0,RFlat", D) == bytes_per_vector("IVF16,Flat", D)
 
 
 def test_lists_that_faiss_cannot_map_are_read(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
