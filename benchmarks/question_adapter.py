@@ -23,7 +23,7 @@ from rag import RAG
 from rag.pocket import POCKET
 from rag.significance import paired_bootstrap
 from retriever import DenseRetriever, SelectorConfig
-from training import DROConfig, QAExample, load_examples
+from training import DROConfig, QAExample, load_examples, retrieve
 from training.estimation import EStep, Posterior
 from training.maximization import distilled_loss, selection_losses
 
@@ -120,7 +120,7 @@ def loss_of(rag: RAG, posteriors: Sequence[Posterior], objective: str) -> Tensor
 
 def recalls(retriever: DenseRetriever, examples: Sequence[QAExample]) -> dict[int, list[float]]:
     """Per cut, every question's share of gold passages among the first so many."""
-    found = retriever.search([e.question for e in examples], max(CUTS))
+    found = retrieve(retriever, examples, max(CUTS))
     return {
         k: [len(set(c.ids[:k]) & set(e.gold_ids)) / len(set(e.gold_ids)) for c, e in zip(found, examples, strict=True)]
         for k in CUTS

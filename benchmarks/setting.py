@@ -172,7 +172,7 @@ class StoredRetriever(DenseRetriever):
         self.adapter = QuestionAdapter(DIMENSION).to(device)
         self.stored = {c.question: c for c in candidates}
 
-    def search(self, question: Any, k: int = 20) -> Any:
+    def search(self, question: Any, k: int = 20, *, ignored_ids: Sequence[str | None] = ()) -> Any:
         """The stored candidates of each question."""
         return self.stored[question] if isinstance(question, str) else [self.stored[q] for q in question]
 

@@ -3,6 +3,16 @@
 from collections.abc import Collection
 
 
+def document_of(passage_id: str) -> str:
+    """The id of the document that a passage is a chunk of, by the form of its id; else the id itself.
+
+    >>> [document_of(id) for id in ("a", "a#12", "b#x", "b#x#0")]
+    ['a', 'a', 'b#x', 'b#x']
+    """
+    document, mark, number = passage_id.rpartition("#")
+    return document if mark and number.isdecimal() else passage_id
+
+
 def gold_document(passage_id: str, gold_ids: Collection[str]) -> str | None:
     """The gold document that a passage is, or is a chunk of; None if it is none of them.
 
@@ -13,5 +23,5 @@ def gold_document(passage_id: str, gold_ids: Collection[str]) -> str | None:
     """
     if passage_id in gold_ids:
         return passage_id
-    document, mark, number = passage_id.rpartition("#")
-    return document if mark and number.isdecimal() and document in gold_ids else None
+    document = document_of(passage_id)
+    return document if document in gold_ids else None

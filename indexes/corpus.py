@@ -14,7 +14,7 @@ import struct
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import pyarrow as pa
 from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
+from indexes.chunk_ids import document_of
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.formats import BATCH_ROWS, TEXT_FIELDS, BrokenRow, Place, Row, has_content
 from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
@@ -90,6 +91,7 @@ class Corpus:
         self._fingerprint = fingerprint
         self._quarantined = quarantined
         self._id_lookup: tuple[np.ndarray, np.ndarray] | None = None
+        self._document_lookup: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def from_file(
@@ -265,6 +267,22 @@ class Corpus:
             f"{self[0].id!r}. Check the spelling and that this is the corpus the id was made for."
         )
 
+    def document_positions(self, id: str) -> list[int]:
+        """The position of the passage with this id, else those of the chunks of this document, in order; maybe none.
+
+        The first call reads all ids, once, and keeps 16 bytes per passage.
+        """
+        if self._document_lookup is None:
+            self._document_lookup = self._hashed(document_of)
+        hashes, order = self._document_lookup
+        # A passage "a#1" is looked for among what may be chunks of "a", and its own chunks "a#1#0" under its name.
+        keys = {hash(id), hash(document_of(id))}
+        found = sorted({p for key in keys for p in order[slice(*np.searchsorted(hashes, [key, key + 1]))].tolist()})
+        ids = {position: passage.id for position, passage in zip(found, self.take(found), strict=True)}
+        # A document that is there as a whole is not cut, whatever else is named like a chunk of it.
+        whole = [position for position in found if ids[position] == id]
+        return whole or [position for position in found if document_of(ids[position]) == id]
+
     def known_ids(self, ids: Iterable[str]) -> set[str]:
         """Those of the ids that passages of this corpus have; one pass over its ids, however many are asked for."""
         wanted, known = set(ids), set()
@@ -281,11 +299,14 @@ class Corpus:
     def _lookup(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted hashes of the ids and the positions they belong to: 16 bytes per passage, unlike a dict."""
         if self._id_lookup is None:
-            hashes = array("q", (hash(id_) for batch in self._id_batches() for id_ in batch))
-            values = np.frombuffer(hashes, dtype=np.int64)
-            order = np.argsort(values, kind="stable")
-            self._id_lookup = values[order], order
+            self._id_lookup = self._hashed(lambda id_: id_)
         return self._id_lookup
+
+    def _hashed(self, name: Callable[[str], str]) -> tuple[np.ndarray, np.ndarray]:
+        hashes = array("q", (hash(name(id_)) for batch in self._id_batches() for id_ in batch))
+        values = np.frombuffer(hashes, dtype=np.int64)
+        order = np.argsort(values, kind="stable")
+        return values[order], order
 
     def _id_batches(self) -> Iterator[list[str]]:
         for batch in self._dataset.select_columns("id").iter(batch_size=BATCH_ROWS):

@@ -84,8 +84,8 @@ def mixed_tokens(text: str) -> list[str]:
 def word_count(text: str) -> int:
     """How many words a text has: what stands between blanks, as lm-evaluation-harness counts.
 
-    A text whose letters are for the most part of unspaced scripts has as many words as mixed tokens instead: foreign names in a
-    spaced text, as in WikiText, change nothing.
+    A text whose letters are for the most part of unspaced scripts has as many words as mixed tokens instead: foreign
+    names in a spaced text, as in WikiText, change nothing.
 
     >>> [word_count(text) for text in ("two words.", "Beijing (北京) it is.", "北京 2008年。")]
     [2, 4, 4]

@@ -8,7 +8,7 @@ beside it allow.
 Axes: N vectors, B queries, k results, d dimensions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from time import perf_counter
@@ -78,6 +78,7 @@ def tune(
     recall: float = 0.95,
     k: int = 20,
     exact_ids_Bk: ArrayLike | None = None,
+    ignored: Sequence[Collection[int]] = (),
     on_trial: Callable[[Trial], object] | None = None,
 ) -> Tuning:
     """Find the fastest search parameters whose recall is high enough.
@@ -91,6 +92,8 @@ def tune(
             vectors exactly; where the index keeps vectors only approximately (`keeps_vectors`), recall is then
             measured against what is stored and not against what was added. Kinds that do not score by the vectors
             that they give back, such as RaBitQ, need them (`indexes.faiss_kinds`).
+        ignored: For each query the rows that it must not find, such as a question's own passage; every search then asks
+            for as many more, and k others count. The exact ids hold as many more as well.
         on_trial: Called after each setting.
 
     Raises:
@@ -101,11 +104,14 @@ def tune(
     k = _check(index, queries, recall, k)
     if exact_ids_Bk is None:
         _check_stored(index.factory)
-    exact_Bk = _exact_ids(index, queries, k) if exact_ids_Bk is None else _given_ids(exact_ids_Bk, queries, k)
+    ignored = _check_ignored(ignored, queries)
+    deep = min(k + max(map(len, ignored)), len(index))
+    exact_BD = _exact_ids(index, queries, deep) if exact_ids_Bk is None else _given_ids(exact_ids_Bk, queries, deep)
+    exact = _first_k(exact_BD, k, ignored)
     tried: list[Trial] = []
 
     def attempt(parameters: str) -> Trial:
-        trial = _attempt(index, queries, k, parameters, exact_Bk)
+        trial = _attempt(index, queries, k, parameters, exact, ignored)
         tried.append(trial)
         if on_trial is not None:
             on_trial(trial)
@@ -166,17 +172,38 @@ def _given_ids(exact_ids_Bk: ArrayLike, queries_Bd: NDArray[np.float32], k: int)
     return ids_Bk[:, :k]
 
 
+def _check_ignored(ignored: Sequence[Collection[int]], queries_Bd: NDArray[np.float32]) -> Sequence[Collection[int]]:
+    if ignored and len(ignored) != len(queries_Bd):
+        raise MismatchError(
+            f"Rows to ignore must come for each of {len(queries_Bd)} queries, but for {len(ignored)} they came."
+        )
+    return ignored or [()] * len(queries_Bd)
+
+
+def _first_k(ids_BD: NDArray[np.int64], k: int, ignored: Sequence[Collection[int]]) -> list[NDArray[np.int64]]:
+    """Of each query the first k that it does not ignore; fewer where the index holds no more."""
+    pairs = zip(ids_BD, ignored, strict=True)
+    return [ids_D[(ids_D >= 0) & ~np.isin(ids_D, list(without))][:k] for ids_D, without in pairs]
+
+
 def _attempt(
-    index: Searchable, queries_Bd: NDArray[np.float32], k: int, parameters: str, exact_Bk: NDArray[np.int64]
+    index: Searchable,
+    queries_Bd: NDArray[np.float32],
+    k: int,
+    parameters: str,
+    exact: Sequence[NDArray[np.int64]],
+    ignored: Sequence[Collection[int]],
 ) -> Trial:
+    deep = min(k + max(map(len, ignored)), len(index))
     shortest, total = np.inf, 0.0
     while total < _SECONDS:
         started = perf_counter()
-        _, ids_Bk = index.search(queries_Bd, k, parameters=parameters)
+        _, ids_BD = index.search(queries_Bd, deep, parameters=parameters)
         took = perf_counter() - started
         shortest, total = min(shortest, took), total + took
-    found = [len(np.intersect1d(ids_k, exact_k)) for ids_k, exact_k in zip(ids_Bk, exact_Bk, strict=True)]
-    return Trial(parameters, float(np.mean(found)) / k, len(queries_Bd) / shortest)
+    pairs = zip(_first_k(ids_BD, k, ignored), exact, strict=True)
+    found = sum(len(np.intersect1d(ids_k, exact_k)) for ids_k, exact_k in pairs)
+    return Trial(parameters, found / max(sum(map(len, exact)), 1), len(queries_Bd) / shortest)
 
 
 def _sweep(ladders: Mapping[str, tuple[int, ...]], recall: float, attempt: Callable[[str], Trial]) -> None:

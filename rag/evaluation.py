@@ -24,6 +24,7 @@ from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, 
 from rag.significance import bootstrap_intervals
 from retriever.dense import Candidates, Retriever
 from training.data import QAExample
+from training.self_retrieval import retrieve
 
 if TYPE_CHECKING:
     from rag.pipeline import Answer
@@ -114,7 +115,7 @@ def evaluate(
     with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
         for start in range(0, len(kept), batch_size):
             batch = order[start : start + batch_size]
-            candidates = rag.retriever.search([kept[i].question for i in batch], rag.num_candidates)
+            candidates = retrieve(rag.retriever, [kept[i] for i in batch], rag.num_candidates)
             for i, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
                 done[i] = answer, score(kept[i], found, answer, cutoffs), _hits(found)
             bar.update(len(batch))
@@ -233,7 +234,7 @@ def answerable(rag: Answerer, examples: Sequence[QAExample], *, batch_size: int 
     kept: list[QAExample] = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        candidates = rag.retriever.search([e.question for e in batch], rag.num_candidates)
+        candidates = retrieve(rag.retriever, batch, rag.num_candidates)
         for example, found in zip(batch, candidates, strict=True):
             if answer_recall([p.contents for p in found.passages], example.golden_answers, rag.num_candidates):
                 kept.append(example)

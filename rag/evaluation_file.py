@@ -23,6 +23,7 @@ from rag.significance import RESAMPLES
 from rag.support import Support
 from retriever.dense import Retriever
 from training.data import QAExample
+from training.self_retrieval import identical_ids
 
 KIND = "evaluation"
 FORMAT_VERSION = 1
@@ -59,6 +60,7 @@ def evaluation_file(
         DataError: Two questions of one id.
     """
     _check_ids(evaluation.examples)
+    identical = identical_ids(evaluation.examples, rag.retriever.index)
     data = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -70,6 +72,8 @@ def evaluation_file(
             "file": None if questions is None else Path(questions).name,
             "n": len(evaluation.examples),
             "skipped": evaluation.skipped,
+            # Only where it says something: files of before are the same bytes.
+            **({"identical_ids": identical._asdict()} if identical.ignoring else {}),
         },
         "n": len(evaluation.examples),
         "n_scored": len(evaluation.rows),
@@ -206,7 +210,7 @@ def _describe_index(retriever: Retriever) -> dict[str, Any]:
 
 def dataset_digest(examples: Iterable[QAExample]) -> str:
     """SHA-256 (hex) of the questions with all that is known of them, in whatever order they come."""
-    lines = sorted(json.dumps(asdict(e), ensure_ascii=False, sort_keys=True) for e in examples)
+    lines = sorted(json.dumps(e.to_dict(), ensure_ascii=False, sort_keys=True) for e in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -32,6 +32,7 @@ from rag.significance import estimate
 from retriever.dense import Candidates
 from training.data import QAExample
 from training.estimation import stable_seed
+from training.self_retrieval import retrieve
 
 _Order = tuple[int, ...]
 _Draw = Callable[[str, int, int], list[_Order]]
@@ -152,9 +153,7 @@ def _with_shuffled_candidates(
 ) -> dict[int, dict[str, Any]]:
     """One row for each question of the batch that has two candidates or more."""
     examples, originals = evaluation.examples, evaluation.answers
-    found = dict(
-        zip(batch, rag.retriever.search([examples[i].question for i in batch], rag.num_candidates), strict=True)
-    )
+    found = dict(zip(batch, retrieve(rag.retriever, [examples[i] for i in batch], rag.num_candidates), strict=True))
     orders = {i: drawn for i in batch if (drawn := draw("candidates", len(found[i]), i))}
     jobs = [(i, order) for i, drawn in orders.items() for order in dict.fromkeys(drawn)]
     given = dict(zip(jobs, reader.select([(i, found[i].reordered(order)) for i, order in jobs]), strict=True))

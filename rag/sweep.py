@@ -75,7 +75,8 @@ DOMAINS: dict[str, Callable[[], Domain]] = {"harbour": lambda: HARBOUR, "encyclo
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "dev", "test")
-_OWN = ("output_dir", "seed", "resume")  # of DROConfig: every row has its own
+# Of DROConfig: every row has its own, or all rows have the sweep's.
+_OWN = ("output_dir", "seed", "resume", "ignore_identical_ids")
 _WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
 
 
@@ -128,6 +129,8 @@ class SweepSettings:
     """An invented world in place of index and files."""
     answerable_only: bool = True
     """Leave out training questions that no candidate answers."""
+    ignore_identical_ids: bool | None = None
+    """As in `training.data.load_examples`, for the questions of all three files."""
 
     base: str = POCKET
     """Causal LM: Hub name, folder, or "pocket"."""
@@ -475,7 +478,11 @@ class Sweep:
             limits = {"train": s.max_train_samples, "dev": s.max_dev_samples, "test": s.max_test_samples}
             found = {
                 split: load_examples(
-                    getattr(s, split), require_answers=True, allow_unanswerable=split != "train", limit=limit
+                    getattr(s, split),
+                    require_answers=True,
+                    allow_unanswerable=split != "train",
+                    limit=limit,
+                    ignore_identical_ids=s.ignore_identical_ids,
                 )
                 for split, limit in limits.items()
             }

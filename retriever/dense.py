@@ -1,6 +1,6 @@
 """Question -> candidates: what every retriever is, and the dense one, whose question side can learn.
 
-Legend: B questions, n candidates, d embedding dimension, r adapter rank.
+Legend: B questions, n candidates, d embedding dimension, r adapter rank, D results that are asked for.
 """
 
 import logging
@@ -108,6 +108,30 @@ class QuestionAdapter(nn.Module):
         return not bool(self.up_dr.any())
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Questions on their way through a search."""
+
+    questions: Sequence[str]
+    base_Bd: Tensor
+    """Their embeddings before the question adapter, float32."""
+    searched_Bd: Tensor
+    """And after it."""
+    ignored: Sequence[Sequence[int]]
+    """The positions in the index that each must not find."""
+
+    @property
+    def most_ignored(self) -> int:
+        """How many results more than wanted leave enough to each question."""
+        return max(map(len, self.ignored))
+
+    def some(self, group: Sequence[int]) -> "Asked":
+        """The questions at these places."""
+        index = list(group)
+        questions, ignored = [self.questions[i] for i in index], [self.ignored[i] for i in index]
+        return Asked(questions, self.base_Bd[index], self.searched_Bd[index], ignored)
+
+
 class Retriever(ABC):
     """Question -> candidates: what selector, E-step and trainer need of a retriever.
 
@@ -171,27 +195,54 @@ class Retriever(ABC):
         self.index = index
 
     @overload
-    def search(self, question: str, k: int = 20) -> Candidates: ...  # type: ignore[overload-overlap]
+    def search(  # type: ignore[overload-overlap]
+        self, question: str, k: int = 20, *, ignored_ids: Sequence[str | None] = ()
+    ) -> Candidates: ...
     @overload
-    def search(self, question: Sequence[str], k: int = 20) -> list[Candidates]: ...
+    def search(
+        self, question: Sequence[str], k: int = 20, *, ignored_ids: Sequence[str | None] = ()
+    ) -> list[Candidates]: ...
 
     @torch.no_grad()
-    def search(self, question: str | Sequence[str], k: int = 20) -> Candidates | list[Candidates]:
+    def search(
+        self, question: str | Sequence[str], k: int = 20, *, ignored_ids: Sequence[str | None] = ()
+    ) -> Candidates | list[Candidates]:
         """Candidates of one question, or of several, best first; fewer than k when no more are found.
+
+        Args:
+            question: B texts, or one.
+            k: How many candidates per question.
+            ignored_ids: One for each question, or none at all: the id of a passage, or of a document that was cut into
+                chunks, that is searched for as if the index did not hold it, so that k others are found. None ignores
+                nothing.
 
         Raises:
             DataError: An empty question.
-            UsageError: k < 1.
+            UsageError: k < 1, or not one ignored id for each question.
         """
         questions = [question] if isinstance(question, str) else list(question)
         _check_questions(questions, k)
+        ignored = self._ignored(ignored_ids or [None] * len(questions), len(questions))
         base_Bd = torch.from_numpy(self.encoder.encode_questions(questions))
-        found = self._find(questions, base_Bd, self._adapted(base_Bd).float().cpu(), k)
-        return found[0] if isinstance(question, str) else found
+        asked = Asked(questions, base_Bd, self._adapted(base_Bd).float().cpu(), ignored)
+        found: dict[int, Candidates] = {}
+        # Apart, as a search for more than k may break ties otherwise.
+        for ignores in (False, True):
+            if group := [i for i, positions in enumerate(ignored) if bool(positions) is ignores]:
+                found |= zip(group, self._find(asked.some(group), k), strict=True)
+        return found[0] if isinstance(question, str) else [found[i] for i in range(len(questions))]
+
+    def _ignored(self, ids: Sequence[str | None], questions: int) -> list[list[int]]:
+        """The positions of what each question ignores."""
+        if isinstance(ids, str) or len(ids) != questions:
+            raise UsageError(
+                f"ignored_ids must be a list with one id (or None) for each of {questions} questions; {ids!r} came."
+            )
+        return [[] if id is None else self.index.corpus.document_positions(id) for id in ids]
 
     @abstractmethod
-    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
-        """Candidates of each question, from its embedding before and after the question adapter."""
+    def _find(self, asked: Asked, k: int) -> list[Candidates]:
+        """The k best candidates of each question that it does not ignore."""
 
     @abstractmethod
     def score(self, candidates: Candidates) -> Tensor:
@@ -260,15 +311,16 @@ class DenseRetriever(Retriever):
 
     kind: ClassVar[str] = "dense"
 
-    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
-        scores_Bk, ids_Bk = self._nearest(searched_Bd, k)
+    def _find(self, asked: Asked, k: int) -> list[Candidates]:
+        scores_BD, ids_BD = self._nearest(asked.searched_Bd, k + asked.most_ignored)
         exact = properties(self.index.manifest.factory).scores == "exact"
         found = []
-        for question, base_d, searched_d, scores_k, ids_k in zip(
-            questions, base_Bd, searched_Bd, scores_Bk, ids_Bk, strict=True
-        ):
-            held = ids_k >= 0  # FAISS pads short results with -1, which a list would read as its last passage
-            one = self._candidates(question, base_d, ids_k[held], torch.from_numpy(scores_k[held].copy()))
+        for i, question in enumerate(asked.questions):
+            scores_D, ids_D = scores_BD[i], ids_BD[i]
+            searched_d = asked.searched_Bd[i]
+            # FAISS pads short results with -1, which a list would read as its last passage.
+            held = np.flatnonzero((ids_D >= 0) & ~np.isin(ids_D, asked.ignored[i]))[:k]
+            one = self._candidates(question, asked.base_Bd[i], ids_D[held], torch.from_numpy(scores_D[held].copy()))
             explanations = [
                 Explanation(dense_rank=rank, dense_score=score) for rank, score in enumerate(one.scores_n.tolist(), 1)
             ]

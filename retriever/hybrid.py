@@ -8,7 +8,7 @@ Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from indexes.corpus import Passage
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.passage_index import PassageIndex
-from retriever.dense import Candidates, Explanation, QuestionAdapter, Retriever
+from retriever.dense import Asked, Candidates, Explanation, QuestionAdapter, Retriever
 
 
 class WordRetriever(Retriever):
@@ -76,11 +76,12 @@ class BM25Retriever(WordRetriever):
 
     kind: ClassVar[str] = "bm25"
 
-    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
-        rankings = _by_position(*self.bm25.search(questions, k))
+    def _find(self, asked: Asked, k: int) -> list[Candidates]:
+        rankings = _rankings(*self.bm25.search(asked.questions, k + asked.most_ignored), k, asked.ignored)
         found = []
-        for question, base_d, searched_d, ranking in zip(questions, base_Bd, searched_Bd, rankings, strict=True):
-            positions = self._filled_up(ranking, k)
+        for i, (question, ranking) in enumerate(zip(asked.questions, rankings, strict=True)):
+            base_d, searched_d = asked.base_Bd[i], asked.searched_Bd[i]
+            positions = self._filled_up(ranking, k, asked.ignored[i])
             scores_n = torch.tensor([ranking.get(p, 0.0) for p in positions], dtype=torch.float32)
             one = self._candidates(question, base_d, np.array(positions, dtype=np.int64), scores_n)
             dense_n, ranks = one.passage_vectors_nd @ searched_d, _ranks(ranking)
@@ -91,8 +92,8 @@ class BM25Retriever(WordRetriever):
             found.append(replace(one, dense_scores_n=dense_n, explanations=explanations))
         return found
 
-    def _filled_up(self, ranking: dict[int, float], k: int) -> list[int]:
-        others = (position for position in range(len(self.index)) if position not in ranking)
+    def _filled_up(self, ranking: dict[int, float], k: int, ignored: Collection[int]) -> list[int]:
+        others = (p for p in range(len(self.index)) if p not in ranking and p not in ignored)
         return [*ranking, *itertools.islice(others, k - len(ranking))]
 
     def score(self, candidates: Candidates) -> Tensor:
@@ -161,26 +162,27 @@ class HybridRetriever(WordRetriever):
         """What makes another one like it, ready for JSON."""
         return {"depth": self.depth, "rrf_k": self.rrf_k, "weights": list(self.weights)}
 
-    def _find(self, questions: Sequence[str], base_Bd: Tensor, searched_Bd: Tensor, k: int) -> list[Candidates]:
+    def _find(self, asked: Asked, k: int) -> list[Candidates]:
         depth = max(self.depth, k)
-        dense, words = self._rankings(questions, searched_Bd, depth)
+        dense, words = self._rankings(asked, depth)
         found = []
-        for i, question in enumerate(questions):
-            one = self._fused(question, base_Bd[i], searched_Bd[i], dense[i], words[i], k)
+        for i, question in enumerate(asked.questions):
+            base_d, searched_d = asked.base_Bd[i], asked.searched_Bd[i]
+            one = self._fused(question, base_d, searched_d, dense[i], words[i], k)
             deeper = depth
             while len(one) < k and deeper < len(self.index):
                 deeper = min(2 * deeper, len(self.index))
-                rankings = self._rankings([question], searched_Bd[i : i + 1], deeper)
-                one = self._fused(question, base_Bd[i], searched_Bd[i], rankings[0][0], rankings[1][0], k)
+                rankings = self._rankings(asked.some([i]), deeper)
+                one = self._fused(question, base_d, searched_d, rankings[0][0], rankings[1][0], k)
             found.append(one)
         return found
 
-    def _rankings(
-        self, questions: Sequence[str], searched_Bd: Tensor, depth: int
-    ) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
+    def _rankings(self, asked: Asked, depth: int) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
         """Per question the scores of the first passages by position, best first: dense, and BM25."""
-        dense = self._nearest(searched_Bd, depth)
-        return _by_position(*dense), _by_position(*self.bm25.search(questions, depth))
+        wanted = depth + asked.most_ignored
+        dense = self._nearest(asked.searched_Bd, wanted)
+        words = self.bm25.search(asked.questions, wanted)
+        return _rankings(*dense, depth, asked.ignored), _rankings(*words, depth, asked.ignored)
 
     def _fused(
         self,
@@ -245,11 +247,16 @@ def reciprocal_rank_fusion(
     return {item: scale * score for item, score in sorted(scores.items(), key=lambda pair: -pair[1])}
 
 
-def _by_position(scores_BD: NDArray[np.float32], positions_BD: NDArray[np.int64]) -> list[dict[int, float]]:
-    return [
-        {p: s for p, s in zip(positions_D.tolist(), scores_D.tolist(), strict=True) if p >= 0}
-        for scores_D, positions_D in zip(scores_BD, positions_BD, strict=True)
-    ]
+def _rankings(
+    scores_BD: NDArray[np.float32], positions_BD: NDArray[np.int64], depth: int, ignored: Sequence[Collection[int]]
+) -> list[dict[int, float]]:
+    """Per question the scores of the first `depth` passages by position that it does not ignore."""
+    found = []
+    for scores_D, positions_D, without in zip(scores_BD, positions_BD, ignored, strict=True):
+        pairs = zip(positions_D.tolist(), scores_D.tolist(), strict=True)
+        kept = ((position, score) for position, score in pairs if position >= 0 and position not in without)
+        found.append(dict(itertools.islice(kept, depth)))
+    return found
 
 
 def _ranks(ranking: dict[int, float]) -> dict[int, int]:

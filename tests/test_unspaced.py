@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from indexes.corpus import Passage
-from indexes.segmentation import has_unspaced, mixed_tokens, word_count
 from rag.evaluation import answerable
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
 from rag.pipeline import citations
@@ -126,24 +125,3 @@ def test_replies_to_probes() -> None:
     assert final_number("答えは\uff0d\uff11\uff0c\uff12\uff15\uff10\uff0e\uff15です") == Decimal("-1250.5")
     assert final_number("需要10-12小时") == Decimal(12)
     assert final_number("x-3") == Decimal(3)
-
-
-def test_words_of_a_text() -> None:
-    """WikiText quotes Japanese titles; the harness counts what stands between blanks there, and so is it here."""
-    assert word_count("Valkyria Chronicles III ( 戦場のヴァルキュリア3 ) is a game .") == 10
-    assert word_count("它位于华北平原。") == 7
-    assert word_count("") == word_count(" \n") == 0
-
-
-def test_what_is_unspaced() -> None:
-    assert [has_unspaced(t) for t in ("Zürich\u3002", "서울", "हिन्दी", "ไทย", "\uff21", "ー")] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-        True,
-    ]
-    assert mixed_tokens("GPT-4o是OpenAI于2024年5月发布的。") == [
-        *("gpt4o", "是", "openai", "于", "2024", "年", "5", "月", "发", "布", "的"),
-    ]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from training.estimation import EStep, Posterior
     from training.gold_ids import check_gold_ids
     from training.maximization import JointModel, MStepTrainer
+    from training.self_retrieval import identical_ids, retrieve
     from training.trainer import DROTrainer
 
 _EXPORTS = {
@@ -22,7 +23,9 @@ _EXPORTS = {
     "Posterior": "training.estimation",
     "QAExample": "training.data",
     "check_gold_ids": "training.gold_ids",
+    "identical_ids": "training.self_retrieval",
     "load_examples": "training.data",
+    "retrieve": "training.self_retrieval",
 }
 
 __all__ = [
@@ -34,7 +37,9 @@ __all__ = [
     "Posterior",
     "QAExample",
     "check_gold_ids",
+    "identical_ids",
     "load_examples",
+    "retrieve",
 ]
 
 

@@ -136,6 +136,9 @@ class DROConfig:
     """Stop after this many rounds without a better dev metric."""
     max_train_samples: int | None = None
     """Use only the first so many training questions."""
+    ignore_identical_ids: bool | None = None
+    """A question is not given the passage with its own id as a candidate, nor a chunk of that document: it would be the
+    question itself. None: as the files say, which BEIR's do and others do not."""
     resume: bool = False
     """Continue the run in output_dir after its last finished round."""
 

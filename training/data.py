@@ -26,7 +26,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -68,6 +68,7 @@ def load_examples(
     limit: int | None = None,
     split: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    ignore_identical_ids: bool | None = None,
 ) -> list[QAExample]:
     """Read a question file, whichever of the module's formats it is in, or a `datasets.Dataset`.
 
@@ -89,13 +90,18 @@ def load_examples(
         on_error: What happens to a record that is broken: `"raise"` stops, `"skip"` leaves it out with a warning
             (the first twenty one by one, then their number). A file that breaks as a whole (a JSON document that is
             none, a truncated archive) is raised either way.
+        ignore_identical_ids: Whether a question must not find the passage with its own id, as in data sets whose
+            questions are passages of the corpus. None is as the file says: BEIR's do (its own evaluation ignores
+            them), others only where `write_examples` wrote them so.
 
     Raises:
         DataError: A missing or empty file, a broken line, an unknown format, an empty question, an id that
             appears twice, or (with `require_answers`) questions without an answer.
         UsageError: `limit` is below 1, or a split is asked for where there is none.
     """
-    examples = read_questions(path_or_dataset, limit=limit, split=split, on_error=on_error).examples
+    examples = read_questions(
+        path_or_dataset, limit=limit, split=split, on_error=on_error, ignore_identical_ids=ignore_identical_ids
+    ).examples
     if require_answers:
         _check_answers(examples, _name(path_or_dataset), allow_unanswerable)
     return examples
@@ -107,6 +113,7 @@ def read_questions(
     limit: int | None = None,
     split: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    ignore_identical_ids: bool | None = None,
 ) -> QuestionFile:
     """`load_examples` with what was left out, for whoever reports it."""
     if limit is not None and limit < 1:
@@ -119,7 +126,14 @@ def read_questions(
     found = _examples(open_records(path_or_dataset, split), name, aliases, skipped)
     examples = list(itertools.islice(found, limit))
     skipped.report(len(examples))
-    return QuestionFile(examples, skipped.errors)
+    return QuestionFile(ignoring_identical_ids(examples, ignore_identical_ids), skipped.errors)
+
+
+def ignoring_identical_ids(examples: Sequence[QAExample], ignore: bool | None) -> list[QAExample]:
+    """The questions, each ignoring the passage with its own id or not; as they are for None."""
+    if ignore is None:
+        return list(examples)
+    return [replace(example, ignore_identical_id=ignore) for example in examples]
 
 
 def _name(source: str | Path | datasets.Dataset) -> str:
@@ -178,6 +192,8 @@ def _json_line(example: QAExample) -> bytes:
         fields["unanswerable"] = True
     if example.gold_grades:
         fields["gold_grades"] = list(example.gold_grades)
+    if example.ignore_identical_id:
+        fields["ignore_identical_id"] = True
     return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 

@@ -39,6 +39,7 @@ from training.losses import (
     tempered_exponent,
     token_posterior_weights,
 )
+from training.self_retrieval import retrieve
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class EStep:
 
     def _cases(self, examples: Sequence[QAExample], round: int) -> list[_Case]:
         n = self.selector.config.num_candidates
-        found = self.retriever.search([e.question for e in examples], max(n, self.config.candidate_pool or n))
+        found = retrieve(self.retriever, examples, max(n, self.config.candidate_pool or n))
         cases = [
             _Case(
                 e,

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class QAExample:
     """The file says that there is no answer (SQuAD 2.0's `is_impossible`, MuSiQue-Full's `answerable: false`)."""
     gold_grades: tuple[int, ...] = ()
     """How relevant each of `gold_ids` is, 1 and more, where a file grades them as BEIR's do; else empty."""
+    ignore_identical_id: bool = False
+    """The passage with the question's own id is not searched for, as in BEIR, whose ArguAna asks with its passages."""
 
     def __post_init__(self) -> None:
         if self.unanswerable and self.golden_answers:
@@ -56,6 +58,18 @@ class QAExample:
                 f"Every gold passage must have one grade of at least 1, or none any; {self.id!r} has "
                 f"{len(self.gold_ids)} gold passages and the grades {list(self.gold_grades)[:5]}. Mend them."
             )
+
+    @property
+    def ignored_id(self) -> str | None:
+        """The id of the passage, or of the document in chunks, that this question must not find; None: it may all."""
+        return self.id if self.ignore_identical_id else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known, ready for JSON and for digests; what is not ignored is not mentioned."""
+        fields = asdict(self)
+        if not self.ignore_identical_id:  # as before there was this field, or every digest of questions would change
+            del fields["ignore_identical_id"]
+        return fields
 
 
 class Reader(NamedTuple):
@@ -122,6 +136,7 @@ def _question(record: Record, aliases: Aliases) -> QAExample:
         gold_ids=gold_ids,
         unanswerable=unanswerable,
         gold_grades=grades,
+        ignore_identical_id=fields.get("ignore_identical_id") is True,
     )
 
 
@@ -212,7 +227,9 @@ def _beir(record: Record, aliases: Aliases) -> QAExample:
             "queries.jsonl."
         )
     gold_ids, grades = _gold(fields, False, where)
-    return QAExample(id_, question_text(fields.get("text"), id_, where), gold_ids=gold_ids, gold_grades=grades)
+    question = question_text(fields.get("text"), id_, where)
+    # beir 2.2: EvaluateRetrieval.evaluate(ignore_identical_ids=True) is the default for every one of its data sets.
+    return QAExample(id_, question, gold_ids=gold_ids, gold_grades=grades, ignore_identical_id=True)
 
 
 READERS = (

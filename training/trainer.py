@@ -33,12 +33,13 @@ from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
-from training.data import QAExample, load_examples
+from training.data import QAExample, ignoring_identical_ids, load_examples
 from training.estimation import EStep, Posterior, stable_seed
 from training.gold_ids import check_gold_ids
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
 from training.refresh import open_refreshed, refreshed
+from training.self_retrieval import identical_ids, retrieve
 from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
@@ -95,14 +96,17 @@ class DROTrainer:
         self.rag = rag
         self.config = config
         self.train_examples = _that_fit(
-            _examples(train_dataset, limit=config.max_train_samples),
+            _examples(train_dataset, config, limit=config.max_train_samples),
             rag.generator,
             rag.selector.config.num_selected,
         )
         self.eval_examples = None
         if eval_dataset is not None:
-            dev = _examples(eval_dataset, allow_unanswerable=True)
+            dev = _examples(eval_dataset, config, allow_unanswerable=True)
             self.eval_examples = check_gold_ids(dev, rag.retriever.index)
+        for examples in (self.train_examples, self.eval_examples or []):
+            if (identical := identical_ids(examples, rag.retriever.index)).ignoring:
+                logger.info("%s", identical)
         self.callbacks = callbacks or []
         self.progress = progress
         self.output_dir = Path(config.output_dir)
@@ -113,9 +117,7 @@ class DROTrainer:
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
         # Refused settings and prompts that do not fit are found now, and not after hours of E-step.
-        rag.selector.prompt_ids(
-            rag.retriever.search(self.train_examples[0].question, rag.selector.config.num_candidates)
-        )
+        rag.selector.prompt_ids(retrieve(rag.retriever, self.train_examples[:1], rag.selector.config.num_candidates)[0])
         training_arguments(config, self.output_dir, seed=0, max_rows=1, use_cpu=self._on_cpu)
         self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
 
@@ -436,7 +438,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _examples(dataset: Any, *, allow_unanswerable: bool = False, limit: int | None = None) -> list[QAExample]:
+def _examples(
+    dataset: Any, config: DROConfig, *, allow_unanswerable: bool = False, limit: int | None = None
+) -> list[QAExample]:
     """Questions with golden answers; to be scored on, also those whose right answer is none."""
     if isinstance(dataset, list | tuple) and all(isinstance(e, QAExample) for e in dataset):
         examples = list(dataset)[:limit]
@@ -445,8 +449,14 @@ def _examples(dataset: Any, *, allow_unanswerable: bool = False, limit: int | No
             raise DataError(
                 f"Training and dev questions need golden answers; {len(empty)} of {len(examples)} have none."
             )
-        return examples
-    return load_examples(dataset, require_answers=True, allow_unanswerable=allow_unanswerable, limit=limit)
+        return ignoring_identical_ids(examples, config.ignore_identical_ids)
+    return load_examples(
+        dataset,
+        require_answers=True,
+        allow_unanswerable=allow_unanswerable,
+        limit=limit,
+        ignore_identical_ids=config.ignore_identical_ids,
+    )
 
 
 def _that_fit(examples: Sequence[QAExample], generator: Generator, num_passages: int) -> list[QAExample]:
@@ -476,7 +486,7 @@ def _that_fit(examples: Sequence[QAExample], generator: Generator, num_passages:
 
 
 def _digest(examples: Sequence[QAExample]) -> str:
-    return hashlib.sha256(json.dumps([asdict(e) for e in examples]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([e.to_dict() for e in examples]).encode()).hexdigest()
 
 
 def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.data import QAExample, draw_alias
 from training.estimation import Posterior, stable_seed
+from training.self_retrieval import retrieve
 
 
 def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:
@@ -54,7 +55,7 @@ def warm_up_posteriors(
     posteriors: list[Posterior] = []
     for start in range(0, len(examples), config.questions_per_batch):
         batch = examples[start : start + config.questions_per_batch]
-        found = retriever.search([e.question for e in batch], selector.num_candidates)
+        found = retrieve(retriever, batch, selector.num_candidates)
         posteriors += [_target(e, c, selector, config) for e, c in zip(batch, found, strict=True)]
         progress(len(batch))
     return posteriors

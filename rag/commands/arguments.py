@@ -20,6 +20,17 @@ def split_argument(parser: Any) -> None:
     parser.add_argument("--split", type=str, help="part of BEIR's folder or of a saved dataset, such as test")
 
 
+def identical_ids_argument(parser: Any) -> None:
+    """`--ignore_identical_ids`: whether a question that is a passage may find itself."""
+    parser.add_argument(
+        "--ignore_identical_ids",
+        type=bool | None,
+        default=None,
+        help="leave out the passage with the question's own id, or its chunks (default: for BEIR's questions, as BEIR "
+        "does, and not for others)",
+    )
+
+
 def on_error_argument(parser: Any, then: str) -> None:
     """`--on_error`: what becomes of broken rows."""
     parser.add_argument(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import bundle_arguments, open_pipeline, split_argument
+from rag.commands.arguments import bundle_arguments, identical_ids_argument, open_pipeline, split_argument
 from rag.commands.command import Command, Report, cell, progress, table
 
 
@@ -14,6 +14,7 @@ def _evaluate_arguments(parser: Any) -> None:
     bundle_arguments(parser)
     parser.add_argument("--questions", type=str, help="questions with golden answers")
     split_argument(parser)
+    identical_ids_argument(parser)
     parser.add_argument("--limit", type=int, help="use only the first so many of the file")
     parser.add_argument(
         "--on_error",
@@ -33,7 +34,18 @@ def _evaluate_arguments(parser: Any) -> None:
     parser.add_argument("--metrics", type=str, nargs="+", help="what to compare (default: the main ones)")
 
 
-_ASKING = ("questions", "bundle", "index", "split", "limit", "name", "label", "order_bias", "support")
+_ASKING = (
+    "questions",
+    "bundle",
+    "index",
+    "split",
+    "ignore_identical_ids",
+    "limit",
+    "name",
+    "label",
+    "order_bias",
+    "support",
+)
 """Options that a comparison has no use for: they belong to answering."""
 
 
@@ -54,7 +66,13 @@ def _evaluate(args: Any) -> Report:
 
     if args.output is not None:
         check_output(args.output)
-    examples, broken = read_questions(args.questions, limit=args.limit, split=args.split, on_error=args.on_error)
+    examples, broken = read_questions(
+        args.questions,
+        limit=args.limit,
+        split=args.split,
+        on_error=args.on_error,
+        ignore_identical_ids=args.ignore_identical_ids,
+    )
     scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)
     examples = check_gold_ids(examples, rag.retriever.index)
@@ -107,9 +125,13 @@ def _compare(args: Any) -> Report:
 
 
 def _paragraphs(data: Mapping[str, Any]) -> list[str]:
+    from training.self_retrieval import IdenticalIds
+
     skipped = data["dataset"]["skipped"]
     left_out = f", {skipped} left out" if skipped else ""
     found = [f"{data['label']}: {data['n_scored']} questions scored{left_out}", _metrics_table(data)]
+    if "identical_ids" in data["dataset"]:
+        found.append(str(IdenticalIds(**data["dataset"]["identical_ids"])))
     for audit, summary in data.get("order_bias", {}).items():
         if isinstance(summary, dict):
             found.append(_order_bias_text(audit, summary))

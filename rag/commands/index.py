@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import building_arguments, corpus_argument, on_error_argument
+from rag.commands.arguments import (
+    building_arguments,
+    corpus_argument,
+    identical_ids_argument,
+    on_error_argument,
+    split_argument,
+)
 from rag.commands.command import Command, Report, progress
 
 
@@ -150,6 +156,8 @@ def _ids(args: Any) -> list[str]:
 def _tune_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("--questions", type=str, required=True, help="question file: what is searched for")
+    split_argument(parser)
+    identical_ids_argument(parser)
     parser.add_argument("--recall", type=float, default=0.95, help="share of the exact top k that must be found")
     parser.add_argument("-k", "--k", type=int, default=20, help="results per question")
     parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
@@ -164,17 +172,23 @@ def _tune(args: Any) -> Report:
     from indexes import IndexWriter, PassageIndex
     from indexes.tuning import tune
     from rag.pipeline import encoder_of
-    from training import load_examples
+    from training import identical_ids, load_examples
 
     index = PassageIndex.open(args.index)
-    questions = [e.question for e in load_examples(args.questions, limit=args.limit)]
-    queries = encoder_of(index, args.encoder).encode_questions(questions)
-    exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, args.k)
-    found = tune(index.vectors, queries, recall=args.recall, k=args.k, exact_ids_Bk=exact)
+    examples = load_examples(
+        args.questions, limit=args.limit, split=args.split, ignore_identical_ids=args.ignore_identical_ids
+    )
+    identical = identical_ids(examples, index)
+    ignored = [index.corpus.document_positions(e.id) if e.ignore_identical_id else [] for e in examples]
+    queries = encoder_of(index, args.encoder).encode_questions([e.question for e in examples])
+    deep = args.k + max(map(len, ignored))
+    exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, deep)
+    found = tune(index.vectors, queries, recall=args.recall, k=args.k, exact_ids_Bk=exact, ignored=ignored)
     if not args.dry_run:
         with IndexWriter(args.index) as writer:
             writer.set_search_parameters(found.parameters)
-    return Report(found.summary, asdict(found))
+    said = [str(identical)] if identical.ignoring else []
+    return Report("\n".join([found.summary, *said]), {**asdict(found), "identical_ids": identical._asdict()})
 
 
 COMMANDS: dict[str, Command] = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import retriever_argument, split_argument
+from rag.commands.arguments import identical_ids_argument, retriever_argument, split_argument
 from rag.commands.command import Command, Report, metrics_text
 
 
@@ -13,6 +13,7 @@ def _search_arguments(parser: Any) -> None:
     parser.add_argument("--index", type=str, required=True, help="index directory")
     parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
     split_argument(parser)
+    identical_ids_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
@@ -29,7 +30,7 @@ def _search(args: Any) -> Report:
     from rag.evaluation import search_metrics
     from rag.pipeline import encoder_of, retriever_of
     from retriever import Candidates
-    from training import check_gold_ids
+    from training import check_gold_ids, identical_ids, retrieve
 
     if args.batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, but {args.batch_size} came.")
@@ -39,7 +40,7 @@ def _search(args: Any) -> Report:
     retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
-        found += retriever.search([e.question for e in examples[start : start + args.batch_size]], args.k)
+        found += retrieve(retriever, examples[start : start + args.batch_size], args.k)
     explanations = [retriever.explain(c) for c in found] if args.explain else None
     results = [
         {"id": e.id, "hits": _hits(c, explanations[i] if explanations else None)}
@@ -47,8 +48,10 @@ def _search(args: Any) -> Report:
     ]
     metrics = search_metrics(examples, found, args.k)
     hits = [] if args.questions and not args.explain else [_hits_text(found, explanations)]
-    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else [])])
-    return Report(text, {"results": results, "metrics": metrics})
+    identical = identical_ids(examples, index)
+    said = [str(identical)] if identical.ignoring else []
+    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else []), *said])
+    return Report(text, {"results": results, "metrics": metrics, "identical_ids": identical._asdict()})
 
 
 def _hits(candidates: Any, explanations: Sequence[Any] | None) -> list[dict[str, Any]]:
@@ -65,8 +68,12 @@ def _questions(args: Any) -> list[Any]:
 
     if bool(args.question) == bool(args.questions):
         raise UsageError("Give either questions as words or a file with --questions (exactly one of the two).")
+    if args.ignore_identical_ids is not None and args.question:
+        raise UsageError(
+            "--ignore_identical_ids is about the ids of a file; give one with --questions, or leave it out."
+        )
     if args.questions:
-        return load_examples(args.questions, split=args.split)
+        return load_examples(args.questions, split=args.split, ignore_identical_ids=args.ignore_identical_ids)
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import pipeline_arguments
+from rag.commands.arguments import identical_ids_argument, pipeline_arguments
 from rag.commands.command import Command, Report, progress, table
 
 _FILES = {
@@ -15,7 +15,7 @@ _FILES = {
 }
 _LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
 # Every row has its own.
-_OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_samples"}
+_OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
@@ -47,6 +47,7 @@ def _sweep_arguments(parser: Any) -> None:
     parser.add_argument(
         "--answerable_only", type=bool, default=True, help="leave out training questions no candidate answers"
     )
+    identical_ids_argument(parser)
     parser.add_argument(
         "--world", type=WorldSettings | None, default=None, help="an invented world in place of index and files"
     )

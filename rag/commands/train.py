@@ -28,7 +28,12 @@ def _train(args: Any) -> Report:
     if args.dev is not None:
         dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=args.max_eval_samples)
     rag = create_pipeline(args)
-    train = load_examples(args.train, require_answers=True, limit=config.max_train_samples)
+    train = load_examples(
+        args.train,
+        require_answers=True,
+        limit=config.max_train_samples,
+        ignore_identical_ids=config.ignore_identical_ids,
+    )
     if args.answerable_only:
         from rag.evaluation import answerable
 
