@@ -70,6 +70,7 @@ def evaluation_file(
             "file": None if questions is None else Path(questions).name,
             "n": len(evaluation.examples),
             "skipped": evaluation.skipped,
+            **({"too_long": sorted(evaluation.too_long)} if evaluation.too_long else {}),
         },
         "n": len(evaluation.examples),
         "n_scored": len(evaluation.rows),
