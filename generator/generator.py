@@ -115,6 +115,17 @@ class Generator:
             return False
         return True
 
+    def why_too_long(self, question: str, num_passages: int) -> str | None:
+        """Why a question is too long for a prompt with so many passages, cut to nothing; None where it fits."""
+        room = self.language_model.context_length - self.config.max_new_tokens
+        needed = self.prompt.least_tokens(self.language_model.tokenizer, question, num_passages)
+        if needed <= room:
+            return None
+        return (
+            f"its answer prompt with {num_passages} passages must fit into {room} tokens ({self.config.max_new_tokens} "
+            f"more are for the answer) and takes {needed}"
+        )
+
     def prompt_ids(self, question: str, passages: Sequence[Passage]) -> list[int]:
         """The prompt that `generate` answers: room for `max_new_tokens` is kept."""
         return self._prompt_ids(question, passages, reserve=self.config.max_new_tokens)

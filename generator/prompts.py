@@ -2,7 +2,7 @@
 
 A prompt renders to token ids and so does its reply; a row is always `prompt_ids + reply_ids`. Nothing is ever
 found again by searching text, and tokenising prompt and reply together (which moves the boundary) never happens.
-When a prompt does not fit, passage *texts* are cut, the longest first; the question and the reply never are.
+When a prompt does not fit, passages are cut, the longest texts and titles first; the question and the reply never are.
 
 The default wording is that of the DRO authors (arXiv 2505.03075, github.com/mangopy/direct-rag-learning),
 including its typographic apostrophe.
@@ -125,15 +125,15 @@ class _PassagePrompt:
         passages: Sequence[Passage],
         max_tokens: int,
     ) -> list[int]:
-        """Token ids of the prompt in at most `max_tokens`, passage texts cut where needed."""
+        """Token ids of the prompt in at most `max_tokens`, titles and texts of passages cut where needed."""
         if not question.strip():
             raise DataError("A question must hold at least one visible character; an empty one came.")
         question, passages = defuse(tokenizer, question), [_defused(tokenizer, p) for p in passages]
         ids = render_chat(tokenizer, self._render(question, identifiers, passages))
         if len(ids) <= max_tokens:
             return ids
-        frame = self._fill(question, identifiers, self._numbered(identifiers, passages, [""] * len(passages)))
-        budget = max_tokens - len(render_chat(tokenizer, frame))
+        passages = self._with_cut_titles(tokenizer, question, identifiers, passages, max_tokens)
+        budget = max_tokens - len(self._frame_ids(tokenizer, question, identifiers, passages))
         while budget >= 0:
             texts = cut_texts(tokenizer, [p.text for p in passages], budget)
             numbered = self._numbered(identifiers, passages, texts)
@@ -148,6 +148,41 @@ class _PassagePrompt:
             "tokens, but they need more. "
             "Shorten the question, use fewer passages, or take a model with a longer context."
         )
+
+    def _with_cut_titles(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        identifiers: Sequence[str],
+        passages: Sequence[Passage],
+        max_tokens: int,
+    ) -> list[Passage]:
+        """The passages with titles no longer than what is left for each title and text; texts are still whole.
+
+        A first line that is a title by its format only (Pyserini's `contents` have none) may be a paragraph.
+        """
+        bare = [Passage(p.id, "", p.text) for p in passages]
+        room = max_tokens - len(self._frame_ids(tokenizer, question, identifiers, bare))
+        parts = [*(p.title for p in passages), *(p.text for p in passages)]
+        while room > 0:
+            titles = cut_texts(tokenizer, parts, room)[: len(passages)]
+            cut = [Passage(p.id, title, p.text) for p, title in zip(passages, titles, strict=True)]
+            excess = len(self._frame_ids(tokenizer, question, identifiers, cut)) - max_tokens
+            if excess <= 0:
+                return cut
+            room -= excess
+        return bare
+
+    def _frame_ids(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Sequence[str], passages: Sequence[Passage]
+    ) -> list[int]:
+        """The prompt with the titles of these passages and without their texts."""
+        numbered = self._numbered(identifiers, passages, [""] * len(passages))
+        return render_chat(tokenizer, self._fill(question, identifiers, numbered))
+
+    def _least_tokens(self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Sequence[str]) -> int:
+        bare = [Passage("", "", "")] * len(identifiers)
+        return len(self._frame_ids(tokenizer, defuse(tokenizer, question), identifiers, bare))
 
 
 def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -208,6 +243,10 @@ class AnswerPrompt(_PassagePrompt):
         """The whole prompt as text, uncut."""
         return self._render(question, _numbers(len(passages)), passages)
 
+    def least_tokens(self, tokenizer: PreTrainedTokenizerBase, question: str, num_passages: int) -> int:
+        """Tokens of the prompt with all passages cut to nothing: what a question needs at least."""
+        return self._least_tokens(tokenizer, question, _numbers(num_passages))
+
     def encode(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -216,7 +255,7 @@ class AnswerPrompt(_PassagePrompt):
         *,
         max_tokens: int,
     ) -> list[int]:
-        """Prompt ids, at most `max_tokens`; passage texts are cut, the question never.
+        """Prompt ids, at most `max_tokens`; titles and texts of passages are cut, the question never.
 
         Raises:
             DataError: The question is empty, or does not fit even with every passage cut to nothing.
@@ -318,6 +357,13 @@ class RankingPrompt(_PassagePrompt):
     def render(self, question: str, passages: Sequence[Passage], identifiers: Identifiers) -> str:
         """The whole prompt as text, uncut."""
         return self._render(question, identifiers.names[: len(passages)], passages)
+
+    def least_tokens(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Identifiers, num_passages: int
+    ) -> int:
+        """As `AnswerPrompt.least_tokens`, with the opening of the reply."""
+        opening = encode_plain(tokenizer, RANKING_OPEN)
+        return self._least_tokens(tokenizer, question, identifiers.names[:num_passages]) + len(opening)
 
     def encode(
         self,

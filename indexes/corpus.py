@@ -30,6 +30,7 @@ from indexes.chunk_ids import document_of
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.formats import BATCH_ROWS, TEXT_FIELDS, BrokenRow, Place, Row, has_content
 from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
+from indexes.whole_numbers import restored_value
 
 if TYPE_CHECKING:
     from indexes.chunking import Chunker
@@ -684,7 +685,11 @@ def _row_bytes(*fields: str) -> bytes:
 
 def _numbered(passages: Iterable[Passage | Mapping[str, Any]], name: str) -> Iterator[Row]:
     for number, passage in enumerate(passages):
-        yield Row(Place(name, "row", number), _as_row(passage))
+        place = Place(name, "row", number)
+        row = _as_row(passage)
+        if not isinstance(passage, Passage):
+            row = {key: restored_value(value, key, str(place)) for key, value in row.items()}
+        yield Row(place, row)
 
 
 def _as_row(passage: Passage | Mapping[str, Any]) -> Mapping[str, Any]:

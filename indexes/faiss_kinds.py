@@ -214,7 +214,7 @@ STORAGES: tuple[Storage, ...] = (
         within="IVF",
         code="SQ0",
         classes=("IndexIVFScalarQuantizer",),
-        refused_alone="stores nothing of a vector but its cluster, so that all in one score the same; refine it (RFlat)",
+        refused_alone="stores nothing of a vector but its cluster, so that all in one score the same. Add RFlat",
     ),
     Storage(within="IVF", code="SQ8_direct(?:_signed)?", refused="stores whole numbers from 0 to 255 only"),
     Storage(

@@ -29,7 +29,16 @@ TEXT_FIELDS = ("text", "contents")
 FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
 DPR_FIELDS = ("positive_ctxs", "negative_ctxs", "hard_negative_ctxs", "ctxs")
 # The columns of a table of questions with passages inside, and of KILT's pages (indexes.question_files).
-_QUESTION_COLUMNS = ("question", "title", "context", "supporting_facts", "paragraphs", "answers", *DPR_FIELDS)
+_QUESTION_COLUMNS = (
+    "question",
+    "title",
+    "context",
+    "supporting_facts",
+    "paragraphs",
+    "passage",
+    "answers",
+    *DPR_FIELDS,
+)
 _KILT_COLUMNS = ("wikipedia_id", "kilt_id", "wikipedia_title", "text")
 # A line is held in memory whole, and an archive of kilobytes can unpack to one of gigabytes.
 _LONGEST_LINE = 64 * 2**20

@@ -5,6 +5,7 @@
 | HotpotQA, 2WikiMultihopQA | `context`: `[title, sentences]` | title and digest | titles of `supporting_facts` |
 | MuSiQue | `paragraphs`: `title, paragraph_text` | title and digest | `is_supporting` |
 | SQuAD | `data` > `paragraphs`: `context`; exported rows: `title, context` | title and digest | the question's own |
+| BoolQ | `passage`, and `title` where it is given | title and digest | the question's own |
 | DPR | `positive_ctxs, negative_ctxs, hard_negative_ctxs`, or `ctxs` | `passage_id`, `psg_id`, `id` | `positive_ctxs` |
 
 A row that `datasets` exported has columns of lists where its owner's file has lists of records; both are read.
@@ -60,6 +61,8 @@ def passages_inside(fields: Mapping[str, Any], where: str) -> list[InnerPassage]
         return _musique(fields, where)
     if any(fields.get(field) is not None for field in DPR_FIELDS):
         return _dpr(fields, where)
+    if isinstance(fields.get("passage"), str):
+        return [_boolq_passage(fields)]
     return None
 
 
@@ -125,7 +128,8 @@ def _carries_passages(fields: Mapping[str, Any]) -> bool:
     if isinstance(fields.get("text"), str) or fields.get("contents") is not None:
         return False
     if "question" in fields:
-        return any(fields.get(field) is not None for field in ("context", "paragraphs", *DPR_FIELDS))
+        inside = any(fields.get(field) is not None for field in ("context", "paragraphs", *DPR_FIELDS))
+        return inside or isinstance(fields.get("passage"), str)
     return is_squad_article(fields) or is_squad_file(fields) or is_kilt_page(fields)
 
 
@@ -210,14 +214,20 @@ def _dpr(fields: Mapping[str, Any], where: str) -> list[InnerPassage]:
         place = f"{where}: {field}"
         for entry in records(fields.get(field) or [], ("title", "text"), place):
             title, text = _text(entry, "title", place), _text(entry, "text", place)
-            found.append(InnerPassage(_dpr_id(entry, title, text), title, text, field == "positive_ctxs"))
+            found.append(InnerPassage(_dpr_id(entry, title, text, place), title, text, field == "positive_ctxs"))
     return found
 
 
-def _dpr_id(entry: Mapping[str, Any], title: str, text: str) -> str:
+def _dpr_id(entry: Mapping[str, Any], title: str, text: str, where: str) -> str:
     given = next((entry[name] for name in _DPR_IDS if entry.get(name) is not None), None)
     # -1 and "" stand for "no passage of Wikipedia" in files that people made themselves.
-    return passage_id(title, text) if given in (None, "", -1, "-1") else str(given).removeprefix(_DPR_PREFIX)
+    return passage_id(title, text) if given in (None, "", -1, "-1") else _id(given, where).removeprefix(_DPR_PREFIX)
+
+
+def _id(value: object, where: str) -> str:
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{where}: the id of a passage must be text or an integer, got {value!r}. Mend the row.")
 
 
 def _squad_row(fields: Mapping[str, Any]) -> list[InnerPassage] | None:
@@ -230,6 +240,12 @@ def _squad_row(fields: Mapping[str, Any]) -> list[InnerPassage] | None:
 
 def _is_not_span(answer: object) -> bool:
     return not isinstance(answer, Mapping)
+
+
+def _boolq_passage(fields: Mapping[str, Any]) -> InnerPassage:
+    """The paragraph that a question is asked about; only the owner's files have its title."""
+    title = fields["title"] if isinstance(fields.get("title"), str) else ""
+    return InnerPassage(passage_id(title, fields["passage"]), title, fields["passage"], True)
 
 
 def squad_passage(title: object, context: str, given: object = None) -> InnerPassage:
@@ -282,9 +298,9 @@ def kilt_page(fields: Mapping[str, Any], where: str) -> InnerPassage:
     body = _KILT_HEADING.sub(lambda match: match[1].replace(".:", ": "), body)
     body = _KILT_BULLET.sub("- ", body)
     id_ = next((fields[key] for key in ("wikipedia_id", "_id", "kilt_id") if fields.get(key) is not None), None)
-    if id_ is None or isinstance(id_, bool) or not str(id_).strip():
+    if id_ is None or not str(id_).strip():
         raise DataError(f"{where}: a KILT page must have its wikipedia_id; this one, {title!r}, has none.")
-    return InnerPassage(str(id_).strip(), title, body, False)
+    return InnerPassage(_id(id_, where).strip(), title, body, False)
 
 
 def mapping(value: object, where: str) -> Mapping[str, Any]:

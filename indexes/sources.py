@@ -35,6 +35,7 @@ from indexes.formats import (
     table_rows,
 )
 from indexes.question_files import passage_rows
+from indexes.whole_numbers import restored_rows
 
 _SHARD_SUFFIXES = (".jsonl", ".parquet")
 # train-00000-of-00003.parquet, in older repositories with a hash behind the count.
@@ -106,8 +107,12 @@ def _local(path: Path, name: str, split: str | None) -> Source:
         return _folder(path, name, split)
     _refuse_split(split, name)
     suffix = _known_suffix(path)
-    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else passage_rows(READERS[suffix](path, name))
+    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else passage_rows(_file_rows(path, name))
     return Source(path.name, name, rows)
+
+
+def _file_rows(path: Path, name: str) -> Rows:
+    return restored_rows(lambda: READERS[_suffix(path)](path, name))
 
 
 def _exists(path: Path, name: str) -> bool:
@@ -171,7 +176,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 def _shard_rows(shards: list[Path], name: str) -> Rows:
     # Questions of several shards share passages.
-    yield from passage_rows(row for shard in shards for row in READERS[_suffix(shard)](shard, f"{name}/{shard.name}"))
+    yield from passage_rows(row for shard in shards for row in _file_rows(shard, f"{name}/{shard.name}"))
 
 
 def _refuse_mixture(folder: Path, shards: list[Path], name: str) -> None:
@@ -355,7 +360,7 @@ def load_saved_dataset(folder: Path, split: str | None = None) -> datasets.Datas
 
 def dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
     """The rows of a dataset in order, whatever format it is set to."""
-    return passage_rows(_dataset_rows(dataset, name))
+    return passage_rows(restored_rows(lambda: _dataset_rows(dataset, name)))
 
 
 def _dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
@@ -389,7 +394,8 @@ def _from_hub(url: str, split: str | None) -> Source:
             f"An address of a dataset may say config=... and split=..., the latter as the argument does, but {url!r} "
             f"and split={split!r} came. Correct one of them."
         )
-    rows = _hub_rows(f"{owner}/{repository}", asked.get("config"), revision or None, split or asked.get("split"), url)
+    config, part = asked.get("config"), split or asked.get("split")
+    rows = restored_rows(lambda: _hub_rows(f"{owner}/{repository}", config, revision or None, part, url))
     return Source(repository, url, passage_rows(rows))
 
 

@@ -12,7 +12,7 @@ docs/evaluation.md has the whole contract.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
@@ -24,6 +24,7 @@ from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, 
 from rag.significance import bootstrap_intervals
 from retriever.dense import Candidates, Retriever
 from training.data import QAExample
+from training.fitting import Fitted, refuse_too_long, split_by_length, warn_of_too_long
 from training.self_retrieval import retrieve
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Answerer(Protocol):
         """One answer for each question's candidates."""
         ...
 
+    def why_too_long(self, question: str) -> str | None:
+        """Why a question is too long for the model's context; None where it fits."""
+        ...
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -77,7 +82,9 @@ class Evaluation:
     candidates: list[list[dict[str, Any]]]
     """`id`, `title` and `score` of what the retriever found for each question, best first."""
     skipped: int
-    """Questions that were left out, because nothing says what is right."""
+    """Questions that were left out, because nothing says what is right or because they do not fit."""
+    too_long: dict[str, str] = field(default_factory=dict)
+    """Why each question that was left out is too long for the model's context, by id."""
 
 
 def evaluate(
@@ -97,17 +104,19 @@ def evaluate(
         rag: Who answers.
         examples: Questions with golden answers, or marked unanswerable.
         batch_size: Questions at a time.
-        on_error: What to do with a question that has no golden answer and is not marked unanswerable: "raise", or
-            "skip" it and count it in `skipped`.
+        on_error: What to do with a question that has no golden answer and is not marked unanswerable, or that does not
+            fit the model's context beside passages that are cut to nothing: "raise" before anything is asked, or
+            "skip" it and count it in `skipped` (and in `too_long`, by id).
         progress: Show a progress bar.
 
     Raises:
-        DataError: A question that nothing can be scored against, or no question at all.
+        DataError: A question that nothing can be scored against or that does not fit, or no question at all.
         UsageError: Another `on_error`.
     """
     kept = scorable(examples, on_error)
     if len(kept) < len(examples):
         logger.warning("Left out %d questions without golden answers.", len(examples) - len(kept))
+    kept, too_long = _that_fit(rag, kept, on_error)
     order = by_id(kept)
     # One list for all questions: who finds fewer candidates for one of them has still been asked for so many.
     cutoffs = _cutoffs(min(rag.num_candidates, rag.retriever.index.manifest.passages))
@@ -120,7 +129,16 @@ def evaluate(
                 done[i] = answer, score(kept[i], found, answer, cutoffs), _hits(found)
             bar.update(len(batch))
     answers, scores, candidates_found = map(list, zip(*(done[i] for i in range(len(kept))), strict=True))
-    return _evaluation(kept, answers, _with_groups(kept, scores), candidates_found, len(examples) - len(kept))
+    evaluation = _evaluation(kept, answers, _with_groups(kept, scores), candidates_found, len(examples) - len(kept))
+    return replace(evaluation, too_long=too_long)
+
+
+def _that_fit(rag: Answerer, examples: Sequence[QAExample], on_error: str) -> Fitted:
+    fitted = split_by_length(examples, [rag.why_too_long(e.question) for e in examples])
+    if on_error == "raise" or not fitted.kept:
+        refuse_too_long(fitted.too_long, len(examples), "questions", 'leave it out (on_error="skip", --on_error skip)')
+    warn_of_too_long(fitted.too_long, len(examples), "questions")
+    return fitted
 
 
 def _evaluation(
@@ -146,8 +164,7 @@ def _evaluation(
 
 def scorable(examples: Sequence[QAExample], on_error: str = "raise") -> list[QAExample]:
     """The questions that something can be scored against; see `evaluate`."""
-    if on_error not in ON_ERROR:
-        raise UsageError(f"on_error must be one of {list(ON_ERROR)}; {on_error!r} came.")
+    check_on_error(on_error)
     kept = [e for e in examples if e.golden_answers or e.unanswerable]
     lacking = [e.id for e in examples if not (e.golden_answers or e.unanswerable)]
     if not kept or (lacking and on_error == "raise"):
@@ -157,6 +174,16 @@ def scorable(examples: Sequence[QAExample], on_error: str = "raise") -> list[QAE
             "unanswerable those whose right answer is none."
         )
     return kept
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse anything but "raise" and "skip".
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if on_error not in ON_ERROR:
+        raise UsageError(f"on_error must be one of {list(ON_ERROR)}; {on_error!r} came.")
 
 
 def by_id(examples: Sequence[QAExample]) -> list[int]:

@@ -74,6 +74,7 @@ def evaluation_file(
             "skipped": evaluation.skipped,
             # Only where it says something: files of before are the same bytes.
             **({"identical_ids": identical._asdict()} if identical.ignoring else {}),
+            **({"too_long": sorted(evaluation.too_long)} if evaluation.too_long else {}),
         },
         "n": len(evaluation.examples),
         "n_scored": len(evaluation.rows),

@@ -26,7 +26,7 @@ from generator.language_model import BASE, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import MismatchError, UsageError
 from rag.evaluation_file import bundle_digest, describe_base, write_json
-from rag.measures import Score, drifts, measure_answers, measure_drift, measure_pairs, measure_text
+from rag.measures import Score, check_lengths, drifts, measure_answers, measure_drift, measure_pairs, measure_text
 from rag.pipeline import load_generator
 from rag.pocket import base_path
 from rag.pocket.abilities import Exercise
@@ -150,15 +150,16 @@ def measure_model(
         ResourceError: Tasks of the harness without the harness.
     """
     scores: list[Score] = []
+    check_lengths(generator, probes)
+    common: dict[str, Any] = {"on_error": probes.on_error, "progress": progress}
     for file in probes.answers:
-        tokens = probes.max_new_tokens
-        scores += measure_answers(generator, role, file, max_new_tokens=tokens, progress=progress)
+        scores += measure_answers(generator, role, file, max_new_tokens=probes.max_new_tokens, **common)
     for file in probes.pairs:
-        scores += measure_pairs(generator, role, file, progress=progress)
+        scores += measure_pairs(generator, role, file, **common)
     for file in probes.text:
         scores += measure_text(generator, role, file, window=probes.window, progress=progress)
     for file in probes.drift:
-        scores += measure_drift(generator, role, file, progress=progress)
+        scores += measure_drift(generator, role, file, **common)
     if probes.harness:
         from rag.harness import measure_harness
 

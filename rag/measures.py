@@ -16,10 +16,12 @@ different ones can be compared, which a perplexity per token does not allow.
 Legend: N token positions, C of them at a time, H hidden size, V vocabulary.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,9 +42,24 @@ from generator.rows import pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError
 from indexes.segmentation import word_count
-from rag.probes import Item, Prompt, Task, read_pairs, read_prompts, read_tasks, read_texts, task_name
+from rag.probes import (
+    Item,
+    ItemType,
+    Pair,
+    Probes,
+    Prompt,
+    Task,
+    read_pairs,
+    read_prompts,
+    read_tasks,
+    read_texts,
+    task_name,
+)
 from rag.ratios import Ratio
 
+logger = logging.getLogger(__name__)
+
+Encoded = TypeVar("Encoded")
 # A core's cache holds the activations of so many tokens: a fifth faster on the pocket base than four times as many.
 _CPU_TOKENS = 4096
 
@@ -83,18 +100,45 @@ class Drift:
     top1_agreement: float
 
 
+def check_lengths(generator: Generator, probes: Probes) -> None:
+    """Find what does not fit the model's context, before hours of measuring.
+
+    Raises:
+        DataError: An item of a file that does not fit, unless they are left out; or none of a file that does.
+    """
+    for file in probes.answers:
+        _tasks(generator, file, probes.max_new_tokens, probes.on_error)
+    for file in probes.pairs:
+        _pairs(generator, file, probes.on_error)
+    for file in probes.drift:
+        _prompts(generator, file, probes.on_error)
+
+
 def measure_answers(
-    generator: Generator, role: str, file: str | Path, *, max_new_tokens: int = 256, progress: bool = True
+    generator: Generator,
+    role: str,
+    file: str | Path,
+    *,
+    max_new_tokens: int = 256,
+    on_error: str = "raise",
+    progress: bool = True,
 ) -> list[Score]:
     """Let `role` reply to every prompt of a file, greedily, as one chat turn.
+
+    Args:
+        generator: Whose model it is.
+        role: Who replies.
+        file: Prompts with answers.
+        max_new_tokens: Of a reply.
+        on_error: Of a prompt that does not fit the context: "raise", or "skip" it and count it.
+        progress: Show a progress bar.
 
     Raises:
         DataError: As `rag.probes.read_tasks`, or a prompt that does not fit the context.
     """
-    items = read_tasks(file)
+    items, prompts = _tasks(generator, file, max_new_tokens, on_error)
     model, config = generator.language_model, replace(generator.config, max_new_tokens=max_new_tokens, temperature=0.0)
     greedy = Generator(model, config=config, max_tokens_per_batch=generator.max_tokens_per_batch)
-    prompts = [_chat_ids(generator, item, item.content.prompt, reserve=max_new_tokens) for item in items]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     replies = [""] * len(items)
     for batch in _batches(lengths, generator, f"{task_name(file)}: replies", progress):
@@ -104,20 +148,19 @@ def measure_answers(
     return [_mean(file, "exact_match", items, right)]
 
 
-def measure_pairs(generator: Generator, role: str, file: str | Path, *, progress: bool = True) -> list[Score]:
+def measure_pairs(
+    generator: Generator, role: str, file: str | Path, *, on_error: str = "raise", progress: bool = True
+) -> list[Score]:
     """Ask which of two sentences `role` finds more probable, whole sentences behind the beginning of a sequence.
 
     Raises:
-        DataError: As `rag.probes.read_pairs`, or a sentence that does not fit the context.
+        DataError: As `rag.probes.read_pairs`, or a sentence that does not fit the context; `on_error` as
+            `measure_answers`.
     """
-    items, tokenizer = read_pairs(file), generator.language_model.tokenizer
-    texts = sorted({text for item in items for text in (item.content.good, item.content.bad)})
-    prefix, context = prefix_id(tokenizer), generator.language_model.context_length
-    rows = [Continuation([prefix], _plain_ids(generator, text, str(file))) for text in texts]
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > context:
-            raise DataError(f"{file}: a sentence must fit into {context} tokens; {text[:60]!r} has {len(row)}. Cut it.")
-    found = likelihoods(generator, role, rows, f"{task_name(file)}: pairs", progress)
+    items, encoded = _pairs(generator, file, on_error)
+    rows = {text: row for of_item in encoded for text, row in of_item.items()}
+    texts = sorted(rows)
+    found = likelihoods(generator, role, [rows[text] for text in texts], f"{task_name(file)}: pairs", progress)
     log_p = {text: likelihood.log_prob for text, likelihood in zip(texts, found, strict=True)}
     right = [float(log_p[item.content.good] > log_p[item.content.bad]) for item in items]
     return [_mean(file, "accuracy", items, right)]
@@ -183,20 +226,17 @@ def text_nats(
     return [math.fsum(part) for part in parts]
 
 
-def measure_drift(generator: Generator, role: str, file: str | Path, *, progress: bool = True) -> list[Score]:
+def measure_drift(
+    generator: Generator, role: str, file: str | Path, *, on_error: str = "raise", progress: bool = True
+) -> list[Score]:
     """How far `role` is from the base on the tokens of prompts (chat turns) or plain text (its first window).
 
     Raises:
-        DataError: As `rag.probes.read_prompts`, or a prompt that does not fit the context.
+        DataError: As `rag.probes.read_prompts`, or a prompt that does not fit the context; `on_error` as
+            `measure_answers`.
     """
-    items = read_prompts(file)
-    found = drifts(
-        generator,
-        role,
-        [_read_ids(generator, item) for item in items],
-        title=f"{task_name(file)}: drift",
-        progress=progress,
-    )
+    items, prompts = _prompts(generator, file, on_error)
+    found = drifts(generator, role, prompts, title=f"{task_name(file)}: drift", progress=progress)
     return [
         _mean(file, "kl_drift", items, [drift.kl for drift in found], higher_is_better=False),
         _mean(file, "total_variation", items, [drift.total_variation for drift in found], higher_is_better=False),
@@ -272,6 +312,59 @@ def _batches(lengths: Sequence[int], generator: Generator, title: str, progress:
 # -- rows --------------------------------------------------------------------------------------------------------
 
 
+def _tasks(
+    generator: Generator, file: str | Path, reserve: int, on_error: str
+) -> tuple[list[Item[Task]], list[list[int]]]:
+    def encode(item: Item[Task]) -> list[int]:
+        return _chat_ids(generator, item, item.content.prompt, reserve=reserve)
+
+    return _that_fit(read_tasks(file), encode, file, on_error)
+
+
+def _pairs(
+    generator: Generator, file: str | Path, on_error: str
+) -> tuple[list[Item[Pair]], list[dict[str, Continuation]]]:
+    model = generator.language_model
+    prefix = prefix_id(model.tokenizer)
+
+    def encode(item: Item[Pair]) -> dict[str, Continuation]:
+        texts = (item.content.good, item.content.bad)
+        rows = {text: Continuation([prefix], _plain_ids(generator, text, item.where)) for text in texts}
+        for text, row in rows.items():
+            if len(row) > model.context_length:
+                raise DataError(
+                    f"{file}: a sentence must fit into {model.context_length} tokens; {text[:60]!r} ({item.where}) has "
+                    f"{len(row)}. Cut it, or leave it out (--on_error skip)."
+                )
+        return rows
+
+    return _that_fit(read_pairs(file), encode, file, on_error)
+
+
+def _prompts(generator: Generator, file: str | Path, on_error: str) -> tuple[list[Item[Prompt]], list[list[int]]]:
+    return _that_fit(read_prompts(file), lambda item: _read_ids(generator, item), file, on_error)
+
+
+def _that_fit(
+    items: Sequence[Item[ItemType]], encode: Callable[[Item[ItemType]], Encoded], file: str | Path, on_error: str
+) -> tuple[list[Item[ItemType]], list[Encoded]]:
+    """The items that fit the model's context, and their tokens."""
+    kept, encoded, errors = [], [], []
+    for item in items:
+        try:
+            encoded.append(encode(item))
+            kept.append(item)
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            errors.append(error)
+    if errors and not kept:
+        raise errors[0]
+    if errors:
+        logger.warning("Left out %d of %d rows of %s. The first: %s", len(errors), len(items), file, errors[0])
+    return kept, encoded
+
+
 def _plain_ids(generator: Generator, text: str, where: str) -> list[int]:
     ids = encode_plain(generator.language_model.tokenizer, text)
     if not ids:
@@ -285,7 +378,8 @@ def _chat_ids(generator: Generator, item: Item[Task] | Item[Prompt], text: str, 
     if (room := model.context_length - reserve) < len(ids):
         raise DataError(
             f"{item.where}: a prompt must leave {reserve} of the model's {model.context_length} tokens free for the "
-            f"reply; it takes {len(ids)}, and {max(room, 0)} are there. Shorten it, or allow fewer new tokens."
+            f"reply; it takes {len(ids)}, and {max(room, 0)} are there. Shorten it, allow fewer new tokens, or leave "
+            "it out (--on_error skip)."
         )
     return ids
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
@@ -18,9 +18,9 @@ from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpus import Passage
 from indexes.durable import read_json, replace_folder
 from indexes.encoder import Encoder
-from indexes.errors import MismatchError, UsageError
+from indexes.errors import DataError, MismatchError, UsageError
 from indexes.passage_index import PassageIndex
-from rag.evaluation import evaluate
+from rag.evaluation import check_on_error, evaluate
 from rag.metrics import answer_recall
 from rag.pocket import POCKET, base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
@@ -28,6 +28,7 @@ from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, write_learned
 from training.data import QAExample
+from training.fitting import why_too_long
 
 if TYPE_CHECKING:
     from rag.rag_sequence import RAGSequence
@@ -173,20 +174,51 @@ class RAG:
 
     # -- answering ---------------------------------------------------------------------------------------------
 
-    @overload
-    def answer(self, question: str) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def answer(self, question: Sequence[str]) -> list[Answer]: ...
+    def why_too_long(self, question: str) -> str | None:
+        """Why a question is too long for the model's context; None where it fits.
 
-    def answer(self, question: str | Sequence[str]) -> Answer | list[Answer]:
+        Passages are cut, down to nothing, where a prompt is too long, and the question never is: so this depends on the
+        question alone. A selector that does not use its language model, as its gate is 0, reads no prompt.
+        """
+        return why_too_long(question, self.selector, self.generator)
+
+    @overload
+    def answer(self, question: str, *, on_error: str = "raise") -> Answer: ...  # type: ignore[overload-overlap]
+    @overload
+    def answer(self, question: Sequence[str], *, on_error: Literal["raise"] = "raise") -> list[Answer]: ...
+    @overload
+    def answer(self, question: Sequence[str], *, on_error: str) -> list[Answer | None]: ...
+
+    def answer(self, question: str | Sequence[str], *, on_error: str = "raise") -> Any:
         """Answer one question or several (batched); an answer does not depend on what else is asked.
+
+        Args:
+            question: One question, or several.
+            on_error: Of several questions, what becomes of one that is empty or does not fit the model's context:
+                "raise" refuses all of them before any is answered, "skip" leaves None in its place, with a warning.
+                A single question that cannot be answered is an error either way.
 
         Raises:
             DataError: An empty question, or one that does not fit the context.
+            UsageError: Another `on_error`.
         """
-        questions = [question] if isinstance(question, str) else list(question)
-        answers = self.answer_from(self.retriever.search(questions, self.num_candidates)) if questions else []
-        return answers[0] if isinstance(question, str) else answers
+        check_on_error(on_error)
+        if isinstance(question, str):
+            return self._answers([question], "raise")[0]
+        return self._answers(list(question), on_error)
+
+    def _answers(self, questions: list[str], on_error: str) -> list[Answer | None]:
+        reasons = [self._why_not_asked(question) for question in questions]
+        if any(reasons):
+            if on_error == "raise":
+                raise _cannot_be_asked(reasons)
+            logger.warning("Left out: %s", _cannot_be_asked(reasons))
+        asked = [q for q, reason in zip(questions, reasons, strict=True) if reason is None]
+        answers = iter(self.answer_from(self.retriever.search(asked, self.num_candidates)) if asked else [])
+        return [next(answers) if reason is None else None for reason in reasons]
+
+    def _why_not_asked(self, question: str) -> str | None:
+        return self.why_too_long(question) if question.strip() else "it is empty"
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """Answers from candidates that are already retrieved."""
@@ -214,7 +246,13 @@ class RAG:
         return AnswerRow(prompt_ids, [self.generator.language_model.end_of_answer_id])
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer to one question, piece by piece (in one piece where it is not read from one prompt)."""
+        """The answer to one question, piece by piece (in one piece where it is not read from one prompt).
+
+        Raises:
+            DataError: As `answer`, before the first piece.
+        """
+        if reason := self._why_not_asked(question):
+            raise _cannot_be_asked([reason])
         candidates = self.retriever.search(question, self.num_candidates)
         if self._answerer is not None:
             yield self._answerer.answer_from([candidates])[0].text
@@ -476,6 +514,18 @@ def citations(text: str, passages: Sequence[Passage]) -> list[str]:
     if not text.strip():
         return []
     return [p.id for p in passages if answer_recall([p.contents], [text], 1)]
+
+
+def _cannot_be_asked(reasons: Sequence[str | None]) -> DataError:
+    """What is wrong with the questions that have a reason, numbered from 1."""
+    found = [(number, reason) for number, reason in enumerate(reasons, 1) if reason is not None]
+    several = f"{len(found)} of {len(reasons)} do not (number {', '.join(str(number) for number, _ in found[:20])})"
+    which, advice = ("this one does not", "") if len(reasons) == 1 else (several, ", or leave it out with on_error")
+    return DataError(
+        "A question must hold at least one visible character and fit into the model's context beside passages that are "
+        f"cut to nothing; {which}: {found[0][1]}. Shorten the question, use fewer passages, take a model with a longer "
+        f"context{advice}."
+    )
 
 
 def _is_folder(name: str) -> bool:

@@ -32,6 +32,7 @@ from indexes.errors import DataError, UsageError
 from indexes.formats import BrokenRow, Row, read_jsonl
 from indexes.question_files import check_unicode
 from indexes.segmentation import UNSPACED
+from indexes.whole_numbers import restored_rows
 from rag.metrics import normalize_answer
 
 PROMPT_FIELDS = ("prompt", "question")
@@ -70,6 +71,8 @@ class Probes:
     """Tokens a reply to a prompt may have."""
     window: int | None = None
     """Tokens of context in which plain text is read; None: as many as the model reads."""
+    on_error: str = "raise"
+    """Of a prompt or a sentence that does not fit the model's context: "raise", or "skip" it for all models alike."""
 
     def __post_init__(self) -> None:
         if not (self.answers or self.pairs or self.text or self.drift or self.harness):
@@ -77,6 +80,8 @@ class Probes:
                 "Forgetting is measured on something: give at least one of answers, pairs, text, drift (files) or "
                 "harness (task names)."
             )
+        if self.on_error not in ("raise", "skip"):
+            raise UsageError(f'on_error must be "raise" or "skip"; {self.on_error!r} came.')
         for name in ("max_new_tokens", "window", "harness_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -257,7 +262,7 @@ def _rows(file: str | Path) -> Iterator[Row]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"A probe file must be JSON lines (or .txt for plain text); {path} {found}. Check the path.")
-    for row in read_jsonl(path, str(path)):
+    for row in restored_rows(lambda: read_jsonl(path, str(path)), ANSWER_FIELDS):
         if isinstance(row, BrokenRow):
             raise DataError(f"{row.place.source}:{row.place.number}: {row.error}") from row.error
         yield row

@@ -22,6 +22,7 @@ from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
+from training.fitting import why_too_long
 
 
 class SingleDocuments(ABC):
@@ -55,6 +56,10 @@ class SingleDocuments(ABC):
     def num_candidates(self) -> int:
         """n, the documents read."""
         return self.rag.num_candidates
+
+    def why_too_long(self, question: str) -> str | None:
+        """Why a question is too long for the model's context; None where it fits."""
+        return why_too_long(question, self.rag.selector, self.rag.generator)
 
     @abstractmethod
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:

@@ -68,6 +68,7 @@ from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.data import write_examples
+from training.fitting import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
 
 logger = logging.getLogger(__name__)
 
@@ -444,6 +445,7 @@ class Sweep:
             "settings": self.settings.to_json(),
             "dataset": results[0].evaluation["dataset"],
             "answerable_questions": len(questions["train"]),
+            **({"too_long": too_long} if (too_long := self._too_long()) else {}),
             "rows": [r.table_row() for r in results],
             "retriever": retriever_recall(results),
             "comparisons": compare(sweep_pairs(results, ours)),
@@ -486,9 +488,37 @@ class Sweep:
                 )
                 for split, limit in limits.items()
             }
+        rag = self._vanilla()
+        found = {split: self._that_fit(rag, split, examples) for split, examples in found.items()}
         if s.answerable_only:
-            found["train"] = answerable(self._vanilla(), found["train"])
+            found["train"] = answerable(rag, found["train"])
         return found
+
+    def _that_fit(self, rag: RAG, split: str, examples: list[QAExample]) -> list[QAExample]:
+        """The questions that every row can be asked: also one whose selector has learned to read its prompt.
+
+        Rows are compared on the same questions, so one that does not fit some of them is left out of all.
+        """
+        fitting = that_fit_with_answers if split == "train" else that_fit
+        fitted = fitting(examples, rag.selector, rag.generator, learning=True)
+        if not fitted.kept:
+            refuse_too_long(fitted.too_long, len(examples), f"{split} questions", "give other questions")
+        warn_of_too_long(fitted.too_long, len(examples), f"{split} questions")
+        self._write_too_long(split, sorted(fitted.too_long))
+        return fitted.kept
+
+    @property
+    def _too_long_file(self) -> Path:
+        return self.folder / "questions" / "too_long.json"
+
+    def _write_too_long(self, split: str, ids: list[str]) -> None:
+        if ids:
+            write_json(self._too_long() | {split: ids}, self._too_long_file)
+
+    def _too_long(self) -> dict[str, list[str]]:
+        """Ids of the questions of each split that do not fit the model's context and were left out."""
+        file = self._too_long_file
+        return read_json(file, "Name another folder with --output.") if file.is_file() else {}
 
     def _of_world(self, world: WorldSettings) -> dict[str, list[QAExample]]:
         folder = self.folder / "world"

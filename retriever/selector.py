@@ -286,7 +286,29 @@ class Selector:
             candidates.question,
             candidates.passages,
             self.identifiers,
-            max_tokens=self.language_model.context_length - self._reply_tokens,
+            max_tokens=self._room,
+        )
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a ranking prompt may have."""
+        return self.language_model.context_length - self._reply_tokens
+
+    def reads_prompts(self, *, learning: bool = False) -> bool:
+        """Whether the language model reads ranking prompts: now, or once the gate has moved, where it is `learning`."""
+        with torch.no_grad():
+            return self.config.use_language_model and (learning or not self._is_unheard())
+
+    def why_too_long(self, question: str) -> str | None:
+        """Why a question is too long for a ranking prompt whose passages are cut to nothing; None where it fits."""
+        model = self.language_model
+        n = min(self.config.num_candidates, self.retriever.index.manifest.passages)
+        needed = self.prompt.least_tokens(model.tokenizer, question, self.identifiers, n)
+        if needed <= self._room:
+            return None
+        return (
+            f"its ranking prompt with {n} passages must fit into {self._room} tokens ({self._reply_tokens} more are "
+            f"for the reply) and takes {needed}"
         )
 
     def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:

@@ -6,7 +6,6 @@ one. A record that is broken comes out as one, so that the caller may leave it o
 unreadable (a truncated archive, a document that is no JSON) is raised.
 """
 
-import ast
 import csv
 import gzip
 import io
@@ -28,15 +27,14 @@ from indexes.formats import BATCH_ROWS
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
 from indexes.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
 from indexes.sources import load_saved_dataset
+from training.literals import answer_literal
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
-# A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than a field of `csv`.
-_LONGEST_LITERAL = 2**17
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0 where a judgement of the column is missing
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -258,26 +256,6 @@ def _dpr_record(text: str, where: str, number: int) -> Record | BrokenRecord:
         return BrokenRecord(error)
 
 
-def answer_literal(text: str, where: str) -> list[str]:
-    """The list of texts that a Python literal writes, without running anything.
-
-    Raises:
-        DataError: It is longer than 131,072 characters, is no literal, or is one of something else.
-    """
-    value: object = None
-    if len(text) <= _LONGEST_LITERAL:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            value = None
-    if isinstance(value, list | tuple) and all(isinstance(answer, str) for answer in value):
-        return list(value)
-    raise DataError(
-        f"{where}: the answers must be a list of texts such as ['Paris', 'the city of Paris'], got {text[:60]!r}. "
-        "Mend the row."
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Tables
 # ---------------------------------------------------------------------------------------------------------
@@ -363,7 +341,9 @@ def _beir(folder: Path | zipfile.Path, name: str, split: str | None) -> Records:
 
 
 def _key(value: object) -> str:
-    return "" if value is None else str(value)
+    # Judgements are text, and a question's 42.0 is their 42 (`indexes.whole_numbers`).
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value
+    return "" if whole is None else str(whole)
 
 
 def _beir_root(folder: Path | zipfile.Path, name: str) -> Path | zipfile.Path:
@@ -414,6 +394,7 @@ def _qrels(stream: IO[bytes], name: str) -> Iterator[tuple[str, str, int, str]]:
             if row != _QRELS_HEADER:
                 raise DataError(f"{where}: the first line must be {' '.join(_QRELS_HEADER)}, got {row}. Add it.")
             continue
-        if len(row) != 3 or not _WHOLE_NUMBER.fullmatch(row[2].strip()):
+        grade = _WHOLE_NUMBER.fullmatch(row[2].strip()) if len(row) == 3 else None
+        if grade is None:
             raise DataError(f"{where}: a judgement must be query-id, corpus-id and a whole number, got {row}. Mend it.")
-        yield row[0], row[1], int(row[2]), where
+        yield row[0], row[1], int(grade[1]), where

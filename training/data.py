@@ -10,6 +10,11 @@
 | MuSiQue | JSONL | `id, question, answer, answer_aliases, paragraphs` | `is_supporting` |
 | DPR, for training | JSON array | `question, answers, positive_ctxs` | `positive_ctxs` |
 | DPR, for testing | delimited text | `question<TAB>['answer', ...]` | none |
+| PopQA | rows | `id, question, possible_answers`, a JSON list as text | none |
+| TriviaQA | rows | `question_id, question, answer` > `value, aliases` | none |
+| BoolQ, StrategyQA | rows | `question, answer`, true or false; BoolQ also `passage` | its passage |
+| ARC, OpenBookQA, CommonsenseQA | rows | `question` or `question_stem`, `choices` > `text, label`, `answerKey` | none |
+| MMLU | rows | `question, choices, answer`, a position from 0 | none |
 | DRO authors | JSON array | `prompt, response, sample_id, query_id, probs`, one record per sampled response | none |
 
 All may be gzipped, and rows exported by `datasets` (Parquet, Arrow, JSONL, a saved folder, a `Dataset`) are read like
@@ -17,7 +22,8 @@ the files they were made from. Container and format are recognised by content, n
 `answer` may stand for `golden_answers`; `answer_aliases` and `aliases` are added to them, and so are the names that
 `id_aliases.json` beside a file of 2WikiMultihopQA has for its `answer_id`. A record's own `gold_ids` win over what
 its format says. The ids of passages that stand inside question files are those of `indexes.question_files`, so a
-corpus read from the same file holds them. docs/formats.md tells the odd parts.
+corpus read from the same file holds them. Whole numbers that a missing neighbour made floats are whole numbers again
+(`indexes.whole_numbers`). docs/formats.md tells the odd parts.
 """
 
 import gzip
@@ -26,7 +32,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -35,8 +41,19 @@ import datasets
 
 from indexes.durable import write_file
 from indexes.errors import DataError, UsageError
+from indexes.whole_numbers import WholeNumbers
 from training.containers import BrokenRecord, Record, Records, open_records
-from training.readers import ALIASES_FILE, DRO_FIELDS, READERS, Aliases, QAExample, Reader, content_id, dro_query
+from training.readers import (
+    ALIASES_FILE,
+    DRO_FIELDS,
+    NUMBER_NAMES,
+    READERS,
+    Aliases,
+    QAExample,
+    Reader,
+    content_id,
+    dro_query,
+)
 
 __all__ = ["QAExample", "QuestionFile", "draw_alias", "load_examples", "read_questions", "write_examples"]
 
@@ -45,6 +62,7 @@ logger = logging.getLogger(__name__)
 _KNOWN_FORMATS = ", ".join(reader.fields for reader in READERS) + (
     " and the DRO authors' format (prompt, response, query_id)"
 )
+_ALPACA_FIELDS = {"instruction", "output"}
 _SHOWN = 20  # broken records that are logged one by one
 
 
@@ -123,7 +141,7 @@ def read_questions(
     name = _name(path_or_dataset)
     skipped = _Skipped(name, on_error == "skip")
     aliases = Aliases(None if isinstance(path_or_dataset, datasets.Dataset) else _beside(Path(path_or_dataset)))
-    found = _examples(open_records(path_or_dataset, split), name, aliases, skipped)
+    found = _examples(_restored(lambda: open_records(path_or_dataset, split)), name, aliases, skipped)
     examples = list(itertools.islice(found, limit))
     skipped.report(len(examples))
     return QuestionFile(ignoring_identical_ids(examples, ignore_identical_ids), skipped.errors)
@@ -239,6 +257,19 @@ class _Skipped:
 # ----------------------------------------------------------------------------------------------------
 
 
+def _restored(read: Callable[[], Records]) -> Records:
+    """The records with whole numbers where floats stand for them; see `indexes.whole_numbers`."""
+    numbers = WholeNumbers(lambda: (r.fields for r in read() if isinstance(r, Record)), NUMBER_NAMES)
+    for record in read():
+        if isinstance(record, BrokenRecord):
+            yield record
+            continue
+        try:
+            yield record._replace(fields=numbers.restored(record.fields, record.where))
+        except DataError as error:
+            yield BrokenRecord(error)
+
+
 def _examples(records: Records, name: str, aliases: Aliases, skipped: _Skipped) -> Iterator[QAExample]:
     sound = _sound(records, skipped)
     first = next(sound, None)
@@ -247,11 +278,18 @@ def _examples(records: Records, name: str, aliases: Aliases, skipped: _Skipped) 
             return iter(())
         raise DataError(f"A question file must hold at least one question; {name} has none.")
     sound = itertools.chain([first], sound)
-    reader = next((reader for reader in READERS if reader.matches(first.fields)), None)
+    is_alpaca = _ALPACA_FIELDS <= set(first.fields) and "question" not in first.fields
+    reader = None if is_alpaca else next((reader for reader in READERS if reader.matches(first.fields)), None)
     if reader is not None:
         return _unique(_read(reader, sound, aliases, skipped), skipped)
     if all(key in first.fields for key in DRO_FIELDS):
         return _unique(_dro_examples(sound, skipped), skipped)
+    if is_alpaca:
+        raise DataError(
+            f"{first.where}: a question file must hold questions; this is a row of Alpaca's format (instruction, "
+            "input, output), for instruction tuning. If its instructions are questions, rename instruction to "
+            "question and output to golden_answers, put what stands in input behind the question, and leave input out."
+        )
     found = ", ".join(map(str, first.fields)) or "no keys at all"
     raise DataError(
         f"{first.where}: the keys must be those of a known question format, got: {found}. "

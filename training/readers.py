@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +17,25 @@ from typing import Any, NamedTuple
 
 from indexes.errors import DataError
 from indexes.formats import DPR_FIELDS
-from indexes.question_files import check_unicode, gold_passages, listed, mapping
+from indexes.question_files import check_unicode, gold_passages, listed, mapping, records
+from indexes.whole_numbers import ID_NAMES
 from training.containers import Record, numbered_lines
+from training.literals import written_list
 
 logger = logging.getLogger(__name__)
 
 ALIASES_FILE = "id_aliases.json"  # beside the files of 2WikiMultihopQA
-_ANSWER_FIELDS = ("golden_answers", "answers", "answer")
+_ID_FIELDS = ("id", "_id", "question_id", "qid")
+_ANSWER_FIELDS = ("golden_answers", "answers", "answer", "possible_answers")
 _ALIAS_FIELDS = ("answer_aliases", "aliases")
+# Each holds several answers, so that a text in them may be a list that is written out.
+_LISTS = ("golden_answers", "answers", "possible_answers", *_ALIAS_FIELDS)
+NUMBER_NAMES = ID_NAMES | {*_ANSWER_FIELDS, *_ALIAS_FIELDS, "value", "response", "choices", "answerKey", "gold_grades"}
+"""Names of the fields whose numbers become texts, or positions, of an example."""
+# What stands for an answer that is true or false: both ways of saying it are right.
+_YES, _NO = ("yes", "true"), ("no", "false")
+# `datasets` writes it for the hidden answers of TriviaQA's test questions (mandarjoshi/trivia_qa, trivia_qa.py).
+_HIDDEN_ANSWER = "<unk>"
 # The value of each field that says: no answer.
 _UNANSWERABLE = {"unanswerable": True, "is_impossible": True, "answerable": False}
 
@@ -124,7 +136,7 @@ def _alias_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _question(record: Record, aliases: Aliases) -> QAExample:
     """FlashRAG, SQuAD, HotpotQA, 2WikiMultihopQA, MuSiQue and DPR differ in names and in where passages stand."""
-    where, fields = record.where, record.fields
+    where, fields = record.where, _with_question(record.fields)
     unanswerable = _is_unanswerable(fields, where)
     id_ = _record_id(record, unanswerable)
     gold_ids, grades = _gold(fields, unanswerable, where)
@@ -140,10 +152,18 @@ def _question(record: Record, aliases: Aliases) -> QAExample:
     )
 
 
+def _with_question(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """OpenBookQA calls its questions stems; its own files, and those of ARC, keep the choices beside the stem."""
+    inner = fields.get("question")
+    if isinstance(inner, Mapping) and "stem" in inner:
+        return {**fields, "question": inner["stem"], "choices": inner.get("choices")}
+    return fields if inner is not None else {**fields, "question": fields.get("question_stem")}
+
+
 def _record_id(record: Record, unanswerable: bool) -> str:
     """The id; empty where DPR gives none, whose questions are then named by what they say (`content_id`)."""
     fields = record.fields
-    given = next((fields[key] for key in ("id", "_id") if fields.get(key) is not None), None)
+    given = next((fields[key] for key in _ID_FIELDS if fields.get(key) is not None), None)
     if given is None and any(field in fields for field in DPR_FIELDS):
         return ""
     id_ = identifier(record.number if given is None else given, record.where)
@@ -152,24 +172,63 @@ def _record_id(record: Record, unanswerable: bool) -> str:
 
 
 def _answers(fields: Mapping[str, Any], aliases: Aliases, where: str) -> Iterator[str]:
-    given = next((fields[key] for key in _ANSWER_FIELDS if fields.get(key) is not None), ())
-    if fields.get("choices"):
-        given = _chosen(given, fields["choices"], where)
-    yield from _texts(given, where)
+    yield from _texts(_given_answers(fields, where), where)
     for key in _ALIAS_FIELDS:
-        yield from _texts(fields[key] if fields.get(key) is not None else (), where)
+        yield from _texts(_field(fields, key, where), where)
     yield from aliases.of(fields.get("answer_id"))
 
 
-def _chosen(given: object, choices: object, where: str) -> object:
-    """FlashRAG's multiple-choice questions name their golden answers by position, counted from 0."""
-    options = listed(choices, f"{where}: choices")
+def _given_answers(fields: Mapping[str, Any], where: str) -> object:
+    """The first field of answers that says something, or what it names among the choices."""
+    name = next((key for key in _ANSWER_FIELDS if fields.get(key) is not None), None)
+    given = () if name is None else _field(fields, name, where)
+    if not fields.get("choices"):
+        return given
+    options, labels = _options(fields["choices"], where)
+    return (
+        _labelled(fields.get("answerKey"), options, labels, where) if name is None else _chosen(given, options, where)
+    )
+
+
+def _field(fields: Mapping[str, Any], key: str, where: str) -> object:
+    value = fields.get(key)
+    if value is None:
+        return ()
+    written = written_list(value, f"{where}: {key}") if key in _LISTS and isinstance(value, str) else None
+    return value if written is None else written
+
+
+def _options(choices: object, where: str) -> tuple[list[Any], list[str]]:
+    """The choices, and what their question calls them: letters, where it does not say.
+
+    ARC, OpenBookQA, QASC and CommonsenseQA have objects of text and label, exported as one object of two lists.
+    """
+    if not isinstance(choices, Mapping) and not all(
+        isinstance(c, Mapping) for c in listed(choices, f"{where}: choices")
+    ):
+        options = listed(choices, f"{where}: choices")
+        return options, list(string.ascii_uppercase[: len(options)])
+    entries = records(choices, ("text", "label"), f"{where}: choices")
+    return [entry.get("text") for entry in entries], [str(entry.get("label")) for entry in entries]
+
+
+def _chosen(given: object, options: list[Any], where: str) -> object:
+    """FlashRAG's multiple-choice questions, and MMLU's, name their golden answers by position, counted from 0."""
     positions: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     if not all(isinstance(position, int) and not isinstance(position, bool) for position in positions):
         return given
     if not all(0 <= position < len(options) for position in positions):
         raise DataError(f"{where}: golden_answers must be positions in {len(options)} choices, got {given!r}. Mend it.")
     return [options[position] for position in positions]
+
+
+def _labelled(key: object, options: list[Any], labels: list[str], where: str) -> object:
+    """The choice of this label: a letter, or a number counted from 1 (ARC has both); none where it is hidden."""
+    if key is None or key == "":
+        return ()
+    if str(key) in labels:
+        return options[labels.index(str(key))]
+    raise DataError(f"{where}: answerKey must be the label of a choice, one of {labels}, got {key!r}. Mend the row.")
 
 
 def _is_unanswerable(fields: Mapping[str, Any], where: str) -> bool:
@@ -237,7 +296,7 @@ READERS = (
         "FlashRAG, SQuAD, HotpotQA, 2WikiMultihopQA, MuSiQue, DPR",
         "FlashRAG (id, question, golden_answers), HotpotQA, 2WikiMultihopQA and MuSiQue (question, answer), "
         "SQuAD (data > paragraphs > qas), DPR (question, answers, positive_ctxs)",
-        lambda fields: "question" in fields,
+        lambda fields: "question" in fields or "question_stem" in fields,
         _question,
     ),
     Reader(
@@ -317,18 +376,31 @@ def identifier(value: object, where: str) -> str:
 
 
 def _texts(value: object, where: str) -> Iterator[str]:
-    """Every answer inside a text, a number, a list, or SQuAD's {"text": ..., "answer_start": ...}."""
+    """Every answer inside a text, a number, true or false, a list, or an object of SQuAD or TriviaQA."""
     if isinstance(value, str):
         yield check_unicode(value.strip(), where)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    elif isinstance(value, bool):
+        yield from _YES if value else _NO
+    elif isinstance(value, int | float) and math.isfinite(value):
         yield str(value)
     elif isinstance(value, Mapping) and "text" in value:
         yield from _texts(value["text"], where)
+    elif isinstance(value, Mapping) and "aliases" in value:
+        yield from _of_trivia_qa(value, where)
     elif isinstance(value, list | tuple):
         for entry in value:
             yield from _texts(entry, where)
     else:
         raise DataError(f"{where}: an answer must be text or a list of texts, got {value!r}. Mend the row.")
+
+
+def _of_trivia_qa(answer: Mapping[str, Any], where: str) -> Iterator[str]:
+    """TriviaQA's answer and its aliases; `normalized_aliases` are the same in another writing, which nobody wants."""
+    aliases = list(_texts(answer["aliases"] or (), where))
+    value = answer.get("value")
+    if value != _HIDDEN_ANSWER or aliases:
+        yield from _texts(() if value is None else value, where)
+    yield from aliases
 
 
 def _distinct(texts: Iterable[str]) -> tuple[str, ...]:

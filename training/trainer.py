@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -35,6 +35,7 @@ from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
 from training.data import QAExample, ignoring_identical_ids, load_examples
 from training.estimation import EStep, Posterior, stable_seed
+from training.fitting import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
 from training.gold_ids import check_gold_ids
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
@@ -73,13 +74,15 @@ class DROTrainer:
     Args:
         rag: The pipeline; trained in place.
         config: Settings.
-        train_dataset: Questions with golden answers: a file, a `datasets.Dataset`, or examples.
-        eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept.
+        train_dataset: Questions with golden answers: a file, a `datasets.Dataset`, or examples. Those that do not fit
+            the model's context are left out before anything is trained, with a warning; `left_out` has their ids.
+        eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept. What does not
+            fit is left out of every round alike.
         callbacks: `transformers` callbacks, given to every M-step.
         progress: Show progress bars.
 
     Raises:
-        DataError: A training question without golden answers.
+        DataError: A training question without golden answers, or no question that fits.
         UsageError: output_dir holds something that is not this run.
     """
 
@@ -95,14 +98,12 @@ class DROTrainer:
     ) -> None:
         self.rag = rag
         self.config = config
-        self.train_examples = _that_fit(
-            _examples(train_dataset, config, limit=config.max_train_samples),
-            rag.generator,
-            rag.selector.config.num_selected,
-        )
+        self.left_out: dict[str, dict[str, str]] = {}
+        """Why the questions that were left out are too long, by id, of "train" and of "dev"."""
+        self.train_examples = self._fitted_train(_examples(train_dataset, config, limit=config.max_train_samples))
         self.eval_examples = None
         if eval_dataset is not None:
-            dev = _examples(eval_dataset, config, allow_unanswerable=True)
+            dev = self._fitted_dev(_examples(eval_dataset, config, allow_unanswerable=True))
             self.eval_examples = check_gold_ids(dev, rag.retriever.index)
         for examples in (self.train_examples, self.eval_examples or []):
             if (identical := identical_ids(examples, rag.retriever.index)).ignoring:
@@ -116,10 +117,32 @@ class DROTrainer:
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
-        # Refused settings and prompts that do not fit are found now, and not after hours of E-step.
-        rag.selector.prompt_ids(retrieve(rag.retriever, self.train_examples[:1], rag.selector.config.num_candidates)[0])
+        # Refused settings are found now, and not after hours of E-step.
+        self._check_selection()
         training_arguments(config, self.output_dir, seed=0, max_rows=1, use_cpu=self._on_cpu)
         self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
+
+    def _check_selection(self) -> None:
+        selector = self.rag.selector
+        found = retrieve(self.rag.retriever, self.train_examples[:1], selector.config.num_candidates)[0]
+        if selector.reads_prompts(learning=self.config.train_selector):
+            selector.prompt_ids(found)
+        else:
+            selector.select([found])
+
+    # What does not fit is found now, because one such question would end an E-step, or a round, after hours.
+
+    def _fitted_train(self, examples: list[QAExample]) -> list[QAExample]:
+        selector, generator = self.rag.selector, self.rag.generator
+        found = that_fit_with_answers(examples, selector, generator, learning=self.config.train_selector)
+        self.left_out["train"] = found.too_long
+        return _kept(found, len(examples), "training questions", generator.language_model.context_length)
+
+    def _fitted_dev(self, examples: list[QAExample]) -> list[QAExample]:
+        selector, generator = self.rag.selector, self.rag.generator
+        found = that_fit(examples, selector, generator, learning=self.config.train_selector)
+        self.left_out["dev"] = found.too_long
+        return _kept(found, len(examples), "dev questions", generator.language_model.context_length)
 
     @property
     def _on_cpu(self) -> bool:
@@ -459,30 +482,20 @@ def _examples(
     )
 
 
-def _that_fit(examples: Sequence[QAExample], generator: Generator, num_passages: int) -> list[QAExample]:
-    """The examples without the golden answers that no row has room for, and without those that have no other.
+def _kept(fitted: Fitted, total: int, what: str, limit: int) -> list[QAExample]:
+    """What fits, after a warning about what does not.
 
-    Found now, because one such answer would end an E-step after hours.
+    Raises:
+        DataError: Nothing fits.
     """
-    kept = [
-        replace(e, golden_answers=tuple(a for a in e.golden_answers if generator.fits(e.question, a, num_passages)))
-        for e in examples
-    ]
-    without = [e.id for e in kept if not e.golden_answers]
-    limit = generator.language_model.context_length
-    if len(without) == len(kept):
+    if not fitted.kept:
+        reason = next(iter(fitted.too_long.values()))
         raise DataError(
-            f"Some training question and its answer must fit into {limit} tokens; none of {len(kept)} does."
+            f"Some of the {what} must fit into {limit} tokens, with its answer and beside passages that are cut to "
+            f"nothing; none of {total} does. The first: {reason}."
         )
-    if without:
-        logger.warning(
-            "Left out %d of %d training questions, whose answers do not fit into %d tokens; the first is %r.",
-            len(without),
-            len(kept),
-            limit,
-            without[0],
-        )
-    return [e for e in kept if e.golden_answers]
+    warn_of_too_long(fitted.too_long, total, what)
+    return fitted.kept
 
 
 def _digest(examples: Sequence[QAExample]) -> str:

@@ -8,15 +8,24 @@ from rag.commands.command import Command, Report
 
 def _ask_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, nargs="+", help="one or more questions, each in quotes")
+    parser.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="of a question that is empty or does not fit the model's context: stop, or leave it out (null in --json)",
+    )
     bundle_arguments(parser)
 
 
 def _ask(args: Any) -> Report:
-    answers = open_pipeline(args).answer(args.question)
-    return Report("\n\n".join(_answer_text(a) for a in answers), {"answers": [a.to_dict() for a in answers]})
+    answers = open_pipeline(args).answer(args.question, on_error=args.on_error)
+    texts = [_answer_text(q, a) for q, a in zip(args.question, answers, strict=True)]
+    return Report("\n\n".join(texts), {"answers": [None if a is None else a.to_dict() for a in answers]})
 
 
-def _answer_text(answer: Any) -> str:
+def _answer_text(question: str, answer: Any) -> str:
+    if answer is None:
+        return f"{question[:200]}\n  (left out: it is empty or does not fit the model's context)"
     lines = [answer.question, f"  {answer.text or '(no answer)'}   (log p = {answer.log_prob:.2f})"]
     for passage, rank in zip(answer.passages, answer.permutation, strict=True):
         mark = "*" if passage.id in answer.citations else " "

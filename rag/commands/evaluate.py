@@ -20,7 +20,8 @@ def _evaluate_arguments(parser: Any) -> None:
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help="of a broken row, or a question that nothing can be scored against: stop, or leave it out and count it",
+        help="of a broken row, or a question that nothing can be scored against or that does not fit the model's "
+        "context: stop, or leave it out and count it",
     )
     parser.add_argument("--output", type=str, help="write the evaluation, or the comparison, to this JSON file")
     parser.add_argument("--name", type=str, help="what tables call this evaluation (default: the bundle's folder)")

@@ -26,6 +26,12 @@ def _forgetting_arguments(parser: Any) -> None:
     parser.add_argument("--harness_chat", action="store_true", help="put its prompts through the chat template")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens that a reply may have")
     parser.add_argument("--window", type=int, help="tokens of context for plain text (default: the model's)")
+    parser.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="of a prompt or a sentence that does not fit the model's context: stop, or leave it out for all models",
+    )
     parser.add_argument("--output", type=str, help="write the table to this JSON file")
     parser.add_argument("--scores", type=str, help="a folder for the score of every item, a file for each model")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
@@ -55,6 +61,7 @@ def _forgetting(args: Any) -> Report:
         harness_chat=args.harness_chat,
         max_new_tokens=args.max_new_tokens,
         window=args.window,
+        on_error=args.on_error,
     )
     data = forgetting(
         list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),

@@ -47,10 +47,15 @@ def _inspect_batch_arguments(parser: Any) -> None:
 def _inspect_batch(args: Any) -> Report:
     from rag.inspection import batch_text, inspect_batch
     from training import load_examples
+    from training.fitting import refuse_too_long, that_fit_with_answers, warn_of_too_long
 
     config, rag = _inspect_config(args), open_pipeline(args)
     examples = load_examples(args.questions, require_answers=True, limit=config.per_device_train_batch_size)
-    rows = inspect_batch(rag, examples, config, round=args.round)
+    fitted = that_fit_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
+    if not fitted.kept:
+        refuse_too_long(fitted.too_long, len(examples), "questions", "give others")
+    warn_of_too_long(fitted.too_long, len(examples), "questions")  # as training does
+    rows = inspect_batch(rag, fitted.kept, config, round=args.round)
     return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
 
 

@@ -42,6 +42,7 @@ def _train(args: Any) -> Report:
     history = trainer.train()
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    data["left_out"] = {split: sorted(too_long) for split, too_long in trainer.left_out.items()}
     if trainer.state.is_main_process:
         data["report"] = str(_write_report(Path(config.output_dir), trainer.best_round()))
     return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
