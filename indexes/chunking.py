@@ -73,7 +73,8 @@ class Chunker:
         Args:
             tokenizer: Counts the tokens; it is copied, so its truncation setting does not matter.
             max_tokens: The most tokens of a chunk with its title, prompt and special tokens. A title that would take
-                more than half of them is shortened in the chunks. Only a single character that is more is left so.
+                more than half of what the overlap leaves is shortened in the chunks. Only a single character of more
+                tokens than that is left as it is.
             overlap: The most tokens of text that a chunk repeats from the one before. At least half of them (rounded
                 down) are repeated, from the beginning of a sentence if one begins there, else of a word, else (where
                 words are longer, and in scripts without blanks) from any character. It is less only where the text of
