@@ -38,9 +38,9 @@ from indexes.durable import (
     write_path,
     write_text,
 )
-from indexes.encoder import Encoder, EncodingBar, Vectors
+from indexes.encoder import COSINE, Encoder, EncodingBar, Truncation
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.factory import build_bytes, bytes_per_vector, choose_factory, training_points, training_sample
+from indexes.factory import build_bytes, bytes_per_vector, choose_factory, parse, training_points, training_sample
 from indexes.faiss_index import FaissIndex
 from indexes.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
 from indexes.memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, host_memory, parse_bytes, words
@@ -120,6 +120,7 @@ def build_index(
     if factory != "auto" and milvus is None:
         # Refuses what FAISS cannot make, before hours of work.
         FaissIndex.empty(encoder.dimension, factory, allow_untested=allow_untested)
+        _check_similarity(encoder, factory)
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
         build = Build(
@@ -356,6 +357,7 @@ class Build:
         milvus = {"uri": uri, "collection": layout.collection} if (uri := self.plan["milvus"]) else {}
         allowed = self.plan.get("allow_untested", False)
         storage = storage_in(folder, layout.factory, layout.dimension, milvus, allow_untested=allowed)
+        truncation = truncation_of(self.shards(), encoder)
         remove_halves(folder)
         segments = []
         train(storage, self.shards(), layout.factory)
@@ -378,6 +380,7 @@ class Build:
             segment_rows=layout.segment_rows if len(segments) > 1 else 0,
             bm25=BM25_FOLDER if self.plan["bm25"] else "",
             chunking=self.plan["chunking"],
+            truncation=truncation,
             milvus=milvus,
             origin=layout.fingerprint,
             plan=self.plan_digest,
@@ -402,11 +405,28 @@ def encode_shards(
 ) -> None:
     """Encode these shards of a corpus and keep each as it is done."""
     with EncodingBar(sum(len(shards.rows(number)) for number in numbers), "passage", shown=progress) as bar:
+        for number in numbers:
+            bar.truncation = Truncation()
+            passages = corpus.take(shards.rows(number))
+            vectors_nd = encoder.encode_passages(passages, batch_size=batch_size, progress=bar)
+            shards.note(number, asdict(bar.truncation))
+            shards.write(number, vectors_nd)
 
-        def encode(rows: range) -> Vectors:
-            return encoder.encode_passages(corpus.take(rows), batch_size=batch_size, progress=bar)
 
-        shards.fill(encode, numbers)
+def truncation_of(shards: Shards, encoder: Encoder) -> dict[str, int]:
+    """What the encoder has not read of the passages of all shards, for the manifest; warns if that is something.
+
+    Empty where it was not counted.
+    """
+    notes = shards.notes()
+    if notes is None:
+        return {}
+    total = Truncation()
+    for counts in notes:
+        total.add(counts)
+    if total.truncated:
+        logger.warning(total.message(encoder))
+    return asdict(total)
 
 
 def train(storage: VectorStorage, shards: Shards, factory: str) -> None:
@@ -463,7 +483,7 @@ def _plan(
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
         "factory": factory,
-        "chunking": {} if chunker is None else {"max_tokens": chunker.max_tokens, "overlap": chunker.overlap},
+        "chunking": {} if chunker is None else chunker.settings,
         "bm25": bm25,
         "milvus": str(Path(milvus).resolve()) if milvus and "://" not in milvus else milvus,
         "max_memory": None if max_memory is None else parse_bytes(max_memory),
@@ -491,6 +511,15 @@ def _identity(corpus: str | Path | Corpus | datasets.Dataset, output: Path) -> s
         if file.is_file() and not hidden and not file.resolve().is_relative_to(output):
             digest.update(f"{name}\0{FileRecord.of(file).sha256}\n".encode())
     return digest.hexdigest()
+
+
+def _check_similarity(encoder: Encoder, factory: str) -> None:
+    """An index that scales vectors to unit length would turn a dot product into a cosine."""
+    if encoder.similarity != COSINE and "L2norm" in parse(factory).transforms:
+        raise UsageError(
+            f"An encoder whose similarity is {encoder.similarity!r} needs vectors of their own length, but the factory "
+            f'{factory!r} normalises them. Leave L2norm out, or load the encoder with similarity="cosine".'
+        )
 
 
 def index_memory(max_memory: int | None, encoder: Encoder) -> int:

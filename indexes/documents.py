@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
 DOCUMENT_SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
+MARKDOWN_SUFFIXES = (".md", ".html", ".htm", ".docx")
+"""Of these the text is Markdown, as it was written or was converted to."""
 # A larger file is no passage, and a file that unpacks to more is no letter.
 _LARGEST_TEXT = 64 * 2**20
 _LARGEST_DOCX = 512 * 2**20

@@ -1,4 +1,7 @@
-"""The encoder: questions and passages become unit vectors whose inner product is their similarity.
+"""The encoder: questions and passages become vectors whose inner product is their similarity.
+
+Of an encoder trained for the cosine they have unit length; of one trained for the dot product
+(`similarity_fn_name` "dot" in its config) their length is part of the similarity and is kept.
 
 It lives beside the index because it makes the vectors, and the index's manifest describes it. It knows
 nothing of language models.
@@ -11,10 +14,12 @@ Axes: B questions, N passages, W texts of a window, R rows of a batch, T tokens,
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,9 +31,9 @@ from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
@@ -36,6 +41,12 @@ from indexes.errors import DataError, ResourceError, UsageError
 from indexes.pocket import POCKET, encoder_path
 
 Vectors: TypeAlias = NDArray[np.float32]
+
+COSINE, DOT = "cosine", "dot"
+SIMILARITIES = (COSINE, DOT)
+"""Similarities that an index searches by, in the words of sentence-transformers."""
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {
     "mixed": torch.float32,
@@ -67,12 +78,54 @@ _LOAD_ERRORS = (
 )
 
 
+@dataclass
+class Truncation:
+    """How much of some texts an encoder does not read, since they are longer than its limit."""
+
+    passages: int = 0
+    """Texts that were counted."""
+    truncated: int = 0
+    """Of these, those that are longer than the limit."""
+    tokens: int = 0
+    """Of all texts as a whole, with prompt and special tokens."""
+    lost: int = 0
+    """Tokens behind the limit, which shape no vector."""
+
+    def add(self, other: "Truncation | Mapping[str, int]") -> None:
+        """Count other texts as well; a mapping has the names of the fields."""
+        counts = vars(other) if isinstance(other, Truncation) else other
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + counts[name])
+
+    def message(self, encoder: "Encoder", kind: str = "passage") -> str:
+        """What was lost, as a share, and how to lose less."""
+        limit, room = encoder.max_length, encoder.position_limit
+        cure = "Shorten them" if kind == "question" else f"Cut them into chunks (--chunk_tokens {limit}, or a Chunker)"
+        if limit is not None and (room is None or room > limit):
+            most = f", at most {room}" if room else ""
+            cure += f", or let the encoder read more if it was made for that (--max_length{most})"
+        return (
+            f"{self.truncated:,} of {self.passages:,} {kind}s ({_percent(self.truncated, self.passages)}) are longer "
+            f"than the {limit} tokens that the encoder reads and were truncated: {self.lost:,} of "
+            f"{self.tokens:,} tokens ({_percent(self.lost, self.tokens)}) are in no vector. {cure}."
+        )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.3g} %"
+
+
 class EncodingBar:
-    """A progress bar in texts, with tokens per second beside it."""
+    """A progress bar in texts, with tokens per second beside it; it adds up what is not read of them.
+
+    Attributes:
+        truncation: Of all texts that were encoded under this bar.
+    """
 
     def __init__(self, total: int, unit: str, *, shown: bool) -> None:
         """A bar of `total` texts, each called a `unit`."""
         self._bar = tqdm(total=total, desc="encoding", unit=f" {unit}s", disable=not shown)
+        self.truncation = Truncation()
         self._tokens = 0
         self._started = time.monotonic()
 
@@ -106,6 +159,7 @@ class Encoder:
         revision: str | None = None,
         question_prompt: str | None = None,
         passage_prompt: str | None = None,
+        similarity: str | None = None,
         mixed: bool = False,
     ) -> None:
         """Wrap a model that is already loaded; `from_pretrained` loads one.
@@ -116,7 +170,11 @@ class Encoder:
             revision: The revision it was loaded at.
             question_prompt: Put before every question; None takes the model's own, or nothing.
             passage_prompt: Put before every passage; None takes the model's own, or nothing.
+            similarity: "cosine" or "dot"; None takes the model's own (`similarity_fn_name`), or the cosine.
             mixed: Encode float32 weights with bfloat16 products.
+
+        Raises:
+            UsageError: The similarity is neither the cosine nor the dot product.
         """
         self.model = model
         self.mixed = mixed
@@ -127,6 +185,10 @@ class Encoder:
         self.question_prompt: str = _first_given(question_prompt, model.prompts, _QUESTION_PROMPT_NAMES)
         self.passage_prompt: str = _first_given(passage_prompt, model.prompts, _PASSAGE_PROMPT_NAMES)
         model.prompts.update(query=self.question_prompt, document=self.passage_prompt)
+        self.similarity = _checked_similarity(similarity or model.similarity_fn_name)
+        model.similarity_fn_name = self.similarity  # type: ignore[assignment]
+        _respect_positions(model)
+        self._warned: set[str] = set()
 
     @classmethod
     def from_pretrained(
@@ -139,6 +201,7 @@ class Encoder:
         dtype: str = "float32",
         revision: str | None = None,
         max_length: int | None = None,
+        similarity: str | None = None,
     ) -> "Encoder":
         """Load a model from a local folder or the Hugging Face hub.
 
@@ -151,11 +214,14 @@ class Encoder:
             dtype: Of the weights: "float32", "float16" or "bfloat16"; or "mixed": float32 weights, bfloat16 products in
                 the transformer and float32 pooling. Vectors are always float32.
             revision: Branch, tag or commit on the hub.
-            max_length: The most tokens of an input; None takes the model's own.
+            max_length: The most tokens of an input, special tokens included; None takes the model's own, or as many as
+                it has positions for if that is less.
+            similarity: "cosine" or "dot"; None takes the model's own (`similarity_fn_name`), or the cosine.
 
         Raises:
             ResourceError: The model cannot be found or loaded.
-            UsageError: The dtype is unknown, or the model's length cannot be set as asked.
+            UsageError: The dtype is unknown, the model's length cannot be set as asked, or the similarity is neither
+                the cosine nor the dot product.
         """
         if dtype not in _DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but {dtype!r} came.")
@@ -172,6 +238,7 @@ class Encoder:
             revision=revision,
             question_prompt=question_prompt,
             passage_prompt=passage_prompt,
+            similarity=similarity,
             mixed=dtype == "mixed",
         )
 
@@ -198,6 +265,11 @@ class Encoder:
         return None if length is None or math.isinf(length) else int(length)
 
     @property
+    def position_limit(self) -> int | None:
+        """The most tokens that the model has positions for, whatever `max_length` is; None without such a table."""
+        return _shortest_table(self.model)
+
+    @property
     def dtype(self) -> str:
         """The dtype of the weights, such as "float32", or "mixed"."""
         if self.mixed:
@@ -207,7 +279,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 (hex) over all that shapes the vectors: weights, prompts, length limit and pooling.
+        """A SHA-256 (hex) over all that shapes the vectors: weights, prompts, length limit, pooling and similarity.
 
         It is the same on every device, after saving and loading, and for "mixed" and "float32", whose weights are the
         same. It is computed anew at each access, since training changes the weights.
@@ -221,7 +293,9 @@ class Encoder:
 
     def _settings(self) -> dict[str, object]:
         modules = list(self.model)
-        return {
+        # Named only where it is not the cosine: that is what fingerprints of older indexes meant.
+        similarity = {} if self.similarity == COSINE else {"similarity": self.similarity}
+        return similarity | {
             "modules": [type(module).__name__ for module in modules],
             "pooling": [module.get_config_dict() for module in modules if isinstance(module, Pooling)],
             "question_prompt": self.question_prompt,
@@ -242,7 +316,7 @@ class Encoder:
             progress: Show a progress bar, or move this one on.
 
         Returns:
-            Unit vectors, float32 [B, d].
+            float32 [B, d]; unit vectors where the similarity is the cosine.
 
         Raises:
             DataError: A question is empty, or its vector is not finite.
@@ -252,13 +326,18 @@ class Encoder:
         for number, question in enumerate(questions):
             if not question.strip():
                 raise DataError(f"A question needs some text, but question {number} is empty. Remove or fill it.")
-        bar = _bar(progress, len(questions), "question")
-        vectors_Bd = self._encode(questions, self.question_prompt, "query", batch_size, bar)
+        with _bar(progress, len(questions), "question") as bar:
+            vectors_Bd = self._encode(questions, self.question_prompt, "query", batch_size, bar)
         _check_finite(vectors_Bd, [repr(question) for question in questions], "question")
-        return _normalised(vectors_Bd)
+        self._warn(bar, progress, "question")
+        return self._scaled(vectors_Bd)
 
     def encode_passages(
-        self, passages: Sequence[Passage], *, batch_size: int = 64, progress: bool | EncodingBar = False
+        self,
+        passages: Sequence[Passage],
+        *,
+        batch_size: int = 64,
+        progress: bool | EncodingBar = False,
     ) -> Vectors:
         """Embed passages: `Passage.contents`, which is title, newline, text.
 
@@ -266,22 +345,34 @@ class Encoder:
             passages: N passages.
             batch_size: The most passages that the model reads at once; fewer when they are long. It does not change
                 the vectors.
-            progress: Show a progress bar, or move this one on.
+            progress: Show a progress bar, or move this one on. What is longer than `max_length` is added to the
+                `truncation` of a bar that is given; else the first call that finds some warns of it.
 
         Returns:
-            Unit vectors, float32 [N, d].
+            float32 [N, d]; unit vectors where the similarity is the cosine.
 
         Raises:
             DataError: The vector of a passage is not finite; the message names its id.
         """
         contents = [passage.contents for passage in passages]
-        bar = _bar(progress, len(contents), "passage")
-        vectors_Nd = self._encode(contents, self.passage_prompt, "document", batch_size, bar)
+        with _bar(progress, len(contents), "passage") as bar:
+            vectors_Nd = self._encode(contents, self.passage_prompt, "document", batch_size, bar)
         _check_finite(vectors_Nd, [repr(passage.id) for passage in passages], "passage")
-        return _normalised(vectors_Nd)
+        self._warn(bar, progress, "passage")
+        return self._scaled(vectors_Nd)
+
+    def _scaled(self, vectors_Nd: Vectors) -> Vectors:
+        """Ready for inner products: of unit length for the cosine, as they are for the dot product."""
+        return _normalised(vectors_Nd) if self.similarity == COSINE else vectors_Nd
+
+    def _warn(self, bar: EncodingBar, given: bool | EncodingBar, kind: str) -> None:
+        """Once for each encoder and kind of text, unless whoever gave the bar does it for all that he encodes."""
+        if bar is not given and bar.truncation.truncated and kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(bar.truncation.message(self, kind))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model with its prompts and its length limit; `from_pretrained` reads it back."""
+        """Write the model with its prompts, length limit and similarity; `from_pretrained` reads it back."""
         self.model.save_pretrained(str(folder), create_model_card=False)
 
     def _encode(
@@ -290,7 +381,7 @@ class Encoder:
         prompt: str,
         task: str,
         batch_size: int,
-        progress: AbstractContextManager[EncodingBar],
+        bar: EncodingBar,
     ) -> Vectors:
         """What the model gives for each text, float32 [N, d], not normalised yet."""
         if batch_size < 1:
@@ -300,15 +391,17 @@ class Encoder:
         step = window_texts(self.max_length)
         windows = (list(texts[start : start + step]) for start in range(0, len(texts), step))
         self.model.eval()
-        with progress as bar, torch.inference_mode(), self._products():
+        with torch.inference_mode(), self._products():
             return np.concatenate([self._encode_window(w, prompt, task, batch_size, bar) for w in windows])
 
     def _encode_window(self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar) -> Vectors:
         # The task only matters to models with separate towers for questions and documents.
         features = self.model.preprocess(texts, prompt=prompt, task=task) if self._is_plain_transformer() else {}
         if not _are_padded_rows(features):
+            bar.truncation.add(self._counted(texts, prompt, None))
             return self._left_to_the_model(texts, prompt, task, batch_size, bar)
         lengths_W = features["attention_mask"].sum(1).tolist()
+        bar.truncation.add(self._counted(texts, prompt, lengths_W))
         batches = token_budget_batches(lengths_W, batch_tokens(self.model.device.type), max_rows=batch_size)
         vectors: list[Tensor] = []
         for rows in batches:
@@ -317,6 +410,27 @@ class Encoder:
         order = np.argsort([i for rows in batches for i in rows])
         vectors_Wd: Vectors = torch.cat(vectors).numpy()[order]
         return vectors_Wd
+
+    def _counted(self, texts: list[str], prompt: str, lengths_W: list[int] | None) -> Truncation:
+        """The tokens of texts; only those that reach the limit are tokenised once more, without it.
+
+        `lengths_W` are the tokens that the model reads; None where they are not known.
+        """
+        tokenizer, limit = getattr(self.model, "tokenizer", None), self.max_length
+        counts = Truncation(passages=len(texts))
+        if limit is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
+            counts.tokens = sum(lengths_W or [])
+            return counts
+        read_W = [limit] * len(texts) if lengths_W is None else lengths_W
+        counts.tokens = sum(length for length in read_W if length < limit)
+        suspects = [prompt + text for text, length in zip(texts, read_W, strict=True) if length >= limit]
+        if suspects:
+            whole = tokenizer(suspects, truncation=False, verbose=False)["input_ids"]
+            lengths = list(map(len, whole))
+            counts.tokens += sum(lengths)
+            counts.truncated = sum(length > limit for length in lengths)
+            counts.lost = sum(max(0, length - limit) for length in lengths)
+        return counts
 
     def _forward(self, features: dict[str, Any]) -> Tensor:
         """The modules of the model one after another; only the first, the transformer, may compute in bfloat16."""
@@ -430,7 +544,59 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def position_limit(transformer: nn.Module) -> int | None:
+    """The most tokens that a transformer has learned positions for; None when it has no table of them.
+
+    RoBERTa and its kin (XLM-R, CamemBERT, MPNet) count positions from `padding_idx` + 1, so that of the 514 of
+    `max_position_embeddings` 512 can be used (transformers 5.23, `create_position_ids_from_input_ids` of
+    `RobertaEmbeddings`); the length that sentence-transformers 6.2 takes from the config is the whole table.
+    """
+    for module in transformer.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            padding = getattr(module, "padding_idx", None) if table.padding_idx is None else table.padding_idx
+            return table.num_embeddings - (padding + 1 if isinstance(padding, int) else 0)
+    return None
+
+
+def _transformers(model: SentenceTransformer) -> list[Transformer]:
+    return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def _shortest_table(model: SentenceTransformer) -> int | None:
+    limits = [position_limit(module.auto_model) for module in _transformers(model)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _respect_positions(model: SentenceTransformer) -> None:
+    """Lower the lengths that a model states to the positions it has: beyond them it fails on the first long text."""
+    for module in _transformers(model):
+        limit, stated = position_limit(module.auto_model), module.max_seq_length
+        if limit is not None and (stated is None or stated > limit):
+            module.max_seq_length = limit
+
+
+def _checked_similarity(similarity: str) -> str:
+    if similarity not in SIMILARITIES:
+        raise UsageError(
+            f"An encoder must be compared by one of {', '.join(SIMILARITIES)}, but this one says {similarity!r}, which "
+            "an index by inner products cannot follow. To search it otherwise than it was trained for, pass "
+            'similarity="cosine" or "dot" (--similarity).'
+        )
+    return similarity
+
+
 def _set_max_length(model: SentenceTransformer, max_length: int) -> None:
+    limit = _shortest_table(model)
+    tokenizer = getattr(model, "tokenizer", None)
+    special = tokenizer.num_special_tokens_to_add() if isinstance(tokenizer, PreTrainedTokenizerBase) else 0
+    if max_length <= special or (limit is not None and max_length > limit):
+        raise UsageError(
+            f"max_length must be at least {special + 1}{f' and at most {limit}' if limit else ''}, since the encoder "
+            f"adds {special} special tokens to an input{f' and has {limit} positions to use' if limit else ''}, but "
+            f"{max_length} came. Leave it out to take the encoder's own; an index that records such a length must be "
+            "built again."
+        )
     try:
         model.max_seq_length = max_length
     except AttributeError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from indexes.corpus import Corpus
 from indexes.durable import write_text
-from indexes.encoder import Encoder
+from indexes.encoder import COSINE, SIMILARITIES, Encoder
 from indexes.errors import MismatchError
 
 FORMAT_VERSION = 2
@@ -34,10 +34,11 @@ class EncoderRecord:
         name: The folder or hub id it was loaded from; only a hint, since encoders are compared by fingerprint.
         revision: The revision on the hub, if one was asked for.
         dtype: Of the weights, or "mixed": float32 weights whose vectors came from bfloat16 products.
-        fingerprint: Of weights, prompts and length limit.
+        fingerprint: Of weights, prompts, length limit and similarity.
         question_prompt: Put before every question.
         passage_prompt: Put before every passage.
         max_length: The most tokens that are read; None when there is no limit.
+        similarity: "cosine": the vectors have unit length; "dot": they are as the encoder gives them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class EncoderRecord:
     question_prompt: str
     passage_prompt: str
     max_length: int | None
+    similarity: str = COSINE
 
     @classmethod
     def of(cls, encoder: Encoder) -> "EncoderRecord":
@@ -59,6 +61,7 @@ class EncoderRecord:
             question_prompt=encoder.question_prompt,
             passage_prompt=encoder.passage_prompt,
             max_length=encoder.max_length,
+            similarity=encoder.similarity,
         )
 
     def load(self, name_or_path: str | Path | None = None, *, device: str | None = None) -> Encoder:
@@ -79,7 +82,16 @@ class EncoderRecord:
             dtype=self.dtype,
             revision=self.revision if name_or_path is None else None,
             max_length=self.max_length,
+            similarity=self.similarity,
         )
+
+    def __post_init__(self) -> None:
+        """Refuse a similarity that no index has."""
+        if self.similarity not in SIMILARITIES:
+            raise MismatchError(
+                f"The similarity of an index must be one of {', '.join(SIMILARITIES)}, but the manifest says "
+                f"{self.similarity!r}. {_REBUILD}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,10 @@ class Manifest:
         deleted: The file with the rows that are deleted; empty when there are none.
         bm25: The folder of the BM25 index; empty when there is none.
         search_parameters: How hard a search looks, such as "nprobe=64"; empty for the defaults.
-        chunking: `max_tokens` and `overlap` of the chunker that cut the passages; empty when they are whole.
+        chunking: The settings of the chunker that cut the passages (`Chunker.settings`; older releases kept only
+            `max_tokens` and `overlap`); empty when they are whole.
+        truncation: The fields of `encoder.Truncation`, over all passages that were ever encoded for this index, those
+            deleted since included; empty in indexes of older releases, which did not count.
         milvus: Where the vectors are if a Milvus server has them: its address and the collection.
         origin: The fingerprint of the corpus that the index was built from; it stays while the index changes.
         allow_untested: Whether the kind of index was allowed although none of its results were compared
@@ -148,7 +163,8 @@ class Manifest:
     deleted: str = ""
     bm25: str = ""
     search_parameters: str = ""
-    chunking: Mapping[str, int] = field(default_factory=dict)
+    chunking: Mapping[str, int | str] = field(default_factory=dict)
+    truncation: Mapping[str, int] = field(default_factory=dict)
     milvus: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     plan: str = ""
@@ -179,9 +195,14 @@ class Manifest:
                 f"A segment needs its own number, below that of the next one, but there are {numbers} and the next is "
                 f"{self.next_segment}. {_REBUILD}"
             )
-        for name, wanted in (("milvus", {"uri", "collection"}), ("chunking", {"max_tokens", "overlap"})):
+        for name, wanted in (
+            ("milvus", {"uri", "collection"}),
+            ("chunking", {"max_tokens", "overlap", "text_format", "prompt"}),
+            ("truncation", {"passages", "truncated", "tokens", "lost"}),
+        ):
             found = set(getattr(self, name))
-            if found and found != wanted:
+            older = {"max_tokens", "overlap"} if name == "chunking" else wanted
+            if found and found not in (wanted, older):
                 raise MismatchError(
                     f"{name!r} of a manifest must be empty or hold {sorted(wanted)}, but it holds {sorted(found)}. "
                     f"{_REBUILD}"
@@ -215,7 +236,7 @@ class Manifest:
                 f"({data.get('created_by', 'unknown')})."
             )
         # Older manifests do not have it.
-        values = _checked(cls, {"allow_untested": False, **data}, where)
+        values = _checked(cls, data, where)
         values["segments"] = tuple(
             SegmentRecord(**_checked(SegmentRecord, record, f"{where}, segments")) for record in values["segments"]
         )
@@ -308,7 +329,7 @@ class Manifest:
 
 
 def _difference(expected: EncoderRecord, found: EncoderRecord) -> str:
-    for name in ("question_prompt", "passage_prompt", "max_length", "dtype"):
+    for name in ("question_prompt", "passage_prompt", "max_length", "similarity", "dtype"):
         wanted, came = asdict(expected)[name], asdict(found)[name]
         if wanted != came:
             return f"its {name} is {came!r} instead of {wanted!r}"
@@ -332,13 +353,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "rows": (int,),
     "segment_rows": (int,),
     "segments": (list,),
+    "truncation": (dict,),
     "version": (int,),
 }
+_LATER: dict[str, Any] = {"allow_untested": False, "similarity": COSINE, "truncation": {}}
+"""Fields that manifests of this format had not from the beginning, and what is meant where they are missing."""
 
 
 def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
     """The values of a record whose fields are all there, of the right kind, and no others."""
     names = {entry.name for entry in fields(cls)}
+    if isinstance(data, dict):
+        data = {name: value for name, value in _LATER.items() if name in names} | data
     if not isinstance(data, dict) or set(data) != names:
         raise MismatchError(
             f"{where} must have exactly the fields {sorted(names)}, but "

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexes.bm25_index import BM25Index
-from indexes.corpus import Corpus
-from indexes.encoder import Encoder
+from indexes.corpus import Corpus, Passage
+from indexes.encoder import COSINE, Encoder, EncodingBar
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.factory import keeps_vectors, properties
 from indexes.manifest import MANIFEST_FILE, Manifest
@@ -23,6 +23,7 @@ from indexes.shards import evenly_spaced
 from indexes.vector_storage import VECTORS_FILE, VectorStorage
 
 _LOWEST_COSINE = 0.999
+_TINY = np.finfo(np.float32).tiny
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ class PassageIndex:
     def info(self) -> dict[str, Any]:
         """What the index is, ready for JSON."""
         manifest, record = self.manifest, self.manifest.encoder
+        lost = manifest.truncation
         return {
             "passages": manifest.passages,
             "dimension": manifest.dimension,
@@ -186,6 +188,11 @@ class PassageIndex:
             "question_prompt": record.question_prompt,
             "passage_prompt": record.passage_prompt,
             "max_length": record.max_length,
+            "similarity": record.similarity,
+            "truncated_passages": lost.get("truncated"),
+            "truncated_share": lost["truncated"] / max(lost["passages"], 1) if lost else None,
+            "tokens": lost.get("tokens"),
+            "tokens_lost": lost.get("lost"),
             "created_by": manifest.created_by,
             "libraries": dict(manifest.libraries),
         }
@@ -260,7 +267,13 @@ class PassageIndex:
         positions = evenly_spaced(len(self), sample).tolist()
         stored = self.vectors.reconstruct(positions)
         passages = self.corpus.take(positions)
-        cosines: list[float] = (stored * encoder.encode_passages(passages)).sum(axis=1).tolist()
+        bar = EncodingBar(len(passages), "passage", shown=False)  # the build has said what is not read
+        given = encoder.encode_passages(passages, progress=bar)
+        lengths_2n = np.linalg.norm([stored, given], axis=2)
+        if encoder.similarity != COSINE:
+            self._check_lengths(passages, *lengths_2n)
+            stored, given = np.stack([stored, given]) / np.maximum(lengths_2n, _TINY)[..., None]
+        cosines: list[float] = (stored * given).sum(axis=1).tolist()
         for passage, cosine in zip(passages, cosines, strict=True):
             if not cosine >= _LOWEST_COSINE:
                 raise MismatchError(
@@ -268,6 +281,17 @@ class PassageIndex:
                     f"least {_LOWEST_COSINE}), but the cosine is {cosine:.4f}. Build the index again."
                 )
         return cosines
+
+    def _check_lengths(
+        self, passages: list[Passage], stored_n: NDArray[np.float32], given_n: NDArray[np.float32]
+    ) -> None:
+        """Where the similarity is the dot product the length of a vector counts as well as its direction."""
+        for passage, length, wanted in zip(passages, stored_n.tolist(), given_n.tolist(), strict=True):
+            if not abs(length - wanted) <= (1 - _LOWEST_COSINE) * wanted:
+                raise MismatchError(
+                    f"The stored vector of passage {passage.id!r} must be as long as what the encoder gives, "
+                    f"{wanted:.4g}, but its length is {length:.4g}. Build the index again."
+                )
 
 
 def load_manifest(path: Path) -> Manifest:

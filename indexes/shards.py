@@ -3,13 +3,14 @@
 What is there need never be encoded again, whatever happens to the process. Axes: N vectors, n of a block, d dimensions.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.durable import write_file
+from indexes.durable import write_file, write_text
 from indexes.encoder import Vectors
 from indexes.errors import MismatchError
 
@@ -60,10 +61,16 @@ class Shards:
         block_nd = np.ascontiguousarray(vectors_nd, dtype="<f4")
         write_file(self._file(number), lambda stream: stream.write(block_nd.data))
 
-    def fill(self, encode: Callable[[range], Vectors], numbers: list[int]) -> None:
-        """Write the vectors that `encode` gives for the rows of these shards."""
-        for number in numbers:
-            self.write(number, encode(self.rows(number)))
+    def note(self, number: int, counts: Mapping[str, int]) -> None:
+        """Keep counts beside a shard, before it is written: what is whole is noted too."""
+        write_text(self._note(number), json.dumps(dict(counts)))
+
+    def notes(self) -> list[dict[str, int]] | None:
+        """The counts of all shards; None where some are missing, since an older release wrote the shard."""
+        files = [self._note(number) for number in range(len(self))]
+        if not all(file.is_file() for file in files):
+            return None
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Vectors]:
         """The vectors of rows `start` to `stop`, shard by shard: float32 [n, d]."""
@@ -84,6 +91,9 @@ class Shards:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.f32"
+
+    def _note(self, number: int) -> Path:
+        return self._file(number).with_suffix(".json")
 
     def _read(self, number: int) -> Vectors:
         vectors: Vectors = np.fromfile(self._file(number), dtype="<f4").astype(np.float32, copy=False)

@@ -25,11 +25,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.builder import BM25_FOLDER, encode_shards, write_bm25
+from indexes.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus, Passage, row_digest
 from indexes.durable import only_writer, told_apart, write_file
-from indexes.encoder import Encoder, Vectors
+from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, UsageError
 from indexes.factory import survives_moving
 from indexes.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
@@ -224,7 +224,7 @@ class IndexWriter:
 
     def _chunker(self, index: PassageIndex) -> Chunker | None:
         chunking = index.manifest.chunking
-        return Chunker(self._load_encoder(index).tokenizer, **chunking) if chunking else None
+        return Chunker(self._load_encoder(index).tokenizer, **dict[str, Any](chunking)) if chunking else None
 
     def _load_encoder(self, index: PassageIndex) -> Encoder:
         if self._encoder is None:
@@ -273,7 +273,8 @@ class IndexWriter:
         merged = list(range(len(old.segments))) if merge_all else _to_merge(rows, added, old.segment_rows)
         stay = [number for number in range(len(old.segments)) if number not in merged]
         moved = np.concatenate([_live_rows(rows, n) for n in merged] or [np.empty(0, np.int64)])
-        written = self._write_segments(index, moved, new)
+        shards = None if new is None else self._encode(index, new)
+        written = self._write_segments(index, moved, new, shards)
         segments = [*(old.segments[number] for number in stay), *written]
         gone = _deleted_in(rows, stay)
         name = f"deleted-{version:06d}.npy" if len(gone) else ""
@@ -288,14 +289,24 @@ class IndexWriter:
             deleted=name,
             bm25=f"{BM25_FOLDER}-{version:06d}" if old.bm25 else "",
             corpus_fingerprint=_fingerprint(index, new, deleted),
+            truncation=self._truncation(index, shards),
         )
         if manifest.bm25:
             write_bm25(self.path / manifest.bm25, self._corpus(manifest, gone))
         return replace(manifest, files=self._records(manifest))
 
-    def _write_segments(self, index: PassageIndex, moved: NDArray[np.int64], new: Corpus | None) -> list[SegmentRecord]:
+    def _truncation(self, index: PassageIndex, shards: Shards | None) -> Mapping[str, int]:
+        """That of the old version and of what is added; nothing where the old one was not counted."""
+        before = index.manifest.truncation
+        if shards is None:
+            return before
+        added = truncation_of(shards, self._load_encoder(index))
+        return {name: before[name] + added[name] for name in before} if added else {}
+
+    def _write_segments(
+        self, index: PassageIndex, moved: NDArray[np.int64], new: Corpus | None, shards: Shards | None
+    ) -> list[SegmentRecord]:
         """What is left of merged segments (rows) and then what is new, in one segment or as many as the build made."""
-        shards = None if new is None else self._encode(index, new)
         total = len(moved) + (0 if new is None else len(new))
         size = index.manifest.segment_rows or max(total, 1)
         storage = VectorStorage.of(self.path, index.manifest)
@@ -323,7 +334,8 @@ class IndexWriter:
             if survives_moving(index.manifest.factory):
                 yield index.vectors.reconstruct(block)
             else:
-                yield self._load_encoder(index).encode_passages(index.corpus.take(block.tolist()))
+                bar = EncodingBar(len(block), "passage", shown=False)  # what is not read was counted when it came in
+                yield self._load_encoder(index).encode_passages(index.corpus.take(block.tolist()), progress=bar)
         if shards is not None and fresh:
             yield from shards.blocks(fresh.start, fresh.stop)
 

@@ -44,6 +44,8 @@ from rag.plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from indexes.chunking import TextFormat
+
 PROBED = 4096
 """Vectors that are put into an index of the kind, to see what one costs: a block of a build."""
 TOKENISING = 1.25
@@ -54,6 +56,8 @@ TOKEN_BYTES = 205
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
 BATCH_HOLES = 6
 """Times a batch's activations that malloc holds after batches of many shapes on a CPU (all-MiniLM-L6-v2)."""
+_NO_LENGTH = 512
+"""Tokens where neither files nor positions limit them."""
 LEDGER = 24
 """Bytes that reading remembers of each passage."""
 _CLUSTERING_ROUNDS = 10
@@ -91,8 +95,11 @@ class IndexJob:
     dtype: str = "float32"
     device: str = "cpu"
     batch_size: int = 256
+    max_length: int | None = None
+    """The most tokens that the encoder reads; None for its own limit."""
     chunk_tokens: int | None = None
     chunk_overlap: int = 16
+    chunk_format: "TextFormat" = "auto"
     max_memory: int | None = None
     allow_untested: bool = False
     bm25: bool = False
@@ -244,7 +251,9 @@ def _chunks(job: IndexJob, tokenizer: "Tokenizer | None") -> list[Passage]:
     if job.chunk_tokens is None:
         return list(job.sample)
     if tokenizer is not None and job.passage_tokens is None:
-        chunker = Chunker(tokenizer, max_tokens=job.chunk_tokens, overlap=job.chunk_overlap)
+        chunker = Chunker(
+            tokenizer, max_tokens=job.chunk_tokens, overlap=job.chunk_overlap, text_format=job.chunk_format
+        )
         return [chunk for passage in job.sample for chunk in chunker.chunk(passage)]
     if job.chunk_tokens < 1 or not 0 <= job.chunk_overlap < job.chunk_tokens:
         raise UsageError(
@@ -271,7 +280,7 @@ def measure_passages(job: IndexJob) -> Measured:
     chunks = _chunks(job, tokenizer)
     cut_seconds = (time.process_time() - started) / len(chunks)
     read_seconds, write_seconds, segment_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
-    limit = max_length(job.encoder, tokenizer) if job.shape.layers else None
+    limit = _limit(job)
     lengths, seconds, basis = _token_lengths(job, chunks, tokenizer, limit)
     batches = _batches(job, lengths)
     return Measured(
@@ -323,14 +332,72 @@ def find_tokenizer(encoder: str) -> "Tokenizer | None":
     return None if file is None else Tokenizer.from_file(str(file))
 
 
-def max_length(encoder: str, tokenizer: "Tokenizer | None") -> int:
-    """The most tokens that a transformer among the encoders reads, as its files say, else 512."""
-    if file := _file_of(encoder, "sentence_bert_config.json"):
-        if length := json.loads(file.read_text(encoding="utf-8")).get("max_seq_length"):
-            return int(length)
-    if tokenizer is not None and tokenizer.truncation:
-        return int(tokenizer.truncation["max_length"])
-    return 512
+def _limit(job: IndexJob) -> int | None:
+    """The most tokens that are read of a passage; None where the encoder reads all of them."""
+    if job.shape.layers:
+        return max_length(job.encoder, job.max_length)
+    if job.max_length is not None:
+        raise UsageError(
+            f"--max_length {job.max_length} needs an encoder with a length limit, but {job.encoder!r} reads inputs of "
+            "any length. Leave --max_length out."
+        )
+    return None
+
+
+def max_length(encoder: str, wanted: int | None = None) -> int:
+    """The most tokens that a transformer among the encoders reads, as `Encoder` will find it, without its weights.
+
+    sentence-transformers 6.2 keeps the length in ``tokenizer_config.json`` (`model_max_length`), older releases wrote
+    it into ``sentence_bert_config.json``. What ``tokenizer.json`` truncates to is neither: it is what the last call of
+    the tokenizer asked for before it was saved.
+
+    Args:
+        encoder: A folder or a name on the Hub.
+        wanted: What `--max_length` asks for; None takes the encoder's own.
+
+    Raises:
+        UsageError: The encoder has fewer positions than are wanted.
+    """
+    room, positions = _positions(encoder)
+    if wanted is not None:
+        if wanted < 1 or (room is not None and wanted > room):
+            raise UsageError(
+                f"--max_length must be at least 1{f' and at most {room}' if room else ''}, the positions that this "
+                f"encoder has, but {wanted} came."
+            )
+        return wanted
+    written = _stated(encoder)
+    options = (written.get("tokenizer_args") or {}) | (written.get("processor_kwargs") or {})
+    stated = options.get("model_max_length") or written.get("max_seq_length")
+    if not stated:
+        file = _file_of(encoder, "tokenizer_config.json")
+        of_tokenizer = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+        stated = min((length for length in (of_tokenizer, positions) if length), default=_NO_LENGTH)
+    return int(min(stated, room or stated))
+
+
+def _positions(encoder: str) -> tuple[int | None, int | None]:
+    """Positions that can be used, where there is a table of them, and `max_position_embeddings`, where that is said."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from indexes.encoder import position_limit
+
+    config: Any = AutoConfig.from_pretrained(encoder)
+    stated = getattr(config, "max_position_embeddings", None)
+    with torch.device("meta"):  # shapes without numbers
+        room = position_limit(AutoModel.from_config(config))
+    return room, stated if isinstance(stated, int) and stated > 0 else None  # XLNet says -1 for no limit
+
+
+def _stated(encoder: str) -> dict[str, Any]:
+    """What sentence-transformers finds in the encoder's file for its transformer, under any of the names it had."""
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    folder = Path(encoder).expanduser()
+    name = str(folder) if folder.is_dir() else encoder
+    found: dict[str, Any] = Transformer.load_config(name, local_files_only=True)
+    return found
 
 
 def _file_of(encoder: str, name: str) -> Path | None:

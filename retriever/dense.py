@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from indexes.corpus import Passage
-from indexes.encoder import Encoder
+from indexes.encoder import COSINE, Encoder
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.factory import properties
 from indexes.passage_index import PassageIndex
@@ -84,7 +84,8 @@ class QuestionAdapter(nn.Module):
     """A low-rank change of the question embedding: `q' = normalise(q + B A q)`, the identity at first.
 
     Only the question side learns, so the passages in the index stay valid. It is trained through the retriever
-    prior inside log p_s(z | x).
+    prior inside log p_s(z | x). Where the similarity is the dot product the retriever gives q' the length of q: it
+    changes no ranking of passages, and scores stay what the encoder's own are.
 
     Args:
         dimension: d.
@@ -265,8 +266,15 @@ class Retriever(ABC):
     def _adapted(self, question_Bd: Tensor) -> Tensor:
         if self.adapter.is_identity:  # exactly the encoder's own vectors, not a renormalised copy
             return question_Bd
-        device = self.adapter.up_dr.device
-        return self.adapter(question_Bd.to(device))
+        return self._through_adapter(question_Bd)
+
+    def _through_adapter(self, question_Bd: Tensor) -> Tensor:
+        """What the adapter makes of questions `[B, d]`: of unit length, or of their own where that counts."""
+        moved_Bd = question_Bd.to(self.adapter.up_dr.device)
+        adapted_Bd: Tensor = self.adapter(moved_Bd)
+        if self.encoder.similarity == COSINE:
+            return adapted_Bd
+        return adapted_Bd * moved_Bd.norm(dim=-1, keepdim=True)
 
     def _candidates(self, question: str, base_d: Tensor, positions: NDArray[np.int64], scores_n: Tensor) -> Candidates:
         return Candidates(
@@ -294,16 +302,18 @@ class Retriever(ABC):
             )
         return scores_Bk, positions_Bk
 
-    def _with_change(self, candidates: Candidates) -> Tensor:
-        """The scores of the search, and what the question adapter has changed since at the inner products `[n]`."""
+    def _with_change(self, candidates: Candidates, scale: float = 1.0) -> Tensor:
+        """The scores of the search, and what the question adapter has changed since at the inner products `[n]`.
+
+        The change is divided by `scale` first.
+        """
         dense_n = self._inner_products(candidates)
         found_n = candidates.scores_n if candidates.dense_scores_n is None else candidates.dense_scores_n
-        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device))
+        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device)) / scale
 
     def _inner_products(self, candidates: Candidates) -> Tensor:
-        device = self.adapter.up_dr.device
-        question_1d = self.adapter(candidates.question_vector_d.to(device).unsqueeze(0))
-        return (question_1d @ candidates.passage_vectors_nd.to(device).T).squeeze(0)
+        question_1d = self._through_adapter(candidates.question_vector_d.unsqueeze(0))
+        return (question_1d @ candidates.passage_vectors_nd.to(question_1d.device).T).squeeze(0)
 
 
 class DenseRetriever(Retriever):

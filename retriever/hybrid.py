@@ -19,7 +19,7 @@ from torch import Tensor
 
 from indexes.bm25_index import BM25Index
 from indexes.corpus import Passage
-from indexes.encoder import Encoder
+from indexes.encoder import COSINE, Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.passage_index import PassageIndex
 from retriever.dense import Asked, Candidates, Explanation, QuestionAdapter, Retriever
@@ -117,7 +117,8 @@ class HybridRetriever(WordRetriever):
     Ranks have no slope, so the question adapter learns through the dense scores: `score` is the fused score of the
     search plus (q' - q'_0) . d, where q' is the adapted question now and q'_0 as it was searched with. That equals
     `scores_n` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
-    learned into ranks.
+    learned into ranks. Where the similarity is the dot product, the difference is divided by |q| and by the mean |d| of
+    the candidates: fused scores are at most 1, while dot products have the scale of the encoder's vectors.
 
     Args:
         index: An opened index directory.
@@ -221,7 +222,15 @@ class HybridRetriever(WordRetriever):
 
         Candidates that a `DenseRetriever` found get their dense scores.
         """
-        return self._with_change(candidates)
+        return self._with_change(candidates, self._dense_scale(candidates))
+
+    def _dense_scale(self, candidates: Candidates) -> float:
+        """What dense scores are divided by to be comparable with fused ones: 1 where they are cosines, or not fused."""
+        if self.encoder.similarity == COSINE or candidates.dense_scores_n is None:
+            return 1.0
+        lengths_n = candidates.passage_vectors_nd.norm(dim=-1)
+        scale = float(candidates.question_vector_d.norm() * lengths_n.mean())
+        return scale or 1.0  # zero vectors score 0 whatever the scale
 
 
 def reciprocal_rank_fusion(

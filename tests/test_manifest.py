@@ -100,7 +100,10 @@ def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, 
         ({"next_segment": 0}, r"its own number, below that of the next one, but there are \[0\] and the next is 0"),
         ({"segments": 2 * [{"name": "000000", "rows": 6}]}, r"its own number, .* but there are \[0, 0\]"),
         ({"milvus": {"a": "b"}}, r"'milvus' .* must be empty or hold \['collection', 'uri'\], but it holds \['a'\]"),
-        ({"chunking": {"a": 1}}, r"'chunking' .* must be empty or hold \['max_tokens', 'overlap'\]"),
+        (
+            {"chunking": {"a": 1}},
+            r"'chunking' .* must be empty or hold \['max_tokens', 'overlap', 'prompt', 'text_format'\]",
+        ),
     ],
 )
 def test_a_manifest_that_is_not_one_is_refused(changes: dict, message: str, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """The whole encoder as a learner: trained on what the posterior says was read, then the corpus is encoded anew.
 
     pairs   <- per question each candidate that was probably read, beside one that was not
-    encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer
+    encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer, by its own similarity
     index   <- the same passages, encoded by it
 
 The question adapter learns without this and leaves the index as it is; `DROConfig.refresh_index` asks for both.
@@ -22,10 +22,11 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from sentence_transformers.util import dot_score
 from transformers import PrinterCallback
 
 from indexes.builder import build_index
-from indexes.encoder import Encoder
+from indexes.encoder import DOT, Encoder
 from indexes.factory import properties
 from indexes.passage_index import PassageIndex
 from retriever.dense import Retriever
@@ -75,6 +76,7 @@ def refreshed(
         name=name,
         question_prompt=old.question_prompt,
         passage_prompt=old.passage_prompt,
+        similarity=old.similarity,
         mixed=old.mixed,
     )
     new.save_pretrained(name)
@@ -146,11 +148,22 @@ def _train(
         model=model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(list(pairs)),
-        loss=MultipleNegativesRankingLoss(model),
+        loss=_loss(model, encoder.similarity),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.eval()
+
+
+def _loss(model: SentenceTransformer, similarity: str) -> MultipleNegativesRankingLoss:
+    """In-batch softmax over the similarity that the index is searched by; the default loss takes the cosine, times 20.
+
+    Dot products are not multiplied, as in the documentation of the loss (sentence-transformers 6.2) and as
+    msmarco-distilbert-base-dot-v5 was trained.
+    """
+    if similarity == DOT:
+        return MultipleNegativesRankingLoss(model, scale=1.0, similarity_fct=dot_score)
+    return MultipleNegativesRankingLoss(model)
 
 
 def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
@@ -161,5 +174,6 @@ def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
         passage_prompt=like.passage_prompt,
         device=str(like.model.device),
         dtype=like.dtype,
+        similarity=like.similarity,
     )
     return PassageIndex.open(folder / "index", encoder=encoder), encoder

@@ -70,13 +70,28 @@ def building_arguments(parser: Any) -> None:
         help="of the encoder: float32 is exact; mixed (float32 weights, bfloat16 products, float32 pooling) is faster "
         "on CPUs with AVX-512 BF16 or AMX and on GPUs, at a cosine of 0.9999 or more (all-MiniLM-L6-v2) with them",
     )
+    parser.add_argument(
+        "--max_length", type=int, help="the most tokens of a text that the encoder reads (default: its own limit)"
+    )
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
 
 
 def _chunk_arguments(parser: Any) -> None:
-    parser.add_argument("--chunk_tokens", type=int, help="passages are cut to at most this many encoder tokens")
-    parser.add_argument("--chunk_overlap", type=int, default=16, help="tokens shared by neighbouring chunks")
+    parser.add_argument(
+        "--chunk_tokens",
+        type=int,
+        help="passages are cut to at most this many encoder tokens, with title, prompt and special tokens",
+    )
+    parser.add_argument(
+        "--chunk_overlap", type=int, default=16, help="the most tokens shared by neighbouring chunks; at least half are"
+    )
+    parser.add_argument(
+        "--chunk_format",
+        choices=["auto", "text", "markdown"],
+        default="auto",
+        help="auto: what is read from .md, .html and .docx files is cut as Markdown",
+    )
 
 
 def retriever_argument(parser: Any) -> None:

@@ -25,6 +25,9 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
+        "--similarity", choices=["cosine", "dot"], help="of questions and passages (default: the encoder's own)"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
     )
     building_arguments(parser)
@@ -35,7 +38,13 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
     if args.chunk_tokens is None:
         return None
-    return Chunker(encoder.tokenizer, max_tokens=args.chunk_tokens, overlap=args.chunk_overlap)
+    return Chunker(
+        encoder.tokenizer,
+        max_tokens=args.chunk_tokens,
+        overlap=args.chunk_overlap,
+        text_format=args.chunk_format,
+        prompt=encoder.passage_prompt,
+    )
 
 
 def _build(args: Any) -> Report:
@@ -50,6 +59,8 @@ def _build(args: Any) -> Report:
         passage_prompt=args.passage_prompt,
         device=Team.of(True).device if distributed and args.device is None else args.device,
         dtype=args.dtype,
+        max_length=args.max_length,
+        similarity=args.similarity,
     )
     index = build_index(
         args.corpus,
@@ -100,7 +111,7 @@ def _verify(args: Any) -> Report:
     corpus = None if args.corpus is None else Corpus.from_file(args.corpus, on_error=args.on_error)
     if corpus is not None and index.manifest.chunking:
         tokenizer = (encoder or encoder_of(index)).tokenizer
-        corpus = corpus.chunked(Chunker(tokenizer, **index.manifest.chunking))
+        corpus = corpus.chunked(Chunker(tokenizer, **dict[str, Any](index.manifest.chunking)))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
 
