@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from generator.language_model import LanguageModel
-from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
+from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
 from generator.rows import Branches, pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
@@ -156,7 +156,9 @@ class Selector:
             language_model.tokenizer, self.config.num_candidates, style=self.config.identifiers
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
-        self.separator_ids = encode_plain(language_model.tokenizer, RANKING_SEPARATOR)
+        self.separator_ids = encode_plain(
+            language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
+        )
 
     # -- what callers use --------------------------------------------------------------------------------------
 
@@ -287,6 +289,7 @@ class Selector:
             candidates.passages,
             self.identifiers,
             max_tokens=self.language_model.context_length - self._reply_tokens,
+            chat=self.language_model.chat,
         )
 
     def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
