@@ -12,7 +12,6 @@ from conftest import PASSAGES, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from generator.chat import Chat
 from generator.prompts import (
     RANKING_SEPARATOR,
     AnswerPrompt,
@@ -20,7 +19,6 @@ from generator.prompts import (
     RankingPrompt,
     _common_cap,
     cut_texts,
-    encode_document,
     encode_plain,
     render_chat,
 )
@@ -245,6 +243,8 @@ def test_one_blank_stands_before_an_answer(kind: str) -> None:
 @pytest.mark.parametrize("opening", ["<|a|>", "<|a|>\n", "answer:"])
 def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, opening: str) -> None:
     """Tokenizers of Llama 2's kind put their blank behind every control token; a model was trained on that."""
+    from generator.chat import Chat
+
     tokenizer = blank_first_tokenizer(kind)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>"]})
     tokenizer.chat_template = (
@@ -261,6 +261,8 @@ def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, 
 @BLANKS
 def test_a_text_that_stands_alone_is_begun_as_the_tokenizer_does(kind: str) -> None:
     """Perplexities and minimal pairs are those of lm-evaluation-harness: the blank is part of their first token."""
+    from generator.prompts import encode_document
+
     tokenizer = blank_first_tokenizer(kind)
     assert encode_document(tokenizer, "A b") == tokenizer("A b", add_special_tokens=False)["input_ids"]
     assert (encode_document(tokenizer, "A") == encode_plain(tokenizer, "A")) == (kind == "never")
