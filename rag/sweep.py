@@ -233,7 +233,7 @@ class SweepSettings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SweepSettings":
         """What `to_json` made."""
-        data = _with_chat(data)
+        data = _as_written_now(data)
         kinds = {
             "selector": SelectorConfig,
             "generation": GenerationConfig,
@@ -550,7 +550,7 @@ class Sweep:
 
     def _open_folder(self) -> None:
         file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
-        written = _with_chat(read_json(file, "Name another folder with --output.")) if file.is_file() else None
+        written = _as_written_now(read_json(file, "Name another folder with --output.")) if file.is_file() else None
         if written is None and self.folder.exists() and any(self.folder.iterdir()):
             what = "something else"
         elif written is not None and _data_of(written) != _data_of(ours):
@@ -634,9 +634,9 @@ class Sweep:
         return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
 
 
-def _with_chat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are written now: a sweep that began before had none for the chat template."""
-    return {"chat": asdict(ChatConfig()), **settings}
+def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of those that a sweep did not have when it began."""
+    return {"chat": asdict(ChatConfig()), "context_length": None, **settings}
 
 
 def _probes(data: Mapping[str, Any]) -> Probes:

@@ -380,12 +380,11 @@ def test_settings_of_the_chat_template_are_those_of_every_row(settings: SweepSet
         Sweep(tmp_path / "sweep", replace(given, chat=ChatConfig()), progress=False)
 
 
-def test_a_sweep_that_began_before_there_were_settings_of_the_chat_template_goes_on(
-    settings: SweepSettings, tmp_path: Path
-) -> None:
+def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: SweepSettings, tmp_path: Path) -> None:
     Sweep(tmp_path / "sweep", settings, progress=False)
     file = tmp_path / "sweep" / SETTINGS_FILE
-    older = {key: value for key, value in json.loads(file.read_text()).items() if key != "chat"}
+    newer = ("chat", "context_length")
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key not in newer}
     file.write_text(json.dumps(older))
     assert SweepSettings.from_json(older) == settings
     Sweep(tmp_path / "sweep", settings, progress=False)
