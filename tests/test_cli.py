@@ -188,7 +188,7 @@ def test_training_can_leave_out_what_no_candidate_answers(
     assert "no candidate of any of 1 holds an answer" in err
 
 
-@pytest.mark.parametrize(("noun", "verbs"), [("inspect", ["permutations", "batch"]), ("index", INDEX_VERBS)])
+@pytest.mark.parametrize(("noun", "verbs"), [("inspect", ["prompts", "permutations", "batch"]), ("index", INDEX_VERBS)])
 def test_a_noun_explains_its_verbs(noun: str, verbs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--help", "-h"):
         code, out, _ = run([noun, flag], capsys)
