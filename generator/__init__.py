@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 
 if TYPE_CHECKING:
+    from generator.chat import Chat, ChatConfig
     from generator.generator import GenerationConfig, Generator
     from generator.language_model import AdapterConfig, LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "AdapterConfig": "generator.language_model",
     "AnswerPrompt": "generator.prompts",
+    "Chat": "generator.chat",
+    "ChatConfig": "generator.chat",
     "GenerationConfig": "generator.generator",
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
@@ -23,6 +26,8 @@ _EXPORTS = {
 __all__ = [
     "AdapterConfig",
     "AnswerPrompt",
+    "Chat",
+    "ChatConfig",
     "GenerationConfig",
     "Generator",
     "Identifiers",

@@ -3,6 +3,7 @@
 Legend: B rows, T tokens of the longest row.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,13 +15,16 @@ from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from generator.chat import ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
-from generator.prompts import AnswerPrompt, defuse, encode_plain
+from generator.prompts import AnswerPrompt, encode_plain
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
 
 ROLE = "generator"
 
@@ -66,6 +70,31 @@ class _Abandoned(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
+class _AnswerStreamer(TextIteratorStreamer):
+    """Passes on the answer in a reply, as `ReplyReader` tells it from thoughts and from the token that ends it."""
+
+    def __init__(self, model: LanguageModel, prompt_ids: list[int]) -> None:
+        super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0)
+        self._reader = ReplyReader(model.chat, prompt_ids)
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, which comes first, or a further token of the reply."""
+        if self.next_tokens_are_prompt:
+            super().put(value)
+            return
+        for token in value.flatten().tolist():
+            self._pass_on(self._reader.read(token))
+
+    def end(self) -> None:
+        """Take the end of the reply."""
+        self._pass_on(self._reader.finish())
+        super().end()
+
+    def _pass_on(self, ids: list[int]) -> None:
+        if ids:
+            super().put(torch.tensor(ids))
+
+
 class Generator:
     """Answers a question from passages, and scores given answers.
 
@@ -94,13 +123,17 @@ class Generator:
     def encode_answer(self, answer: str) -> list[int]:
         """Answer ids, closed by the end-of-answer token, which is scored like every other.
 
+        They continue the prompt as the chat template does, behind the white space that it writes there.
+
         Raises:
             DataError: An empty answer.
         """
         if not answer.strip():
             raise DataError("An answer to score must hold at least one visible character; an empty one came.")
-        tokenizer = self.language_model.tokenizer
-        return [*encode_plain(tokenizer, defuse(tokenizer, answer)), self.language_model.end_of_answer_id]
+        model = self.language_model
+        text = model.chat.lead + model.chat.defuse(answer)
+        ids = encode_plain(model.tokenizer, text, behind=model.chat.reply_opening)
+        return [*ids, model.end_of_answer_id]
 
     def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
         """`prompt_ids + answer_ids` within the context; passages are cut, never question or answer."""
@@ -118,7 +151,8 @@ class Generator:
     def why_too_long(self, question: str, num_passages: int) -> str | None:
         """Why a question is too long for a prompt with so many passages, cut to nothing; None where it fits."""
         room = self.language_model.context_length - self.config.max_new_tokens
-        needed = self.prompt.least_tokens(self.language_model.tokenizer, question, num_passages)
+        model = self.language_model
+        needed = self.prompt.least_tokens(model.tokenizer, question, num_passages, chat=model.chat)
         if needed <= room:
             return None
         return (
@@ -137,7 +171,8 @@ class Generator:
                 f"An answer must be shorter than the {self.language_model.context_length} tokens that the model reads; "
                 f"that to {question!r} takes {reserve}. Leave it out, or take a model with a longer context."
             )
-        return self.prompt.encode(self.language_model.tokenizer, question, passages, max_tokens=room)
+        model = self.language_model
+        return self.prompt.encode(model.tokenizer, question, passages, max_tokens=room, chat=model.chat)
 
     # -- log p(y | x, d) ---------------------------------------------------------------------------------------
 
@@ -214,7 +249,10 @@ class Generator:
 
     @torch.no_grad()
     def continuations(self, prompts: Sequence[list[int]], *, role: str = ROLE, stop: Sequence[str] = ()) -> list[str]:
-        """What follows some prompts that are read as one batch, with the spaces around it.
+        """What follows some prompts that are read as one batch, with the spaces around it and without thoughts.
+
+        Thoughts are left out as `generator.chat.ReplyReader` tells them; a continuation that is cut off inside one is
+        empty.
 
         Args:
             prompts: Token ids.
@@ -227,8 +265,26 @@ class Generator:
         stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
         with self.language_model.use(role):
             output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
-        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+        texts = [text for text, _ in self.answers_in(prompts, output[:, input_ids.shape[1] :].tolist())]
         return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
+
+    def answers_in(self, prompts: Sequence[list[int]], replies: Sequence[list[int]]) -> list[tuple[str, bool]]:
+        """The answers in some replies, given as token ids, and whether thoughts of theirs were left out.
+
+        A reply that was cut off inside a thought has no answer; that is logged, with what to do.
+        """
+        model = self.language_model
+        found = [model.chat.read_reply(*both) for both in zip(prompts, replies, strict=True)]
+        if cut_off := sum(reply.is_cut_off for reply in found):
+            logger.warning(
+                "%d of %d replies had not come to an answer after %d tokens of thought, and are empty. Raise "
+                "max_new_tokens, or switch thinking off (chat_template_kwargs, such as enable_thinking).",
+                cut_off,
+                len(found),
+                self.config.max_new_tokens,
+            )
+        decode = model.tokenizer.decode
+        return [(str(decode(reply.answer_ids, skip_special_tokens=True)), reply.has_thought) for reply in found]
 
     @contextmanager
     def greedily(self) -> Iterator[None]:
@@ -263,22 +319,19 @@ class Generator:
 
     def _hf_config(self) -> HFGenerationConfig:
         model, config = self.language_model, self.config
-        stop = {model.end_of_answer_id, int(model.tokenizer.eos_token_id)}
         sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
         return HFGenerationConfig(
             max_new_tokens=config.max_new_tokens,
             do_sample=config.temperature > 0,
-            eos_token_id=sorted(stop),
+            eos_token_id=model.chat.stop_ids,
             pad_token_id=model.end_of_answer_id,
             **(sampling if config.temperature > 0 else {}),
         )
 
     def stream(self, question: str, passages: Sequence[Passage]) -> Iterator[str]:
-        """The answer piece by piece, as it is generated."""
+        """The answer piece by piece, as it is generated; nothing comes while the model is in its thoughts."""
         prompt = self.prompt_ids(question, passages)
-        streamer = TextIteratorStreamer(
-            self.language_model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0
-        )
+        streamer = _AnswerStreamer(self.language_model, prompt)
         failure: list[BaseException] = []
         abandoned = Event()
         worker = Thread(target=self._stream_worker, args=(prompt, streamer, failure, abandoned), daemon=True)
@@ -293,7 +346,7 @@ class Generator:
 
     @torch.no_grad()
     def _stream_worker(
-        self, prompt: list[int], streamer: TextIteratorStreamer, failure: list[BaseException], abandoned: Event
+        self, prompt: list[int], streamer: "_AnswerStreamer", failure: list[BaseException], abandoned: Event
     ) -> None:
         input_ids, attention_mask = self._pad_left([prompt])
         try:

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from generator.base_config import choose_context, text_config
-from generator.prompts import render_chat
+from generator.chat import Chat, ChatConfig
 from generator.rows import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 
@@ -74,6 +74,7 @@ class LanguageModel(nn.Module):
         revision: Revision of that name, if any.
         context_length: Tokens that one row may hold; None: what config or tokenizer state, else
             `generator.base_config.DEFAULT_CONTEXT`.
+        chat: What the chat template is given.
 
     Raises:
         UsageError: Slow tokenizer, no end-of-sequence token, an adapter on the output head, or an output head
@@ -89,6 +90,7 @@ class LanguageModel(nn.Module):
         name: str = "",
         revision: str | None = None,
         context_length: int | None = None,
+        chat: ChatConfig | None = None,
     ) -> None:
         super().__init__()
         if not tokenizer.is_fast:
@@ -116,7 +118,9 @@ class LanguageModel(nn.Module):
         self._switch(BASE)
         self.eval()
         self._check_head()
-        self.end_of_answer_id = _end_of_answer_id(tokenizer)
+        self.chat = Chat(tokenizer, chat, listed_ids=_listed_ends(model))
+        self.chat.check()
+        self.end_of_answer_id = _end_of_answer_id(tokenizer, self.chat)
 
     @classmethod
     def from_pretrained(
@@ -129,6 +133,7 @@ class LanguageModel(nn.Module):
         device: str | None = None,
         quantization: str | None = None,
         context_length: int | None = None,
+        chat: ChatConfig | None = None,
     ) -> "LanguageModel":
         """Load a causal LM from the Hub or a folder.
 
@@ -141,6 +146,7 @@ class LanguageModel(nn.Module):
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
             context_length: Tokens that one row may hold; None: what the model states.
+            chat: What the chat template is given.
 
         Raises:
             ResourceError: The model cannot be found or loaded.
@@ -170,6 +176,7 @@ class LanguageModel(nn.Module):
             name=str(name_or_path),
             revision=revision,
             context_length=context_length,
+            chat=chat,
         )
         loaded.quantization = quantization
         loaded.mixed = mixed
@@ -564,17 +571,20 @@ def _switch_off_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _end_of_answer_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def _end_of_answer_id(tokenizer: PreTrainedTokenizerBase, chat: Chat | None = None) -> int:
     """The token that closes an assistant turn: the chat template's own, else the end-of-sequence token."""
-    eos = int(tokenizer.eos_token_id)
-    if tokenizer.chat_template is None:
-        return eos
-    prompt = render_chat(tokenizer, "x")
-    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    encoded: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
-    whole = list(encoded["input_ids"])
-    tail = [i for i in whole[len(prompt) :] if i in set(tokenizer.all_special_ids)]
-    return int(tail[0]) if whole[: len(prompt)] == prompt and tail else eos
+    return (chat or Chat(tokenizer)).end_of_answer_id
+
+
+def _listed_ends(model: PreTrainedModel) -> list[int]:
+    """What the generation config names as the end of a reply, one token or several.
+
+    Of Gemma, Phi-3 and the first Llama-3-Instruct it is the only place that names the end of a turn.
+    """
+    listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if listed is None:
+        return []
+    return [int(i) for i in (listed if isinstance(listed, (list, tuple)) else [listed])]
 
 
 def _first_line(error: Exception) -> str:

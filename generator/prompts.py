@@ -12,10 +12,10 @@ import logging
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from generator.chat import QUIETLY, Chat
 from indexes.corpus import Passage
 from indexes.errors import DataError, UsageError
 
@@ -55,33 +55,49 @@ Your output: """
 
 PASSAGE_TEMPLATE = "[{identifier}] Title: {title} Text: {text}"
 
-# A prompt is measured before it is cut, so a too long one is no reason for the tokenizer to warn.
-_QUIETLY: dict[str, Any] = {"verbose": False}
-
 RANKING_OPEN = "["
 RANKING_SEPARATOR = "] > ["
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of one user turn: the chat template where the tokenizer has one, the plain prompt otherwise."""
-    if tokenizer.chat_template is not None:
-        encoded: Any = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            tokenizer_kwargs=_QUIETLY,
-        )
-        return list(encoded["input_ids"])
-    ids = list(tokenizer(text, add_special_tokens=True, **_QUIETLY)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; a prompt must stay open
-        ids.pop()
-    return ids
+    """Token ids of one user turn, with no settings for the chat template; `Chat.encode` takes them."""
+    return Chat(tokenizer).encode(text)
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` alone, without any special token."""
+# A text is encoded behind the first of these that keeps its own tokens, where what stands before it does not.
+_ANCHORS = ("\n", "]", "0")
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
+    """Token ids of a text that continues another one, without any special token of its own.
+
+    SentencePiece tokenizers (Llama 2, Mistral, Phi-3, TinyLlama) put a blank before whatever they are given, so that
+    "A" alone is "▁A", while the "A" of "[A]" has no blank; those of Llama 2's kind put it behind control tokens too.
+    So where a tokenizer puts a blank before a text, the text is encoded together with what stands before it, whose
+    tokens are then taken away (transformers 5.23 does so between the parts of a chat, `_encode_chat_piece`).
+
+    Args:
+        tokenizer: Of the model that reads.
+        text: What is to be encoded.
+        behind: The end of what stands before it, as far as it may matter; "": ordinary text.
+    """
+    if _puts_blank_before(tokenizer):
+        for anchor in (behind, *_ANCHORS):
+            before, ids = encode_document(tokenizer, anchor), encode_document(tokenizer, anchor + text)
+            if anchor and ids[: len(before)] == before:
+                return ids[len(before) :]
+    return encode_document(tokenizer, text)
+
+
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that nothing stands before, as the tokenizer begins one, without any special token."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _puts_blank_before(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins a text with a blank that is not in it."""
+    first = encode_document(tokenizer, "x")
+    return encode_document(tokenizer, "\nx")[-len(first) :] != first
 
 
 def _check_template(name: str, template: str, allowed: set[str], required: set[str]) -> None:
@@ -124,20 +140,22 @@ class _PassagePrompt:
         identifiers: Sequence[str],
         passages: Sequence[Passage],
         max_tokens: int,
+        chat: Chat | None,
     ) -> list[int]:
         """Token ids of the prompt in at most `max_tokens`, titles and texts of passages cut where needed."""
+        chat = chat or Chat(tokenizer)
         if not question.strip():
             raise DataError("A question must hold at least one visible character; an empty one came.")
-        question, passages = defuse(tokenizer, question), [_defused(tokenizer, p) for p in passages]
-        ids = render_chat(tokenizer, self._render(question, identifiers, passages))
+        question, passages = chat.defuse(question), [_defused(chat, p) for p in passages]
+        ids = chat.encode(self._render(question, identifiers, passages))
         if len(ids) <= max_tokens:
             return ids
-        passages = self._with_cut_titles(tokenizer, question, identifiers, passages, max_tokens)
-        budget = max_tokens - len(self._frame_ids(tokenizer, question, identifiers, passages))
+        passages = self._with_cut_titles(chat, question, identifiers, passages, max_tokens)
+        budget = max_tokens - len(self._frame_ids(chat, question, identifiers, passages))
         while budget >= 0:
             texts = cut_texts(tokenizer, [p.text for p in passages], budget)
             numbered = self._numbered(identifiers, passages, texts)
-            ids = render_chat(tokenizer, self._fill(question, identifiers, numbered))
+            ids = chat.encode(self._fill(question, identifiers, numbered))
             if len(ids) <= max_tokens:
                 return ids
             # Joining can cost a token or two more than the parts; give exactly that back and try again.
@@ -151,7 +169,7 @@ class _PassagePrompt:
 
     def _with_cut_titles(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat,
         question: str,
         identifiers: Sequence[str],
         passages: Sequence[Passage],
@@ -162,39 +180,31 @@ class _PassagePrompt:
         A first line that is a title by its format only (Pyserini's `contents` have none) may be a paragraph.
         """
         bare = [Passage(p.id, "", p.text) for p in passages]
-        room = max_tokens - len(self._frame_ids(tokenizer, question, identifiers, bare))
+        room = max_tokens - len(self._frame_ids(chat, question, identifiers, bare))
         parts = [*(p.title for p in passages), *(p.text for p in passages)]
         while room > 0:
-            titles = cut_texts(tokenizer, parts, room)[: len(passages)]
+            titles = cut_texts(chat.tokenizer, parts, room)[: len(passages)]
             cut = [Passage(p.id, title, p.text) for p, title in zip(passages, titles, strict=True)]
-            excess = len(self._frame_ids(tokenizer, question, identifiers, cut)) - max_tokens
+            excess = len(self._frame_ids(chat, question, identifiers, cut)) - max_tokens
             if excess <= 0:
                 return cut
             room -= excess
         return bare
 
     def _frame_ids(
-        self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Sequence[str], passages: Sequence[Passage]
+        self, chat: Chat, question: str, identifiers: Sequence[str], passages: Sequence[Passage]
     ) -> list[int]:
         """The prompt with the titles of these passages and without their texts."""
         numbered = self._numbered(identifiers, passages, [""] * len(passages))
-        return render_chat(tokenizer, self._fill(question, identifiers, numbered))
+        return chat.encode(self._fill(question, identifiers, numbered))
 
-    def _least_tokens(self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Sequence[str]) -> int:
+    def _least_tokens(self, chat: Chat, question: str, identifiers: Sequence[str]) -> int:
         bare = [Passage("", "", "")] * len(identifiers)
-        return len(self._frame_ids(tokenizer, defuse(tokenizer, question), identifiers, bare))
+        return len(self._frame_ids(chat, chat.defuse(question), identifiers, bare))
 
 
-def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with the names of control tokens broken by a space, so that a document cannot end the user's turn."""
-    for token in tokenizer.all_special_tokens:
-        if len(token) > 1:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
-
-
-def _defused(tokenizer: PreTrainedTokenizerBase, passage: Passage) -> Passage:
-    return Passage(passage.id, defuse(tokenizer, passage.title), defuse(tokenizer, passage.text))
+def _defused(chat: Chat, passage: Passage) -> Passage:
+    return Passage(passage.id, chat.defuse(passage.title), chat.defuse(passage.text))
 
 
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: int) -> list[str]:
@@ -202,7 +212,7 @@ def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: 
 
     One common cap is found (water filling), so short texts stay whole and the longest give way first.
     """
-    encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **_QUIETLY) for text in texts]
+    encoded = [tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **QUIETLY) for text in texts]
     lengths = [len(e["input_ids"]) for e in encoded]
     cap = _common_cap(lengths, budget)
     return [
@@ -243,9 +253,11 @@ class AnswerPrompt(_PassagePrompt):
         """The whole prompt as text, uncut."""
         return self._render(question, _numbers(len(passages)), passages)
 
-    def least_tokens(self, tokenizer: PreTrainedTokenizerBase, question: str, num_passages: int) -> int:
+    def least_tokens(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, num_passages: int, *, chat: Chat | None = None
+    ) -> int:
         """Tokens of the prompt with all passages cut to nothing: what a question needs at least."""
-        return self._least_tokens(tokenizer, question, _numbers(num_passages))
+        return self._least_tokens(chat or Chat(tokenizer), question, _numbers(num_passages))
 
     def encode(
         self,
@@ -254,13 +266,21 @@ class AnswerPrompt(_PassagePrompt):
         passages: Sequence[Passage],
         *,
         max_tokens: int,
+        chat: Chat | None = None,
     ) -> list[int]:
         """Prompt ids, at most `max_tokens`; titles and texts of passages are cut, the question never.
+
+        Args:
+            tokenizer: Of the model that reads.
+            question: The question.
+            passages: In the order in which they are shown.
+            max_tokens: Room for the whole prompt.
+            chat: The tokenizer's chat template with its settings; None: without any.
 
         Raises:
             DataError: The question is empty, or does not fit even with every passage cut to nothing.
         """
-        return self._encode(tokenizer, question, _numbers(len(passages)), passages, max_tokens)
+        return self._encode(tokenizer, question, _numbers(len(passages)), passages, max_tokens, chat)
 
 
 def _numbers(count: int) -> list[str]:
@@ -322,10 +342,10 @@ def _identifier_families(count: int) -> dict[str, list[str]]:
 
 def _single_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> dict[str, int]:
     """The names that are one ordinary token which decodes back to the name; name -> token id."""
-    special = set(tokenizer.all_special_ids)
+    special = Chat(tokenizer).control_ids
     kept: dict[str, int] = {}
     for name in names:
-        ids = encode_plain(tokenizer, name)
+        ids = encode_plain(tokenizer, name, behind=RANKING_OPEN)
         round_trip = len(ids) == 1 and str(tokenizer.decode(ids)).strip() == name
         if round_trip and ids[0] not in special and ids[0] not in kept.values():
             kept[name] = ids[0]
@@ -359,11 +379,17 @@ class RankingPrompt(_PassagePrompt):
         return self._render(question, identifiers.names[: len(passages)], passages)
 
     def least_tokens(
-        self, tokenizer: PreTrainedTokenizerBase, question: str, identifiers: Identifiers, num_passages: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: str,
+        identifiers: Identifiers,
+        num_passages: int,
+        *,
+        chat: Chat | None = None,
     ) -> int:
         """As `AnswerPrompt.least_tokens`, with the opening of the reply."""
-        opening = encode_plain(tokenizer, RANKING_OPEN)
-        return self._least_tokens(tokenizer, question, identifiers.names[:num_passages]) + len(opening)
+        chat = chat or Chat(tokenizer)
+        return self._least_tokens(chat, question, identifiers.names[:num_passages]) + len(_opening(chat))
 
     def encode(
         self,
@@ -373,12 +399,27 @@ class RankingPrompt(_PassagePrompt):
         identifiers: Identifiers,
         *,
         max_tokens: int,
+        chat: Chat | None = None,
     ) -> list[int]:
         """Prompt ids that end where the first identifier is due (after the opening "["), at most `max_tokens`.
+
+        Args:
+            tokenizer: Of the model that reads.
+            question: The question.
+            passages: In the order in which they are shown.
+            identifiers: Their names.
+            max_tokens: Room for the whole prompt.
+            chat: As for `AnswerPrompt.encode`.
 
         Raises:
             DataError: As `AnswerPrompt.encode`.
         """
-        opening = encode_plain(tokenizer, RANKING_OPEN)
+        chat = chat or Chat(tokenizer)
+        opening = _opening(chat)
         names = identifiers.names[: len(passages)]
-        return self._encode(tokenizer, question, names, passages, max_tokens - len(opening)) + opening
+        return self._encode(tokenizer, question, names, passages, max_tokens - len(opening), chat) + opening
+
+
+def _opening(chat: Chat) -> list[int]:
+    """What a ranking reply begins with, as it is tokenised behind the end of its prompt."""
+    return encode_plain(chat.tokenizer, RANKING_OPEN, behind=chat.reply_opening)

@@ -136,9 +136,9 @@ class Corpus:
                 read (default: the system's temporary folder). The copy is private to this corpus and removed with
                 it, so it is never stale.
             progress: Show a progress bar.
-            on_error: What happens to a row that is broken (no JSON object, wrong types, neither title nor text, no valid
-                Unicode, an id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"`` leaves it out. Behind
-                a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones follow in a row,
+            on_error: What happens to a row that is broken (no JSON object, wrong types, neither title nor text, no
+                valid Unicode, an id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"``
+                leaves it out. Behind a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones follow in a row,
                 since a line may as well be the middle of a text. What cannot be skipped is raised either way: a
                 missing file, a truncated archive, a header that names no text, or a corpus in which no row is left.
             quarantine: With ``"skip"``, the file for the rows that are left out: one JSON object a line, with

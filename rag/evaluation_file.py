@@ -178,6 +178,7 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str
         "retriever": {"kind": rag.retriever.kind, **rag.retriever.settings},
         "selector": asdict(rag.selector.config),
         "generation": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
+        "chat": asdict(rag.generator.language_model.chat.config),
         "ranking_prompt": asdict(rag.selector.prompt),
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),

@@ -21,9 +21,9 @@ from typing import Any
 
 from scipy import stats
 
+from generator.chat import ChatConfig
 from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
-from generator.prompts import render_chat
 from indexes.errors import MismatchError, UsageError
 from rag.evaluation_file import bundle_digest, describe_base, write_json
 from rag.measures import Score, check_lengths, drifts, measure_answers, measure_drift, measure_pairs, measure_text
@@ -47,7 +47,7 @@ class ModelScores:
     role: str
     """"base", "generator" or "selector"."""
     base: dict[str, Any]
-    """Which weights the adapters stand on (`describe_base`)."""
+    """Which weights the adapters stand on (`describe_base`), and as "chat" what the chat template is given."""
     bundle_sha256: str | None
     scores: tuple[Score, ...]
 
@@ -92,7 +92,7 @@ def forgetting(
         role: Whose adapter, "generator" or "selector".
         scores_folder: Where the scores of every item are written, a file for each model; None: nowhere.
         progress: Show progress bars.
-        loading: `dtype`, `device` and `quantization`, as `load_generator` takes them.
+        loading: `dtype`, `device` and `quantization`, as `load_generator` takes them; for a base alone also `chat`.
 
     Returns:
         A forgetting file, see `forgetting_table`.
@@ -113,7 +113,7 @@ def forgetting(
     for name, source in models:
         generator = source if isinstance(source, Generator) else load_generator(source, **loading)
         if scores:
-            _check_base(name, describe_base(generator.language_model), scores[0].base)
+            _check_base(name, _describe(generator.language_model), scores[0].base)
         else:
             scores.append(measure_model(generator, BASE, probes, progress=progress))
         sha256 = None if isinstance(source, Generator) else bundle_digest(source)
@@ -164,7 +164,7 @@ def measure_model(
         from rag.harness import measure_harness
 
         scores += measure_harness(generator, role, probes, progress=progress)
-    base = describe_base(generator.language_model)
+    base = _describe(generator.language_model)
     return ModelScores(name=name or role, role=role, base=base, bundle_sha256=bundle_sha256, scores=tuple(scores))
 
 
@@ -314,6 +314,11 @@ def _unpaired(score: Score, other: Score) -> tuple[float | None, tuple[float, fl
 # -- models ------------------------------------------------------------------------------------------------------
 
 
+def _describe(model: LanguageModel) -> dict[str, Any]:
+    """What models that are compared must share: the base, and how its prompts are written."""
+    return {**describe_base(model), "chat": asdict(model.chat.config)}
+
+
 def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     keys = ("dtype", "quantization", "sha256")
     if [found[key] for key in keys] != [expected[key] for key in keys]:
@@ -321,6 +326,13 @@ def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
             f"Models are compared over one base; {name} stands on {found['name']!r} ({found['dtype']}, weights "
             f"{found['sha256'][:12]}), the others on {expected['name']!r} ({expected['dtype']}, "
             f"{expected['sha256'][:12]}). Measure models of different bases apart."
+        )
+    without = asdict(ChatConfig())  # of scores that were written before there were settings
+    if (ours := found.get("chat", without)) != (theirs := expected.get("chat", without)):
+        different = sorted(key for key in ours if ours[key] != theirs.get(key))
+        raise MismatchError(
+            f"Models are compared on the same prompts; {name} has other settings of the chat template than the others, "
+            f"namely {different}. Measure them apart."
         )
 
 
@@ -362,7 +374,7 @@ def measure_forgetting(generator: Generator, exercises: Sequence[Exercise]) -> F
         generator: With its adapter as trained so far.
         exercises: What to solve; an answer counts when it is exactly the expected text.
     """
-    prompts = [render_chat(generator.language_model.tokenizer, e.prompt) for e in exercises]
+    prompts = [generator.language_model.chat.encode(e.prompt) for e in exercises]
     answers = generator.complete(prompts)
     right = [float(answer == e.answer) for answer, e in zip(answers, exercises, strict=True)]
     return Forgetting(right, kl_drift(generator, prompts))

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.likelihood import Continuation, prefix_id, rolling_windows
-from generator.prompts import encode_plain
+from generator.prompts import encode_document
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.measures import Score, likelihoods
@@ -169,29 +169,24 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return self.model.name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the model's chat template writes it."""
+        """The conversation as the model's chat template writes it, with the settings that its prompts have."""
         if self.tokenizer.chat_template is None:
             raise UsageError(
                 "A chat template must be known to apply it; this tokenizer has none. Leave harness_chat out."
             )
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+        messages = self.model.chat.with_system_message(chat_history)
+        return (
+            self.model.chat.open_reply(messages)
+            if add_generation_prompt
+            else self.model.chat.continue_messages(messages)
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids as the tokenizer opens a text, but never closed: what follows is to be scored or written."""
         opened = self.tokenizer.bos_token is not None and string.startswith(self.tokenizer.bos_token)
         if add_special_tokens is False or (add_special_tokens is None and opened):
-            return encode_plain(self.tokenizer, string)
-        ids = list(self.tokenizer(string, add_special_tokens=True, verbose=False)["input_ids"])
-        return (
-            ids[:-1] if ids and ids[-1] == self.eot_token_id and not string.endswith(self.tokenizer.eos_token) else ids
-        )
+            return encode_document(self.tokenizer, string)
+        return self.model.chat.encode_open(string)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each reply behind its context, and whether it is the greedy one."""

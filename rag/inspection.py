@@ -1,4 +1,4 @@
-"""Looking inside: what one E-step drew and how it weighed it, and what the M-step makes of every token of a row.
+"""Looking inside: what the model reads, what one E-step drew and how it weighed it, and what the M-step makes of a row.
 
 Everything shown comes from the functions that train (`training.estimation.EStep`, `training.maximization.JointModel`),
 so what is seen here is what is learned from.
@@ -21,6 +21,45 @@ from training import DROConfig, QAExample
 from training.estimation import EStep, Posterior
 from training.losses import selfaug_positions
 from training.maximization import JointModel, MicroBatch
+
+
+def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
+    """What the model reads for a question, to the letter.
+
+    Returns:
+        `question`; `ranking_prompt` of the selector, ending where the first identifier is due, and `answer_prompt` of
+        the generator, both as text with all control tokens; `template_system_message`, which the base's chat template
+        adds by itself where none is given (None: none that can be told apart); `chat`, the settings; `end_of_answer`,
+        the token that closes an answer, and `stop_tokens`, every one that ends a reply.
+    """
+    model = rag.generator.language_model
+    candidates = rag.retriever.search(question, rag.num_candidates)
+    z = rag.selector.select([candidates])[0].z_mK[0].tolist()
+    ranking = rag.selector.prompt_ids(candidates)
+    answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
+    name = model.tokenizer.convert_ids_to_tokens
+    return {
+        "question": question,
+        "ranking_prompt": str(model.tokenizer.decode(ranking)),
+        "answer_prompt": str(model.tokenizer.decode(answer)),
+        "template_system_message": model.chat.template_system_message,
+        "chat": asdict(model.chat.config),
+        "end_of_answer": name(model.end_of_answer_id),
+        "stop_tokens": [name(i) for i in model.chat.stop_ids],
+    }
+
+
+def prompts_text(data: Mapping[str, Any]) -> str:
+    """What `inspect_prompts` found, for people."""
+    own = data["template_system_message"]
+    settings = ", ".join(f"{name}={value!r}" for name, value in data["chat"].items())
+    lines = [
+        f"system message of the chat template itself: {'none' if own is None else repr(own)}",
+        f"settings of the chat template: {settings}",
+        f"an answer is closed by {data['end_of_answer']!r}; a reply ends at any of {data['stop_tokens']}",
+    ]
+    prompts = [f"-- {kind} prompt --\n{data[f'{kind}_prompt']}" for kind in ("ranking", "answer")]
+    return "\n\n".join(["\n".join(lines), *prompts])
 
 
 def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> dict[str, Any]:

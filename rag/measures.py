@@ -37,7 +37,7 @@ from generator.likelihood import (
     rolling_windows,
     tokens_at_a_time,
 )
-from generator.prompts import defuse, encode_plain, render_chat
+from generator.prompts import encode_document
 from generator.rows import pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError
@@ -366,7 +366,7 @@ def _that_fit(
 
 
 def _plain_ids(generator: Generator, text: str, where: str) -> list[int]:
-    ids = encode_plain(generator.language_model.tokenizer, text)
+    ids = encode_document(generator.language_model.tokenizer, text)
     if not ids:
         raise DataError(f"{where}: a text must have at least one token; {text[:60]!r} has none. Leave it out.")
     return ids
@@ -374,7 +374,7 @@ def _plain_ids(generator: Generator, text: str, where: str) -> list[int]:
 
 def _chat_ids(generator: Generator, item: Item[Task] | Item[Prompt], text: str, *, reserve: int = 0) -> list[int]:
     model = generator.language_model
-    ids = render_chat(model.tokenizer, defuse(model.tokenizer, text))
+    ids = model.chat.encode(model.chat.defuse(text))
     if (room := model.context_length - reserve) < len(ids):
         raise DataError(
             f"{item.where}: a prompt must leave {reserve} of the model's {model.context_length} tokens free for the "

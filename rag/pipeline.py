@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
+from generator.chat import ChatConfig
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
@@ -58,7 +59,8 @@ class Answer:
     permutation: list[int]
     """Ranks that the retriever had given those passages (0 is its best)."""
     log_prob: float
-    """log p(text | question, passages) in nats, end of answer included."""
+    """log p(text | question, passages) in nats, end of answer included. Of a model that thinks it is that of the answer
+    right behind the prompt, without the thought before it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -115,6 +117,7 @@ class RAG:
         quantization: str | None = None,
         context_length: int | None = None,
         answering: str = SELECTION,
+        chat: ChatConfig | None = None,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
 
@@ -136,6 +139,7 @@ class RAG:
             context_length: Tokens that the base reads at once, prompt and answer together; passages are cut to fit.
                 None: what its config or tokenizer states, else 2048.
             answering: As for the class.
+            chat: What the base's chat template is given, and how thoughts are told from answers.
 
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
@@ -152,6 +156,7 @@ class RAG:
             device=device,
             quantization=quantization,
             context_length=context_length,
+            chat=chat,
         )
         model.name = str(base)
         finder.adapter.to(model.device)
@@ -333,6 +338,7 @@ class RAG:
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
             "generation": asdict(self.generator.config),
+            "chat": asdict(model.chat.config),
             "answering": self.answering,
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
@@ -394,6 +400,7 @@ class RAG:
             quantization=quantization or base["quantization"],
             context_length=base.get("context_length"),  # bundles took what the base states before they said so
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
+            chat=ChatConfig(**config.get("chat", {})),  # bundles before that had no such settings
         )
         rag._check_corpus(config, folder)
         rag._set_question_adapter(config["question_adapter_rank"])
@@ -468,6 +475,7 @@ def load_generator(
         device=device,
         quantization=quantization or base["quantization"],
         context_length=base.get("context_length"),
+        chat=ChatConfig(**config.get("chat", {})),
     )
     model.name = str(name)
     model.load_adapters(folder / LEARNED_FOLDER)

@@ -33,27 +33,42 @@ class RAGToken(SingleDocuments):
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """The greedy answer of the mixture for each question; `log_prob` is that of the mixture, end included."""
-        decoded = self._decode(candidates)
-        return [self._answer(c, d) for c, d in zip(candidates, decoded, strict=True)]
+        prompts = [[self.generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
+        priors = log_priors(self.rag, candidates)
+        decoded = self._decode(prompts, priors)
+        return [self._answer(*parts) for parts in zip(candidates, decoded, prompts, priors, strict=True)]
 
-    def _answer(self, candidates: Candidates, decoded: "_Decoded") -> Answer:
-        (decoded_text,) = self.rag.generator.language_model.tokenizer.batch_decode(
-            [decoded.ids], skip_special_tokens=True
-        )
-        text = decoded_text.strip()
-        passages = candidates.passages
+    def _answer(
+        self, candidates: Candidates, decoded: "_Decoded", prompts: Sequence[list[int]], prior_n: Tensor
+    ) -> Answer:
+        ((text, has_thought),) = self.generator.answers_in([prompts[0]], [decoded.ids])
+        text, passages = text.strip(), candidates.passages
         order = list(range(len(passages)))
-        return Answer(candidates.question, text, citations(text, passages), passages, order, decoded.log_p)
+        log_p = self._log_prob(text, prompts, prior_n) if has_thought else decoded.log_p
+        return Answer(candidates.question, text, citations(text, passages), passages, order, log_p)
 
     @torch.no_grad()
-    def _decode(self, candidates: Sequence[Candidates]) -> list["_Decoded"]:
-        """Tokens and log-probability of each question's answer, in order."""
+    def _log_prob(self, text: str, prompts: Sequence[list[int]], prior_n: Tensor) -> float:
+        """Log p of an answer right behind the prompts: what was decoded also had a thought in it."""
         generator = self.rag.generator
-        prompts = [[generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
-        priors = log_priors(self.rag, candidates)
+        log_p = 0.0
+        with generator.language_model.use(ROLE):
+            steps = _Steps(self.rag, [list(prompts)], [prior_n])
+            log_p_1V = steps.first()
+            ids = generator.encode_answer(text) if text.strip() else [generator.language_model.end_of_answer_id]
+            for i, token in enumerate(ids):
+                log_p += float(log_p_1V[0, token])
+                if i + 1 < len(ids):
+                    log_p_1V = steps.after(torch.tensor([token], device=generator.language_model.device))
+        return log_p
+
+    @torch.no_grad()
+    def _decode(self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> list["_Decoded"]:
+        """Tokens and log-probability of each question's answer, in order; of a question, one prompt per document."""
+        generator = self.rag.generator
         # A question is as many rows as it has documents.
         lengths = [len(ps) * (max(map(len, ps)) + generator.config.max_new_tokens) for ps in prompts]
-        decoded = [_Decoded() for _ in candidates]
+        decoded = [_Decoded() for _ in prompts]
         with generator.language_model.use(ROLE):
             for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
                 self._decode_batch([prompts[i] for i in batch], [priors[i] for i in batch], [decoded[i] for i in batch])
@@ -65,7 +80,7 @@ class RAGToken(SingleDocuments):
         """Greedy steps for several questions at once, until each has ended its answer."""
         model = self.rag.generator.language_model
         end = model.end_of_answer_id
-        ends = {end, int(model.tokenizer.eos_token_id)}
+        ends = set(model.chat.stop_ids)
         steps = _Steps(self.rag, prompts, priors)
         log_p_BV = steps.first()
         for _ in range(self.rag.generator.config.max_new_tokens):
@@ -78,7 +93,7 @@ class RAGToken(SingleDocuments):
             log_p_BV = steps.after(chosen_B)
         # No room is left: what is said is closed here, as an answer from one prompt is when it is scored.
         for one, gained in zip(decoded, log_p_BV[:, end].tolist(), strict=True):
-            one.append(end, gained, ended=True)
+            one.close(gained)
 
 
 @dataclass
@@ -95,6 +110,12 @@ class _Decoded:
             self.ids.append(token)
             self.log_p += log_p
             self.ended = ended
+
+    def close(self, log_p: float) -> None:
+        """The end that an answer without one is given, which the model did not decide on."""
+        if not self.ended:
+            self.log_p += log_p
+            self.ended = True
 
 
 class _Steps:

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
@@ -148,6 +149,7 @@ class SweepSettings:
     """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `DROConfig` that all rows share; `selfaug_alpha` is that of the rows with SelfAug."""
     exercises: int = 48
@@ -235,7 +237,13 @@ class SweepSettings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SweepSettings":
         """What `to_json` made."""
-        kinds = {"selector": SelectorConfig, "generation": GenerationConfig, "adapter": AdapterConfig}
+        data = _as_written_now(data)
+        kinds = {
+            "selector": SelectorConfig,
+            "generation": GenerationConfig,
+            "adapter": AdapterConfig,
+            "chat": ChatConfig,
+        }
         made: dict[str, Any] = {name: kind(**data[name]) for name, kind in kinds.items()}
         made["world"] = None if data["world"] is None else WorldSettings(**data["world"])
         made["probes"] = None if data["probes"] is None else _probes(data["probes"])
@@ -561,6 +569,7 @@ class Sweep:
             selector=row.variant.selector(s.selector, documents),
             generation=s.generation,
             adapter=s.adapter,
+            chat=s.chat,
             dtype=s.dtype,
             device=s.device,
             quantization=s.quantization,
@@ -578,7 +587,7 @@ class Sweep:
 
     def _open_folder(self) -> None:
         file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
-        written = read_json(file, "Name another folder with --output.") if file.is_file() else None
+        written = _as_written_now(read_json(file, "Name another folder with --output.")) if file.is_file() else None
         if written is None and self.folder.exists() and any(self.folder.iterdir()):
             what = "something else"
         elif written is not None and _data_of(written) != _data_of(ours):
@@ -660,6 +669,11 @@ class Sweep:
         code = "import json, sys, rag.sweep; rag.sweep.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
         missing = sum(not self.is_done(row) for row in self.rows)
         return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
+
+
+def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of those that a sweep did not have when it began."""
+    return {"chat": asdict(ChatConfig()), "context_length": None, **settings}
 
 
 def _probes(data: Mapping[str, Any]) -> Probes:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from generator.language_model import LanguageModel
-from generator.prompts import RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
+from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
 from generator.rows import Branches, pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
@@ -156,7 +156,9 @@ class Selector:
             language_model.tokenizer, self.config.num_candidates, style=self.config.identifiers
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
-        self.separator_ids = encode_plain(language_model.tokenizer, RANKING_SEPARATOR)
+        self.separator_ids = encode_plain(
+            language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
+        )
 
     # -- what callers use --------------------------------------------------------------------------------------
 
@@ -287,6 +289,7 @@ class Selector:
             candidates.passages,
             self.identifiers,
             max_tokens=self._room,
+            chat=self.language_model.chat,
         )
 
     @property
@@ -303,7 +306,7 @@ class Selector:
         """Why a question is too long for a ranking prompt whose passages are cut to nothing; None where it fits."""
         model = self.language_model
         n = min(self.config.num_candidates, self.retriever.index.manifest.passages)
-        needed = self.prompt.least_tokens(model.tokenizer, question, self.identifiers, n)
+        needed = self.prompt.least_tokens(model.tokenizer, question, self.identifiers, n, chat=model.chat)
         if needed <= self._room:
             return None
         return (

@@ -4,7 +4,7 @@ Nothing is downloaded and nothing is written outside `tmp_path`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,7 +15,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     GemmaConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -282,3 +283,54 @@ def learned(rag: RAG) -> dict[str, torch.Tensor]:
     tensors |= {f"prior.{n}": p for n, p in rag.selector.prior.named_parameters()}
     tensors |= {f"question.{n}": p for n, p in rag.retriever.adapter.named_parameters()}
     return {n: p.detach().clone() for n, p in tensors.items()}
+
+
+def added_tokenizer(
+    special: Sequence[str] = (),
+    *,
+    plain: Sequence[str] = (),
+    template: str | None = None,
+    eos: str = "<eos>",
+    **roles: object,
+) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with added tokens that no role names: marked special, or `plain`."""
+    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (eos, *special)])
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, **roles)
+    fast.chat_template = template
+    return fast
+
+
+def successor_model(tokenizer: PreTrainedTokenizerFast, successors: dict[str, str]) -> LlamaForCausalLM:
+    """A Llama that looks at the last token only and says its successor; the rest of its mass is uniform.
+
+    Attention and MLP add nothing, so a token's hidden state is its own one-hot vector, normalised, and the head reads
+    the successor off it.
+    """
+    size = -(-len(tokenizer) // 8) * 8
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size)[: len(tokenizer)])
+        model.lm_head.weight.zero_()
+        for token, successor in successors.items():
+            now, then = tokenizer.convert_tokens_to_ids([token, successor])
+            model.lm_head.weight[then, now] = 1.0
+    return model

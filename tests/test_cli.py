@@ -188,7 +188,7 @@ def test_training_can_leave_out_what_no_candidate_answers(
     assert "no candidate of any of 1 holds an answer" in err
 
 
-@pytest.mark.parametrize(("noun", "verbs"), [("inspect", ["permutations", "batch"]), ("index", INDEX_VERBS)])
+@pytest.mark.parametrize(("noun", "verbs"), [("inspect", ["prompts", "permutations", "batch"]), ("index", INDEX_VERBS)])
 def test_a_noun_explains_its_verbs(noun: str, verbs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--help", "-h"):
         code, out, _ = run([noun, flag], capsys)
@@ -211,7 +211,37 @@ def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert "answer + scored" in run([*batch, "--per_device_train_batch_size", "2"], capsys)[1]
     code, _, err = run(["inspect", "everything"], capsys)
     assert code == 2
-    assert "`rag inspect` needs one of ['permutations', 'batch']" in err
+    assert "`rag inspect` needs one of ['prompts', 'permutations', 'batch']" in err
+
+
+def test_what_the_chat_template_is_given(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """From options and from a configuration file, shown by `inspect prompts` and kept by a bundle."""
+    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL]
+    words = ["inspect", "prompts", "who wrote Hamlet?", *pipeline]
+    plain = result(words, capsys)
+    assert plain["answer_prompt"].startswith("<|user|>You are an artificial intelligence assistant.")
+    assert plain["ranking_prompt"].endswith("Your output: <|end|><|assistant|>[")
+    assert (plain["end_of_answer"], plain["stop_tokens"]) == ("<|end|>", ["<eos>", "<|end|>"])
+    assert plain["template_system_message"] is None
+    settings = ["--chat.system_message", "Be short.", "--chat.prefill", "So: ", "--chat.date", "2025-01-02"]
+    given = result([*words, *settings], capsys)
+    assert given["answer_prompt"] == f"<|system|>Be short.<|end|>{plain['answer_prompt']}So: "
+    assert given["chat"]["date"] == "2025-01-02"
+    config = tmp_path / "config.yaml"
+    config.write_text('chat:\n  system_message: Be short.\n  prefill: "So: "\n  date: 2025-01-02\n')
+    assert result([*words, "--config", str(config)], capsys) == given
+    shown = run([*words, *settings], capsys)[1]
+    assert "system message of the chat template itself: none" in shown
+    assert given["answer_prompt"] in shown
+    train = ["train", *pipeline, *settings, "--train", files["questions"], "--output_dir", str(tmp_path / "run")]
+    bundle = result([*train, "--rounds", "1", "--num_samples", "2"], capsys)["bundle"]
+    assert result(["inspect", "prompts", "who wrote Hamlet?", "--bundle", bundle], capsys)["chat"] == given["chat"]
+    code, _, err = run(["ask", "who?", "--bundle", bundle, *settings], capsys)
+    assert (code, "A bundle brings its own ['chat']" in err) == (2, True)
+    evaluated = result(["evaluate", "--bundle", bundle, "--questions", files["questions"]], capsys)
+    assert evaluated["pipeline"]["chat"] == given["chat"]
 
 
 def test_the_demo_writes_its_json_beside_its_table(
@@ -327,6 +357,11 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
             2,
             "holds something else",
         ),
+        "unknown variable of the chat template": (
+            ["ask", *pipeline, *SMALL, "--chat.chat_template_kwargs", '{"enable_thinking": false}', "who?"],
+            2,
+            "['enable_thinking'] is nowhere in it",
+        ),
         "not a bundle": (["ask", "--bundle", str(taken), "who?"], 4, "rag_config.json"),
         "no index": (["ask", "--base", files["base"], "who?"], 2, "--index"),
         "unknown command": (["trian"], 2, "Did you mean 'train'?"),
@@ -355,7 +390,7 @@ BAD = [
     ),
     *("empty question in a file", "missing base", "K > n", "fewer than K", "question longer than the context"),
     *("unknown key", "unknown flag", "bad value", "wrong type", "run folder taken", "not a bundle", "no index"),
-    *("unknown command", "half a command"),
+    *("unknown command", "half a command", "unknown variable of the chat template"),
 ]
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
 from test_probes import write
 
+from generator.chat import Chat, ChatConfig
 from generator.generator import GenerationConfig, Generator
-from generator.language_model import LanguageModel
+from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -455,6 +456,37 @@ def test_bundles_over_different_bases(bundles: list[Path], probes: Probes) -> No
     with pytest.raises(MismatchError, match="compared over one base; other stands on"):
         other = Generator(tiny_language_model(seed=7))
         forgetting([("first", bundles[0]), ("other", other)], probes, progress=False, device="cpu")
+
+
+def test_models_are_compared_on_the_same_prompts(make_rag: Callable[..., RAG], probes: Probes, tmp_path: Path) -> None:
+    generators = [make_rag().generator for _ in range(2)]
+    model = generators[1].language_model
+    model.chat = Chat(model.tokenizer, ChatConfig(system_message="Be short."))
+    with pytest.raises(MismatchError, match=r"second has other settings of the chat template.*\['system_message'\]"):
+        forgetting(list(zip(("first", "second"), generators, strict=True)), probes, progress=False)
+    scores = [measure_model(generators[0], role, probes, progress=False) for role in ("base", "generator")]
+    older = replace(scores[0], base={key: value for key, value in scores[0].base.items() if key != "chat"})
+    assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
+
+
+def test_the_chat_template_of_a_base_alone(
+    base: Path, bundles: list[Path], probes: Probes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["forgetting", "--answers", str(probes.answers[0]), "--device", "cpu", "--json"]
+    assert main([*words, "--base", str(base), "--chat.system_message", "Be short."]) == 0
+    assert json.loads(capsys.readouterr().out)["base"]["chat"]["system_message"] == "Be short."
+    assert main([*words, "--bundle", str(bundles[0]), "--chat.system_message", "Be short."]) == 2
+    assert "A bundle brings its own ['chat']" in capsys.readouterr().err
+
+
+def test_replies_are_read_without_their_thoughts(tmp_path: Path) -> None:
+    template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
+    successors = {"<|assistant|>": "<think>", "<think>": "h", "h": "</think>", "</think>": "R", "R": "<eos>"}
+    generator = Generator(LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2)))
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "say R", "answer": "R"}\n')
+    (score,) = measure_answers(generator, "base", tmp_path / "answers.jsonl", progress=False)
+    assert score.numerators == (1.0,)
 
 
 # -- real probes -----------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, shake_adapters, tiny_language_model
+from conftest import PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
 from test_forgetting import log_prob
 from test_probes import write
 
+from generator.chat import ChatConfig
 from generator.generator import GenerationConfig, Generator
-from generator.language_model import LanguageModel
+from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
 from rag.forgetting import forgetting, forgetting_table, measure_model
@@ -288,3 +289,34 @@ def test_without_the_extra(tuned: Generator, tmp_path: Path, monkeypatch: pytest
         measure_model(tuned, "base", Probes(harness=("x",)), progress=False)
     own = write(tmp_path / "t.jsonl", [{"text": "fine"}])
     assert measure_text(tuned, "base", own, progress=False)
+
+
+def test_conversations_are_written_with_the_settings_of_the_chat_template() -> None:
+    """And replies are read without their thoughts, behind which the stop texts are looked for."""
+    from lm_eval.api.instance import Instance
+
+    from rag.harness import HarnessModel
+
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% if not quick %}<think>{% endif %}{% endif %}"
+    )
+    tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
+    successors = {"<think>": "h", "h": "</think>", "</think>": "R", "R": "o", "o": "<eos>", "<|assistant|>": "x"}
+
+    def replies(**settings: Any) -> list[str]:
+        chat = ChatConfig(system_message="Be short.", **settings)
+        base = successor_model(tokenizer, successors)
+        language_model = LanguageModel(base, tokenizer, adapter=AdapterConfig(r=2), chat=chat)
+        model = HarnessModel(Generator(language_model), "base", progress=False)
+        text = model.apply_chat_template([{"role": "user", "content": "Where?"}])
+        assert text.startswith("<|system|>Be short.<|user|>Where?<|assistant|>")
+        own = model.apply_chat_template([{"role": "system", "content": "A"}, {"role": "user", "content": "B"}])
+        assert own.startswith("<|system|>A<|user|>B")
+        open_turn = [{"role": "user", "content": "B"}, {"role": "assistant", "content": "C"}]
+        assert model.apply_chat_template(open_turn, add_generation_prompt=False).endswith("<|user|>B<|assistant|>C")
+        instance = Instance("generate_until", {}, (text, {"max_gen_toks": 5, "until": ["z"]}), 0)
+        return model.generate_until([instance])
+
+    assert replies() == ["Ro"]
+    assert replies(chat_template_kwargs={"quick": True})[0].startswith("x")

@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, shake_adapters, tiny_encoder, tiny_language_model, tiny_model
+from conftest import (
+    PASSAGES,
+    added_tokenizer,
+    byte_tokenizer,
+    shake_adapters,
+    successor_model,
+    tiny_encoder,
+    tiny_language_model,
+    tiny_model,
+)
 
+from generator.chat import ChatConfig
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
@@ -21,7 +31,7 @@ from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.evaluation import answerable, evaluate
-from rag.pipeline import RAG
+from rag.pipeline import RAG, load_generator
 from retriever.selector import SelectorConfig
 from training.data import QAExample
 
@@ -379,3 +389,87 @@ def test_only_questions_that_a_candidate_answers_are_kept(rag: RAG) -> None:
     assert "q4" not in expected
     with pytest.raises(DataError, match="no candidate of any of 1 holds an answer"):
         answerable(rag, questions[-1:])
+
+
+# -- the chat template of the base -------------------------------------------------------------------------------
+
+NEWLINE = "\u010a"  # as byte-level tokenizers spell it
+TEMPLATE = (
+    "{{ 'Today is ' + strftime_now('%d %b %Y') + '.' }}{% for m in messages %}"
+    "{{ '<|start|>' + m.role + '\n' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '</think>' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture
+def thinking_base(tmp_path: Path) -> Path:
+    """Thinks for ever behind the opening of a reply and says "Rom" behind a thought; only its generation config names
+    the end of a turn."""
+    tokenizer = added_tokenizer(["<|start|>", "<|end|>"], plain=["<think>", "</think>"], template=TEMPLATE)
+    successors = {NEWLINE: "<think>", "<think>": "h", "h": "h", "</think>": "R", "R": "o", "o": "m", "m": "<|end|>"}
+    model = successor_model(tokenizer, successors | {"<|end|>": "R"})
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<eos>", "<|end|>"])
+    model.save_pretrained(tmp_path / "thinking")
+    tokenizer.save_pretrained(tmp_path / "thinking")
+    return tmp_path / "thinking"
+
+
+def thinking_rag(base: Path, index: PassageIndex, chat: ChatConfig | None) -> RAG:
+    return RAG.create(
+        index=index,
+        base=base,
+        selector=SelectorConfig(num_candidates=3, num_selected=2),
+        generation=GenerationConfig(max_new_tokens=6),
+        adapter=AdapterConfig(r=2),
+        device="cpu",
+        chat=chat,
+    )
+
+
+@pytest.mark.parametrize("include_base", [False, True])
+def test_a_bundle_keeps_what_the_chat_template_is_given(
+    thinking_base: Path, index: PassageIndex, tmp_path: Path, include_base: bool
+) -> None:
+    chat = ChatConfig(chat_template_kwargs={"enable_thinking": False}, system_message="Be short.", date="2025-01-02")
+    rag = thinking_rag(thinking_base, index, chat)
+    assert thinking_rag(thinking_base, index, None).answer("Where?").text == ""
+    assert rag.answer("Where?").text == "Rom"
+    folder = rag.save_pretrained(tmp_path / "bundle", include_base=include_base)
+    again = RAG.from_pretrained(folder, device="cpu")
+    assert again.answer("Where?").to_dict() == rag.answer("Where?").to_dict()
+    for generator in (again.generator, load_generator(folder, device="cpu")):
+        assert generator.language_model.chat.config == chat
+        text = generator.language_model.chat.render("hi")
+        assert text.startswith("Today is 02 Jan 2025.<|start|>system\nBe short.<|end|><|start|>user\nhi<|end|>")
+        assert generator.prompt_ids("Where?", PASSAGES[:1]) == rag.generator.prompt_ids("Where?", PASSAGES[:1])
+    assert json.loads((folder / "rag_config.json").read_text())["chat"]["chat_template_kwargs"] == {
+        "enable_thinking": False
+    }
+
+
+def test_a_bundle_without_settings_of_the_chat_template_has_the_defaults(rag: RAG, tmp_path: Path) -> None:
+    folder = rag.save_pretrained(tmp_path / "bundle")
+    config = json.loads((folder / "rag_config.json").read_text())
+    del config["chat"]
+    (folder / "rag_config.json").write_text(json.dumps(config))
+    assert RAG.from_pretrained(folder, device="cpu").generator.language_model.chat.config == ChatConfig()
+
+
+def test_the_same_bundle_answers_the_same_tomorrow(
+    thinking_base: Path, index: PassageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sglang#3296: the clock of transformers 5.23, which templates read by `strftime_now`, says another day."""
+    from datetime import datetime
+
+    from transformers.utils import chat_template_utils
+
+    rag = thinking_rag(thinking_base, index, ChatConfig(chat_template_kwargs={"enable_thinking": False}))
+    shake_adapters(rag.generator.language_model)
+    found = []
+    for day in (1, 2):
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None, day=day: datetime(2026, 3, day))})
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+        found.append((rag.answer("Where?").to_dict(), rag.generator.prompt_ids("Where?", PASSAGES[:1])))
+    assert found[0] == found[1]
+    assert rag.generator.language_model.chat.render("hi").startswith("Today is 26 Jul 2024.")

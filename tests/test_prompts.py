@@ -4,14 +4,16 @@ import gzip
 import json
 import logging
 import re
+import string
 from pathlib import Path
 
 import pytest
 from conftest import PASSAGES, byte_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from generator.prompts import (
+    RANKING_SEPARATOR,
     AnswerPrompt,
     Identifiers,
     RankingPrompt,
@@ -176,3 +178,97 @@ def test_prompt_and_answer_are_never_tokenised_together() -> None:
     parts = render_chat(fast, "answer:") + encode_plain(fast, "Berlin")
     assert fast.convert_ids_to_tokens(parts)[7] == "B"
     assert parts != encode_plain(fast, "answer:Berlin")
+
+
+def blank_first_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Characters, each also with a blank before it; begins every text with a blank, as SentencePiece does.
+
+    Llama 2 has "legacy" (a normalizer), Mistral and the newer conversions "first"; "bytes" is the byte-level way.
+    """
+    letters = [c for c in string.printable if c == "\n" or not c.isspace()]
+    if kind == "bytes":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocabulary = {t: i for i, t in enumerate(["</s>", *alphabet, *(f"\u0120{c}" for c in letters if c != "\n")])}
+        merges = [("\u0120", c) for c in letters if c != "\n"]
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    pieces = ["<unk>", "</s>", "\u2581", *letters, *(f"\u2581{c}" for c in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u2581", c) for c in letters], unk_token="<unk>"))
+    if kind == "legacy":
+        blank = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        tokenizer.normalizer = normalizers.Sequence(blank)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme=kind, split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+BLANKS = pytest.mark.parametrize("kind", ["never", "first", "legacy", "bytes"])
+
+
+@BLANKS
+@pytest.mark.parametrize("text", ["A", "] > [", "Rom", " Rom", "\nRom", "\n\nx", "1999", "[A]", ""])
+def test_a_text_that_continues_another_gets_no_blank(kind: str, text: str) -> None:
+    """transformers#26273: what such a tokenizer begins a text with has no place in the middle of one."""
+    tokenizer = blank_first_tokenizer(kind)
+    before = tokenizer("x: [", add_special_tokens=False)["input_ids"]
+    expected = str(tokenizer.decode(before)) + text
+    assert tokenizer.decode(before + encode_plain(tokenizer, text)) == expected
+
+
+@BLANKS
+def test_candidates_are_named_by_the_tokens_that_the_prompt_shows(kind: str) -> None:
+    """The reply that is scored is the one that the prompt asks for, token by token."""
+    tokenizer = blank_first_tokenizer(kind)
+    identifiers = Identifiers.for_tokenizer(tokenizer, 3)
+    shown = tokenizer("x [A] [B] [C] > y", add_special_tokens=False)["input_ids"]
+    assert set(identifiers.token_ids) <= set(shown)
+    prompt = RankingPrompt().encode(tokenizer, "q?", PASSAGES[:3], identifiers, max_tokens=4000)
+    a, b, _ = identifiers.token_ids
+    reply = [b, *encode_plain(tokenizer, RANKING_SEPARATOR), a]
+    assert str(tokenizer.decode(prompt + reply)).endswith("Your output: [B] > [A")
+
+
+@BLANKS
+def test_one_blank_stands_before_an_answer(kind: str) -> None:
+    tokenizer = blank_first_tokenizer(kind)
+    asked = AnswerPrompt().encode(tokenizer, "q?", PASSAGES[:2], max_tokens=4000)
+    assert str(tokenizer.decode(asked + encode_plain(tokenizer, "Rom"))).endswith("Your answer: Rom")
+
+
+@BLANKS
+@pytest.mark.parametrize("opening", ["<|a|>", "<|a|>\n", "answer:"])
+def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, opening: str) -> None:
+    """Tokenizers of Llama 2's kind put their blank behind every control token; a model was trained on that."""
+    from generator.chat import Chat
+
+    tokenizer = blank_first_tokenizer(kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %}"
+        + opening
+        + "{% endif %}{% endfor %}"
+    )
+    chat = Chat(tokenizer)
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Rom"}]
+    whole = tokenizer.apply_chat_template(turns)["input_ids"]
+    assert [*chat.encode("Who?"), *encode_plain(tokenizer, "Rom", behind=chat.reply_opening)] == whole[:-1]
+
+
+@BLANKS
+def test_a_text_that_stands_alone_is_begun_as_the_tokenizer_does(kind: str) -> None:
+    """Perplexities and minimal pairs are those of lm-evaluation-harness: the blank is part of their first token."""
+    from generator.prompts import encode_document
+
+    tokenizer = blank_first_tokenizer(kind)
+    assert encode_document(tokenizer, "A b") == tokenizer("A b", add_special_tokens=False)["input_ids"]
+    assert (encode_document(tokenizer, "A") == encode_plain(tokenizer, "A")) == (kind == "never")
+
+
+@BLANKS
+def test_cuts_of_a_tokenizer_that_begins_with_a_blank(kind: str) -> None:
+    tokenizer = blank_first_tokenizer(kind)
+    assert cut_texts(tokenizer, ["abc", "x"], budget=3) == ["ab", "x"]

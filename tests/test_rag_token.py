@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, shake_adapters, tiny_language_model
+from conftest import added_tokenizer, byte_tokenizer, shake_adapters, successor_model, tiny_language_model
 
 from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import UsageError
 from rag.pipeline import RAG
 from rag.rag_sequence import log_priors
@@ -194,3 +195,23 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
     assert opened.answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
     assert opened.answer(QUESTIONS[0]).log_prob != plain.answer(QUESTIONS[0]).log_prob
     assert "".join(opened.stream(QUESTIONS[0])) == rag.answer(QUESTIONS[0]).text
+
+
+def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector: Callable[..., Selector]) -> None:
+    """The log-probability is that of the answer right behind the prompt, as everywhere."""
+    template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
+    successors = {"<|assistant|>": "<think>", "<think>": "h", "h": "</think>", "</think>": "R", "R": "o", "o": "<eos>"}
+    model = LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2))
+    shake_adapters(model, scale=0.02)
+    selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
+    for room, text in ((8, "Ro"), (2, "")):
+        generator = Generator(model, config=GenerationConfig(max_new_tokens=room))
+        rag = RAG(selector.retriever, selector, generator, answering="rag_token")
+        answer = rag.answer(QUESTIONS[0])
+        candidates = rag.retriever.search(QUESTIONS[0], 4)
+        rows = [rag.row(QUESTIONS[0], [p], text) for p in candidates.passages]
+        mixture_L = torch.stack([log_p_L.exp() for log_p_L in generator.token_log_probs(rows)])
+        prior_n1 = log_priors(rag, [candidates])[0].exp()[:, None]
+        assert answer.text == text
+        assert answer.log_prob == pytest.approx(float((prior_n1 * mixture_L).sum(0).log().sum()), abs=1e-4)

@@ -79,7 +79,7 @@ def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert words[0] == "rag"
             assert main(words[1:]) == 0, line
             ran += 1
-    assert ran == 29
+    assert ran == 30
 
 
 def test_the_map_names_files_that_exist() -> None:

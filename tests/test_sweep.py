@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from conftest import EXAMPLES_FOR_WORKERS
 
+from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
 from indexes.durable import only_writer
@@ -364,3 +365,26 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     drift = {name: records[-1]["eval_kl_drift"] for name, records in data["curves"].items()}
     assert [name for name, kl in drift.items() if abs(kl) < 1e-6] == ["replug", "dro_no_generator"]
     assert asdict(settings.selector)["num_candidates"] == 4
+
+
+def test_settings_of_the_chat_template_are_those_of_every_row(settings: SweepSettings, tmp_path: Path) -> None:
+    chat = ChatConfig(system_message="Be short.", date="2025-01-02")
+    given = replace(settings, recipes=("vanilla",), chat=chat)
+    assert SweepSettings.from_json(given.to_json()) == given
+    sweep = Sweep(tmp_path / "sweep", given, progress=False)
+    data = sweep.run()
+    assert data["evaluations"]["vanilla"]["pipeline"]["chat"] == asdict(chat)
+    bundle = RAG.from_pretrained(tmp_path / "sweep/rows/vanilla/bundle", device="cpu")
+    assert bundle.generator.language_model.chat.config == chat
+    with pytest.raises(UsageError, match=r"other values of \['chat'\]"):
+        Sweep(tmp_path / "sweep", replace(given, chat=ChatConfig()), progress=False)
+
+
+def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: SweepSettings, tmp_path: Path) -> None:
+    Sweep(tmp_path / "sweep", settings, progress=False)
+    file = tmp_path / "sweep" / SETTINGS_FILE
+    newer = ("chat", "context_length")
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key not in newer}
+    file.write_text(json.dumps(older))
+    assert SweepSettings.from_json(older) == settings
+    Sweep(tmp_path / "sweep", settings, progress=False)

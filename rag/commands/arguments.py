@@ -115,7 +115,7 @@ def context_argument(parser: Any) -> None:
 
 def pipeline_arguments(parser: Any) -> None:
     """What a new pipeline is made of."""
-    from generator import AdapterConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, GenerationConfig
     from retriever import SelectorConfig
 
     parser.add_argument("--index", type=str, help="index directory")
@@ -130,11 +130,12 @@ def pipeline_arguments(parser: Any) -> None:
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(GenerationConfig, "generation")
     parser.add_class_arguments(AdapterConfig, "adapter")
+    parser.add_class_arguments(ChatConfig, "chat")
 
 
 def create_pipeline(args: Any) -> Any:
     """The new pipeline that `pipeline_arguments` describe."""
-    from generator import AdapterConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, GenerationConfig
     from rag import RAG
     from retriever import SelectorConfig
 
@@ -153,6 +154,7 @@ def create_pipeline(args: Any) -> Any:
         device=args.device,
         quantization=args.quantization,
         context_length=args.context_length,
+        chat=ChatConfig(**vars(args.chat)),
     )
 
 
@@ -173,7 +175,7 @@ def open_pipeline(args: Any) -> Any:
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    own = ("base", "revision", "context_length", "retriever", "selector", "generation", "adapter")
+    own = ("base", "revision", "context_length", "retriever", "selector", "generation", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")

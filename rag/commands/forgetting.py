@@ -10,6 +10,8 @@ from rag.commands.command import Command, Report, cell, progress, table
 
 
 def _forgetting_arguments(parser: Any) -> None:
+    from generator import ChatConfig
+
     parser.add_argument("--bundle", type=str, nargs="+", default=[], help="trained pipelines, all over one base")
     parser.add_argument("--name", type=str, nargs="+", help="what tables call them (default: by their folders)")
     parser.add_argument("--base", type=str, help="without --bundle: the base alone, a Hub name, a folder or pocket")
@@ -37,9 +39,11 @@ def _forgetting_arguments(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    parser.add_class_arguments(ChatConfig, "chat")
 
 
 def _forgetting(args: Any) -> Report:
+    from generator import ChatConfig
     from rag.evaluation_file import check_output, write_json
     from rag.forgetting import forgetting
     from rag.probes import Probes
@@ -48,6 +52,9 @@ def _forgetting(args: Any) -> Report:
         raise UsageError(
             "Forgetting is measured of bundles, whose base is known, or of a --base alone; give one of both."
         )
+    chat = ChatConfig(**vars(args.chat))
+    if args.bundle and chat != ChatConfig():
+        raise UsageError("A bundle brings its own ['chat']; leave those options out, or measure a --base alone.")
     if args.output is not None:
         check_output(args.output)
     probes = Probes(
@@ -73,6 +80,7 @@ def _forgetting(args: Any) -> Report:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        **({} if args.bundle else {"chat": chat}),
     )
     if args.output is not None:
         write_json(data, args.output)

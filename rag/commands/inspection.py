@@ -1,9 +1,21 @@
-"""`rag inspect ...`: an E-step and a training batch, laid open."""
+"""`rag inspect ...`: prompts, an E-step and a training batch, laid open."""
 
 from typing import Any
 
 from rag.commands.arguments import bundle_arguments, open_pipeline
 from rag.commands.command import Command, Report
+
+
+def _inspect_prompts_arguments(parser: Any) -> None:
+    parser.add_argument("question", type=str, help="one question, in quotes")
+    bundle_arguments(parser)
+
+
+def _inspect_prompts(args: Any) -> Report:
+    from rag.inspection import inspect_prompts, prompts_text
+
+    data = inspect_prompts(open_pipeline(args), args.question)
+    return Report(prompts_text(data), data)
 
 
 def _inspect_permutations_arguments(parser: Any) -> None:
@@ -60,6 +72,11 @@ def _inspect_batch(args: Any) -> Report:
 
 
 COMMANDS: dict[str, Command] = {
+    "inspect prompts": Command(
+        "what the model reads for a question, with the chat template's own part",
+        _inspect_prompts_arguments,
+        _inspect_prompts,
+    ),
     "inspect permutations": Command(
         "what the E-step draws for a question, and how much each permutation explains the answer",
         _inspect_permutations_arguments,

@@ -65,7 +65,7 @@ def settings_of(args: Any) -> Any:
     """`SweepSettings` from parsed options."""
     from dataclasses import fields
 
-    from generator import AdapterConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, GenerationConfig
     from rag.probes import Probes
     from rag.sweep import SweepSettings, WorldSettings
     from retriever import SelectorConfig
@@ -81,6 +81,7 @@ def settings_of(args: Any) -> Any:
         "selector": SelectorConfig(**vars(args.selector)),
         "generation": GenerationConfig(**vars(args.generation)),
         "adapter": AdapterConfig(**vars(args.adapter)),
+        "chat": ChatConfig(**vars(args.chat)),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),
         "training": training | {"training_arguments": args.training_arguments},
     }

@@ -1,0 +1,443 @@
+"""How a model writes a conversation: its chat template with settings, its control tokens, the thoughts in its replies.
+
+`ChatConfig` is what a user may set, `Chat` applies it to one tokenizer. A tokenizer without a chat template has no
+turns: its prompts are plain text.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from indexes.errors import UsageError
+
+DEFAULT_DATE = "2024-07-26"
+"""The date that the template of Llama 3.1 writes unless it is told another one ("26 Jul 2024")."""
+TODAY = "today"
+
+# A prompt is measured before it is cut, so a too long one is no reason for the tokenizer to warn.
+QUIETLY: dict[str, Any] = {"verbose": False}
+
+# What stands for the texts of a conversation while a template is looked at; no template has them in its own text.
+_SYSTEM, _USER, _ASSISTANT = "SYSTEM-5c1e", "USER-5c1e", "ASSISTANT-5c1e"
+
+# Of C's strftime; the forms without a leading zero are GNU's, which templates of Linux users have.
+_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
+_WITHOUT_ZERO = "dmHIMSj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """What the chat template of a base is given, and how a thought is told from an answer."""
+
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as `{"enable_thinking": false}` (Qwen3, SmolLM3, GLM-4.5)."""
+    system_message: str | None = None
+    """Stands before every prompt, in place of the system message that a template may add by itself. None: none."""
+    date: str = DEFAULT_DATE
+    """What a template writes that asks for the date (`strftime_now`, `date_string`), as YYYY-MM-DD with or without a
+    time; or "today", which reads the clock for every prompt, so that answers and their log-probabilities change."""
+    prefill: str = ""
+    r"""Every reply begins with this text, which is part of the prompt: "</think>\n\n" ends a thought that a template
+    opens and has no variable to leave out (DeepSeek-R1)."""
+    thought_start: str = "<think>"
+    """A reply may begin with a thought, from this mark (or at once, where the template wrote the mark) ..."""
+    thought_end: str = "</think>"
+    """... to this one. Thoughts are left out of answers; with both marks empty they are not looked for."""
+
+    def __post_init__(self) -> None:
+        _moment(self.date)
+        if bool(self.thought_start) != bool(self.thought_end):
+            raise UsageError(
+                "thought_start and thought_end must both be given, or both be empty; "
+                f"{self.thought_start!r} and {self.thought_end!r} came."
+            )
+        if taken := sorted(_taken() & set(self.chat_template_kwargs)):
+            raise UsageError(
+                f"chat_template_kwargs must name variables of the chat template; {taken} are set by the library itself "
+                "(a system message has an option of its own, system_message)."
+            )
+        try:
+            json.dumps(self.chat_template_kwargs)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"chat_template_kwargs must be JSON, as bundles keep them; {error}.") from error
+
+
+def _taken() -> set[str]:
+    """Parameters of `apply_chat_template` that are no variables of a template, and what the template iterates over."""
+    named = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"}
+    return named - {"tools", "documents"} | {"messages"}
+
+
+def _moment(date: str) -> datetime:
+    """A date as a point in time.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if date == TODAY:
+        return datetime.now()
+    try:
+        return datetime.fromisoformat(date)
+    except ValueError as error:
+        raise UsageError(f'date must be YYYY-MM-DD, with or without a time, or "{TODAY}"; {date!r} came.') from error
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a template writes around the text of an assistant's turn."""
+
+    lead: str
+    """Between the prompt and the text."""
+    closing: str
+    """Behind the text."""
+
+
+class Chat:
+    """The chat template of one tokenizer with its settings.
+
+    Args:
+        tokenizer: Whose template, and whose tokens.
+        config: What the template is given.
+        listed_ids: Tokens that end a reply by the model's generation config (its `eos_token_id`, one or several).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ChatConfig | None = None,
+        *,
+        listed_ids: Collection[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config or ChatConfig()
+        self._listed_ids = frozenset(listed_ids)
+
+    def check(self) -> None:
+        """Prove that the template takes the settings.
+
+        Raises:
+            UsageError: It does not, or there is no template.
+        """
+        config, source = self.config, self._source
+        if source is None:
+            of_template = ("chat_template_kwargs", "system_message", "prefill")
+            if given := [name for name in of_template if getattr(config, name) != getattr(ChatConfig(), name)]:
+                raise UsageError(
+                    f"{given} are for the chat template of a tokenizer; this one has none. Leave them out, and put "
+                    "what the model should be told into the prompt's own template."
+                )
+            return
+        if unknown := sorted(name for name in config.chat_template_kwargs if not _mentions(source, name)):
+            raise UsageError(
+                f"chat_template_kwargs must name variables that the chat template reads; {unknown} is nowhere in it. "
+                "Look for the right name in the model's documentation."
+            )
+        self.render(_USER)
+
+    # -- prompts -----------------------------------------------------------------------------------------------
+
+    def render(self, text: str) -> str:
+        """The prompt of one user turn as text: with the template, or the text itself where there is none."""
+        if self._source is None:
+            return text
+        return self.open_reply(self._messages(text))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the prompt of one user turn, open for a reply."""
+        if self._source is None:
+            return self.encode_open(text)
+        return list(self.tokenizer(self.render(text), add_special_tokens=False, **QUIETLY)["input_ids"])
+
+    def encode_open(self, text: str) -> list[int]:
+        """Token ids of a text as the tokenizer opens one, but never closed: something is to follow."""
+        ids = list(self.tokenizer(text, add_special_tokens=True, **QUIETLY)["input_ids"])
+        return ids[: len(ids) - self._num_closing]
+
+    def open_reply(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation, each turn with its "role" and "content", open for the assistant's next turn.
+
+        Raises:
+            UsageError: There is no template, or it refuses the conversation.
+        """
+        return self._apply(messages, add_generation_prompt=True) + self.config.prefill
+
+    def continue_messages(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A conversation whose last turn is left open.
+
+        Raises:
+            UsageError: As `open_reply`.
+        """
+        return self._apply(messages, continue_final_message=True)
+
+    def with_system_message(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+        """`messages` behind the system message of the settings, unless they have one."""
+        given = self.config.system_message
+        if given is None or (messages and messages[0]["role"] == "system"):
+            return list(messages)
+        return [{"role": "system", "content": given}, *messages]
+
+    def _messages(self, text: str) -> list[Mapping[str, str]]:
+        return self.with_system_message([{"role": "user", "content": text}])
+
+    def _apply(self, messages: Sequence[Mapping[str, str]], **how: Any) -> str:
+        source = self._source
+        if source is None:
+            raise UsageError("A conversation needs a chat template; this tokenizer has none.")
+        moment = _moment(self.config.date)
+        variables = {"date_string": moment.strftime("%d %b %Y")} if _mentions(source, "date_string") else {}
+        # transformers lets a template read the clock, and takes no other function in place of `strftime_now` (5.23
+        # turns every variable into plain data), so the template gets a macro of that name.
+        if self.config.date != TODAY and _mentions(source, "strftime_now"):
+            source = _clock_macro(moment) + source
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=source,
+                    tokenize=False,
+                    **how,
+                    **variables | self.config.chat_template_kwargs,
+                )
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = [message["role"] for message in messages]
+            raise UsageError(
+                f"The chat template must take turns of {roles} with the settings {self.config}; it refuses: {error}. "
+                "A template that takes no system message needs it in the prompt's own template."
+            ) from error
+
+    @cached_property
+    def _source(self) -> str | None:
+        """The template itself; of several, the one that transformers takes by default."""
+        if self.tokenizer.chat_template is None:
+            return None
+        try:
+            return str(self.tokenizer.get_chat_template())
+        except ValueError as error:
+            raise UsageError(f"A tokenizer with several chat templates needs one called default: {error}") from error
+
+    @cached_property
+    def _num_closing(self) -> int:
+        """How many tokens the tokenizer puts behind a text (T5 and some others close every text)."""
+        bare = list(self.tokenizer("x", add_special_tokens=False)["input_ids"])
+        if not bare:
+            return 0
+        whole = list(self.tokenizer("x", add_special_tokens=True)["input_ids"])
+        opening = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return len(whole) - opening - len(bare)
+
+    @property
+    def template_system_message(self) -> str | None:
+        """The system message that the template adds where none is given; None: there is none that can be told apart."""
+        if self._source is None:
+            return None
+        user = {"role": "user", "content": _USER}
+        try:
+            given = self._apply([{"role": "system", "content": _SYSTEM}, user])
+        except UsageError:
+            return None
+        opening, _, rest = given.partition(_SYSTEM)
+        closing = rest.partition(_USER)[0]
+        own = self._apply([user]).partition(_USER)[0]
+        if not (own.startswith(opening) and own.endswith(closing)):
+            return None
+        return own[len(opening) : len(own) - len(closing)] or None
+
+    # -- control tokens ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that steer the model and that no document may contain.
+
+        `all_special_ids` alone are those that have a role in the tokenizer (eos, bos, pad ...). The tokens of Gemma's,
+        Phi-3's or the first Llama 3's turns have none, nor have most in a tokenizer that transformers 5.23 makes from a
+        GGUF file (3 of SmolLM2's 17). So every added token counts that is marked special, that the generation config
+        lists, or that the template writes (DeepSeek-R1 does not mark its token of a user's turn special).
+        """
+        added = self.tokenizer.added_tokens_decoder
+        marked = {i for i, token in added.items() if token.special or i in self._listed_ids}
+        written = {i for i, token in added.items() if _is_mark(token.content) and token.content in self._written}
+        return frozenset({*self.tokenizer.all_special_ids, *marked, *written})
+
+    @cached_property
+    def _written(self) -> str:
+        """The template, and a conversation that it wrote: the names of tokens may be put together from pieces."""
+        if self._source is None:
+            return ""
+        turns = [*self._messages(_USER), {"role": "assistant", "content": _ASSISTANT}]
+        return "\n".join([self._source, self.render(_USER), self._apply(turns)])
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        """Any control token, the longest first: one may be part of another."""
+        found = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.control_ids}
+        names = sorted((name for name in found if len(name) > 1 and not name.isspace()), key=lambda n: (-len(n), n))
+        return re.compile("|".join(map(re.escape, names)) or "(?!)")  # (?!) matches nothing
+
+    def defuse(self, text: str) -> str:
+        """`text` with the names of control tokens broken by a space, so that a document cannot end the user's turn."""
+        for _ in range(2):  # the second time for a name inside a longer one
+            text = self._names.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return text
+
+    # -- replies -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def end_of_answer_id(self) -> int:
+        """The token that closes an assistant's turn: the first control token that the template writes behind its text.
+
+        Where there is no template, or it writes none, it is the end-of-sequence token.
+        """
+        closing = list(self.tokenizer(self._turn.closing, add_special_tokens=False)["input_ids"])
+        ends = self.control_ids | self._listed_ids
+        return next((int(i) for i in closing if i in ends), int(self.tokenizer.eos_token_id))
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Every token that ends a reply: the closing of the turn, and what tokenizer and generation config name."""
+        return sorted({self.end_of_answer_id, int(self.tokenizer.eos_token_id), *self._listed_ids})
+
+    @cached_property
+    def reply_opening(self) -> str:
+        """What every prompt ends with behind the user's text; without a template nothing."""
+        return "" if self._source is None else self.render(_USER).rpartition(_USER)[2]
+
+    @property
+    def lead(self) -> str:
+        """White space that the template writes between the prompt and the assistant's text (Llama 2, Mistral: " ")."""
+        return self._turn.lead if self._turn.lead.isspace() else ""
+
+    @cached_property
+    def _turn(self) -> _Turn:
+        if self._source is None:
+            return _Turn("", "")
+        turns = [*self._messages(_USER), {"role": "assistant", "content": _ASSISTANT}]
+        before, found, closing = self._apply(turns).rpartition(_ASSISTANT)
+        prompt = self.render(_USER)
+        lead = before[len(prompt) :] if before.startswith(prompt) else ""
+        return _Turn(lead, closing) if found else _Turn("", "")
+
+    def read_reply(self, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> "Reply":
+        """What a reply says.
+
+        Args:
+            prompt_ids: What was replied to.
+            reply_ids: The reply as generated; what stands behind a token that ends it is left out, as is that token.
+        """
+        reader = ReplyReader(self, prompt_ids)
+        answer = [i for token in reply_ids for i in reader.read(token)]
+        return Reply(answer + reader.finish(), has_thought=reader.has_thought, is_cut_off=reader.is_cut_off)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply without its thoughts."""
+
+    answer_ids: list[int]
+    has_thought: bool
+    """Whether anything was left out as a thought."""
+    is_cut_off: bool
+    """Whether it was cut off inside a thought: there is no answer then."""
+
+
+class ReplyReader:
+    """Reads a reply token by token and hands on what belongs to the answer.
+
+    A thought stands at the beginning of a reply, from the start mark (or from the first token, where the prompt ends
+    with the mark) to the end mark; several in a row, and an end mark alone, are left out too. A thought that does not
+    end leaves no answer, with one exception: where the *prompt* opened it and the reply ended by itself, the reply is
+    the answer, since a model that is trained on answers behind such a prompt writes no end mark.
+
+    Args:
+        chat: With the marks.
+        prompt_ids: What is replied to.
+    """
+
+    def __init__(self, chat: Chat, prompt_ids: Sequence[int]) -> None:
+        self._chat = chat
+        self._start, self._end = chat.config.thought_start, chat.config.thought_end
+        self._stop_ids = frozenset(chat.stop_ids)
+        self._opened_by_prompt = bool(self._start) and self._text(
+            prompt_ids[-len(self._start.encode()) - _SPACE_TOKENS :]
+        ).rstrip().endswith(self._start)
+        self._in_thought = self.has_thought = self._opened_by_prompt
+        self._in_answer = not self._start
+        self._held: list[int] = []
+        """Tokens that may yet turn out to be part of the answer."""
+        self.has_ended = False
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the reply stands in a thought, and nothing ended it."""
+        return self._in_thought and not self.has_ended
+
+    def read(self, token: int) -> list[int]:
+        """Take one token; returns those that are now known to belong to the answer."""
+        self.has_ended |= token in self._stop_ids
+        if self.has_ended:
+            return []
+        if self._in_answer:
+            return [token]
+        self._held.append(token)
+        return self._read_thought() if self._in_thought else self._read_beginning()
+
+    def finish(self) -> list[int]:
+        """What belongs to the answer of the tokens that were held back, when there are no more to come."""
+        if self._in_thought and not (self._opened_by_prompt and self.has_ended):
+            return []
+        self.has_thought &= not self._in_thought
+        return self._held
+
+    def _read_thought(self) -> list[int]:
+        # A token is at least one byte, so the mark is in the last so many tokens once it is there.
+        if self._end in self._text(self._held[-len(self._end.encode()) :]):
+            self._in_thought = self._opened_by_prompt = False
+            self._held = []
+        return []
+
+    def _read_beginning(self) -> list[int]:
+        text = self._text(self._held).lstrip()
+        if text.startswith((self._start, self._end)):
+            self._in_thought, self.has_thought = text.startswith(self._start), True
+            self._held = []
+        elif not (self._start.startswith(text) or self._end.startswith(text) or text.endswith("\ufffd")):
+            self._in_answer = True
+            held, self._held = self._held, []
+            return held
+        return []
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._chat.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+# White space behind a mark: so many tokens at most.
+_SPACE_TOKENS = 4
+
+
+def _mentions(source: str, name: str) -> bool:
+    """Whether a template has a name in it; without it there is no variable that it could read."""
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None
+
+
+def _is_mark(name: str) -> bool:
+    """Whether an added token that is not marked special may be a control token: words and white space are none."""
+    return len(name) > 1 and not name.isspace() and not name.isalnum()
+
+
+def _clock_macro(moment: datetime) -> str:
+    """Jinja code that lets `strftime_now` say another time, to be put before a template."""
+    values = {f"%{letter}": moment.strftime(f"%{letter}") for letter in _DIRECTIVES}
+    values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0") or "0" for letter in _WITHOUT_ZERO}
+    values |= {"%e": f"{moment.day:2d}", "%F": moment.strftime("%Y-%m-%d"), "%T": moment.strftime("%H:%M:%S")}
+    values |= {"%D": moment.strftime("%m/%d/%y"), "%R": moment.strftime("%H:%M"), "%h": values["%b"]}
+    filters = "".join(f"|replace({json.dumps(name)}, {json.dumps(value)})" for name, value in values.items())
+    # The newline is taken away again by `trim_blocks`; the template begins a line as it did before.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n"
