@@ -18,12 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from indexes.errors import DataError
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
+from indexes.tables import ArrowTable, column_names, indexed_batches, open_arrow, open_parquet, python_rows, table_index
 
-BATCH_ROWS = 1000
 ID_FIELDS = ("id", "_id")
 TEXT_FIELDS = ("text", "contents")
 FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
@@ -35,7 +34,6 @@ _KILT_COLUMNS = ("wikipedia_id", "kilt_id", "wikipedia_title", "text")
 _LONGEST_LINE = 64 * 2**20
 # Whole records in a row, after a delimited line whose quotes are broken, that prove where records begin again.
 _PROOF = 3
-_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 class Place(NamedTuple):
@@ -396,68 +394,45 @@ def _whole_record(delimiter: str, fields: int) -> re.Pattern[str]:
 
 def read_parquet(path: Path, name: str) -> Rows:
     """The known columns of a Parquet file, row group by row group."""
-    with _unreadable_table(".parquet", name):
-        # Without a buffer of its own the reader would hold a whole row group, which may be the whole file.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
-            columns = _known_columns(file.schema_arrow.names, name)
-            yield from table_rows(file.iter_batches(batch_size=BATCH_ROWS, columns=columns), name)
+    with unreadable_table(".parquet", name), open_parquet(path) as table:
+        yield from passage_table(table, name)
 
 
 def read_arrow(path: Path, name: str) -> Rows:
     """The known columns of an Arrow file, of either kind, memory-mapped."""
-    with _unreadable_table(".arrow", name):
-        with pa.memory_map(str(path)) as source:
-            names, batches = _open_arrow(source, path)
-            columns = _known_columns(names, name)
-            yield from table_rows((batch.select(columns) for batch in batches), name)
-
-
-def _open_arrow(source: pa.MemoryMappedFile, path: Path) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    if source.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(source)
-        return file.schema.names, _sound_batches(file.get_batch(number) for number in range(file.num_record_batches))
-    refuse_cut_stream(path)
-    source.seek(0)
-    stream = pa.ipc.open_stream(source)
-    return stream.schema.names, _sound_batches(stream)
-
-
-def refuse_cut_stream(path: Path) -> None:
-    """An Arrow stream that was cut between two batches would read like a shorter one.
-
-    Raises:
-        pyarrow.ArrowInvalid: It does not end as a stream ends.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as stream:
-        stream.seek(max(stream.seek(0, io.SEEK_END) - len(_STREAM_END), 0))
-        if stream.read() != _STREAM_END:
-            raise pa.ArrowInvalid(f"{path.name} breaks off")
-
-
-def _sound_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        # Offsets that point outside the file would be read as they are.
-        batch.validate(full=True)
-        for start in range(0, len(batch), BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS)
+    with unreadable_table(".arrow", name), open_arrow(path) as table:
+        yield from passage_table(table, name)
 
 
 @contextmanager
-def _unreadable_table(suffix: str, name: str) -> Iterator[None]:
+def unreadable_table(kind: str, name: str) -> Iterator[None]:
+    """Say which table it is that Arrow cannot read.
+
+    Raises:
+        DataError: Arrow has complained.
+    """
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"A {suffix} file must be readable, but {name} is not: {error}. Write or fetch it again."
+            f"A {kind} file must be readable, but {name} is not: {error}. Write or fetch it again."
         ) from error
 
 
-def _known_columns(names: list[str], where: str) -> list[str]:
+def passage_table(table: ArrowTable, name: str) -> Rows:
+    """The known columns of a table, with the index of pandas as the id where no column is.
+
+    Raises:
+        DataError: No column holds a text, or the index that would be the id is unfit for it.
+    """
+    names = column_names(table.schema)
     known = known_columns(names)
-    if set(known) <= set(FIELDS):
-        _check_columns(names, where)
-    return known
+    of_passages = set(known) <= set(FIELDS)
+    if of_passages:
+        _check_columns(names, name)
+    index = table_index(table.schema, known, ID_FIELDS, name, labels=of_passages)
+    columns = [column for column in known if column in table.schema.names]
+    yield from table_rows(indexed_batches(table, columns, index, name), name)
 
 
 def known_columns(names: Sequence[str]) -> list[str]:
@@ -475,7 +450,7 @@ def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
     """The rows of record batches, counted from 0 over all of them."""
     first = 0
     for batch in batches:
-        for offset, fields in enumerate(_fields_of(batch)):
+        for offset, fields in enumerate(python_rows(batch)):
             place = Place(name, "row", first + offset)
             if isinstance(fields, Exception):
                 yield BrokenRow(
@@ -484,21 +459,6 @@ def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
             else:
                 yield Row(place, fields)
         first += len(batch)
-
-
-def _fields_of(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Exception]:
-    # Values that are no text (invalid UTF-8, a date beyond Python's) show only when they are taken out.
-    try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
-    except (ValueError, OverflowError, pa.ArrowException):
-        return [_readable(batch.slice(number, 1)) for number in range(len(batch))]
-
-
-def _readable(row: pa.RecordBatch) -> dict[str, Any] | Exception:
-    try:
-        return row.to_pylist()[0]  # type: ignore[no-any-return]
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        return error
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {

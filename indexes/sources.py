@@ -23,18 +23,19 @@ import pyarrow as pa
 from indexes.documents import DOCUMENT_SUFFIXES, read_document
 from indexes.errors import DataError, RAGError, ResourceError, UsageError
 from indexes.formats import (
-    BATCH_ROWS,
+    FIELDS,
     GZIPPED,
+    ID_FIELDS,
     READERS,
     BrokenRow,
     Place,
     Row,
     Rows,
     known_columns,
-    refuse_cut_stream,
-    table_rows,
+    passage_table,
 )
 from indexes.question_files import passage_rows
+from indexes.tables import dataset_table, refuse_cut_stream, unnamed_index
 
 _SHARD_SUFFIXES = (".jsonl", ".parquet")
 # train-00000-of-00003.parquet, in older repositories with a hash behind the count.
@@ -359,13 +360,8 @@ def dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
 
 
 def _dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
-    known = known_columns(dataset.column_names)
     try:
-        # Without any known column the rows still come, so that the error can name the columns.
-        table = (dataset.select_columns(known) if known else dataset).with_format("arrow")
-        for number, batch in enumerate(table.iter(batch_size=BATCH_ROWS)):
-            for row in table_rows(batch.combine_chunks().to_batches(), name):
-                yield row._replace(place=Place(name, "row", number * BATCH_ROWS + int(row.place.number)))
+        yield from passage_table(dataset_table(dataset), name)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"A dataset must be readable, but {name} is not: {error}. Save it again.") from error
 
@@ -414,7 +410,9 @@ def _hub_rows(repository: str, config: str | None, revision: str | None, split: 
         if fields is None:
             return
         known = known_columns(list(fields))
-        yield Row(Place(url, "row", number), {key: fields[key] for key in known} or fields)
+        label = unnamed_index(fields, url) if set(known) <= set(FIELDS) and not set(known) & set(ID_FIELDS) else None
+        index = {} if label is None else {ID_FIELDS[0]: fields[label]}
+        yield Row(Place(url, "row", number), {**index, **{key: fields[key] for key in known}} or fields)
         number += 1
 
 

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from indexes.errors import DataError, UsageError
-from indexes.formats import BATCH_ROWS
+from indexes.formats import ID_FIELDS, BrokenRow, table_rows, unreadable_table
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
 from indexes.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
 from indexes.sources import load_saved_dataset
+from indexes.tables import ArrowTable, dataset_table, indexed_batches, open_arrow, open_parquet, table_index
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -37,6 +36,12 @@ _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 # A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than a field of `csv`.
 _LONGEST_LITERAL = 2**17
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
+# Fields that a format reads by their name; an index of pandas that is called so is no id.
+_READ_BY_NAME = (
+    *ID_FIELDS,
+    *("question", "answer", "answers", "golden_answers", "input", "output", "title", "text", "context"),
+    *("prompt", "response", "query_id"),
+)
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -66,7 +71,7 @@ def open_records(source: str | Path | datasets.Dataset, split: str | None) -> Re
     """
     if isinstance(source, datasets.Dataset):
         _refuse_split(split, "the dataset")
-        return _table_records(source.with_format(None), "the dataset")
+        return _table_records(dataset_table(source), "the dataset")
     path = Path(source)
     if path.is_dir():
         return _folder(path, split)
@@ -77,7 +82,7 @@ def open_records(source: str | Path | datasets.Dataset, split: str | None) -> Re
 
 def _folder(path: Path, split: str | None) -> Records:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        return _table_records(load_saved_dataset(path, split), str(path))
+        return _table_records(dataset_table(load_saved_dataset(path, split)), str(path))
     return _beir(path, str(path), split)
 
 
@@ -283,39 +288,23 @@ def answer_literal(text: str, where: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _table_records(rows: Iterable[Mapping[str, Any]], name: str) -> Records:
-    return _numbered(Record(f"{name}, row {number}", 0, fields) for number, fields in enumerate(rows))
+def _table_records(table: ArrowTable, name: str) -> Records:
+    """The rows of a table, with the index of pandas as the id where no column is."""
+    index = table_index(table.schema, _READ_BY_NAME, ID_FIELDS, name)
+    rows = table_rows(indexed_batches(table, table.schema.names, index, name), name)
+    return _numbered(
+        BrokenRecord(row.error) if isinstance(row, BrokenRow) else Record(str(row.place), 0, row.fields) for row in rows
+    )
 
 
 def _parquet(path: Path) -> Records:
-    def rows() -> Iterator[Mapping[str, Any]]:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                yield from batch.to_pylist()
-
-    return _table_records(_sound(rows(), path), str(path))
+    with unreadable_table("Parquet", str(path)), open_parquet(path) as table:
+        yield from _table_records(table, str(path))
 
 
 def _arrow(path: Path) -> Records:
-    def rows() -> Iterator[Mapping[str, Any]]:
-        with pa.memory_map(str(path)) as source:
-            if source.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC:
-                file = pa.ipc.open_file(source)
-                batches = (file.get_batch(number) for number in range(file.num_record_batches))
-            else:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
-            for batch in batches:
-                yield from batch.to_pylist()
-
-    return _table_records(_sound(rows(), path), str(path))
-
-
-def _sound(rows: Iterator[Mapping[str, Any]], path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        yield from rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: a table must be readable; this one is not ({error}). Fetch it again.") from error
+    with unreadable_table("Arrow", str(path)), open_arrow(path) as table:
+        yield from _table_records(table, str(path))
 
 
 # ---------------------------------------------------------------------------------------------------------
