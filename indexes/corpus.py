@@ -26,6 +26,7 @@ import pyarrow as pa
 from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
+from indexes.delimited import Quoting
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.formats import TEXT_FIELDS, BrokenRow, Place, Row, has_content
 from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
@@ -102,6 +103,7 @@ class Corpus:
         on_error: Literal["raise", "skip"] = "raise",
         quarantine: str | Path | None = None,
         split: str | None = None,
+        quoting: Quoting = "auto",
     ) -> "Corpus":
         """Read a corpus from a file, a folder or an address, as its owner ships it.
 
@@ -144,6 +146,11 @@ class Corpus:
                 "source", "line" (or "row" or "file"), "error" and the first 2,000 characters as "content". It exists
                 afterwards only if there are such rows; an earlier one is replaced or removed.
             split: The part of a dataset that has several.
+            quoting: What a double quote is in ``.csv`` and ``.tsv``. ``"csv"``: fields may stand in quotes, with those
+                inside doubled, and hold delimiters and line ends (RFC 4180, `csv.writer`, DPR). ``"none"``: a character
+                like any other, as in MS MARCO's and ColBERT's collections; each line is a row. ``"auto"`` is ``"csv"``
+                for commas; for tabs it is what fits the lines from the first quote on, and rows are never joined
+                where each of their lines is a whole row by itself.
 
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
@@ -153,7 +160,7 @@ class Corpus:
         """
         kept = _quarantine_for(on_error, quarantine, path)
         try:
-            with open_source(path, cache_dir=cache_dir, split=split) as source:
+            with open_source(path, cache_dir=cache_dir, split=split, quoting=quoting) as source:
                 return _write_corpus(source, cache_dir, progress=progress, quarantine=kept)
         finally:
             if kept is not None:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import datasets
 import pyarrow as pa
 
+from indexes.delimited import Quoting, check_quoting
 from indexes.documents import DOCUMENT_SUFFIXES, read_document
 from indexes.errors import DataError, RAGError, ResourceError, UsageError
 from indexes.formats import (
@@ -33,6 +34,7 @@ from indexes.formats import (
     Rows,
     known_columns,
     passage_table,
+    read_rows,
 )
 from indexes.question_files import passage_rows
 from indexes.tables import dataset_table, refuse_cut_stream, unnamed_index
@@ -64,22 +66,26 @@ class Source:
 
 
 @contextmanager
-def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split: str | None = None) -> Iterator[Source]:
+def open_source(
+    path: str | Path, *, cache_dir: str | Path | None = None, split: str | None = None, quoting: Quoting = "auto"
+) -> Iterator[Source]:
     """The rows of a path or an address; see `Corpus.from_file` for what is read how.
 
     Args:
         path: A file, a folder, or an address that begins with ``https://``, ``http://``, ``file://`` or ``hf://``.
         cache_dir: Where a download is kept while it is read (default: the system's temporary folder).
         split: The part of a dataset that has several.
+        quoting: How delimited text is quoted; see `indexes.delimited.delimited_records`.
 
     Raises:
         DataError: It does not exist, is of an unknown kind, or several corpora could be meant.
-        UsageError: A split is asked for where there is none.
+        UsageError: A split is asked for where there is none, or there is no such quoting.
         ResourceError: A download fails.
     """
+    check_quoting(quoting)
     address = _ADDRESS.match(str(path))
     if not address:
-        yield _local(Path(path), str(path), split)
+        yield _local(Path(path), str(path), split, quoting)
         return
     scheme, url = address["scheme"].lower(), str(path)
     try:
@@ -87,12 +93,12 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
     except ValueError as error:
         raise DataError(f"An address must be well-formed, but {url!r} is not: {error}. Correct it.") from error
     if scheme == "hf":
-        yield _from_hub(url, split)
+        yield _from_hub(url, split, quoting)
     elif scheme == "file":
-        yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split)
+        yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split, quoting)
     elif scheme in _SCHEMES:
         with _download_folder(cache_dir) as folder:
-            yield _local(_download(url, folder), url, split)
+            yield _local(_download(url, folder), url, split, quoting)
     else:
         raise DataError(
             f"An address must begin with {', '.join(f'{known}://' for known in _SCHEMES)}, but {url!r} came. Fetch it "
@@ -100,15 +106,16 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
         )
 
 
-def _local(path: Path, name: str, split: str | None) -> Source:
+def _local(path: Path, name: str, split: str | None, quoting: Quoting) -> Source:
     if not _exists(path, name):
         raise DataError(f"A corpus file or folder must exist, but {name} does not. Check the path.")
     if path.is_dir():
         return _folder(path, name, split)
     _refuse_split(split, name)
     suffix = _known_suffix(path)
-    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else passage_rows(READERS[suffix](path, name))
-    return Source(path.name, name, rows)
+    if suffix in DOCUMENT_SUFFIXES:
+        return Source(path.name, name, _single_document(path, name))
+    return Source(path.name, name, passage_rows(read_rows(suffix, path, name, quoting)))
 
 
 def _exists(path: Path, name: str) -> bool:
@@ -366,7 +373,7 @@ def _dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
         raise DataError(f"A dataset must be readable, but {name} is not: {error}. Save it again.") from error
 
 
-def _from_hub(url: str, split: str | None) -> Source:
+def _from_hub(url: str, split: str | None, quoting: Quoting) -> Source:
     """``hf://datasets/owner/name`` is a dataset, and with a path behind it a file of one."""
     parts = urlsplit(url)
     kind, owner, name, *path = [unquote(part) for part in (parts.netloc + parts.path).split("/") if part] + [""] * 3
@@ -378,7 +385,7 @@ def _from_hub(url: str, split: str | None) -> Source:
         )
     repository, _, revision = name.partition("@")
     if inside:
-        return _hub_file(f"{owner}/{repository}", revision or None, inside, url, split)
+        return _hub_file(f"{owner}/{repository}", revision or None, inside, url, split, quoting)
     asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     if set(asked) - {"config", "split"} or (split is not None and asked.get("split", split) != split):
         raise UsageError(
@@ -389,12 +396,14 @@ def _from_hub(url: str, split: str | None) -> Source:
     return Source(repository, url, passage_rows(rows))
 
 
-def _hub_file(repository: str, revision: str | None, path: list[str], url: str, split: str | None) -> Source:
+def _hub_file(
+    repository: str, revision: str | None, path: list[str], url: str, split: str | None, quoting: Quoting
+) -> Source:
     from huggingface_hub import hf_hub_download
 
     with _hub(url):
         file = hf_hub_download(repository, "/".join(path), repo_type="dataset", revision=revision)
-    return _local(Path(file), url, split)
+    return _local(Path(file), url, split, quoting)
 
 
 def _hub_rows(repository: str, config: str | None, revision: str | None, split: str | None, url: str) -> Rows:

@@ -7,9 +7,7 @@ unreadable (a truncated archive, a document that is no JSON) is raised.
 """
 
 import ast
-import csv
 import gzip
-import io
 import itertools
 import json
 import re
@@ -21,6 +19,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import datasets
 
+from indexes.delimited import BrokenLine, Line, Quoting, check_quoting, delimited_records
 from indexes.errors import DataError, UsageError
 from indexes.formats import ID_FIELDS, BrokenRow, table_rows, unreadable_table
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
@@ -33,8 +32,8 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
-# A list of answers in DPR's files is a Python literal. Nothing in it is run, and none is longer than a field of `csv`.
-_LONGEST_LITERAL = 2**17
+# A list of answers in DPR's files is a Python literal. Nothing in it is run; its tree takes much more than its text.
+_LONGEST_LITERAL = 2**22
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 # Fields that a format reads by their name; an index of pandas that is called so is no id.
 _READ_BY_NAME = (
@@ -62,43 +61,51 @@ class BrokenRecord(NamedTuple):
 Records = Iterator[Record | BrokenRecord]
 
 
-def open_records(source: str | Path | datasets.Dataset, split: str | None) -> Records:
+def open_records(
+    source: str | Path | datasets.Dataset, split: str | None = None, *, quoting: Quoting = "auto"
+) -> Records:
     """The records of a question file, folder, archive or dataset, in order.
+
+    Args:
+        source: Where they are.
+        split: The part of BEIR's or of a saved dataset.
+        quoting: How DPR's questions and BEIR's judgements are quoted; see `indexes.delimited.delimited_records`.
 
     Raises:
         DataError: It is missing, empty, or unreadable as a whole.
-        UsageError: A split is asked for where there is none.
+        UsageError: A split is asked for where there is none, or there is no such quoting.
     """
+    check_quoting(quoting)
     if isinstance(source, datasets.Dataset):
         _refuse_split(split, "the dataset")
         return _table_records(dataset_table(source), "the dataset")
     path = Path(source)
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split, quoting)
     if not path.is_file():
         raise DataError(f"A question file must be a JSONL or JSON file; {path} does not exist. Check the path.")
-    return _file(path, split)
+    return _file(path, split, quoting)
 
 
-def _folder(path: Path, split: str | None) -> Records:
+def _folder(path: Path, split: str | None, quoting: Quoting) -> Records:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return _table_records(dataset_table(load_saved_dataset(path, split)), str(path))
-    return _beir(path, str(path), split)
+    return _beir(path, str(path), split, quoting)
 
 
-def _file(path: Path, split: str | None) -> Records:
+def _file(path: Path, split: str | None, quoting: Quoting) -> Records:
     with path.open("rb") as file:
         magic = file.read(len(_ARROW_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
-        return _zip(path, split)
+        return _zip(path, split, quoting)
     if path.name == "queries.jsonl" and split is not None:
-        return _beir(path.parent, str(path.parent), split)
+        return _beir(path.parent, str(path.parent), split, quoting)
     _refuse_split(split, str(path))
     if magic.startswith(_PARQUET_MAGIC):
         return _parquet(path)
     if magic == _ARROW_MAGIC or magic.startswith(_ARROW_STREAM_MAGIC):
         return _arrow(path)
-    return _text(path)
+    return _text(path, quoting)
 
 
 def _refuse_split(split: str | None, name: str) -> None:
@@ -113,12 +120,12 @@ def _refuse_split(split: str | None, name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> Records:
+def _text(path: Path, quoting: Quoting) -> Records:
     head = _head(path)
     if not head.strip("\ufeff \t\r\n"):
         raise DataError(f"{path}: a question file must hold at least one question; this one is empty. Check the path.")
     if _is_dpr_text(head):
-        return _dpr_records(path)
+        return _dpr_records(path, quoting)
     return _numbered(_document_records(path) if is_json_document(head) else _line_records(path))
 
 
@@ -234,31 +241,30 @@ def _squad(record: Record) -> Records:
 
 def _is_dpr_text(head: str) -> bool:
     """Whether the first line is `question<TAB>['an answer', ...]`, as no JSON begins."""
+    line = head.lstrip("\ufeff \t\r\n").partition("\n")[0]
+    # The line may be longer than the head, and its question begin with a quote that is none of csv's.
+    _, tab, answers = line.rpartition("\t")
+    return bool(tab) and answers.lstrip('" ').startswith(("[", "(")) and line[0] not in "[{"
+
+
+def _dpr_records(path: Path, quoting: Quoting) -> Records:
+    lines = (Line(number, text) for number, text in _lines(path))
+    records = delimited_records(lines, str(path), delimiter="\t", quoting=quoting, fields=2)
+    for number, record in enumerate(records):
+        if isinstance(record, BrokenLine):
+            yield BrokenRecord(record.error)
+        else:
+            yield _dpr_record(record.values, f"{path}:{record.lines[0].number}", number)
+
+
+def _dpr_record(row: list[str], where: str, number: int) -> Record | BrokenRecord:
     try:
-        first = next(csv.reader(io.StringIO(head), delimiter="\t", strict=True), [])
-    except csv.Error:
-        return False
-    return len(first) == 2 and first[1].lstrip().startswith(("[", "(")) and head.lstrip("\ufeff \t\r\n")[:1] not in "[{"
-
-
-def _dpr_records(path: Path) -> Records:
-    filled = ((line, text) for line, text in _lines(path) if text.strip())
-    for number, (line, text) in enumerate(filled):
-        yield _dpr_record(text, f"{path}:{line}", number)
-
-
-def _dpr_record(text: str, where: str, number: int) -> Record | BrokenRecord:
-    try:
-        # A line at a time: behind a quote that is not closed, all other questions would be read as one.
-        row = next(csv.reader([text], delimiter="\t"))
         if len(row) != 2:
             raise DataError(f"{where}: a row must be a question and its answers; this one has {len(row)} fields.")
         # Like DPR's other files, whose questions have no ids either, and without the passages.
         return Record(
             where, number, {"question": row[0], "answers": answer_literal(row[1], where), "positive_ctxs": []}
         )
-    except csv.Error as error:
-        return BrokenRecord(DataError(f"{where}: a row must be tab-separated; this one breaks ({error}). Mend it."))
     except DataError as error:
         return BrokenRecord(error)
 
@@ -267,7 +273,7 @@ def answer_literal(text: str, where: str) -> list[str]:
     """The list of texts that a Python literal writes, without running anything.
 
     Raises:
-        DataError: It is longer than 131,072 characters, is no literal, or is one of something else.
+        DataError: It is longer than 4,194,304 characters, is no literal, or is one of something else.
     """
     value: object = None
     if len(text) <= _LONGEST_LITERAL:
@@ -312,11 +318,11 @@ def _arrow(path: Path) -> Records:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _zip(path: Path, split: str | None) -> Records:
+def _zip(path: Path, split: str | None, quoting: Quoting) -> Records:
     def records() -> Records:
         try:
             with zipfile.ZipFile(path) as archive:
-                yield from _beir(zipfile.Path(archive), str(path), split)
+                yield from _beir(zipfile.Path(archive), str(path), split, quoting)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path}: an archive must be readable; this one is not ({error}). Fetch it again, or unpack it and "
@@ -326,10 +332,10 @@ def _zip(path: Path, split: str | None) -> Records:
     return records()
 
 
-def _beir(folder: Path | zipfile.Path, name: str, split: str | None) -> Records:
+def _beir(folder: Path | zipfile.Path, name: str, split: str | None, quoting: Quoting) -> Records:
     """The questions of a split with the ids and grades of what was judged relevant for them."""
     root = _beir_root(folder, name)
-    judgements = _judgements(root, name, split)
+    judgements = _judgements(root, name, split, quoting)
     place = f"{name}/queries.jsonl"
     number = 0
     asked: dict[str, dict[str, tuple[int, str]]] = {}
@@ -367,7 +373,9 @@ def _beir_root(folder: Path | zipfile.Path, name: str) -> Path | zipfile.Path:
     )
 
 
-def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict[str, dict[str, tuple[int, str]]]:
+def _judgements(
+    root: Path | zipfile.Path, name: str, split: str | None, quoting: Quoting
+) -> dict[str, dict[str, tuple[int, str]]]:
     """Grade and place of every judged passage, by question and passage; of equal pairs the highest grade."""
     folder = root / "qrels"
     splits = (
@@ -384,21 +392,19 @@ def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict
     judged: dict[str, dict[str, tuple[int, str]]] = {}
     place = f"{name}/qrels/{split}.tsv"
     with (folder / f"{split}.tsv").open("rb") as stream:
-        for query, passage, grade, where in _qrels(stream, place):
+        for query, passage, grade, where in _qrels(stream, place, quoting):
             of_query = judged.setdefault(query, {})
             of_query[passage] = max(of_query.get(passage, (grade, where)), (grade, where))
     return judged
 
 
-def _qrels(stream: IO[bytes], name: str) -> Iterator[tuple[str, str, int, str]]:
-    lines = ((number, text) for number, text in numbered_lines(stream, name) if text.strip())
-    for position, (number, text) in enumerate(lines):
-        where = f"{name}:{number}"
-        # A line at a time: behind a quote that is not closed, all other judgements would be read as one id.
-        try:
-            row = next(csv.reader([text], delimiter="\t"))
-        except csv.Error:
-            row = [text]
+def _qrels(stream: IO[bytes], name: str, quoting: Quoting) -> Iterator[tuple[str, str, int, str]]:
+    lines = (Line(number, text) for number, text in numbered_lines(stream, name))
+    records = delimited_records(lines, name, delimiter="\t", quoting=quoting, fields=len(_QRELS_HEADER))
+    for position, record in enumerate(records):
+        if isinstance(record, BrokenLine):
+            raise record.error
+        row, where = record.values, f"{name}:{record.lines[0].number}"
         if position == 0:
             if row != _QRELS_HEADER:
                 raise DataError(f"{where}: the first line must be {' '.join(_QRELS_HEADER)}, got {row}. Add it.")

@@ -33,6 +33,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import datasets
 
+from indexes.delimited import Quoting
 from indexes.durable import write_file
 from indexes.errors import DataError, UsageError
 from training.containers import BrokenRecord, Record, Records, open_records
@@ -67,6 +68,7 @@ def load_examples(
     allow_unanswerable: bool = False,
     limit: int | None = None,
     split: str | None = None,
+    quoting: Quoting = "auto",
     on_error: Literal["raise", "skip"] = "raise",
 ) -> list[QAExample]:
     """Read a question file, whichever of the module's formats it is in, or a `datasets.Dataset`.
@@ -86,6 +88,8 @@ def load_examples(
         limit: Keep the first so many questions; what follows them is not checked, and of JSON arrays and lines not
             even read.
         split: The part of BEIR's (`qrels/SPLIT.tsv`) or of a saved dataset; needed where there are several.
+        quoting: What a double quote is in DPR's delimited text and BEIR's judgements: `"csv"`, `"none"`, or `"auto"` by
+            content, as in `Corpus.from_file`.
         on_error: What happens to a record that is broken: `"raise"` stops, `"skip"` leaves it out with a warning
             (the first twenty one by one, then their number). A file that breaks as a whole (a JSON document that is
             none, a truncated archive) is raised either way.
@@ -93,9 +97,9 @@ def load_examples(
     Raises:
         DataError: A missing or empty file, a broken line, an unknown format, an empty question, an id that
             appears twice, or (with `require_answers`) questions without an answer.
-        UsageError: `limit` is below 1, or a split is asked for where there is none.
+        UsageError: `limit` is below 1, a split is asked for where there is none, or there is no such quoting.
     """
-    examples = read_questions(path_or_dataset, limit=limit, split=split, on_error=on_error).examples
+    examples = read_questions(path_or_dataset, limit=limit, split=split, quoting=quoting, on_error=on_error).examples
     if require_answers:
         _check_answers(examples, _name(path_or_dataset), allow_unanswerable)
     return examples
@@ -106,6 +110,7 @@ def read_questions(
     *,
     limit: int | None = None,
     split: str | None = None,
+    quoting: Quoting = "auto",
     on_error: Literal["raise", "skip"] = "raise",
 ) -> QuestionFile:
     """`load_examples` with what was left out, for whoever reports it."""
@@ -116,7 +121,7 @@ def read_questions(
     name = _name(path_or_dataset)
     skipped = _Skipped(name, on_error == "skip")
     aliases = Aliases(None if isinstance(path_or_dataset, datasets.Dataset) else _beside(Path(path_or_dataset)))
-    found = _examples(open_records(path_or_dataset, split), name, aliases, skipped)
+    found = _examples(open_records(path_or_dataset, split, quoting=quoting), name, aliases, skipped)
     examples = list(itertools.islice(found, limit))
     skipped.report(len(examples))
     return QuestionFile(examples, skipped.errors)

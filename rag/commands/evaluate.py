@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import bundle_arguments, open_pipeline, split_argument
+from rag.commands.arguments import bundle_arguments, open_pipeline, quoting_argument, split_argument
 from rag.commands.command import Command, Report, cell, progress, table
 
 
@@ -14,6 +14,7 @@ def _evaluate_arguments(parser: Any) -> None:
     bundle_arguments(parser)
     parser.add_argument("--questions", type=str, help="questions with golden answers")
     split_argument(parser)
+    quoting_argument(parser)
     parser.add_argument("--limit", type=int, help="use only the first so many of the file")
     parser.add_argument(
         "--on_error",
@@ -54,7 +55,8 @@ def _evaluate(args: Any) -> Report:
 
     if args.output is not None:
         check_output(args.output)
-    examples, broken = read_questions(args.questions, limit=args.limit, split=args.split, on_error=args.on_error)
+    reading = {"limit": args.limit, "split": args.split, "quoting": args.quoting, "on_error": args.on_error}
+    examples, broken = read_questions(args.questions, **reading)
     scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)
     examples = check_gold_ids(examples, rag.retriever.index)
@@ -67,7 +69,7 @@ def _evaluate(args: Any) -> Report:
         label=args.label or "",
         bundle=args.bundle,
         questions=args.questions,
-        settings={"limit": args.limit, "split": args.split, "on_error": args.on_error},
+        settings=reading,
         **_audits(args, rag, result),
     )
     if args.output is not None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rag.commands.arguments import bundle_arguments, open_pipeline
+from rag.commands.arguments import bundle_arguments, open_pipeline, quoting_argument
 from rag.commands.command import Command, Report
 
 
@@ -41,6 +41,7 @@ def _inspect_permutations(args: Any) -> Report:
 
 def _inspect_batch_arguments(parser: Any) -> None:
     parser.add_argument("--questions", type=str, required=True, help="training questions with golden answers")
+    quoting_argument(parser)
     _inspect_arguments(parser)
 
 
@@ -49,7 +50,8 @@ def _inspect_batch(args: Any) -> Report:
     from training import load_examples
 
     config, rag = _inspect_config(args), open_pipeline(args)
-    examples = load_examples(args.questions, require_answers=True, limit=config.per_device_train_batch_size)
+    limit = config.per_device_train_batch_size
+    examples = load_examples(args.questions, require_answers=True, limit=limit, quoting=args.quoting)
     rows = inspect_batch(rag, examples, config, round=args.round)
     return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import retriever_argument, split_argument
+from rag.commands.arguments import quoting_argument, retriever_argument, split_argument
 from rag.commands.command import Command, Report, metrics_text
 
 
@@ -13,6 +13,7 @@ def _search_arguments(parser: Any) -> None:
     parser.add_argument("--index", type=str, required=True, help="index directory")
     parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
     split_argument(parser)
+    quoting_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
@@ -66,7 +67,7 @@ def _questions(args: Any) -> list[Any]:
     if bool(args.question) == bool(args.questions):
         raise UsageError("Give either questions as words or a file with --questions (exactly one of the two).")
     if args.questions:
-        return load_examples(args.questions, split=args.split)
+        return load_examples(args.questions, split=args.split, quoting=args.quoting)
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 
