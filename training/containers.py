@@ -32,8 +32,8 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
-# A list of answers in DPR's files is a Python literal. Nothing in it is run; its tree takes much more than its text.
-_LONGEST_LITERAL = 2**22
+# A list of answers in DPR's files is a Python literal. Nothing in it is run; its tree takes up to 180 times as much as its text.
+_LONGEST_LITERAL = 2**20
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 # Fields that a format reads by their name; an index of pandas that is called so is no id.
 _READ_BY_NAME = (
@@ -273,7 +273,7 @@ def answer_literal(text: str, where: str) -> list[str]:
     """The list of texts that a Python literal writes, without running anything.
 
     Raises:
-        DataError: It is longer than 4,194,304 characters, is no literal, or is one of something else.
+        DataError: It is longer than 1,048,576 characters, is no literal, or is one of something else.
     """
     value: object = None
     if len(text) <= _LONGEST_LITERAL:
