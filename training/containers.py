@@ -32,7 +32,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
-# A list of answers in DPR's files is a Python literal. Nothing in it is run; its tree takes up to 180 times as much as its text.
+# A list of answers in DPR's files is a Python literal. Nothing in it is run; its tree takes up to 180 times its text.
 _LONGEST_LITERAL = 2**20
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,9}")
 # Fields that a format reads by their name; an index of pandas that is called so is no id.
