@@ -27,6 +27,7 @@ import torch
 from indexes.bm25_index import BM25Index
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus
+from indexes.delimited import Quoting
 from indexes.durable import (
     only_writer,
     put_in_place,
@@ -69,6 +70,7 @@ def build_index(
     batch_size: int = 256,
     chunker: Chunker | None = None,
     split: str | None = None,
+    quoting: Quoting = "auto",
     bm25: bool = False,
     milvus: str | None = None,
     max_memory: str | int | None = None,
@@ -93,6 +95,7 @@ def build_index(
         batch_size: The most passages that the encoder reads at once; fewer when they are long.
         chunker: Cuts the passages first; passages that are added later are cut in the same way.
         split: Of a dataset that has several, such as "train".
+        quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
         bm25: Also build a BM25 index, for hybrid search.
         milvus: Keep the vectors on this Milvus server (http://host:19530), or in this file of Milvus Lite, in place of
             FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus (AUTOINDEX), whose search
@@ -125,7 +128,20 @@ def build_index(
     with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
         build = Build(
             output,
-            _plan(corpus, encoder, factory, chunker, split, bm25, milvus, max_memory, allow_untested, on_error, output),
+            _plan(
+                corpus,
+                encoder,
+                factory,
+                chunker,
+                split,
+                quoting,
+                bm25,
+                milvus,
+                max_memory,
+                allow_untested,
+                on_error,
+                output,
+            ),
         )
         if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
             build.read(corpus, encoder, chunker, progress=progress)
@@ -296,6 +312,7 @@ class Build:
             on_error=self.plan["on_error"],
             quarantine=quarantine,
             split=self.plan["split"],
+            quoting=self.plan["quoting"],
         )
         if corpus.quarantined:
             logger.warning("%d broken rows were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
@@ -469,6 +486,7 @@ def _plan(
     factory: str,
     chunker: Chunker | None,
     split: str | None,
+    quoting: Quoting,
     bm25: bool,
     milvus: str | None,
     max_memory: str | int | None,
@@ -480,6 +498,7 @@ def _plan(
     return {
         "corpus": _identity(corpus, output),
         "split": split,
+        "quoting": quoting,
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
         "factory": factory,

@@ -27,9 +27,11 @@ from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
 from indexes.chunk_ids import document_of
+from indexes.delimited import Quoting
 from indexes.errors import DataError, ResourceError, UsageError
-from indexes.formats import BATCH_ROWS, TEXT_FIELDS, BrokenRow, Place, Row, has_content
+from indexes.formats import TEXT_FIELDS, BrokenRow, Place, Row, has_content
 from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
+from indexes.tables import BATCH_ROWS
 from indexes.whole_numbers import restored_value
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class Corpus:
         on_error: Literal["raise", "skip"] = "raise",
         quarantine: str | Path | None = None,
         split: str | None = None,
+        quoting: Quoting = "auto",
     ) -> "Corpus":
         """Read a corpus from a file, a folder or an address, as its owner ships it.
 
@@ -111,8 +114,8 @@ class Corpus:
         ``.parquet`` and ``.arrow`` hold the fields id, title and text; title or text may be empty. FlashRAG and
         Pyserini rows (id, contents: the first line is the title unless the row has a title), BEIR rows (_id, title,
         text), DPR's ``psgs_w100.tsv`` and the pages of KILT's knowledge source are read as they are, and so is a BEIR
-        ``.zip``, in place. A row without an id is named by its number, counted from 0. Memory does not grow with the
-        text, and by at most 24 bytes for each row.
+        ``.zip``, in place. The index of a pandas table is the id where no column is; else a row without an id is named
+        by its number, counted from 0. Memory does not grow with the text, and by at most 24 bytes for each row.
 
         Questions: files of HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD and DPR have their passages inside; each becomes
         one row, with the id that `training.load_examples` calls gold (see `indexes.question_files`). About 100 bytes
@@ -138,13 +141,19 @@ class Corpus:
             progress: Show a progress bar.
             on_error: What happens to a row that is broken (no JSON object, wrong types, neither title nor text, no
                 valid Unicode, an id that came before, an unreadable document ...): ``"raise"`` stops, ``"skip"``
-                leaves it out. Behind a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones follow in a row,
-                since a line may as well be the middle of a text. What cannot be skipped is raised either way: a
-                missing file, a truncated archive, a header that names no text, or a corpus in which no row is left.
+                leaves it out. Behind a broken quote of a ``.csv`` or ``.tsv`` rows are left out until three whole ones
+                follow in a row, since a line may as well be the middle of a text. What cannot be skipped is raised
+                either way: a missing file, a truncated archive, a header that names no text, or a corpus in which no
+                row is left.
             quarantine: With ``"skip"``, the file for the rows that are left out: one JSON object a line, with
                 "source", "line" (or "row" or "file"), "error" and the first 2,000 characters as "content". It exists
                 afterwards only if there are such rows; an earlier one is replaced or removed.
             split: The part of a dataset that has several.
+            quoting: What a double quote is in ``.csv`` and ``.tsv``. ``"csv"``: fields may stand in quotes, with those
+                inside doubled, and hold delimiters and line ends (RFC 4180, `csv.writer`, DPR). ``"none"``: a character
+                like any other, as in MS MARCO's and ColBERT's collections; each line is a row. ``"auto"`` is ``"csv"``
+                for commas; for tabs it is what fits the lines from the first quote on, and rows are never joined
+                where each of their lines is a whole row by itself.
 
         Raises:
             DataError: The file is missing or of an unknown kind, has no rows, or has a row that is broken,
@@ -154,7 +163,7 @@ class Corpus:
         """
         kept = _quarantine_for(on_error, quarantine, path)
         try:
-            with open_source(path, cache_dir=cache_dir, split=split) as source:
+            with open_source(path, cache_dir=cache_dir, split=split, quoting=quoting) as source:
                 return _write_corpus(source, cache_dir, progress=progress, quarantine=kept)
         finally:
             if kept is not None:

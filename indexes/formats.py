@@ -4,26 +4,23 @@ A reader streams. A row that is broken comes out as a `BrokenRow` in its place, 
 what makes the rest of a file unreadable (a truncated archive, a header that names no text) is raised.
 """
 
-import csv
 import gzip
 import io
 import json
-import re
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from indexes.delimited import LONGEST_LINE, BrokenLine, Line, Quoting, Record, delimited_records
 from indexes.errors import DataError
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
+from indexes.tables import ArrowTable, column_names, indexed_batches, open_arrow, open_parquet, python_rows, table_index
 
-BATCH_ROWS = 1000
 ID_FIELDS = ("id", "_id")
 TEXT_FIELDS = ("text", "contents")
 FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
@@ -40,11 +37,6 @@ _QUESTION_COLUMNS = (
     *DPR_FIELDS,
 )
 _KILT_COLUMNS = ("wikipedia_id", "kilt_id", "wikipedia_title", "text")
-# A line is held in memory whole, and an archive of kilobytes can unpack to one of gigabytes.
-_LONGEST_LINE = 64 * 2**20
-# Whole records in a row, after a delimited line whose quotes are broken, that prove where records begin again.
-_PROOF = 3
-_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 class Place(NamedTuple):
@@ -91,12 +83,6 @@ def has_content(title: str, text: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------
 
 
-class _Line(NamedTuple):
-    number: int
-    text: str
-    error: DataError | None
-
-
 _Opener = Callable[[], AbstractContextManager[BinaryIO]]
 
 
@@ -107,12 +93,12 @@ def _opener(path: Path) -> _Opener:
     return open_plain_or_gzip
 
 
-def _read_lines(open_stream: _Opener, name: str) -> Iterator[_Line]:
+def _read_lines(open_stream: _Opener, name: str) -> Iterator[Line]:
     """Numbered lines with their ends, counted from 1; one that is no text carries the error and a replacement."""
     number = 0
     try:
         with open_stream() as stream:
-            while raw := stream.readline(_LONGEST_LINE + 1):
+            while raw := stream.readline(LONGEST_LINE + 1):
                 number += 1
                 yield _line(raw, stream, Place(name, "line", number))
     # BadGzipFile is an OSError, so the order matters.
@@ -127,13 +113,17 @@ def _read_lines(open_stream: _Opener, name: str) -> Iterator[_Line]:
         ) from error
 
 
-def _line(raw: bytes, stream: BinaryIO, place: Place) -> _Line:
+def _line(raw: bytes, stream: BinaryIO, place: Place) -> Line:
     number = int(place.number)
-    if len(raw) > _LONGEST_LINE and not raw.endswith(b"\n"):
-        while (rest := stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-            pass
-        error = DataError(f"A line must have at most {_LONGEST_LINE} bytes, but {place} has more. Cut the passage.")
-        return _Line(number, raw[:10_000].decode(errors="replace"), error)
+    if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+        quotes = raw.count(b'"')
+        while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+            quotes += rest.count(b'"')
+        quotes += rest.count(b'"')
+        error = DataError(f"A line must have at most {LONGEST_LINE} bytes, but {place} has more. Cut the passage.")
+        text = raw[:10_000].decode(errors="replace")
+        # A quote that is closed behind the cut must not swallow the lines that follow.
+        return Line(number, f'{text}"\n' if (quotes - text.count('"')) % 2 else f"{text}\n", error)
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as cause:
@@ -142,14 +132,14 @@ def _line(raw: bytes, stream: BinaryIO, place: Place) -> _Line:
             "for instance with iconv."
         )
         # A replacement never swallows ASCII, so quotes and delimiters still stand where they stood.
-        return _Line(number, raw.decode(errors="replace"), error)
+        return Line(number, raw.decode(errors="replace"), error)
     if "\0" in text:
         error = DataError(
             f"A corpus must be UTF-8 text, but {place} holds a NUL byte: it is another encoding such as UTF-16, or "
             "damaged. Convert or fetch it again."
         )
-        return _Line(number, text, error)
-    return _Line(number, text, None)
+        return Line(number, text, error)
+    return Line(number, text, None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -222,13 +212,13 @@ def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Opener
     return open_member
 
 
-def _json_rows(lines: Iterable[_Line], name: str) -> Rows:
+def _json_rows(lines: Iterable[Line], name: str) -> Rows:
     for line in lines:
         if line.error or line.text.strip():
             yield _json_row(line, Place(name, "line", line.number))
 
 
-def _json_row(line: _Line, place: Place) -> Row | BrokenRow:
+def _json_row(line: Line, place: Place) -> Row | BrokenRow:
     if line.error:
         return BrokenRow(place, line.error, line.text)
     try:
@@ -264,77 +254,41 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique)
 # ---------------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, name: str) -> Rows:
+def read_csv(path: Path, name: str, quoting: Quoting = "auto") -> Rows:
     """Comma-separated rows under a header line."""
-    return _read_delimited(path, name, ",")
+    return _read_delimited(path, name, ",", quoting)
 
 
-def read_tsv(path: Path, name: str) -> Rows:
-    """Tab-separated rows under a header line, quoted as DPR's ``psgs_w100.tsv`` is."""
-    return _read_delimited(path, name, "\t")
+def read_tsv(path: Path, name: str, quoting: Quoting = "auto") -> Rows:
+    """Tab-separated rows under a header line, quoted as DPR's ``psgs_w100.tsv`` is, or not at all."""
+    return _read_delimited(path, name, "\t", quoting)
 
 
-class _Feed:
-    """Lines for a csv reader, which remembers those of the record at hand and can take them back."""
-
-    def __init__(self, lines: Iterator[_Line]) -> None:
-        self.taken: list[_Line] = []
-        self._lines = lines
-        self._ahead: deque[_Line] = deque()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self.taken.append(self._ahead.popleft() if self._ahead else next(self._lines))
-        return self.taken[-1].text
-
-    def put_back(self, lines: Sequence[_Line]) -> None:
-        self._ahead.extendleft(reversed(lines))
-
-    def ahead(self, count: int) -> list[_Line]:
-        while len(self._ahead) < count and (line := next(self._lines, None)):
-            self._ahead.append(line)
-        return list(self._ahead)[:count]
+def _read_delimited(path: Path, name: str, delimiter: str, quoting: Quoting) -> Rows:
+    lines = _read_lines(_opener(path), name)
+    records = delimited_records(lines, name, delimiter=delimiter, quoting=quoting)
+    first = next(records, None)
+    if not isinstance(first, Record):
+        return
+    header = _columns(first, name)
+    for record in records:
+        if isinstance(record, BrokenLine):
+            yield BrokenRow(Place(name, "line", record.line.number), record.error, record.line.text)
+        else:
+            yield _delimited_row(record, header, name)
 
 
-def _read_delimited(path: Path, name: str, delimiter: str) -> Rows:
-    # strict: an unclosed quote is an error, where the default silently swallows the rows that follow it.
-    feed = _Feed(_read_lines(_opener(path), name))
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
-    header = _read_header(reader, feed, name)
-    while header:
-        feed.taken.clear()
-        try:
-            values = next(reader, None)
-        except csv.Error as cause:
-            yield from _leave_out(feed, _whole_record(delimiter, len(header)), name, cause)
-            continue
-        if values is None:
-            return
-        if values:
-            yield _delimited_row(values, header, feed.taken, name)
-
-
-def _read_header(reader: Iterator[list[str]], feed: _Feed, name: str) -> list[str]:
-    """The names of the columns; empty when the file is."""
-    header: list[str] = []
-    try:
-        while not header:
-            feed.taken.clear()
-            header = next(reader)
-    except StopIteration:
-        return []
-    except csv.Error as error:
-        raise DataError(
-            f"The first line must name the columns, but {name}, line {feed.taken[0].number} is broken: {error}. "
-            "Correct the line, or convert the file to JSONL."
-        ) from error
-    for line in feed.taken:
+def _columns(header: Record, name: str) -> list[str]:
+    """The names of the columns."""
+    for line in header.lines:
         if line.error:
             raise line.error
-    _check_columns(header, f"{name}, line {feed.taken[0].number}")
-    return header
+    columns = header.values
+    _check_columns(columns, f"{name}, line {header.lines[0].number}")
+    # to_csv of pandas writes the index first and leaves its name empty where it has none.
+    if columns[0] == "" and not any(field in columns for field in ID_FIELDS):
+        return [ID_FIELDS[0], *columns[1:]]
+    return columns
 
 
 def _check_columns(names: Sequence[str], where: str) -> None:
@@ -348,54 +302,22 @@ def _check_columns(names: Sequence[str], where: str) -> None:
         raise DataError(f"A column must appear once, but {where} has {twice} twice. Rename or remove one of them.")
 
 
-def _delimited_row(values: list[str], header: list[str], lines: Sequence[_Line], name: str) -> Row | BrokenRow:
-    place = Place(name, "line", lines[0].number)
-    content = "".join(line.text for line in lines)
-    for line in lines:
+def _delimited_row(record: Record, header: list[str], name: str) -> Row | BrokenRow:
+    values, content = record.values, record.content
+    place = Place(name, "line", record.lines[0].number)
+    for line in record.lines:
         if line.error:
             return BrokenRow(place, line.error, content)
     if len(values) != len(header):
         error = DataError(
             f"Every row must have the {len(header)} fields of the header {header[:50]}, but {place} has "
-            f"{len(values)}. Correct the row, or add the header line if it is missing."
+            f"{len(values)}. Correct the row, add the header line if it is missing, or pass quoting='csv' or 'none' if "
+            "its quotes are taken for what they are not."
         )
         return BrokenRow(place, error, content)
     # An empty id cell is a missing id.
     fields = {key: None if key in ID_FIELDS and not value else value for key, value in zip(header, values, strict=True)}
     return Row(place, fields, content)
-
-
-def _leave_out(feed: _Feed, whole: re.Pattern[str], name: str, cause: csv.Error) -> Iterator[BrokenRow]:
-    """The line whose quotes are broken, and what follows it until records demonstrably begin again.
-
-    Behind a broken quote nobody can tell a record from a line in the middle of a quoted text, and a guess would
-    make passages of fragments. So reading resumes only where `_PROOF` lines in a row are whole records, each by
-    itself; all lines before that are left out.
-    """
-    first, *rest = feed.taken
-    feed.put_back(rest)
-    place = Place(name, "line", first.number)
-    error = DataError(
-        f"Fields with quotes, delimiters or newlines must be quoted, but {place} is broken: {cause}. Correct the "
-        "line, or convert the file to JSONL."
-    )
-    yield BrokenRow(place, error, first.text)
-    while (ahead := feed.ahead(_PROOF)) and not (
-        len(ahead) == _PROOF and all(line.error is None and whole.fullmatch(line.text) for line in ahead)
-    ):
-        next(feed)
-        place = Place(name, "line", ahead[0].number)
-        error = DataError(
-            f"A row must be told from the middle of a quoted text, but {place} follows line {first.number}, whose "
-            f"quotes are broken, before {_PROOF} whole rows in a row. Correct line {first.number}."
-        )
-        if ahead[0].text.strip():
-            yield BrokenRow(place, error, ahead[0].text)
-
-
-def _whole_record(delimiter: str, fields: int) -> re.Pattern[str]:
-    field = rf'(?:"(?:[^"\r\n]|"")*"|[^"\r\n{delimiter}]*)'
-    return re.compile(rf"{field}(?:{delimiter}{field}){{{fields - 1}}}\r?\n?")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -405,68 +327,45 @@ def _whole_record(delimiter: str, fields: int) -> re.Pattern[str]:
 
 def read_parquet(path: Path, name: str) -> Rows:
     """The known columns of a Parquet file, row group by row group."""
-    with _unreadable_table(".parquet", name):
-        # Without a buffer of its own the reader would hold a whole row group, which may be the whole file.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
-            columns = _known_columns(file.schema_arrow.names, name)
-            yield from table_rows(file.iter_batches(batch_size=BATCH_ROWS, columns=columns), name)
+    with unreadable_table(".parquet", name), open_parquet(path) as table:
+        yield from passage_table(table, name)
 
 
 def read_arrow(path: Path, name: str) -> Rows:
     """The known columns of an Arrow file, of either kind, memory-mapped."""
-    with _unreadable_table(".arrow", name):
-        with pa.memory_map(str(path)) as source:
-            names, batches = _open_arrow(source, path)
-            columns = _known_columns(names, name)
-            yield from table_rows((batch.select(columns) for batch in batches), name)
-
-
-def _open_arrow(source: pa.MemoryMappedFile, path: Path) -> tuple[list[str], Iterator[pa.RecordBatch]]:
-    if source.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(source)
-        return file.schema.names, _sound_batches(file.get_batch(number) for number in range(file.num_record_batches))
-    refuse_cut_stream(path)
-    source.seek(0)
-    stream = pa.ipc.open_stream(source)
-    return stream.schema.names, _sound_batches(stream)
-
-
-def refuse_cut_stream(path: Path) -> None:
-    """An Arrow stream that was cut between two batches would read like a shorter one.
-
-    Raises:
-        pyarrow.ArrowInvalid: It does not end as a stream ends.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as stream:
-        stream.seek(max(stream.seek(0, io.SEEK_END) - len(_STREAM_END), 0))
-        if stream.read() != _STREAM_END:
-            raise pa.ArrowInvalid(f"{path.name} breaks off")
-
-
-def _sound_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        # Offsets that point outside the file would be read as they are.
-        batch.validate(full=True)
-        for start in range(0, len(batch), BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS)
+    with unreadable_table(".arrow", name), open_arrow(path) as table:
+        yield from passage_table(table, name)
 
 
 @contextmanager
-def _unreadable_table(suffix: str, name: str) -> Iterator[None]:
+def unreadable_table(kind: str, name: str) -> Iterator[None]:
+    """Say which table it is that Arrow cannot read.
+
+    Raises:
+        DataError: Arrow has complained.
+    """
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"A {suffix} file must be readable, but {name} is not: {error}. Write or fetch it again."
+            f"A {kind} file must be readable, but {name} is not: {error}. Write or fetch it again."
         ) from error
 
 
-def _known_columns(names: list[str], where: str) -> list[str]:
+def passage_table(table: ArrowTable, name: str) -> Rows:
+    """The known columns of a table, with the index of pandas as the id where no column is.
+
+    Raises:
+        DataError: No column holds a text, or the index that would be the id is unfit for it.
+    """
+    names = column_names(table.schema)
     known = known_columns(names)
-    if set(known) <= set(FIELDS):
-        _check_columns(names, where)
-    return known
+    of_passages = set(known) <= set(FIELDS)
+    if of_passages:
+        _check_columns(names, name)
+    index = table_index(table.schema, known, ID_FIELDS, name, labels=of_passages)
+    columns = [column for column in known if column in table.schema.names]
+    yield from table_rows(indexed_batches(table, columns, index, name), name)
 
 
 def known_columns(names: Sequence[str]) -> list[str]:
@@ -484,7 +383,7 @@ def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
     """The rows of record batches, counted from 0 over all of them."""
     first = 0
     for batch in batches:
-        for offset, fields in enumerate(_fields_of(batch)):
+        for offset, fields in enumerate(python_rows(batch)):
             place = Place(name, "row", first + offset)
             if isinstance(fields, Exception):
                 yield BrokenRow(
@@ -493,21 +392,6 @@ def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
             else:
                 yield Row(place, fields)
         first += len(batch)
-
-
-def _fields_of(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Exception]:
-    # Values that are no text (invalid UTF-8, a date beyond Python's) show only when they are taken out.
-    try:
-        return batch.to_pylist()  # type: ignore[no-any-return]
-    except (ValueError, OverflowError, pa.ArrowException):
-        return [_readable(batch.slice(number, 1)) for number in range(len(batch))]
-
-
-def _readable(row: pa.RecordBatch) -> dict[str, Any] | Exception:
-    try:
-        return row.to_pylist()[0]  # type: ignore[no-any-return]
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        return error
 
 
 READERS: dict[str, Callable[[Path, str], Rows]] = {
@@ -520,3 +404,11 @@ READERS: dict[str, Callable[[Path, str], Rows]] = {
     ".zip": read_beir_zip,
 }
 GZIPPED = (".jsonl", ".json", ".csv", ".tsv")
+_DELIMITED: dict[str, Callable[[Path, str, Quoting], Rows]] = {".csv": read_csv, ".tsv": read_tsv}
+
+
+def read_rows(suffix: str, path: Path, name: str, quoting: Quoting) -> Rows:
+    """The rows of a file with one of the suffixes of `READERS`; quoting is said of delimited text alone."""
+    if suffix in _DELIMITED:
+        return _DELIMITED[suffix](path, name, quoting)
+    return READERS[suffix](path, name)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from indexes.corpus import PASSAGE_FEATURES, Corpus, Passage
 from indexes.durable import write_path
 from indexes.errors import DataError, UsageError
-from indexes.formats import BATCH_ROWS
+from indexes.tables import BATCH_ROWS
 from indexes.vectors import best_first
 
 PASSAGES_FILE = "passages.arrow"

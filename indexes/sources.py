@@ -20,21 +20,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import datasets
 import pyarrow as pa
 
+from indexes.delimited import Quoting, check_quoting
 from indexes.documents import DOCUMENT_SUFFIXES, read_document
 from indexes.errors import DataError, RAGError, ResourceError, UsageError
 from indexes.formats import (
-    BATCH_ROWS,
+    FIELDS,
     GZIPPED,
+    ID_FIELDS,
     READERS,
     BrokenRow,
     Place,
     Row,
     Rows,
     known_columns,
-    refuse_cut_stream,
-    table_rows,
+    passage_table,
+    read_rows,
 )
 from indexes.question_files import passage_rows
+from indexes.tables import dataset_table, refuse_cut_stream, unnamed_index
 from indexes.whole_numbers import restored_rows
 
 _SHARD_SUFFIXES = (".jsonl", ".parquet")
@@ -64,22 +67,26 @@ class Source:
 
 
 @contextmanager
-def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split: str | None = None) -> Iterator[Source]:
+def open_source(
+    path: str | Path, *, cache_dir: str | Path | None = None, split: str | None = None, quoting: Quoting = "auto"
+) -> Iterator[Source]:
     """The rows of a path or an address; see `Corpus.from_file` for what is read how.
 
     Args:
         path: A file, a folder, or an address that begins with ``https://``, ``http://``, ``file://`` or ``hf://``.
         cache_dir: Where a download is kept while it is read (default: the system's temporary folder).
         split: The part of a dataset that has several.
+        quoting: How delimited text is quoted; see `indexes.delimited.delimited_records`.
 
     Raises:
         DataError: It does not exist, is of an unknown kind, or several corpora could be meant.
-        UsageError: A split is asked for where there is none.
+        UsageError: A split is asked for where there is none, or there is no such quoting.
         ResourceError: A download fails.
     """
+    check_quoting(quoting)
     address = _ADDRESS.match(str(path))
     if not address:
-        yield _local(Path(path), str(path), split)
+        yield _local(Path(path), str(path), split, quoting)
         return
     scheme, url = address["scheme"].lower(), str(path)
     try:
@@ -87,12 +94,12 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
     except ValueError as error:
         raise DataError(f"An address must be well-formed, but {url!r} is not: {error}. Correct it.") from error
     if scheme == "hf":
-        yield _from_hub(url, split)
+        yield _from_hub(url, split, quoting)
     elif scheme == "file":
-        yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split)
+        yield _local(Path(urllib.request.url2pathname(urlsplit(url).path)), url, split, quoting)
     elif scheme in _SCHEMES:
         with _download_folder(cache_dir) as folder:
-            yield _local(_download(url, folder), url, split)
+            yield _local(_download(url, folder), url, split, quoting)
     else:
         raise DataError(
             f"An address must begin with {', '.join(f'{known}://' for known in _SCHEMES)}, but {url!r} came. Fetch it "
@@ -100,19 +107,17 @@ def open_source(path: str | Path, *, cache_dir: str | Path | None = None, split:
         )
 
 
-def _local(path: Path, name: str, split: str | None) -> Source:
+def _local(path: Path, name: str, split: str | None, quoting: Quoting) -> Source:
     if not _exists(path, name):
         raise DataError(f"A corpus file or folder must exist, but {name} does not. Check the path.")
     if path.is_dir():
         return _folder(path, name, split)
     _refuse_split(split, name)
     suffix = _known_suffix(path)
-    rows = _single_document(path, name) if suffix in DOCUMENT_SUFFIXES else passage_rows(_file_rows(path, name))
-    return Source(path.name, name, rows)
-
-
-def _file_rows(path: Path, name: str) -> Rows:
-    return restored_rows(lambda: READERS[_suffix(path)](path, name))
+    if suffix in DOCUMENT_SUFFIXES:
+        return Source(path.name, name, _single_document(path, name))
+    rows = restored_rows(lambda: read_rows(suffix, path, name, quoting))
+    return Source(path.name, name, passage_rows(rows))
 
 
 def _exists(path: Path, name: str) -> bool:
@@ -176,7 +181,11 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 def _shard_rows(shards: list[Path], name: str) -> Rows:
     # Questions of several shards share passages.
-    yield from passage_rows(row for shard in shards for row in _file_rows(shard, f"{name}/{shard.name}"))
+    yield from passage_rows(row for shard in shards for row in _restored_shard(shard, f"{name}/{shard.name}"))
+
+
+def _restored_shard(shard: Path, name: str) -> Rows:
+    return restored_rows(lambda: READERS[_suffix(shard)](shard, name))
 
 
 def _refuse_mixture(folder: Path, shards: list[Path], name: str) -> None:
@@ -364,18 +373,13 @@ def dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
 
 
 def _dataset_rows(dataset: datasets.Dataset, name: str) -> Rows:
-    known = known_columns(dataset.column_names)
     try:
-        # Without any known column the rows still come, so that the error can name the columns.
-        table = (dataset.select_columns(known) if known else dataset).with_format("arrow")
-        for number, batch in enumerate(table.iter(batch_size=BATCH_ROWS)):
-            for row in table_rows(batch.combine_chunks().to_batches(), name):
-                yield row._replace(place=Place(name, "row", number * BATCH_ROWS + int(row.place.number)))
+        yield from passage_table(dataset_table(dataset), name)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"A dataset must be readable, but {name} is not: {error}. Save it again.") from error
 
 
-def _from_hub(url: str, split: str | None) -> Source:
+def _from_hub(url: str, split: str | None, quoting: Quoting) -> Source:
     """``hf://datasets/owner/name`` is a dataset, and with a path behind it a file of one."""
     parts = urlsplit(url)
     kind, owner, name, *path = [unquote(part) for part in (parts.netloc + parts.path).split("/") if part] + [""] * 3
@@ -387,7 +391,7 @@ def _from_hub(url: str, split: str | None) -> Source:
         )
     repository, _, revision = name.partition("@")
     if inside:
-        return _hub_file(f"{owner}/{repository}", revision or None, inside, url, split)
+        return _hub_file(f"{owner}/{repository}", revision or None, inside, url, split, quoting)
     asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     if set(asked) - {"config", "split"} or (split is not None and asked.get("split", split) != split):
         raise UsageError(
@@ -399,12 +403,14 @@ def _from_hub(url: str, split: str | None) -> Source:
     return Source(repository, url, passage_rows(rows))
 
 
-def _hub_file(repository: str, revision: str | None, path: list[str], url: str, split: str | None) -> Source:
+def _hub_file(
+    repository: str, revision: str | None, path: list[str], url: str, split: str | None, quoting: Quoting
+) -> Source:
     from huggingface_hub import hf_hub_download
 
     with _hub(url):
         file = hf_hub_download(repository, "/".join(path), repo_type="dataset", revision=revision)
-    return _local(Path(file), url, split)
+    return _local(Path(file), url, split, quoting)
 
 
 def _hub_rows(repository: str, config: str | None, revision: str | None, split: str | None, url: str) -> Rows:
@@ -420,7 +426,9 @@ def _hub_rows(repository: str, config: str | None, revision: str | None, split: 
         if fields is None:
             return
         known = known_columns(list(fields))
-        yield Row(Place(url, "row", number), {key: fields[key] for key in known} or fields)
+        label = unnamed_index(fields, url) if set(known) <= set(FIELDS) and not set(known) & set(ID_FIELDS) else None
+        index = {} if label is None else {ID_FIELDS[0]: fields[label]}
+        yield Row(Place(url, "row", number), {**index, **{key: fields[key] for key in known}} or fields)
         number += 1
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from indexes.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
 from indexes.chunking import Chunker
 from indexes.corpus import Corpus, Passage, row_digest
+from indexes.delimited import Quoting
 from indexes.durable import only_writer, told_apart, write_file
 from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, UsageError
@@ -75,6 +76,7 @@ class IndexWriter:
         batch_size: int = 256,
         on_error: Literal["raise", "skip"] = "raise",
         quarantine: str | Path | None = None,
+        quoting: Quoting = "auto",
         progress: bool = True,
     ) -> None:
         """A writer for a directory that `build_index` made.
@@ -85,12 +87,13 @@ class IndexWriter:
             batch_size: The most passages that the encoder reads at once.
             on_error: "skip" leaves broken rows of a corpus file out.
             quarantine: The file that then lists them.
+            quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
             progress: Show progress bars.
         """
         self.path = Path(path).resolve()
         self._encoder = encoder
         self._batch_size = batch_size
-        self._reading_options: dict[str, Any] = {"on_error": on_error, "quarantine": quarantine}
+        self._reading_options: dict[str, Any] = {"on_error": on_error, "quarantine": quarantine, "quoting": quoting}
         self._progress = progress
         self._staging = self.path.with_name(f".{self.path.name}.adding")
         self._reading = self.path.with_name(f".{self.path.name}.reading")

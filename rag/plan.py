@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from generator.base_config import choose_context, stated_context, text_config
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
+from indexes.delimited import Quoting
 from indexes.errors import ResourceError, UsageError
 from indexes.pocket import encoder_path
 from rag.machine import CUDA_CONTEXT, Machine, measure
@@ -294,21 +295,24 @@ def _stored_shapes(folder: Path) -> list[Sequence[int]]:
         return [file.get_slice(name).get_shape() for name in file.keys()]
 
 
-def count_passages(corpus: str) -> tuple[int, int]:
+def count_passages(corpus: str, *, quoting: Quoting = "auto") -> tuple[int, int]:
     """How many passages a corpus has and how many tokens each; of a JSONL file only the first lines are read.
 
     Raises:
         DataError: It cannot be read.
     """
-    count, sample = sample_passages(corpus)
+    count, sample = sample_passages(corpus, quoting=quoting)
     return count, _mean_tokens(p.contents for p in sample)
 
 
-def sample_passages(corpus: str, *, on_error: Literal["raise", "skip"] = "raise") -> tuple[int, "list[Passage]"]:
+def sample_passages(
+    corpus: str, *, quoting: Quoting = "auto", on_error: Literal["raise", "skip"] = "raise"
+) -> tuple[int, "list[Passage]"]:
     """How many passages a corpus has, and some of them: of a JSONL file the first, which are all that is read of it.
 
     Args:
         corpus: What `Corpus.from_file` reads.
+        quoting: As there.
         on_error: As there.
 
     Raises:
@@ -320,7 +324,7 @@ def sample_passages(corpus: str, *, on_error: Literal["raise", "skip"] = "raise"
     path = Path(corpus)
     with tempfile.TemporaryDirectory() as folder:
         if path.suffix != ".jsonl" or not path.is_file():
-            found = Corpus.from_file(corpus, cache_dir=folder, on_error=on_error)
+            found = Corpus.from_file(corpus, cache_dir=folder, quoting=quoting, on_error=on_error)
             return len(found), found.take(evenly_spaced(len(found), SAMPLED_LINES).tolist())
         with path.open("rb") as file:
             lines = list(itertools.islice(file, SAMPLED_LINES))
@@ -339,11 +343,11 @@ def count_index(index: str) -> tuple[int, int, int]:
     return opened.manifest.passages, _mean_tokens(p.contents for p in sample), opened.manifest.dimension
 
 
-def count_questions(file: str, limit: int | None = None) -> tuple[int, int, int]:
+def count_questions(file: str, limit: int | None = None, *, quoting: Quoting = "auto") -> tuple[int, int, int]:
     """How many questions a file has, and how many tokens question and answer have."""
     from training.data import load_examples
 
-    examples = load_examples(file, require_answers=True, limit=limit)
+    examples = load_examples(file, require_answers=True, limit=limit, quoting=quoting)
     answers = (example.golden_answers[0] for example in examples)
     return len(examples), _mean_tokens(e.question for e in examples), _mean_tokens(answers) + 1
 

@@ -506,12 +506,6 @@ for suffix, d in (("csv", b","), ("tsv", b"\t")):
     delimited_kind(
         "unclosed behind a text of two lines", lambda draw, d=d: b"bad" + d + b'"x\ny" z' + d, suffix, follows=3
     )
-    delimited_kind(
-        "field beyond the limit",
-        lambda draw, d=d: b"bad" + d + b"x" * draw(st.integers(131_073, 140_000)) + d,
-        suffix,
-        follows=3,
-    )
     delimited_kind("two broken quotes", lambda draw, d=d: b'"b"ad' + d + b'x\nbad"' + d + b'"x', suffix, follows=3)
 
 

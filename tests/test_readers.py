@@ -572,8 +572,7 @@ def test_broken_records_are_named(tmp_path: Path, name: str, content: str, messa
         ("q?", "this one has 1 fields"),
         ("q?\t['x']\t3", "this one has 3 fields"),
         ("\t['x']", "every question must be text"),
-        ("\"q?\t['x']", "this one has 1 fields"),  # the quote is not closed; the rows behind it are still there
-        ("q?\t['" + "x" * 140_000 + "']", "a row must be tab-separated"),
+        ("q?\t['" + "x" * 2**20 + "']", "must be a list of texts"),
     ],
 )
 def test_broken_dpr_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, message: str) -> None:
@@ -586,9 +585,9 @@ def test_broken_dpr_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_literal_has_a_longest_length() -> None:
-    assert answer_literal(repr(["x" * 131_000]), "here") == ["x" * 131_000]
+    assert answer_literal(repr(["x" * 131_072]), "here") == ["x" * 131_072]  # the limit of a field of `csv`
     with pytest.raises(DataError, match="here: the answers must be a list of texts"):
-        answer_literal(repr(["x" * 131_072]), "here")
+        answer_literal(repr(["x" * 2**20]), "here")
 
 
 @pytest.mark.parametrize(
@@ -600,10 +599,6 @@ def test_a_literal_has_a_longest_length() -> None:
         ("PLAIN-2\tMED-10\t1\n", r"qrels/test\.tsv:1: the first line must be query-id corpus-id score"),
         ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\t--1\n", r"qrels/test\.tsv:2: a judgement must be"),
         ("query-id\tcorpus-id\tscore\nPLAIN-2\tMED-10\t\u00b2\n", r"qrels/test\.tsv:2: a judgement must be"),
-        (
-            'query-id\tcorpus-id\tscore\nPLAIN-2\t"MED-10\t1\nPLAIN-2\tMED-11"\t1\n',
-            r"qrels/test\.tsv:2: a judgement must be",
-        ),
         ("query-id\tcorpus-id\tscore\n", r"harbour has none"),
     ],
 )
@@ -661,7 +656,7 @@ def test_broken_archives_and_tables(tmp_path: Path) -> None:
         load_examples(tmp_path / "b.zip")
     pq.write_table(pa.table({"question": ["q?"] * 9}), tmp_path / "c.parquet")
     (tmp_path / "c.parquet").write_bytes((tmp_path / "c.parquet").read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"c\.parquet: a table must be readable"):
+    with pytest.raises(DataError, match=r"must be readable, but .*c\.parquet is not"):
         load_examples(tmp_path / "c.parquet")
 
 

@@ -459,7 +459,7 @@ def test_a_long_row_is_shortened_in_the_quarantine_and_stays_valid_utf8(tmp_path
 def test_a_line_longer_than_the_limit_is_left_out_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexes.formats._LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.formats.LONGEST_LINE", 1000)
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(gzip.compress(jsonl("a") + b'{"text": "' + b"0" * 5000 + b'"}\n' + jsonl("b")))
     corpus = Corpus.from_file(path, on_error="skip", quarantine=tmp_path / "q.jsonl")

@@ -6,9 +6,7 @@ one. A record that is broken comes out as one, so that the caller may leave it o
 unreadable (a truncated archive, a document that is no JSON) is raised.
 """
 
-import csv
 import gzip
-import io
 import itertools
 import json
 import re
@@ -19,14 +17,14 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from indexes.delimited import BrokenLine, Line, Quoting, check_quoting, delimited_records
 from indexes.errors import DataError, UsageError
-from indexes.formats import BATCH_ROWS
+from indexes.formats import ID_FIELDS, BrokenRow, table_rows, unreadable_table
 from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
 from indexes.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
 from indexes.sources import load_saved_dataset
+from indexes.tables import ArrowTable, dataset_table, indexed_batches, open_arrow, open_parquet, table_index
 from training.literals import answer_literal
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -35,6 +33,12 @@ _PARQUET_MAGIC = b"PAR1"
 _ARROW_MAGIC = b"ARROW1"
 _ARROW_STREAM_MAGIC = b"\xff\xff\xff\xff"
 _WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0 where a judgement of the column is missing
+# Fields that a format reads by their name; an index of pandas that is called so is no id.
+_READ_BY_NAME = (
+    *ID_FIELDS,
+    *("question", "answer", "answers", "golden_answers", "input", "output", "title", "text", "context"),
+    *("prompt", "response", "query_id"),
+)
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -55,43 +59,51 @@ class BrokenRecord(NamedTuple):
 Records = Iterator[Record | BrokenRecord]
 
 
-def open_records(source: str | Path | datasets.Dataset, split: str | None) -> Records:
+def open_records(
+    source: str | Path | datasets.Dataset, split: str | None = None, *, quoting: Quoting = "auto"
+) -> Records:
     """The records of a question file, folder, archive or dataset, in order.
+
+    Args:
+        source: Where they are.
+        split: The part of BEIR's or of a saved dataset.
+        quoting: How DPR's questions and BEIR's judgements are quoted; see `indexes.delimited.delimited_records`.
 
     Raises:
         DataError: It is missing, empty, or unreadable as a whole.
-        UsageError: A split is asked for where there is none.
+        UsageError: A split is asked for where there is none, or there is no such quoting.
     """
+    check_quoting(quoting)
     if isinstance(source, datasets.Dataset):
         _refuse_split(split, "the dataset")
-        return _table_records(source.with_format(None), "the dataset")
+        return _table_records(dataset_table(source), "the dataset")
     path = Path(source)
     if path.is_dir():
-        return _folder(path, split)
+        return _folder(path, split, quoting)
     if not path.is_file():
         raise DataError(f"A question file must be a JSONL or JSON file; {path} does not exist. Check the path.")
-    return _file(path, split)
+    return _file(path, split, quoting)
 
 
-def _folder(path: Path, split: str | None) -> Records:
+def _folder(path: Path, split: str | None, quoting: Quoting) -> Records:
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        return _table_records(load_saved_dataset(path, split), str(path))
-    return _beir(path, str(path), split)
+        return _table_records(dataset_table(load_saved_dataset(path, split)), str(path))
+    return _beir(path, str(path), split, quoting)
 
 
-def _file(path: Path, split: str | None) -> Records:
+def _file(path: Path, split: str | None, quoting: Quoting) -> Records:
     with path.open("rb") as file:
         magic = file.read(len(_ARROW_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
-        return _zip(path, split)
+        return _zip(path, split, quoting)
     if path.name == "queries.jsonl" and split is not None:
-        return _beir(path.parent, str(path.parent), split)
+        return _beir(path.parent, str(path.parent), split, quoting)
     _refuse_split(split, str(path))
     if magic.startswith(_PARQUET_MAGIC):
         return _parquet(path)
     if magic == _ARROW_MAGIC or magic.startswith(_ARROW_STREAM_MAGIC):
         return _arrow(path)
-    return _text(path)
+    return _text(path, quoting)
 
 
 def _refuse_split(split: str | None, name: str) -> None:
@@ -106,12 +118,12 @@ def _refuse_split(split: str | None, name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> Records:
+def _text(path: Path, quoting: Quoting) -> Records:
     head = _head(path)
     if not head.strip("\ufeff \t\r\n"):
         raise DataError(f"{path}: a question file must hold at least one question; this one is empty. Check the path.")
     if _is_dpr_text(head):
-        return _dpr_records(path)
+        return _dpr_records(path, quoting)
     return _numbered(_document_records(path) if is_json_document(head) else _line_records(path))
 
 
@@ -227,31 +239,30 @@ def _squad(record: Record) -> Records:
 
 def _is_dpr_text(head: str) -> bool:
     """Whether the first line is `question<TAB>['an answer', ...]`, as no JSON begins."""
+    line = head.lstrip("\ufeff \t\r\n").partition("\n")[0]
+    # The line may be longer than the head, and its question begin with a quote that is none of csv's.
+    _, tab, answers = line.rpartition("\t")
+    return bool(tab) and answers.lstrip('" ').startswith(("[", "(")) and line[0] not in "[{"
+
+
+def _dpr_records(path: Path, quoting: Quoting) -> Records:
+    lines = (Line(number, text) for number, text in _lines(path))
+    records = delimited_records(lines, str(path), delimiter="\t", quoting=quoting, fields=2)
+    for number, record in enumerate(records):
+        if isinstance(record, BrokenLine):
+            yield BrokenRecord(record.error)
+        else:
+            yield _dpr_record(record.values, f"{path}:{record.lines[0].number}", number)
+
+
+def _dpr_record(row: list[str], where: str, number: int) -> Record | BrokenRecord:
     try:
-        first = next(csv.reader(io.StringIO(head), delimiter="\t", strict=True), [])
-    except csv.Error:
-        return False
-    return len(first) == 2 and first[1].lstrip().startswith(("[", "(")) and head.lstrip("\ufeff \t\r\n")[:1] not in "[{"
-
-
-def _dpr_records(path: Path) -> Records:
-    filled = ((line, text) for line, text in _lines(path) if text.strip())
-    for number, (line, text) in enumerate(filled):
-        yield _dpr_record(text, f"{path}:{line}", number)
-
-
-def _dpr_record(text: str, where: str, number: int) -> Record | BrokenRecord:
-    try:
-        # A line at a time: behind a quote that is not closed, all other questions would be read as one.
-        row = next(csv.reader([text], delimiter="\t"))
         if len(row) != 2:
             raise DataError(f"{where}: a row must be a question and its answers; this one has {len(row)} fields.")
         # Like DPR's other files, whose questions have no ids either, and without the passages.
         return Record(
             where, number, {"question": row[0], "answers": answer_literal(row[1], where), "positive_ctxs": []}
         )
-    except csv.Error as error:
-        return BrokenRecord(DataError(f"{where}: a row must be tab-separated; this one breaks ({error}). Mend it."))
     except DataError as error:
         return BrokenRecord(error)
 
@@ -261,39 +272,23 @@ def _dpr_record(text: str, where: str, number: int) -> Record | BrokenRecord:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _table_records(rows: Iterable[Mapping[str, Any]], name: str) -> Records:
-    return _numbered(Record(f"{name}, row {number}", 0, fields) for number, fields in enumerate(rows))
+def _table_records(table: ArrowTable, name: str) -> Records:
+    """The rows of a table, with the index of pandas as the id where no column is."""
+    index = table_index(table.schema, _READ_BY_NAME, ID_FIELDS, name)
+    rows = table_rows(indexed_batches(table, table.schema.names, index, name), name)
+    return _numbered(
+        BrokenRecord(row.error) if isinstance(row, BrokenRow) else Record(str(row.place), 0, row.fields) for row in rows
+    )
 
 
 def _parquet(path: Path) -> Records:
-    def rows() -> Iterator[Mapping[str, Any]]:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                yield from batch.to_pylist()
-
-    return _table_records(_sound(rows(), path), str(path))
+    with unreadable_table("Parquet", str(path)), open_parquet(path) as table:
+        yield from _table_records(table, str(path))
 
 
 def _arrow(path: Path) -> Records:
-    def rows() -> Iterator[Mapping[str, Any]]:
-        with pa.memory_map(str(path)) as source:
-            if source.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC:
-                file = pa.ipc.open_file(source)
-                batches = (file.get_batch(number) for number in range(file.num_record_batches))
-            else:
-                source.seek(0)
-                batches = iter(pa.ipc.open_stream(source))
-            for batch in batches:
-                yield from batch.to_pylist()
-
-    return _table_records(_sound(rows(), path), str(path))
-
-
-def _sound(rows: Iterator[Mapping[str, Any]], path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        yield from rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: a table must be readable; this one is not ({error}). Fetch it again.") from error
+    with unreadable_table("Arrow", str(path)), open_arrow(path) as table:
+        yield from _table_records(table, str(path))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -301,11 +296,11 @@ def _sound(rows: Iterator[Mapping[str, Any]], path: Path) -> Iterator[Mapping[st
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _zip(path: Path, split: str | None) -> Records:
+def _zip(path: Path, split: str | None, quoting: Quoting) -> Records:
     def records() -> Records:
         try:
             with zipfile.ZipFile(path) as archive:
-                yield from _beir(zipfile.Path(archive), str(path), split)
+                yield from _beir(zipfile.Path(archive), str(path), split, quoting)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path}: an archive must be readable; this one is not ({error}). Fetch it again, or unpack it and "
@@ -315,10 +310,10 @@ def _zip(path: Path, split: str | None) -> Records:
     return records()
 
 
-def _beir(folder: Path | zipfile.Path, name: str, split: str | None) -> Records:
+def _beir(folder: Path | zipfile.Path, name: str, split: str | None, quoting: Quoting) -> Records:
     """The questions of a split with the ids and grades of what was judged relevant for them."""
     root = _beir_root(folder, name)
-    judgements = _judgements(root, name, split)
+    judgements = _judgements(root, name, split, quoting)
     place = f"{name}/queries.jsonl"
     number = 0
     asked: dict[str, dict[str, tuple[int, str]]] = {}
@@ -358,7 +353,9 @@ def _beir_root(folder: Path | zipfile.Path, name: str) -> Path | zipfile.Path:
     )
 
 
-def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict[str, dict[str, tuple[int, str]]]:
+def _judgements(
+    root: Path | zipfile.Path, name: str, split: str | None, quoting: Quoting
+) -> dict[str, dict[str, tuple[int, str]]]:
     """Grade and place of every judged passage, by question and passage; of equal pairs the highest grade."""
     folder = root / "qrels"
     splits = (
@@ -375,21 +372,19 @@ def _judgements(root: Path | zipfile.Path, name: str, split: str | None) -> dict
     judged: dict[str, dict[str, tuple[int, str]]] = {}
     place = f"{name}/qrels/{split}.tsv"
     with (folder / f"{split}.tsv").open("rb") as stream:
-        for query, passage, grade, where in _qrels(stream, place):
+        for query, passage, grade, where in _qrels(stream, place, quoting):
             of_query = judged.setdefault(query, {})
             of_query[passage] = max(of_query.get(passage, (grade, where)), (grade, where))
     return judged
 
 
-def _qrels(stream: IO[bytes], name: str) -> Iterator[tuple[str, str, int, str]]:
-    lines = ((number, text) for number, text in numbered_lines(stream, name) if text.strip())
-    for position, (number, text) in enumerate(lines):
-        where = f"{name}:{number}"
-        # A line at a time: behind a quote that is not closed, all other judgements would be read as one id.
-        try:
-            row = next(csv.reader([text], delimiter="\t"))
-        except csv.Error:
-            row = [text]
+def _qrels(stream: IO[bytes], name: str, quoting: Quoting) -> Iterator[tuple[str, str, int, str]]:
+    lines = (Line(number, text) for number, text in numbered_lines(stream, name))
+    records = delimited_records(lines, name, delimiter="\t", quoting=quoting, fields=len(_QRELS_HEADER))
+    for position, record in enumerate(records):
+        if isinstance(record, BrokenLine):
+            raise record.error
+        row, where = record.values, f"{name}:{record.lines[0].number}"
         if position == 0:
             if row != _QRELS_HEADER:
                 raise DataError(f"{where}: the first line must be {' '.join(_QRELS_HEADER)}, got {row}. Add it.")

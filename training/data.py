@@ -39,6 +39,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import datasets
 
+from indexes.delimited import Quoting
 from indexes.durable import write_file
 from indexes.errors import DataError, UsageError
 from indexes.whole_numbers import WholeNumbers
@@ -85,6 +86,7 @@ def load_examples(
     allow_unanswerable: bool = False,
     limit: int | None = None,
     split: str | None = None,
+    quoting: Quoting = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     ignore_identical_ids: bool | None = None,
 ) -> list[QAExample]:
@@ -105,6 +107,8 @@ def load_examples(
         limit: Keep the first so many questions; what follows them is not checked, and of JSON arrays and lines not
             even read.
         split: The part of BEIR's (`qrels/SPLIT.tsv`) or of a saved dataset; needed where there are several.
+        quoting: What a double quote is in DPR's delimited text and BEIR's judgements: `"csv"`, `"none"`, or `"auto"` by
+            content, as in `Corpus.from_file`.
         on_error: What happens to a record that is broken: `"raise"` stops, `"skip"` leaves it out with a warning
             (the first twenty one by one, then their number). A file that breaks as a whole (a JSON document that is
             none, a truncated archive) is raised either way.
@@ -115,10 +119,15 @@ def load_examples(
     Raises:
         DataError: A missing or empty file, a broken line, an unknown format, an empty question, an id that
             appears twice, or (with `require_answers`) questions without an answer.
-        UsageError: `limit` is below 1, or a split is asked for where there is none.
+        UsageError: `limit` is below 1, a split is asked for where there is none, or there is no such quoting.
     """
     examples = read_questions(
-        path_or_dataset, limit=limit, split=split, on_error=on_error, ignore_identical_ids=ignore_identical_ids
+        path_or_dataset,
+        limit=limit,
+        split=split,
+        quoting=quoting,
+        on_error=on_error,
+        ignore_identical_ids=ignore_identical_ids,
     ).examples
     if require_answers:
         _check_answers(examples, _name(path_or_dataset), allow_unanswerable)
@@ -130,6 +139,7 @@ def read_questions(
     *,
     limit: int | None = None,
     split: str | None = None,
+    quoting: Quoting = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     ignore_identical_ids: bool | None = None,
 ) -> QuestionFile:
@@ -141,7 +151,8 @@ def read_questions(
     name = _name(path_or_dataset)
     skipped = _Skipped(name, on_error == "skip")
     aliases = Aliases(None if isinstance(path_or_dataset, datasets.Dataset) else _beside(Path(path_or_dataset)))
-    found = _examples(_restored(lambda: open_records(path_or_dataset, split)), name, aliases, skipped)
+    records = _restored(lambda: open_records(path_or_dataset, split, quoting=quoting))
+    found = _examples(records, name, aliases, skipped)
     examples = list(itertools.islice(found, limit))
     skipped.report(len(examples))
     return QuestionFile(ignoring_identical_ids(examples, ignore_identical_ids), skipped.errors)

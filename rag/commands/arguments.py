@@ -31,6 +31,17 @@ def identical_ids_argument(parser: Any) -> None:
     )
 
 
+def quoting_argument(parser: Any) -> None:
+    """`--quoting`: what a double quote is in delimited text."""
+    parser.add_argument(
+        "--quoting",
+        choices=["auto", "csv", "none"],
+        default="auto",
+        help="of .csv and .tsv: fields may stand in double quotes (csv), or a quote is a character like any other "
+        "(none); auto is csv for commas, and for tabs what fits the lines",
+    )
+
+
 def on_error_argument(parser: Any, then: str) -> None:
     """`--on_error`: what becomes of broken rows."""
     parser.add_argument(
@@ -193,6 +204,7 @@ def dev_arguments(parser: Any) -> None:
     """Which questions a run is steered by, and which it leaves out."""
     parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
     parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
+    quoting_argument(parser)
     parser.add_argument(
         "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"
     )

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import bundle_arguments, identical_ids_argument, open_pipeline, split_argument
+from rag.commands.arguments import (
+    bundle_arguments,
+    identical_ids_argument,
+    open_pipeline,
+    quoting_argument,
+    split_argument,
+)
 from rag.commands.command import Command, Report, cell, progress, table
 
 
@@ -15,6 +21,7 @@ def _evaluate_arguments(parser: Any) -> None:
     parser.add_argument("--questions", type=str, help="questions with golden answers")
     split_argument(parser)
     identical_ids_argument(parser)
+    quoting_argument(parser)
     parser.add_argument("--limit", type=int, help="use only the first so many of the file")
     parser.add_argument(
         "--on_error",
@@ -67,13 +74,8 @@ def _evaluate(args: Any) -> Report:
 
     if args.output is not None:
         check_output(args.output)
-    examples, broken = read_questions(
-        args.questions,
-        limit=args.limit,
-        split=args.split,
-        on_error=args.on_error,
-        ignore_identical_ids=args.ignore_identical_ids,
-    )
+    reading = {"limit": args.limit, "split": args.split, "quoting": args.quoting, "on_error": args.on_error}
+    examples, broken = read_questions(args.questions, ignore_identical_ids=args.ignore_identical_ids, **reading)
     scorable(examples, args.on_error)  # refused before anything is loaded
     rag = open_pipeline(args)
     examples = check_gold_ids(examples, rag.retriever.index)
@@ -86,7 +88,7 @@ def _evaluate(args: Any) -> Report:
         label=args.label or "",
         bundle=args.bundle,
         questions=args.questions,
-        settings={"limit": args.limit, "split": args.split, "on_error": args.on_error},
+        settings=reading,
         **_audits(args, rag, result),
     )
     if args.output is not None:

@@ -11,6 +11,7 @@ from rag.commands.arguments import (
     corpus_argument,
     identical_ids_argument,
     on_error_argument,
+    quoting_argument,
     split_argument,
 )
 from rag.commands.command import Command, Report, progress
@@ -21,6 +22,7 @@ def _build_arguments(parser: Any) -> None:
     parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
     parser.add_argument("--output", type=str, required=True, help="index directory to write")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
+    quoting_argument(parser)
     on_error_argument(parser, "list it in quarantine.jsonl in the index")
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
@@ -70,6 +72,7 @@ def _build(args: Any) -> Report:
         batch_size=args.batch_size,
         chunker=_chunker(args, encoder),
         split=args.split,
+        quoting=args.quoting,
         bm25=args.bm25,
         milvus=args.milvus,
         max_memory=args.max_memory,
@@ -99,6 +102,7 @@ def _verify_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
     parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
+    quoting_argument(parser)
     on_error_argument(parser, "go on")
 
 
@@ -108,7 +112,9 @@ def _verify(args: Any) -> Report:
 
     index = PassageIndex.open(args.index)
     encoder = None if args.encoder is None else encoder_of(index, args.encoder)
-    corpus = None if args.corpus is None else Corpus.from_file(args.corpus, on_error=args.on_error)
+    corpus = None
+    if args.corpus is not None:
+        corpus = Corpus.from_file(args.corpus, quoting=args.quoting, on_error=args.on_error)
     if corpus is not None and index.manifest.chunking:
         tokenizer = (encoder or encoder_of(index)).tokenizer
         corpus = corpus.chunked(Chunker(tokenizer, **dict[str, Any](index.manifest.chunking)))
@@ -121,6 +127,7 @@ def _corpus_change_arguments(parser: Any) -> None:
     corpus_argument(parser)
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+    quoting_argument(parser)
     on_error_argument(parser, "list it with --quarantine")
     parser.add_argument("--quarantine", type=str, help="file for the rows that --on_error skip leaves out")
 
@@ -142,7 +149,7 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
 
         options: dict[str, Any] = {}
         if "corpus" in args:
-            options = {name: args[name] for name in ("batch_size", "on_error", "quarantine")}
+            options = {name: args[name] for name in ("batch_size", "quoting", "on_error", "quarantine")}
         if args.get("encoder") is not None:
             options["encoder"] = load_manifest(Path(args.index)).encoder.load(args.encoder)
         with IndexWriter(args.index, progress=progress(args), **options) as writer:
@@ -169,6 +176,7 @@ def _tune_arguments(parser: Any) -> None:
     parser.add_argument("--questions", type=str, required=True, help="question file: what is searched for")
     split_argument(parser)
     identical_ids_argument(parser)
+    quoting_argument(parser)
     parser.add_argument("--recall", type=float, default=0.95, help="share of the exact top k that must be found")
     parser.add_argument("-k", "--k", type=int, default=20, help="results per question")
     parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
@@ -187,7 +195,11 @@ def _tune(args: Any) -> Report:
 
     index = PassageIndex.open(args.index)
     examples = load_examples(
-        args.questions, limit=args.limit, split=args.split, ignore_identical_ids=args.ignore_identical_ids
+        args.questions,
+        limit=args.limit,
+        split=args.split,
+        quoting=args.quoting,
+        ignore_identical_ids=args.ignore_identical_ids,
     )
     identical = identical_ids(examples, index)
     ignored = [index.corpus.document_positions(e.id) if e.ignore_identical_id else [] for e in examples]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rag.commands.arguments import bundle_arguments, open_pipeline
+from rag.commands.arguments import bundle_arguments, open_pipeline, quoting_argument
 from rag.commands.command import Command, Report
 
 
@@ -53,6 +53,7 @@ def _inspect_permutations(args: Any) -> Report:
 
 def _inspect_batch_arguments(parser: Any) -> None:
     parser.add_argument("--questions", type=str, required=True, help="training questions with golden answers")
+    quoting_argument(parser)
     _inspect_arguments(parser)
 
 
@@ -62,7 +63,8 @@ def _inspect_batch(args: Any) -> Report:
     from training.fitting import refuse_too_long, that_fit_with_answers, warn_of_too_long
 
     config, rag = _inspect_config(args), open_pipeline(args)
-    examples = load_examples(args.questions, require_answers=True, limit=config.per_device_train_batch_size)
+    limit = config.per_device_train_batch_size
+    examples = load_examples(args.questions, require_answers=True, limit=limit, quoting=args.quoting)
     fitted = that_fit_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")

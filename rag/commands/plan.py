@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import building_arguments, dev_arguments, on_error_argument, pipeline_arguments
+from rag.commands.arguments import (
+    building_arguments,
+    dev_arguments,
+    on_error_argument,
+    pipeline_arguments,
+    quoting_argument,
+)
 from rag.commands.command import Command, Report
 
 
@@ -76,10 +82,16 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
     passages, tokens, dimension = _plan_passages(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
     if args.train is not None:
-        count, question, answer = count_questions(args.train, limit)
+        count, question, answer = count_questions(args.train, limit, quoting=args.quoting)
         found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
     if args.dev is not None:
-        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=args.max_eval_samples)
+        dev = load_examples(
+            args.dev,
+            require_answers=True,
+            allow_unanswerable=True,
+            limit=args.max_eval_samples,
+            quoting=args.quoting,
+        )
         found["eval_questions"] = len(dev)
     given = {"train_questions": "questions", "dev_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
@@ -101,7 +113,7 @@ def _plan_passages(args: Any) -> tuple[int, int, int | None]:
     if args.corpus is None:
         count, tokens, dimension = count_index(args.index)
         return count, args.passage_tokens or tokens, dimension
-    count, tokens = count_passages(args.corpus)
+    count, tokens = count_passages(args.corpus, quoting=args.quoting)
     return count, args.passage_tokens or tokens, None
 
 
@@ -112,6 +124,7 @@ def _plan_index_arguments(parser: Any) -> None:
         parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
     parser.add_argument("--processes", type=int, default=1, help="of `accelerate launch`, which share out the encoding")
     parser.add_argument("--output", type=str, help="where the index would go; only its free space is looked at")
+    quoting_argument(parser)
     on_error_argument(parser, "go on")
     building_arguments(parser)
 
@@ -159,7 +172,7 @@ def _plan_sample(args: Any) -> tuple[int, Any, str]:
     from rag.plan_index import invented_passages
 
     if args.corpus is not None:
-        count, sample = sample_passages(args.corpus, on_error=args.on_error)
+        count, sample = sample_passages(args.corpus, quoting=args.quoting, on_error=args.on_error)
         counted = "counted" if args.passages is None else "as many as you say"
         return args.passages or count, sample, f"{counted}, judged by {len(sample):,} of {args.corpus}"
     if args.passages is None:

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import identical_ids_argument, retriever_argument, split_argument
+from rag.commands.arguments import (
+    identical_ids_argument,
+    quoting_argument,
+    retriever_argument,
+    split_argument,
+)
 from rag.commands.command import Command, Report, metrics_text
 
 
@@ -14,6 +19,7 @@ def _search_arguments(parser: Any) -> None:
     parser.add_argument("--questions", type=str, help="question file; recall is printed when it has answers")
     split_argument(parser)
     identical_ids_argument(parser)
+    quoting_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
@@ -73,7 +79,12 @@ def _questions(args: Any) -> list[Any]:
             "--ignore_identical_ids is about the ids of a file; give one with --questions, or leave it out."
         )
     if args.questions:
-        return load_examples(args.questions, split=args.split, ignore_identical_ids=args.ignore_identical_ids)
+        return load_examples(
+            args.questions,
+            split=args.split,
+            quoting=args.quoting,
+            ignore_identical_ids=args.ignore_identical_ids,
+        )
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 

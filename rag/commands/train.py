@@ -26,12 +26,14 @@ def _train(args: Any) -> Report:
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
     dev = None
     if args.dev is not None:
-        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=args.max_eval_samples)
+        limit = args.max_eval_samples
+        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=limit, quoting=args.quoting)
     rag = create_pipeline(args)
     train = load_examples(
         args.train,
         require_answers=True,
         limit=config.max_train_samples,
+        quoting=args.quoting,
         ignore_identical_ids=config.ignore_identical_ids,
     )
     if args.answerable_only:
