@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from indexes.durable import standing_folder
 from indexes.errors import MismatchError, ResourceError
-from rag.pocket import POCKET
+from indexes.pocket import POCKET
 
 
 def bundle_folder(

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from accelerate import PartialState
 from torch import Tensor
 
 from generator.generator import AnswerRow, GenerationConfig, Generator
@@ -20,10 +21,11 @@ from indexes.durable import read_json, replace_folder
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.passage_index import PassageIndex
+from indexes.pocket import POCKET
 from rag.evaluation import evaluate
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.metrics import answer_recall
-from rag.pocket import POCKET, base_path
+from rag.pocket import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
@@ -224,9 +226,11 @@ class RAG:
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
+    ) -> dict[str, Any]:
         """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
-        result = evaluate(self, examples, progress=progress)
+        result = evaluate(self, examples, progress=progress, processes=processes)
         return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
     # -- the bundle --------------------------------------------------------------------------------------------
