@@ -16,6 +16,7 @@ from torch import Tensor
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
+from generator.recording import recording
 from indexes.corpus import Passage
 from indexes.durable import read_json, replace_folder
 from indexes.encoder import Encoder
@@ -199,9 +200,10 @@ class RAG:
         permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
-        texts = self.generator.generate(questions, passages)
+        with recording() as recorded:
+            texts = self.generator.generate(questions, passages)
         rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
-        log_probs = self.generator.log_probs(rows).tolist()
+        log_probs = self.generator.log_probs_of_generated(rows, recorded).tolist()
         return [
             Answer(question, text, citations(text, chosen), chosen, permutation, log_prob)
             for question, text, chosen, permutation, log_prob in zip(

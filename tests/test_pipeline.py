@@ -71,6 +71,25 @@ def test_an_answer_says_where_it_comes_from(rag: RAG) -> None:
     assert json.loads(json.dumps(answer.to_dict()))["question"] == QUESTIONS[0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """Its log-probability comes from the pass that generates it, unless it was cut off or reads otherwise."""
+    end = rag.generator.language_model.end_of_answer_id
+    with torch.no_grad():
+        rag.generator.language_model.base_model.get_output_embeddings().weight[end] *= 3
+    rag.generator.config = GenerationConfig(max_new_tokens=40, temperature=temperature)
+    scored: list[int] = []
+    log_probs = rag.generator.log_probs
+    monkeypatch.setattr(rag.generator, "log_probs", lambda rows: scored.append(len(rows)) or log_probs(rows))
+    torch.manual_seed(1)
+    answers = rag.answer(QUESTIONS * 4)
+    assert sum(scored) < len(answers), "at least one was not read again"
+    monkeypatch.undo()
+    for answer in answers:
+        [expected] = rag.generator.log_probs([rag.row(answer.question, answer.passages, answer.text)])
+        assert answer.log_prob == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
