@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 from generator.generator import Generator
 from indexes.durable import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
+from indexes.launching import warn_of_one_process
 from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
@@ -114,6 +115,7 @@ class DROTrainer:
         self.output_dir = Path(config.output_dir)
         # Several CPU processes are only seen as such when the CPU is asked for.
         self.state = PartialState(cpu=self._on_cpu)
+        warn_of_one_process("train ...")
         self.history: list[dict[str, Any]] = []
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
