@@ -25,7 +25,6 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import main
 from rag.evaluation import answerable, evaluate
-from rag.hub import bundle_folder
 from rag.pipeline import RAG, load_generator
 from retriever.selector import SelectorConfig
 from training.data import QAExample
@@ -290,6 +289,8 @@ def test_a_failed_save_leaves_nothing(rag: RAG, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_save_killed_at_any_step_leaves_the_old_bundle_or_the_new_one(rag: RAG, tmp_path: Path) -> None:
+    from rag.hub import bundle_folder
+
     def contents(folder: Path) -> dict[str, bytes]:
         return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
