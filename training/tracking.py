@@ -7,13 +7,12 @@ numbers of each round (E-step diagnostics, `eval_*`), and one end.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import TensorBoardCallback, get_reporting_integration_callbacks
 
 _WITHIN_ROUNDS = (
     *("on_epoch_begin", "on_epoch_end", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step"),
@@ -36,7 +35,7 @@ class RunCallbacks(TrainerCallback):
         for callback in self.callbacks:
             # By default the time of day names the folder, so that a resumed run would be another one.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-                callback.logging_dir = str(Path(arguments.output_dir))
+                callback.logging_dir = arguments.output_dir
         self.steps = 0
         """Optimizer steps of all rounds that have ended."""
         self.rounds = 0
