@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from generator.chat import ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.prompts import AnswerPrompt, encode_plain
+from generator.recording import Recorded, StepLogProbs, is_recording
 from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
@@ -190,6 +191,22 @@ class Generator:
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
+    def log_probs_of_generated(self, rows: Sequence[AnswerRow], recorded: Recorded) -> Tensor:
+        """`log_probs`, for answers most of which a `recording` has scored while they were generated.
+
+        A recorded score is taken where exactly these tokens were generated behind exactly this prompt. Scored in a pass
+        of their own are answers that were cut off at `max_new_tokens` (nothing was asked about their end), and those
+        whose text, stripped of spaces and thoughts, is written with other tokens than it was generated with.
+        In float32 both agree to 1e-4 nats; in bfloat16 they differ as much as passes of different shapes do.
+        """
+        keys = [(*row.prompt_ids, *row.answer_ids[:-1]) for row in rows]
+        found = [recorded.get(key) for key in keys]
+        missing = [i for i, value in enumerate(found) if value is None]
+        result = torch.tensor([0.0 if value is None else value for value in found])
+        if missing:
+            result[missing] = self.log_probs([rows[i] for i in missing])
+        return result
+
     def token_log_probs(self, rows: Sequence[AnswerRow]) -> list[Tensor]:
         """Log p of every answer token given those before it, per row float32 `[L]` on the CPU, in the order given."""
         result: dict[int, Tensor] = {}
@@ -262,10 +279,18 @@ class Generator:
         input_ids, attention_mask = self._pad_left(list(prompts))
         tokenizer = self.language_model.tokenizer
         # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
-        stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        stopping: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        # Under "mixed" the head multiplies in bfloat16 while it generates and in float32 while it scores.
+        steps = None
+        if is_recording() and role == ROLE and not stop and not self.language_model.mixed:
+            steps = StepLogProbs(self.language_model.end_of_answer_id)
+            stopping["logits_processor"] = LogitsProcessorList([steps])
         with self.language_model.use(role):
             output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
-        texts = [text for text, _ in self.answers_in(prompts, output[:, input_ids.shape[1] :].tolist())]
+        replies = output[:, input_ids.shape[1] :]
+        if steps is not None:
+            steps.finish(prompts, replies, set(self._hf_config().eos_token_id))
+        texts = [text for text, _ in self.answers_in(prompts, replies.tolist())]
         return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
 
     def answers_in(self, prompts: Sequence[list[int]], replies: Sequence[list[int]]) -> list[tuple[str, bool]]:

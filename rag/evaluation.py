@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from generator.generator import Generator
@@ -94,6 +96,7 @@ def evaluate(
     batch_size: int = 16,
     on_error: str = "raise",
     progress: bool = True,
+    processes: PartialState | None = None,
 ) -> Evaluation:
     """Answer every question and score the answers.
 
@@ -108,6 +111,8 @@ def evaluate(
             fit the model's context beside passages that are cut to nothing: "raise" before anything is asked, or
             "skip" it and count it in `skipped` (and in `too_long`, by id).
         progress: Show a progress bar.
+        processes: Share out the batches among the processes of `accelerate launch`, all of which call this and get the
+            whole result. The batches are those of one process, so the result is the same.
 
     Raises:
         DataError: A question that nothing can be scored against or that does not fit, or no question at all.
@@ -121,13 +126,16 @@ def evaluate(
     # One list for all questions: who finds fewer candidates for one of them has still been asked for so many.
     cutoffs = _cutoffs(min(rag.num_candidates, rag.retriever.index.manifest.passages))
     done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
+    count, mine = (processes.num_processes, processes.process_index) if processes else (1, 0)
     with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
-        for start in range(0, len(kept), batch_size):
+        for start in range(mine * batch_size, len(kept), count * batch_size):
             batch = order[start : start + batch_size]
             candidates = retrieve(rag.retriever, [kept[i] for i in batch], rag.num_candidates)
             for i, found, answer in zip(batch, candidates, rag.answer_from(candidates), strict=True):
                 done[i] = answer, score(kept[i], found, answer, cutoffs), _hits(found)
             bar.update(len(batch))
+    if count > 1:
+        done = {i: row for part in gather_object([done]) for i, row in part.items()}
     answers, scores, candidates_found = map(list, zip(*(done[i] for i in range(len(kept))), strict=True))
     evaluation = _evaluation(kept, answers, _with_groups(kept, scores), candidates_found, len(examples) - len(kept))
     return replace(evaluation, too_long=too_long)

@@ -31,10 +31,10 @@ from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.hardware import fast_bfloat16
 from indexes.passage_index import PassageIndex
+from indexes.pocket import POCKET
 from rag.encyclopedia import write
 from rag.evaluation import evaluate
 from rag.evaluation_file import evaluation_file
-from rag.pocket import POCKET
 from rag.recipes import Variant
 from rag.standings import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
 from rag.sweep import Row, Sweep, SweepSettings, WorldSettings

@@ -10,20 +10,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from accelerate import PartialState
 from torch import Tensor
 
 from generator.chat import ChatConfig
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
+from generator.recording import recording
 from indexes.corpus import Passage
 from indexes.durable import read_json, replace_folder
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.passage_index import PassageIndex
+from indexes.pocket import POCKET
 from rag.evaluation import check_on_error, evaluate
+from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.metrics import answer_recall
-from rag.pocket import POCKET, base_path
+from rag.pocket import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
@@ -41,6 +45,7 @@ FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
 SELECTION = "selection"
 ANSWERING = (SELECTION, "rag_sequence", "rag_token")
+_ENCODER_INSIDE = {"name": "encoder", "is_folder": True}
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
@@ -232,9 +237,10 @@ class RAG:
         permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
-        texts = self.generator.generate(questions, passages)
+        with recording() as recorded:
+            texts = self.generator.generate(questions, passages)
         rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
-        log_probs = self.generator.log_probs(rows).tolist()
+        log_probs = self.generator.log_probs_of_generated(rows, recorded).tolist()
         return [
             Answer(question, text, citations(text, chosen), chosen, permutation, log_prob)
             for question, text, chosen, permutation, log_prob in zip(
@@ -265,9 +271,11 @@ class RAG:
         z = self.selector.select([candidates])[0].z_mK[0].tolist()
         yield from self.generator.stream(question, [candidates.passages[i] for i in z])
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
+    ) -> dict[str, Any]:
         """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
-        result = evaluate(self, examples, progress=progress)
+        result = evaluate(self, examples, progress=progress, processes=processes)
         return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
     # -- the bundle --------------------------------------------------------------------------------------------
@@ -304,21 +312,25 @@ class RAG:
         include_encoder |= _is_inside(self.retriever.encoder.name, folder)
         include_base |= _is_inside(self.generator.language_model.name, folder)
         config = self._config(folder, include_index, include_encoder, include_base)
+        self._write_bundle(folder, config, report)
+        return folder
+
+    def _write_bundle(self, folder: Path, config: dict[str, Any], report: Sequence[dict[str, Any]] = ()) -> None:
+        """Write a bundle with the parts that its configuration says are inside."""
 
         def write(partial: Path) -> None:
             write_learned(self.selector, partial / LEARNED_FOLDER)
             _write_json(partial / CONFIG_FILE, config)
-            if include_index:
+            if config["index"]["path"] == "index":
                 shutil.copytree(self.retriever.index.path, partial / "index")
-            if include_encoder:
+            if config["encoder"] == _ENCODER_INSIDE:
                 self.retriever.encoder.save_pretrained(partial / "encoder")
-            if include_base:
+            if config["base"]["name"] == "base" and config["base"]["is_folder"]:
                 # The adapters are beside it, and selector, generator and the reference of SelfAug need it unmerged.
                 self.generator.language_model.save_base(partial / "base")
             (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
 
         replace_folder(folder, write)
-        return folder
 
     def _config(self, folder: Path, index: bool, encoder: bool, base: bool) -> dict[str, Any]:
         model, manifest = self.generator.language_model, self.retriever.index.manifest
@@ -349,10 +361,9 @@ class RAG:
                 "corpus_fingerprint": manifest.corpus_fingerprint,
                 "origin": manifest.origin,
             },
-            "encoder": {
-                "name": "encoder" if encoder else _pointer(encoder_name, folder),
-                "is_folder": encoder or _is_folder(encoder_name),
-            },
+            "encoder": _ENCODER_INSIDE
+            if encoder
+            else {"name": _pointer(encoder_name, folder), "is_folder": _is_folder(encoder_name)},
         }
 
     @classmethod
@@ -365,24 +376,42 @@ class RAG:
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
     ) -> "RAG":
         """Open a bundle; it answers as it did when it was saved.
 
         Args:
-            folder: What `save_pretrained` wrote (a Hub repository: download it first with huggingface_hub).
+            folder: What `save_pretrained` wrote, or the id of a repository that `push_to_hub` filled; a folder of that
+                name always wins.
             index: Use this index instead of the one the bundle points to (same corpus required).
             encoder: Use this copy of the encoder.
             dtype: As in `create`; "auto" is what it was saved with.
             device: As in `create`.
             quantization: As in `create`; default: what it was saved with.
+            revision: Branch, tag or commit of the bundle's repository.
+            token: Access token of the Hub; None takes the one that is logged in.
+            cache_dir: Where snapshots of the Hub are kept; default: its cache (HF_HOME).
+            local_files_only: Take the repository from the cache, without the network.
 
         Raises:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
-            ResourceError: Base or encoder cannot be found.
+            ResourceError: The bundle, its base or its encoder cannot be found.
+            UsageError: The bundle was uploaded without its index, and none is given.
         """
-        folder = Path(folder)
+        given = {"index": index, "encoder": encoder}
+        folder = bundle_folder(
+            folder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            leave_out=[part for part, value in given.items() if value is not None],
+        )
         config = read_config(folder)
-        where = index if index is not None else folder / config["index"]["path"]
+        where = index if index is not None else _index_path(config, folder)
         base = config["base"]
         rag = cls.create(
             index=where,
@@ -425,17 +454,83 @@ class RAG:
         adapter = QuestionAdapter(self.retriever.encoder.dimension, rank)
         self.retriever.adapter = adapter.to(self.generator.language_model.device)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, include_index: bool = False) -> str:
-        """Upload the bundle to the Hugging Face Hub; returns the commit's address."""
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_index: bool | None = None,
+        include_encoder: bool = False,
+        include_base: bool = False,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a RAG bundle",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the bundle to the Hugging Face Hub; `from_pretrained(repo_id)` opens it anywhere.
+
+        Nothing that is uploaded points to a folder of this machine: a part that only this machine has must be included.
+
+        Args:
+            repo_id: "user/name"; made if it is not there.
+            include_index: True uploads the index. False leaves it out on purpose: whoever opens the bundle must then
+                give an index of the same corpus. None refuses, because an index is always a local folder.
+            include_encoder: Upload the encoder; else it must be on the Hub, or "pocket".
+            include_base: Upload the base; else it must be on the Hub, or "pocket".
+            private: Whether a new repository is private; None takes the default of the organisation.
+            token: Access token; None takes the one that is logged in.
+            revision: Branch to commit to, made if it is not there; default: the main branch.
+            commit_message: Of the commit.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: A part that only this machine has is not included.
+        """
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
 
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        self._check_parts_travel(include_index, include_encoder, include_base)
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with TemporaryDirectory() as work:
-            bundle = self.save_pretrained(Path(work) / "bundle", include_index=include_index)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=str(bundle)))
+            bundle = Path(work) / "bundle"
+            config = self._config(bundle, bool(include_index), include_encoder, include_base)
+            if not include_index:
+                config["index"]["path"] = None
+            self._write_bundle(bundle, config)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=str(bundle),
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                # A commit replaces the bundle as a whole: files of an earlier one would not belong to this one.
+                delete_patterns=["learned/**", "index/**", "encoder/**", "base/**"],
+            )
+        return str(commit)
+
+    def _check_parts_travel(self, index: bool | None, encoder: bool, base: bool) -> None:
+        """Refuse a bundle that would point to a folder of this machine."""
+        names = {"encoder": (encoder, self.retriever.encoder.name)}
+        names["base"] = (base, self.generator.language_model.name)
+        for part, (included, name) in names.items():
+            if not (included or can_be_found_elsewhere(name)):
+                raise UsageError(
+                    f"What is uploaded must be complete elsewhere, but the {part} is only here ({name or 'unnamed'}). "
+                    f"Upload it too with include_{part}=True, or use one from the Hub."
+                )
+        if index is None:
+            raise UsageError(
+                f"What is uploaded must be complete elsewhere, but the index is only here "
+                f"({self.retriever.index.path}). Upload it too with include_index=True, or leave it out with "
+                "include_index=False: whoever opens the bundle must then give one of the same corpus."
+            )
 
 
 def _summing(rag: RAG) -> "RAGSequence | RAGToken":
@@ -450,21 +545,40 @@ def _summing(rag: RAG) -> "RAGSequence | RAGToken":
 
 
 def load_generator(
-    folder: str | Path, *, dtype: str = "auto", device: str | None = None, quantization: str | None = None
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> Generator:
     """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
 
     Args:
-        folder: What `RAG.save_pretrained` wrote.
+        folder: What `RAG.save_pretrained` wrote, or the id of a repository on the Hub.
         dtype: As in `RAG.from_pretrained`.
         device: As in `RAG.from_pretrained`.
         quantization: As in `RAG.from_pretrained`.
+        revision: As in `RAG.from_pretrained`.
+        token: As in `RAG.from_pretrained`.
+        cache_dir: As in `RAG.from_pretrained`.
+        local_files_only: As in `RAG.from_pretrained`.
 
     Raises:
         MismatchError: Not a bundle, or damaged.
-        ResourceError: The base cannot be found.
+        ResourceError: The bundle or its base cannot be found.
     """
-    folder = Path(folder)
+    folder = bundle_folder(
+        folder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        leave_out=("index", "encoder"),
+    )
     config = read_config(folder)
     base, name = config["base"], _resolve(config["base"], folder)
     model = LanguageModel.from_pretrained(
@@ -536,6 +650,15 @@ def _cannot_be_asked(reasons: Sequence[str | None]) -> DataError:
     )
 
 
+def _index_path(config: Mapping[str, Any], folder: Path) -> Path:
+    if (path := config["index"]["path"]) is None:
+        raise UsageError(
+            f"The bundle {folder} was uploaded without its index. Give one of the same corpus, whose fingerprint is "
+            f"{config['index']['corpus_fingerprint'][:16]}, with index=... (--index DIR)."
+        )
+    return folder / str(path)
+
+
 def _is_folder(name: str) -> bool:
     return name != POCKET and Path(name).is_dir()
 
@@ -578,6 +701,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _model_card(config: dict[str, Any], report: Sequence[dict[str, Any]]) -> str:
+    arguments = "folder" if config["index"]["path"] else "folder, index=an_index_of_this_corpus"
     lines = [
         "---",
         "library_name: dro-rag",
@@ -587,7 +711,7 @@ def _model_card(config: dict[str, Any], report: Sequence[dict[str, Any]]) -> str
         "# RAG bundle",
         "",
         f"Selector and generator adapters (LoRA, rank {config['adapter']['r']}) over one frozen base, a question "
-        "adapter for the retriever, prompts and settings. Open it with `RAG.from_pretrained(folder)`.",
+        f"adapter for the retriever, prompts and settings. Open it with `RAG.from_pretrained({arguments})`.",
         "",
         f"- base: `{config['base']['name']}`",
         f"- candidates n = {config['selector']['num_candidates']}, selected K = {config['selector']['num_selected']}",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from generator.generator import Generator
+from generator.recording import Recorded, recording
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
@@ -73,9 +74,10 @@ class RAGSequence(SingleDocuments):
 
     def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """The most probable of the answers that the documents propose, for each question."""
-        proposals = self._proposals(candidates)
+        with recording() as recorded:
+            proposals = self._proposals(candidates)
         priors = log_priors(self.rag, candidates)
-        judged = self._judged(candidates, proposals)
+        judged = self._judged(candidates, proposals, recorded)
         return [self._best(*parts) for parts in zip(candidates, proposals, priors, judged, strict=True)]
 
     def _proposals(self, candidates: Sequence[Candidates]) -> list[list[str]]:
@@ -84,7 +86,9 @@ class RAGSequence(SingleDocuments):
         texts = iter(self.rag.generator.generate(questions, [[p] for c in candidates for p in c.passages]))
         return [list(dict.fromkeys(next(texts) for _ in c.passages)) for c in candidates]
 
-    def _judged(self, candidates: Sequence[Candidates], proposals: Sequence[Sequence[str]]) -> list[Tensor]:
+    def _judged(
+        self, candidates: Sequence[Candidates], proposals: Sequence[Sequence[str]], recorded: Recorded
+    ) -> list[Tensor]:
         """Log p_g of every proposal under every document of its question, `[texts, n]`, all questions together."""
         rows = [
             self.rag.row(c.question, [passage], text)
@@ -93,7 +97,7 @@ class RAGSequence(SingleDocuments):
             for passage in c.passages
         ]
         sizes = [len(texts) * len(c) for c, texts in zip(candidates, proposals, strict=True)]
-        found = self.rag.generator.log_probs(rows).split(sizes)
+        found = self.rag.generator.log_probs_of_generated(rows, recorded).split(sizes)
         return [log_p.view(len(texts), -1) for log_p, texts in zip(found, proposals, strict=True)]
 
     def _best(self, candidates: Candidates, texts: Sequence[str], log_p_d: Tensor, log_p_td: Tensor) -> Answer:

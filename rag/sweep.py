@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
@@ -38,12 +39,12 @@ from indexes.durable import only_writer, read_json
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.passage_index import PassageIndex
+from indexes.pocket import POCKET
 from rag.evaluation import answerable, evaluate
 from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.logs import set_up_logs
 from rag.pipeline import RAG, encoder_of
-from rag.pocket import POCKET
 from rag.pocket.abilities import Exercise, exercises
 from rag.pocket.domain import Domain, encyclopedia
 from rag.pocket.harbour import HARBOUR
@@ -279,13 +280,15 @@ class Watched:
         self.rag, self.tasks = rag, tasks
         self.retriever, self.selector, self.generator = rag.retriever, rag.selector, rag.generator
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, Any]:
+    def evaluate(
+        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
+    ) -> dict[str, Any]:
         """Metrics of the answers, and `general` and `kl_drift`."""
         forgotten: dict[str, float] = {}
         if self.tasks:
             forgetting = measure_forgetting(self.generator, self.tasks)
             forgotten = {"general": forgetting.general, "kl_drift": forgetting.kl_drift}
-        return self.rag.evaluate(examples, progress=progress) | forgotten
+        return self.rag.evaluate(examples, progress=progress, processes=processes) | forgotten
 
 
 class Sweep:

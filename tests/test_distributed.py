@@ -154,7 +154,12 @@ def counted(self, examples, **kwargs):
     assert len(examples) == 1, "each process estimates its own share"
     return shared_out(self, examples, **kwargs)
 trainer.e_step.__class__.__call__ = counted
+asked = []
+answer_from = RAG.answer_from
+RAG.answer_from = lambda self, candidates: asked.extend(c.question for c in candidates) or answer_from(self, candidates)
 trainer.train()
+assert len(asked) == 2 * (rank == 0), "one dev question is one batch, answered once in each of two rounds"
+Path(sys.argv[4], f"history-{rank}").write_text(json.dumps(trainer.history[-1]["eval_f1"]))
 
 if rank == 1:  # sees the metrics as they are while the other process rewrites them in place, or on a slow network disk
     for name in ("read_text", "read_bytes"):
@@ -199,5 +204,6 @@ def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> N
     byte_tokenizer().save_pretrained(tmp_path / "base")
     arguments = [str(index.path), str(Path(__file__).parent), str(tmp_path / "base"), str(tmp_path / "run")]
     run_two(TRAIN, arguments, tmp_path)
+    assert (tmp_path / "run/history-0").read_text() == (tmp_path / "run/history-1").read_text()
     assert float((tmp_path / "run/agreed").read_text()) > 0
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from conftest import (
     tiny_language_model,
     tiny_model,
 )
+from huggingface_hub.errors import LocalEntryNotFoundError
+from kills import survives
 
 from generator.chat import ChatConfig
 from generator.generator import GenerationConfig, Generator
@@ -30,6 +33,7 @@ from indexes.corpus import Corpus, Passage
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.passage_index import PassageIndex
+from rag.cli import main
 from rag.evaluation import answerable, evaluate
 from rag.pipeline import RAG, load_generator
 from retriever.selector import SelectorConfig
@@ -74,6 +78,25 @@ def test_an_answer_says_where_it_comes_from(rag: RAG) -> None:
         expected = rag.generator.log_prob(QUESTIONS[0], answer.passages, answer.text)
         assert answer.log_prob == pytest.approx(expected, abs=1e-4)
     assert json.loads(json.dumps(answer.to_dict()))["question"] == QUESTIONS[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """Its log-probability comes from the pass that generates it, unless it was cut off or reads otherwise."""
+    end = rag.generator.language_model.end_of_answer_id
+    with torch.no_grad():
+        rag.generator.language_model.base_model.get_output_embeddings().weight[end] *= 3
+    rag.generator.config = GenerationConfig(max_new_tokens=40, temperature=temperature)
+    scored: list[int] = []
+    log_probs = rag.generator.log_probs
+    monkeypatch.setattr(rag.generator, "log_probs", lambda rows: scored.append(len(rows)) or log_probs(rows))
+    torch.manual_seed(1)
+    answers = rag.answer(QUESTIONS * 4)
+    assert sum(scored) < len(answers), "at least one was not read again"
+    monkeypatch.undo()
+    for answer in answers:
+        [expected] = rag.generator.log_probs([rag.row(answer.question, answer.passages, answer.text)])
+        assert answer.log_prob == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +298,29 @@ def test_a_failed_save_leaves_nothing(rag: RAG, tmp_path: Path, monkeypatch: pyt
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_save_killed_at_any_step_leaves_the_old_bundle_or_the_new_one(rag: RAG, tmp_path: Path) -> None:
+    from rag.hub import bundle_folder
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+    old = contents(rag.save_pretrained(tmp_path / "old"))
+    new = contents(rag.save_pretrained(tmp_path / "new", report=[{"round": 0, "eval_f1": 0.25}]))
+    found = []
+    for step in range(1, 200):
+        place = tmp_path / "bundle"
+        rag.save_pretrained(place)
+        ended = survives(lambda: rag.save_pretrained(tmp_path / "bundle", report=[{"round": 0, "eval_f1": 0.25}]), step)
+        bundle = bundle_folder(place)
+        assert contents(bundle) in (old, new), step
+        if bundle != place:
+            RAG.from_pretrained(place, device="cpu")
+        found.append(bundle == place)
+        if ended:
+            break
+    assert ended and len(found) > 10 and not all(found)
+
+
 def test_damaged_bundles(rag: RAG, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"A bundle is a folder with rag_config\.json"):
         RAG.from_pretrained(tmp_path)
@@ -312,23 +358,145 @@ def test_create_refuses(base: Path, index: PassageIndex, tmp_path: Path) -> None
         pipeline.answer(" ")
 
 
-def test_push_to_hub_uploads_a_whole_bundle(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: dict[str, object] = {}
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A Hub in a folder; `calls` holds what it was asked."""
+    folder, calls = tmp_path / "hub", {}
 
     class Api:
-        def create_repo(self, repo_id: str, **kwargs: object) -> None:
-            calls["repo"] = (repo_id, kwargs["private"])
+        def __init__(self, token: str | None = None) -> None:
+            calls["token"] = token
 
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
-            calls["files"] = {f.name for f in Path(folder_path).iterdir()}
-            return "commit"
+        def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> SimpleNamespace:
+            calls["repository"] = (repo_id, private, exist_ok)
+            return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
+
+        def create_branch(self, repo_id: str, *, branch: str, exist_ok: bool) -> None:
+            calls["branch"] = (repo_id, branch, exist_ok)
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **options: object) -> str:
+            calls["upload"] = (repo_id, options)
+            shutil.copytree(folder_path, folder / repo_id)
+            return "https://huggingface.co/me/my-rag/commit/1"
+
+    def snapshot_download(repo_id: str, **options: object) -> str:
+        calls["download"] = (repo_id, options)
+        if not (folder / repo_id).is_dir():
+            raise LocalEntryNotFoundError("it is not in the cache and the Hub cannot be reached")
+        return str(folder / repo_id)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    assert rag.push_to_hub("me/my-rag", private=True, include_index=True) == "commit"
-    assert calls == {
-        "repo": ("me/my-rag", True),
-        "files": {"README.md", "rag_config.json", "learned", "index"},
+    monkeypatch.setattr("rag.hub.snapshot_download", snapshot_download)
+    return SimpleNamespace(folder=folder, calls=calls)
+
+
+@pytest.fixture
+def movable(rag: RAG, tmp_path: Path) -> tuple[RAG, Path]:
+    """A pipeline, and the folder that holds all its parts."""
+    parts = rag.save_pretrained(tmp_path / "parts", include_index=True, include_encoder=True, include_base=True)
+    return RAG.from_pretrained(parts, device="cpu"), parts
+
+
+def test_what_is_pushed_opens_anywhere(
+    movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rag, parts = movable
+    before = rag.answer(QUESTIONS)
+    options = {"include_index": True, "include_encoder": True, "include_base": True}
+    address = rag.push_to_hub("my-rag", private=True, token="t", revision="v2", **options)
+    assert address == "https://huggingface.co/me/my-rag/commit/1"
+    assert hub.calls["token"] == "t"
+    assert hub.calls["repository"] == ("my-rag", True, True)
+    assert hub.calls["branch"] == ("me/my-rag", "v2", True)
+    repository, uploaded = hub.calls["upload"]
+    assert (repository, uploaded["revision"], uploaded["create_pr"]) == ("me/my-rag", "v2", False)
+    del rag
+    shutil.rmtree(parts)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = RAG.from_pretrained("me/my-rag", device="cpu", revision="v2", token="t", cache_dir="c")
+    assert hub.calls["download"] == (
+        "me/my-rag",
+        {"revision": "v2", "token": "t", "cache_dir": "c", "local_files_only": False, "ignore_patterns": []},
+    )
+    assert again.answer(QUESTIONS) == before
+    text = (hub.folder / "me/my-rag/rag_config.json").read_text()
+    assert ".." not in text and str(tmp_path) not in text
+    generator = load_generator("me/my-rag", device="cpu", local_files_only=True)
+    assert hub.calls["download"][1]["ignore_patterns"] == ["index/*", "encoder/*"]
+    assert hub.calls["download"][1]["local_files_only"] is True
+    passages = before[0].passages
+    assert generator.log_prob(QUESTIONS[0], passages, "x") == again.generator.log_prob(QUESTIONS[0], passages, "x")
+
+
+@pytest.mark.parametrize("part", ["index", "encoder", "base"])
+def test_what_only_this_machine_has_is_not_pointed_to(
+    movable: tuple[RAG, Path], hub: SimpleNamespace, part: str
+) -> None:
+    others = {f"include_{name}": True for name in {"index", "encoder", "base"} - {part}}
+    with pytest.raises(UsageError, match=rf"the {part} is only here .*include_{part}=True"):
+        movable[0].push_to_hub("me/my-rag", **others)
+    assert "repository" not in hub.calls
+
+
+def test_models_of_the_hub_are_named_and_not_uploaded(
+    movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path
+) -> None:
+    rag, _ = movable
+    rag.generator.language_model.name = "me/base"
+    rag.generator.language_model.revision = "v1"
+    rag.retriever.encoder.name = "pocket"
+    rag.push_to_hub("me/my-rag", include_index=True)
+    config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
+    assert (config["base"]["name"], config["base"]["revision"]) == ("me/base", "v1")
+    assert config["encoder"] == {"name": "pocket", "is_folder": False}
+    assert {p.name for p in (hub.folder / "me/my-rag").iterdir()} == {
+        "README.md",
+        "rag_config.json",
+        "learned",
+        "index",
     }
+
+
+def test_an_index_that_is_left_out_on_purpose_must_be_given(
+    movable: tuple[RAG, Path], hub: SimpleNamespace, index: PassageIndex
+) -> None:
+    rag, parts = movable
+    rag.push_to_hub("me/my-rag", include_index=False, include_encoder=True, include_base=True)
+    assert not (hub.folder / "me/my-rag/index").exists()
+    assert "index=an_index_of_this_corpus" in (hub.folder / "me/my-rag/README.md").read_text()
+    with pytest.raises(UsageError, match=r"uploaded without its index\. Give one of the same corpus"):
+        RAG.from_pretrained("me/my-rag", device="cpu")
+    again = RAG.from_pretrained("me/my-rag", index=parts / "index", device="cpu")
+    assert hub.calls["download"][1]["ignore_patterns"] == ["index/*"]
+    assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
+
+
+def test_a_folder_wins_over_the_hub(
+    rag: RAG, hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rag.save_pretrained(tmp_path / "me/my-rag")
+    monkeypatch.chdir(tmp_path)
+    assert RAG.from_pretrained("me/my-rag", device="cpu").answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
+    assert "download" not in hub.calls
+
+
+def test_a_bundle_that_is_nowhere(hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ResourceError, match=r"there is no folder 'me/gone', and downloading it failed: it is not in"):
+        RAG.from_pretrained("me/gone")
+    with pytest.raises(MismatchError, match="is neither"):
+        RAG.from_pretrained(tmp_path / "gone")
+    with pytest.raises(MismatchError, match="is neither"):
+        load_generator("/no/such/bundle")
+    assert main(["ask", "--bundle", "me/gone", "--revision", "v3", "who?"]) == 5
+    assert hub.calls["download"][1]["revision"] == "v3"
+    assert "downloading it failed" in capsys.readouterr().err
+
+
+def test_the_hub_cannot_be_reached_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real client, told to stay offline."""
+    with pytest.raises(ResourceError, match=r"there is no folder 'me/gone', and downloading it failed"):
+        RAG.from_pretrained("me/gone", cache_dir=tmp_path, local_files_only=True)
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------

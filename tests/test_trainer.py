@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import PASSAGES, learned
 from kills import survives
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
@@ -28,6 +30,28 @@ EXAMPLES = [
 def settings(folder: Path, **changes: object) -> DROConfig:
     defaults = {"rounds": 2, "num_samples": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
     return DROConfig(**{"output_dir": folder, **defaults, **changes})
+
+
+class Watching(TrainerCallback):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.steps: list[int] = []
+        self.evaluations: list[dict[str, float]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.events.append("on_train_begin")
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.events.append("on_train_end")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.events.append("on_step_end")
+        self.steps.append(state.global_step)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+        self.evaluations.append(metrics)
 
 
 def train(rag: RAG, config: DROConfig, dev: Sequence[QAExample] | None = EXAMPLES[:2]) -> DROTrainer:
@@ -183,8 +207,37 @@ def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_p
 
 
 def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, report_to="tensorboard", logging_steps=1), None)
-    assert list((tmp_path / "run/logs").rglob("events.out.tfevents.*"))
+    """One run over warm-up and rounds: steps go on, each round brings its own numbers, and so does a resumed run."""
+    watching = Watching()
+    options = {"report_to": "tensorboard", "logging_steps": 1, "warm_up_epochs": 1, "gradient_accumulation_steps": 1}
+    first = DROTrainer(
+        make_rag(),
+        settings(tmp_path / "run", rounds=1, **options),
+        EXAMPLES,
+        EXAMPLES[:2],
+        callbacks=[watching],
+        progress=False,
+    )
+    first.train()
+    assert watching.events[0] == "on_train_begin" and watching.events[-1] == "on_train_end"
+    assert watching.events.count("on_train_begin") == watching.events.count("on_train_end") == 1
+    assert watching.steps == list(range(1, 2 * len(EXAMPLES) + 1))
+    assert [metrics["eval_f1"] for metrics in watching.evaluations] == [r["eval_f1"] for r in first.history]
+    resumed = settings(tmp_path / "run", rounds=2, resume=True, **options)
+    trainer = DROTrainer(make_rag(), resumed, EXAMPLES, EXAMPLES[:2], progress=False)
+    trainer.train()
+    ends = [record["global_step"] for record in trainer.history]
+    assert ends == [len(EXAMPLES), 2 * len(EXAMPLES), 3 * len(EXAMPLES)]
+
+    files = list((tmp_path / "run/logs").rglob("events.out.tfevents.*"))
+    assert {file.parent for file in files} == {tmp_path / "run/logs"}, "one folder is one run for TensorBoard"
+    events = EventAccumulator(str(tmp_path / "run/logs")).Reload()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert [step for step, _ in found["train/learning_rate"]] == list(range(1, 3 * len(EXAMPLES) + 1))
+    for tag, name in (("eval/f1", "eval_f1"), ("train/round", "round")):
+        assert found[tag] == [(r["global_step"], pytest.approx(r[name])) for r in trainer.history]
+    for name in ("ess", "log_marginal", "prior_gate"):
+        assert found[f"train/{name}"] == [(r["global_step"], pytest.approx(r[name])) for r in trainer.history[1:]]
 
 
 def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

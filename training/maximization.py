@@ -39,6 +39,7 @@ from training.losses import (
     selfaug_loss,
     selfaug_positions,
 )
+from training.tracking import RunCallbacks
 
 FIRST_KL_TOLERANCE = 1e-3
 """Nats per token that another batch shape may cost in bfloat16."""
@@ -374,6 +375,8 @@ class MStepTrainer(Trainer):
     ) -> None:
         use_cpu = model.language_model.device.type == "cpu"
         args = training_arguments(config, output_dir, seed=seed, max_rows=max_rows, use_cpu=use_cpu)
+        if any(isinstance(callback, RunCallbacks) for callback in callbacks or ()):
+            args.report_to = []  # one tracker over all rounds, and not one more for this
         plan = plan_micro_batches(posteriors, config, seed=seed, world_size=args.world_size, max_rows=max_rows)
         super().__init__(model=model, args=args, train_dataset=plan, data_collator=_only, callbacks=callbacks)
         # The trainer's own console lines would tear the run's progress bar; loggers chosen by report_to stay.

@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 from generator.generator import Generator
 from indexes.durable import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
+from indexes.launching import warn_of_one_process
 from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
@@ -41,6 +42,7 @@ from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.pooling import fit_pooling
 from training.refresh import open_refreshed, refreshed
 from training.self_retrieval import identical_ids, retrieve
+from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
@@ -63,8 +65,13 @@ class TrainableRAG(Protocol):
     selector: Selector
     generator: Generator
 
-    def evaluate(self, examples: Sequence[QAExample], *, progress: bool = True) -> Mapping[str, Any]:
-        """Metrics by name; `intervals`, if it is there, is a mapping from their names to the ends of an interval."""
+    def evaluate(
+        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
+    ) -> Mapping[str, Any]:
+        """Metrics by name; `intervals`, if it is there, is a mapping from their names to the ends of an interval.
+
+        `processes` share out the questions, and all of them get the metrics; it is given only where there are several.
+        """
         ...
 
 
@@ -78,7 +85,8 @@ class DROTrainer:
             the model's context are left out before anything is trained, with a warning; `left_out` has their ids.
         eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept. What does not
             fit is left out of every round alike.
-        callbacks: `transformers` callbacks, given to every M-step.
+        callbacks: `transformers` callbacks. They see one run, whose steps go on from round to round, and with each
+            round `on_log` and `on_evaluate` with its numbers; a stop that one of them asks for ends the M-step.
         progress: Show progress bars.
 
     Raises:
@@ -108,18 +116,23 @@ class DROTrainer:
         for examples in (self.train_examples, self.eval_examples or []):
             if (identical := identical_ids(examples, rag.retriever.index)).ignoring:
                 logger.info("%s", identical)
-        self.callbacks = callbacks or []
         self.progress = progress
         self.output_dir = Path(config.output_dir)
         # Several CPU processes are only seen as such when the CPU is asked for.
         self.state = PartialState(cpu=self._on_cpu)
+        warn_of_one_process("train ...")
         self.history: list[dict[str, Any]] = []
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         self._check_output_dir()
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
-        training_arguments(config, self.output_dir, seed=0, max_rows=1, use_cpu=self._on_cpu)
+        self.run_callbacks = RunCallbacks(
+            training_arguments(
+                config, self.output_dir / "logs", seed=config.seed, max_rows=self._max_rows(), use_cpu=self._on_cpu
+            ),
+            callbacks or [],
+        )
         self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
 
     def _check_selection(self) -> None:
@@ -166,12 +179,14 @@ class DROTrainer:
             self._refresh(posteriors, round)
             self._finish_round(round, _mean_telemetry(posteriors) | pooling | losses, started)
         self._restore_best()
+        self.run_callbacks.end(self.rag.generator.language_model.base_model)
         return self.history
 
     def _begin(self) -> int:
         """Start a fresh run: warm-up, round 0, first checkpoint."""
         started = self._now()
         self._write_run_file()
+        self.run_callbacks.begin(self.rag.generator.language_model.base_model)
         losses = self._warm_up() if self.config.warm_up_epochs else {}
         self._finish_round(0, losses, started)
         return 1
@@ -214,10 +229,10 @@ class DROTrainer:
                 model,
                 self.config,
                 posteriors,
-                output_dir=self.output_dir / "logs" / f"round-{round}",
+                output_dir=self.output_dir / "logs",
                 seed=stable_seed(self.config.seed, round),
                 max_rows=self._max_rows() if round else 1,
-                callbacks=self.callbacks,
+                callbacks=[self.run_callbacks],
                 on_questions=advance,
             )
             with model.language_model.gradient_checkpointing(self.config.gradient_checkpointing):
@@ -256,7 +271,9 @@ class DROTrainer:
         seconds, tokens = (now - before for now, before in zip(self._now(), started, strict=True))
         speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         evaluation = self._evaluate()
-        self.history.append({"round": round, **metrics, **{f"eval_{k}": v for k, v in evaluation.items()}, **speed})
+        scores = {f"eval_{name}": value for name, value in evaluation.items()}
+        steps = {"global_step": self.run_callbacks.steps}
+        self.history.append({"round": round, **steps, **metrics, **scores, **speed})
         if self.state.is_main_process:
             save_learned(self.rag.selector, self._round_folder(round))
             self._write_metrics(self.history)
@@ -264,6 +281,7 @@ class DROTrainer:
             record = self.history[-1]
             news = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
             logger.info("Round %d of %d in %.0f s. %s", round, self.config.rounds, seconds, news)
+        self.run_callbacks.log(self.history[-1], self.rag.generator.language_model.base_model)
         self.state.wait_for_everyone()
         if self.eval_examples is not None:
             self._score(self.history[-1])  # an unknown metric is found in the first round, with its work saved
@@ -272,7 +290,11 @@ class DROTrainer:
     def _evaluate(self) -> dict[str, Any]:
         if self.eval_examples is None:
             return {}
-        return dict(self.rag.evaluate(self.eval_examples, progress=self.progress))
+        if self.state.num_processes == 1:
+            return dict(self.rag.evaluate(self.eval_examples, progress=self.progress))
+        # Shared out like the E-step: each process would else answer all questions while the others do the same.
+        shown = self.progress and self.state.is_local_main_process
+        return dict(self.rag.evaluate(self.eval_examples, progress=shown, processes=self.state))
 
     def _round_folder(self, round: int) -> Path:
         return self.output_dir / f"round-{round}"
@@ -366,22 +388,23 @@ class DROTrainer:
         self.history = self._found_by_main(self._finished_rounds)
         if not self.history:
             return self._begin()
-        last = int(self.history[-1]["round"])
-        self._load_round(last)
-        return last + 1
+        last = self.history[-1]
+        self._load_round(int(last["round"]))
+        self.run_callbacks.begin(self.rag.generator.language_model.base_model, steps=int(last.get("global_step", 0)))
+        return int(last["round"]) + 1
 
     def _found_by_main(self, look: Callable[[], T]) -> T:
         """What the main process finds, for all: it may change files, and others would read them at another moment."""
-        found: list[tuple[T | None, RAGError | None]] = [(None, None)]
+        found: list[Any] = [None]
         if self.state.is_main_process:
             try:
-                found = [(look(), None)]
+                found = [look()]
             except RAGError as error:  # raised by all, because the others would wait for ever
-                found = [(None, error)]
-        ((value, error),) = broadcast_object_list(found)
-        if error is not None:
-            raise error
-        return value
+                found = [error]
+        (outcome,) = broadcast_object_list(found)
+        if isinstance(outcome, RAGError):
+            raise outcome
+        return outcome
 
     def _check_run_file(self) -> None:
         then = f"Delete {self.output_dir} and train again, or restore the file."

@@ -131,7 +131,7 @@ def pipeline_arguments(parser: Any) -> None:
 
     parser.add_argument("--index", type=str, help="index directory")
     parser.add_argument("--base", type=str, default="pocket", help='causal LM: Hub name, folder, or "pocket"')
-    parser.add_argument("--revision", type=str, help="revision of the base on the Hub")
+    parser.add_argument("--revision", type=str, help="revision on the Hub: of --bundle, or else of --base")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
@@ -171,7 +171,11 @@ def create_pipeline(args: Any) -> Any:
 
 def bundle_arguments(parser: Any) -> None:
     """A trained pipeline, or what a new one is made of."""
-    parser.add_argument("--bundle", type=str, help="a trained pipeline; else --index and --base make a fresh one")
+    parser.add_argument(
+        "--bundle",
+        type=str,
+        help="a trained pipeline: a folder or a repository on the Hub; else --index and --base make a fresh one",
+    )
     pipeline_arguments(parser)
 
 
@@ -186,7 +190,7 @@ def open_pipeline(args: Any) -> Any:
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    own = ("base", "revision", "context_length", "retriever", "selector", "generation", "adapter", "chat")
+    own = ("base", "context_length", "retriever", "selector", "generation", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
@@ -197,6 +201,7 @@ def open_pipeline(args: Any) -> Any:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        revision=args.revision,
     )
 
 

@@ -69,6 +69,7 @@ def _evaluate(args: Any) -> Report:
     from rag import evaluate
     from rag.evaluation import scorable
     from rag.evaluation_file import check_output, evaluation_file, write_json
+    from rag.hub import bundle_folder
     from training import check_gold_ids
     from training.data import read_questions
 
@@ -77,6 +78,9 @@ def _evaluate(args: Any) -> Report:
     reading = {"limit": args.limit, "split": args.split, "quoting": args.quoting, "on_error": args.on_error}
     examples, broken = read_questions(args.questions, ignore_identical_ids=args.ignore_identical_ids, **reading)
     scorable(examples, args.on_error)  # refused before anything is loaded
+    name = args.name or (Path(args.bundle).resolve().name if args.bundle else "base")
+    if args.bundle is not None:
+        args.bundle = str(bundle_folder(args.bundle, revision=args.revision))
     rag = open_pipeline(args)
     examples = check_gold_ids(examples, rag.retriever.index)
     result = evaluate(rag, examples, on_error=args.on_error, progress=progress(args))
@@ -84,7 +88,7 @@ def _evaluate(args: Any) -> Report:
     data = evaluation_file(
         rag,
         result,
-        name=args.name or (Path(args.bundle).resolve().name if args.bundle else "base"),
+        name=name,
         label=args.label or "",
         bundle=args.bundle,
         questions=args.questions,

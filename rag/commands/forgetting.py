@@ -12,7 +12,9 @@ from rag.commands.command import Command, Report, cell, progress, table
 def _forgetting_arguments(parser: Any) -> None:
     from generator import ChatConfig
 
-    parser.add_argument("--bundle", type=str, nargs="+", default=[], help="trained pipelines, all over one base")
+    parser.add_argument(
+        "--bundle", type=str, nargs="+", default=[], help="trained pipelines (folders or Hub ids), all over one base"
+    )
     parser.add_argument("--name", type=str, nargs="+", help="what tables call them (default: by their folders)")
     parser.add_argument("--base", type=str, help="without --bundle: the base alone, a Hub name, a folder or pocket")
     parser.add_argument(
@@ -46,6 +48,7 @@ def _forgetting(args: Any) -> Report:
     from generator import ChatConfig
     from rag.evaluation_file import check_output, write_json
     from rag.forgetting import forgetting
+    from rag.hub import bundle_folder
     from rag.probes import Probes
 
     if bool(args.bundle) == (args.base is not None):
@@ -71,7 +74,7 @@ def _forgetting(args: Any) -> Report:
         on_error=args.on_error,
     )
     data = forgetting(
-        list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),
+        list(zip(_names(args.bundle, args.name), map(bundle_folder, args.bundle), strict=True)),
         probes,
         base=args.base,
         role=args.role,

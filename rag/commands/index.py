@@ -52,8 +52,10 @@ def _chunker(args: Any, encoder: Any) -> Any:
 def _build(args: Any) -> Report:
     from indexes import Encoder, build_index
     from indexes.builder import Team
+    from indexes.launching import warn_of_one_process
 
     # Each process of `accelerate launch` encodes on its own device.
+    warn_of_one_process("index build ...")
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     encoder = Encoder.from_pretrained(
         args.encoder,

@@ -1,0 +1,75 @@
+"""Bundles on the Hugging Face Hub: a bundle by its folder or repository, and what of it can be uploaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
+
+from indexes.durable import standing_folder
+from indexes.errors import MismatchError, ResourceError
+from indexes.pocket import POCKET
+
+
+def bundle_folder(
+    bundle: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    leave_out: Sequence[str] = (),
+) -> Path:
+    """The folder of a bundle: a local one, or the snapshot of a repository on the Hub, downloaded once.
+
+    Args:
+        bundle: A folder, or the id of a repository ("user/name"); a folder of that name always wins.
+        revision: Branch, tag or commit of the repository.
+        token: Access token; None takes the one that is logged in, False none.
+        cache_dir: Where snapshots are kept; default: the Hub's cache (HF_HOME).
+        local_files_only: Take what is in the cache, without the network.
+        leave_out: Parts that are not needed: "index", "encoder" or "base".
+
+    Raises:
+        MismatchError: It is no folder, and cannot be the id of a repository.
+        ResourceError: It is no folder, and cannot be downloaded.
+    """
+    folder = standing_folder(Path(bundle))
+    if folder.is_dir():
+        return folder
+    if isinstance(bundle, Path) or not is_repo_id(bundle):
+        raise MismatchError(
+            f"A bundle is a folder or a repository on the Hugging Face Hub, but {bundle} is neither. Check the path."
+        )
+    try:
+        found = snapshot_download(
+            bundle,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            ignore_patterns=[f"{part}/*" for part in leave_out],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ResourceError(
+            f"A bundle must be a local folder or a repository on the Hugging Face Hub; there is no folder {bundle!r}, "
+            f"and downloading it failed: {lines[0]} Check the name, the revision and the network (HF_HUB_OFFLINE "
+            "forbids it), or give a token to a private repository."
+        ) from error
+    return Path(found)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a text can be the id of a repository on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def can_be_found_elsewhere(model: str) -> bool:
+    """Whether the recorded name of a model means the same on another machine: a Hub id, or "pocket"."""
+    return model == POCKET or (bool(model) and not Path(model).exists() and is_repo_id(model))
