@@ -37,6 +37,7 @@ from generator.base_config import choose_context, text_config
 from generator.prompts import render_chat
 from generator.rows import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
+from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ class LanguageModel(nn.Module):
         # property itself ("'LanguageModel' object has no attribute 'context_length'"), which hides the cause.
         self.context_length = choose_context(model.config, tokenizer, context_length)
         """Tokens that one row may hold."""
+        self.trust_remote_code = uses_remote_code((model, model.config, tokenizer))
+        """Whether code that came with the model runs here; loading it anew needs the option of this name."""
         self.quantization: str | None = None
         self.mixed = False
         self.is_checkpointing = False
@@ -129,6 +132,7 @@ class LanguageModel(nn.Module):
         device: str | None = None,
         quantization: str | None = None,
         context_length: int | None = None,
+        trust_remote_code: bool = False,
     ) -> "LanguageModel":
         """Load a causal LM from the Hub or a folder.
 
@@ -141,21 +145,25 @@ class LanguageModel(nn.Module):
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
             context_length: Tokens that one row may hold; None: what the model states.
+            trust_remote_code: Run Python code that comes with the model, where it has some.
 
         Raises:
-            ResourceError: The model cannot be found or loaded.
+            ResourceError: The model cannot be found or loaded, or has code of its own that may not run.
             UsageError: As for the class.
         """
         device = device or best_device()
         mixed = dtype == "mixed"
-        options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype("float32" if mixed else dtype, device)}
+        options: dict[str, Any] = {"dtype": resolve_dtype("float32" if mixed else dtype, device)}
         if quantization is not None:
             options |= {"quantization_config": _quantization(quantization), "device_map": {"": device}}
         try:
-            config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **options)
+            source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(name_or_path, **source)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **source, **options)
         except (OSError, ValueError, ImportError) as error:
+            if is_refusal(error):
+                raise code_refused("The base", str(name_or_path)) from error
             raise ResourceError(
                 f"A causal language model must be found at {str(name_or_path)!r}; loading it failed: "
                 f"{_first_line(error)} Give a Hub name that this machine can reach or a local folder with "
@@ -356,7 +364,7 @@ class LanguageModel(nn.Module):
         with self.unwrapped() as base:
             base.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            placed = {"device_map": {"": str(self.device)}} if self.quantization else {}
+            placed: dict[str, Any] = {"device_map": {"": str(self.device)}} if self.quantization else {}
             again = type(base).from_pretrained(folder, dtype=base.dtype, **placed)
             expected, found = base.state_dict(), again.state_dict()
         changed = sorted(expected.keys() ^ found.keys())

@@ -38,6 +38,7 @@ class EncoderRecord:
         question_prompt: Put before every question.
         passage_prompt: Put before every passage.
         max_length: The most tokens that are read; None when there is no limit.
+        trust_remote_code: Whether it runs Python code that came with it; who loads it must allow that anew.
     """
 
     name: str
@@ -47,6 +48,7 @@ class EncoderRecord:
     question_prompt: str
     passage_prompt: str
     max_length: int | None
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, encoder: Encoder) -> "EncoderRecord":
@@ -59,17 +61,25 @@ class EncoderRecord:
             question_prompt=encoder.question_prompt,
             passage_prompt=encoder.passage_prompt,
             max_length=encoder.max_length,
+            trust_remote_code=encoder.trust_remote_code,
         )
 
-    def load(self, name_or_path: str | Path | None = None, *, device: str | None = None) -> Encoder:
+    def load(
+        self,
+        name_or_path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Encoder:
         """Load the encoder with the recorded prompts, dtype and length limit; `Manifest.check_encoder` compares it.
 
         Args:
             name_or_path: A copy of it somewhere else; None takes the recorded name and revision.
             device: As for `Encoder.from_pretrained`.
+            trust_remote_code: As for `Encoder.from_pretrained`; what is recorded does not count.
 
         Raises:
-            ResourceError: It cannot be loaded.
+            ResourceError: It cannot be loaded, or has code of its own that may not run.
         """
         return Encoder.from_pretrained(
             self.name if name_or_path is None else name_or_path,
@@ -79,6 +89,7 @@ class EncoderRecord:
             dtype=self.dtype,
             revision=self.revision if name_or_path is None else None,
             max_length=self.max_length,
+            trust_remote_code=trust_remote_code,
         )
 
 
@@ -332,14 +343,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "rows": (int,),
     "segment_rows": (int,),
     "segments": (list,),
+    "trust_remote_code": (bool,),
     "version": (int,),
 }
 
 
+_LATER = {"trust_remote_code"}
+
+
 def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """The values of a record whose fields are all there, of the right kind, and no others."""
+    """The values of a record whose fields are all there, of the right kind, and no others.
+
+    Only what manifests did not have from the first may be missing, and has its default then.
+    """
     names = {entry.name for entry in fields(cls)}
-    if not isinstance(data, dict) or set(data) != names:
+    if not isinstance(data, dict) or not names - _LATER <= set(data) <= names:
         raise MismatchError(
             f"{where} must have exactly the fields {sorted(names)}, but "
             f"{sorted(data) if isinstance(data, dict) else type(data).__name__} came. {_REBUILD}"

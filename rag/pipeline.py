@@ -113,6 +113,7 @@ class RAG:
         device: str | None = None,
         quantization: str | None = None,
         context_length: int | None = None,
+        trust_remote_code: bool = False,
         answering: str = SELECTION,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
@@ -134,6 +135,7 @@ class RAG:
             quantization: None, "4bit" or "8bit".
             context_length: Tokens that the base reads at once, prompt and answer together; passages are cut to fit.
                 None: what its config or tokenizer states, else 2048.
+            trust_remote_code: Run Python code that comes with base or encoder, where they have some.
             answering: As for the class.
 
         Raises:
@@ -142,7 +144,8 @@ class RAG:
             UsageError: K > n, an unknown retriever, and the like.
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        finder = retriever_of(opened, encoder_of(opened, encoder, device=device), retriever)
+        used = encoder_of(opened, encoder, device=device, trust_remote_code=trust_remote_code)
+        finder = retriever_of(opened, used, retriever)
         model = LanguageModel.from_pretrained(
             base_path(base),
             adapter=adapter,
@@ -151,6 +154,7 @@ class RAG:
             device=device,
             quantization=quantization,
             context_length=context_length,
+            trust_remote_code=trust_remote_code,
         )
         model.name = str(base)
         finder.adapter.to(model.device)
@@ -291,6 +295,7 @@ class RAG:
                 "dtype": str(model.base_model.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
                 "context_length": model.context_length,
+                "trust_remote_code": model.trust_remote_code,
             },
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
@@ -308,6 +313,7 @@ class RAG:
             "encoder": {
                 "name": "encoder" if encoder else _pointer(encoder_name, folder),
                 "is_folder": encoder or _is_folder(encoder_name),
+                "trust_remote_code": self.retriever.encoder.trust_remote_code,
             },
         }
 
@@ -321,6 +327,7 @@ class RAG:
         dtype: str = "auto",
         device: str | None = None,
         quantization: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "RAG":
         """Open a bundle; it answers as it did when it was saved.
 
@@ -331,6 +338,7 @@ class RAG:
             dtype: As in `create`; "auto" is what it was saved with.
             device: As in `create`.
             quantization: As in `create`; default: what it was saved with.
+            trust_remote_code: As in `create`; what the bundle records about it does not count.
 
         Raises:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
@@ -355,6 +363,7 @@ class RAG:
             device=device,
             quantization=quantization or base["quantization"],
             context_length=base.get("context_length"),  # bundles took what the base states before they said so
+            trust_remote_code=trust_remote_code,
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
         )
         rag._check_corpus(config, folder)
@@ -405,7 +414,12 @@ def _summing(rag: RAG) -> "RAGSequence | RAGToken":
 
 
 def load_generator(
-    folder: str | Path, *, dtype: str = "auto", device: str | None = None, quantization: str | None = None
+    folder: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Generator:
     """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
 
@@ -414,6 +428,7 @@ def load_generator(
         dtype: As in `RAG.from_pretrained`.
         device: As in `RAG.from_pretrained`.
         quantization: As in `RAG.from_pretrained`.
+        trust_remote_code: As in `RAG.from_pretrained`.
 
     Raises:
         MismatchError: Not a bundle, or damaged.
@@ -430,6 +445,7 @@ def load_generator(
         device=device,
         quantization=quantization or base["quantization"],
         context_length=base.get("context_length"),
+        trust_remote_code=trust_remote_code,
     )
     model.name = str(name)
     model.load_adapters(folder / LEARNED_FOLDER)
@@ -444,10 +460,16 @@ def base_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def encoder_of(
-    index: PassageIndex, encoder: str | Path | Encoder | None = None, *, device: str | None = None
+    index: PassageIndex,
+    encoder: str | Path | Encoder | None = None,
+    *,
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts."""
-    return encoder if isinstance(encoder, Encoder) else index.manifest.encoder.load(encoder, device=device)
+    if isinstance(encoder, Encoder):
+        return encoder
+    return index.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)
 
 
 def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:

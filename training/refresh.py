@@ -161,5 +161,6 @@ def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
         passage_prompt=like.passage_prompt,
         device=str(like.model.device),
         dtype=like.dtype,
+        trust_remote_code=like.trust_remote_code,  # the same code runs already
     )
     return PassageIndex.open(folder / "index", encoder=encoder), encoder

@@ -61,6 +61,7 @@ def building_arguments(parser: Any) -> None:
     )
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
+    trust_argument(parser, "the encoder")
 
 
 def _chunk_arguments(parser: Any) -> None:
@@ -75,6 +76,15 @@ def retriever_argument(parser: Any) -> None:
         choices=["dense", "bm25", "hybrid"],
         default="dense",
         help="how candidates are found: by vectors, by words (BM25), or by both rankings together",
+    )
+
+
+def trust_argument(parser: Any, whose: str) -> None:
+    """`--trust_remote_code`: whether models may run code that they bring."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help=f"run Python code that comes with {whose}; read it first, since it may do whatever you may",
     )
 
 
@@ -100,6 +110,7 @@ def pipeline_arguments(parser: Any) -> None:
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
     context_argument(parser)
+    trust_argument(parser, "base or encoder")
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(GenerationConfig, "generation")
@@ -127,6 +138,7 @@ def create_pipeline(args: Any) -> Any:
         device=args.device,
         quantization=args.quantization,
         context_length=args.context_length,
+        trust_remote_code=args.trust_remote_code,
     )
 
 
@@ -158,6 +170,7 @@ def open_pipeline(args: Any) -> Any:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        trust_remote_code=args.trust_remote_code,
     )
 
 
