@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import GenerationConfig as HFGenerationConfig
 
 from generator.base_config import choose_context, text_config
 from generator.prompts import render_chat
@@ -42,6 +43,15 @@ from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 logger = logging.getLogger(__name__)
 
 ROLES = ("selector", "generator")
+_PAST_ADAPTERS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_KNOWN_WINDOWS = {
+    "sliding_window",
+    "max_window_layers",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+    "prefix_dense_sliding_window_pattern",
+}
+"""Fields of configs about how far attention looks back that `branch_masks` heeds or that change nothing."""
 BASE = "base"
 
 
@@ -118,7 +128,12 @@ class LanguageModel(nn.Module):
         self.trainable_roles(ROLES)
         self._switch(BASE)
         self.eval()
+        self._check_causal()
         self._check_head()
+        self.reads_branches = self._probe(self._branches_match)
+        """Whether several replies behind one prompt are read as in rows of their own; else each needs its own row."""
+        self.reads_left_padding = self._probe(self._left_padding_matches)
+        """Whether prompts of unequal length continue in one batch as each alone; else only those of one length do."""
         self.end_of_answer_id = _end_of_answer_id(tokenizer)
 
     @classmethod
@@ -204,9 +219,9 @@ class LanguageModel(nn.Module):
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 try:
-                    peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+                    peft_model = get_peft_model(model, self._lora_config(model), adapter_name=ROLES[0])
                     for role in ROLES[1:]:
-                        peft_model.add_adapter(role, self.adapter.to_peft())
+                        peft_model.add_adapter(role, self._lora_config(model))
                 except (ValueError, NotImplementedError) as error:  # nothing matches, or a module of another kind
                     raise UsageError(
                         f"target_modules must name layers of {type(model).__name__} that LoRA can adapt; "
@@ -218,6 +233,14 @@ class LanguageModel(nn.Module):
                 f"{self.adapter.target_modules!r} adapts it. Name the inner projections instead."
             )
         return peft_model
+
+    def _lora_config(self, model: PreTrainedModel) -> LoraConfig:
+        config = self.adapter.to_peft()
+        # Mamba's kernels multiply by the weight itself, past an adapter, so that peft 0.21 refuses these modules
+        # (`_check_lora_target_modules_mamba`); to "all" of the linear layers they do not belong.
+        if self.adapter.target_modules == "all-linear" and model.config.model_type in _PAST_ADAPTERS:
+            config.exclude_modules = ["out_proj", "conv1d"]
+        return config
 
     @property
     def role(self) -> str:
@@ -442,7 +465,8 @@ class LanguageModel(nn.Module):
     def head_rows(self, hidden_NH: Tensor, token_ids_n: Tensor) -> Tensor:
         """float32 logits `[..., n]` of a few tokens only: n rows of the head instead of V."""
         embeddings = self.base_model.get_output_embeddings()
-        bias = None if embeddings.bias is None else embeddings.bias[token_ids_n]
+        bias = getattr(embeddings, "bias", None)
+        bias = None if bias is None else bias[token_ids_n]
         logits = nn.functional.linear(hidden_NH, embeddings.weight[token_ids_n].to(hidden_NH.dtype), bias)
         return self._finish_logits(logits.float())
 
@@ -456,6 +480,101 @@ class LanguageModel(nn.Module):
         if (cap := config.get("final_logit_softcapping")) is not None:  # Gemma 2 and later
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        """No token may see a later one: then padding on the right changes nothing, and an answer explains no prompt."""
+        first, second = (self._probe_ids(5, last=last) for last in (1, 2))
+        try:
+            seen = [self.hidden(ids, None)[:, :-1].float() for ids in (first, second)]
+        except Exception as error:  # whatever an architecture raises that is no language model by itself
+            raise UsageError(
+                f"The base must read plain rows of tokens; {type(self.base_model).__name__} cannot: "
+                f"{type(error).__name__}: {_first_line(error)} Use another architecture."
+            ) from error
+        if not self._agree(*seen):
+            raise UsageError(
+                f"The base must be causal, so that no token sees a later one; in {type(self.base_model).__name__} the "
+                "last token changes what is read before it. Use a decoder (of BERT's kin: with is_decoder=true in its "
+                "config.json)."
+            )
+
+    def _probe_ids(self, length: int, *, last: int = 0) -> Tensor:
+        """A row `[1, T]` of some tokens, none of them special by its number in most vocabularies."""
+        size = self.base_model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(length, device=self.device) * 7 + size // 2
+        ids[-1] += last
+        return (ids % size).unsqueeze(0)
+
+    @torch.no_grad()
+    def _probe(self, matches: Callable[[], bool]) -> bool:
+        """Whether a way of reading several rows at once works; one that the architecture cannot do at all does not."""
+        try:
+            return matches()
+        except Exception as error:  # masks of four dimensions, caches of another kind, positions: anything may come
+            logger.debug("%s reads rows one by one: %s", type(self.base_model).__name__, error)
+            return False
+
+    def _agree(self, first: Tensor, second: Tensor) -> bool:
+        """Whether two readings of the same tokens agree, as far as the number format of the base lets them."""
+        allowed = 1e-3 if self.base_model.dtype == torch.float32 else 5e-2
+        difference, size = (first.float() - second.float()).norm(), second.float().norm()
+        return bool(torch.isfinite(difference)) and float(difference) <= allowed * float(size) + 1e-6
+
+    def _branches_match(self) -> bool:
+        text = text_config(self.base_model.config).to_dict()
+        # What looks back a limited way, in a manner that `branch_masks` does not know of, shows only in long prompts.
+        limits = {
+            name for name, v in text.items() if ("window" in name or "chunk" in name) and type(v) is int and v > 0
+        }
+        if limits - _KNOWN_WINDOWS or not {*self._attention_types()[0]} <= {"full_attention", "sliding_attention"}:
+            return False
+        rows = self._probe_ids(11)
+        prompt, replies = rows[:, :5], (rows[:, 5:8], rows[:, 8:])
+        lengths_B, width = torch.tensor([5], device=self.device), 7  # two tokens of padding behind the prompt
+        padded = nn.functional.pad(prompt, (0, 2))
+        behind = Branches.of(2, 0, 3, self.device)
+        cache = self.new_cache()
+        self.hidden(padded, None, cache=cache)
+        after_cache = self.hidden(
+            torch.cat(replies, dim=1),
+            self.branch_masks(lengths_B, width, behind, behind),
+            position_ids_BQ=behind.positions(lengths_B),
+            cache=cache,
+        )
+        tokens = Branches.prompt(width, self.device).followed_by(behind)
+        in_one_row = self.hidden(
+            torch.cat([padded, *replies], dim=1),
+            self.branch_masks(lengths_B, width, tokens, behind),
+            position_ids_BQ=tokens.positions(lengths_B),
+        )[:, width:]
+        alone = [self.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
+        expected = torch.cat(alone, dim=1)
+        return self._agree(after_cache, expected) and self._agree(in_one_row, expected)
+
+    def _left_padding_matches(self) -> bool:
+        base: Any = self.base_model
+        short, long = self._probe_ids(4), self._probe_ids(7)
+        padding = torch.full_like(long[:, :3], int(self.tokenizer.eos_token_id))
+        mask = torch.ones_like(long).repeat(2, 1)
+        mask[0, :3] = 0
+
+        def logits(ids: Tensor, mask: Tensor) -> Tensor:
+            # Two steps: the second one reads from the cache.
+            config = HFGenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+            with self.autocast():
+                found = base.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            return torch.stack(found.logits, dim=1)
+
+        together = logits(torch.cat([torch.cat([padding, short], dim=1), long]), mask)
+        alone = torch.cat([logits(ids, torch.ones_like(ids)) for ids in (short, long)])
+        return self._agree(together, alone)
 
     @torch.no_grad()
     def _check_head(self) -> None:
