@@ -110,10 +110,41 @@ class Result:
         return f"{self.kind:28} {self.state:9} {self.seconds:5.1f} s  {self.note}"
 
 
+# What an architecture needs besides, or instead.
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5": {"text_config": {"layer_types": ["linear_attention", "full_attention"]}},
+    "qwen3_5_moe": {"text_config": {"layer_types": ["linear_attention", "full_attention"]}},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_moe_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "dbrx": {
+        "tie_word_embeddings": False,
+        "d_model": 32,
+        "n_heads": 4,
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "cohere_compass_text": {"layer_types": ["full_attention", "sliding_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_unified_text": {"num_kv_shared_layers": 0},
+    "longcat_flash": {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "n_routed_experts": 4, "zero_expert_num": 2},
+}
+
+
 def tiny_config(kind: str, **changes: Any) -> Any:
     """A config of this architecture, of the smallest size that its heads and layers allow."""
     made = CONFIG_MAPPING[kind]
-    settings = _tiny(made) | changes
+    settings = _tiny(made)
+    for name, value in {**OWN.get(kind, {}), **changes}.items():
+        settings[name] = {**settings[name], **value} if isinstance(settings.get(name), dict) else value
     return made(**settings)
 
 
@@ -127,6 +158,11 @@ def _tiny(made: Any) -> dict[str, Any]:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if name in known:
             settings[name] = 1
+    if "qk_rope_head_dim" in known:
+        settings.pop("rotary_dim", None)
+        settings.pop("qk_head_dim", None)
+    if {"kv_lora_rank", "num_key_value_heads"} <= set(settings):
+        settings["num_key_value_heads"] = settings["num_attention_heads"]  # latent attention has a key for each head
     for name, part in getattr(made, "sub_configs", {}).items():
         if name in known and getattr(part, "model_type", ""):
             settings[name] = _tiny(part)

@@ -18,7 +18,7 @@ from threading import RLock
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -329,23 +329,35 @@ class LanguageModel(nn.Module):
             file = folder / role / "adapter_model.safetensors"
             if not file.is_file():
                 raise MismatchError(f"A bundle must hold {role}/adapter_model.safetensors; {file} is missing.")
-            try:
-                result: Any = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
-            except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-                raise MismatchError(
-                    f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
-                    f"{_first_line(error)} Load it over the base it was trained on."
-                ) from error
-            if result.unexpected_keys:
-                raise MismatchError(
-                    f"The {role} adapter in {file} has weights that this base does not: {result.unexpected_keys[:2]}."
-                )
-            if missing := sorted(self.adapter_parameters(role).keys() & set(result.missing_keys)):
-                raise MismatchError(
-                    f"The {role} adapter in {file} must hold every weight that target_modules="
-                    f"{self.adapter.target_modules!r} adapts; {len(missing)} are missing, such as {missing[0]!r}. "
-                    "Load it with the settings it was trained with."
-                )
+            self._load_adapter(role, file)
+
+    def _load_adapter(self, role: str, file: Path) -> None:
+        # Not by peft: its loader (0.21) rewrites names of experts as it knows them from other architectures, and of
+        # Laguna's shared experts none is found again.
+        mine = {_name_in_file(name, role): p for name, p in self.adapter_parameters(role).items()}
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise MismatchError(
+                f"The {role} adapter in {file} must be readable, and is not: {_first_line(error)} Restore the bundle."
+            ) from error
+        if unknown := sorted(found.keys() - mine.keys()):
+            raise MismatchError(f"The {role} adapter in {file} has weights that this base does not: {unknown[:2]}.")
+        if missing := sorted(mine.keys() - found.keys()):
+            raise MismatchError(
+                f"The {role} adapter in {file} must hold every weight that target_modules="
+                f"{self.adapter.target_modules!r} adapts; {len(missing)} are missing, such as {missing[0]!r}. "
+                "Load it with the settings it was trained with."
+            )
+        if wrong := [name for name, p in mine.items() if found[name].shape != p.shape]:
+            raise MismatchError(
+                f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
+                f"{wrong[0]!r} has the shape {tuple(found[wrong[0]].shape)} in place of {tuple(mine[wrong[0]].shape)}. "
+                "Load it over the base it was trained on."
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(found[name])
 
     # -- the base alone ------------------------------------------------------------------------------------------
 
@@ -444,7 +456,7 @@ class LanguageModel(nn.Module):
             cache: Keys and values of what was read before; what is read now is added.
         """
         with self.autocast():
-            output = self.base_model.get_decoder()(
+            output = self._body()(
                 input_ids=input_ids_BQ,
                 attention_mask=attention_mask,
                 position_ids=position_ids_BQ,
@@ -452,6 +464,15 @@ class LanguageModel(nn.Module):
                 use_cache=cache is not None,
             )
         return output.last_hidden_state
+
+    def _body(self) -> PreTrainedModel:
+        """The model without its output head."""
+        # In transformers 5.23 `get_decoder` of ModernBERT's decoder gives the head, and of Llama 4 the model itself.
+        base: Any = self.base_model
+        for found in (base.get_decoder(), base.base_model, getattr(base, "model", None)):
+            if isinstance(found, PreTrainedModel) and found is not base:
+                return found
+        raise UsageError(f"The base must have a body below its output head; none is found in {type(base).__name__}.")
 
     def autocast(self) -> torch.autocast:
         """Where the body computes: in bfloat16 if the model was loaded as `"mixed"`. The head stays as it is."""
@@ -487,10 +508,12 @@ class LanguageModel(nn.Module):
         first, second = (self._probe_ids(5, last=last) for last in (1, 2))
         try:
             seen = [self.hidden(ids, None)[:, :-1].float() for ids in (first, second)]
+            with self.use("generator"):  # a router that is a linear layer, yet gives more than a tensor, as Llama 4's
+                self.hidden(first, None)
         except Exception as error:  # whatever an architecture raises that is no language model by itself
             raise UsageError(
                 f"The base must read plain rows of tokens; {type(self.base_model).__name__} cannot: "
-                f"{type(error).__name__}: {_first_line(error)} Use another architecture."
+                f"{type(error).__name__}: {_first_line(error)} Use another architecture, or other target_modules."
             ) from error
         if not self._agree(*seen):
             raise UsageError(
@@ -588,7 +611,8 @@ class LanguageModel(nn.Module):
         if not close or not torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2):
             raise UsageError(
                 f"{type(self.base_model).__name__} changes its logits after the output head in a way that is not "
-                "known here; selection and alignment would be wrong. Use another architecture or report it."
+                "known here, or its hidden states before it (as BERT's kin do); selection and alignment would be "
+                "wrong. Use another architecture or report it."
             )
 
     def branch_masks(
@@ -664,6 +688,12 @@ def _quantization(kind: str) -> Any:
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
+
+
+def _name_in_file(name: str, role: str) -> str:
+    """How peft writes the name of an adapter's parameter: without the name of the adapter."""
+    start, kind, end = name.rpartition(".lora_")
+    return start + kind + ".".join(part for part in end.split(".") if part != role)
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:
