@@ -33,9 +33,11 @@ from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
 from indexes.builder import build_index
 from indexes.corpus import Corpus, Passage
+from indexes.encoder import Encoder
 from indexes.errors import RAGError
+from indexes.pocket import POCKET
 from rag.pipeline import RAG, base_weights
-from rag.pocket import POCKET, base_path, load_encoder
+from rag.pocket import base_path
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.data import QAExample
@@ -283,7 +285,9 @@ def run_all(kinds: Sequence[str], *, seconds: int = SECONDS) -> Iterator[Result]
     """Each architecture in a process of its own, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
-        build_index(Corpus.from_passages(PASSAGES), load_encoder(POCKET, device="cpu"), index, progress=False)
+        build_index(
+            Corpus.from_passages(PASSAGES), Encoder.from_pretrained(POCKET, device="cpu"), index, progress=False
+        )
         for kind in kinds:
             yield _in_a_process(kind, index, Path(folder), seconds)
 

@@ -16,10 +16,11 @@ from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.builder import build_index
 from indexes.corpus import Corpus
+from indexes.encoder import Encoder
 from indexes.errors import UsageError
 from indexes.passage_index import PassageIndex
+from indexes.pocket import POCKET
 from rag.pipeline import RAG
-from rag.pocket import POCKET, load_encoder
 from retriever.selector import Selector
 
 KINDS = {
@@ -39,7 +40,9 @@ SHARED = {"gemma2", "mixtral"}
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
     folder = tmp_path_factory.mktemp("sentences") / "index"
-    return build_index(Corpus.from_passages(PASSAGES), load_encoder(POCKET, device="cpu"), folder, progress=False)
+    return build_index(
+        Corpus.from_passages(PASSAGES), Encoder.from_pretrained(POCKET, device="cpu"), folder, progress=False
+    )
 
 
 @pytest.mark.filterwarnings("default")
