@@ -120,6 +120,7 @@ class LanguageModel(nn.Module):
         self.is_checkpointing = False
         self.adapter = adapter or AdapterConfig()
         _switch_off_dropout(model)
+        self._not_adaptable = _linear_without_tensor(model)
         self.peft_model = self._add_adapters(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._role = ""
@@ -239,7 +240,7 @@ class LanguageModel(nn.Module):
         if self.adapter.target_modules != "all-linear":
             return config
         # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.
-        left_out = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and _is_its_own_kind(m)]
+        left_out = list(self._not_adaptable)
         # Mamba's kernels multiply by the weight itself, past an adapter, so that peft 0.21 refuses these modules
         # (`_check_lora_target_modules_mamba`); to "all" of the linear layers they do not belong.
         if model.config.model_type in _PAST_ADAPTERS:
@@ -699,10 +700,23 @@ def _quantization(kind: str) -> Any:
     raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
 
 
-def _is_its_own_kind(layer: nn.Linear) -> bool:
-    """Whether a linear layer belongs to one architecture, which does more in it than multiply."""
-    kind = type(layer)
-    return kind.__module__.startswith("transformers.models.") and kind.forward is not nn.Linear.forward
+@torch.no_grad()
+def _linear_without_tensor(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers whose output is no single tensor, seen in one pass over two tokens."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: None if isinstance(output, Tensor) else found.append(name)
+
+    hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    try:
+        model(input_ids=torch.tensor([[0, 1]], device=model.device))
+    except Exception as error:  # `_check_causal` says it with more words
+        logger.debug("%s does not read two tokens: %s", type(model).__name__, error)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _name_in_file(name: str, role: str) -> str:

@@ -68,6 +68,16 @@ def test_what_cannot_share_a_prompt_is_noticed(kind: str) -> None:
     assert not language_model(kind).reads_branches
 
 
+def test_a_router_that_is_a_linear_layer_carries_no_adapter() -> None:
+    """Llama 4's gives a pair; an adapter on it would be added to the pair."""
+    adapted = {
+        name.split(".lora_")[0].rpartition(".")[2]
+        for name in language_model("llama4_text").adapter_parameters("generator")
+    }
+    assert "router" not in adapted
+    assert {"q_proj", "o_proj"} <= adapted
+
+
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
     with pytest.raises(UsageError, match=r"must be causal.* in BertLMHeadModel the last token changes"):
         torch.manual_seed(0)
