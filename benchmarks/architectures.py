@@ -271,7 +271,7 @@ def check_rows(rag: RAG) -> None:
 
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
-    config = DROConfig(output_dir=str(folder), rounds=1, num_samples=2, warm_up_epochs=0, oversampling=1, report_to=[])
+    config = DROConfig(output_dir=str(folder), rounds=1, num_samples=2, warm_up_epochs=0, oversampling=1, report_to="none")
     DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"
@@ -336,18 +336,30 @@ def _said(error: BaseException) -> str:
     return text[:300]
 
 
+def tables(results: Sequence[Result]) -> str:
+    """In Markdown: the names of those that are ok, and a row with its reason for each of the others."""
+    fine = ", ".join(f"`{r.kind}`" for r in results if r.state == "ok")
+    rows = [f"| `{r.kind}` | {r.state} | {r.note.replace('|', '/')} |" for r in results if r.state != "ok"]
+    return "\n".join([fine, "", "| architecture | | reason |", "|---|---|---|", *rows])
+
+
 def main() -> None:
     """Print a line for each architecture, or the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     parser.add_argument("--seconds", type=int, default=SECONDS, help="for one architecture")
+    parser.add_argument(
+        "--markdown", action="store_true", help="a table of those that are not ok, and the names of the rest"
+    )
     parser.add_argument("--traceback", action="store_true", help="of what failed")
     args = parser.parse_args()
     quiet()
     results = []
     for result in run_all(args.only, seconds=args.seconds):
         results.append(result)
-        print(result, flush=True)
+        print(result, file=sys.stderr if args.markdown else sys.stdout, flush=True)
+    if args.markdown:
+        print(tables(results))
     counts = {state: sum(r.state == state for r in results) for state in ("ok", "refused", "not built", "failed")}
     print(f"{len(results)} architectures: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
 
