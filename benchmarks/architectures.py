@@ -165,7 +165,8 @@ def _tiny(made: Any) -> dict[str, Any]:
         settings.pop("qk_head_dim", None)
     if {"kv_lora_rank", "num_key_value_heads"} <= set(settings):
         settings["num_key_value_heads"] = settings["num_attention_heads"]  # latent attention has a key for each head
-    for name, part in getattr(made, "sub_configs", {}).items():
+    parts: dict[str, Any] = getattr(made, "sub_configs", {})
+    for name, part in parts.items():
         if name in known and getattr(part, "model_type", ""):
             settings[name] = _tiny(part)
     return settings
@@ -271,7 +272,7 @@ def check_rows(rag: RAG) -> None:
 
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
-    config = DROConfig(output_dir=str(folder), rounds=1, num_samples=2, warm_up_epochs=0, oversampling=1, report_to="none")
+    config = DROConfig(output_dir=str(folder), rounds=1, num_samples=2, warm_up_epochs=0, oversampling=1)
     DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"

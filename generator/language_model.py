@@ -530,7 +530,7 @@ class LanguageModel(nn.Module):
 
     def _probe_ids(self, length: int, *, last: int = 0) -> Tensor:
         """A row `[1, T]` of some tokens, none of them special by its number in most vocabularies."""
-        size = self.base_model.get_input_embeddings().weight.shape[0]
+        size = len(cast(Tensor, self.base_model.get_input_embeddings().weight))
         ids = torch.arange(length, device=self.device) * 7 + size // 2
         ids[-1] += last
         return (ids % size).unsqueeze(0)
