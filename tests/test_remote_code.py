@@ -216,6 +216,8 @@ def test_the_commands_have_the_option(
     corpus, question = tmp_path / "corpus.jsonl", tmp_path / "questions.jsonl"
     corpus.write_text("".join(json.dumps({"id": p.id, "title": p.title, "text": p.text}) + "\n" for p in PASSAGES))
     question.write_text(json.dumps({"id": "q", "question": QUESTION, "golden_answers": ["Shakespeare"]}) + "\n")
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"id": "new", "text": "something new"}\n')
     index = str(tmp_path / "index")
     small = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
     probes = ["--drift", str(tmp_path / "drift.jsonl"), "--max_new_tokens", "2"]
@@ -225,7 +227,7 @@ def test_the_commands_have_the_option(
         ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output", index],
         ["search", QUESTION, "--index", index],
         ["index", "verify", index, "--encoder", str(own_encoder)],
-        ["index", "sync", index, "--corpus", str(corpus)],
+        ["index", "add", index, "--corpus", str(more)],
         ["index", "tune", index, "--questions", str(question), "-k", "3", "--dry_run"],
         ["ask", QUESTION, "--index", index, "--base", str(own_base), "--device", "cpu", *small],
         ["plan", "--base", str(own_base), *counts],
