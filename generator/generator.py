@@ -276,6 +276,8 @@ class Generator:
             role: Who continues.
             stop: A continuation ends before the first of these texts; by default only where the model ends it.
         """
+        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.reads_left_padding:
+            return self._by_length(prompts, role=role, stop=stop)
         input_ids, attention_mask = self._pad_left(list(prompts))
         tokenizer = self.language_model.tokenizer
         # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
@@ -310,6 +312,14 @@ class Generator:
             )
         decode = model.tokenizer.decode
         return [(str(decode(reply.answer_ids, skip_special_tokens=True)), reply.has_thought) for reply in found]
+
+    def _by_length(self, prompts: Sequence[list[int]], **settings: Any) -> list[str]:
+        """The same for a model that padding would mislead: prompts of one length at a time."""
+        texts: dict[int, str] = {}
+        for length in sorted({len(prompt) for prompt in prompts}):
+            rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+            texts |= dict(zip(rows, self.continuations([prompts[i] for i in rows], **settings), strict=True))
+        return [texts[i] for i in range(len(prompts))]
 
     @contextmanager
     def greedily(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from threading import RLock
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -32,15 +32,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import GenerationConfig as HFGenerationConfig
 
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat, ChatConfig
 from generator.rows import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
+from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 
 logger = logging.getLogger(__name__)
 
 ROLES = ("selector", "generator")
+_PAST_ADAPTERS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_KNOWN_WINDOWS = {
+    "sliding_window",
+    "max_window_layers",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+    "prefix_dense_sliding_window_pattern",
+}
+"""Fields of configs about how far attention looks back that `branch_masks` heeds or that change nothing."""
 BASE = "base"
 
 
@@ -104,11 +115,14 @@ class LanguageModel(nn.Module):
         # property itself ("'LanguageModel' object has no attribute 'context_length'"), which hides the cause.
         self.context_length = choose_context(model.config, tokenizer, context_length)
         """Tokens that one row may hold."""
+        self.trust_remote_code = uses_remote_code((model, model.config, tokenizer))
+        """Whether code that came with the model runs here; loading it anew needs the option of this name."""
         self.quantization: str | None = None
         self.mixed = False
         self.is_checkpointing = False
         self.adapter = adapter or AdapterConfig()
         _switch_off_dropout(model)
+        self._not_adaptable = _linear_without_tensor(model)
         self.peft_model = self._add_adapters(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._role = ""
@@ -117,10 +131,15 @@ class LanguageModel(nn.Module):
         self.trainable_roles(ROLES)
         self._switch(BASE)
         self.eval()
+        self._check_causal()
         self._check_head()
         self.chat = Chat(tokenizer, chat, listed_ids=_listed_ends(model))
         self.chat.check()
         self.end_of_answer_id = _end_of_answer_id(tokenizer, self.chat)
+        self.reads_branches = self._probe(self._branches_match)
+        """Whether several replies behind one prompt are read as in rows of their own; else each needs its own row."""
+        self.reads_left_padding = self._probe(self._left_padding_matches)
+        """Whether prompts of unequal length continue in one batch as each alone; else only those of one length do."""
 
     @classmethod
     def from_pretrained(
@@ -134,6 +153,7 @@ class LanguageModel(nn.Module):
         quantization: str | None = None,
         context_length: int | None = None,
         chat: ChatConfig | None = None,
+        trust_remote_code: bool = False,
     ) -> "LanguageModel":
         """Load a causal LM from the Hub or a folder.
 
@@ -147,21 +167,25 @@ class LanguageModel(nn.Module):
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
             context_length: Tokens that one row may hold; None: what the model states.
             chat: What the chat template is given.
+            trust_remote_code: Run Python code that comes with the model, where it has some.
 
         Raises:
-            ResourceError: The model cannot be found or loaded.
+            ResourceError: The model cannot be found or loaded, or has code of its own that may not run.
             UsageError: As for the class.
         """
         device = device or best_device()
         mixed = dtype == "mixed"
-        options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype("float32" if mixed else dtype, device)}
+        options: dict[str, Any] = {"dtype": resolve_dtype("float32" if mixed else dtype, device)}
         if quantization is not None:
             options |= {"quantization_config": _quantization(quantization), "device_map": {"": device}}
         try:
-            config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **options)
+            source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(name_or_path, **source)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **source, **options)
         except (OSError, ValueError, ImportError) as error:
+            if is_refusal(error):
+                raise code_refused("The base", str(name_or_path)) from error
             raise ResourceError(
                 f"A causal language model must be found at {str(name_or_path)!r}; loading it failed: "
                 f"{_first_line(error)} Give a Hub name that this machine can reach or a local folder with "
@@ -203,9 +227,9 @@ class LanguageModel(nn.Module):
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 try:
-                    peft_model = get_peft_model(model, self.adapter.to_peft(), adapter_name=ROLES[0])
+                    peft_model = get_peft_model(model, self._lora_config(model), adapter_name=ROLES[0])
                     for role in ROLES[1:]:
-                        peft_model.add_adapter(role, self.adapter.to_peft())
+                        peft_model.add_adapter(role, self._lora_config(model))
                 except (ValueError, NotImplementedError) as error:  # nothing matches, or a module of another kind
                     raise UsageError(
                         f"target_modules must name layers of {type(model).__name__} that LoRA can adapt; "
@@ -217,6 +241,19 @@ class LanguageModel(nn.Module):
                 f"{self.adapter.target_modules!r} adapts it. Name the inner projections instead."
             )
         return peft_model
+
+    def _lora_config(self, model: PreTrainedModel) -> LoraConfig:
+        config = self.adapter.to_peft()
+        if self.adapter.target_modules != "all-linear":
+            return config
+        # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.
+        left_out = list(self._not_adaptable)
+        # Mamba's kernels multiply by the weight itself, past an adapter, so that peft 0.21 refuses these modules
+        # (`_check_lora_target_modules_mamba`); to "all" of the linear layers they do not belong.
+        if model.config.model_type in _PAST_ADAPTERS:
+            left_out += ["out_proj", "conv1d"]
+        config.exclude_modules = left_out or None
+        return config
 
     @property
     def role(self) -> str:
@@ -305,23 +342,35 @@ class LanguageModel(nn.Module):
             file = folder / role / "adapter_model.safetensors"
             if not file.is_file():
                 raise MismatchError(f"A bundle must hold {role}/adapter_model.safetensors; {file} is missing.")
-            try:
-                result: Any = set_peft_model_state_dict(self.peft_model, load_file(file), adapter_name=role)
-            except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-                raise MismatchError(
-                    f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
-                    f"{_first_line(error)} Load it over the base it was trained on."
-                ) from error
-            if result.unexpected_keys:
-                raise MismatchError(
-                    f"The {role} adapter in {file} has weights that this base does not: {result.unexpected_keys[:2]}."
-                )
-            if missing := sorted(self.adapter_parameters(role).keys() & set(result.missing_keys)):
-                raise MismatchError(
-                    f"The {role} adapter in {file} must hold every weight that target_modules="
-                    f"{self.adapter.target_modules!r} adapts; {len(missing)} are missing, such as {missing[0]!r}. "
-                    "Load it with the settings it was trained with."
-                )
+            self._load_adapter(role, file)
+
+    def _load_adapter(self, role: str, file: Path) -> None:
+        # Not by peft: its loader (0.21) rewrites names of experts as it knows them from other architectures, and of
+        # Laguna's shared experts none is found again.
+        mine = {_name_in_file(name, role): p for name, p in self.adapter_parameters(role).items()}
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise MismatchError(
+                f"The {role} adapter in {file} must be readable, and is not: {_first_line(error)} Restore the bundle."
+            ) from error
+        if unknown := sorted(found.keys() - mine.keys()):
+            raise MismatchError(f"The {role} adapter in {file} has weights that this base does not: {unknown[:2]}.")
+        if missing := sorted(mine.keys() - found.keys()):
+            raise MismatchError(
+                f"The {role} adapter in {file} must hold every weight that target_modules="
+                f"{self.adapter.target_modules!r} adapts; {len(missing)} are missing, such as {missing[0]!r}. "
+                "Load it with the settings it was trained with."
+            )
+        if wrong := [name for name, p in mine.items() if found[name].shape != p.shape]:
+            raise MismatchError(
+                f"The {role} adapter in {file} must fit the base {self.name!r} with rank {self.adapter.r}: "
+                f"{wrong[0]!r} has the shape {tuple(found[wrong[0]].shape)} in place of {tuple(mine[wrong[0]].shape)}. "
+                "Load it over the base it was trained on."
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(found[name])
 
     # -- the base alone ------------------------------------------------------------------------------------------
 
@@ -363,7 +412,7 @@ class LanguageModel(nn.Module):
         with self.unwrapped() as base:
             base.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
-            placed = {"device_map": {"": str(self.device)}} if self.quantization else {}
+            placed: dict[str, Any] = {"device_map": {"": str(self.device)}} if self.quantization else {}
             again = type(base).from_pretrained(folder, dtype=base.dtype, **placed)
             expected, found = base.state_dict(), again.state_dict()
         changed = sorted(expected.keys() ^ found.keys())
@@ -420,7 +469,7 @@ class LanguageModel(nn.Module):
             cache: Keys and values of what was read before; what is read now is added.
         """
         with self.autocast():
-            output = self.base_model.get_decoder()(
+            output = self._body()(
                 input_ids=input_ids_BQ,
                 attention_mask=attention_mask,
                 position_ids=position_ids_BQ,
@@ -428,6 +477,15 @@ class LanguageModel(nn.Module):
                 use_cache=cache is not None,
             )
         return output.last_hidden_state
+
+    def _body(self) -> PreTrainedModel:
+        """The model without its output head."""
+        # In transformers 5.23 `get_decoder` of ModernBERT's decoder gives the head, and of Llama 4 the model itself.
+        base: Any = self.base_model
+        for found in (base.get_decoder(), base.base_model, getattr(base, "model", None)):
+            if isinstance(found, PreTrainedModel) and found is not base:
+                return found
+        raise UsageError(f"The base must have a body below its output head; none is found in {type(base).__name__}.")
 
     def autocast(self) -> torch.autocast:
         """Where the body computes: in bfloat16 if the model was loaded as `"mixed"`. The head stays as it is."""
@@ -441,7 +499,8 @@ class LanguageModel(nn.Module):
     def head_rows(self, hidden_NH: Tensor, token_ids_n: Tensor) -> Tensor:
         """float32 logits `[..., n]` of a few tokens only: n rows of the head instead of V."""
         embeddings = self.base_model.get_output_embeddings()
-        bias = None if embeddings.bias is None else embeddings.bias[token_ids_n]
+        bias = getattr(embeddings, "bias", None)
+        bias = None if bias is None else bias[token_ids_n]
         logits = nn.functional.linear(hidden_NH, embeddings.weight[token_ids_n].to(hidden_NH.dtype), bias)
         return self._finish_logits(logits.float())
 
@@ -457,18 +516,120 @@ class LanguageModel(nn.Module):
         return logits
 
     @torch.no_grad()
+    def _check_causal(self) -> None:
+        """No token may see a later one: then padding on the right changes nothing, and an answer explains no prompt."""
+        first, second = (self._probe_ids(5, last=last) for last in (1, 2))
+        try:
+            seen = [self.hidden(ids, None)[:, :-1].float() for ids in (first, second)]
+            with self.use("generator"):  # a router that is a linear layer, yet gives more than a tensor, as Llama 4's
+                self.hidden(first, None)
+        except Exception as error:  # whatever an architecture raises that is no language model by itself
+            raise UsageError(
+                f"The base must read plain rows of tokens; {type(self.base_model).__name__} cannot: "
+                f"{type(error).__name__}: {_first_line(error)} Use another architecture, or other target_modules."
+            ) from error
+        if not self._agree(*seen):
+            raise UsageError(
+                f"The base must be causal, so that no token sees a later one; in {type(self.base_model).__name__} the "
+                "last token changes what is read before it. Use a decoder (of BERT's kin: with is_decoder=true in its "
+                "config.json)."
+            )
+
+    def _probe_ids(self, length: int, *, last: int = 0) -> Tensor:
+        """A row `[1, T]` of some tokens, none of them special by its number in most vocabularies."""
+        size = len(cast(Tensor, self.base_model.get_input_embeddings().weight))
+        ids = torch.arange(length, device=self.device) * 7 + size // 2
+        ids[-1] += last
+        return (ids % size).unsqueeze(0)
+
+    @torch.no_grad()
+    def _probe(self, matches: Callable[[], bool]) -> bool:
+        """Whether a way of reading several rows at once works; one that the architecture cannot do at all does not."""
+        try:
+            return matches()
+        except Exception as error:  # masks of four dimensions, caches of another kind, positions: anything may come
+            logger.debug("%s reads rows one by one: %s", type(self.base_model).__name__, error)
+            return False
+
+    def _agree(self, first: Tensor, second: Tensor) -> bool:
+        """Whether two readings of the same tokens agree, as far as the number format of the base lets them."""
+        allowed = 1e-3 if self.base_model.dtype == torch.float32 else 5e-2
+        difference, size = (first.float() - second.float()).norm(), second.float().norm()
+        return bool(torch.isfinite(difference)) and float(difference) <= allowed * float(size) + 1e-6
+
+    def _branches_match(self) -> bool:
+        text = text_config(self.base_model.config).to_dict()
+        # What looks back a limited way, in a manner that `branch_masks` does not know of, shows only in long prompts.
+        limits = {
+            name for name, v in text.items() if ("window" in name or "chunk" in name) and type(v) is int and v > 0
+        }
+        if limits - _KNOWN_WINDOWS or not {*self._attention_types()[0]} <= {"full_attention", "sliding_attention"}:
+            return False
+        rows = self._probe_ids(11)
+        prompt, replies = rows[:, :5], (rows[:, 5:8], rows[:, 8:])
+        lengths_B, width = torch.tensor([5], device=self.device), 7  # two tokens of padding behind the prompt
+        padded = nn.functional.pad(prompt, (0, 2))
+        behind = Branches.of(2, 0, 3, self.device)
+        cache = self.new_cache()
+        self.hidden(padded, None, cache=cache)
+        after_cache = self.hidden(
+            torch.cat(replies, dim=1),
+            self.branch_masks(lengths_B, width, behind, behind),
+            position_ids_BQ=behind.positions(lengths_B),
+            cache=cache,
+        )
+        tokens = Branches.prompt(width, self.device).followed_by(behind)
+        in_one_row = self.hidden(
+            torch.cat([padded, *replies], dim=1),
+            self.branch_masks(lengths_B, width, tokens, behind),
+            position_ids_BQ=tokens.positions(lengths_B),
+        )[:, width:]
+        alone = [self.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
+        expected = torch.cat(alone, dim=1)
+        return self._agree(after_cache, expected) and self._agree(in_one_row, expected)
+
+    def _left_padding_matches(self) -> bool:
+        base: Any = self.base_model
+        short, long = self._probe_ids(4), self._probe_ids(7)
+        padding = torch.full_like(long[:, :3], int(self.tokenizer.eos_token_id))
+        mask = torch.ones_like(long).repeat(2, 1)
+        mask[0, :3] = 0
+
+        def logits(ids: Tensor, mask: Tensor) -> Tensor:
+            # Two steps: the second one reads from the cache.
+            config = HFGenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+            with self.autocast():
+                found = base.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            return torch.stack(found.logits, dim=1)
+
+        together = logits(torch.cat([torch.cat([padding, short], dim=1), long]), mask)
+        alone = torch.cat([logits(ids, torch.ones_like(ids)) for ids in (short, long)])
+        return self._agree(together, alone)
+
+    @torch.no_grad()
     def _check_head(self) -> None:
         """Body then head must give the model's own logits, else log-probabilities would be silently wrong."""
         probe = torch.tensor([[self.tokenizer.eos_token_id] * 2], device=self.device)
         expected = self.base_model(input_ids=probe).logits.float()
-        found = self.head(self.hidden(probe, None)).float()
         ids = torch.arange(min(3, expected.shape[-1]), device=self.device)
-        rows = self.head_rows(self.hidden(probe, None), ids)
-        close = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
-        if not close or not torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2):
+        try:
+            found = self.head(self.hidden(probe, None)).float()
+            rows = self.head_rows(self.hidden(probe, None), ids)
+            close = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+            close = close and torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2)
+        except RuntimeError:  # RemBERT's head does not even take hidden states of that size
+            close = False
+        if not close:
             raise UsageError(
                 f"{type(self.base_model).__name__} changes its logits after the output head in a way that is not "
-                "known here; selection and alignment would be wrong. Use another architecture or report it."
+                "known here, or its hidden states before it (as BERT's kin do); selection and alignment would be "
+                "wrong. Use another architecture or report it."
             )
 
     def branch_masks(
@@ -544,6 +705,31 @@ def _quantization(kind: str) -> Any:
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
+
+
+@torch.no_grad()
+def _linear_without_tensor(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers whose output is no single tensor, seen in one pass over two tokens."""
+    found: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: None if isinstance(output, Tensor) else found.append(name)
+
+    hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    try:
+        model(input_ids=torch.tensor([[0, 1]], device=model.device))
+    except Exception as error:  # `_check_causal` says it with more words
+        logger.debug("%s does not read two tokens: %s", type(model).__name__, error)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _name_in_file(name: str, role: str) -> str:
+    """How peft writes the name of an adapter's parameter: without the name of the adapter."""
+    start, kind, end = name.rpartition(".lora_")
+    return start + kind + ".".join(part for part in end.split(".") if part != role)
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:

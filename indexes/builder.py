@@ -79,6 +79,7 @@ def build_index(
     overwrite: bool = False,
     resume: bool = False,
     distributed: bool = False,
+    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> PassageIndex:
     """Embed a corpus and write an index directory.
@@ -107,6 +108,7 @@ def build_index(
         overwrite: Replace an index at the output, and throw away an unfinished one.
         resume: Go on with an unfinished build of the same; begin one if there is none, and be content if it is done.
         distributed: Share out the encoding among the processes of `accelerate launch`, all of which call this.
+        trust_remote_code: Of an encoder that is named: run Python code that comes with it.
         progress: Show progress bars.
 
     Raises:
@@ -119,7 +121,7 @@ def build_index(
         raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
     output, team = Path(output).resolve(), Team.of(distributed)
     if not isinstance(encoder, Encoder):
-        encoder = Encoder.from_pretrained(encoder, device=team.device)
+        encoder = Encoder.from_pretrained(encoder, device=team.device, trust_remote_code=trust_remote_code)
     if factory != "auto" and milvus is None:
         # Refuses what FAISS cannot make, before hours of work.
         FaissIndex.empty(encoder.dimension, factory, allow_untested=allow_untested)

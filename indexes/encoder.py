@@ -39,6 +39,7 @@ from indexes.batching import token_budget_batches
 from indexes.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.pocket import POCKET, encoder_path
+from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -202,6 +203,7 @@ class Encoder:
         revision: str | None = None,
         max_length: int | None = None,
         similarity: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "Encoder":
         """Load a model from a local folder or the Hugging Face hub.
 
@@ -217,9 +219,10 @@ class Encoder:
             max_length: The most tokens of an input, special tokens included; None takes the model's own, or as many as
                 it has positions for if that is less.
             similarity: "cosine" or "dot"; None takes the model's own (`similarity_fn_name`), or the cosine.
+            trust_remote_code: Run Python code that comes with the model, where it has some.
 
         Raises:
-            ResourceError: The model cannot be found or loaded.
+            ResourceError: The model cannot be found or loaded, or has code of its own that may not run.
             UsageError: The dtype is unknown, the model's length cannot be set as asked, or the similarity is neither
                 the cosine nor the dot product.
         """
@@ -229,7 +232,14 @@ class Encoder:
         local = folder.is_dir()
         # Absolute, so that an index finds its encoder from any working directory.
         name = str(folder.resolve()) if local else str(name_or_path)
-        model = _load_model(name, local=local, device=device, dtype=_DTYPES[dtype], revision=revision)
+        model = _load_model(
+            name,
+            local=local,
+            device=device,
+            dtype=_DTYPES[dtype],
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         if max_length is not None:
             _set_max_length(model, max_length)
         return cls(
@@ -268,6 +278,13 @@ class Encoder:
     def position_limit(self) -> int | None:
         """The most tokens that the model has positions for, whatever `max_length` is; None without such a table."""
         return _shortest_table(self.model)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that came with the model runs here; loading it anew needs the option of this name."""
+        # sentence-transformers 6 asks for the option before it imports any module that is not its own.
+        foreign = any(type(m).__module__.partition(".")[0] != "sentence_transformers" for m in self.model)
+        return foreign or uses_remote_code((self.model.tokenizer, *self.model.modules()))
 
     @property
     def dtype(self) -> str:
@@ -515,13 +532,26 @@ def _first_given(prompt: str | None, own_prompts: Mapping[str, str | None], name
 
 
 def _load_model(
-    name: str, *, local: bool, device: str | None, dtype: torch.dtype, revision: str | None
+    name: str,
+    *,
+    local: bool,
+    device: str | None,
+    dtype: torch.dtype,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> SentenceTransformer:
     try:
         model = SentenceTransformer(
-            name, device=device, revision=revision, local_files_only=local, model_kwargs={"dtype": dtype}
+            name,
+            device=device,
+            revision=revision,
+            local_files_only=local,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": dtype},
         )
     except _LOAD_ERRORS as error:
+        if is_refusal(error):
+            raise code_refused("The encoder", name) from error
         tried = "the local folder" if local else "the Hugging Face hub, as there is no such local folder"
         raise ResourceError(
             f"The encoder must be a sentence-transformers model that can be loaded, but {name!r} cannot be. "

@@ -39,6 +39,7 @@ class EncoderRecord:
         passage_prompt: Put before every passage.
         max_length: The most tokens that are read; None when there is no limit.
         similarity: "cosine": the vectors have unit length; "dot": they are as the encoder gives them.
+        trust_remote_code: Whether it runs Python code that came with it; who loads it must allow that anew.
     """
 
     name: str
@@ -49,6 +50,7 @@ class EncoderRecord:
     passage_prompt: str
     max_length: int | None
     similarity: str = COSINE
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, encoder: Encoder) -> "EncoderRecord":
@@ -62,17 +64,25 @@ class EncoderRecord:
             passage_prompt=encoder.passage_prompt,
             max_length=encoder.max_length,
             similarity=encoder.similarity,
+            trust_remote_code=encoder.trust_remote_code,
         )
 
-    def load(self, name_or_path: str | Path | None = None, *, device: str | None = None) -> Encoder:
+    def load(
+        self,
+        name_or_path: str | Path | None = None,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Encoder:
         """Load the encoder with the recorded prompts, dtype and length limit; `Manifest.check_encoder` compares it.
 
         Args:
             name_or_path: A copy of it somewhere else; None takes the recorded name and revision.
             device: As for `Encoder.from_pretrained`.
+            trust_remote_code: As for `Encoder.from_pretrained`; what is recorded does not count.
 
         Raises:
-            ResourceError: It cannot be loaded.
+            ResourceError: It cannot be loaded, or has code of its own that may not run.
         """
         return Encoder.from_pretrained(
             self.name if name_or_path is None else name_or_path,
@@ -83,6 +93,7 @@ class EncoderRecord:
             revision=self.revision if name_or_path is None else None,
             max_length=self.max_length,
             similarity=self.similarity,
+            trust_remote_code=trust_remote_code,
         )
 
     def __post_init__(self) -> None:
@@ -354,14 +365,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "segment_rows": (int,),
     "segments": (list,),
     "truncation": (dict,),
+    "trust_remote_code": (bool,),
     "version": (int,),
 }
-_LATER: dict[str, Any] = {"allow_untested": False, "similarity": COSINE, "truncation": {}}
+_LATER: dict[str, Any] = {"allow_untested": False, "similarity": COSINE, "truncation": {}, "trust_remote_code": False}
 """Fields that manifests of this format had not from the beginning, and what is meant where they are missing."""
 
 
 def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """The values of a record whose fields are all there, of the right kind, and no others."""
+    """The values of a record whose fields are all there, of the right kind, and no others.
+
+    Only what manifests did not have from the first may be missing, and has its default then.
+    """
     names = {entry.name for entry in fields(cls)}
     if isinstance(data, dict):
         data = {name: value for name, value in _LATER.items() if name in names} | data

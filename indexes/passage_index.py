@@ -111,14 +111,18 @@ class PassageIndex:
             return self
         return PassageIndex.open(self.path)
 
-    def load_encoder(self, *, device: str | None = None) -> Encoder:
+    def load_encoder(self, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:
         """Load the encoder that the manifest names, with the same prompts, and check that it is the one.
 
+        Args:
+            device: Such as "cpu"; None takes the best there is.
+            trust_remote_code: Run Python code that comes with it; what the manifest records does not allow that.
+
         Raises:
-            ResourceError: It cannot be loaded from where it was.
+            ResourceError: It cannot be loaded from where it was, or has code of its own that may not run.
             MismatchError: What is there now is another encoder.
         """
-        encoder = self.manifest.encoder.load(device=device)
+        encoder = self.manifest.encoder.load(device=device, trust_remote_code=trust_remote_code)
         self.manifest.check_encoder(encoder)
         return encoder
 

@@ -77,6 +77,7 @@ class IndexWriter:
         on_error: Literal["raise", "skip"] = "raise",
         quarantine: str | Path | None = None,
         quoting: Quoting = "auto",
+        trust_remote_code: bool = False,
         progress: bool = True,
     ) -> None:
         """A writer for a directory that `build_index` made.
@@ -88,10 +89,12 @@ class IndexWriter:
             on_error: "skip" leaves broken rows of a corpus file out.
             quarantine: The file that then lists them.
             quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
+            trust_remote_code: Of the encoder that the manifest names: run Python code that comes with it.
             progress: Show progress bars.
         """
         self.path = Path(path).resolve()
         self._encoder = encoder
+        self._trust_remote_code = trust_remote_code
         self._batch_size = batch_size
         self._reading_options: dict[str, Any] = {"on_error": on_error, "quarantine": quarantine, "quoting": quoting}
         self._progress = progress
@@ -231,7 +234,7 @@ class IndexWriter:
 
     def _load_encoder(self, index: PassageIndex) -> Encoder:
         if self._encoder is None:
-            self._encoder = index.load_encoder()
+            self._encoder = index.load_encoder(trust_remote_code=self._trust_remote_code)
         return self._encoder
 
     def _publish(

@@ -92,7 +92,8 @@ def forgetting(
         role: Whose adapter, "generator" or "selector".
         scores_folder: Where the scores of every item are written, a file for each model; None: nowhere.
         progress: Show progress bars.
-        loading: `dtype`, `device` and `quantization`, as `load_generator` takes them; for a base alone also `chat`.
+        loading: `dtype`, `device`, `quantization` and `trust_remote_code`, as `load_generator` takes them; for a base
+            alone also `chat`.
 
     Returns:
         A forgetting file, see `forgetting_table`.

@@ -45,7 +45,6 @@ FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
 SELECTION = "selection"
 ANSWERING = (SELECTION, "rag_sequence", "rag_token")
-_ENCODER_INSIDE = {"name": "encoder", "is_folder": True}
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
@@ -121,6 +120,7 @@ class RAG:
         device: str | None = None,
         quantization: str | None = None,
         context_length: int | None = None,
+        trust_remote_code: bool = False,
         answering: str = SELECTION,
         chat: ChatConfig | None = None,
     ) -> "RAG":
@@ -143,6 +143,7 @@ class RAG:
             quantization: None, "4bit" or "8bit".
             context_length: Tokens that the base reads at once, prompt and answer together; passages are cut to fit.
                 None: what its config or tokenizer states, else 2048.
+            trust_remote_code: Run Python code that comes with base or encoder, where they have some.
             answering: As for the class.
             chat: What the base's chat template is given, and how thoughts are told from answers.
 
@@ -152,7 +153,8 @@ class RAG:
             UsageError: K > n, an unknown retriever, and the like.
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        finder = retriever_of(opened, encoder_of(opened, encoder, device=device), retriever)
+        used = encoder_of(opened, encoder, device=device, trust_remote_code=trust_remote_code)
+        finder = retriever_of(opened, used, retriever)
         model = LanguageModel.from_pretrained(
             base_path(base),
             adapter=adapter,
@@ -162,6 +164,7 @@ class RAG:
             quantization=quantization,
             context_length=context_length,
             chat=chat,
+            trust_remote_code=trust_remote_code,
         )
         model.name = str(base)
         finder.adapter.to(model.device)
@@ -323,9 +326,9 @@ class RAG:
             _write_json(partial / CONFIG_FILE, config)
             if config["index"]["path"] == "index":
                 shutil.copytree(self.retriever.index.path, partial / "index")
-            if config["encoder"] == _ENCODER_INSIDE:
+            if _is_copy(config["encoder"], "encoder"):
                 self.retriever.encoder.save_pretrained(partial / "encoder")
-            if config["base"]["name"] == "base" and config["base"]["is_folder"]:
+            if _is_copy(config["base"], "base"):
                 # The adapters are beside it, and selector, generator and the reference of SelfAug need it unmerged.
                 self.generator.language_model.save_base(partial / "base")
             (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
@@ -346,6 +349,7 @@ class RAG:
                 "dtype": str(model.base_model.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
                 "context_length": model.context_length,
+                "trust_remote_code": model.trust_remote_code,
             },
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
@@ -361,9 +365,11 @@ class RAG:
                 "corpus_fingerprint": manifest.corpus_fingerprint,
                 "origin": manifest.origin,
             },
-            "encoder": _ENCODER_INSIDE
-            if encoder
-            else {"name": _pointer(encoder_name, folder), "is_folder": _is_folder(encoder_name)},
+            "encoder": {
+                "name": "encoder" if encoder else _pointer(encoder_name, folder),
+                "is_folder": encoder or _is_folder(encoder_name),
+                "trust_remote_code": self.retriever.encoder.trust_remote_code,
+            },
         }
 
     @classmethod
@@ -380,6 +386,7 @@ class RAG:
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        trust_remote_code: bool = False,
     ) -> "RAG":
         """Open a bundle; it answers as it did when it was saved.
 
@@ -395,6 +402,7 @@ class RAG:
             token: Access token of the Hub; None takes the one that is logged in.
             cache_dir: Where snapshots of the Hub are kept; default: its cache (HF_HOME).
             local_files_only: Take the repository from the cache, without the network.
+            trust_remote_code: As in `create`; what the bundle records about it does not count.
 
         Raises:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
@@ -428,6 +436,7 @@ class RAG:
             device=device,
             quantization=quantization or base["quantization"],
             context_length=base.get("context_length"),  # bundles took what the base states before they said so
+            trust_remote_code=trust_remote_code,
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
             chat=ChatConfig(**config.get("chat", {})),  # bundles before that had no such settings
         )
@@ -554,6 +563,7 @@ def load_generator(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    trust_remote_code: bool = False,
 ) -> Generator:
     """The language model of a bundle with both adapters, without its index and encoder: for what asks no question.
 
@@ -566,6 +576,7 @@ def load_generator(
         token: As in `RAG.from_pretrained`.
         cache_dir: As in `RAG.from_pretrained`.
         local_files_only: As in `RAG.from_pretrained`.
+        trust_remote_code: As in `RAG.from_pretrained`.
 
     Raises:
         MismatchError: Not a bundle, or damaged.
@@ -590,6 +601,7 @@ def load_generator(
         quantization=quantization or base["quantization"],
         context_length=base.get("context_length"),
         chat=ChatConfig(**config.get("chat", {})),
+        trust_remote_code=trust_remote_code,
     )
     model.name = str(name)
     model.load_adapters(folder / LEARNED_FOLDER)
@@ -604,10 +616,16 @@ def base_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def encoder_of(
-    index: PassageIndex, encoder: str | Path | Encoder | None = None, *, device: str | None = None
+    index: PassageIndex,
+    encoder: str | Path | Encoder | None = None,
+    *,
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Encoder:
     """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts."""
-    return encoder if isinstance(encoder, Encoder) else index.manifest.encoder.load(encoder, device=device)
+    if isinstance(encoder, Encoder):
+        return encoder
+    return index.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)
 
 
 def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:
@@ -657,6 +675,11 @@ def _index_path(config: Mapping[str, Any], folder: Path) -> Path:
             f"{config['index']['corpus_fingerprint'][:16]}, with index=... (--index DIR)."
         )
     return folder / str(path)
+
+
+def _is_copy(part: Mapping[str, Any], name: str) -> bool:
+    """Whether a bundle holds this part itself, in the folder of its own that is called so."""
+    return bool(part["is_folder"]) and part["name"] == name
 
 
 def _is_folder(name: str) -> bool:

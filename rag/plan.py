@@ -18,6 +18,7 @@ from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLAT
 from indexes.delimited import Quoting
 from indexes.errors import ResourceError, UsageError
 from indexes.pocket import encoder_path
+from indexes.remote_code import code_refused, is_refusal
 from rag.machine import CUDA_CONTEXT, Machine, measure
 from rag.pocket import base_path
 from retriever.selector import SelectorConfig
@@ -183,19 +184,28 @@ SAMPLED_LINES = 1000
 
 
 def shape_of(
-    base: str, *, revision: str | None = None, rank: int = 16, context_length: int | None = None
+    base: str,
+    *,
+    revision: str | None = None,
+    rank: int = 16,
+    context_length: int | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[ModelShape, int]:
     """The base's sizes and its context, from its config.json (and its tokenizer, where that names no context).
 
     Raises:
-        ResourceError: There is no such model.
+        ResourceError: There is no such model, or it has code of its own that may not run.
         UsageError: A model of another kind, or a context that is longer than the model's.
     """
     from transformers import AutoConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(base_path(base), revision=revision)
+        config: Any = AutoConfig.from_pretrained(
+            base_path(base), revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
+        if is_refusal(error):
+            raise code_refused("The base", base) from error
         raise ResourceError(
             f"A causal language model's config.json must be found at {base!r}; reading it failed: "
             f"{(str(error).strip().splitlines() or ['no reason given'])[0]} Give a Hub name that this machine can "
@@ -207,19 +217,19 @@ def shape_of(
             f"A plan is made for decoders with gated feed-forward layers (Llama, Qwen, Mistral, Gemma); the config of "
             f"{base!r} ({config.model_type}) has no {missing}."
         )
-    tokenizer = None if stated_context(config) else _tokenizer(base, revision)
+    tokenizer = None if stated_context(config) else _tokenizer(base, revision, trust_remote_code)
     return ModelShape.of(config, rank=rank), choose_context(config, tokenizer, context_length)
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
-def _tokenizer(base: str, revision: str | None) -> Any:
+def _tokenizer(base: str, revision: str | None, trust_remote_code: bool) -> Any:
     """That of a base; None where there is none yet, since a plan needs no more than the config."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base_path(base), revision=revision)
+        return AutoTokenizer.from_pretrained(base_path(base), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -239,11 +249,11 @@ def plan_dtype(dtype: str, device: str | None, quantization: str | None) -> tupl
     return device, quantization or name
 
 
-def encoder_shape(encoder: str) -> EncoderShape:
+def encoder_shape(encoder: str, *, trust_remote_code: bool = False) -> EncoderShape:
     """The encoder's sizes, from its config, or from the header of its table of word vectors.
 
     Raises:
-        ResourceError: There is no such encoder.
+        ResourceError: There is no such encoder, or it has code of its own that may not run.
         UsageError: Its config does not say how large it is.
     """
     from transformers import AutoConfig
@@ -252,8 +262,10 @@ def encoder_shape(encoder: str) -> EncoderShape:
     if (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         return _word_vectors(folder)
     try:
-        config: Any = AutoConfig.from_pretrained(encoder)
+        config: Any = AutoConfig.from_pretrained(encoder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if is_refusal(error):
+            raise code_refused("The encoder", encoder) from error
         raise ResourceError(
             f"An encoder's config.json must be found at {encoder!r}; there is none that can be read. Give a Hub name "
             'that this machine can reach, a local folder, or "pocket".'

@@ -105,6 +105,7 @@ class IndexJob:
     bm25: bool = False
     milvus: bool = False
     processes: int = 1
+    trust_remote_code: bool = False
     output: Path | None = None
 
     @property
@@ -465,12 +466,13 @@ def _two_layers(job: IndexJob) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    config: Any = AutoConfig.from_pretrained(job.encoder)
+    config: Any = AutoConfig.from_pretrained(job.encoder, trust_remote_code=job.trust_remote_code)
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 2, 1000, 0
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:2]
     plain = job.dtype == "mixed" and job.device == "cpu"  # as `Encoder` does
-    model = AutoModel.from_config(config, **({"attn_implementation": "eager"} if plain else {})).eval()
+    how: dict[str, Any] = {"attn_implementation": "eager"} if plain else {}
+    model = AutoModel.from_config(config, trust_remote_code=job.trust_remote_code, **how).eval()
     numbers = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(job.dtype, torch.float32)
     return model.to(job.device, numbers)
 

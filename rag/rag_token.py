@@ -135,19 +135,27 @@ class _Steps:
         self.ids_RT = reversed_ids.flip(1)
         self.mask_RT = length_mask(lengths_R, self.ids_RT.shape[1]).flip(1)
         self.next_R = lengths_R
+        self.rows = rows
         self.counts = [len(of_question) for of_question in prompts]
         self.log_prior_R = torch.cat(list(priors)).to(self.model.device)
         self.question_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(self.counts)).to(self.model.device)
-        self.cache = self.model.new_cache()
+        # Padding on the left misleads some architectures: those read every row anew, padded on the right.
+        self.cache = self.model.new_cache() if self.model.reads_left_padding else None
 
     def first(self) -> Tensor:
         """Log p of the first token `[B, V]`."""
         self.model.tokens_read += int(self.mask_RT.sum())
+        if self.cache is None:
+            return self._mixed_anew()
         return self._mixed(self.ids_RT, (self.mask_RT.cumsum(-1) - 1).clamp_min(0))
 
     def after(self, chosen_B: Tensor) -> Tensor:
         """The same after each question's answer went on with this token."""
         ids_R1 = chosen_B[self.question_R].unsqueeze(-1)
+        if self.cache is None:
+            self.rows = [[*row, token] for row, token in zip(self.rows, ids_R1.flatten().tolist(), strict=True)]
+            self.model.tokens_read += sum(map(len, self.rows))
+            return self._mixed_anew()
         self.model.tokens_read += len(ids_R1)
         self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(ids_R1)], dim=1)
         positions_R1, self.next_R = self.next_R.unsqueeze(-1), self.next_R + 1
@@ -155,7 +163,15 @@ class _Steps:
 
     def _mixed(self, ids_RQ: Tensor, positions_RQ: Tensor) -> Tensor:
         hidden_RQH = self.model.hidden(ids_RQ, self.mask_RT, position_ids_BQ=positions_RQ, cache=self.cache)
-        log_p_RV = self.model.head(hidden_RQH[:, -1]).float().log_softmax(-1)
+        return self._mixture(hidden_RQH[:, -1])
+
+    def _mixed_anew(self) -> Tensor:
+        ids_RT, lengths_R = pad_right(self.rows, self.model.end_of_answer_id, self.model.device)
+        hidden_RTH = self.model.hidden(ids_RT, None)
+        return self._mixture(hidden_RTH[torch.arange(len(self.rows)), lengths_R - 1])
+
+    def _mixture(self, hidden_RH: Tensor) -> Tensor:
+        log_p_RV = self.model.head(hidden_RH).float().log_softmax(-1)
         return torch.stack(list(self._mixtures(self.log_prior_R.unsqueeze(-1) + log_p_RV)))
 
     def _mixtures(self, joint_RV: Tensor) -> Iterator[Tensor]:

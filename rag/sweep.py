@@ -144,6 +144,7 @@ class SweepSettings:
     device: str | None = None
     quantization: str | None = None
     context_length: int | None = None
+    trust_remote_code: bool = False
     selector: SelectorConfig = field(default_factory=SelectorConfig)
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
@@ -565,7 +566,7 @@ class Sweep:
         documents = s.documents or max(3, s.selector.num_selected)
         return RAG.create(
             index=index,
-            encoder=encoder_of(index, s.encoder, device=s.device),
+            encoder=encoder_of(index, s.encoder, device=s.device, trust_remote_code=s.trust_remote_code),
             retriever=s.retriever,
             base=s.base,
             revision=s.revision,
@@ -577,6 +578,7 @@ class Sweep:
             device=s.device,
             quantization=s.quantization,
             context_length=s.context_length,
+            trust_remote_code=s.trust_remote_code,
             answering=row.variant.recipe.answering,
         )
 

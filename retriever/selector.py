@@ -392,9 +392,11 @@ class Selector:
 
     def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
+        B, m, k = chosen_Bmk.shape
+        if k and not self.language_model.reads_branches:
+            return self._hidden_of_prompt(batch, None), self._hidden_in_rows(batch, chosen_Bmk)
         if self.language_model.is_checkpointing and torch.is_grad_enabled():
             return self._hidden_in_one_pass(batch, chosen_Bmk)
-        B, m, k = chosen_Bmk.shape
         cache = self.language_model.new_cache() if k else None
         first_BH = self._hidden_of_prompt(batch, cache)
         if cache is None:
@@ -448,6 +450,30 @@ class Selector:
         first_BH = hidden_BTH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
         later_BmkH = hidden_BTH[:, P:].reshape(B, m, k, S, hidden_BTH.shape[-1])[..., -1, :]
         return first_BH, later_BmkH
+
+    def _hidden_in_rows(self, batch: _Batch, chosen_Bmk: Tensor) -> Tensor:
+        """Hidden states `[B, m, k, H]` after k choices, each reply in a row of its own behind its prompt.
+
+        For models whose layers keep a state or make masks of their own, so that one prompt cannot serve several
+        replies: the same probabilities, at the price of reading the prompt m times.
+        """
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        ids_BmkS = self._reply_ids(chosen_Bmk)
+        replies = ids_BmkS.reshape(B * m, -1).tolist()
+        prompts = [
+            ids[:n] for ids, n in zip(batch.prompt_ids_BP.tolist(), batch.prompt_lengths_B.tolist(), strict=True)
+        ]
+        rows = [prompts[i // m] + reply for i, reply in enumerate(replies)]
+        ends_k = torch.arange(k, 0, -1, device=model.device) * ids_BmkS.shape[-1] - ids_BmkS.shape[-1] + 1
+        found: dict[int, Tensor] = {}
+        for numbers in token_budget_batches([len(row) for row in rows], self.max_tokens_per_batch):
+            ids_RT, lengths_R = pad_right([rows[i] for i in numbers], model.end_of_answer_id, model.device)
+            model.tokens_read += sum(len(rows[i]) for i in numbers)
+            hidden_RTH = model.hidden(ids_RT, None)
+            at_Rk = lengths_R[:, None] - ends_k
+            found |= dict(zip(numbers, hidden_RTH[torch.arange(len(numbers))[:, None], at_Rk], strict=True))
+        return torch.stack([found[i] for i in range(B * m)]).reshape(B, m, k, -1)
 
     def _reply_ids(self, chosen_Bmk: Tensor) -> Tensor:
         """Token ids `[B, m, k, S]`: the id of each choice, then the separator that asks for the next."""
@@ -575,8 +601,9 @@ class _Stepper:
     def __init__(self, selector: Selector, batch: _Batch, m: int, *, ahead: bool = False) -> None:
         self.selector, self.batch, self.m, self.ahead = selector, batch, m, ahead
         self.unheard = selector._is_unheard()
-        one_pass = self.unheard or selector.config.decoding == "single_pass"
-        self.cache = None if one_pass else selector.language_model.new_cache()
+        self.one_pass = self.unheard or selector.config.decoding == "single_pass"
+        shared = selector.language_model.reads_branches and not self.one_pass
+        self.cache = selector.language_model.new_cache() if shared else None
         self.read = Branches.of(m, 0, 0, selector.language_model.device)
         self.first_Bmn = self._after_prompt()[:, None].expand(-1, m, -1)
 
@@ -588,14 +615,18 @@ class _Stepper:
 
     def lm_logits(self, z: list[Tensor]) -> Tensor:
         """Id logits `[B, m, n]` after the choices `z` (a list of `[B, m]`)."""
-        if not z or self.cache is None or self.ahead:
+        if not z or self.one_pass or self.ahead:
             return self.first_Bmn
+        if self.cache is None:
+            return self._in_rows(torch.stack(z, dim=-1))[:, :, -1]
         return self._step(z[-1].unsqueeze(-1), self.cache)[:, :, -1]
 
     def lm_logits_after(self, z_Bmk: Tensor) -> Tensor:
         """The same after whole replies `[B, m, k]`, which need not continue those asked about before."""
-        if not z_Bmk.shape[-1] or self.cache is None or self.ahead:
+        if not z_Bmk.shape[-1] or self.one_pass or self.ahead:
             return self.first_Bmn
+        if self.cache is None:
+            return self._in_rows(z_Bmk.to(self.batch.prompt_ids_BP.device))[:, :, -1]
         # Beams change their parents, and a reply is short beside the prompt: it is read anew.
         if read := len(self.read.depth):
             self.cache.crop(-read)
@@ -605,9 +636,17 @@ class _Stepper:
     def lm_logits_along(self, z_BmK: Tensor) -> Tensor:
         """Id logits `[B, m, K, n]` at every step of whole permutations, none of which was read before."""
         first_Bm1n, K = self.first_Bmn.unsqueeze(2), z_BmK.shape[-1]
-        if self.cache is None:
+        if self.one_pass:
             return first_Bm1n.expand(-1, -1, K, -1)
-        return first_Bm1n if K == 1 else torch.cat([first_Bm1n, self._step(z_BmK[..., :-1], self.cache)], dim=2)
+        if K == 1:
+            return first_Bm1n
+        later = self._in_rows(z_BmK[..., :-1]) if self.cache is None else self._step(z_BmK[..., :-1], self.cache)
+        return torch.cat([first_Bm1n, later], dim=2)
+
+    def _in_rows(self, chosen_Bmk: Tensor) -> Tensor:
+        """Id logits `[B, m, k, n]` after each of all k choices so far, each reply in a row of its own."""
+        hidden_BmkH = self.selector._hidden_in_rows(self.batch, chosen_Bmk)
+        return self.selector._id_logits(hidden_BmkH, self.batch.absent_Bn.shape[1])
 
     def _step(self, chosen_Bmk: Tensor, cache: Cache) -> Tensor:
         """Id logits `[B, m, k, n]` after each of k more choices."""

@@ -175,5 +175,6 @@ def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
         device=str(like.model.device),
         dtype=like.dtype,
         similarity=like.similarity,
+        trust_remote_code=like.trust_remote_code,  # the same code runs already
     )
     return PassageIndex.open(folder / "index", encoder=encoder), encoder

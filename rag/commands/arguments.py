@@ -86,6 +86,7 @@ def building_arguments(parser: Any) -> None:
     )
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
+    trust_argument(parser, "the encoder")
 
 
 def _chunk_arguments(parser: Any) -> None:
@@ -115,6 +116,15 @@ def retriever_argument(parser: Any) -> None:
     )
 
 
+def trust_argument(parser: Any, whose: str) -> None:
+    """`--trust_remote_code`: whether models may run code that they bring."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help=f"run Python code that comes with {whose}; read it first, since it may do whatever you may",
+    )
+
+
 def context_argument(parser: Any) -> None:
     """`--context_length`: how much of a prompt the base reads."""
     parser.add_argument(
@@ -137,6 +147,7 @@ def pipeline_arguments(parser: Any) -> None:
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
     context_argument(parser)
+    trust_argument(parser, "base or encoder")
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(GenerationConfig, "generation")
@@ -166,6 +177,7 @@ def create_pipeline(args: Any) -> Any:
         quantization=args.quantization,
         context_length=args.context_length,
         chat=ChatConfig(**vars(args.chat)),
+        trust_remote_code=args.trust_remote_code,
     )
 
 
@@ -202,6 +214,7 @@ def open_pipeline(args: Any) -> Any:
         device=args.device,
         quantization=args.quantization,
         revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
+from rag.commands.arguments import trust_argument
 from rag.commands.command import Command, Report, cell, progress, table
 
 
@@ -41,6 +42,7 @@ def _forgetting_arguments(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    trust_argument(parser, "the base")
     parser.add_class_arguments(ChatConfig, "chat")
 
 
@@ -83,6 +85,7 @@ def _forgetting(args: Any) -> Report:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        trust_remote_code=args.trust_remote_code,
         **({} if args.bundle else {"chat": chat}),
     )
     if args.output is not None:

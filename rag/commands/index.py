@@ -13,6 +13,7 @@ from rag.commands.arguments import (
     on_error_argument,
     quoting_argument,
     split_argument,
+    trust_argument,
 )
 from rag.commands.command import Command, Report, progress
 
@@ -65,6 +66,7 @@ def _build(args: Any) -> Report:
         dtype=args.dtype,
         max_length=args.max_length,
         similarity=args.similarity,
+        trust_remote_code=args.trust_remote_code,
     )
     index = build_index(
         args.corpus,
@@ -93,6 +95,11 @@ def _folder_argument(parser: Any) -> None:
     parser.add_argument("index", type=str, help="index directory")
 
 
+def _compact_arguments(parser: Any) -> None:
+    _folder_argument(parser)
+    trust_argument(parser, "the encoder")
+
+
 def _info(args: Any) -> Report:
     from indexes import PassageIndex
 
@@ -103,6 +110,7 @@ def _info(args: Any) -> Report:
 def _verify_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("--encoder", type=str, help="also check this encoder and re-encode a sample")
+    trust_argument(parser, "the encoder")
     parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
     quoting_argument(parser)
     on_error_argument(parser, "go on")
@@ -113,12 +121,13 @@ def _verify(args: Any) -> Report:
     from rag.pipeline import encoder_of
 
     index = PassageIndex.open(args.index)
-    encoder = None if args.encoder is None else encoder_of(index, args.encoder)
+    trust = args.trust_remote_code
+    encoder = None if args.encoder is None else encoder_of(index, args.encoder, trust_remote_code=trust)
     corpus = None
     if args.corpus is not None:
         corpus = Corpus.from_file(args.corpus, quoting=args.quoting, on_error=args.on_error)
     if corpus is not None and index.manifest.chunking:
-        tokenizer = (encoder or encoder_of(index)).tokenizer
+        tokenizer = (encoder or encoder_of(index, trust_remote_code=trust)).tokenizer
         corpus = corpus.chunked(Chunker(tokenizer, **dict[str, Any](index.manifest.chunking)))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is whole: {result}", result)
@@ -128,6 +137,7 @@ def _corpus_change_arguments(parser: Any) -> None:
     _folder_argument(parser)
     corpus_argument(parser)
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     quoting_argument(parser)
     on_error_argument(parser, "list it with --quarantine")
@@ -138,6 +148,7 @@ def _delete_arguments(parser: Any) -> None:
     _folder_argument(parser)
     parser.add_argument("ids", type=str, nargs="*", help="ids of passages, or of documents that were cut into chunks")
     parser.add_argument("--ids_file", type=str, help="a file with an id on each line")
+    trust_argument(parser, "the encoder")
 
 
 def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
@@ -152,8 +163,10 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
         options: dict[str, Any] = {}
         if "corpus" in args:
             options = {name: args[name] for name in ("batch_size", "quoting", "on_error", "quarantine")}
+        options["trust_remote_code"] = args.trust_remote_code
         if args.get("encoder") is not None:
-            options["encoder"] = load_manifest(Path(args.index)).encoder.load(args.encoder)
+            record = load_manifest(Path(args.index)).encoder
+            options["encoder"] = record.load(args.encoder, trust_remote_code=args.trust_remote_code)
         with IndexWriter(args.index, progress=progress(args), **options) as writer:
             done = change(writer, args)
         return Report("\n".join(f"{name}: {value}" for name, value in asdict(done).items()), asdict(done))
@@ -184,6 +197,7 @@ def _tune_arguments(parser: Any) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
     parser.add_argument("--reference", type=str, help="an exact index of the same corpus, where this one is lossy")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    trust_argument(parser, "the encoder")
     parser.add_argument("--dry_run", action="store_true", help="only measure; leave the index as it is")
 
 
@@ -205,7 +219,8 @@ def _tune(args: Any) -> Report:
     )
     identical = identical_ids(examples, index)
     ignored = [index.corpus.document_positions(e.id) if e.ignore_identical_id else [] for e in examples]
-    queries = encoder_of(index, args.encoder).encode_questions([e.question for e in examples])
+    encoder = encoder_of(index, args.encoder, trust_remote_code=args.trust_remote_code)
+    queries = encoder.encode_questions([e.question for e in examples])
     deep = args.k + max(map(len, ignored))
     exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, deep)
     found = tune(index.vectors, queries, recall=args.recall, k=args.k, exact_ids_Bk=exact, ignored=ignored)
@@ -237,7 +252,7 @@ COMMANDS: dict[str, Command] = {
         _changing(lambda writer, args: writer.sync(args.corpus)),
     ),
     "index compact": Command(
-        "rewrite an index without what is deleted", _folder_argument, _changing(lambda w, args: w.compact())
+        "rewrite an index without what is deleted", _compact_arguments, _changing(lambda w, args: w.compact())
     ),
     "index tune": Command("find the fastest search that reaches a recall, and keep it", _tune_arguments, _tune),
 }

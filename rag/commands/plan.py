@@ -49,10 +49,14 @@ def _plan(args: Any) -> Report:
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
     selector = SelectorConfig(**vars(args.selector))
     shape, context = shape_of(
-        args.base, revision=args.revision, rank=args.adapter.r, context_length=args.context_length
+        args.base,
+        revision=args.revision,
+        rank=args.adapter.r,
+        context_length=args.context_length,
+        trust_remote_code=args.trust_remote_code,
     )
     texts, dimension = _plan_texts(args, config.max_train_samples)
-    encoder = encoder_shape(args.encoder or "pocket")
+    encoder = encoder_shape(args.encoder or "pocket", trust_remote_code=args.trust_remote_code)
     device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
     question, alone_row = mean_question(selector, config, texts, context)
     data = plan(
@@ -142,7 +146,8 @@ def _plan_index(args: Any) -> Report:
     data = plan_index(
         IndexJob(
             encoder=args.encoder,
-            shape=encoder_shape(args.encoder),
+            shape=encoder_shape(args.encoder, trust_remote_code=args.trust_remote_code),
+            trust_remote_code=args.trust_remote_code,
             count=count,
             sample=sample,
             basis=basis,

@@ -9,6 +9,7 @@ from rag.commands.arguments import (
     quoting_argument,
     retriever_argument,
     split_argument,
+    trust_argument,
 )
 from rag.commands.command import Command, Report, metrics_text
 
@@ -22,6 +23,7 @@ def _search_arguments(parser: Any) -> None:
     quoting_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
     retriever_argument(parser)
     parser.add_argument(
@@ -43,7 +45,9 @@ def _search(args: Any) -> Report:
     examples = _questions(args)
     index = PassageIndex.open(args.index)
     examples = check_gold_ids(examples, index)
-    retriever = retriever_of(index, encoder_of(index, args.encoder), args.retriever)
+    retriever = retriever_of(
+        index, encoder_of(index, args.encoder, trust_remote_code=args.trust_remote_code), args.retriever
+    )
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
         found += retrieve(retriever, examples[start : start + args.batch_size], args.k)
