@@ -353,7 +353,7 @@ def test_importing_the_package_is_cheap_and_tames_openmp() -> None:
         "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE';"
         "from indexes import Passage; assert set(indexes.__all__) <= set(dir(indexes));"
         "assert 'torch' not in sys.modules;"
-        "assert all(vars(sys.modules[indexes._MODULE_OF[n]])[n] is getattr(indexes, n) for n in "
+        "assert all(vars(sys.modules[indexes._EXPORTS[n]])[n] is getattr(indexes, n) for n in "
         "indexes.__all__ if getattr(indexes, n))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

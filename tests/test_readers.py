@@ -585,7 +585,7 @@ def test_broken_dpr_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_literal_has_a_longest_length() -> None:
-    assert answer_literal(repr(["x" * 131_072]), "here") == ["x" * 131_072]  # the limit of a field of `csv`
+    assert answer_literal(repr(["x" * 131_072]), "here") == ["x" * 131_072]  # beyond the limit that `csv` has by itself
     with pytest.raises(DataError, match="here: the answers must be a list of texts"):
         answer_literal(repr(["x" * 2**20]), "here")
 

@@ -8,8 +8,8 @@ import tokenize
 
 from indexes.errors import DataError
 
-# Nothing in a literal is run, and none is longer than a field of `csv`.
-_LONGEST_LITERAL = 2**17
+# Nothing in a literal is run; its tree takes up to 180 times the memory of its text.
+_LONGEST_LITERAL = 2**20
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 _LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:['"]|array\()""")
 # SQuAD's answers in a CSV file that pandas wrote.
@@ -20,7 +20,7 @@ def answer_literal(text: str, where: str) -> list[str]:
     """The list of texts that a Python literal writes, without running anything.
 
     Raises:
-        DataError: It is longer than 131,072 characters, is no literal, is one of something else, or has two texts
+        DataError: It is longer than 1,048,576 characters, is no literal, is one of something else, or has two texts
             without a comma between them.
     """
     answers = _texts_of(text)
