@@ -62,9 +62,9 @@ class Answer:
     """What the generator read, in the order of the permutation."""
     permutation: list[int]
     """Ranks that the retriever had given those passages (0 is its best)."""
-    log_prob: float
+    log_prob: float | None
     """log p(text | question, passages) in nats, end of answer included. Of a model that thinks it is that of the answer
-    right behind the prompt, without the thought before it."""
+    right behind the prompt, without the thought before it. None where it was not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -196,13 +196,15 @@ class RAG:
         return why_too_long(question, self.selector, self.generator)
 
     @overload
-    def answer(self, question: str, *, on_error: str = "raise") -> Answer: ...  # type: ignore[overload-overlap]
+    def answer(self, question: str, *, on_error: str = "raise", log_prob: bool = True) -> Answer: ...  # type: ignore[overload-overlap]
     @overload
-    def answer(self, question: Sequence[str], *, on_error: Literal["raise"] = "raise") -> list[Answer]: ...
+    def answer(
+        self, question: Sequence[str], *, on_error: Literal["raise"] = "raise", log_prob: bool = True
+    ) -> list[Answer]: ...
     @overload
-    def answer(self, question: Sequence[str], *, on_error: str) -> list[Answer | None]: ...
+    def answer(self, question: Sequence[str], *, on_error: str, log_prob: bool = True) -> list[Answer | None]: ...
 
-    def answer(self, question: str | Sequence[str], *, on_error: str = "raise") -> Any:
+    def answer(self, question: str | Sequence[str], *, on_error: str = "raise", log_prob: bool = True) -> Any:
         """Answer one question or several (batched); an answer does not depend on what else is asked.
 
         Args:
@@ -210,6 +212,9 @@ class RAG:
             on_error: Of several questions, what becomes of one that is empty or does not fit the model's context:
                 "raise" refuses all of them before any is answered, "skip" leaves None in its place, with a warning.
                 A single question that cannot be answered is an error either way.
+            log_prob: Whether answers get their `log_prob`. It comes from the pass that generates where it can
+                (`Generator.log_probs_of_generated` says where not); False saves the second pass of the others. Answers
+                that are summed over single documents have it anyway, since they are chosen by it.
 
         Raises:
             DataError: An empty question, or one that does not fit the context.
@@ -217,39 +222,49 @@ class RAG:
         """
         check_on_error(on_error)
         if isinstance(question, str):
-            return self._answers([question], "raise")[0]
-        return self._answers(list(question), on_error)
+            return self._answers([question], "raise", log_prob)[0]
+        return self._answers(list(question), on_error, log_prob)
 
-    def _answers(self, questions: list[str], on_error: str) -> list[Answer | None]:
+    def _answers(self, questions: list[str], on_error: str, log_prob: bool) -> list[Answer | None]:
         reasons = [self._why_not_asked(question) for question in questions]
         if any(reasons):
             if on_error == "raise":
                 raise _cannot_be_asked(reasons)
             logger.warning("Left out: %s", _cannot_be_asked(reasons))
         asked = [q for q, reason in zip(questions, reasons, strict=True) if reason is None]
-        answers = iter(self.answer_from(self.retriever.search(asked, self.num_candidates)) if asked else [])
+        candidates = self.retriever.search(asked, self.num_candidates) if asked else []
+        answers = iter(self.answer_from(candidates, log_prob=log_prob) if asked else [])
         return [next(answers) if reason is None else None for reason in reasons]
 
     def _why_not_asked(self, question: str) -> str | None:
         return self.why_too_long(question) if question.strip() else "it is empty"
 
-    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
-        """Answers from candidates that are already retrieved."""
+    def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
+        """Answers from candidates that are already retrieved; `log_prob` as in `answer`."""
         if self._answerer is not None:
             return self._answerer.answer_from(candidates)
         permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
         passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
-        with recording() as recorded:
-            texts = self.generator.generate(questions, passages)
-        rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
-        log_probs = self.generator.log_probs_of_generated(rows, recorded).tolist()
+        if log_prob:
+            texts, log_probs = self._generate_scored(questions, passages)
+        else:
+            texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
         return [
-            Answer(question, text, citations(text, chosen), chosen, permutation, log_prob)
-            for question, text, chosen, permutation, log_prob in zip(
+            Answer(question, text, citations(text, chosen), chosen, permutation, log_p)
+            for question, text, chosen, permutation, log_p in zip(
                 questions, texts, passages, permutations, log_probs, strict=True
             )
         ]
+
+    def _generate_scored(
+        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]
+    ) -> tuple[list[str], list[float | None]]:
+        """Answers, and log p of each."""
+        with recording() as recorded:
+            texts = self.generator.generate(questions, passages)
+        rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
+        return texts, self.generator.log_probs_of_generated(rows, recorded).tolist()
 
     def row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
         """The answer behind the very prompt that it was generated from."""

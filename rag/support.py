@@ -75,6 +75,7 @@ def support(
 def _left_out(rag: RAG, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]:
     """Every passage of a few answers, in batches of the generator."""
     rows = [row for answer in answers for row in _rows(rag, answer)]
+    before = {id(answer): _log_prob(answer) for answer in answers}
     log_probs = iter(rag.generator.log_probs(rows).tolist())
     texts = iter(rag.generator.complete([row.prompt_ids for row in rows]))
     return [
@@ -82,13 +83,22 @@ def _left_out(rag: RAG, answers: Sequence[Answer]) -> list[list[dict[str, Any]]]
             {
                 "id": passage.id,
                 "cited": passage.id in answer.citations,
-                "log_prob_drop": answer.log_prob - next(log_probs),
+                "log_prob_drop": before[id(answer)] - next(log_probs),
                 "answer_changed": normalize_answer(next(texts)) != normalize_answer(answer.text),
             }
             for passage in answer.passages
         ]
         for answer in answers
     ]
+
+
+def _log_prob(answer: Answer) -> float:
+    if answer.log_prob is None:
+        raise UsageError(
+            f"Support compares log-probabilities, and the answer to {answer.question!r} has none. Answer with "
+            "log_prob=True."
+        )
+    return answer.log_prob
 
 
 def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerRow]:

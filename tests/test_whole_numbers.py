@@ -192,7 +192,9 @@ def test_only_as_much_of_a_file_is_read_as_is_needed(tmp_path: Path, monkeypatch
 
     opened: list[int] = []
     open_records = training.data.open_records
-    monkeypatch.setattr(training.data, "open_records", lambda *args, **how: opened.append(1) or open_records(*args, **how))
+    monkeypatch.setattr(
+        training.data, "open_records", lambda *args, **how: opened.append(1) or open_records(*args, **how)
+    )
     file = tmp_path / "f.jsonl"
     file.write_text('{"question": "a?", "answer": 42}\n{"question": "b?", "answer": 7}\n')
     load_examples(file)

@@ -14,11 +14,17 @@ def _ask_arguments(parser: Any) -> None:
         default="raise",
         help="of a question that is empty or does not fit the model's context: stop, or leave it out (null in --json)",
     )
+    parser.add_argument(
+        "--log_prob",
+        type=bool,
+        default=True,
+        help="say how probable each answer is; false saves a second pass over answers that were cut off, and with --dtype mixed over all",
+    )
     bundle_arguments(parser)
 
 
 def _ask(args: Any) -> Report:
-    answers = open_pipeline(args).answer(args.question, on_error=args.on_error)
+    answers = open_pipeline(args).answer(args.question, on_error=args.on_error, log_prob=args.log_prob)
     texts = [_answer_text(q, a) for q, a in zip(args.question, answers, strict=True)]
     return Report("\n\n".join(texts), {"answers": [None if a is None else a.to_dict() for a in answers]})
 
@@ -26,7 +32,8 @@ def _ask(args: Any) -> Report:
 def _answer_text(question: str, answer: Any) -> str:
     if answer is None:
         return f"{question[:200]}\n  (left out: it is empty or does not fit the model's context)"
-    lines = [answer.question, f"  {answer.text or '(no answer)'}   (log p = {answer.log_prob:.2f})"]
+    log_prob = "" if answer.log_prob is None else f"   (log p = {answer.log_prob:.2f})"
+    lines = [answer.question, f"  {answer.text or '(no answer)'}{log_prob}"]
     for passage, rank in zip(answer.passages, answer.permutation, strict=True):
         mark = "*" if passage.id in answer.citations else " "
         lines.append(f"  {mark} {passage.id}  {passage.title}  (retriever rank {rank + 1})")
