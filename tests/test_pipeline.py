@@ -99,6 +99,14 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
         assert answer.log_prob == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are cut off cost a second pass each, which is then saved."""
+    expected = [answer.text for answer in rag.answer(QUESTIONS)]
+    monkeypatch.setattr(rag.generator, "log_probs", lambda rows: pytest.fail("an answer was read again"))
+    answers = rag.answer(QUESTIONS, log_prob=False)
+    assert [(answer.text, answer.log_prob) for answer in answers] == [(text, None) for text in expected]
+
+
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
@@ -449,7 +457,7 @@ def test_models_of_the_hub_are_named_and_not_uploaded(
     rag.push_to_hub("me/my-rag", include_index=True)
     config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
     assert (config["base"]["name"], config["base"]["revision"]) == ("me/base", "v1")
-    assert config["encoder"] == {"name": "pocket", "is_folder": False}
+    assert config["encoder"] == {"name": "pocket", "is_folder": False, "trust_remote_code": False}
     assert {p.name for p in (hub.folder / "me/my-rag").iterdir()} == {
         "README.md",
         "rag_config.json",
