@@ -18,7 +18,8 @@ def _ask_arguments(parser: Any) -> None:
         "--log_prob",
         type=bool,
         default=True,
-        help="say how probable each answer is; false saves a second pass over answers that were cut off, and with --dtype mixed over all",
+        help="say how probable each answer is; false saves a second pass over answers that were cut off, and with "
+        "--dtype mixed over all",
     )
     bundle_arguments(parser)
 
