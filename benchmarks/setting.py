@@ -145,7 +145,9 @@ class RandomRankingPrompt(RankingPrompt):
 
     length: int = 0
 
-    def encode(self, tokenizer: Any, question: str, passages: Any, identifiers: Any, *, max_tokens: int) -> list[int]:
+    def encode(
+        self, tokenizer: Any, question: str, passages: Any, identifiers: Any, *, max_tokens: int, chat: Any = None
+    ) -> list[int]:
         """`length` tokens that depend on the question and the order of its passages."""
         return random_ids(self.length, question, [p.id for p in passages])
 
@@ -158,7 +160,7 @@ class RandomAnswerPrompt(AnswerPrompt):
     """With `selected` passages; in proportion shorter with fewer."""
     selected: int = 5
 
-    def encode(self, tokenizer: Any, question: str, passages: Any, *, max_tokens: int) -> list[int]:
+    def encode(self, tokenizer: Any, question: str, passages: Any, *, max_tokens: int, chat: Any = None) -> list[int]:
         """The question's few tokens, then those of each passage."""
         share = self.length // self.selected
         ids = [i for p in passages for i in random_ids(share, question, p.id)]

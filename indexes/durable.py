@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from indexes.errors import MismatchError, ResourceError, UsageError
 
 _HALF = ".half"
@@ -190,6 +188,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: Another process holds it, or nothing can be written beside it.
     """
+    # Not at the top: who only writes files, such as a report, needs no third-party package.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
