@@ -26,6 +26,7 @@ from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from indexes.errors import MismatchError, UsageError
 from rag.evaluation_file import bundle_digest, describe_base, write_json
+from rag.hub import bundle_folder
 from rag.measures import Score, check_lengths, drifts, measure_answers, measure_drift, measure_pairs, measure_text
 from rag.pipeline import load_generator
 from rag.pocket import base_path
@@ -86,7 +87,7 @@ def forgetting(
     """Measure the base once and every model after it, one in memory at a time, and compare them.
 
     Args:
-        models: Name and model: a generator, or the folder of a bundle (its index is not needed).
+        models: Name and model: a generator, or a bundle, by its folder or Hub id (its index is not needed).
         probes: On what.
         base: Without any model: the base alone, by name or folder.
         role: Whose adapter, "generator" or "selector".
@@ -112,12 +113,13 @@ def forgetting(
             raise UsageError("Forgetting is measured of bundles, or of a base alone; neither came. Give one of them.")
         scores.append(measure_model(load_base(base, **loading), BASE, probes, progress=progress))
     for name, source in models:
-        generator = source if isinstance(source, Generator) else load_generator(source, **loading)
+        folder = None if isinstance(source, Generator) else bundle_folder(source)
+        generator = source if isinstance(source, Generator) else load_generator(folder or source, **loading)
         if scores:
             _check_base(name, _describe(generator.language_model), scores[0].base)
         else:
             scores.append(measure_model(generator, BASE, probes, progress=progress))
-        sha256 = None if isinstance(source, Generator) else bundle_digest(source)
+        sha256 = None if folder is None else bundle_digest(folder)
         scores.append(measure_model(generator, role, probes, name=name, bundle_sha256=sha256, progress=progress))
         del generator
         gc.collect()  # the next model may need the room

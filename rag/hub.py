@@ -62,12 +62,12 @@ def bundle_folder(
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a text can be the id of a repository on the Hub."""
+    """Whether a text can be the id of a repository on the Hub that a bundle was pushed to: "owner/name"."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return True
+    return "/" in name  # names without an owner are of the Hub's first models only
 
 
 def can_be_found_elsewhere(model: str) -> bool:

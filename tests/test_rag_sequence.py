@@ -80,5 +80,5 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline:
 def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
-    with pytest.raises(UsageError, match="num_selected must be 1; 2 came"):
+    with pytest.raises(UsageError, match="num_selected must be 1, got 2"):
         RAGSequence(RAG(selector.retriever, selector, Generator(model)))

@@ -50,7 +50,6 @@ def _forgetting(args: Any) -> Report:
     from generator import ChatConfig
     from rag.evaluation_file import check_output, write_json
     from rag.forgetting import forgetting
-    from rag.hub import bundle_folder
     from rag.probes import Probes
 
     if bool(args.bundle) == (args.base is not None):
@@ -76,7 +75,7 @@ def _forgetting(args: Any) -> Report:
         on_error=args.on_error,
     )
     data = forgetting(
-        list(zip(_names(args.bundle, args.name), map(bundle_folder, args.bundle), strict=True)),
+        list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),
         probes,
         base=args.base,
         role=args.role,
