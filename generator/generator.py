@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig as HFGenerationConfig
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.generation.stopping_criteria import StopStringCriteria
 
-from generator.chat import ReplyReader
+from generator.chat import Chat, ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.prompts import AnswerPrompt, encode_plain
@@ -94,6 +95,29 @@ class _AnswerStreamer(TextIteratorStreamer):
     def _pass_on(self, ids: list[int]) -> None:
         if ids:
             super().put(torch.tensor(ids))
+
+
+class _StopInAnswer(StoppingCriteria):
+    """Ends a row when one of some texts is complete in its answer; in a thought before it they end nothing.
+
+    Args:
+        chat: Tells thoughts from answers.
+        prompts: Token ids of the rows, without padding.
+        width: Tokens of a row before its reply, padding included.
+        stop: The texts.
+    """
+
+    def __init__(self, chat: Chat, prompts: Sequence[list[int]], width: int, stop: Sequence[str]) -> None:
+        self._chat, self._prompts, self._width, self._stop = chat, prompts, width, stop
+        self._complete = StopStringCriteria(chat.tokenizer, list(stop))
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        complete_B = self._complete(input_ids, scores)
+        for row in complete_B.nonzero().flatten().tolist():
+            reply = self._chat.read_reply(self._prompts[row], input_ids[row, self._width :].tolist())
+            text = str(self._chat.tokenizer.decode(reply.answer_ids))
+            complete_B[row] = any(s in text for s in self._stop)
+        return complete_B
 
 
 class Generator:
@@ -279,9 +303,11 @@ class Generator:
         if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.reads_left_padding:
             return self._by_length(prompts, role=role, stop=stop)
         input_ids, attention_mask = self._pad_left(list(prompts))
-        tokenizer = self.language_model.tokenizer
         # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
-        stopping: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
+        stopping: dict[str, Any] = {}
+        if stop:
+            criterion = _StopInAnswer(self.language_model.chat, prompts, input_ids.shape[1], stop)
+            stopping["stopping_criteria"] = StoppingCriteriaList([criterion])
         # Under "mixed" the head multiplies in bfloat16 while it generates and in float32 while it scores.
         steps = None
         if is_recording() and role == ROLE and not stop and not self.language_model.mixed:

@@ -296,22 +296,25 @@ class Identifiers:
     style: str
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters") -> "Identifiers":
+    def for_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters", chat: Chat | None = None
+    ) -> "Identifiers":
         """Verify that `count` identifiers of `style` are distinct single tokens; else fall back and say so.
 
         Args:
             tokenizer: The tokenizer that will read and write them.
             count: Candidates in a ranking prompt.
             style: `"letters"` (A, B, ...) or `"numbers"` (1, 2, ... as the paper writes them).
+            chat: The tokenizer's chat template with its settings; None: without any.
 
         Raises:
             UsageError: Unknown style, or no family of `count` single-token identifiers exists.
         """
-        families = _identifier_families(count)
+        families, chat = _identifier_families(count), chat or Chat(tokenizer)
         if style not in families:
             raise UsageError(f"identifiers must be one of {sorted(families)}; {style!r} came.")
         for family in [style, *(f for f in families if f != style)]:
-            kept = _single_tokens(tokenizer, families[family])
+            kept = _single_tokens(chat, families[family])
             if len(kept) >= count:
                 if family != style:
                     logger.warning(
@@ -326,7 +329,7 @@ class Identifiers:
         raise UsageError(
             f"A ranking prompt of {count} candidates needs {count} distinct single-token identifiers; this "
             "tokenizer has fewer in every family tried "
-            f"({', '.join(f'{f}: {len(_single_tokens(tokenizer, n))}' for f, n in families.items())}). "
+            f"({', '.join(f'{f}: {len(_single_tokens(chat, n))}' for f, n in families.items())}). "
             "Lower num_candidates."
         )
 
@@ -340,9 +343,9 @@ def _identifier_families(count: int) -> dict[str, list[str]]:
     }
 
 
-def _single_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> dict[str, int]:
+def _single_tokens(chat: Chat, names: Sequence[str]) -> dict[str, int]:
     """The names that are one ordinary token which decodes back to the name; name -> token id."""
-    special = Chat(tokenizer).control_ids
+    tokenizer, special = chat.tokenizer, chat.control_ids
     kept: dict[str, int] = {}
     for name in names:
         ids = encode_plain(tokenizer, name, behind=RANKING_OPEN)

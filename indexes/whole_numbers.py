@@ -50,7 +50,8 @@ class WholeNumbers:
         """The fields of a row, with whole numbers and None instead of the floats and NaN of such columns.
 
         Raises:
-            DataError: A float of 2**53 or beyond, which may stand for several whole numbers.
+            DataError: A float of 2**53 or beyond, which may stand for several whole numbers. An id further inside a row
+                is left as it is, since nothing says here whether anybody reads it.
         """
         if not _holds_float(fields, self._names):
             return fields
@@ -68,7 +69,11 @@ class WholeNumbers:
             return [self._restored(inner, path, where, depth + 1) for inner in value]
         if not isinstance(value, float) or path not in (self._columns or ()):
             return value
-        return None if math.isnan(value) else exact_integer(value, f"{where}: {path[-1]}")
+        if math.isnan(value):
+            return None
+        if len(path) > 1 and path[-1] in ID_NAMES and abs(value) >= _FIRST_INEXACT:
+            return value  # most rows hold more than is read of them ("metadata"); whoever reads it as an id refuses it
+        return exact_integer(value, f"{where}: {path[-1]}")
 
 
 def exact_integer(value: float, where: str) -> int:

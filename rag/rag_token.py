@@ -86,8 +86,10 @@ class RAGToken(SingleDocuments):
         for _ in range(self.rag.generator.config.max_new_tokens):
             chosen_B = log_p_BV.argmax(-1)
             gained_B = log_p_BV.gather(-1, chosen_B.unsqueeze(-1)).squeeze(-1).tolist()
-            for one, token, gained in zip(decoded, chosen_B.tolist(), gained_B, strict=True):
-                one.append(token, gained, ended=token in ends)
+            end_B = log_p_BV[:, end].tolist()
+            for one, token, gained, closed in zip(decoded, chosen_B.tolist(), gained_B, end_B, strict=True):
+                # Whichever token stopped it, the end of the answer is what is scored, as everywhere else.
+                one.append(token, closed if token in ends else gained, ended=token in ends)
             if all(one.ended for one in decoded):
                 return
             log_p_BV = steps.after(chosen_B)

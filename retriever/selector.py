@@ -153,7 +153,10 @@ class Selector:
         self.prior = (prior or RetrieverPrior(self.config.prior_strength)).to(language_model.device)
         self.max_tokens_per_batch = max_tokens_per_batch
         self.identifiers = Identifiers.for_tokenizer(
-            language_model.tokenizer, self.config.num_candidates, style=self.config.identifiers
+            language_model.tokenizer,
+            self.config.num_candidates,
+            style=self.config.identifiers,
+            chat=language_model.chat,
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
         self.separator_ids = encode_plain(

@@ -8,10 +8,12 @@ import pytest
 from conftest import PASSAGES, added_tokenizer, successor_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from generator.chat import Chat, ChatConfig
 from generator.generator import Generator
 from generator.language_model import AdapterConfig, LanguageModel, _end_of_answer_id
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.corpus import Passage
+from indexes.errors import UsageError
 
 NEWLINE = "\u010a"  # as byte-level tokenizers spell it
 GEMMA = (
@@ -62,6 +64,18 @@ def test_a_document_opens_no_turn_with_tokens_that_no_role_names(tmp_path: Path)
 def test_identifiers_are_no_control_tokens_without_a_role(tmp_path: Path) -> None:
     added_tokenizer(["B"]).save_pretrained(tmp_path)
     assert Identifiers.for_tokenizer(AutoTokenizer.from_pretrained(tmp_path), 3).names == ("A", "C", "D")
+
+
+def test_identifiers_are_found_with_the_settings_of_the_template() -> None:
+    template = (
+        "{% if not mode %}{{ raise_exception('no mode') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    tokenizer = added_tokenizer(["<|end|>", "B"], template=template)
+    chat = Chat(tokenizer, ChatConfig(chat_template_kwargs={"mode": "x"}))
+    assert Identifiers.for_tokenizer(tokenizer, 3, chat=chat).names == ("A", "C", "D")
+    with pytest.raises(UsageError, match="no mode"):
+        Identifiers.for_tokenizer(tokenizer, 3)
 
 
 # -- replies that end ----------------------------------------------------------------------------------------------

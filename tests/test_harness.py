@@ -304,7 +304,7 @@ def test_conversations_are_written_with_the_settings_of_the_chat_template() -> N
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
     successors = {"<think>": "h", "h": "</think>", "</think>": "R", "R": "o", "o": "<eos>", "<|assistant|>": "x"}
 
-    def replies(**settings: Any) -> list[str]:
+    def replies(until: str = "z", **settings: Any) -> list[str]:
         chat = ChatConfig(system_message="Be short.", **settings)
         base = successor_model(tokenizer, successors)
         language_model = LanguageModel(base, tokenizer, adapter=AdapterConfig(r=2), chat=chat)
@@ -315,8 +315,10 @@ def test_conversations_are_written_with_the_settings_of_the_chat_template() -> N
         assert own.startswith("<|system|>A<|user|>B")
         open_turn = [{"role": "user", "content": "B"}, {"role": "assistant", "content": "C"}]
         assert model.apply_chat_template(open_turn, add_generation_prompt=False).endswith("<|user|>B<|assistant|>C")
-        instance = Instance("generate_until", {}, (text, {"max_gen_toks": 5, "until": ["z"]}), 0)
+        instance = Instance("generate_until", {}, (text, {"max_gen_toks": 5, "until": [until]}), 0)
         return model.generate_until([instance])
 
     assert replies() == ["Ro"]
+    assert replies(until="h") == ["Ro"], "a stop text in a thought ends nothing"
+    assert replies(until="o") == ["R"]
     assert replies(chat_template_kwargs={"quick": True})[0].startswith("x")

@@ -197,6 +197,30 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
     assert "".join(opened.stream(QUESTIONS[0])) == rag.answer(QUESTIONS[0]).text
 
 
+def by_documents(rag: RAG, text: str) -> float:
+    """log p of an answer to the first question, each document read in a row of its own."""
+    candidates = rag.retriever.search(QUESTIONS[0], 4)
+    rows = [rag.row(QUESTIONS[0], [p], text) for p in candidates.passages]
+    mixture_L = torch.stack([log_p_L.exp() for log_p_L in rag.generator.token_log_probs(rows)])
+    prior_n1 = log_priors(rag, [candidates])[0].exp()[:, None]
+    return float((prior_n1 * mixture_L).sum(0).log().sum())
+
+
+def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selector: Callable[..., Selector]) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer = added_tokenizer(["<|assistant|>", "<|end|>"], template=template)
+    successors = {"<|assistant|>": "R", "R": "o", "o": "<eos>"}
+    model = LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2))
+    selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
+    rag = RAG(selector.retriever, selector, Generator(model), answering="rag_token")
+    answer = rag.answer(QUESTIONS[0])
+    assert (answer.text, model.end_of_answer_id) == ("Ro", tokenizer.convert_tokens_to_ids("<|end|>"))
+    assert answer.log_prob == pytest.approx(by_documents(rag, "Ro"), abs=1e-4)
+
+
 def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector: Callable[..., Selector]) -> None:
     """The log-probability is that of the answer right behind the prompt, as everywhere."""
     template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -209,9 +233,5 @@ def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector
         generator = Generator(model, config=GenerationConfig(max_new_tokens=room))
         rag = RAG(selector.retriever, selector, generator, answering="rag_token")
         answer = rag.answer(QUESTIONS[0])
-        candidates = rag.retriever.search(QUESTIONS[0], 4)
-        rows = [rag.row(QUESTIONS[0], [p], text) for p in candidates.passages]
-        mixture_L = torch.stack([log_p_L.exp() for log_p_L in generator.token_log_probs(rows)])
-        prior_n1 = log_priors(rag, [candidates])[0].exp()[:, None]
         assert answer.text == text
-        assert answer.log_prob == pytest.approx(float((prior_n1 * mixture_L).sum(0).log().sum()), abs=1e-4)
+        assert answer.log_prob == pytest.approx(by_documents(rag, text), abs=1e-4)

@@ -122,6 +122,13 @@ def test_what_a_float_cannot_hold_is_refused(form: Form, tmp_path: Path) -> None
     assert load_examples(whole)[0].id == "9007199254740993"  # pandas' nullable integers are exact
 
 
+def test_ids_that_nobody_reads_may_be_what_a_float_cannot_hold(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": 7.0, "question": "a?", "text": "x", "answer": "y", "metadata": {"id": 1.2e18}}\n')
+    assert list(Corpus.from_file(file).ids) == ["7"]
+    assert [e.id for e in load_examples(file)] == ["7"]
+
+
 def test_a_float_among_texts_is_no_id(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"id": "a", "text": "x"}\n{"_id": 7.0, "text": "y"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl, line 2 has 7\.0"):
