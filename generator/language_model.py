@@ -6,6 +6,7 @@ adapter, `use("base")` switches all of them off: that is the reference distribut
 Legend: B rows, T tokens, P prompt tokens, Q query tokens of this call, H hidden size, V vocabulary.
 """
 
+import json
 import logging
 import math
 import os
@@ -331,6 +332,14 @@ class LanguageModel(nn.Module):
         self.peft_model.save_pretrained(
             str(folder), selected_adapters=list(ROLES), safe_serialization=True, save_embedding_layers=False
         )
+        # peft 0.21 keeps target_modules as a set, whose order is another one in every process; the same pipeline is the
+        # same bytes.
+        for role in ROLES:
+            file = folder / role / "adapter_config.json"
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(settings["target_modules"], list):
+                settings["target_modules"].sort()
+            file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
     def load_adapters(self, folder: Path) -> None:
         """Read what `save_adapters` wrote.
@@ -597,15 +606,16 @@ class LanguageModel(nn.Module):
 
         def logits(ids: Tensor, mask: Tensor) -> Tensor:
             # Two steps: the second one reads from the cache.
-            config = HFGenerationConfig(max_new_tokens=2, min_new_tokens=2, do_sample=False, pad_token_id=0)
+            config = HFGenerationConfig(
+                max_new_tokens=2,
+                min_new_tokens=2,
+                do_sample=False,
+                pad_token_id=0,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
             with self.autocast():
-                found = base.generate(
-                    ids,
-                    attention_mask=mask,
-                    generation_config=config,
-                    output_logits=True,
-                    return_dict_in_generate=True,
-                )
+                found = base.generate(ids, attention_mask=mask, generation_config=config)
             return torch.stack(found.logits, dim=1)
 
         together = logits(torch.cat([torch.cat([padding, short], dim=1), long]), mask)

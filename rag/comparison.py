@@ -84,7 +84,8 @@ def check_comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         raise MismatchError(
             f"Paired tests need the same questions; {names} answered {len(ids[0])} and {len(ids[1])}, of which "
             f"{len(set(ids[0]) & set(ids[1]))} have a common id, and their digests are "
-            f"{one['dataset']['sha256'][:12]} and {other['dataset']['sha256'][:12]}. Evaluate both on one file."
+            f"{one['dataset']['sha256'][:12]} and {other['dataset']['sha256'][:12]}. Evaluate both on one file, "
+            "with the same --ignore_identical_ids."
         )
 
 

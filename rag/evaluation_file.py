@@ -229,7 +229,7 @@ def bundle_digest(folder: str | Path) -> str:
     folder = Path(folder)
     config = _without_places(read_config(folder))
     digest = hashlib.sha256(json.dumps({CONFIG_FILE: config}, sort_keys=True).encode())
-    for file in sorted(f for f in (folder / LEARNED_FOLDER).rglob("*") if f.is_file()):
+    for file in sorted((folder / LEARNED_FOLDER).rglob("*.safetensors")):
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"\n{content}  {file.relative_to(folder).as_posix()}".encode())

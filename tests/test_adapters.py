@@ -1,5 +1,6 @@
 """Which parameters are adapters is asked of peft's layers, whatever the parameters are called."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_adapters_of_embeddings_round_trip(tmp_path: Path) -> None:
             with model.use(role), fresh.use(role):
                 assert torch.equal(model.hidden(IDS, None), fresh.hidden(IDS, None))
     assert not fresh.is_untrained("generator")
+
+
+def test_the_settings_of_an_adapter_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """peft 0.21 keeps target_modules as a set, whose order depends on the seed of Python's hashes."""
+    model = adapted(["v_proj", "embed_tokens", "q_proj", "k_proj"])
+    model.save_adapters(tmp_path)
+    text = (tmp_path / "generator" / "adapter_config.json").read_text()
+    settings = json.loads(text)
+    assert settings["target_modules"] == ["embed_tokens", "k_proj", "q_proj", "v_proj"]
+    assert text == json.dumps(settings, indent=2, sort_keys=True)
 
 
 def test_an_incomplete_adapter_is_refused(tmp_path: Path) -> None:

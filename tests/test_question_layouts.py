@@ -193,3 +193,19 @@ def test_alpaca_is_told_what_to_rename(form: Form, given: dict[str, str], tmp_pa
 def test_kilt_is_still_kilt(tmp_path: Path) -> None:
     row = {"id": "k1", "input": "Who built the wall?", "output": [{"answer": "The council"}]}
     assert load_examples(jsonl([row], tmp_path))[0].golden_answers == ("The council",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(1, "4"), ("B", "4"), ("4", "4"), ("four", "four")],
+)
+def test_a_choice_by_position_by_letter_or_by_its_text(answer: object, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "2 + 2?", "choices": ["3", "4"], "answer": answer}) + "\n")
+    assert load_examples(file)[0].golden_answers == (expected,)
+
+
+def test_a_choice_that_is_a_letter_is_no_label(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "first letter?", "choices": ["B", "A"], "answer": "A"}) + "\n")
+    assert load_examples(file)[0].golden_answers == ("A",)

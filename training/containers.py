@@ -39,6 +39,8 @@ _READ_BY_NAME = (
     *("question", "answer", "answers", "golden_answers", "input", "output", "title", "text", "context"),
     *("prompt", "response", "query_id"),
 )
+# Columns by which the first line of delimited text is known as a header.
+_QUESTION_COLUMNS = ("question", "input")
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 
@@ -124,6 +126,8 @@ def _text(path: Path, quoting: Quoting) -> Records:
         raise DataError(f"{path}: a question file must hold at least one question; this one is empty. Check the path.")
     if _is_dpr_text(head):
         return _dpr_records(path, quoting)
+    if (delimiter := _header_delimiter(head)) is not None:
+        return _delimited_records(path, delimiter, quoting)
     return _numbered(_document_records(path) if is_json_document(head) else _line_records(path))
 
 
@@ -243,6 +247,46 @@ def _is_dpr_text(head: str) -> bool:
     # The line may be longer than the head, and its question begin with a quote that is none of csv's.
     _, tab, answers = line.rpartition("\t")
     return bool(tab) and answers.lstrip('" ').startswith(("[", "(")) and line[0] not in "[{"
+
+
+def _header_delimiter(head: str) -> str | None:
+    """The comma or tab of a first line that names columns, one of them the question; None of any other line."""
+    line = head.lstrip("\ufeff \t\r\n").partition("\n")[0].rstrip("\r")
+    for delimiter in ("\t", ","):
+        columns = [column.strip('"') for column in line.split(delimiter)]
+        if len(columns) > 1 and any(name in columns for name in _QUESTION_COLUMNS):
+            return delimiter
+    return None
+
+
+def _delimited_records(path: Path, delimiter: str, quoting: Quoting) -> Records:
+    """Rows under a header, as pandas writes them; an empty cell is a missing value."""
+    lines = (Line(number, text) for number, text in _lines(path))
+    records = delimited_records(lines, str(path), delimiter=delimiter, quoting=quoting)
+    first = next(records)
+    if isinstance(first, BrokenLine):
+        raise first.error
+    header = first.values
+    if header[0] == "" and not any(name in header for name in ID_FIELDS):
+        header = [ID_FIELDS[0], *header[1:]]  # to_csv of pandas leaves the name of an index empty where it has none
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise DataError(f"{path}: a column must appear once; {twice} appear more often. Rename or remove the others.")
+    for number, record in enumerate(records):
+        if isinstance(record, BrokenLine):
+            yield BrokenRecord(record.error)
+            continue
+        where = f"{path}:{record.lines[0].number}"
+        if len(record.values) == len(header):
+            cells = {name: value or None for name, value in zip(header, record.values, strict=True)}
+            yield Record(where, number, cells)
+        else:
+            yield BrokenRecord(
+                DataError(
+                    f"{where}: a row must have the {len(header)} fields of the header {header[:20]}, got "
+                    f"{len(record.values)}. Correct the row, or pass quoting='csv' or 'none' (--quoting) if its quotes "
+                    "are taken for what they are not."
+                )
+            )
 
 
 def _dpr_records(path: Path, quoting: Quoting) -> Records:

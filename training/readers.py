@@ -186,7 +186,9 @@ def _given_answers(fields: Mapping[str, Any], where: str) -> object:
         return given
     options, labels = _options(fields["choices"], where)
     return (
-        _labelled(fields.get("answerKey"), options, labels, where) if name is None else _chosen(given, options, where)
+        _labelled(fields.get("answerKey"), options, labels, where)
+        if name is None
+        else _chosen(given, options, labels, where)
     )
 
 
@@ -212,9 +214,14 @@ def _options(choices: object, where: str) -> tuple[list[Any], list[str]]:
     return [entry.get("text") for entry in entries], [str(entry.get("label")) for entry in entries]
 
 
-def _chosen(given: object, options: list[Any], where: str) -> object:
-    """FlashRAG's multiple-choice questions, and MMLU's, name their golden answers by position, counted from 0."""
+def _chosen(given: object, options: list[Any], labels: list[str], where: str) -> object:
+    """FlashRAG's multiple-choice questions, and MMLU's, name their golden answers by position, counted from 0.
+
+    Copies of MMLU name them by letter; a text that is a choice itself is that choice.
+    """
     positions: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if all(isinstance(p, str) and p in labels and p not in options for p in positions):
+        return [options[labels.index(p)] for p in positions]
     if not all(isinstance(position, int) and not isinstance(position, bool) for position in positions):
         return given
     if not all(0 <= position < len(options) for position in positions):
