@@ -336,7 +336,7 @@ def find_tokenizer(encoder: str) -> "Tokenizer | None":
 def _limit(job: IndexJob) -> int | None:
     """The most tokens that are read of a passage; None where the encoder reads all of them."""
     if job.shape.layers:
-        return max_length(job.encoder, job.max_length)
+        return max_length(job.encoder, job.max_length, trust_remote_code=job.trust_remote_code)
     if job.max_length is not None:
         raise UsageError(
             f"--max_length {job.max_length} needs an encoder with a length limit, but {job.encoder!r} reads inputs of "
@@ -345,7 +345,7 @@ def _limit(job: IndexJob) -> int | None:
     return None
 
 
-def max_length(encoder: str, wanted: int | None = None) -> int:
+def max_length(encoder: str, wanted: int | None = None, *, trust_remote_code: bool = False) -> int:
     """The most tokens that a transformer among the encoders reads, as `Encoder` will find it, without its weights.
 
     sentence-transformers 6.2 keeps the length in ``tokenizer_config.json`` (`model_max_length`), older releases wrote
@@ -355,11 +355,12 @@ def max_length(encoder: str, wanted: int | None = None) -> int:
     Args:
         encoder: A folder or a name on the Hub.
         wanted: What `--max_length` asks for; None takes the encoder's own.
+        trust_remote_code: Run Python code that comes with the encoder, where it has some.
 
     Raises:
         UsageError: The encoder has fewer positions than are wanted.
     """
-    room, positions = _positions(encoder)
+    room, positions = _positions(encoder, trust_remote_code=trust_remote_code)
     if wanted is not None:
         if wanted < 1 or (room is not None and wanted > room):
             raise UsageError(
@@ -377,17 +378,17 @@ def max_length(encoder: str, wanted: int | None = None) -> int:
     return int(min(stated, room or stated))
 
 
-def _positions(encoder: str) -> tuple[int | None, int | None]:
+def _positions(encoder: str, *, trust_remote_code: bool) -> tuple[int | None, int | None]:
     """Positions that can be used, where there is a table of them, and `max_position_embeddings`, where that is said."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     from indexes.encoder import position_limit
 
-    config: Any = AutoConfig.from_pretrained(encoder)
+    config: Any = AutoConfig.from_pretrained(encoder, trust_remote_code=trust_remote_code)
     stated = getattr(config, "max_position_embeddings", None)
     with torch.device("meta"):  # shapes without numbers
-        room = position_limit(AutoModel.from_config(config))
+        room = position_limit(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
     return room, stated if isinstance(stated, int) and stated > 0 else None  # XLNet says -1 for no limit
 
 
