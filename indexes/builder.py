@@ -54,9 +54,12 @@ BM25_FOLDER = "bm25"
 QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT_FILE = "layout.json"
 
-# Passages whose words are counted to know how many all have.
 _ANEW = "Begin anew by overwrite (--overwrite)."
+# Passages whose words are counted to know how many all have.
 _SAMPLED = 1000
+# What a plan leaves out at these values, so that a build that was begun before there were these options goes on, and a
+# finished one is known again.
+_NEWER: dict[str, Any] = {"quoting": "auto", "allow_untested": False}
 
 logger = logging.getLogger(__name__)
 
@@ -268,10 +271,11 @@ class Build:
         return manifest.plan == self.plan_digest and manifest.corpus_fingerprint == manifest.origin
 
     def _check_plan(self, found: Mapping[str, Any]) -> None:
-        for name, wanted in self.plan.items():
-            if found.get(name) != wanted:
+        begun, asked = _NEWER | dict(found), _NEWER | self.plan
+        for name, wanted in asked.items():
+            if begun.get(name) != wanted:
                 raise MismatchError(
-                    f"The unfinished build in {self.work} was begun with {name} = {found.get(name)!r}, but {wanted!r} "
+                    f"The unfinished build in {self.work} was begun with {name} = {begun.get(name)!r}, but {wanted!r} "
                     "came. Go on with what it was begun with, or begin anew by overwrite (--overwrite)."
                 )
 
@@ -314,7 +318,7 @@ class Build:
             on_error=self.plan["on_error"],
             quarantine=quarantine,
             split=self.plan["split"],
-            quoting=self.plan["quoting"],
+            quoting=self.plan.get("quoting", _NEWER["quoting"]),
         )
         if corpus.quarantined:
             logger.warning("%d broken rows were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
@@ -374,7 +378,7 @@ class Build:
         """Put passages and vectors into segments, describe them, and rename the folder to the output."""
         layout, folder = self.layout(), self.work / "index"
         milvus = {"uri": uri, "collection": layout.collection} if (uri := self.plan["milvus"]) else {}
-        allowed = self.plan.get("allow_untested", False)
+        allowed = self.plan.get("allow_untested", _NEWER["allow_untested"])
         storage = storage_in(folder, layout.factory, layout.dimension, milvus, allow_untested=allowed)
         truncation = truncation_of(self.shards(), encoder)
         remove_halves(folder)
@@ -497,10 +501,10 @@ def _plan(
     output: Path,
 ) -> dict[str, Any]:
     """Everything that shapes the bytes of an index, ready for JSON."""
+    newer = {"quoting": quoting, "allow_untested": allow_untested}
     return {
         "corpus": _identity(corpus, output),
         "split": split,
-        "quoting": quoting,
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
         "factory": factory,
@@ -509,8 +513,7 @@ def _plan(
         "milvus": str(Path(milvus).resolve()) if milvus and "://" not in milvus else milvus,
         "max_memory": None if max_memory is None else parse_bytes(max_memory),
         "on_error": on_error,
-        # Left out where it is not asked for: a build that was begun without the option goes on.
-        **({"allow_untested": True} if allow_untested else {}),
+        **{name: value for name, value in newer.items() if value != _NEWER[name]},
     }
 
 

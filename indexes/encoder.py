@@ -184,7 +184,7 @@ class Encoder:
         self.name = name
         self.revision = revision
         self.question_prompt: str = _first_given(question_prompt, model.prompts, _QUESTION_PROMPT_NAMES)
-        self.passage_prompt: str = _first_given(passage_prompt, model.prompts, _PASSAGE_PROMPT_NAMES)
+        self.passage_prompt: str = own_passage_prompt(model.prompts) if passage_prompt is None else passage_prompt
         model.prompts.update(query=self.question_prompt, document=self.passage_prompt)
         self.similarity = _checked_similarity(similarity or model.similarity_fn_name)
         model.similarity_fn_name = self.similarity  # type: ignore[assignment]
@@ -523,6 +523,11 @@ def _cut(features: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
     used_T = features["attention_mask"][rows].any(0)
     used_T[0] |= ~used_T.any()  # a model cannot read zero columns
     return {k: v[rows][:, used_T] if isinstance(v, Tensor) else v for k, v in features.items()}
+
+
+def own_passage_prompt(prompts: Mapping[str, str | None]) -> str:
+    """Which of a model's prompts, by name, is put before passages; empty if none is."""
+    return _first_given(None, prompts, _PASSAGE_PROMPT_NAMES)
 
 
 def _first_given(prompt: str | None, own_prompts: Mapping[str, str | None], names: Sequence[str]) -> str:

@@ -246,7 +246,6 @@ class Manifest:
                 f"{data['format_version']!r}. Build the index again, or install the version that made it "
                 f"({data.get('created_by', 'unknown')})."
             )
-        # Older manifests do not have it.
         values = _checked(cls, data, where)
         values["segments"] = tuple(
             SegmentRecord(**_checked(SegmentRecord, record, f"{where}, segments")) for record in values["segments"]

@@ -97,6 +97,8 @@ class IndexJob:
     batch_size: int = 256
     max_length: int | None = None
     """The most tokens that the encoder reads; None for its own limit."""
+    passage_prompt: str | None = None
+    """Put before every passage; None for the encoder's own."""
     chunk_tokens: int | None = None
     chunk_overlap: int = 16
     chunk_format: "TextFormat" = "auto"
@@ -245,23 +247,30 @@ def _spelled(number: int) -> str:
     return "".join(syllables)
 
 
-def _chunks(job: IndexJob, tokenizer: "Tokenizer | None") -> list[Passage]:
-    """The sample as it is cut; by characters where the tokenizer is not there."""
+def _chunks(job: IndexJob, tokenizer: "Tokenizer | None", prompt: str) -> list[Passage]:
+    """The sample as it is cut; by characters where the tokenizer is not there, or L is said."""
     from indexes.chunking import Chunker
 
     if job.chunk_tokens is None:
         return list(job.sample)
-    if tokenizer is not None and job.passage_tokens is None:
-        chunker = Chunker(
-            tokenizer, max_tokens=job.chunk_tokens, overlap=job.chunk_overlap, text_format=job.chunk_format
-        )
-        return [chunk for passage in job.sample for chunk in chunker.chunk(passage)]
     if job.chunk_tokens < 1 or not 0 <= job.chunk_overlap < job.chunk_tokens:
         raise UsageError(
             f"A chunk needs at least 1 token and an overlap below that, but --chunk_tokens {job.chunk_tokens} and "
             f"--chunk_overlap {job.chunk_overlap} came."
         )
-    length, step = (CHARACTERS_PER_TOKEN * n for n in (job.chunk_tokens, job.chunk_tokens - job.chunk_overlap))
+    if tokenizer is not None:  # which refuses what the build would refuse
+        chunker = Chunker(
+            tokenizer,
+            max_tokens=job.chunk_tokens,
+            overlap=job.chunk_overlap,
+            text_format=job.chunk_format,
+            prompt=prompt,
+        )
+        if job.passage_tokens is None:
+            return [chunk for passage in job.sample for chunk in chunker.chunk(passage)]
+    # Without a tokenizer nobody knows whether a prompt leaves room; something new is in every chunk.
+    new = max(job.chunk_tokens - job.chunk_overlap - round(len(prompt) / CHARACTERS_PER_TOKEN), 1)
+    length, step = (CHARACTERS_PER_TOKEN * n for n in (new + job.chunk_overlap, new))
     found = []
     for p in job.sample:
         starts = range(0, max(1, len(p.text) - CHARACTERS_PER_TOKEN * job.chunk_overlap), step)
@@ -278,11 +287,12 @@ def measure_passages(job: IndexJob) -> Measured:
     """Read, cut, write, tokenise and encode the sample, the last with random weights."""
     tokenizer = find_tokenizer(job.encoder)
     started = time.process_time()
-    chunks = _chunks(job, tokenizer)
+    prompt = passage_prompt(job.encoder) if job.passage_prompt is None else job.passage_prompt
+    chunks = _chunks(job, tokenizer, prompt)
     cut_seconds = (time.process_time() - started) / len(chunks)
     read_seconds, write_seconds, segment_seconds, source_bytes, arrow_bytes = _time_files(job, chunks)
     limit = _limit(job)
-    lengths, seconds, basis = _token_lengths(job, chunks, tokenizer, limit)
+    lengths, seconds, basis = _token_lengths(job, [prompt + p.contents for p in chunks], tokenizer, limit)
     batches = _batches(job, lengths)
     return Measured(
         passages=round(job.count * len(chunks) / len(job.sample)),
@@ -333,10 +343,19 @@ def find_tokenizer(encoder: str) -> "Tokenizer | None":
     return None if file is None else Tokenizer.from_file(str(file))
 
 
+def passage_prompt(encoder: str) -> str:
+    """What the encoder's own configuration puts before a passage, as `Encoder` will find it, without its weights."""
+    from indexes.encoder import own_passage_prompt
+
+    file = _file_of(encoder, "config_sentence_transformers.json")
+    prompts = {} if file is None else json.loads(file.read_text(encoding="utf-8")).get("prompts")
+    return own_passage_prompt(prompts or {})
+
+
 def _limit(job: IndexJob) -> int | None:
     """The most tokens that are read of a passage; None where the encoder reads all of them."""
     if job.shape.layers:
-        return max_length(job.encoder, job.max_length)
+        return max_length(job.encoder, job.max_length, trust_remote_code=job.trust_remote_code)
     if job.max_length is not None:
         raise UsageError(
             f"--max_length {job.max_length} needs an encoder with a length limit, but {job.encoder!r} reads inputs of "
@@ -345,7 +364,7 @@ def _limit(job: IndexJob) -> int | None:
     return None
 
 
-def max_length(encoder: str, wanted: int | None = None) -> int:
+def max_length(encoder: str, wanted: int | None = None, *, trust_remote_code: bool = False) -> int:
     """The most tokens that a transformer among the encoders reads, as `Encoder` will find it, without its weights.
 
     sentence-transformers 6.2 keeps the length in ``tokenizer_config.json`` (`model_max_length`), older releases wrote
@@ -355,11 +374,12 @@ def max_length(encoder: str, wanted: int | None = None) -> int:
     Args:
         encoder: A folder or a name on the Hub.
         wanted: What `--max_length` asks for; None takes the encoder's own.
+        trust_remote_code: Run Python code that comes with the encoder, where it has some.
 
     Raises:
         UsageError: The encoder has fewer positions than are wanted.
     """
-    room, positions = _positions(encoder)
+    room, positions = _positions(encoder, trust_remote_code=trust_remote_code)
     if wanted is not None:
         if wanted < 1 or (room is not None and wanted > room):
             raise UsageError(
@@ -377,17 +397,17 @@ def max_length(encoder: str, wanted: int | None = None) -> int:
     return int(min(stated, room or stated))
 
 
-def _positions(encoder: str) -> tuple[int | None, int | None]:
+def _positions(encoder: str, *, trust_remote_code: bool) -> tuple[int | None, int | None]:
     """Positions that can be used, where there is a table of them, and `max_position_embeddings`, where that is said."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     from indexes.encoder import position_limit
 
-    config: Any = AutoConfig.from_pretrained(encoder)
+    config: Any = AutoConfig.from_pretrained(encoder, trust_remote_code=trust_remote_code)
     stated = getattr(config, "max_position_embeddings", None)
     with torch.device("meta"):  # shapes without numbers
-        room = position_limit(AutoModel.from_config(config))
+        room = position_limit(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
     return room, stated if isinstance(stated, int) and stated > 0 else None  # XLNet says -1 for no limit
 
 
@@ -412,10 +432,10 @@ def _file_of(encoder: str, name: str) -> Path | None:
 
 
 def _token_lengths(
-    job: IndexJob, chunks: Sequence[Passage], tokenizer: "Tokenizer | None", limit: int | None
+    job: IndexJob, texts: Sequence[str], tokenizer: "Tokenizer | None", limit: int | None
 ) -> tuple[list[int], float, str]:
-    """Tokens of each chunk, the seconds of counting them, and how they were counted."""
-    texts, seconds = [p.contents for p in chunks], 0.0
+    """Tokens of each chunk with its prompt, the seconds of counting them, and how they were counted."""
+    seconds = 0.0
     lengths = [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]
     basis = "four characters for each token, as its tokenizer is not here"
     if tokenizer is not None:
@@ -426,7 +446,7 @@ def _token_lengths(
         seconds, basis = time.process_time() - started, "its own tokenizer"
     if job.passage_tokens is not None:
         mean = min(job.passage_tokens, job.chunk_tokens or job.passage_tokens)
-        lengths, basis = [mean] * len(chunks), "as you say"
+        lengths, basis = [mean] * len(texts), "as you say"
     return [max(1, min(length, limit or length)) for length in lengths], seconds, basis
 
 

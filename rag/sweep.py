@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
+from indexes.delimited import Quoting
 from indexes.durable import only_writer, read_json
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
@@ -133,6 +134,8 @@ class SweepSettings:
     answerable_only: bool = True
     """Leave out training questions that no candidate answers."""
     ignore_identical_ids: bool | None = None
+    """As in `training.data.load_examples`, for the questions of all three files."""
+    quoting: Quoting = "auto"
     """As in `training.data.load_examples`, for the questions of all three files."""
 
     base: str = POCKET
@@ -496,6 +499,7 @@ class Sweep:
                     require_answers=True,
                     allow_unanswerable=split != "train",
                     limit=limit,
+                    quoting=s.quoting,
                     ignore_identical_ids=s.ignore_identical_ids,
                 )
                 for split, limit in limits.items()
@@ -677,8 +681,27 @@ class Sweep:
 
 
 def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the defaults of those that a sweep did not have when it began."""
-    return {"chat": asdict(ChatConfig()), "context_length": None, **settings}
+    """Settings with the defaults of those that a sweep did not have when it began, also inside of its parts."""
+    parts = {
+        "world": WorldSettings,
+        "selector": SelectorConfig,
+        "generation": GenerationConfig,
+        "adapter": AdapterConfig,
+        "chat": ChatConfig,
+        "probes": Probes,
+    }
+    now = _defaults(SweepSettings) | dict(settings)
+    return now | {
+        name: _defaults(kind) | now[name] for name, kind in parts.items() if isinstance(now.get(name), Mapping)
+    }
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """Of the fields of a dataclass that have one, as JSON has them."""
+    made = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+    made |= {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    parts = {name: asdict(value) if is_dataclass(value) else value for name, value in made.items()}  # type: ignore[arg-type]
+    return dict(json.loads(json.dumps(parts, default=str)))
 
 
 def _probes(data: Mapping[str, Any]) -> Probes:

@@ -1,5 +1,6 @@
 """An index directory appears whole or not at all, and opens only with the parts it was made of."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -188,6 +189,25 @@ def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: P
     corpus_file.write_text('{"id": "x", "text": "hamlet"}\n')
     with pytest.raises(UsageError, match="already holds an index"):
         build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
+
+
+def test_builds_from_before_there_were_some_options_are_known(
+    encoder: Encoder, corpus_file: Path, tmp_path: Path
+) -> None:
+    """A plan says of an option that came later only what is not its default; the digest of an old plan is the same."""
+    newer = {"quoting", "allow_untested"}
+    breaking = BreakingEncoder(encoder.model, name=encoder.name)
+    for output, options in ((tmp_path / "old", {}), (tmp_path / "csv", {"quoting": "csv"})):
+        with pytest.raises(KeyboardInterrupt):
+            build(corpus_file, breaking, output, progress=False, **options)
+    plan = json.loads((tmp_path / ".old.building/plan.json").read_text())
+    assert newer.isdisjoint(plan)
+    with pytest.raises(MismatchError, match="begun with quoting = 'auto', but 'none' came"):
+        build(corpus_file, encoder, tmp_path / "old", quoting="none", resume=True, progress=False)
+    with pytest.raises(MismatchError, match="begun with quoting = 'csv', but 'auto' came"):
+        build(corpus_file, encoder, tmp_path / "csv", resume=True, progress=False)
+    built = build(corpus_file, encoder, tmp_path / "old", resume=True, progress=False)
+    assert built.manifest.plan == hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 def test_resuming_is_not_content_with_what_a_writer_has_changed(

@@ -209,9 +209,24 @@ def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert {row["question"] for row in rows} == {QUESTIONS[0]["question"]}
     assert {token["part"] for row in rows for token in row["tokens"]} >= {"prompt", "answer"}
     assert "answer + scored" in run([*batch, "--per_device_train_batch_size", "2"], capsys)[1]
+    code, _, err = run([*words, "--ignore_identical_ids", "true"], capsys)
+    assert code == 2 and "ignore_identical_ids" in err, "the question of a command line has no id"
     code, _, err = run(["inspect", "everything"], capsys)
     assert code == 2
     assert "`rag inspect` needs one of ['prompts', 'permutations', 'batch']" in err
+
+
+def test_a_batch_is_inspected_as_training_sees_it(
+    files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A question that is a passage reads itself, or does not where training would not let it."""
+    passage = PASSAGES[0]
+    asked = {"id": passage.id, "question": passage.contents, "golden_answers": ["Shakespeare"]}
+    words = ["--questions", str(write_jsonl(tmp_path / "q.jsonl", [asked])), "--exact", "true"]
+    words = ["inspect", "batch", "--index", files["index"], "--base", files["base"], *SMALL, *words]
+    for ignore, found in (("false", True), ("true", False)):
+        rows = result([*words, "--ignore_identical_ids", ignore], capsys)["rows"]
+        assert any(passage.id in row["ids"] for row in rows) is found
 
 
 def test_what_the_chat_template_is_given(

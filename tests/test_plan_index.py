@@ -105,19 +105,26 @@ def test_bytes_and_segments_are_those_of_the_index(
     assert plan["disk"]["vectors"] == pytest.approx(vectors, rel=0.02)
 
 
+def encoder_and_corpus(folder: Path, prompts: dict[str, str] | None = None) -> Path:
+    """An encoder without its weights, which counts words, and ten passages of six words; returns their file."""
+    words = {word: number for number, word in enumerate(["[UNK]", "one", "two", "three", "four", "five", "six"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40}
+    BertConfig(**sizes).save_pretrained(folder)
+    if prompts is not None:
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    source = folder / "corpus.jsonl"
+    source.write_text("".join(f'{{"id": "{i}", "text": "one two three four five six"}}\n' for i in range(10)))
+    return source
+
+
 def test_a_transformer_is_cut_and_counted_by_its_own_tokenizer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Six words in chunks of at most four tokens, by an encoder of which there are no weights."""
-    words = {word: number for number, word in enumerate(["[UNK]", "one", "two", "three", "four", "five", "six"])}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    BertConfig(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40).save_pretrained(
-        tmp_path
-    )
-    source = tmp_path / "corpus.jsonl"
-    source.write_text("".join(f'{{"id": "{i}", "text": "one two three four five six"}}\n' for i in range(10)))
+    source = encoder_and_corpus(tmp_path)
     options = ["--corpus", str(source), "--encoder", str(tmp_path), "--chunk_tokens", "4", "--chunk_overlap", "0"]
     assert main(["plan", "index", *options, "--device", "cpu", "--dtype", "mixed", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -126,6 +133,36 @@ def test_a_transformer_is_cut_and_counted_by_its_own_tokenizer(
     assert (data["encoder"]["dimension"], data["encoder"]["layers"]) == (24, 3)
     assert [p["name"] for p in data["phases"]] == ["read", "encode", "segments", "open"]
     assert all(p["seconds"] > 0 for p in data["phases"][:3])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "indexed", "tokens"),
+    [
+        ("one two ", [], 30, 4),
+        ("one two ", ["--passage_prompt", ""], 20, 3),
+        ("one two ", ["--passage_prompt", "six "], 20, 4),
+        ("", ["--passage_prompt", "one two "], 30, 4),
+    ],
+)
+def test_a_prompt_takes_its_part_of_every_chunk(
+    prompt: str, options: list[str], indexed: int, tokens: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six words in chunks of at most four tokens, of which the prompt before each passage takes two, one or none."""
+    corpus = encoder_and_corpus(tmp_path, prompts={"query": "five ", "passage": prompt})
+    words = ["plan", "index", "--corpus", str(corpus), "--encoder", str(tmp_path), "--device", "cpu", *options]
+    assert main([*words, "--chunk_tokens", "4", "--chunk_overlap", "0", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["corpus"]["indexed"], data["corpus"]["tokens"]) == (indexed, tokens)
+
+
+@pytest.mark.parametrize("said", [[], ["--passage_tokens", "6"]])
+def test_chunks_that_a_prompt_fills_are_refused_as_by_the_build(
+    said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = encoder_and_corpus(tmp_path, prompts={"document": "one two "})
+    words = ["plan", "index", "--corpus", str(corpus), "--encoder", str(tmp_path), "--device", "cpu", *said]
+    assert main([*words, "--chunk_tokens", "2", "--chunk_overlap", "0"]) == 2
+    assert "must have room for 2 tokens of prompt and special tokens" in capsys.readouterr().err
 
 
 # -- formulas --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ REFUSED = r"brings Python code of its own, .* set trust_remote_code=True \(--tru
 
 BASE_CODE = """
 from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 Path({ran!r}).touch()
 
@@ -39,6 +39,9 @@ class OwnConfig(LlamaConfig):
     model_type = "own_llama"
 
 class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+class OwnModel(LlamaModel):
     config_class = OwnConfig
 """
 
@@ -89,6 +92,7 @@ def own_base(tmp_path: Path, ran: Path) -> Path:
     byte_tokenizer().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    names["AutoModel"] = "modeling_own.OwnModel"
     config |= {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": names}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_own.py").write_text(BASE_CODE.format(ran=str(ran)))
@@ -231,6 +235,7 @@ def test_the_commands_have_the_option(
         ["index", "tune", index, "--questions", str(question), "-k", "3", "--dry_run"],
         ["ask", QUESTION, "--index", index, "--base", str(own_base), "--device", "cpu", *small],
         ["plan", "--base", str(own_base), *counts],
+        ["plan", "index", "--passages", "20", "--encoder", str(own_base), "--device", "cpu"],
         ["forgetting", "--base", str(own_base), "--device", "cpu", *probes],
     ]
     for words in commands:

@@ -17,6 +17,7 @@ from indexes.passage_index import PassageIndex
 from rag.cli import main
 from rag.evaluation_file import read_evaluation
 from rag.pipeline import RAG
+from rag.probes import Probes
 from rag.recipes import RECIPES
 from rag.standings import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
 from rag.sweep import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
@@ -381,10 +382,31 @@ def test_settings_of_the_chat_template_are_those_of_every_row(settings: SweepSet
 
 
 def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: SweepSettings, tmp_path: Path) -> None:
+    """Its file has no setting that came later, at the top or in a part."""
+    (tmp_path / "text.txt").write_text("Some words.")
+    probes = Probes(text=(str(tmp_path / "text.txt"),))
+    settings = replace(settings, probes=probes)
     Sweep(tmp_path / "sweep", settings, progress=False)
     file = tmp_path / "sweep" / SETTINGS_FILE
-    newer = ("chat", "context_length")
+    newer = ("chat", "context_length", "trust_remote_code", "ignore_identical_ids", "quoting")
     older = {key: value for key, value in json.loads(file.read_text()).items() if key not in newer}
+    assert older["probes"].pop("on_error") == "raise"
     file.write_text(json.dumps(older))
     assert SweepSettings.from_json(older) == settings
     Sweep(tmp_path / "sweep", settings, progress=False)
+    file.write_text(json.dumps(older))
+    with pytest.raises(UsageError, match=r"other values of \['probes'\]"):
+        Sweep(tmp_path / "sweep", replace(settings, probes=replace(probes, on_error="skip")), progress=False)
+
+
+@pytest.mark.parametrize(("quoting", "asked"), [("csv", "who wrote Hamlet?"), ("none", '"who wrote Hamlet?"')])
+def test_a_sweep_reads_questions_with_the_quoting_that_it_is_told(
+    quoting: Any, asked: str, settings: SweepSettings, tmp_path: Path
+) -> None:
+    files = {split: str(tmp_path / f"{split}.tsv") for split in ("train", "dev", "test")}
+    for file in files.values():
+        Path(file).write_text("\"who wrote Hamlet?\"\t['Shakespeare']\n")
+    given = replace(settings, recipes=("vanilla",), quoting=quoting, **files)
+    assert SweepSettings.from_json(given.to_json()) == given
+    questions = Sweep(tmp_path / "sweep", given, progress=False).questions()
+    assert {split: [e.question for e in found] for split, found in questions.items()} == {s: [asked] for s in files}

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
+from generator.chat import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
 from training.config import DROConfig
@@ -38,6 +39,7 @@ class Watching(TrainerCallback):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.steps: list[int] = []
+        self.epochs: list[float] = []
         self.evaluations: list[dict[str, float]] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -49,6 +51,7 @@ class Watching(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.events.append("on_step_end")
         self.steps.append(state.global_step)
+        self.epochs.append(state.epoch)
 
     def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
         self.evaluations.append(metrics)
@@ -224,8 +227,10 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
     assert watching.steps == list(range(1, 2 * len(EXAMPLES) + 1))
     assert [metrics["eval_f1"] for metrics in watching.evaluations] == [r["eval_f1"] for r in first.history]
     resumed = settings(tmp_path / "run", rounds=2, resume=True, **options)
-    trainer = DROTrainer(make_rag(), resumed, EXAMPLES, EXAMPLES[:2], progress=False)
+    trainer = DROTrainer(make_rag(), resumed, EXAMPLES, EXAMPLES[:2], callbacks=[watching], progress=False)
     trainer.train()
+    epochs = [pytest.approx((step + 1) / len(EXAMPLES)) for step in range(3 * len(EXAMPLES))]
+    assert watching.epochs == epochs, "they go on where the steps do, also in a run that was resumed"
     ends = [record["global_step"] for record in trainer.history]
     assert ends == [len(EXAMPLES), 2 * len(EXAMPLES), 3 * len(EXAMPLES)]
 
@@ -328,6 +333,37 @@ def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RA
     other.selector.config = replace(other.selector.config, decoding="single_pass")
     with pytest.raises(MismatchError, match=r"other values of \['selector'\]"):
         DROTrainer(other, again, EXAMPLES, progress=False).train()
+
+
+def test_resume_refuses_a_base_with_other_settings(
+    make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1), None)
+    again = settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1, resume=True)
+    file = tmp_path / "run" / "run.json"
+    written = json.loads(file.read_text())
+    model = make_rag().generator.language_model
+    assert (written["chat"], written["context_length"]) == (asdict(ChatConfig()), model.context_length)
+    newer = {"revision", "dtype", "chat", "context_length"}
+    for is_old in (False, True):  # before those settings were in the file, nobody could choose the last two
+        if is_old:
+            file.write_text(json.dumps({key: value for key, value in written.items() if key not in newer}))
+        train(make_rag(), again, None)
+        other = make_rag()
+        other.generator.language_model.chat.config = ChatConfig(system_message="Be short.")
+        with pytest.raises(MismatchError, match=r"other values of \['chat'\]"):
+            DROTrainer(other, again, EXAMPLES, progress=False).train()
+        for name, value in (("context_length", model.context_length - 1), ("revision", "v2"), ("mixed", True)):
+            other = make_rag()
+            trainer = DROTrainer(other, again, EXAMPLES, progress=False)
+            with monkeypatch.context() as patched:
+                patched.setattr(other.generator.language_model, name, value)
+                refused = {"mixed": "dtype"}.get(name, name)
+                if is_old and refused in ("revision", "dtype"):
+                    trainer._check_run_file()
+                    continue
+                with pytest.raises(MismatchError, match=rf"other values of \['{refused}'\]"):
+                    trainer._check_run_file()
 
 
 @pytest.mark.parametrize(

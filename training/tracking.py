@@ -42,9 +42,9 @@ class RunCallbacks(TrainerCallback):
         """M-steps that have ended."""
         self._control = TrainerControl()
 
-    def begin(self, model: nn.Module, *, steps: int = 0) -> None:
-        """The run begins, or goes on after so many steps."""
-        self.steps = steps
+    def begin(self, model: nn.Module, *, steps: int = 0, rounds: int = 0) -> None:
+        """The run begins, or goes on after so many optimizer steps and M-steps."""
+        self.steps, self.rounds = steps, rounds
         self._announce("on_init_end", model)
         self._announce("on_train_begin", model)
 

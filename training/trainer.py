@@ -26,6 +26,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from generator.base_config import DEFAULT_CONTEXT, stated_context
+from generator.chat import ChatConfig
 from generator.generator import Generator
 from indexes.durable import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
@@ -363,6 +365,10 @@ class DROTrainer:
         return {
             "config": settings,
             "base": model.name,
+            "revision": model.revision,
+            "dtype": "mixed" if model.mixed else str(model.base_model.dtype).removeprefix("torch."),
+            "chat": asdict(model.chat.config),
+            "context_length": model.context_length,
             "adapter": asdict(model.adapter),
             "selector": asdict(selector.config),
             "generation": asdict(generator.config),
@@ -390,7 +396,11 @@ class DROTrainer:
             return self._begin()
         last = self.history[-1]
         self._load_round(int(last["round"]))
-        self.run_callbacks.begin(self.rag.generator.language_model.base_model, steps=int(last.get("global_step", 0)))
+        self.run_callbacks.begin(
+            self.rag.generator.language_model.base_model,
+            steps=int(last.get("global_step", 0)),
+            rounds=int(last["round"]) + (self.config.warm_up_epochs > 0),  # warm-up trains too
+        )
         return int(last["round"]) + 1
 
     def _found_by_main(self, look: Callable[[], T]) -> T:
@@ -411,14 +421,27 @@ class DROTrainer:
         written = read_json(self.output_dir / RUN_FILE, then)
         ours = json.loads(json.dumps(self._fingerprint(), default=str))
         config = written.get("config")
-        config = config if isinstance(config, dict) else {}
+        config = asdict(DROConfig(output_dir=self.output_dir)) | (config if isinstance(config, dict) else {})
         different = sorted(k for k in ours["config"] if ours["config"][k] != config.get(k))
+        written = self._unwritten(ours) | written
         different += [k for k in ours if k != "config" and ours[k] != written.get(k)]
         if different:
             raise MismatchError(
                 f"A resumed run must keep its settings; {self.output_dir} was started with other values of "
                 f"{different}. Use those, or another output_dir."
             )
+
+    def _unwritten(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run file that was written before these settings were in it stands for."""
+        model = self.rag.generator.language_model
+        return {
+            # These could be chosen, and nobody knows now what was: they are taken as they are given.
+            "revision": ours["revision"],
+            "dtype": ours["dtype"],
+            # These could not.
+            "chat": asdict(ChatConfig()),
+            "context_length": stated_context(model.base_model.config, model.tokenizer) or DEFAULT_CONTEXT,
+        }
 
     def _finished_rounds(self) -> list[dict[str, Any]]:
         """Records of the rounds whose checkpoint is there; what a killed round has left is removed."""

@@ -55,6 +55,7 @@ def on_error_argument(parser: Any, then: str) -> None:
 def building_arguments(parser: Any) -> None:
     """What a build costs depends on these, so that a plan takes them too."""
     parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
+    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
         "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
     )

@@ -26,7 +26,6 @@ def _build_arguments(parser: Any) -> None:
     quoting_argument(parser)
     on_error_argument(parser, "list it in quarantine.jsonl in the index")
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
-    parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
         "--similarity", choices=["cosine", "dot"], help="of questions and passages (default: the encoder's own)"
     )

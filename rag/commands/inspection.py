@@ -1,9 +1,12 @@
 """`rag inspect ...`: prompts, an E-step and a training batch, laid open."""
 
+from collections.abc import Set
 from typing import Any
 
 from rag.commands.arguments import bundle_arguments, open_pipeline, quoting_argument
 from rag.commands.command import Command, Report
+
+_OF_A_RUN = {"training_arguments", "output_dir"}
 
 
 def _inspect_prompts_arguments(parser: Any) -> None:
@@ -22,14 +25,14 @@ def _inspect_permutations_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, help="one question, in quotes")
     parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
     parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
-    _inspect_arguments(parser)
+    _inspect_arguments(parser, skip={"ignore_identical_ids"})  # a question of the command line has no id
 
 
-def _inspect_arguments(parser: Any) -> None:
+def _inspect_arguments(parser: Any, *, skip: Set[str] = frozenset()) -> None:
     from training import DROConfig
 
     bundle_arguments(parser)
-    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    parser.add_class_arguments(DROConfig, skip={*_OF_A_RUN, *skip})
     parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
 
 
@@ -38,8 +41,8 @@ def _inspect_config(args: Any) -> Any:
 
     from training import DROConfig
 
-    names = {f.name for f in fields(DROConfig)} - {"training_arguments", "output_dir"}
-    return DROConfig(output_dir="unused", **{name: getattr(args, name) for name in names})
+    names = {f.name for f in fields(DROConfig)} - _OF_A_RUN
+    return DROConfig(output_dir="unused", **{name: args[name] for name in names if name in args})
 
 
 def _inspect_permutations(args: Any) -> Report:
@@ -64,7 +67,13 @@ def _inspect_batch(args: Any) -> Report:
 
     config, rag = _inspect_config(args), open_pipeline(args)
     limit = config.per_device_train_batch_size
-    examples = load_examples(args.questions, require_answers=True, limit=limit, quoting=args.quoting)
+    examples = load_examples(
+        args.questions,
+        require_answers=True,
+        limit=limit,
+        quoting=args.quoting,
+        ignore_identical_ids=config.ignore_identical_ids,
+    )
     fitted = that_fit_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")

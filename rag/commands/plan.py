@@ -157,6 +157,7 @@ def _plan_index(args: Any) -> Report:
             device=args.device or best_device(),
             batch_size=args.batch_size,
             max_length=args.max_length,
+            passage_prompt=args.passage_prompt,
             chunk_tokens=args.chunk_tokens,
             chunk_overlap=args.chunk_overlap,
             chunk_format=args.chunk_format,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import identical_ids_argument, pipeline_arguments
+from rag.commands.arguments import identical_ids_argument, pipeline_arguments, quoting_argument
 from rag.commands.command import Command, Report, progress, table
 
 _FILES = {
@@ -48,6 +48,7 @@ def _sweep_arguments(parser: Any) -> None:
         "--answerable_only", type=bool, default=True, help="leave out training questions no candidate answers"
     )
     identical_ids_argument(parser)
+    quoting_argument(parser)
     parser.add_argument(
         "--world", type=WorldSettings | None, default=None, help="an invented world in place of index and files"
     )
