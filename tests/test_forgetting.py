@@ -478,6 +478,10 @@ def test_models_are_compared_over_one_length_of_context(make_rag: Callable[..., 
     assert scores[0].base["context_length"] == generators[0].language_model.context_length
     older = replace(scores[0], base={key: value for key, value in scores[0].base.items() if key != "context_length"})
     assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
+    mixed = replace(scores[1], base={**scores[1].base, "dtype": "mixed"})
+    assert forgetting_table([older, mixed])["measurements"] == forgetting_table(scores)["measurements"]
+    with pytest.raises(MismatchError, match="compared over one base"):
+        forgetting_table([scores[0], mixed])
 
 
 def test_context_and_revision_of_a_base_alone(

@@ -441,6 +441,13 @@ def test_what_is_pushed_opens_anywhere(
     assert generator.log_prob(QUESTIONS[0], passages, "x") == again.generator.log_prob(QUESTIONS[0], passages, "x")
 
 
+@pytest.fixture
+def pushed(movable: tuple[RAG, Path], hub: SimpleNamespace) -> tuple[RAG, Path]:
+    """The same, whose bundle with all its parts is on the Hub as "me/my-rag"."""
+    movable[0].push_to_hub("me/my-rag", include_index=True, include_encoder=True, include_base=True)
+    return movable
+
+
 @pytest.mark.parametrize("part", ["index", "encoder", "base"])
 def test_what_only_this_machine_has_is_not_pointed_to(
     movable: tuple[RAG, Path], hub: SimpleNamespace, part: str
@@ -510,10 +517,9 @@ def test_a_local_folder_has_no_revision(
 
 
 def test_an_evaluation_downloads_no_part_that_is_given(
-    movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pushed: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rag, parts = movable
-    rag.push_to_hub("me/my-rag", include_index=True, include_encoder=True, include_base=True)
+    rag, parts = pushed
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"id": "q", "question": QUESTIONS[0], "golden_answers": ["x"]}) + "\n")
     words = ["evaluate", "--bundle", "me/my-rag", "--revision", "v2", "--questions", str(questions), "--device", "cpu"]
@@ -526,10 +532,8 @@ def test_an_evaluation_downloads_no_part_that_is_given(
 
 
 def test_forgetting_downloads_one_revision_without_index_and_encoder(
-    movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pushed: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rag, _ = movable
-    rag.push_to_hub("me/my-rag", include_index=True, include_encoder=True, include_base=True)
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"good": "It rains.", "bad": "It rain."}\n')
     probes = Probes(pairs=(str(pairs),))
