@@ -456,6 +456,10 @@ class LanguageModel(nn.Module):
         """The causal LM under the adapters (adapters still act in its forward)."""
         return cast(PreTrainedModel, self.peft_model.base_model.model)
 
+    def dtype_name(self) -> str:
+        """The dtype that `from_pretrained` takes to load this model again: "mixed", or that of the base's weights."""
+        return "mixed" if self.mixed else str(self.base_model.dtype).removeprefix("torch.")
+
     @property
     def device(self) -> torch.device:
         """Where the base weights are."""

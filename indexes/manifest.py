@@ -71,26 +71,29 @@ class EncoderRecord:
         self,
         name_or_path: str | Path | None = None,
         *,
+        revision: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> Encoder:
         """Load the encoder with the recorded prompts, dtype and length limit; `Manifest.check_encoder` compares it.
 
         Args:
-            name_or_path: A copy of it somewhere else; None takes the recorded name and revision.
+            name_or_path: A copy of it somewhere else; None takes the recorded name.
+            revision: Branch, tag or commit of that name on the Hub; None takes the recorded one for the recorded name.
             device: As for `Encoder.from_pretrained`.
             trust_remote_code: As for `Encoder.from_pretrained`; what is recorded does not count.
 
         Raises:
             ResourceError: It cannot be loaded, or has code of its own that may not run.
         """
+        name = self.name if name_or_path is None else str(name_or_path)
         return Encoder.from_pretrained(
-            self.name if name_or_path is None else name_or_path,
+            name,
             question_prompt=self.question_prompt,
             passage_prompt=self.passage_prompt,
             device=device,
             dtype=self.dtype,
-            revision=self.revision if name_or_path is None else None,
+            revision=self.revision if revision is None and name == self.name else revision,
             max_length=self.max_length,
             similarity=self.similarity,
             trust_remote_code=trust_remote_code,

@@ -179,6 +179,7 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str
         "selector": asdict(rag.selector.config),
         "generation": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
         "chat": asdict(rag.generator.language_model.chat.config),
+        "context_length": rag.generator.language_model.context_length,
         "ranking_prompt": asdict(rag.selector.prompt),
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),
@@ -192,7 +193,7 @@ def describe_base(model: LanguageModel) -> dict[str, Any]:
         "name": Path(model.name).name if Path(model.name).is_dir() else model.name,
         "revision": model.revision,
         "sha256": base_digest(model),
-        "dtype": str(model.base_model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name(),
         "quantization": model.quantization,
     }
 

@@ -28,13 +28,14 @@ from indexes.errors import MismatchError, UsageError
 from rag.evaluation_file import bundle_digest, describe_base, write_json
 from rag.hub import bundle_folder
 from rag.measures import Score, check_lengths, drifts, measure_answers, measure_drift, measure_pairs, measure_text
-from rag.pipeline import load_generator
-from rag.pocket import base_path
+from rag.pipeline import load_generator, load_language_model
 from rag.pocket.abilities import Exercise
 from rag.probes import WHOLE, Probes
 from rag.significance import holm
 
 FORMAT_VERSION = 1
+_FINDING = ("revision", "token", "cache_dir", "local_files_only")
+"""Options of `bundle_folder`: where a bundle comes from, and not how it is loaded."""
 # Half the width of a 95 % interval, in standard errors.
 _Z = float(stats.norm.ppf(0.975))
 
@@ -48,7 +49,8 @@ class ModelScores:
     role: str
     """"base", "generator" or "selector"."""
     base: dict[str, Any]
-    """Which weights the adapters stand on (`describe_base`), and as "chat" what the chat template is given."""
+    """Which weights the adapters stand on (`describe_base`), as "chat" what the chat template is given, and as
+    "context_length" how many tokens one row may hold."""
     bundle_sha256: str | None
     scores: tuple[Score, ...]
 
@@ -93,15 +95,16 @@ def forgetting(
         role: Whose adapter, "generator" or "selector".
         scores_folder: Where the scores of every item are written, a file for each model; None: nowhere.
         progress: Show progress bars.
-        loading: `dtype`, `device`, `quantization` and `trust_remote_code`, as `load_generator` takes them; for a base
-            alone also `chat`.
+        loading: What `load_generator` takes of every bundle: `dtype`, `device`, `quantization`, `trust_remote_code`,
+            and for those on the Hub `revision`, `token`, `cache_dir` and `local_files_only`. For a base alone what
+            `LanguageModel.from_pretrained` takes: `revision`, `context_length` and `chat` beside the first four.
 
     Returns:
         A forgetting file, see `forgetting_table`.
 
     Raises:
         MismatchError: Models over different bases.
-        UsageError: Neither models nor a base, or two models of one name.
+        UsageError: Neither models nor a base, two models of one name, or a revision of a local folder.
     """
     names = [name for name, _ in models]
     _check_names([BASE, *names])  # before anything is measured
@@ -112,8 +115,10 @@ def forgetting(
         if base is None:
             raise UsageError("Forgetting is measured of bundles, or of a base alone; neither came. Give one of them.")
         scores.append(measure_model(load_base(base, **loading), BASE, probes, progress=progress))
+    finding: dict[str, Any] = {key: loading.pop(key) for key in _FINDING if models and key in loading}
+    finding["leave_out"] = ("index", "encoder")
     for name, source in models:
-        folder = None if isinstance(source, Generator) else bundle_folder(source)
+        folder = None if isinstance(source, Generator) else bundle_folder(source, **finding)
         generator = source if isinstance(source, Generator) else load_generator(folder or source, **loading)
         if scores:
             _check_base(name, _describe(generator.language_model), scores[0].base)
@@ -319,12 +324,21 @@ def _unpaired(score: Score, other: Score) -> tuple[float | None, tuple[float, fl
 
 def _describe(model: LanguageModel) -> dict[str, Any]:
     """What models that are compared must share: the base, and how its prompts are written."""
-    return {**describe_base(model), "chat": asdict(model.chat.config)}
+    return {**describe_base(model), "chat": asdict(model.chat.config), "context_length": model.context_length}
 
 
 def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    keys = ("dtype", "quantization", "sha256")
-    if [found[key] for key in keys] != [expected[key] for key in keys]:
+    # Scores without a context length are of when "mixed" was recorded as float32 too.
+    older = "context_length" not in found or "context_length" not in expected
+    one, other = (
+        {
+            "dtype": "float32" if older and about["dtype"] == "mixed" else about["dtype"],
+            "quantization": about["quantization"],
+            "sha256": about["sha256"],
+        }
+        for about in (found, expected)
+    )
+    if one != other:
         raise MismatchError(
             f"Models are compared over one base; {name} stands on {found['name']!r} ({found['dtype']}, weights "
             f"{found['sha256'][:12]}), the others on {expected['name']!r} ({expected['dtype']}, "
@@ -337,13 +351,17 @@ def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
             f"Models are compared on the same prompts; {name} has other settings of the chat template than the others, "
             f"namely {different}. Measure them apart."
         )
+    lengths = [about.get("context_length") for about in (found, expected)]  # older scores do not say
+    if None not in lengths and lengths[0] != lengths[1]:
+        raise MismatchError(
+            f"Models are compared on the same prompts; {name} has a context of {lengths[0]} tokens, the others of "
+            f"{lengths[1]}. Measure them apart, or with one context_length."
+        )
 
 
 def load_base(base: str | Path, **loading: Any) -> Generator:
-    """A base without any bundle: a Hub name, a folder, or "pocket"; the rest as `load_generator` takes it."""
-    model = LanguageModel.from_pretrained(base_path(base), **loading)
-    model.name = str(base)
-    return Generator(model)
+    """A base without any bundle: a Hub name, a folder, or "pocket"; the rest as `LanguageModel.from_pretrained`."""
+    return Generator(load_language_model(base, **loading))
 
 
 def _score_from(entry: Mapping[str, Any]) -> Score:

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
 
 from indexes.durable import standing_folder
-from indexes.errors import MismatchError, ResourceError
+from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.pocket import POCKET
 
 
@@ -25,7 +25,7 @@ def bundle_folder(
 
     Args:
         bundle: A folder, or the id of a repository ("user/name"); a folder of that name always wins.
-        revision: Branch, tag or commit of the repository.
+        revision: Branch, tag or commit of the repository; a local folder has none.
         token: Access token; None takes the one that is logged in, False none.
         cache_dir: Where snapshots are kept; default: the Hub's cache (HF_HOME).
         local_files_only: Take what is in the cache, without the network.
@@ -34,9 +34,15 @@ def bundle_folder(
     Raises:
         MismatchError: It is no folder, and cannot be the id of a repository.
         ResourceError: It is no folder, and cannot be downloaded.
+        UsageError: A revision of a local folder.
     """
     folder = standing_folder(Path(bundle))
     if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"A revision belongs to a repository on the Hub, but {bundle} is a local folder; revision {revision!r} "
+                "came. Leave the revision out, or run where no folder has the name of the repository."
+            )
         return folder
     if isinstance(bundle, Path) or not is_repo_id(bundle):
         raise MismatchError(
@@ -63,13 +69,22 @@ def bundle_folder(
 
 def is_repo_id(name: str) -> bool:
     """Whether a text can be the id of a repository on the Hub that a bundle was pushed to: "owner/name"."""
+    return "/" in name and is_model_id(name)
+
+
+def is_model_id(name: str) -> bool:
+    """Whether a text can name a model on the Hub; some have no owner.
+
+    Those are the Hub's first models ("gpt2"), and what sentence-transformers looks up among its own
+    ("all-MiniLM-L6-v2").
+    """
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name  # names without an owner are of the Hub's first models only
+    return True
 
 
 def can_be_found_elsewhere(model: str) -> bool:
     """Whether the recorded name of a model means the same on another machine: a Hub id, or "pocket"."""
-    return model == POCKET or (bool(model) and not Path(model).exists() and is_repo_id(model))
+    return model == POCKET or (bool(model) and not Path(model).exists() and is_model_id(model))

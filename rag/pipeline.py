@@ -155,8 +155,8 @@ class RAG:
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
         used = encoder_of(opened, encoder, device=device, trust_remote_code=trust_remote_code)
         finder = retriever_of(opened, used, retriever)
-        model = LanguageModel.from_pretrained(
-            base_path(base),
+        model = load_language_model(
+            base,
             adapter=adapter,
             revision=revision,
             dtype=dtype,
@@ -166,7 +166,6 @@ class RAG:
             chat=chat,
             trust_remote_code=trust_remote_code,
         )
-        model.name = str(base)
         finder.adapter.to(model.device)
         return cls(
             finder,
@@ -361,7 +360,7 @@ class RAG:
                 "name": "base" if base else _pointer(model.name, folder),
                 "is_folder": base or _is_folder(model.name),
                 "revision": None if base else model.revision,
-                "dtype": str(model.base_model.dtype).removeprefix("torch."),
+                "dtype": model.dtype_name(),
                 "quantization": model.quantization,
                 "context_length": model.context_length,
                 "trust_remote_code": model.trust_remote_code,
@@ -383,6 +382,7 @@ class RAG:
             "encoder": {
                 "name": "encoder" if encoder else _pointer(encoder_name, folder),
                 "is_folder": encoder or _is_folder(encoder_name),
+                "revision": None if encoder else self.retriever.encoder.revision,
                 "trust_remote_code": self.retriever.encoder.trust_remote_code,
             },
         }
@@ -422,7 +422,7 @@ class RAG:
         Raises:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
             ResourceError: The bundle, its base or its encoder cannot be found.
-            UsageError: The bundle was uploaded without its index, and none is given.
+            UsageError: The bundle was uploaded without its index, and none is given; or a revision of a local folder.
         """
         given = {"index": index, "encoder": encoder}
         folder = bundle_folder(
@@ -435,25 +435,26 @@ class RAG:
         )
         config = read_config(folder)
         where = index if index is not None else _index_path(config, folder)
-        base = config["base"]
+        opened = where if isinstance(where, PassageIndex) else PassageIndex.open(where)
+        if encoder is None:
+            encoder = _encoder_of_bundle(config, folder, opened, device=device, trust_remote_code=trust_remote_code)
         rag = cls.create(
-            index=where,
-            base=_resolve(base, folder),
-            encoder=encoder if encoder is not None else _resolve(config["encoder"], folder),
+            index=opened,
+            encoder=encoder,
             retriever=config.get("retriever", DenseRetriever.kind),  # bundles were dense before they said so
             selector=SelectorConfig(**config["selector"]),
             generation=GenerationConfig(**config["generation"]),
-            adapter=AdapterConfig(**config["adapter"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
-            revision=base["revision"],
-            dtype=base["dtype"] if dtype == "auto" else dtype,
-            device=device,
-            quantization=quantization or base["quantization"],
-            context_length=base.get("context_length"),  # bundles took what the base states before they said so
-            trust_remote_code=trust_remote_code,
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
-            chat=ChatConfig(**config.get("chat", {})),  # bundles before that had no such settings
+            **_model_settings(
+                config,
+                folder,
+                dtype=dtype,
+                device=device,
+                quantization=quantization,
+                trust_remote_code=trust_remote_code,
+            ),
         )
         rag._check_corpus(config, folder)
         rag._set_question_adapter(config["question_adapter_rank"])
@@ -596,6 +597,7 @@ def load_generator(
     Raises:
         MismatchError: Not a bundle, or damaged.
         ResourceError: The bundle or its base cannot be found.
+        UsageError: A revision of a local folder.
     """
     folder = bundle_folder(
         folder,
@@ -606,22 +608,57 @@ def load_generator(
         leave_out=("index", "encoder"),
     )
     config = read_config(folder)
-    base, name = config["base"], _resolve(config["base"], folder)
-    model = LanguageModel.from_pretrained(
-        base_path(name),
-        adapter=AdapterConfig(**config["adapter"]),
-        revision=base["revision"],
-        dtype=base["dtype"] if dtype == "auto" else dtype,
-        device=device,
-        quantization=quantization or base["quantization"],
-        context_length=base.get("context_length"),
-        chat=ChatConfig(**config.get("chat", {})),
-        trust_remote_code=trust_remote_code,
+    settings = _model_settings(
+        config, folder, dtype=dtype, device=device, quantization=quantization, trust_remote_code=trust_remote_code
     )
-    model.name = str(name)
+    model = load_language_model(**settings)
     model.load_adapters(folder / LEARNED_FOLDER)
     return Generator(
         model, prompt=AnswerPrompt(**config["answer_prompt"]), config=GenerationConfig(**config["generation"])
+    )
+
+
+def load_language_model(base: str | Path, **settings: Any) -> LanguageModel:
+    """The language model of a base: a Hub name, a folder or "pocket"; the rest as `LanguageModel.from_pretrained`."""
+    model = LanguageModel.from_pretrained(base_path(base), **settings)
+    model.name = str(base)  # "pocket" means the same everywhere, and its folder does not
+    return model
+
+
+def _model_settings(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    dtype: str,
+    device: str | None,
+    quantization: str | None,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """What `load_language_model` is given for the configuration of a bundle, and what its user asks instead."""
+    base = config["base"]
+    return {
+        "base": _resolve(base, folder),
+        "adapter": AdapterConfig(**config["adapter"]),
+        "revision": base["revision"],
+        "dtype": base["dtype"] if dtype == "auto" else dtype,
+        "device": device,
+        "quantization": quantization or base["quantization"],
+        "context_length": base.get("context_length"),  # bundles took what the base states before they said so
+        "chat": ChatConfig(**config.get("chat", {})),  # bundles before that had no such settings
+        "trust_remote_code": trust_remote_code,
+    }
+
+
+def _encoder_of_bundle(
+    config: Mapping[str, Any], folder: Path, index: PassageIndex, *, device: str | None, trust_remote_code: bool
+) -> Encoder:
+    """The encoder that a bundle names, at its revision."""
+    part = config["encoder"]
+    return index.manifest.encoder.load(
+        _resolve(part, folder),
+        revision=part.get("revision"),  # bundles before that did not say; the index does, for a name that is its own
+        device=device,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -706,7 +743,7 @@ def _pointer(name: str, folder: Path) -> str:
     return os.path.relpath(Path(name).resolve(), folder.resolve()) if _is_folder(name) else name
 
 
-def _resolve(part: dict[str, Any], folder: Path) -> str | Path:
+def _resolve(part: Mapping[str, Any], folder: Path) -> str | Path:
     return (folder / part["name"]).resolve() if part["is_folder"] else str(part["name"])
 
 

@@ -469,6 +469,35 @@ def test_models_are_compared_on_the_same_prompts(make_rag: Callable[..., RAG], p
     assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
 
 
+def test_models_are_compared_over_one_length_of_context(make_rag: Callable[..., RAG], probes: Probes) -> None:
+    generators = [make_rag().generator for _ in range(2)]
+    generators[1].language_model.context_length = 200
+    with pytest.raises(MismatchError, match=r"second has a context of 200 tokens, the others of \d+\. Measure"):
+        forgetting(list(zip(("first", "second"), generators, strict=True)), probes, progress=False)
+    scores = [measure_model(generators[0], role, probes, progress=False) for role in ("base", "generator")]
+    assert scores[0].base["context_length"] == generators[0].language_model.context_length
+    older = replace(scores[0], base={key: value for key, value in scores[0].base.items() if key != "context_length"})
+    assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
+    mixed = replace(scores[1], base={**scores[1].base, "dtype": "mixed"})
+    assert forgetting_table([older, mixed])["measurements"] == forgetting_table(scores)["measurements"]
+    with pytest.raises(MismatchError, match="compared over one base"):
+        forgetting_table([scores[0], mixed])
+
+
+def test_context_and_revision_of_a_base_alone(
+    base: Path,
+    bundles: list[Path],
+    probes: Probes,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["forgetting", "--pairs", str(probes.pairs[0]), "--device", "cpu", "--json"]
+    assert main([*words, "--base", str(base), "--context_length", "100", "--revision", "v1"]) == 0
+    found = json.loads(capsys.readouterr().out)["base"]
+    assert (found["context_length"], found["revision"]) == (100, "v1")
+    assert main([*words, "--bundle", str(bundles[0]), "--context_length", "100"]) == 2
+    assert "A bundle brings its own ['context_length']" in capsys.readouterr().err
+
+
 def test_the_chat_template_of_a_base_alone(
     base: Path, bundles: list[Path], probes: Probes, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,3 +167,29 @@ def test_another_corpus_is_refused(manifest: Manifest, corpus: Corpus) -> None:
     edited = [replace(PASSAGES[0], text="Hamlet is a comedy."), *PASSAGES[1:]]
     with pytest.raises(MismatchError, match=r"12 passages of 'corpus\.jsonl' .* a corpus of 12 passages"):
         manifest.check_corpus(Corpus.from_passages(edited))
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "expected"),
+    [
+        (None, None, ("me/encoder", "v1")),
+        ("me/encoder", None, ("me/encoder", "v1")),
+        ("me/encoder", "v2", ("me/encoder", "v2")),
+        ("me/copy", None, ("me/copy", None)),
+        ("me/copy", "v2", ("me/copy", "v2")),
+    ],
+)
+def test_the_revision_of_an_encoder(
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    revision: str | None,
+    expected: tuple[str, str | None],
+) -> None:
+    """A recorded revision is one of the recorded name, whoever says that name."""
+    loaded = []
+    monkeypatch.setattr(
+        Encoder, "from_pretrained", lambda name, *, revision, **options: loaded.append((name, revision))
+    )
+    replace(EncoderRecord.of(encoder), name="me/encoder", revision="v1").load(name, revision=revision)
+    assert loaded == [expected]

@@ -35,7 +35,11 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.passage_index import PassageIndex
 from rag.cli import main
 from rag.evaluation import answerable, evaluate
+from rag.evaluation_file import describe_pipeline
+from rag.forgetting import forgetting
+from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG, load_generator
+from rag.probes import Probes
 from retriever.selector import SelectorConfig
 from training.data import QAExample
 
@@ -437,6 +441,13 @@ def test_what_is_pushed_opens_anywhere(
     assert generator.log_prob(QUESTIONS[0], passages, "x") == again.generator.log_prob(QUESTIONS[0], passages, "x")
 
 
+@pytest.fixture
+def pushed(movable: tuple[RAG, Path], hub: SimpleNamespace) -> tuple[RAG, Path]:
+    """The same, whose bundle with all its parts is on the Hub as "me/my-rag"."""
+    movable[0].push_to_hub("me/my-rag", include_index=True, include_encoder=True, include_base=True)
+    return movable
+
+
 @pytest.mark.parametrize("part", ["index", "encoder", "base"])
 def test_what_only_this_machine_has_is_not_pointed_to(
     movable: tuple[RAG, Path], hub: SimpleNamespace, part: str
@@ -457,7 +468,7 @@ def test_models_of_the_hub_are_named_and_not_uploaded(
     rag.push_to_hub("me/my-rag", include_index=True)
     config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
     assert (config["base"]["name"], config["base"]["revision"]) == ("me/base", "v1")
-    assert config["encoder"] == {"name": "pocket", "is_folder": False, "trust_remote_code": False}
+    assert config["encoder"] == {"name": "pocket", "is_folder": False, "revision": None, "trust_remote_code": False}
     assert {p.name for p in (hub.folder / "me/my-rag").iterdir()} == {
         "README.md",
         "rag_config.json",
@@ -487,6 +498,132 @@ def test_a_folder_wins_over_the_hub(
     monkeypatch.chdir(tmp_path)
     assert RAG.from_pretrained("me/my-rag", device="cpu").answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
     assert "download" not in hub.calls
+
+
+def test_a_local_folder_has_no_revision(
+    rag: RAG, hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was ignored, so that whoever asked for one revision got whatever the folder held."""
+    rag.save_pretrained(tmp_path / "me/my-rag")
+    monkeypatch.chdir(tmp_path)
+    for opened in (RAG.from_pretrained, load_generator):
+        with pytest.raises(UsageError, match=r"me/my-rag is a local folder; revision 'v2' came\. Leave"):
+            opened("me/my-rag", device="cpu", revision="v2")
+    (tmp_path / "q.jsonl").write_text('{"id": "q", "question": "who?", "golden_answers": ["x"]}\n')
+    for words in (["ask", "who?"], ["evaluate", "--questions", "q.jsonl"], ["forgetting", "--answers", "q.jsonl"]):
+        assert main([*words, "--bundle", "me/my-rag", "--revision", "v2", "--device", "cpu"]) == 2
+        assert "is a local folder; revision 'v2' came" in capsys.readouterr().err
+    assert "download" not in hub.calls
+
+
+def test_an_evaluation_downloads_no_part_that_is_given(
+    pushed: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rag, parts = pushed
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"id": "q", "question": QUESTIONS[0], "golden_answers": ["x"]}) + "\n")
+    words = ["evaluate", "--bundle", "me/my-rag", "--revision", "v2", "--questions", str(questions), "--device", "cpu"]
+    words += ["--index", str(parts / "index"), "--json"]
+    for encoder, left_out in (([], ["index/*"]), (["--encoder", str(parts / "encoder")], ["index/*", "encoder/*"])):
+        assert main([*words, *encoder]) == 0
+        assert json.loads(capsys.readouterr().out)["rows"][0]["prediction"] == rag.answer(QUESTIONS[0]).text
+        options = hub.calls["download"][1]
+        assert (options["revision"], options["ignore_patterns"]) == ("v2", left_out)
+
+
+def test_forgetting_downloads_one_revision_without_index_and_encoder(
+    pushed: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"good": "It rains.", "bad": "It rain."}\n')
+    probes = Probes(pairs=(str(pairs),))
+    found = forgetting([("ours", "me/my-rag")], probes, revision="v2", token="t", progress=False, device="cpu")
+    options = {"revision": "v2", "token": "t", "cache_dir": None, "local_files_only": False}
+    options["ignore_patterns"] = ["index/*", "encoder/*"]
+    assert hub.calls["download"] == ("me/my-rag", options)
+    words = ["forgetting", "--bundle", "me/my-rag", "--name", "ours", "--revision", "v3", "--pairs", str(pairs)]
+    assert main([*words, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert hub.calls["download"] == ("me/my-rag", {**options, "revision": "v3", "token": None})
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_bundle_keeps_the_revision_of_its_encoder(
+    rag: RAG, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    loaded = []
+
+    def from_pretrained(name: str, *, revision: str | None, **options: object) -> Encoder:
+        loaded.append((name, revision))
+        return encoder
+
+    monkeypatch.setattr("indexes.manifest.Encoder.from_pretrained", from_pretrained)
+    monkeypatch.setattr(encoder, "name", "me/encoder")
+    monkeypatch.setattr(encoder, "revision", "v7")
+    rag.retriever.encoder = encoder
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    config = json.loads((bundle / "rag_config.json").read_text())
+    assert config["encoder"]["revision"] == "v7"
+    if not recorded:  # as bundles were before
+        del config["encoder"]["revision"]
+        (bundle / "rag_config.json").write_text(json.dumps(config))
+    RAG.from_pretrained(bundle, device="cpu")
+    assert loaded == [("me/encoder", "v7" if recorded else None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [
+        ("gpt2", True),  # the Hub's first models have no owner
+        ("all-MiniLM-L6-v2", True),  # sentence-transformers 6.2 looks such names up among its own
+        ("me/base", True),
+        ("pocket", True),
+        ("here", False),
+        ("me/here", False),
+        ("/no/such/base", False),
+        ("../base", False),
+        ("", False),
+    ],
+)
+def test_models_that_other_machines_find(
+    name: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "me" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert can_be_found_elsewhere(name) is elsewhere
+
+
+def test_models_without_an_owner_are_pushed_by_name(
+    movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rag, _ = movable
+    monkeypatch.chdir(tmp_path)
+    rag.generator.language_model.name, rag.retriever.encoder.name = "gpt2", "all-MiniLM-L6-v2"
+    rag.push_to_hub("me/my-rag", include_index=True)
+    config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
+    assert [(config[part]["name"], config[part]["is_folder"]) for part in ("base", "encoder")] == [
+        ("gpt2", False),
+        ("all-MiniLM-L6-v2", False),
+    ]
+    with pytest.raises(MismatchError, match="is neither"):
+        load_generator("gpt2")  # a bundle has an owner
+
+
+def test_a_mixed_bundle_opens_mixed(base: Path, index: PassageIndex, tmp_path: Path) -> None:
+    """It was recorded as float32, and answered in float32 when it was opened again."""
+    small = SelectorConfig(num_candidates=3, num_selected=2)
+    rag = RAG.create(index=index, base=base, selector=small, dtype="mixed", device="cpu")
+    shake_adapters(rag.generator.language_model)
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    assert json.loads((bundle / "rag_config.json").read_text())["base"]["dtype"] == "mixed"
+    assert describe_pipeline(rag)["base"]["dtype"] == "mixed"
+    again = RAG.from_pretrained(bundle, device="cpu")
+    assert again.generator.language_model.mixed and load_generator(bundle, device="cpu").language_model.mixed
+    assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
+    exact = RAG.from_pretrained(bundle, device="cpu", dtype="float32")
+    assert not exact.generator.language_model.mixed
+    assert describe_pipeline(exact)["base"]["dtype"] == "float32"
 
 
 def test_a_bundle_that_is_nowhere(hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,10 @@ def _evaluate(args: Any) -> Report:
     scorable(examples, args.on_error)  # refused before anything is loaded
     name = args.name or (Path(args.bundle).resolve().name if args.bundle else "base")
     if args.bundle is not None:
-        args.bundle = str(bundle_folder(args.bundle, revision=args.revision))
+        given = {"index": args.index, "encoder": args.encoder}
+        leave_out = [part for part, value in given.items() if value is not None]
+        args.bundle = str(bundle_folder(args.bundle, revision=args.revision, leave_out=leave_out))
+        args.revision = None  # a snapshot is a folder, of one revision
     rag = open_pipeline(args)
     examples = check_gold_ids(examples, rag.retriever.index)
     result = evaluate(rag, examples, on_error=args.on_error, progress=progress(args))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import trust_argument
+from rag.commands.arguments import context_argument, trust_argument
 from rag.commands.command import Command, Report, cell, progress, table
 
 
@@ -42,6 +42,8 @@ def _forgetting_arguments(parser: Any) -> None:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
+    parser.add_argument("--revision", type=str, help="revision on the Hub: of every --bundle, or else of --base")
+    context_argument(parser)
     trust_argument(parser, "the base")
     parser.add_class_arguments(ChatConfig, "chat")
 
@@ -56,9 +58,10 @@ def _forgetting(args: Any) -> Report:
         raise UsageError(
             "Forgetting is measured of bundles, whose base is known, or of a --base alone; give one of both."
         )
-    chat = ChatConfig(**vars(args.chat))
-    if args.bundle and chat != ChatConfig():
-        raise UsageError("A bundle brings its own ['chat']; leave those options out, or measure a --base alone.")
+    of_base = {"chat": ChatConfig(**vars(args.chat)), "context_length": args.context_length}
+    given = [key for key, value in of_base.items() if value not in (None, ChatConfig())]
+    if args.bundle and given:
+        raise UsageError(f"A bundle brings its own {given}; leave those options out, or measure a --base alone.")
     if args.output is not None:
         check_output(args.output)
     probes = Probes(
@@ -84,8 +87,9 @@ def _forgetting(args: Any) -> Report:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
+        revision=args.revision,
         trust_remote_code=args.trust_remote_code,
-        **({} if args.bundle else {"chat": chat}),
+        **({} if args.bundle else of_base),
     )
     if args.output is not None:
         write_json(data, args.output)
