@@ -42,7 +42,7 @@ class PassageIndex:
 
     def __init__(self, path: Path, corpus: Corpus, vectors: Segments, manifest: Manifest) -> None:
         """Tie parts together that are known to belong; everybody else uses `open` or `build_index`."""
-        self.path = path
+        self.path = path.absolute()  # it must be found when the process has changed its directory
         self.corpus = corpus
         self.vectors = vectors
         self.manifest = manifest

@@ -319,12 +319,19 @@ class RAG:
             report: Training history for the model card.
 
         Raises:
-            MismatchError: The copy of the base, read back, has other weights.
-            UsageError: `folder` holds something that is not a bundle.
+            MismatchError: The index is gone, or the copy of the base, read back, has other weights.
+            UsageError: `folder` is a file, or holds something that is not a bundle.
         """
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"A bundle is a folder, and {folder} is a file. Choose another place.")
         if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
             raise UsageError(f"A bundle needs a new or empty folder; {folder} already holds something else.")
+        if not self.retriever.index.path.is_dir():
+            raise MismatchError(
+                f"The index of a bundle must be where it was opened, but {self.retriever.index.path} is gone. Open the "
+                "index again."
+            )
         include_index |= _is_inside(self.retriever.index.path, folder)
         include_encoder |= _is_inside(self.retriever.encoder.name, folder)
         include_base |= _is_inside(self.generator.language_model.name, folder)
@@ -621,7 +628,9 @@ def load_generator(
 def load_language_model(base: str | Path, **settings: Any) -> LanguageModel:
     """The language model of a base: a Hub name, a folder or "pocket"; the rest as `LanguageModel.from_pretrained`."""
     model = LanguageModel.from_pretrained(base_path(base), **settings)
-    model.name = str(base)  # "pocket" means the same everywhere, and its folder does not
+    # "pocket" means the same everywhere, and its folder does not; any other folder must be found when the process has
+    # changed its directory.
+    model.name = str(Path(base).absolute()) if _is_folder(str(base)) else str(base)
     return model
 
 

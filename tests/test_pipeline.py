@@ -409,6 +409,42 @@ def movable(rag: RAG, tmp_path: Path) -> tuple[RAG, Path]:
     return RAG.from_pretrained(parts, device="cpu"), parts
 
 
+def test_parts_of_a_bundle_stay_in_it_when_the_directory_changes(
+    movable: tuple[RAG, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle was opened by a relative path: looked for from elsewhere, its own index was not found, and deleted."""
+    parts = movable[1]
+    monkeypatch.chdir(tmp_path)
+    rag = RAG.from_pretrained(parts.name, device="cpu")
+    before = rag.answer(QUESTIONS[0])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    rag.save_pretrained(f"../{parts.name}")
+    assert {"index", "encoder", "base", "learned"} <= {child.name for child in parts.iterdir()}
+    assert RAG.from_pretrained(parts, device="cpu").answer(QUESTIONS[0]) == before
+
+
+def test_pointers_hold_when_the_directory_changes(
+    movable: tuple[RAG, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = movable[1]
+    monkeypatch.chdir(parts)
+    rag = RAG.create(index="index", base="base", encoder="encoder", device="cpu", selector=movable[0].selector.config)
+    monkeypatch.chdir(tmp_path)
+    rag.save_pretrained("pointing")
+    assert RAG.from_pretrained("pointing", device="cpu").answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
+    shutil.rmtree(parts / "index")
+    with pytest.raises(MismatchError, match="index is gone"):
+        rag.save_pretrained("later", include_index=True)
+    assert not (tmp_path / "later").exists()
+
+
+def test_a_bundle_is_no_file(rag: RAG, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text("{}")
+    with pytest.raises(UsageError, match="A bundle is a folder"):
+        rag.save_pretrained(tmp_path / "corpus.jsonl")
+
+
 def test_what_is_pushed_opens_anywhere(
     movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
