@@ -136,7 +136,7 @@ def test_it_survives_chunking() -> None:
         chunk_tokens=12,
         chunk_overlap=2,
     )
-    assert _chunks(job, None)[0] == TITLE_ONLY
+    assert _chunks(job, None, "")[0] == TITLE_ONLY
 
 
 def test_it_is_shown_by_its_title_also_where_texts_are_cut() -> None:
