@@ -16,11 +16,21 @@ def encoder_path(encoder: str | Path) -> str | Path:
     Raises:
         ResourceError: The embedded encoder was not installed.
     """
-    if str(encoder) != POCKET:
-        return encoder
-    folder = Path(__file__).parent / "encoder"
+    return embedded(Path(__file__).parent / "encoder", "an encoder") if str(encoder) == POCKET else encoder
+
+
+def embedded(folder: Path, kind: str) -> Path:
+    """The folder of a model inside this package, once it is known to be there.
+
+    Args:
+        folder: Called as the model is: "encoder" or "base".
+        kind: What a user can name in its place, such as "an encoder".
+
+    Raises:
+        ResourceError: It was not installed.
+    """
     if not folder.is_dir():
         raise ResourceError(
-            f"The embedded encoder must be in {folder}, but it is missing. Reinstall the package, or name an encoder."
+            f"The embedded {folder.name} must be in {folder}, but it is missing. Reinstall the package, or name {kind}."
         )
     return folder

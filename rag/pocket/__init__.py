@@ -6,8 +6,7 @@ They make `rag demo` and the tests of the whole pipeline work without a model hu
 
 from pathlib import Path
 
-from indexes.errors import ResourceError
-from indexes.pocket import POCKET
+from indexes.pocket import POCKET, embedded
 
 
 def base_path(base: str | Path) -> str | Path:
@@ -16,11 +15,4 @@ def base_path(base: str | Path) -> str | Path:
     Raises:
         ResourceError: The embedded model was not installed.
     """
-    if str(base) != POCKET:
-        return base
-    folder = Path(__file__).parent / "base"
-    if not folder.is_dir():
-        raise ResourceError(
-            f"The embedded base must be in {folder}, but it is missing. Reinstall the package, or name a model."
-        )
-    return folder
+    return embedded(Path(__file__).parent / "base", "a model") if str(base) == POCKET else base
