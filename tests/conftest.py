@@ -79,6 +79,11 @@ ARCHITECTURES = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--write_golden`, the only way to write the golden files again."""
+    parser.addoption("--write_golden", action="store_true", help="write the content of tests/golden/*.json again")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with real data; tests that need it skip when it is missing."""
