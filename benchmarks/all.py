@@ -8,10 +8,10 @@ On a GPU the paths of the CPU (encoding loops, FAISS) are left out.
 import sys
 from collections.abc import Sequence
 
-from benchmarks import e_sample, e_score, m_generator, m_selector, rag_sequence, round, selfaug_head
-from benchmarks.harness import Make, main, parse
+from benchmarks import e_sample, e_score, m_generator, m_selector, rag_sequence_loss, round, selfaug_head
+from benchmarks.timing import Make, main, parse
 
-MODULES = (e_sample, e_score, m_selector, selfaug_head, m_generator, round, rag_sequence)
+MODULES = (e_sample, e_score, m_selector, selfaug_head, m_generator, round, rag_sequence_loss)
 
 
 def makes(arguments: Sequence[str] | None = None) -> list[Make]:
@@ -19,9 +19,9 @@ def makes(arguments: Sequence[str] | None = None) -> list[Make]:
     options, _ = parse(str(__doc__), arguments)
     found = [make for module in MODULES for make in module.MAKES]
     if options.device == "cpu" and options.shape is None:
-        from benchmarks import encoding, search
+        from benchmarks import encoding, exact_search
 
-        found += [*encoding.MAKES, *search.MAKES]
+        found += [*encoding.MAKES, *exact_search.MAKES]
     return found
 
 

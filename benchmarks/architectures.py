@@ -31,16 +31,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import RAGError
-from indexes.pocket import POCKET
+from indexes.tiny_encoder import POCKET
 from rag.pipeline import RAG, base_weights
-from rag.pocket import base_path
+from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample
+from training.questions.loading import QAExample
 from training.trainer import DROTrainer
 
 CONTEXT = 1024

@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
+from benchmarks.timing import Case, Make, Options, main
+from rag.planning.flops import Question, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
 from retriever.selector import standardise
-from training.cost import Question, e_sample_flops
 
 M = 8
 

@@ -7,10 +7,10 @@ the longest of eight. Ours: rows by token budget, the head on answer tokens only
 """
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, language_model, pipeline, small_qwen
+from benchmarks.timing import Case, Make, Options, main
 from generator.generator import AnswerRow
-from training.cost import causal_pairs, forward_flops, head_flops
+from rag.planning.flops import causal_pairs, forward_flops, head_flops
 
 
 def build(options: Options, vocabulary: int, target: float | None, memory_target: float | None) -> Case:

@@ -25,9 +25,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.harness import Case, Make, Options, main
+from benchmarks.timing import Case, Make, Options, main
 from indexes import Encoder, Passage
-from rag.encyclopedia import passages
+from rag.worlds.encyclopedia import passages
 
 FLASHRAG_BATCH = 256
 Vectors = NDArray[np.float32]
@@ -48,7 +48,7 @@ def random_encoder(folder: Path) -> str:
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "bert")
-    pocket = Path(__file__).parents[1] / "rag" / "pocket" / "base"
+    pocket = Path(__file__).parents[1] / "rag" / "tiny_base" / "base"
     AutoTokenizer.from_pretrained(pocket, model_max_length=512).save_pretrained(folder / "bert")
     transformer = Transformer(str(folder / "bert"))
     pooled = SentenceTransformer(modules=[transformer, Pooling(384, "mean")], device="cpu")

@@ -1,6 +1,6 @@
 """Exact search, a screened "Flat" index against exact search elsewhere: the same vectors, one thread.
 
-    python -m benchmarks.search [--json] [--quick]
+    python -m benchmarks.exact_search [--json] [--quick]
 
 Rivals: FAISS's own Flat search and `sentence_transformers.util.semantic_search` in float32. The vectors are synthetic:
 unit vectors around a thousand centres, queries drawn like them. All three are exact, so the results of every query must
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.util import dot_score, semantic_search
 
-from benchmarks.harness import Case, Make, Options, main
+from benchmarks.timing import Case, Make, Options, main
 from indexes import FaissIndex
 
 TIE = 1e-5

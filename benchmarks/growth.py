@@ -1,4 +1,4 @@
-"""How each step's cost grows with m, n, the vocabulary and the prompt, against the formulas of training/cost.py.
+"""How each step's cost grows with m, n, the vocabulary and the prompt, against the formulas of rag/planning/flops.py.
 
     python -m benchmarks.growth [--json] [--quick]
 
@@ -21,10 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import LlamaConfig
 
-from benchmarks.harness import keep_freed_memory, seconds
 from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, our_loss, pipeline, posteriors, step
-from training.config import DROConfig
-from training.cost import (
+from benchmarks.timing import keep_freed_memory, seconds
+from rag.planning.flops import (
     ModelShape,
     Question,
     causal_pairs,
@@ -33,6 +32,7 @@ from training.cost import (
     m_generator_flops,
     m_selector_flops,
 )
+from training.config import DROConfig
 from training.maximization import JointModel
 
 TOLERANCE = 0.15

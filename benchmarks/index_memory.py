@@ -63,7 +63,7 @@ def measured(corpus: Path, encoder: Path, factory: str, memory: str) -> dict[str
 def build(corpus: str, encoder: str, factory: str, memory: str) -> dict[str, float | str]:
     """Build an index and watch this process."""
     from indexes import build_index
-    from indexes.memory import resident_bytes
+    from indexes.host_memory import resident_bytes
 
     peak, done = 0, threading.Event()
 

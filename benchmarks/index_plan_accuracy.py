@@ -1,7 +1,7 @@
 """What `rag plan index` predicts against what `rag index build` takes: seconds, peak memory, bytes on the disk.
 
-    python -m benchmarks.plan_index [--only NAME] [--json FILE]
-    python -m benchmarks.plan_index --graph 131072      # how the cost of a vector in a graph grows with their number
+    python -m benchmarks.index_plan_accuracy [--only NAME] [--json FILE]
+    python -m benchmarks.index_plan_accuracy --graph 131072   # how the cost of a vector in a graph grows
 
 Every prediction and every build is a process of its own on one thread. Invented passages of 60 words go through the
 pocket encoder, so that it is the index that takes the time, and passages of 2WikiMultihopQA in RAG_DATA (default
@@ -86,7 +86,7 @@ def compare(case: Case) -> dict[str, Any]:
         options += case.options
         predicted = alone(["rag", "plan", "index", *options, "--json"])
         output = str(Path(folder) / "index")
-        measured = alone(["benchmarks.plan_index", "--build", *options, "--output", output])
+        measured = alone(["benchmarks.index_plan_accuracy", "--build", *options, "--output", output])
     return {"predicted": predicted, "measured": measured}
 
 
@@ -148,8 +148,8 @@ def _cell(predicted: float, measured: float, form: str = ",.0f") -> str:
 
 def build(words: list[str]) -> dict[str, Any]:
     """`rag index build` with a clock around each phase and an eye on the disk."""
-    from indexes import builder
-    from indexes.memory import resident_bytes
+    from indexes.directory import builder
+    from indexes.host_memory import resident_bytes
     from rag.cli import COMMANDS, _parse
 
     args = _parse("index build", [*words, "--quiet"])
@@ -215,7 +215,7 @@ def grow(count: int) -> None:
     import numpy as np
 
     from indexes import FaissIndex
-    from rag.plan_index import PROBED, graph_growth
+    from rag.planning.index_plan import PROBED, graph_growth
 
     print("| dimension | vectors | us for each | times the first | predicted |\n|---|---|---|---|---|")
     for dimension in (256, 384):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import (
     CONFIGS,
     Pipeline,
@@ -27,8 +26,9 @@ from benchmarks.setting import (
     small_qwen,
     step,
 )
+from benchmarks.timing import Case, Make, Options, main
+from rag.planning.flops import Question, m_generator_flops
 from training.config import DROConfig
-from training.cost import Question, m_generator_flops
 from training.estimation import Posterior
 from training.maximization import JointModel
 

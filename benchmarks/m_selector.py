@@ -9,7 +9,6 @@ Rival: one sequence for each permutation, logits of every token. Ours: one promp
 import torch
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import (
     CONFIGS,
     Pipeline,
@@ -21,8 +20,9 @@ from benchmarks.setting import (
     relative_error,
     step,
 )
+from benchmarks.timing import Case, Make, Options, main
+from rag.planning.flops import Question, m_selector_flops
 from training.config import DROConfig
-from training.cost import Question, m_selector_flops
 from training.estimation import Posterior
 from training.maximization import JointModel
 

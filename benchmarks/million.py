@@ -37,9 +37,9 @@ import torch
 from numpy.typing import NDArray
 
 from indexes import Corpus, Encoder, FaissIndex
-from indexes.factory import build_bytes, choose_factory, training_sample
-from indexes.faiss_index import write_flat
-from indexes.memory import parse_bytes, resident_bytes
+from indexes.host_memory import parse_bytes, resident_bytes
+from indexes.vectors.faiss.faiss_factory import build_bytes, choose_factory, training_sample
+from indexes.vectors.faiss.faiss_index import write_flat
 
 CORPORA = ("squad", "nq", "hotpotqa", "2wiki")
 DIMENSION, BATCH, K, BLOCK = 384, 256, 20, 16_384
@@ -94,7 +94,7 @@ def encode(cache: Path) -> None:
 
 
 def questions(corpus: str) -> list[Any]:
-    from training.data import load_examples  # brings transformers, which would be in every peak
+    from training.questions.loading import load_examples  # brings transformers, which would be in every peak
 
     (file,) = (data_folder() / corpus).glob("dev.jsonl*")
     return load_examples(file)[: QUERIES // len(CORPORA)]

@@ -1,6 +1,6 @@
 """How fast the pooling weights find their place: EM steps against maximising the gain, on problems of known utility.
 
-    python benchmarks/pooling.py
+    python benchmarks/prior_weight_fit.py
 
 N questions with n candidates, one of them gold. Retriever and language model each see it through Gaussian noise; the
 utility of a permutation is known (`--utility` nats if it holds the gold passage, a third more if it comes first, plus
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retriever.permutations import sequential_log_prob
-from training.pooling import best_pooling
+from training.prior_weights import best_pooling
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ class World:
         self.lm_Nn = 3.0 * self.gold_Nn + 2.0 * torch.randn(shape)
 
     def estimate(self, pooling: Tensor, *, with_baseline: bool) -> tuple[Tensor, ...]:
-        """One E-step: what `training.pooling` makes of posteriors of one shape."""
+        """One E-step: what `training.prior_weights` makes of posteriors of one shape."""
         a = self.args
         N, n, m, K = a.questions, a.candidates, a.samples, a.selected
         logits_Nn = pooling[0] * self.lm_Nn + pooling[1] * self.prior_Nn

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from indexes import Passage, PassageIndex
 from rag import RAG
-from rag.pocket import POCKET
-from rag.significance import paired_bootstrap
+from rag.evaluation.significance import paired_bootstrap
+from rag.tiny_base import POCKET
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples, retrieve
 from training.estimation import EStep, Posterior

@@ -1,6 +1,6 @@
 """The RAG-Sequence baseline: log sum_d p(d|x) p(y|x,d) from the logits of all documents.
 
-    python -m benchmarks.rag_sequence [--device cuda] [--json] [--quick]
+    python -m benchmarks.rag_sequence_loss [--device cuda] [--json] [--quick]
 
 Rival: `RagSequenceForGeneration.get_nll` of transformers' RAG, written again: log-softmax over the whole vocabulary, a
 second sum for label smoothing that is off, then the sum over documents. Ours: gather and logsumexp.
@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import agree
+from benchmarks.timing import Case, Make, Options, main
 from generator.log_probs import token_log_probs
 
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from benchmarks.setting import Pipeline, rows_of
 from generator.generator import AnswerRow
 from generator.language_model import BASE, LanguageModel
-from generator.rows import length_mask, pad_right
+from generator.padding import length_mask, pad_right
 from retriever.permutations import sequential_log_prob
 from retriever.selector import standardise
 from training.estimation import Posterior

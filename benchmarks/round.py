@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import CONFIGS, Pipeline, answer_rows, language_model, pipeline, posteriors, tiny
+from benchmarks.timing import Case, Make, Options, main
 from generator.language_model import LanguageModel
+from rag.planning.flops import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
 from training.config import DROConfig
-from training.cost import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
 from training.estimation import EStep
 from training.maximization import JointModel, MStepTrainer
 

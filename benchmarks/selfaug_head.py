@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import rivals
-from benchmarks.harness import Case, Make, Options, main
 from benchmarks.setting import agree
+from benchmarks.timing import Case, Make, Options, main
 from training.losses import selfaug_loss
 
 HIDDEN = 896

@@ -19,14 +19,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from rag.planning.flops import ModelShape
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
 from retriever.permutations import Permutations
 from retriever.selector import Selector, SelectorConfig
-from training.cost import ModelShape
-from training.data import QAExample
 from training.estimation import Posterior, answer_row
 from training.maximization import JointModel, MicroBatch
+from training.questions.loading import QAExample
 
 DIMENSION = 64
 
@@ -78,7 +78,7 @@ def qwen_seven_billion() -> PretrainedConfig:
 
 def pocket() -> PretrainedConfig:
     """The embedded base."""
-    return AutoConfig.from_pretrained(Path(__file__).parents[1] / "rag" / "pocket" / "base")
+    return AutoConfig.from_pretrained(Path(__file__).parents[1] / "rag" / "tiny_base" / "base")
 
 
 CONFIGS = {

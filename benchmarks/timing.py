@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from indexes.memory import resident_bytes
+from indexes.host_memory import resident_bytes
 
 CANARY_TOLERANCE = 0.1
 MEGABYTE = 2**20
@@ -95,7 +95,7 @@ class Options:
     @property
     def dtype(self) -> torch.dtype:
         """bfloat16 where products in it are fast, else float32."""
-        from indexes.hardware import fast_bfloat16
+        from indexes.cpu_features import fast_bfloat16
 
         return torch.bfloat16 if self.device != "cpu" or fast_bfloat16() else torch.float32
 

@@ -1,6 +1,6 @@
 """What `rag plan` predicts against what a run takes: peak memory and seconds of an E-step and two optimizer steps.
 
-    python -m benchmarks.plan [--quick] [--json FILE]
+    python -m benchmarks.training_plan_accuracy [--quick] [--json FILE]
 
 Every case is a process of its own: a base with random weights, an index by the pocket encoder, and the library's own
 `EStep`, `JointModel` and `MStepTrainer` on two questions with short passages, on one thread. Prompt lengths are taken
@@ -106,7 +106,7 @@ def line(case: Case, found: dict[str, Any]) -> str:
 
 
 def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.plan", "--case", json.dumps(asdict(case))]
+    command = [sys.executable, "-m", "benchmarks.training_plan_accuracy", "--case", json.dumps(asdict(case))]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, env={**os.environ, **quiet, **settings}, stdout=subprocess.PIPE, text=True, check=True
@@ -120,8 +120,8 @@ def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
 
 def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
-    from indexes.memory import resident_bytes
-    from rag.plan import measured
+    from indexes.host_memory import resident_bytes
+    from rag.planning.training_plan import measured
     from training.config import DROConfig
     from training.estimation import EStep
     from training.maximization import JointModel, MStepTrainer
@@ -155,8 +155,8 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def _retriever(folder: Path) -> Any:
-    from indexes.builder import build_index
-    from indexes.corpus import Corpus, Passage
+    from indexes.corpora.corpus import Corpus, Passage
+    from indexes.directory.builder import build_index
     from indexes.encoder import Encoder
     from retriever.dense import DenseRetriever
 
@@ -168,7 +168,7 @@ def _retriever(folder: Path) -> Any:
 
 
 def _examples() -> list[Any]:
-    from training.data import QAExample
+    from training.questions.loading import QAExample
 
     return [QAExample(str(i), f"where does the ship {i} sail", ("to the north",)) for i in range(QUESTIONS)]
 
@@ -179,7 +179,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
 
     from generator.generator import Generator
     from generator.language_model import LanguageModel
-    from rag.pocket import base_path
+    from rag.tiny_base import base_path
     from retriever.selector import Selector, SelectorConfig
 
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
     """What the work returns, its seconds and its peak."""
     import torch
 
-    from indexes.memory import resident_bytes
+    from indexes.host_memory import resident_bytes
 
     on_gpu = case.device.startswith("cuda")
     if on_gpu:
@@ -217,8 +217,8 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
 
 
 def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -> Any:
-    from rag.plan import EncoderShape, Job, Texts
-    from training.cost import ModelShape, Question
+    from rag.planning.flops import ModelShape, Question
+    from rag.planning.training_plan import EncoderShape, Job, Texts
 
     n, K = selector.config.num_candidates, selector.config.num_selected
     found, answer = selector.retriever.search(example.question, n), example.golden_answers[0]
@@ -242,7 +242,7 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
 
 def _predicted(job: Any, process: int, before: Any, after: Any) -> dict[str, dict[str, float]]:
     """The plan's numbers for the E-step and for one M-step, with the mean of the rates before and after both."""
-    from rag.plan import peaks, plan
+    from rag.planning.training_plan import peaks, plan
 
     rates = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("body_rate", "head_rate")}
     machine = replace(after, **rates)

@@ -19,11 +19,11 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 from generator.chat import Chat, ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
+from generator.padding import length_mask, pad_right
 from generator.prompts import AnswerPrompt, encode_plain
 from generator.recording import Recorded, StepLogProbs, is_recording
-from generator.rows import length_mask, pad_right
 from indexes.batching import token_budget_batches
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from transformers import GenerationConfig as HFGenerationConfig
 
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat, ChatConfig
-from generator.rows import Branches, branch_visibility
+from generator.padding import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_positions, token_log_probs
-from generator.rows import pad_right
+from generator.padding import pad_right
 from indexes.errors import UsageError
 
 # Logits exist for a few tokens at a time: a tensor of this many bytes, whatever the vocabulary is.

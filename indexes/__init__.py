@@ -13,18 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexes.bm25_index import BM25Index
-    from indexes.builder import build_index
-    from indexes.chunking import Chunker
-    from indexes.corpus import Corpus, Passage
+    from indexes.corpora.chunking import Chunker
+    from indexes.corpora.corpus import Corpus, Passage
+    from indexes.directory.builder import build_index
+    from indexes.directory.manifest import Manifest
+    from indexes.directory.passage_index import PassageIndex
+    from indexes.directory.writer import Change, IndexWriter
     from indexes.encoder import Encoder
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
-    from indexes.factory import choose_factory
-    from indexes.faiss_index import FaissIndex
-    from indexes.manifest import Manifest
-    from indexes.milvus_index import MilvusIndex
-    from indexes.passage_index import PassageIndex
-    from indexes.writer import Change, IndexWriter
+    from indexes.vectors.bm25_index import BM25Index
+    from indexes.vectors.faiss.faiss_factory import choose_factory
+    from indexes.vectors.faiss.faiss_index import FaissIndex
+    from indexes.vectors.milvus_index import MilvusIndex
 
 __all__ = [
     "BM25Index",
@@ -48,24 +48,24 @@ __all__ = [
 ]
 
 _EXPORTS = {
-    "Change": "indexes.writer",
-    "BM25Index": "indexes.bm25_index",
-    "Chunker": "indexes.chunking",
-    "Corpus": "indexes.corpus",
+    "Change": "indexes.directory.writer",
+    "BM25Index": "indexes.vectors.bm25_index",
+    "Chunker": "indexes.corpora.chunking",
+    "Corpus": "indexes.corpora.corpus",
     "DataError": "indexes.errors",
     "Encoder": "indexes.encoder",
-    "FaissIndex": "indexes.faiss_index",
-    "IndexWriter": "indexes.writer",
-    "Manifest": "indexes.manifest",
-    "MilvusIndex": "indexes.milvus_index",
+    "FaissIndex": "indexes.vectors.faiss.faiss_index",
+    "IndexWriter": "indexes.directory.writer",
+    "Manifest": "indexes.directory.manifest",
+    "MilvusIndex": "indexes.vectors.milvus_index",
     "MismatchError": "indexes.errors",
-    "Passage": "indexes.corpus",
-    "PassageIndex": "indexes.passage_index",
+    "Passage": "indexes.corpora.corpus",
+    "PassageIndex": "indexes.directory.passage_index",
     "RAGError": "indexes.errors",
     "ResourceError": "indexes.errors",
     "UsageError": "indexes.errors",
-    "build_index": "indexes.builder",
-    "choose_factory": "indexes.factory",
+    "build_index": "indexes.directory.builder",
+    "choose_factory": "indexes.vectors.faiss.faiss_factory",
 }
 
 

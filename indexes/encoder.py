@@ -36,10 +36,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from indexes.batching import token_budget_batches
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
-from indexes.pocket import POCKET, encoder_path
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
+from indexes.tiny_encoder import POCKET, encoder_path
 
 Vectors: TypeAlias = NDArray[np.float32]
 

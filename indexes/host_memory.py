@@ -10,10 +10,10 @@ NARROW_KERNELS = 250 * 10**6
 """What a CPU's bfloat16 products hold, as one kernel is kept for each shape of a batch (all-MiniLM-L6-v2 in mixed)."""
 BM25_PAIR = 29
 """Bytes of memory for each pair of a passage and a word of it while a BM25 index is made (20,000 and 40,000 of the
-invented passages of benchmarks/plan_index.py)."""
+invented passages of benchmarks/index_plan_accuracy.py)."""
 PROCESS_BYTES = 900 * 10**6
 """Resident in a process that builds an index, besides the index and the encoder's weights: Python, its libraries, a
-batch of activations, a shard of vectors, and what malloc keeps (`benchmarks.index_memory`, `benchmarks.plan_index`)."""
+batch of activations, a shard of vectors, and what malloc keeps (`index_memory`, `index_plan_accuracy`)."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}I": 2 ** (10 * power) for power, unit in enumerate(("K", "M", "G", "T"), start=1)}
 

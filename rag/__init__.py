@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 
 if TYPE_CHECKING:
-    from rag.evaluation import Evaluation, evaluate
+    from rag.evaluation.evaluation import Evaluation, evaluate
     from rag.pipeline import RAG, Answer
 
 _EXPORTS = {
     "Answer": "rag.pipeline",
-    "Evaluation": "rag.evaluation",
+    "Evaluation": "rag.evaluation.evaluation",
     "RAG": "rag.pipeline",
-    "evaluate": "rag.evaluation",
+    "evaluate": "rag.evaluation.evaluation",
 }
 
 __all__ = ["RAG", "Answer", "Evaluation", "evaluate"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import RAGError, UsageError
-from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspection, plan, report, search, sweep, train
+from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspect, plan, report, search, sweep, train
 from rag.commands.command import Command, Report
 from rag.logs import set_up_logs
 
@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
     **sweep.COMMANDS,
     **report.COMMANDS,
     **ask.COMMANDS,
-    **inspection.COMMANDS,
+    **inspect.COMMANDS,
     **demo.COMMANDS,
     **doctor.COMMANDS,
 }
@@ -156,7 +156,7 @@ def _print(report: Report, args: Any) -> None:
         return
     print(report.text)
     if args.json:
-        from indexes.durable import write_text
+        from indexes.atomic_files import write_text
 
         text = json.dumps(report.data, ensure_ascii=False, indent=2)
         write_text(Path(args.json), text + "\n")

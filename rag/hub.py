@@ -7,9 +7,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
 
-from indexes.durable import standing_folder
+from indexes.atomic_files import standing_folder
 from indexes.errors import MismatchError, ResourceError, UsageError
-from indexes.pocket import POCKET
+from indexes.tiny_encoder import POCKET
 
 
 def bundle_folder(

@@ -20,9 +20,9 @@ from typing import Any
 
 import regex
 
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
-from indexes.segmentation import LETTERS, PUNCTUATION, UNSPACED, has_unspaced, mixed_tokens, visible
+from indexes.word_segmentation import LETTERS, PUNCTUATION, UNSPACED, has_unspaced, mixed_tokens, visible
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -39,7 +39,7 @@ def normalize_answer(s: str) -> str:
     r"""Lower case, no ASCII punctuation, no articles, single spaces; in this order, as SQuAD's script does.
 
     Punctuation is deleted, not replaced by a space; outside ASCII it stays, as in the official script. A text with
-    characters of unspaced scripts becomes its mixed tokens (`indexes.segmentation`): full-width forms are folded, all
+    characters of unspaced scripts becomes its mixed tokens (`word_segmentation`): full-width forms are folded, all
     punctuation is deleted, every such character stands alone, and articles stay ("A" is no article in "維生素A").
 
     >>> normalize_answer("The  U.S.")

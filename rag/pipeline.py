@@ -18,26 +18,26 @@ from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from generator.recording import recording
-from indexes.corpus import Passage
-from indexes.durable import read_json, replace_folder
+from indexes.atomic_files import read_json, replace_folder
+from indexes.corpora.corpus import Passage
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.passage_index import PassageIndex
-from indexes.pocket import POCKET
-from rag.evaluation import check_on_error, evaluate
+from indexes.tiny_encoder import POCKET
+from rag.evaluation.evaluation import check_on_error, evaluate
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.metrics import answer_recall
-from rag.pocket import base_path
+from rag.tiny_base import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, write_learned
-from training.data import QAExample
-from training.fitting import why_too_long
+from training.questions.context_fit import why_too_long
+from training.questions.loading import QAExample
 
 if TYPE_CHECKING:
-    from rag.rag_sequence import RAGSequence
-    from rag.rag_token import RAGToken
+    from rag.answering.rag_sequence import RAGSequence
+    from rag.answering.rag_token import RAGToken
 
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
@@ -81,7 +81,7 @@ class RAG:
         selector: Candidates to a permutation.
         generator: Passages to an answer; shares the selector's language model.
         answering: How an answer comes about: "selection" reads the selector's list, "rag_sequence" and "rag_token" sum
-            over single documents (`rag.rag_sequence`, `rag.rag_token`). A bundle remembers it.
+            over single documents (`rag.answering.rag_sequence`, `rag.answering.rag_token`). A bundle remembers it.
 
     Raises:
         UsageError: Selector and generator have different language models, or `answering` is unknown, or sums over
@@ -291,7 +291,7 @@ class RAG:
     def evaluate(
         self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
     ) -> dict[str, Any]:
-        """Mean metrics over questions with golden answers, and their `intervals` by name; see `rag.evaluation`."""
+        """Mean metrics over questions with golden answers, and their `intervals` by name; see `evaluation`."""
         result = evaluate(self, examples, progress=progress, processes=processes)
         return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
 
@@ -567,8 +567,8 @@ class RAG:
 
 def _summing(rag: RAG) -> "RAGSequence | RAGToken":
     """Who answers for a pipeline that sums over single documents."""
-    from rag.rag_sequence import RAGSequence
-    from rag.rag_token import RAGToken
+    from rag.answering.rag_sequence import RAGSequence
+    from rag.answering.rag_token import RAGToken
 
     kinds: dict[str, type[RAGSequence] | type[RAGToken]] = {"rag_sequence": RAGSequence, "rag_token": RAGToken}
     if rag.answering not in kinds:

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import COSINE, Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.factory import properties
-from indexes.passage_index import PassageIndex
+from indexes.vectors.faiss.faiss_factory import properties
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Candidates:
     dense_scores_n: Tensor | None = None
     """Inner products of `passage_vectors_nd` with the question as it was searched with (after the question adapter),
     float32; None when they are `scores_n`. They are not where a retriever ranks by something else, or where the index
-    scores by other numbers than the vectors that it gives back, such as RaBitQ (`indexes.faiss_kinds`)."""
+    scores by other numbers than the vectors that it gives back, such as RaBitQ (`faiss_kinds`)."""
     explanations: list[Explanation] | None = None
     """Why each was found, where a retriever says more than `scores_n` does."""
 
@@ -341,7 +341,7 @@ class DenseRetriever(Retriever):
     def score(self, candidates: Candidates) -> Tensor:
         """Scores `[n]` of given candidates under the current question adapter, with gradient to it.
 
-        They are inner products q' . d where the index scores by them. Where it does not (`indexes.faiss_kinds`), they
+        They are inner products q' . d where the index scores by them. Where it does not (`faiss_kinds`), they
         are the scores of the search plus (q' - q'_0) . d, where q' is the adapted question now, q'_0 as it was
         searched with, and d what the index gives back of a vector.
         """

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexes.bm25_index import BM25Index
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import COSINE, Encoder
 from indexes.errors import MismatchError, UsageError
-from indexes.passage_index import PassageIndex
+from indexes.vectors.bm25_index import BM25Index
 from retriever.dense import Asked, Candidates, Explanation, QuestionAdapter, Retriever
 
 

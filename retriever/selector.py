@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from generator.language_model import LanguageModel
+from generator.padding import Branches, pad_right
 from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
-from generator.rows import Branches, pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
 from retriever.dense import Candidates, Retriever

@@ -34,16 +34,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from indexes.passage_index import PassageIndex
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep
+from training.questions.loading import QAExample
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from indexes.errors import DataError
-from training.data import load_examples
-from training.literals import answer_literal, written_list
+from indexes.records.answer_lists import answer_literal, written_list
+from training.questions.loading import load_examples
 
 
 @pytest.mark.parametrize(

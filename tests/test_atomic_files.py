@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from kills import survives
 
-from indexes import durable
+from indexes import atomic_files
 from indexes.errors import MismatchError
-from rag.encyclopedia import render
-from rag.pocket import world
 from rag.report import write_report
-from training.data import QAExample, write_examples
+from rag.worlds import world
+from rag.worlds.encyclopedia import render
+from training.questions.loading import QAExample, write_examples
 
 EXAMPLES = [QAExample(f"q{i}", "who wrote Hamlet?", ("Shakespeare",), ("p0",)) for i in range(300)]
 ROWS = [{"id": f"p{i}", "title": "Hamlet", "text": "a play"} for i in range(300)]
@@ -94,13 +94,13 @@ def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     """A renaming would put a file in the place of the link, or of /dev/stdout."""
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
-    durable.write_text(tmp_path / "link", "new")
+    atomic_files.write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        durable.write_text(tmp_path / "pipe", "through")
+        atomic_files.write_text(tmp_path / "pipe", "through")
         assert os.read(reader, 100) == b"through"
     finally:
         os.close(reader)
@@ -115,13 +115,13 @@ def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> 
     for step in range(1, 50):
         place = tmp_path / str(step) / "place"
         place.parent.mkdir()
-        durable.replace_folder(place, make("old"))
-        ended = survives(lambda place=place: durable.replace_folder(place, make("new")), step)
-        stands = durable.standing_folder(place)
+        atomic_files.replace_folder(place, make("old"))
+        ended = survives(lambda place=place: atomic_files.replace_folder(place, make("new")), step)
+        stands = atomic_files.standing_folder(place)
         assert {f.name for f in stands.iterdir()} == {"a", "b"}
         [text] = {f.read_text() for f in stands.iterdir()}
         seen.append((text, stands == place))
-        durable.replace_folder(place, make("newest"))
+        atomic_files.replace_folder(place, make("newest"))
         assert [p.name for p in place.parent.iterdir()] == ["place"]
         if ended:
             break
@@ -136,4 +136,4 @@ def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> 
 def test_a_damaged_file_is_named(text: str | bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MismatchError, match=r"run\.json must hold a JSON object, but it .*Train again"):
-        durable.read_json(tmp_path / "run.json", "Train again.")
+        atomic_files.read_json(tmp_path / "run.json", "Train again.")

@@ -7,12 +7,12 @@ import pytest
 from conftest import shake_adapters
 
 from indexes.errors import UsageError
-from rag.evaluation import evaluate
+from rag.evaluation.attribution import support
+from rag.evaluation.evaluation import evaluate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
-from rag.support import support
 from retriever.selector import SelectorConfig
-from training.data import QAExample
+from training.questions.loading import QAExample
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
@@ -67,7 +67,9 @@ def test_sums_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     names = ("id", "cited", "log_prob_drop", "answer_changed")
     by_question = {e.question: [dict(zip(names, p, strict=True)) for p in rows[e.id]] for e in EXAMPLES}
-    monkeypatch.setattr("rag.support._left_out", lambda rag, answers: [by_question[a.question] for a in answers])
+    monkeypatch.setattr(
+        "rag.evaluation.attribution._left_out", lambda rag, answers: [by_question[a.question] for a in answers]
+    )
     found = support(rag, evaluation, progress=False).summary
     assert (found["answers"], found["citations"], found["supported"], found["threshold"]) == (3, 3, 2, 0.1)
     values = {name: (found[name]["value"], found[name]["n"]) for name in found if isinstance(found[name], dict)}

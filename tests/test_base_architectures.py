@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.builder import build_index
-from indexes.corpus import Corpus
+from indexes.corpora.corpus import Corpus
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import UsageError
-from indexes.passage_index import PassageIndex
-from indexes.pocket import POCKET
+from indexes.tiny_encoder import POCKET
 from rag.pipeline import RAG
 from retriever.selector import Selector
 

@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from generator.base_config import DEFAULT_CONTEXT, choose_context, stated_context
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from indexes.directory.passage_index import PassageIndex
 from indexes.errors import UsageError
-from indexes.passage_index import PassageIndex
 from rag.cli import main
-from rag.evaluation_file import describe_pipeline
+from rag.evaluation.evaluation_file import describe_pipeline
 from rag.pipeline import RAG, load_generator
-from rag.plan import encoder_shape, shape_of
+from rag.planning.training_plan import encoder_shape, shape_of
 from retriever.selector import SelectorConfig
 
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)

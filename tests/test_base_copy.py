@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig, LanguageModel
+from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError
-from indexes.passage_index import PassageIndex
 from rag.pipeline import RAG, base_weights
 from retriever.selector import SelectorConfig
 

@@ -13,10 +13,10 @@ import pytest
 import Stemmer
 from conftest import PASSAGES
 
-from indexes.bm25_index import SETTINGS_FILE, BM25Index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
 from indexes.errors import MismatchError, UsageError
-from training.data import load_examples
+from indexes.vectors.bm25_index import SETTINGS_FILE, BM25Index
+from training.questions.loading import load_examples
 
 # Words without stems or stopwords, so that they can be counted by hand; "x" stands for a passage of 1, 2, 4 words.
 COUNTED = [Passage("a", "", "red"), Passage("b", "blue", "red"), Passage("c", "", "red red red green")]

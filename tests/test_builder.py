@@ -28,14 +28,13 @@ from indexes import (
     Passage,
     PassageIndex,
     UsageError,
-    builder,
-    durable,
-    shards,
+    atomic_files,
 )
 from indexes import build_index as build
-from indexes.durable import only_writer
+from indexes.atomic_files import only_writer
+from indexes.directory import builder, shards
+from indexes.directory.segments import Segments
 from indexes.encoder import Vectors
-from indexes.segments import Segments
 
 QUESTIONS = ["which river flows through france", "who wrote hamlet", "symbol of the element radium"]
 
@@ -255,7 +254,7 @@ def test_a_build_that_died_after_its_last_rename_leaves_nothing(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(durable, "remove_replaced", dying)
+        patched.setattr(atomic_files, "remove_replaced", dying)
         with pytest.raises(KeyboardInterrupt):
             build(corpus_file, encoder, index.path, overwrite=True, progress=False)
     assert sorted(os.listdir(tmp_path)) == [".index.building", ".index.old", "index", "toy.jsonl"]

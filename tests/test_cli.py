@@ -14,7 +14,7 @@ from conftest import PASSAGES, byte_tokenizer, tiny_model
 
 from indexes.encoder import Encoder
 from rag.cli import COMMANDS, main
-from rag.demo import DemoResult
+from rag.experiments.demo_sizes import DemoResult
 
 QUESTIONS = [
     {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
@@ -262,7 +262,10 @@ def test_what_the_chat_template_is_given(
 def test_the_demo_writes_its_json_beside_its_table(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rag.demo.run_demo", lambda **settings: DemoResult("the table", {"rows": [settings["rounds"]]}))
+    monkeypatch.setattr(
+        "rag.experiments.demo_sizes.run_demo",
+        lambda **settings: DemoResult("the table", {"rows": [settings["rounds"]]}),
+    )
     code, out, _ = run(["demo", "--rounds", "3", "--json", str(tmp_path / "demo.json")], capsys)
     assert code == 0
     assert out == "the table\n"
@@ -277,7 +280,9 @@ def test_the_demo_has_three_sizes(
     flags: list[str], mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, object] = {}
-    monkeypatch.setattr("rag.demo.run_demo", lambda **settings: seen.update(settings) or DemoResult("", {}))
+    monkeypatch.setattr(
+        "rag.experiments.demo_sizes.run_demo", lambda **settings: seen.update(settings) or DemoResult("", {})
+    )
     assert run(["demo", *flags], capsys)[0] == 0
     assert seen["mode"] == mode
     assert seen["seed"] == (7 if mode == "full" else 42)

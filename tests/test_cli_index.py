@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import PASSAGES
 
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from indexes.passage_index import PassageIndex
 from rag.cli import main
 
 NEW = [Passage("n0", "Elbe", "The Elbe is a river."), Passage("n1", "Vienna", "Vienna is the capital of Austria.")]

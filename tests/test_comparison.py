@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from indexes.errors import MismatchError, UsageError
-from rag.comparison import compare_evaluations
+from rag.evaluation.comparison import compare_evaluations
 
 
 def evaluation(name: str, scores: list[float], metric: str = "exact_match") -> dict[str, Any]:

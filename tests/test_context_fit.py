@@ -16,22 +16,22 @@ from conftest import PASSAGES, byte_tokenizer, tiny_language_model
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, UsageError
-from indexes.passage_index import PassageIndex
 from rag.cli import main
-from rag.evaluation import evaluate
-from rag.evaluation_file import evaluation_file
-from rag.forgetting import measure_model
+from rag.evaluation.evaluation import evaluate
+from rag.evaluation.evaluation_file import evaluation_file
+from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.forgetting.measurement import measure_model
+from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
-from rag.probes import Probes
-from rag.sweep import Sweep, SweepSettings
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample, write_examples
-from training.fitting import why_too_long
+from training.questions.context_fit import why_too_long
+from training.questions.loading import QAExample, write_examples
 from training.trainer import DROTrainer
 
 SHORT = [

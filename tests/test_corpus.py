@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexes import Corpus, DataError, Passage
-from indexes.corpus import row_digest
+from indexes.corpora.corpus import row_digest
 
 ROWS = [
     {"id": "a", "title": "Alpha", "text": "The first letter."},

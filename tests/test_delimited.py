@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from indexes import Corpus, DataError, Encoder, IndexWriter, Passage, UsageError, build_index
-from indexes.delimited import BrokenLine, Line, delimited_records
+from indexes.records.delimited import BrokenLine, Line, delimited_records
 from rag.cli import main
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 HEADER = ("id", "text", "title")
 
@@ -89,7 +89,7 @@ def test_a_long_list_of_answers_is_read(quoted: bool, tmp_path: Path) -> None:
 
 def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a limit that a program has raised further is left as it is."""
-    monkeypatch.setattr("indexes.delimited.LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.records.delimited.LONGEST_LINE", 1000)
     before = csv.field_size_limit(2000)
     try:
         rows = [("a", "x" * 1500, ""), ("b", "y" * 2001, ""), ("c", "z", ""), ("d", "z", ""), ("e", "z", "")]
@@ -106,7 +106,7 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
     "text", ['"quoted, with ""quotes"" ' + "x" * 5000 + '"', '"' + "x" * 5000 + ' ""end"""', "x" * 5000]
 )
 def test_a_line_beyond_the_limit_costs_no_other_row(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.formats.LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.records.formats.LONGEST_LINE", 1000)
     file = put(tmp_path / "c.csv", f"id,text,title\na,x,\nb,{text},\nc,z,\n")
     with pytest.raises(DataError, match=r"at most 1000 bytes, but .*c\.csv, line 3 has more"):
         Corpus.from_file(file)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from indexes.errors import DataError
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 FRAME = pd.DataFrame(
     {

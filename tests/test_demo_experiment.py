@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from indexes.errors import UsageError
-from rag.demo import MODES, _table, run_demo
-from rag.lab import LABELS, Lab, LabSettings, lab_pairs
+from rag.experiments.demo_experiment import LABELS, Lab, LabSettings, lab_pairs
+from rag.experiments.demo_sizes import MODES, _table, run_demo
+from rag.experiments.sweep_results import RowResult, compare
+from rag.experiments.sweep_runner import Sweep, default_workers
+from rag.experiments.workers import CLAIMS_FOLDER, Helpers
 from rag.pipeline import RAG
-from rag.standings import RowResult, compare
-from rag.sweep import Sweep, default_workers
-from rag.workers import CLAIMS_FOLDER, Helpers
 
 TINY = LabSettings(
     rows=("base", "dro_selfaug"),
@@ -159,7 +159,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 def test_what_a_dead_helper_leaves_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    claim = f"from pathlib import Path; from rag.workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
+    claim = f"from pathlib import Path; from workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
     monkeypatch.setattr(Sweep, "_helpers", lambda sweep: Helpers(1, f"{claim}; raise SystemExit(1)", []))
     done: list[str] = []
 
@@ -178,11 +178,11 @@ def test_what_a_dead_helper_leaves_is_done(
 
 def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
-    monkeypatch.setattr("rag.sweep.best_device", lambda: "cpu")
+    monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cpu")
     assert Lab(tmp_path, TINY, workers=None).sweep.workers == 2  # no more than rows
     assert Lab(tmp_path, TINY).sweep.workers == 1
     assert default_workers() == 16
-    monkeypatch.setattr("rag.sweep.best_device", lambda: "cuda:0")
+    monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cuda:0")
     assert default_workers() == 1
     with pytest.raises(UsageError, match="workers must be at least 1; 0 came"):
         Lab(tmp_path, TINY, workers=0)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.passage_index import PassageIndex
 from retriever.dense import DenseRetriever, QuestionAdapter
 
 QUESTIONS = ["who wrote Hamlet?", "capital of France"]

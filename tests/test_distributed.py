@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from indexes.passage_index import PassageIndex
+from indexes.directory.passage_index import PassageIndex
 
 WORKER = """
 import json, os, sys
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import shake_adapters, tiny_language_model
 from generator.generator import Generator
-from indexes.passage_index import PassageIndex
+from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig

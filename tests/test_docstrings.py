@@ -37,4 +37,4 @@ def test_every_field_has_an_entry_of_its_own(node: ast.ClassDef) -> None:
 
 
 def test_classes_were_found() -> None:
-    assert "indexes/manifest.py:EncoderRecord" in [parameter.id for parameter in CLASSES]
+    assert "indexes/directory/manifest.py:EncoderRecord" in [parameter.id for parameter in CLASSES]

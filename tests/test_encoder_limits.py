@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from indexes import Corpus, Encoder, IndexWriter, Passage, PassageIndex, UsageError, build_index
 from indexes.encoder import EncodingBar, Truncation
 from rag.cli import main
-from rag.plan_index import max_length
+from rag.planning.index_plan import max_length
 
 WORDS = [f"w{i}" for i in range(30)]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -130,7 +130,7 @@ class TestTruncation:
     def test_a_resumed_build_counts_what_was_encoded_before(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("indexes.shards.ROWS", 2)
+        monkeypatch.setattr("indexes.directory.shards.ROWS", 2)
         corpus = Corpus.from_passages([passage("a", 18), passage("b", 3), passage("c", 18), passage("d", 9)])
         encoder = Encoder.from_pretrained(folder, device="cpu")
         encode, calls = encoder.encode_passages, []

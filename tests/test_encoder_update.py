@@ -7,16 +7,16 @@ import pytest
 import torch
 from conftest import PASSAGES, learned, tiny_encoder
 
-from indexes.builder import build_index
-from indexes.corpus import Corpus
+from indexes.corpora.corpus import Corpus
+from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from training import DROConfig, DROTrainer, QAExample
+from training.encoder_update import open_refreshed, refreshed, training_pairs
 from training.estimation import Posterior
-from training.refresh import open_refreshed, refreshed, training_pairs
 
 QUESTIONS = {"who wrote Hamlet?": "p0", "what is the capital of Germany?": "p4", "who designed Python?": "p5"}
 EXAMPLES = [QAExample(f"q{i}", q, ("x",), (gold,)) for i, (q, gold) in enumerate(QUESTIONS.items())]
@@ -104,8 +104,8 @@ def test_a_run_resumes_restores_and_cleans_up(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some passage must be likely enough to be read, whatever a random model thinks.
-    monkeypatch.setattr("training.refresh.READ", 0.3)
-    monkeypatch.setattr("training.refresh.UNREAD", 0.3)
+    monkeypatch.setattr("training.encoder_update.READ", 0.3)
+    monkeypatch.setattr("training.encoder_update.UNREAD", 0.3)
     whole, broken, resumed = make_rag(), make_rag(), make_rag()
     original = whole.retriever.encoder.fingerprint
     DROTrainer(whole, settings(tmp_path / "whole", rounds=3), EXAMPLES, None, progress=False).train()
@@ -136,8 +136,8 @@ def test_a_run_resumes_restores_and_cleans_up(
 def test_the_first_round_brings_its_index_back(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.refresh.READ", 0.3)
-    monkeypatch.setattr("training.refresh.UNREAD", 0.3)
+    monkeypatch.setattr("training.encoder_update.READ", 0.3)
+    monkeypatch.setattr("training.encoder_update.UNREAD", 0.3)
     rag = make_rag()
     original = rag.retriever.index
     scores = iter([0.9, 0.2, 0.3])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-import rag.encyclopedia
+import rag.worlds.encyclopedia
 from indexes.errors import UsageError
-from rag.encyclopedia import RELATIONS, PassageRow, QuestionRow, passages, questions, write
-from rag.encyclopedia.render import sentences
-from rag.encyclopedia.tables import KINDS, ascii_spelling, load_aliases, load_entities
+from rag.worlds.encyclopedia import RELATIONS, PassageRow, QuestionRow, passages, questions, write
+from rag.worlds.encyclopedia.entities import KINDS, ascii_spelling, load_aliases, load_entities
+from rag.worlds.encyclopedia.render import sentences
 
-FOLDER = Path(rag.encyclopedia.__file__).parent
+FOLDER = Path(rag.worlds.encyclopedia.__file__).parent
 
 # Written from memory and an atlas, not from the tables. One-hop question id -> the first golden answer.
 FACTS = {
@@ -268,7 +268,7 @@ class TestQuestions:
 class TestDeterminism:
     def test_another_process_renders_the_same(self, tmp_path: Path) -> None:
         here = write(tmp_path / "here")
-        code = f"from rag.encyclopedia import write; write({str(tmp_path / 'there')!r})"
+        code = f"from rag.worlds.encyclopedia import write; write({str(tmp_path / 'there')!r})"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parents[1])
         for name, path in here.items():
             assert path.read_bytes() == (tmp_path / "there" / f"{name}.jsonl").read_bytes()

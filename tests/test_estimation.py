@@ -12,8 +12,8 @@ from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep, Posterior, answer_row, stable_seed
+from training.questions.loading import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), ("p0",)),

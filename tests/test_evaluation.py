@@ -16,8 +16,8 @@ from conftest import PASSAGES, shake_adapters
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
-from rag.evaluation import evaluate
-from rag.evaluation_file import (
+from rag.evaluation.evaluation import evaluate
+from rag.evaluation.evaluation_file import (
     base_digest,
     bundle_digest,
     dataset_digest,
@@ -25,9 +25,9 @@ from rag.evaluation_file import (
     read_evaluation,
     write_json,
 )
+from rag.evaluation.significance import bootstrap_interval
 from rag.pipeline import RAG
-from rag.significance import bootstrap_interval
-from training.data import QAExample, write_examples
+from training.questions.loading import QAExample, write_examples
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),

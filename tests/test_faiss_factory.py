@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexes import FaissIndex, UsageError
-from indexes.factory import (
+from indexes.vectors.faiss.faiss_factory import (
     build_bytes,
     bytes_per_vector,
     choose_factory,
@@ -88,9 +88,9 @@ def test_a_size_that_nobody_knows_is_refused() -> None:
 
 GROWTH = """
 import sys, numpy as np
-from indexes.faiss_index import FaissIndex
-from indexes.factory import training_sample
-from rag.machine import resident_bytes
+from indexes.vectors.faiss.faiss_index import FaissIndex
+from indexes.vectors.faiss.faiss_factory import training_sample
+from rag.planning.machine import resident_bytes
 factory, n, d = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 block = np.random.default_rng(0).standard_normal((10_000, d)).astype(np.float32)
 warm = FaissIndex.build(block[:1000], factory=factory)

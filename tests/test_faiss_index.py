@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from indexes import DataError, FaissIndex, MismatchError, ResourceError, UsageError
-from indexes.faiss_index import _check_flat_layout, faiss, write_flat
-from indexes.screening import Screen
+from indexes.vectors.bf16_prefilter import Screen
+from indexes.vectors.faiss.faiss_index import _check_flat_layout, faiss, write_flat
 
 N, D, B, K = 300, 16, 7, 5
 EXACT = ["Flat", "HNSW16", "IVF4,Flat"]
@@ -582,7 +582,7 @@ def test_screening_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors_Nd, queries_Bd = clustered(200, 24, seed=6), clustered(9, 24, seed=7)
     whole, ceilings_B = Screen(vectors_Nd).candidates(queries_Bd, 12)
     for scores in (27, 279):
-        monkeypatch.setattr("indexes.screening._SCORES", scores)
+        monkeypatch.setattr("indexes.vectors.bf16_prefilter._SCORES", scores)
         found, found_ceilings_B = Screen(vectors_Nd).candidates(queries_Bd, 12)
         np.testing.assert_allclose(found_ceilings_B, ceilings_B, atol=5e-3)
         assert np.mean([len(set(a) & set(b)) for a, b in zip(found, whole, strict=True)]) > 11
@@ -620,11 +620,11 @@ def test_screening_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, look
     index = FaissIndex.build(clustered(4096, 16, seed=4))
     queries_Bd = clustered(64, 16, seed=5)
     for fast, queries, expected in [(True, 64, 64), (True, 8, 0), (False, 64, 0)]:
-        monkeypatch.setattr("indexes.faiss_index.fast_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda fast=fast: fast)
         looks["screened"] = 0
         index.search(queries_Bd[:queries], 3)
         assert looks["screened"] == expected
-    monkeypatch.setattr("indexes.faiss_index.fast_bfloat16", lambda: True)
+    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda: True)
     looks["screened"] = 0
     index.search(queries_Bd, 3, screen=False)
     FaissIndex.build(clustered(4096, 16, seed=4)[:4000]).search(queries_Bd, 3)

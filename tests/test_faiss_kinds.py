@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from indexes import FaissIndex, MismatchError, UsageError
-from indexes.factory import (
+from indexes.vectors.faiss.faiss_factory import (
     build_bytes,
     bytes_per_vector,
     choose_factory,
@@ -18,8 +18,8 @@ from indexes.factory import (
     search_parameters,
     survives_moving,
 )
-from indexes.faiss_index import faiss, raw_index
-from indexes.faiss_kinds import COARSE, STORAGES, TRANSFORMS, Storage, storage_row
+from indexes.vectors.faiss.faiss_index import faiss, raw_index
+from indexes.vectors.faiss.faiss_kinds import COARSE, STORAGES, TRANSFORMS, Storage, storage_row
 
 N, D, B, K = 800, 32, 30, 10
 MOVES = 8
@@ -145,7 +145,7 @@ def unit(count: int, dimension: int) -> np.ndarray:
 @pytest.mark.parametrize("screen", [None, False])
 def test_a_panorama_finds_its_own_vectors(screen: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAISS 1.15.1: a subclass of IndexFlat that keeps blocks of levels, which the bfloat16 screen read as rows."""
-    monkeypatch.setattr("indexes.faiss_index.fast_bfloat16", lambda: True)
+    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda: True)
     vectors_Nd = unit(5000, 64)
     index = FaissIndex.build(vectors_Nd, factory="FlatIPPanorama8")
     assert (index.search(vectors_Nd[:100], 1, screen=screen)[1][:, 0] == np.arange(100)).mean() == 1.0
@@ -240,7 +240,7 @@ def test_every_column_of_every_storage(
     before = recall(index, queries_Bd, vectors_Nd)
     assert before > 0.12  # fifteen times chance, for the coarsest codes of two bytes
     assert_files_agree(index, row, queries_Bd, tmp_path)
-    # What a build of an index directory asks first; the sizes themselves are in tests/test_factory.py.
+    # What a build of an index directory asks first; the sizes themselves are in tests/test_faiss_factory.py.
     assert build_bytes(factory, N, D) > N * bytes_per_vector(factory, D) > 0
     if row.vectors != "none":
         assert scores_given(built(factory, long_Nd), queries_Bd) == row.scores

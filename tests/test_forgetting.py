@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
-from test_probes import write
+from test_retention_tasks import write
 
 from generator.chat import Chat, ChatConfig
 from generator.generator import GenerationConfig, Generator
@@ -21,8 +21,9 @@ from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
-from rag.evaluation_file import bundle_digest, write_json
-from rag.forgetting import (
+from rag.evaluation.evaluation_file import bundle_digest, write_json
+from rag.forgetting.general_tasks import Exercise
+from rag.forgetting.measurement import (
     ModelScores,
     forgetting,
     forgetting_table,
@@ -31,10 +32,9 @@ from rag.forgetting import (
     measure_forgetting,
     measure_model,
 )
-from rag.measures import Score, measure_answers, measure_drift, measure_pairs, measure_text
+from rag.forgetting.retention_tasks import Probes, read_pairs, read_texts
+from rag.forgetting.task_scores import Score, measure_answers, measure_drift, measure_pairs, measure_text
 from rag.pipeline import RAG, load_generator
-from rag.pocket.abilities import Exercise
-from rag.probes import Probes, read_pairs, read_texts
 
 PROMPTS = ["Repeat: abc", "What is 2 + 2?", "Sort these: 3 1 2, please."]
 PAIRS = [

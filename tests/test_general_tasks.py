@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rag.pocket.abilities import ABILITIES, exercise, exercises
+from rag.forgetting.general_tasks import ABILITIES, exercise, exercises
 
 
 def after(text: str) -> str:

@@ -8,17 +8,17 @@ import torch
 from conftest import PASSAGES
 
 from generator.generator import Generator
-from indexes.bm25_index import BM25Index
-from indexes.builder import PassageIndex, build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
+from indexes.vectors.bm25_index import BM25Index
 from retriever.dense import DenseRetriever, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep
+from training.questions.loading import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "capital of France"]
 

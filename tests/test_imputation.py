@@ -8,9 +8,9 @@ import torch
 from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep, Posterior
 from training.imputation import RIDGE, Surrogate, choose, features, first_slopes
+from training.questions.loading import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

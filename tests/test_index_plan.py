@@ -15,8 +15,7 @@ from transformers import BertConfig
 
 from indexes import PassageIndex, UsageError
 from rag.cli import main
-from rag.plan import EncoderShape
-from rag.plan_index import (
+from rag.planning.index_plan import (
     IndexJob,
     Kind,
     Measured,
@@ -34,6 +33,7 @@ from rag.plan_index import (
     speedup,
     words_bytes,
 )
+from rag.planning.training_plan import EncoderShape
 
 GB = 10**9
 SHAPE = EncoderShape(dimension=384, layers=6, intermediate=1536, parameters=22_700_000)

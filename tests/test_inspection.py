@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel
-from rag.inspection import batch_text, inspect_batch, inspect_permutations, permutations_text
+from rag.diagnostics.inspection import batch_text, inspect_batch, inspect_permutations, permutations_text
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector

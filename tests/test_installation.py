@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from rag.cli import main
-from rag.doctor import _busy, _time_loop, advice, measure_policies, policies, render
+from rag.diagnostics.installation import _busy, _time_loop, advice, measure_policies, policies, render
 
 SPUN = {"alone": 1e-3, "busy": 15e-3}
 SLEPT = {"alone": 1.1e-3, "busy": 1.5e-3}
@@ -94,12 +94,12 @@ def test_the_command_measures_unless_told_not_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr("rag.doctor._time_loop", lambda environment, seconds: (0.001, 0.001))
+    monkeypatch.setattr("rag.diagnostics.installation._time_loop", lambda environment, seconds: (0.001, 0.001))
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "makes no difference here" in out
     assert "beside one" in out
-    monkeypatch.setattr("rag.doctor._time_loop", lambda environment, seconds: (math.nan, math.nan))
+    monkeypatch.setattr("rag.diagnostics.installation._time_loop", lambda environment, seconds: (math.nan, math.nan))
     assert main(["doctor", "--json"]) == 0
     out = capsys.readouterr().out
     assert "could not be timed" in out

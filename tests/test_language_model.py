@@ -13,7 +13,7 @@ from generator.language_model import (
     LanguageModel,
     resolve_dtype,
 )
-from generator.rows import Branches
+from generator.padding import Branches
 from indexes.batching import token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError
 

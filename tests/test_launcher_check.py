@@ -7,7 +7,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from indexes import launching
+from indexes import launcher_check
 
 
 def environment(*flags: str) -> dict[str, str]:
@@ -37,5 +37,5 @@ def test_one_process_in_place_of_several_is_told(
     for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with caplog.at_level(logging.WARNING):
-        launching.warn_of_one_process("train ...", environment(*flags) | more)
+        launcher_check.warn_of_one_process("train ...", environment(*flags) | more)
     assert ("torchrun --nproc_per_node N -m rag train ..." in caplog.text) == warned

@@ -12,16 +12,16 @@ import pytest
 import torch
 from conftest import PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
 from test_forgetting import log_prob
-from test_probes import write
+from test_retention_tasks import write
 
 from generator.chat import ChatConfig
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
-from rag.forgetting import forgetting, forgetting_table, measure_model
-from rag.measures import measure_text
-from rag.probes import Probes
+from rag.forgetting.measurement import forgetting, forgetting_table, measure_model
+from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.task_scores import measure_text
 
 pytest.importorskip("lm_eval", reason="needs the harness extra")
 
@@ -211,7 +211,7 @@ def test_a_metric_that_is_no_mean_comes_with_the_harness_s_error(
     tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Matthews' correlation is of all documents at once: it comes with an error from resampling, and without pairs."""
-    monkeypatch.setattr("rag.harness._RESAMPLES", 50)
+    monkeypatch.setattr("rag.forgetting.lm_eval_adapter._RESAMPLES", 50)
     choice_task(tmp_path / "tasks")
     file = tmp_path / "tasks" / "toy_choice.yaml"
     config = json.loads(file.read_text())
@@ -284,7 +284,7 @@ def test_a_task_that_nobody_knows(tuned: Generator, tmp_path: Path, monkeypatch:
 
 def test_without_the_extra(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    monkeypatch.delitem(sys.modules, "rag.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "rag.forgetting.lm_eval_adapter", raising=False)
     with pytest.raises(ResourceError, match=r'pip install "dro-rag\[harness\]"'):
         measure_model(tuned, "base", Probes(harness=("x",)), progress=False)
     own = write(tmp_path / "t.jsonl", [{"text": "fine"}])
@@ -295,7 +295,7 @@ def test_conversations_are_written_with_the_settings_of_the_chat_template() -> N
     """And replies are read without their thoughts, behind which the stop texts are looked for."""
     from lm_eval.api.instance import Instance
 
-    from rag.harness import HarnessModel
+    from rag.forgetting.lm_eval_adapter import HarnessModel
 
     template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"

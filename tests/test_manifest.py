@@ -8,7 +8,7 @@ import pytest
 from conftest import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, Manifest, MismatchError
-from indexes.manifest import EncoderRecord, FileRecord, SegmentRecord
+from indexes.directory.manifest import EncoderRecord, FileRecord, SegmentRecord
 
 # printf 'hello\n' | sha256sum
 HELLO_SHA256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"

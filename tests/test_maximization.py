@@ -16,7 +16,6 @@ from retriever.dense import DenseRetriever
 from retriever.permutations import enumerate_permutations
 from retriever.selector import Selector, standardise
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep, Posterior, answer_row
 from training.maximization import (
     JointModel,
@@ -26,6 +25,7 @@ from training.maximization import (
     micro_batches_per_batch,
     plan_micro_batches,
 )
+from training.questions.loading import QAExample
 
 Make = Callable[..., Selector]
 EXAMPLES = [

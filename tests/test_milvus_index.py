@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from indexes import DataError, FaissIndex, MilvusIndex, MismatchError, ResourceError, UsageError
-from indexes import milvus_index as module
-from indexes.factory import properties
-from indexes.milvus_kinds import search_settings
+from indexes.vectors import milvus_index as module
+from indexes.vectors.faiss.faiss_factory import properties
+from indexes.vectors.milvus_kinds import search_settings
 
 grpc = pytest.importorskip("grpc", reason="Milvus is optional: pip install dro-rag[milvus]")
 pymilvus = pytest.importorskip("pymilvus", reason="Milvus is optional: pip install dro-rag[milvus]")

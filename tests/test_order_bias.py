@@ -8,15 +8,15 @@ import torch
 from conftest import shake_adapters
 
 from generator.generator import Generator
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.errors import UsageError
-from rag.evaluation import Evaluation, evaluate
+from rag.answering.rag_sequence import RAGSequence
+from rag.evaluation.evaluation import Evaluation, evaluate
+from rag.evaluation.order_bias import order_bias, other_orders
 from rag.metrics import normalize_answer
-from rag.order_bias import order_bias, other_orders
 from rag.pipeline import RAG
-from rag.rag_sequence import RAGSequence
 from retriever.selector import SelectorConfig
-from training.data import QAExample
+from training.questions.loading import QAExample
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),

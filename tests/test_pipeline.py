@@ -28,20 +28,20 @@ from generator.generator import GenerationConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.passage_index import PassageIndex
 from rag.cli import main
-from rag.evaluation import answerable, evaluate
-from rag.evaluation_file import describe_pipeline
-from rag.forgetting import forgetting
+from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation_file import describe_pipeline
+from rag.forgetting.measurement import forgetting
+from rag.forgetting.retention_tasks import Probes
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG, load_generator
-from rag.probes import Probes
 from retriever.selector import SelectorConfig
-from training.data import QAExample
+from training.questions.loading import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]
 
@@ -593,7 +593,7 @@ def test_a_bundle_keeps_the_revision_of_its_encoder(
         loaded.append((name, revision))
         return encoder
 
-    monkeypatch.setattr("indexes.manifest.Encoder.from_pretrained", from_pretrained)
+    monkeypatch.setattr("indexes.directory.manifest.Encoder.from_pretrained", from_pretrained)
     monkeypatch.setattr(encoder, "name", "me/encoder")
     monkeypatch.setattr(encoder, "revision", "v7")
     rag.retriever.encoder = encoder

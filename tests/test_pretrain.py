@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from generator.prompts import RANKING_SEPARATOR, AnswerPrompt, Identifiers, RankingPrompt
-from rag.pocket.world import reading_item
+from rag.worlds.world import reading_item
 
-SCRIPT = Path(__file__).parents[1] / "examples/pocket/pretrain.py"
+SCRIPT = Path(__file__).parents[1] / "examples/tiny_models/pretrain.py"
 
 
 @pytest.fixture(scope="module")

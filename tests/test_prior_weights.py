@@ -11,9 +11,9 @@ from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep, Posterior
-from training.pooling import RIDGE, fit_pooling
+from training.prior_weights import RIDGE, fit_pooling
+from training.questions.loading import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

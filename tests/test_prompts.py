@@ -22,7 +22,7 @@ from generator.prompts import (
     encode_plain,
     render_chat,
 )
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.errors import DataError, UsageError
 
 

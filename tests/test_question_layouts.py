@@ -12,9 +12,9 @@ from typing import Any
 import datasets
 import pytest
 
-from indexes.corpus import Corpus
+from indexes.corpora.corpus import Corpus
 from indexes.errors import DataError
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 
 def jsonl(rows: list[dict[str, Any]], folder: Path) -> Path:

@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
-from benchmarks import growth, harness, rag_sequence, rivals
-from benchmarks.harness import Case, Make, Options
+from benchmarks import growth, rag_sequence_loss, rivals, timing
 from benchmarks.setting import (
     Pipeline,
     adapter_gradients,
@@ -23,8 +22,9 @@ from benchmarks.setting import (
     posteriors,
     relative_error,
 )
+from benchmarks.timing import Case, Make, Options
+from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
 from training.config import DROConfig
-from training.cost import ModelShape, causal_pairs, forward_flops, head_flops
 from training.maximization import JointModel, MicroBatch
 
 SIZES = {
@@ -179,7 +179,7 @@ def test_rag_sequence_likelihoods_agree() -> None:
         ).logsumexp(0)
         for b in range(2)
     ]
-    for way in (rag_sequence.ours, rag_sequence.rival):
+    for way in (rag_sequence_loss.ours, rag_sequence_loss.rival):
         torch.testing.assert_close(way(logits, targets, scores), torch.stack(by_hand))
 
 
@@ -244,9 +244,9 @@ class Clock:
 def test_disturbed_pairs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary takes 1, 1, 1.2 (moved), 1.25, 1.2: the second pair is thrown away. Sides alternate."""
     canary = Clock([1.0, 1.0, 1.2, 1.25, 1.2])
-    monkeypatch.setattr(harness, "Canary", lambda device: canary)
-    monkeypatch.setattr(harness, "seconds", Clock([6.0, 2.0, 99.0, 1.0, 8.0, 2.0, 4.0, 9.0]))
-    pairs, tried = harness.race(case(), Options(repeats=3))
+    monkeypatch.setattr(timing, "Canary", lambda device: canary)
+    monkeypatch.setattr(timing, "seconds", Clock([6.0, 2.0, 99.0, 1.0, 8.0, 2.0, 4.0, 9.0]))
+    pairs, tried = timing.race(case(), Options(repeats=3))
     assert pairs == [(6.0, 2.0), (8.0, 2.0), (9.0, 4.0)]
     assert tried == 4
 
@@ -261,7 +261,7 @@ def test_ways_that_disagree_are_not_raced() -> None:
 
 PEAKS = """
 import torch
-from benchmarks.harness import peak_memory
+from benchmarks.timing import peak_memory
 
 def one():
     for _ in range(2):
@@ -285,11 +285,11 @@ def test_peak_memory_is_what_was_alive_at_once() -> None:
 
 
 def test_rows_are_printed_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "product_rate", lambda dtype, device: 1e9)
-    monkeypatch.setattr(harness, "copy_rate", lambda device: 1e9)
-    monkeypatch.setattr(harness, "_alone", harness.measure)
+    monkeypatch.setattr(timing, "product_rate", lambda dtype, device: 1e9)
+    monkeypatch.setattr(timing, "copy_rate", lambda device: 1e9)
+    monkeypatch.setattr(timing, "_alone", timing.measure)
     makes = [Make(lambda options: case(flops=1e3, target=2.0)), Make(lambda options: case(path="slow"), quick=False)]
-    harness.main("what", makes, ["--json", "--quick", "--no_memory"])
+    timing.main("what", makes, ["--json", "--quick", "--no_memory"])
     (row,) = json.loads(capsys.readouterr().out)
     assert list(row) == "path shape rival_s ours_s ratio rival_mb ours_mb floor_share target".split()
     assert (row["path"], row["target"], row["rival_mb"]) == ("p", 2.0, None)

@@ -9,13 +9,13 @@ from conftest import shake_adapters, tiny_language_model
 
 from generator.generator import GenerationConfig, Generator
 from indexes.errors import UsageError
+from rag.answering.rag_sequence import RAGSequence
 from rag.pipeline import RAG
-from rag.rag_sequence import RAGSequence
 from retriever.selector import Selector
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep
 from training.losses import generator_loss
+from training.questions.loading import QAExample
 
 QUESTION = "who wrote Hamlet?"
 

@@ -11,14 +11,14 @@ from conftest import added_tokenizer, byte_tokenizer, shake_adapters, successor_
 from generator.generator import AnswerRow, GenerationConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import UsageError
+from rag.answering.rag_sequence import log_priors
+from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
-from rag.rag_sequence import log_priors
-from rag.rag_token import RAGToken
 from retriever.selector import Selector
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
+from training.questions.loading import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rag.ratios import Ratio
-from rag.significance import surest_p
+from rag.evaluation.ratios import Ratio
+from rag.evaluation.significance import surest_p
 
 RNG = np.random.default_rng(5)
 SIZES = RNG.integers(3, 60, size=150).astype(float)

@@ -24,15 +24,15 @@ from conftest import tiny_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
 from indexes.errors import DataError, UsageError
-from indexes.json_documents import read_json_document
+from indexes.records.containers import answer_literal
+from indexes.records.json_documents import read_json_document
 from rag.metrics import gold_recall
 from retriever.dense import DenseRetriever
-from training.containers import answer_literal
-from training.data import QAExample, load_examples, read_questions, write_examples
-from training.gold_ids import check_gold_ids, gold_coverage
+from training.questions.gold_ids import check_gold_ids, gold_coverage
+from training.questions.loading import QAExample, load_examples, read_questions, write_examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -682,7 +682,7 @@ def test_a_passage_with_two_texts_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("indent", [None, 1])
 def test_long_arrays_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None) -> None:
     """Chunks of 7 bytes cut every token, escape and UTF-8 sequence somewhere."""
-    monkeypatch.setattr("indexes.json_documents._CHUNK", 7)
+    monkeypatch.setattr("indexes.records.json_documents._CHUNK", 7)
     rows = [
         {
             "id": n,
@@ -733,7 +733,7 @@ def test_an_array_is_valid_when_json_finds_it_valid(
     if damage is not None:
         place = 1 + damage[0] % len(text)
         text = text[:place] + damage[1] + text[place + 1 :]
-    monkeypatch.setattr("indexes.json_documents._CHUNK", chunk)
+    monkeypatch.setattr("indexes.records.json_documents._CHUNK", chunk)
     try:
         whole = json.loads(text)
     except ValueError:
@@ -753,7 +753,7 @@ def test_an_array_is_valid_when_json_finds_it_valid(
 def test_broken_records_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows: list[object] = [{"id": str(n), "question": "q?"} for n in range(3)]
     (tmp_path / "f.jsonl").write_text(lines(*rows, *["{broken"] * 25, {"id": "0", "question": "again?"}))
-    with caplog.at_level(logging.WARNING, logger="training.data"):
+    with caplog.at_level(logging.WARNING, logger="training.questions.loading"):
         found = read_questions(tmp_path / "f.jsonl", on_error="skip")
     assert [example.id for example in found.examples] == ["0", "1", "2"]
     assert len(found.skipped) == 26

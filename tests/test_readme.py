@@ -15,8 +15,8 @@ from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 from indexes import PassageIndex
 from rag.cli import COMMANDS, _parse, main
 from rag.commands.sweep import settings_of
-from rag.demo import DemoResult
-from rag.recipes import RECIPES
+from rag.experiments.demo_sizes import DemoResult
+from rag.experiments.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,8 +66,8 @@ def test_python_road(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The demo takes minutes and has tests of its own; that its options are known is what can rot here.
-    monkeypatch.setattr("rag.demo.run_demo", lambda **settings: DemoResult("", {}))
-    monkeypatch.setattr("rag.doctor.measure_policies", lambda cores: {})
+    monkeypatch.setattr("rag.experiments.demo_sizes.run_demo", lambda **settings: DemoResult("", {}))
+    monkeypatch.setattr("rag.diagnostics.installation.measure_policies", lambda cores: {})
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     ran = 0
     for line in lines:

@@ -11,14 +11,14 @@ from conftest import learned, shake_adapters, tiny_language_model
 
 from generator.generator import GenerationConfig, Generator
 from indexes.errors import UsageError
+from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
-from rag.recipes import RECIPES, Variant
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample
 from training.estimation import EStep
 from training.losses import lsr_loss
 from training.maximization import JointModel, MicroBatch
+from training.questions.loading import QAExample
 from training.trainer import DROTrainer
 
 SHARED = DROConfig(output_dir="unused", warm_up_epochs=0, selfaug_alpha=2.0, num_samples=2, oversampling=2, rounds=1)

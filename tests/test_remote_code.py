@@ -13,16 +13,16 @@ from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes import IndexWriter
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
+from indexes.directory.manifest import Manifest
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import ResourceError
-from indexes.manifest import Manifest
-from indexes.passage_index import PassageIndex
 from rag.cli import main
+from rag.experiments.sweep_runner import SweepSettings
 from rag.pipeline import RAG, load_generator
-from rag.plan import encoder_shape, shape_of
-from rag.sweep import SweepSettings
+from rag.planning.training_plan import encoder_shape, shape_of
 from retriever.selector import SelectorConfig
 
 QUESTION = "who wrote Hamlet?"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from indexes.errors import DataError, UsageError
-from rag.probes import (
+from rag.forgetting.retention_tasks import (
     Pair,
     Probes,
     Prompt,

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).parents[1] / "examples/pocket/seeds.py"
+SCRIPT = Path(__file__).parents[1] / "examples/tiny_models/seeds.py"
 
 
 def _summary(runs: list[dict[str, Any]]) -> list[str]:

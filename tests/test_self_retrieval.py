@@ -15,26 +15,26 @@ import pytest
 import torch
 from conftest import PASSAGES
 
-from indexes.builder import PassageIndex, build_index
-from indexes.chunk_ids import document_of
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.chunk_ids import document_of
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
-from indexes.tuning import tune
+from indexes.vectors.tuning import tune
 from rag import RAG
 from rag.cli import main
-from rag.evaluation import answerable, evaluate
-from rag.evaluation_file import dataset_digest, evaluation_file
-from rag.order_bias import order_bias
+from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
+from rag.evaluation.order_bias import order_bias
+from rag.experiments.sweep_runner import Sweep, SweepSettings
 from rag.pipeline import retriever_of
-from rag.sweep import Sweep, SweepSettings
 from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
 from training.config import DROConfig
-from training.data import QAExample, ignoring_identical_ids, load_examples, write_examples
 from training.estimation import EStep
-from training.gold_ids import check_gold_ids
-from training.self_retrieval import identical_ids, retrieve
+from training.questions.gold_ids import check_gold_ids
+from training.questions.loading import QAExample, ignoring_identical_ids, load_examples, write_examples
+from training.questions.self_retrieval import identical_ids, retrieve
 from training.trainer import DROTrainer
 from training.warm_up import warm_up_posteriors
 

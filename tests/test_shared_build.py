@@ -20,10 +20,10 @@ import json, os, sys
 from pathlib import Path
 
 import torch
-import indexes.shards
+import indexes.directory.shards
 
 torch.set_num_threads(1)
-indexes.shards.ROWS = 16
+indexes.directory.shards.ROWS = 16
 from indexes import Encoder, build_index
 
 folder, rank = Path(sys.argv[1]), os.environ["RANK"]
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from indexes import builder, shards
+    from indexes.directory import builder, shards
 
     monkeypatch.setattr(shards, "ROWS", 16)
     monkeypatch.setattr(builder, "ROWS", 16)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from indexes.errors import UsageError
-from rag.significance import (
+from rag.evaluation.significance import (
     bootstrap_interval,
     bootstrap_intervals,
     estimate,
@@ -122,7 +122,7 @@ def test_many_intervals_are_those_of_one_metric_at_a_time() -> None:
 def test_intervals_do_not_depend_on_how_many_are_resampled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [random.Random(i).random() for i in range(50)]
     at_once = bootstrap_interval(values)
-    monkeypatch.setattr("rag.significance._MOST_AT_ONCE", 700)
+    monkeypatch.setattr("rag.evaluation.significance._MOST_AT_ONCE", 700)
     assert bootstrap_interval(values) == at_once
 
 

@@ -14,12 +14,12 @@ from conftest import PASSAGES, tiny_encoder
 from sentence_transformers.util import cos_sim, dot_score
 
 from indexes import Corpus, Encoder, IndexWriter, MismatchError, PassageIndex, UsageError, build_index
-from indexes.faiss_index import FaissIndex
-from indexes.manifest import MANIFEST_FILE, Manifest
+from indexes.directory.manifest import MANIFEST_FILE, Manifest
+from indexes.vectors.faiss.faiss_index import FaissIndex
 from rag.pipeline import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from retriever.dense import QuestionAdapter
-from training.refresh import _loss, open_refreshed, refreshed
+from training.encoder_update import _loss, open_refreshed, refreshed
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]
 TEXTS = [p.contents for p in PASSAGES] + QUESTIONS

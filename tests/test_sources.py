@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexes import Corpus, DataError, Passage, ResourceError, UsageError
-from indexes.documents import read_document
+from indexes.corpora.documents import read_document
 
 ROOT = Path(__file__).parents[1]
 BEIR = (
@@ -334,7 +334,7 @@ def test_external_entities_are_not_loaded_and_bombs_do_not_go_off(tmp_path: Path
 
 
 def test_a_word_file_that_unpacks_to_a_flood_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.documents._LARGEST_DOCX", 10_000)
+    monkeypatch.setattr("indexes.corpora.documents._LARGEST_DOCX", 10_000)
     (tmp_path / "a.docx").write_bytes(docx(paragraph("x" * 20_000)))
     with pytest.raises(DataError, match=r"may unpack to at most 10000 bytes, but .*a\.docx unpacks to 2\d{4}"):
         Corpus.from_file(tmp_path / "a.docx")
@@ -423,7 +423,7 @@ def test_a_corpus_in_which_no_row_is_left_is_an_error_that_tells_the_first(tmp_p
 
 @pytest.mark.parametrize("compared", [1, 2, 100])
 def test_of_equal_ids_the_first_stays(compared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.corpus._COMPARED", compared)
+    monkeypatch.setattr("indexes.corpora.corpus._COMPARED", compared)
     ids = [number * 7 % 5 for number in range(12)] + list(range(5, 3000))
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"id": id_, "text": f"t{n}"}) + "\n" for n, id_ in enumerate(ids)))
@@ -459,7 +459,7 @@ def test_a_long_row_is_shortened_in_the_quarantine_and_stays_valid_utf8(tmp_path
 def test_a_line_longer_than_the_limit_is_left_out_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexes.formats.LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.records.formats.LONGEST_LINE", 1000)
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(gzip.compress(jsonl("a") + b'{"text": "' + b"0" * 5000 + b'"}\n' + jsonl("b")))
     corpus = Corpus.from_file(path, on_error="skip", quarantine=tmp_path / "q.jsonl")
@@ -677,7 +677,7 @@ def test_an_address_of_the_hub_must_name_a_dataset(address: str) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -20,10 +20,10 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 
 import torch
-import indexes.shards
+import indexes.directory.shards
 
 torch.set_num_threads(1)
-indexes.shards.ROWS = 64  # of a few thousand passages, before anybody looks
+indexes.directory.shards.ROWS = 64  # of a few thousand passages, before anybody looks
 from indexes import Corpus, Encoder, IndexWriter, Passage, PassageIndex, ResourceError, build_index
 
 folder = Path(sys.argv[1])

@@ -11,16 +11,16 @@ from conftest import EXAMPLES_FOR_WORKERS
 from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
-from indexes.durable import only_writer
+from indexes.atomic_files import only_writer
+from indexes.directory.passage_index import PassageIndex
 from indexes.errors import RAGError, UsageError
-from indexes.passage_index import PassageIndex
 from rag.cli import main
-from rag.evaluation_file import read_evaluation
+from rag.evaluation.evaluation_file import read_evaluation
+from rag.experiments.recipes import RECIPES
+from rag.experiments.sweep_results import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
+from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
+from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
-from rag.probes import Probes
-from rag.recipes import RECIPES
-from rag.standings import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
-from rag.sweep import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
 from retriever.selector import SelectorConfig
 from training import DROTrainer, QAExample
 

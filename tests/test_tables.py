@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexes import Corpus, DataError, Passage
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 Write = Callable[[datasets.Dataset, Path], object]
 

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-import indexes.pocket
-import rag.pocket
+import indexes.tiny_encoder
+import rag.tiny_base
 from generator.generator import GenerationConfig, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.encoder import Encoder
-from rag.forgetting import measure_forgetting
+from rag.forgetting.general_tasks import exercises
+from rag.forgetting.measurement import measure_forgetting
 from rag.metrics import exact_match
-from rag.pocket import POCKET, base_path
-from rag.pocket.abilities import exercises
-from rag.pocket.world import reading_item
+from rag.tiny_base import POCKET, base_path
+from rag.worlds.world import reading_item
 
 FOLDERS = {
-    "base": Path(rag.pocket.__file__).parent / "base",
-    "encoder": Path(indexes.pocket.__file__).parent / "encoder",
+    "base": Path(rag.tiny_base.__file__).parent / "base",
+    "encoder": Path(indexes.tiny_encoder.__file__).parent / "encoder",
 }
 MEGABYTE = 1_000_000
 

@@ -15,9 +15,9 @@ from conftest import PASSAGES, byte_tokenizer
 from generator.prompts import AnswerPrompt
 from indexes import BM25Index, Chunker, Corpus, DataError, Encoder, IndexWriter, Passage, PassageIndex, build_index
 from rag.pipeline import citations
-from rag.plan import EncoderShape
-from rag.plan_index import IndexJob, _chunks
-from training.data import load_examples
+from rag.planning.index_plan import IndexJob, _chunks
+from rag.planning.training_plan import EncoderShape
+from training.questions.loading import load_examples
 
 # beir#158: in TREC-COVID such are the articles whose abstract is missing; BEIR embeds title + text.
 TITLE_ONLY = Passage("c1", "Radium in humid rooms", "")

@@ -8,8 +8,8 @@ from conftest import tiny_language_model
 
 from generator.generator import AnswerRow, Generator
 from generator.language_model import AdapterConfig, LanguageModel
-from training.cost import ModelShape, Question
-from training.memory import (
+from rag.planning.flops import ModelShape, Question
+from rag.planning.training_memory import (
     PRECISIONS,
     Phase,
     adapter_bytes,

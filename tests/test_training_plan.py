@@ -10,12 +10,13 @@ import torch
 from conftest import tiny_model
 from sentence_transformers import SentenceTransformer
 
+from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
-from indexes.memory import host_memory, resident_bytes
-from indexes.passage_index import PassageIndex
+from indexes.host_memory import host_memory, resident_bytes
 from rag.cli import main
-from rag.machine import Machine, gemm_rate
-from rag.plan import (
+from rag.planning.flops import ModelShape, Question, e_sample_flops, m_generator_flops
+from rag.planning.machine import Machine, gemm_rate
+from rag.planning.training_plan import (
     EncoderShape,
     Job,
     Texts,
@@ -38,7 +39,6 @@ from rag.plan import (
 )
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.cost import ModelShape, Question, e_sample_flops, m_generator_flops
 
 SHAPE = ModelShape(
     hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151936, tied=True
@@ -161,7 +161,7 @@ def test_the_index_by_its_kind() -> None:
 def test_an_encoder_of_word_vectors_multiplies_nothing(tmp_path: Path) -> None:
     pocket = encoder_shape("pocket")
     assert pocket.layers == pocket.flops(100) == pocket.bytes(100) == 0
-    vectors = SentenceTransformer(str(Path(__file__).parents[1] / "indexes/pocket/encoder"), device="cpu")
+    vectors = SentenceTransformer(str(Path(__file__).parents[1] / "indexes/tiny_encoder/encoder"), device="cpu")
     assert pocket.dimension == vectors.get_embedding_dimension()
     assert pocket.parameters == sum(p.numel() for p in vectors.parameters())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8, "vocab_size": 100}))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from indexes import FaissIndex, MismatchError, UsageError
-from indexes.tuning import Trial, tune
+from indexes.vectors.tuning import Trial, tune
 
 N, D, B, K = 4000, 16, 40, 10
 
@@ -46,7 +46,7 @@ class Scripted:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("indexes.tuning.perf_counter", lambda: now[0])
+    monkeypatch.setattr("indexes.vectors.tuning.perf_counter", lambda: now[0])
     return now
 
 

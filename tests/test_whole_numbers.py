@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from indexes.corpus import Corpus
+from indexes.corpora.corpus import Corpus
 from indexes.errors import DataError
+from rag.forgetting.retention_tasks import read_tasks
 from rag.metrics import exact_match
-from rag.probes import read_tasks
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 
 def parquet(frame: pd.DataFrame, folder: Path) -> Path:
@@ -195,12 +195,12 @@ def test_probes_compare_with_whole_numbers(tmp_path: Path) -> None:
 
 def test_only_as_much_of_a_file_is_read_as_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without floats is read once, and of one with floats what is broken further on stays out of the way."""
-    import training.data
+    import training.questions.loading
 
     opened: list[int] = []
-    open_records = training.data.open_records
+    open_records = training.questions.loading.open_records
     monkeypatch.setattr(
-        training.data, "open_records", lambda *args, **how: opened.append(1) or open_records(*args, **how)
+        training.questions.loading, "open_records", lambda *args, **how: opened.append(1) or open_records(*args, **how)
     )
     file = tmp_path / "f.jsonl"
     file.write_text('{"question": "a?", "answer": 42}\n{"question": "b?", "answer": 7}\n')

@@ -2,9 +2,9 @@
 
 # ruff: noqa: RUF001 (full-width marks are what is tested)
 
-from indexes.bm25_index import BM25Index
-from indexes.corpus import Passage
-from indexes.segmentation import folded, has_unspaced, mixed_tokens, runs, visible, word_count
+from indexes.corpora.corpus import Passage
+from indexes.vectors.bm25_index import BM25Index
+from indexes.word_segmentation import folded, has_unspaced, mixed_tokens, runs, visible, word_count
 
 
 def test_words_of_a_text() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rag.workers import Helpers, claim, forget_claims
+from rag.experiments.workers import Helpers, claim, forget_claims
 
 DO_JOBS = """
 import os, sys
 from pathlib import Path
-from rag.workers import claim
+from rag.experiments.workers import claim
 folder = Path(sys.argv[1])
 for job in "abcdefgh":
     if claim(folder, job):
@@ -67,7 +67,7 @@ def test_a_helper_imports_what_we_import(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "there" / "mine.py").write_text("from pathlib import Path; Path('found').touch()")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "there"))
-    with Helpers(1, "import json, random, rag.workers, mine", []):
+    with Helpers(1, "import json, random, rag.experiments.workers, mine", []):
         pass
     assert (tmp_path / "here" / "found").is_file()
 
@@ -82,12 +82,12 @@ def test_helpers_end_with_an_error_of_ours() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_helpers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     helper = (
-        "import os, sys, time; from pathlib import Path; from rag.workers import leave_with_parent; "
+        "import os, sys, time; from pathlib import Path; from rag.experiments.workers import leave_with_parent; "
         "leave_with_parent(); Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
     )
     parent = f"""
 import time
-from rag.workers import Helpers
+from rag.experiments.workers import Helpers
 with Helpers(1, {helper!r}, [{str(tmp_path / "pid")!r}]):
     time.sleep(60)
 """

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from indexes.errors import UsageError
-from rag.encyclopedia.tables import load_entities
-from rag.pocket import world
-from rag.pocket.domain import Domain, encyclopedia
-from rag.pocket.harbour import HARBOUR
-from rag.pocket.world import (
+from rag.worlds import world
+from rag.worlds.domain import Domain, encyclopedia
+from rag.worlds.encyclopedia.entities import load_entities
+from rag.worlds.unseen_domain import HARBOUR
+from rag.worlds.world import (
     describe,
     invent_cluster,
     invent_entity,

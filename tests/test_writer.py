@@ -27,9 +27,9 @@ from indexes import (
     UsageError,
     build_index,
 )
+from indexes.directory.manifest import Manifest
+from indexes.directory.segments import Rows, Segments
 from indexes.encoder import Vectors
-from indexes.manifest import Manifest
-from indexes.segments import Rows, Segments
 
 NEW = [
     Passage("n0", "Elbe", "The Elbe is a river that flows through Germany."),
@@ -299,7 +299,7 @@ def test_a_file_that_goes_while_an_index_is_opened_means_a_newer_version(
 def test_an_interrupted_add_encodes_nothing_twice(
     index: PassageIndex, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from indexes import shards
+    from indexes.directory import shards
 
     monkeypatch.setattr(shards, "ROWS", 1)
     taken = CountingEncoder.encode_passages
@@ -526,7 +526,7 @@ def test_vectors_on_milvus_live_by_the_same_rules(encoder: CountingEncoder, tmp_
 def test_segments_stay_as_small_as_the_build_made_them(
     encoder: CountingEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from indexes import builder
+    from indexes.directory import builder
 
     monkeypatch.setattr(builder, "segment_rows", lambda *_: 5)
     build_index(Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="HNSW8", progress=False)

@@ -7,11 +7,11 @@ import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before to
 
 if TYPE_CHECKING:
     from training.config import DROConfig
-    from training.data import QAExample, load_examples
     from training.estimation import EStep, Posterior
-    from training.gold_ids import check_gold_ids
     from training.maximization import JointModel, MStepTrainer
-    from training.self_retrieval import identical_ids, retrieve
+    from training.questions.gold_ids import check_gold_ids
+    from training.questions.loading import QAExample, load_examples
+    from training.questions.self_retrieval import identical_ids, retrieve
     from training.trainer import DROTrainer
 
 _EXPORTS = {
@@ -21,11 +21,11 @@ _EXPORTS = {
     "JointModel": "training.maximization",
     "MStepTrainer": "training.maximization",
     "Posterior": "training.estimation",
-    "QAExample": "training.data",
-    "check_gold_ids": "training.gold_ids",
-    "identical_ids": "training.self_retrieval",
-    "load_examples": "training.data",
-    "retrieve": "training.self_retrieval",
+    "QAExample": "training.questions.loading",
+    "check_gold_ids": "training.questions.gold_ids",
+    "identical_ids": "training.questions.self_retrieval",
+    "load_examples": "training.questions.loading",
+    "retrieve": "training.questions.self_retrieval",
 }
 
 __all__ = [

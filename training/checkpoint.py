@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from indexes.durable import replace_folder, standing_folder
+from indexes.atomic_files import replace_folder, standing_folder
 from indexes.errors import MismatchError
 from retriever.selector import Selector
 

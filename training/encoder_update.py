@@ -25,10 +25,10 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from sentence_transformers.util import dot_score
 from transformers import PrinterCallback
 
-from indexes.builder import build_index
+from indexes.directory.builder import build_index
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
-from indexes.factory import properties
-from indexes.passage_index import PassageIndex
+from indexes.vectors.faiss.faiss_factory import properties
 from retriever.dense import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from generator.generator import AnswerRow, Generator
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import Selector
 from training.config import DROConfig
-from training.data import QAExample, draw_alias
 from training.imputation import Surrogate, choose, features
 from training.losses import (
     baseline_weights,
@@ -39,7 +38,8 @@ from training.losses import (
     tempered_exponent,
     token_posterior_weights,
 )
-from training.self_retrieval import retrieve
+from training.questions.loading import QAExample, draw_alias
+from training.questions.self_retrieval import retrieve
 
 
 @dataclass(frozen=True)

@@ -29,21 +29,21 @@ from transformers import TrainerCallback
 from generator.base_config import DEFAULT_CONTEXT, stated_context
 from generator.chat import ChatConfig
 from generator.generator import Generator
-from indexes.durable import read_json, restore_replaced, write_text
+from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
-from indexes.launching import warn_of_one_process
+from indexes.launcher_check import warn_of_one_process
 from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
-from training.data import QAExample, ignoring_identical_ids, load_examples
+from training.encoder_update import open_refreshed, refreshed
 from training.estimation import EStep, Posterior, stable_seed
-from training.fitting import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
-from training.gold_ids import check_gold_ids
 from training.maximization import JointModel, MStepTrainer, training_arguments
-from training.pooling import fit_pooling
-from training.refresh import open_refreshed, refreshed
-from training.self_retrieval import identical_ids, retrieve
+from training.prior_weights import fit_pooling
+from training.questions.context_fit import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.gold_ids import check_gold_ids
+from training.questions.loading import QAExample, ignoring_identical_ids, load_examples
+from training.questions.self_retrieval import identical_ids, retrieve
 from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import DataError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.data import QAExample, draw_alias
 from training.estimation import Posterior, stable_seed
-from training.self_retrieval import retrieve
+from training.questions.loading import QAExample, draw_alias
+from training.questions.self_retrieval import retrieve
 
 
 def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:

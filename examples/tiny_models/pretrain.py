@@ -1,15 +1,15 @@
 """Make the pocket models: a tiny Llama that reads, and a tiny static encoder. One command, CPU or GPU.
 
-    python examples/pocket/pretrain.py --work_dir pocket-run --output pocket-models
+    python examples/tiny_models/pretrain.py --work_dir pocket-run --output pocket-models
 
-The package takes them from `rag/pocket/base` and `indexes/pocket/encoder`.
+The package takes them from `rag/tiny_base/base` and `indexes/tiny_encoder/encoder`.
 
-Everything is learned from an invented world (`rag.pocket.world`): names and facts are made up afresh at every step,
+Everything is learned from an invented world (`rag.worlds.world`): names and facts are made up afresh at every step,
 so nothing can be memorised and no real fact is ever seen. Answering about the demo encyclopedia is then reading.
 A killed run continues from `--work_dir` when the same command is given again; every step's text is a function of
 (seed, step), so it ends with the same weights. The scores that it prints go into the model cards.
 
-    python examples/pocket/pretrain.py --work_dir pocket-run --output rag/pocket --only scores
+    python examples/tiny_models/pretrain.py --work_dir pocket-run --output rag/tiny_base --only scores
 
 prints those of the base that stands in `--output`.
 
@@ -48,16 +48,16 @@ from generator.prompts import (
     render_chat,
 )
 from indexes import build_index
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.encoder import Encoder
-from rag.encyclopedia.render import passages, questions
-from rag.evaluation import search_metrics
-from rag.forgetting import measure_forgetting
+from rag.evaluation.evaluation import search_metrics
+from rag.forgetting.general_tasks import ABILITIES, exercise, exercises
+from rag.forgetting.measurement import measure_forgetting
 from rag.metrics import exact_match
-from rag.pocket.abilities import ABILITIES, exercise, exercises
-from rag.pocket.world import Cluster, Item, Question, invent_cluster, ranking, reading_item, write_world
+from rag.worlds.encyclopedia.render import passages, questions
+from rag.worlds.world import Cluster, Item, Question, invent_cluster, ranking, reading_item, write_world
 from retriever.dense import DenseRetriever
-from training.data import load_examples
+from training.questions.loading import load_examples
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -726,8 +726,8 @@ license: apache-2.0
 
 {text}
 
-Made by `python examples/pocket/pretrain.py` with {arguments}. All text comes from the invented world of
-`rag.pocket.world`; names and facts are drawn afresh at every step, and no real fact is among them.
+Made by `python examples/tiny_models/pretrain.py` with {arguments}. All text comes from the invented world of
+`rag.worlds.world`; names and facts are drawn afresh at every step, and no real fact is among them.
 
 | score | value |
 |---|---|

@@ -1,7 +1,7 @@
 """Several seeds of the laboratory in one table: mean and spread of every number, and of every paired difference.
 
     for seed in 1 2 3; do rag demo --full --seed $seed --json full-$seed.json; done
-    python examples/pocket/seeds.py full-1.json full-2.json full-3.json
+    python examples/tiny_models/seeds.py full-1.json full-2.json full-3.json
 
 The spread is the sample standard deviation over seeds. A seed changes the world, the questions and every draw, so it
 is wider than the bootstrap interval of one run, which only redraws that run's questions.

@@ -29,8 +29,8 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from indexes.corpus import Passage
-from indexes.documents import MARKDOWN_SUFFIXES
+from indexes.corpora.corpus import Passage
+from indexes.corpora.documents import MARKDOWN_SUFFIXES
 from indexes.errors import UsageError
 
 TextFormat: TypeAlias = Literal["auto", "text", "markdown"]

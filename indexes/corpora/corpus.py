@@ -26,16 +26,16 @@ import pyarrow as pa
 from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
-from indexes.chunk_ids import document_of
-from indexes.delimited import Quoting
+from indexes.corpora.chunk_ids import document_of
+from indexes.corpora.sources import Source, dataset_rows, load_saved_dataset, open_source
 from indexes.errors import DataError, ResourceError, UsageError
-from indexes.formats import TEXT_FIELDS, BrokenRow, Place, Row, has_content
-from indexes.sources import Source, dataset_rows, load_saved_dataset, open_source
-from indexes.tables import BATCH_ROWS
-from indexes.whole_numbers import restored_value
+from indexes.records.delimited import Quoting
+from indexes.records.formats import TEXT_FIELDS, BrokenRow, Place, Row, has_content
+from indexes.records.tables import BATCH_ROWS
+from indexes.records.whole_numbers import restored_value
 
 if TYPE_CHECKING:
-    from indexes.chunking import Chunker
+    from indexes.corpora.chunking import Chunker
 
 PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
 # Characters that are written at once, whatever the number of rows.
@@ -118,7 +118,7 @@ class Corpus:
         by its number, counted from 0. Memory does not grow with the text, and by at most 24 bytes for each row.
 
         Questions: files of HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD and DPR have their passages inside; each becomes
-        one row, with the id that `training.load_examples` calls gold (see `indexes.question_files`). About 100 bytes
+        one row, with the id that `load_examples` calls gold (see `question_files`). About 100 bytes
         of memory more are needed for each of these.
 
         Documents: ``.txt``, ``.md``, ``.html``, ``.pdf`` and ``.docx`` are one passage each (the last three need the

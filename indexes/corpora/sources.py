@@ -1,6 +1,6 @@
 """Where passages come from: a path or an address becomes numbered rows.
 
-Files are read by suffix (`indexes.formats`, `indexes.documents`), folders by what they hold, addresses after a
+Files are read by suffix (`formats`, `documents`), folders by what they hold, addresses after a
 download, and datasets of the Hugging Face hub as a stream.
 """
 
@@ -20,10 +20,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import datasets
 import pyarrow as pa
 
-from indexes.delimited import Quoting, check_quoting
-from indexes.documents import DOCUMENT_SUFFIXES, read_document
+from indexes.corpora.documents import DOCUMENT_SUFFIXES, read_document
 from indexes.errors import DataError, RAGError, ResourceError, UsageError
-from indexes.formats import (
+from indexes.records.delimited import Quoting, check_quoting
+from indexes.records.formats import (
     FIELDS,
     GZIPPED,
     ID_FIELDS,
@@ -36,9 +36,9 @@ from indexes.formats import (
     passage_table,
     read_rows,
 )
-from indexes.question_files import passage_rows
-from indexes.tables import dataset_table, refuse_cut_stream, unnamed_index
-from indexes.whole_numbers import restored_rows
+from indexes.records.question_files import passage_rows
+from indexes.records.tables import dataset_table, refuse_cut_stream, unnamed_index
+from indexes.records.whole_numbers import restored_rows
 
 _SHARD_SUFFIXES = (".jsonl", ".parquet")
 # train-00000-of-00003.parquet, in older repositories with a hash behind the count.
@@ -76,7 +76,7 @@ def open_source(
         path: A file, a folder, or an address that begins with ``https://``, ``http://``, ``file://`` or ``hf://``.
         cache_dir: Where a download is kept while it is read (default: the system's temporary folder).
         split: The part of a dataset that has several.
-        quoting: How delimited text is quoted; see `indexes.delimited.delimited_records`.
+        quoting: How delimited text is quoted; see `indexes.records.delimited.delimited_records`.
 
     Raises:
         DataError: It does not exist, is of an unknown kind, or several corpora could be meant.

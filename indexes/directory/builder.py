@@ -24,11 +24,7 @@ from uuid import uuid4
 import datasets
 import torch
 
-from indexes.bm25_index import BM25Index
-from indexes.chunking import Chunker
-from indexes.corpus import Corpus
-from indexes.delimited import Quoting
-from indexes.durable import (
+from indexes.atomic_files import (
     only_writer,
     put_in_place,
     read_json,
@@ -39,16 +35,27 @@ from indexes.durable import (
     write_path,
     write_text,
 )
+from indexes.corpora.chunking import Chunker
+from indexes.corpora.corpus import Corpus
+from indexes.directory.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
+from indexes.directory.passage_index import PassageIndex
+from indexes.directory.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
+from indexes.directory.shards import ROWS, Shards, evenly_spaced
+from indexes.directory.vector_storage import FaissFiles, VectorStorage, storage_in
 from indexes.encoder import COSINE, Encoder, EncodingBar, Truncation
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.factory import build_bytes, bytes_per_vector, choose_factory, parse, training_points, training_sample
-from indexes.faiss_index import FaissIndex
-from indexes.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
-from indexes.memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, host_memory, parse_bytes, words
-from indexes.passage_index import PassageIndex
-from indexes.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
-from indexes.shards import ROWS, Shards, evenly_spaced
-from indexes.vector_storage import FaissFiles, VectorStorage, storage_in
+from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, host_memory, parse_bytes, words
+from indexes.records.delimited import Quoting
+from indexes.vectors.bm25_index import BM25Index
+from indexes.vectors.faiss.faiss_factory import (
+    build_bytes,
+    bytes_per_vector,
+    choose_factory,
+    parse,
+    training_points,
+    training_sample,
+)
+from indexes.vectors.faiss.faiss_index import FaissIndex
 
 BM25_FOLDER = "bm25"
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -106,7 +113,7 @@ def build_index(
             is approximate; "FLAT" is exact.
         max_memory: The most memory the process may use, in bytes or as "8GB". A kind of index that is built in memory
             is cut into segments that fit. None allows half of the machine's.
-        allow_untested: Also build kinds of FAISS index whose results nobody has compared (`indexes.faiss_kinds`).
+        allow_untested: Also build kinds of FAISS index whose results nobody has compared (`faiss_kinds`).
         on_error: "skip" leaves broken rows of the corpus out and lists them in ``quarantine.jsonl`` in the directory.
         overwrite: Replace an index at the output, and throw away an unfinished one.
         resume: Go on with an unfinished build of the same; begin one if there is none, and be content if it is done.

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from indexes.corpus import Corpus
-from indexes.durable import write_text
+from indexes.atomic_files import write_text
+from indexes.corpora.corpus import Corpus
 from indexes.encoder import COSINE, SIMILARITIES, Encoder
 from indexes.errors import MismatchError
 
@@ -155,7 +155,7 @@ class Manifest:
         milvus: Where the vectors are if a Milvus server has them: its address and the collection.
         origin: The fingerprint of the corpus that the index was built from; it stays while the index changes.
         allow_untested: Whether the kind of index was allowed although none of its results were compared
-            (`indexes.faiss_kinds`).
+            (`indexes.vectors.faiss.faiss_kinds`).
         plan: The SHA-256 of what the build was asked to do; a finished build is known by it.
         metric: Always "inner_product".
         created_by: The version of this library that built it.

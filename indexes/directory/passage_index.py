@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.bm25_index import BM25Index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.manifest import MANIFEST_FILE, Manifest
+from indexes.directory.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
+from indexes.directory.shards import evenly_spaced
+from indexes.directory.vector_storage import VECTORS_FILE, VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.factory import keeps_vectors, properties
-from indexes.manifest import MANIFEST_FILE, Manifest
-from indexes.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
-from indexes.shards import evenly_spaced
-from indexes.vector_storage import VECTORS_FILE, VectorStorage
+from indexes.vectors.bm25_index import BM25Index
+from indexes.vectors.faiss.faiss_factory import keeps_vectors, properties
 
 _LOWEST_COSINE = 0.999
 _TINY = np.finfo(np.float32).tiny

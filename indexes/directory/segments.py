@@ -16,11 +16,11 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable, concat_tables
 from numpy.typing import ArrayLike, NDArray
 
-from indexes.corpus import PASSAGE_FEATURES, Corpus, Passage
-from indexes.durable import write_path
+from indexes.atomic_files import write_path
+from indexes.corpora.corpus import PASSAGE_FEATURES, Corpus, Passage
 from indexes.errors import DataError, UsageError
-from indexes.tables import BATCH_ROWS
-from indexes.vectors import best_first
+from indexes.records.tables import BATCH_ROWS
+from indexes.vectors.vector_store import best_first
 
 PASSAGES_FILE = "passages.arrow"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.durable import write_file, write_text
+from indexes.atomic_files import write_file, write_text
 from indexes.encoder import Vectors
 from indexes.errors import MismatchError
 

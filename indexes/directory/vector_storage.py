@@ -4,13 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
-from indexes.durable import write_path
+from indexes.atomic_files import write_path
+from indexes.directory.manifest import Manifest, SegmentRecord
+from indexes.directory.segments import SegmentVectors, segment_folder
 from indexes.encoder import Vectors
-from indexes.faiss_index import FaissIndex, write_flat
-from indexes.manifest import Manifest, SegmentRecord
-from indexes.memory import host_memory
-from indexes.milvus_index import MilvusIndex
-from indexes.segments import SegmentVectors, segment_folder
+from indexes.host_memory import host_memory
+from indexes.vectors.faiss.faiss_index import FaissIndex, write_flat
+from indexes.vectors.milvus_index import MilvusIndex
 
 VECTORS_FILE = "vectors.faiss"
 TRAINED_FILE = "trained.faiss"

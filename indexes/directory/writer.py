@@ -25,19 +25,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
-from indexes.chunking import Chunker
-from indexes.corpus import Corpus, Passage, row_digest
-from indexes.delimited import Quoting
-from indexes.durable import only_writer, told_apart, write_file
+from indexes.atomic_files import only_writer, told_apart, write_file
+from indexes.corpora.chunking import Chunker
+from indexes.corpora.corpus import Corpus, Passage, row_digest
+from indexes.directory.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
+from indexes.directory.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
+from indexes.directory.passage_index import PassageIndex, load_manifest
+from indexes.directory.segments import PASSAGES_FILE, Rows, open_passages, segment_folder, write_passages
+from indexes.directory.shards import ROWS, Shards
+from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, UsageError
-from indexes.factory import survives_moving
-from indexes.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
-from indexes.passage_index import PassageIndex, load_manifest
-from indexes.segments import PASSAGES_FILE, Rows, open_passages, segment_folder, write_passages
-from indexes.shards import ROWS, Shards
-from indexes.vector_storage import VectorStorage
+from indexes.records.delimited import Quoting
+from indexes.vectors.faiss.faiss_factory import survives_moving
 
 _MODULUS = 2**256
 # What an `IndexWriter` or a build makes beside the manifest, and the halves of it.

@@ -18,14 +18,14 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import datasets
 
-from indexes.delimited import BrokenLine, Line, Quoting, check_quoting, delimited_records
+from indexes.corpora.sources import load_saved_dataset
 from indexes.errors import DataError, UsageError
-from indexes.formats import ID_FIELDS, BrokenRow, table_rows, unreadable_table
-from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
-from indexes.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
-from indexes.sources import load_saved_dataset
-from indexes.tables import ArrowTable, dataset_table, indexed_batches, open_arrow, open_parquet, table_index
-from training.literals import answer_literal
+from indexes.records.answer_lists import answer_literal
+from indexes.records.delimited import BrokenLine, Line, Quoting, check_quoting, delimited_records
+from indexes.records.formats import ID_FIELDS, BrokenRow, table_rows, unreadable_table
+from indexes.records.json_documents import HEAD_BYTES, is_json_document, read_json_document
+from indexes.records.question_files import is_squad_article, is_squad_file, listed, mapping, squad_paragraphs
+from indexes.records.tables import ArrowTable, dataset_table, indexed_batches, open_arrow, open_parquet, table_index
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -69,7 +69,7 @@ def open_records(
     Args:
         source: Where they are.
         split: The part of BEIR's or of a saved dataset.
-        quoting: How DPR's questions and BEIR's judgements are quoted; see `indexes.delimited.delimited_records`.
+        quoting: How DPR's questions and BEIR's judgements are quoted; see `delimited_records`.
 
     Raises:
         DataError: It is missing, empty, or unreadable as a whole.
@@ -380,7 +380,7 @@ def _beir(folder: Path | zipfile.Path, name: str, split: str | None, quoting: Qu
 
 
 def _key(value: object) -> str:
-    # Judgements are text, and a question's 42.0 is their 42 (`indexes.whole_numbers`).
+    # Judgements are text, and a question's 42.0 is their 42 (`indexes.records.whole_numbers`).
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     return "" if whole is None else str(whole)
 

@@ -16,16 +16,24 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 
-from indexes.delimited import LONGEST_LINE, BrokenLine, Line, Quoting, Record, delimited_records
 from indexes.errors import DataError
-from indexes.json_documents import HEAD_BYTES, is_json_document, read_json_document
-from indexes.tables import ArrowTable, column_names, indexed_batches, open_arrow, open_parquet, python_rows, table_index
+from indexes.records.delimited import LONGEST_LINE, BrokenLine, Line, Quoting, Record, delimited_records
+from indexes.records.json_documents import HEAD_BYTES, is_json_document, read_json_document
+from indexes.records.tables import (
+    ArrowTable,
+    column_names,
+    indexed_batches,
+    open_arrow,
+    open_parquet,
+    python_rows,
+    table_index,
+)
 
 ID_FIELDS = ("id", "_id")
 TEXT_FIELDS = ("text", "contents")
 FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
 DPR_FIELDS = ("positive_ctxs", "negative_ctxs", "hard_negative_ctxs", "ctxs")
-# The columns of a table of questions with passages inside, and of KILT's pages (indexes.question_files).
+# The columns of a table of questions with passages inside, and of KILT's pages (indexes.records.question_files).
 _QUESTION_COLUMNS = (
     "question",
     "title",

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from indexes.errors import DataError
-from indexes.formats import DPR_FIELDS, BrokenRow, Row, Rows, has_content
+from indexes.records.formats import DPR_FIELDS, BrokenRow, Row, Rows, has_content
 
 _DPR_IDS = ("passage_id", "psg_id", "id")
 # What DPR's own tools put before the numbers of psgs_w100.tsv.

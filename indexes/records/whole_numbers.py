@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from indexes.errors import DataError
-from indexes.formats import BrokenRow, Row, Rows
+from indexes.records.formats import BrokenRow, Row, Rows
 
 # Fields that hold ids, in passages and in the question files of all formats.
 ID_NAMES = frozenset(

@@ -1,6 +1,6 @@
 """The encoder "pocket": a static embedding small enough to be shipped inside the package.
 
-How it was made is said in the model card beside it; the script is `examples/pocket/pretrain.py`.
+How it was made is said in the model card beside it; the script is `examples/tiny_models/pretrain.py`.
 """
 
 from pathlib import Path

@@ -26,9 +26,9 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
 from indexes.errors import MismatchError, UsageError
-from indexes.segmentation import folded, runs
+from indexes.word_segmentation import folded, runs
 
 SETTINGS_FILE = "bm25.json"
 FORMAT_VERSION = 1

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
-from indexes.milvus_kinds import LITE_TYPES, search_settings
-from indexes.vectors import best_first, checked_matrix
+from indexes.vectors.milvus_kinds import LITE_TYPES, search_settings
+from indexes.vectors.vector_store import best_first, checked_matrix
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -251,7 +251,7 @@ class MilvusIndex:
             queries_Bd: float32 [B, d].
             k: How many results per query, at most 16,384: Milvus gives no more and no further pages.
             parameters: How to search, such as "ef=64" or "nprobe=32", by the names and ranges of the index type
-                (`indexes.milvus_kinds`); "ef" and other numbers of candidates below k are raised to k. None leaves it
+                (`milvus_kinds`); "ef" and other numbers of candidates below k are raised to k. None leaves it
                 to the server.
 
         Returns:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from indexes.errors import UsageError
-from indexes.faiss_kinds import Scores
+from indexes.vectors.faiss.faiss_kinds import Scores
 
 Range = tuple[float, float]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import MismatchError, UsageError
-from indexes.factory import keeps_vectors, properties, search_parameters
+from indexes.vectors.faiss.faiss_factory import keeps_vectors, properties, search_parameters
 
 _BLOCK = 16_384
 # A search is repeated until it has taken so many seconds, so that its time means something.
@@ -91,7 +91,7 @@ def tune(
         exact_ids_Bk: int64 [B, k or more], the rows that exact search finds, best first. None searches the stored
             vectors exactly; where the index keeps vectors only approximately (`keeps_vectors`), recall is then
             measured against what is stored and not against what was added. Kinds that do not score by the vectors
-            that they give back, such as RaBitQ, need them (`indexes.faiss_kinds`).
+            that they give back, such as RaBitQ, need them (`indexes.vectors.faiss.faiss_kinds`).
         ignored: For each query the rows that it must not find, such as a question's own passage; every search then asks
             for as many more, and k others count. The exact ids hold as many more as well.
         on_trial: Called after each setting.

@@ -5,7 +5,7 @@ RAG-Sequence (Lewis et al. 2020, arXiv 2005.11401, section 2.1):
     p(y|x) = sum_d p(d|x) p_g(y|x,d)
 
 In our terms it is a selector that picks one document by the retriever's scores, so it is *trained* by an exact E-step
-over K = 1 (the recipe `rag_sequence` of `rag.recipes`), whose M-step has the gradient of log p(y|x) (with
+over K = 1 (the recipe `rag_sequence` of `rag.experiments.recipes`), whose M-step has the gradient of log p(y|x) (with
 `loss_normalization="token"` the generator's half of it is divided by the tokens of the answer, as everywhere). What
 needs code of its own is its "thorough decoding": every document proposes an answer, greedily and not by a beam as in
 the paper, and every answer is judged by all.
@@ -23,7 +23,7 @@ from generator.recording import Recorded, recording
 from indexes.errors import UsageError
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates, Retriever
-from training.fitting import why_too_long
+from training.questions.context_fit import why_too_long
 
 
 class SingleDocuments(ABC):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from generator.generator import ROLE
-from generator.rows import length_mask, pad_right
+from generator.padding import length_mask, pad_right
 from indexes.batching import token_budget_batches
+from rag.answering.rag_sequence import SingleDocuments, log_priors
 from rag.pipeline import RAG, Answer, citations
-from rag.rag_sequence import SingleDocuments, log_priors
 from retriever.dense import Candidates
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rag.commands.arguments import bundle_arguments, open_pipeline
 from rag.commands.command import Command, Report
+from rag.commands.options import bundle_arguments, open_pipeline
 
 
 def _ask_arguments(parser: Any) -> None:

@@ -30,7 +30,7 @@ _DEMO_TYPES: dict[str, type] = {"domain": str, "learning_rate": float, "selfaug_
 
 
 def _demo(args: Any) -> Report:
-    from rag.demo import run_demo
+    from rag.experiments.demo_sizes import run_demo
 
     if args.quick and args.full:
         raise UsageError("A demo is either quick or full; both --quick and --full came.")

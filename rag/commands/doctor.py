@@ -10,7 +10,7 @@ def _doctor_arguments(parser: Any) -> None:
 
 
 def _doctor(args: Any) -> Report:
-    from rag.doctor import diagnose, render
+    from rag.diagnostics.installation import diagnose, render
 
     report = diagnose(measure=not args.no_measure)
     return Report(render(report), report)

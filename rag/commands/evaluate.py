@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import (
+from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.options import (
     bundle_arguments,
     identical_ids_argument,
     open_pipeline,
     quoting_argument,
     split_argument,
 )
-from rag.commands.command import Command, Report, cell, progress, table
 
 
 def _evaluate_arguments(parser: Any) -> None:
@@ -67,11 +67,11 @@ def _evaluate(args: Any) -> Report:
     if args.order_bias < 0:
         raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit; {args.order_bias} came.")
     from rag import evaluate
-    from rag.evaluation import scorable
-    from rag.evaluation_file import check_output, evaluation_file, write_json
+    from rag.evaluation.evaluation import scorable
+    from rag.evaluation.evaluation_file import check_output, evaluation_file, write_json
     from rag.hub import bundle_folder
     from training import check_gold_ids
-    from training.data import read_questions
+    from training.questions.loading import read_questions
 
     if args.output is not None:
         check_output(args.output)
@@ -104,8 +104,8 @@ def _evaluate(args: Any) -> Report:
 
 
 def _audits(args: Any, rag: Any, result: Any) -> dict[str, Any]:
-    from rag.order_bias import order_bias
-    from rag.support import support
+    from rag.evaluation.attribution import support
+    from rag.evaluation.order_bias import order_bias
 
     audits: dict[str, Any] = {}
     if args.order_bias:
@@ -118,8 +118,8 @@ def _audits(args: Any, rag: Any, result: Any) -> dict[str, Any]:
 
 
 def _compare(args: Any) -> Report:
-    from rag.comparison import compare_evaluations
-    from rag.evaluation_file import read_evaluation, write_json
+    from rag.evaluation.comparison import compare_evaluations
+    from rag.evaluation.evaluation_file import read_evaluation, write_json
 
     if given := [f"--{name}" for name in _ASKING if args[name]]:
         raise UsageError(f"--compare reads files that are evaluated already; leave {', '.join(given)} out.")
@@ -135,7 +135,7 @@ def _compare(args: Any) -> Report:
 
 
 def _paragraphs(data: Mapping[str, Any]) -> list[str]:
-    from training.self_retrieval import IdenticalIds
+    from training.questions.self_retrieval import IdenticalIds
 
     skipped = data["dataset"]["skipped"]
     left_out = f", {skipped} left out" if skipped else ""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import context_argument, trust_argument
 from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.options import context_argument, trust_argument
 
 
 def _forgetting_arguments(parser: Any) -> None:
@@ -50,9 +50,9 @@ def _forgetting_arguments(parser: Any) -> None:
 
 def _forgetting(args: Any) -> Report:
     from generator import ChatConfig
-    from rag.evaluation_file import check_output, write_json
-    from rag.forgetting import forgetting
-    from rag.probes import Probes
+    from rag.evaluation.evaluation_file import check_output, write_json
+    from rag.forgetting.measurement import forgetting
+    from rag.forgetting.retention_tasks import Probes
 
     if bool(args.bundle) == (args.base is not None):
         raise UsageError(

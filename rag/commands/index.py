@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import (
+from rag.commands.command import Command, Report, progress
+from rag.commands.options import (
     building_arguments,
     corpus_argument,
     identical_ids_argument,
@@ -15,7 +16,6 @@ from rag.commands.arguments import (
     split_argument,
     trust_argument,
 )
-from rag.commands.command import Command, Report, progress
 
 
 def _build_arguments(parser: Any) -> None:
@@ -51,8 +51,8 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
 def _build(args: Any) -> Report:
     from indexes import Encoder, build_index
-    from indexes.builder import Team
-    from indexes.launching import warn_of_one_process
+    from indexes.directory.builder import Team
+    from indexes.launcher_check import warn_of_one_process
 
     # Each process of `accelerate launch` encodes on its own device.
     warn_of_one_process("index build ...")
@@ -157,7 +157,7 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
         from dataclasses import asdict
 
         from indexes import IndexWriter
-        from indexes.passage_index import load_manifest
+        from indexes.directory.passage_index import load_manifest
 
         options: dict[str, Any] = {}
         if "corpus" in args:
@@ -204,7 +204,7 @@ def _tune(args: Any) -> Report:
     from dataclasses import asdict
 
     from indexes import IndexWriter, PassageIndex
-    from indexes.tuning import tune
+    from indexes.vectors.tuning import tune
     from rag.pipeline import encoder_of
     from training import identical_ids, load_examples
 

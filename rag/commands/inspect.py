@@ -3,8 +3,8 @@
 from collections.abc import Set
 from typing import Any
 
-from rag.commands.arguments import bundle_arguments, open_pipeline, quoting_argument
 from rag.commands.command import Command, Report
+from rag.commands.options import bundle_arguments, open_pipeline, quoting_argument
 
 _OF_A_RUN = {"training_arguments", "output_dir"}
 
@@ -15,7 +15,7 @@ def _inspect_prompts_arguments(parser: Any) -> None:
 
 
 def _inspect_prompts(args: Any) -> Report:
-    from rag.inspection import inspect_prompts, prompts_text
+    from rag.diagnostics.inspection import inspect_prompts, prompts_text
 
     data = inspect_prompts(open_pipeline(args), args.question)
     return Report(prompts_text(data), data)
@@ -46,7 +46,7 @@ def _inspect_config(args: Any) -> Any:
 
 
 def _inspect_permutations(args: Any) -> Report:
-    from rag.inspection import inspect_permutations, permutations_text
+    from rag.diagnostics.inspection import inspect_permutations, permutations_text
     from training import QAExample
 
     example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
@@ -61,9 +61,9 @@ def _inspect_batch_arguments(parser: Any) -> None:
 
 
 def _inspect_batch(args: Any) -> Report:
-    from rag.inspection import batch_text, inspect_batch
+    from rag.diagnostics.inspection import batch_text, inspect_batch
     from training import load_examples
-    from training.fitting import refuse_too_long, that_fit_with_answers, warn_of_too_long
+    from training.questions.context_fit import refuse_too_long, that_fit_with_answers, warn_of_too_long
 
     config, rag = _inspect_config(args), open_pipeline(args)
     limit = config.per_device_train_batch_size

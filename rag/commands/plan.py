@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import (
+from rag.commands.command import Command, Report
+from rag.commands.options import (
     building_arguments,
     dev_arguments,
     on_error_argument,
     pipeline_arguments,
     quoting_argument,
 )
-from rag.commands.command import Command, Report
 
 
 def _plan_arguments(parser: Any) -> None:
@@ -42,7 +42,7 @@ _PLAN_SIZES = {
 def _plan(args: Any) -> Report:
     from dataclasses import fields, replace
 
-    from rag.plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
+    from rag.planning.training_plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
     from retriever import SelectorConfig
     from training import DROConfig
 
@@ -80,8 +80,8 @@ def _plan(args: Any) -> Report:
 
 def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
     """Counts and lengths, from numbers where they are given, else from files; and the dimension of an index."""
-    from rag.plan import Texts, count_questions
-    from training.data import load_examples
+    from rag.planning.training_plan import Texts, count_questions
+    from training.questions.loading import load_examples
 
     passages, tokens, dimension = _plan_passages(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
@@ -106,7 +106,7 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
 
 
 def _plan_passages(args: Any) -> tuple[int, int, int | None]:
-    from rag.plan import count_index, count_passages
+    from rag.planning.training_plan import count_index, count_passages
 
     if args.passages is not None:
         return args.passages, args.passage_tokens or 130, None
@@ -135,9 +135,9 @@ def _plan_index_arguments(parser: Any) -> None:
 
 def _plan_index(args: Any) -> Report:
     from generator.language_model import best_device
-    from indexes.memory import parse_bytes
-    from rag.plan import encoder_shape
-    from rag.plan_index import IndexJob, plan_index, render
+    from indexes.host_memory import parse_bytes
+    from rag.planning.index_plan import IndexJob, plan_index, render
+    from rag.planning.training_plan import encoder_shape
 
     for name in ("passages", "passage_tokens", "processes", "batch_size"):
         if args[name] is not None and args[name] < 1:
@@ -174,8 +174,8 @@ def _plan_index(args: Any) -> Report:
 
 def _plan_sample(args: Any) -> tuple[int, Any, str]:
     """How many passages, some of them, and where both come from; numbers win over files."""
-    from rag.plan import sample_passages
-    from rag.plan_index import invented_passages
+    from rag.planning.index_plan import invented_passages
+    from rag.planning.training_plan import sample_passages
 
     if args.corpus is not None:
         count, sample = sample_passages(args.corpus, quoting=args.quoting, on_error=args.on_error)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import (
+from rag.commands.command import Command, Report, metrics_text
+from rag.commands.options import (
     identical_ids_argument,
     quoting_argument,
     retriever_argument,
     split_argument,
     trust_argument,
 )
-from rag.commands.command import Command, Report, metrics_text
 
 
 def _search_arguments(parser: Any) -> None:
@@ -35,7 +35,7 @@ def _search_arguments(parser: Any) -> None:
 
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
-    from rag.evaluation import search_metrics
+    from rag.evaluation.evaluation import search_metrics
     from rag.pipeline import encoder_of, retriever_of
     from retriever import Candidates
     from training import check_gold_ids, identical_ids, retrieve

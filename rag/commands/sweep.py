@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.arguments import identical_ids_argument, pipeline_arguments, quoting_argument
 from rag.commands.command import Command, Report, progress, table
+from rag.commands.options import identical_ids_argument, pipeline_arguments, quoting_argument
 
 _FILES = {
     "train": "training questions with golden answers",
@@ -19,9 +19,9 @@ _OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_sa
 
 
 def _sweep_arguments(parser: Any) -> None:
-    from rag.probes import Probes
-    from rag.recipes import RECIPES
-    from rag.sweep import WorldSettings
+    from rag.experiments.recipes import RECIPES
+    from rag.experiments.sweep_runner import WorldSettings
+    from rag.forgetting.retention_tasks import Probes
     from training import DROConfig
 
     parser.add_argument("--output", type=str, required=True, help="folder of the sweep; an unfinished one is continued")
@@ -67,8 +67,8 @@ def settings_of(args: Any) -> Any:
     from dataclasses import fields
 
     from generator import AdapterConfig, ChatConfig, GenerationConfig
-    from rag.probes import Probes
-    from rag.sweep import SweepSettings, WorldSettings
+    from rag.experiments.sweep_runner import SweepSettings, WorldSettings
+    from rag.forgetting.retention_tasks import Probes
     from retriever import SelectorConfig
     from training import DROConfig
 
@@ -90,7 +90,7 @@ def settings_of(args: Any) -> Any:
 
 
 def _sweep(args: Any) -> Report:
-    from rag.sweep import Sweep
+    from rag.experiments.sweep_runner import Sweep
 
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers must be at least 1; {args.workers} came.")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.commands.arguments import create_pipeline, dev_arguments, pipeline_arguments
 from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.options import create_pipeline, dev_arguments, pipeline_arguments
 
 
 def _train_arguments(parser: Any) -> None:
@@ -37,7 +37,7 @@ def _train(args: Any) -> Report:
         ignore_identical_ids=config.ignore_identical_ids,
     )
     if args.answerable_only:
-        from rag.evaluation import answerable
+        from rag.evaluation.evaluation import answerable
 
         train = answerable(rag, train)
     trainer = DROTrainer(rag, config, train, dev, progress=progress(args))

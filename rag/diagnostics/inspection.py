@@ -14,8 +14,8 @@ from torch import Tensor
 
 from generator.generator import AnswerRow
 from generator.log_probs import answer_positions
-from generator.rows import pad_right
-from indexes.chunk_ids import gold_document
+from generator.padding import pad_right
+from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
 from training import DROConfig, QAExample
 from training.estimation import EStep, Posterior

@@ -41,7 +41,7 @@ def diagnose(*, measure: bool = True) -> dict[str, Any]:
     """
     import torch  # first: torch and faiss bring an OpenMP runtime each, and the first one in is shared
 
-    import indexes.faiss_index  # noqa: F401  (loads faiss after torch)
+    import indexes.vectors.faiss.faiss_index  # noqa: F401  (loads faiss after torch)
 
     devices = _devices(torch)
     runtimes = _openmp_runtimes()

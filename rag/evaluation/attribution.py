@@ -22,10 +22,10 @@ from typing import Any
 
 from generator.generator import AnswerRow
 from indexes.errors import UsageError
-from rag.evaluation import Evaluation, by_id, progress_bar
+from rag.evaluation.evaluation import Evaluation, by_id, progress_bar
+from rag.evaluation.significance import estimate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG, SELECTION, Answer
-from rag.significance import estimate
 
 THRESHOLD = 0.1
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from indexes.errors import MismatchError, UsageError
-from rag.significance import holm, paired_bootstrap, sign_flip_test
+from rag.evaluation.significance import holm, paired_bootstrap, sign_flip_test
 
 METRICS = ("exact_match", "f1", "selector_recall@1", "selector_recall@5", "selector_ndcg@5", "selector_mrr")
 
@@ -24,7 +24,7 @@ def compare_evaluations(
     """Paired differences between evaluations of the same questions over the same corpus.
 
     Args:
-        evaluations: Contents of evaluation files (`rag.evaluation_file`), with their rows.
+        evaluations: Contents of evaluation files (`rag.evaluation.evaluation_file`), with their rows.
         metrics: What to compare; default: those of `METRICS` that all of them have.
         pairs: Names (this, against that); default: every other against the first.
         seed: Of the resampling.

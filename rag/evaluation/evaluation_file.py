@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from generator.language_model import LanguageModel
-from indexes.durable import write_text
+from indexes.atomic_files import write_text
 from indexes.errors import DataError, MismatchError, UsageError
-from rag.evaluation import Evaluation, by_id
-from rag.order_bias import OrderBias
+from rag.evaluation.attribution import Support
+from rag.evaluation.evaluation import Evaluation, by_id
+from rag.evaluation.order_bias import OrderBias
+from rag.evaluation.significance import RESAMPLES
 from rag.pipeline import CONFIG_FILE, LEARNED_FOLDER, RAG, base_weights, read_config
-from rag.significance import RESAMPLES
-from rag.support import Support
 from retriever.dense import Retriever
-from training.data import QAExample
-from training.self_retrieval import identical_ids
+from training.questions.loading import QAExample
+from training.questions.self_retrieval import identical_ids
 
 KIND = "evaluation"
 FORMAT_VERSION = 1
@@ -52,8 +52,8 @@ def evaluation_file(
         label: For people; default: the name.
         bundle: The folder that `rag` was opened from.
         questions: The question file, whose name is noted.
-        order_bias: Of `rag.order_bias.order_bias`.
-        support: Of `rag.support.support`.
+        order_bias: Of `rag.evaluation.order_bias.order_bias`.
+        support: Of `rag.evaluation.attribution.support`.
         settings: Noted beside those of the bootstrap.
 
     Raises:

@@ -22,17 +22,17 @@ from typing import Any, TypeGuard
 
 import torch
 
-from indexes.chunk_ids import gold_document
-from indexes.corpus import Passage
+from indexes.corpora.chunk_ids import gold_document
+from indexes.corpora.corpus import Passage
 from indexes.errors import UsageError
-from rag.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
+from rag.evaluation.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
+from rag.evaluation.significance import estimate
 from rag.metrics import exact_match, f1, normalize_answer
 from rag.pipeline import RAG, SELECTION, Answer
-from rag.significance import estimate
 from retriever.dense import Candidates
-from training.data import QAExample
 from training.estimation import stable_seed
-from training.self_retrieval import retrieve
+from training.questions.loading import QAExample
+from training.questions.self_retrieval import retrieve
 
 _Order = tuple[int, ...]
 _Draw = Callable[[str, int, int], list[_Order]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rag.significance import RESAMPLES, bootstrap_interval, paired_bootstrap, surest_p
+from rag.evaluation.significance import RESAMPLES, bootstrap_interval, paired_bootstrap, surest_p
 
 _ROWS_AT_A_TIME = 256
 

@@ -1,6 +1,6 @@
 """The laboratory: every claim about DRO and SelfAug, measured on an invented world with the pocket models.
 
-It is a sweep (`rag.sweep`) of these rows over a world of its own, and at the end the last row reads an encyclopedia of
+It is a sweep of these rows over a world of its own, and at the end the last row reads an encyclopedia of
 real facts:
 
 | row | what it is |
@@ -26,18 +26,18 @@ from typing import Any
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig, best_device
 from indexes import build_index
-from indexes.durable import only_writer
+from indexes.atomic_files import only_writer
+from indexes.cpu_features import fast_bfloat16
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
-from indexes.hardware import fast_bfloat16
-from indexes.passage_index import PassageIndex
-from indexes.pocket import POCKET
-from rag.encyclopedia import write
-from rag.evaluation import evaluate
-from rag.evaluation_file import evaluation_file
-from rag.recipes import Variant
-from rag.standings import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
-from rag.sweep import Row, Sweep, SweepSettings, WorldSettings
+from indexes.tiny_encoder import POCKET
+from rag.evaluation.evaluation import evaluate
+from rag.evaluation.evaluation_file import evaluation_file
+from rag.experiments.recipes import Variant
+from rag.experiments.sweep_results import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
+from rag.experiments.sweep_runner import Row, Sweep, SweepSettings, WorldSettings
+from rag.worlds.encyclopedia import write
 from retriever.selector import SelectorConfig
 from training import QAExample, load_examples
 from training.checkpoint import load_learned

@@ -1,4 +1,4 @@
-"""`rag demo`: the laboratory of `rag.lab` in three sizes, its table, its report, and some real facts at the end."""
+"""`rag demo`: the demo experiment in three sizes, its table, its report, and some real facts at the end."""
 
 import shutil
 import time
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.lab import LABELS, Lab, LabSettings
+from rag.experiments.demo_experiment import LABELS, Lab, LabSettings
+from rag.experiments.sweep_runner import SETTINGS_FILE
 from rag.report import write_report
-from rag.sweep import SETTINGS_FILE
 
 DEFAULT_OUTPUT = "rag-demo"
 FINISHED_FILE = "lab-finished"

@@ -1,6 +1,6 @@
 """What rows of a sweep or of the laboratory have in common: a table with intervals, paired tests, telling questions.
 
-A row is an evaluation file (`rag.evaluation`), what was measured of general abilities, and the records of its rounds.
+A row is an evaluation file (`evaluation`), what was measured of general abilities, and the records of its rounds.
 Everything is computed from those, question by question, so a comparison can be made again at any time.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag.comparison import adjusted, compare_evaluations, paired_row
-from rag.significance import bootstrap_interval
+from rag.evaluation.comparison import adjusted, compare_evaluations, paired_row
+from rag.evaluation.significance import bootstrap_interval
 
 BASE = "vanilla"
 UNMOVED = ("sft", "dro_no_selector")

@@ -35,26 +35,16 @@ from generator.chat import ChatConfig
 from generator.generator import GenerationConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
-from indexes.delimited import Quoting
-from indexes.durable import only_writer, read_json
+from indexes.atomic_files import only_writer, read_json
+from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
-from indexes.passage_index import PassageIndex
-from indexes.pocket import POCKET
-from rag.evaluation import answerable, evaluate
-from rag.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
-from rag.forgetting import ModelScores, forgetting_table, measure_forgetting, measure_model
-from rag.logs import set_up_logs
-from rag.pipeline import RAG, encoder_of
-from rag.pocket.abilities import Exercise, exercises
-from rag.pocket.domain import Domain, encyclopedia
-from rag.pocket.harbour import HARBOUR
-from rag.pocket.world import write_world
-from rag.probes import Probes
-from rag.recipes import RECIPES, Variant
-from rag.report import with_rows, write_report
-from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
-from rag.standings import (
+from indexes.records.delimited import Quoting
+from indexes.tiny_encoder import POCKET
+from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
+from rag.experiments.recipes import RECIPES, Variant
+from rag.experiments.sweep_results import (
     SAMPLES,
     RowResult,
     cells,
@@ -66,12 +56,22 @@ from rag.standings import (
     timeless,
     variant_name,
 )
-from rag.workers import Helpers, claim, forget_claims, leave_with_parent
+from rag.experiments.workers import Helpers, claim, forget_claims, leave_with_parent
+from rag.forgetting.general_tasks import Exercise, exercises
+from rag.forgetting.measurement import ModelScores, forgetting_table, measure_forgetting, measure_model
+from rag.forgetting.retention_tasks import Probes
+from rag.logs import set_up_logs
+from rag.pipeline import RAG, encoder_of
+from rag.report import with_rows, write_report
+from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
+from rag.worlds.domain import Domain, encyclopedia
+from rag.worlds.unseen_domain import HARBOUR
+from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
-from training.data import write_examples
-from training.fitting import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.loading import write_examples
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ _WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
-    """An invented world in place of files: see `rag.pocket.world`."""
+    """An invented world in place of files: see `rag.worlds.world`."""
 
     seed: int = 42
     domain: str = "harbour"
@@ -107,7 +107,7 @@ class SweepSettings:
     """What is compared, on which questions."""
 
     recipes: tuple[str, ...] = tuple(RECIPES)
-    """Names from `rag.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
+    """Names from `rag.experiments.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
     selfaug: bool = False
     """Also the SelfAug twin of each recipe whose generator learns."""
     seeds: tuple[int, ...] = (42,)
@@ -134,9 +134,9 @@ class SweepSettings:
     answerable_only: bool = True
     """Leave out training questions that no candidate answers."""
     ignore_identical_ids: bool | None = None
-    """As in `training.data.load_examples`, for the questions of all three files."""
+    """As in `training.questions.loading.load_examples`, for the questions of all three files."""
     quoting: Quoting = "auto"
-    """As in `training.data.load_examples`, for the questions of all three files."""
+    """As in `training.questions.loading.load_examples`, for the questions of all three files."""
 
     base: str = POCKET
     """Causal LM: Hub name, folder, or "pocket"."""
@@ -675,7 +675,7 @@ class Sweep:
 
     def _helpers(self) -> Helpers:
         told = {"quiet": not logger.isEnabledFor(logging.INFO), "progress": self.progress}
-        code = "import json, sys, rag.sweep; rag.sweep.help_out(sys.argv[1], **json.loads(sys.argv[2]))"
+        code = f"import json, sys; from {__name__} import help_out; help_out(sys.argv[1], **json.loads(sys.argv[2]))"
         missing = sum(not self.is_done(row) for row in self.rows)
         return Helpers(max(0, min(self.workers, missing) - 1), code, [str(self.folder), json.dumps(told)])
 

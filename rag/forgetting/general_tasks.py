@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rag.pocket.world import syllable
+from rag.worlds.world import syllable
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

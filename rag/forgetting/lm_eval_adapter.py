@@ -32,9 +32,9 @@ from generator.likelihood import Continuation, prefix_id, rolling_windows
 from generator.prompts import encode_document
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from rag.measures import Score, likelihoods
-from rag.probes import Probes
-from rag.ratios import Ratio
+from rag.evaluation.ratios import Ratio
+from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.task_scores import Score, likelihoods
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -25,13 +25,21 @@ from generator.chat import ChatConfig
 from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from indexes.errors import MismatchError, UsageError
-from rag.evaluation_file import bundle_digest, describe_base, write_json
+from rag.evaluation.evaluation_file import bundle_digest, describe_base, write_json
+from rag.evaluation.significance import holm
+from rag.forgetting.general_tasks import Exercise
+from rag.forgetting.retention_tasks import WHOLE, Probes
+from rag.forgetting.task_scores import (
+    Score,
+    check_lengths,
+    drifts,
+    measure_answers,
+    measure_drift,
+    measure_pairs,
+    measure_text,
+)
 from rag.hub import bundle_folder
-from rag.measures import Score, check_lengths, drifts, measure_answers, measure_drift, measure_pairs, measure_text
 from rag.pipeline import load_generator, load_language_model
-from rag.pocket.abilities import Exercise
-from rag.probes import WHOLE, Probes
-from rag.significance import holm
 
 FORMAT_VERSION = 1
 _FINDING = ("revision", "token", "cache_dir", "local_files_only")
@@ -169,7 +177,7 @@ def measure_model(
     for file in probes.drift:
         scores += measure_drift(generator, role, file, **common)
     if probes.harness:
-        from rag.harness import measure_harness
+        from rag.forgetting.lm_eval_adapter import measure_harness
 
         scores += measure_harness(generator, role, probes, progress=progress)
     base = _describe(generator.language_model)

@@ -29,10 +29,10 @@ from typing import Any, Generic, TypeVar
 import regex
 
 from indexes.errors import DataError, UsageError
-from indexes.formats import BrokenRow, Row, read_jsonl
-from indexes.question_files import check_unicode
-from indexes.segmentation import UNSPACED
-from indexes.whole_numbers import restored_rows
+from indexes.records.formats import BrokenRow, Row, read_jsonl
+from indexes.records.question_files import check_unicode
+from indexes.records.whole_numbers import restored_rows
+from indexes.word_segmentation import UNSPACED
 from rag.metrics import normalize_answer
 
 PROMPT_FIELDS = ("prompt", "question")

@@ -2,7 +2,7 @@
 
 | kind | metric | an item's part |
 |---|---|---|
-| answers | exact_match | 1 when the greedy reply is right (`rag.probes.Task.is_right`) |
+| answers | exact_match | 1 when the greedy reply is right (`rag.forgetting.retention_tasks.Task.is_right`) |
 | pairs | accuracy | 1 when log p(good) > log p(bad); a tie is 0 |
 | text | word_perplexity, byte_perplexity, bits_per_byte | -log p of the document, over its words or bytes |
 | drift | kl_drift | KL(base or tuned) per token of the prompt, nats |
@@ -10,7 +10,7 @@
 | | top1_agreement | share of tokens after which both find the same token the most probable |
 
 Words are what stands between white space, or the characters of a text in a script without any
-(`indexes.segmentation.word_count`), and bytes are those of UTF-8, so neither depends on the tokenizer: models with
+(`indexes.word_segmentation.word_count`), and bytes are those of UTF-8, so neither depends on the tokenizer: models with
 different ones can be compared, which a perplexity per token does not allow.
 
 Legend: N token positions, C of them at a time, H hidden size, V vocabulary.
@@ -37,12 +37,13 @@ from generator.likelihood import (
     rolling_windows,
     tokens_at_a_time,
 )
+from generator.padding import pad_right
 from generator.prompts import encode_document
-from generator.rows import pad_right
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError
-from indexes.segmentation import word_count
-from rag.probes import (
+from indexes.word_segmentation import word_count
+from rag.evaluation.ratios import Ratio
+from rag.forgetting.retention_tasks import (
     Item,
     ItemType,
     Pair,
@@ -55,7 +56,6 @@ from rag.probes import (
     read_texts,
     task_name,
 )
-from rag.ratios import Ratio
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def measure_answers(
         progress: Show a progress bar.
 
     Raises:
-        DataError: As `rag.probes.read_tasks`, or a prompt that does not fit the context.
+        DataError: As `rag.forgetting.retention_tasks.read_tasks`, or a prompt that does not fit the context.
     """
     items, prompts = _tasks(generator, file, max_new_tokens, on_error)
     model, config = generator.language_model, replace(generator.config, max_new_tokens=max_new_tokens, temperature=0.0)
@@ -154,7 +154,7 @@ def measure_pairs(
     """Ask which of two sentences `role` finds more probable, whole sentences behind the beginning of a sequence.
 
     Raises:
-        DataError: As `rag.probes.read_pairs`, or a sentence that does not fit the context; `on_error` as
+        DataError: As `read_pairs`, or a sentence that does not fit the context; `on_error` as
             `measure_answers`.
     """
     items, encoded = _pairs(generator, file, on_error)
@@ -179,7 +179,7 @@ def measure_text(
         progress: Show a progress bar.
 
     Raises:
-        DataError: As `rag.probes.read_texts`.
+        DataError: As `rag.forgetting.retention_tasks.read_texts`.
     """
     items = read_texts(file)
     nats = text_nats(
@@ -232,7 +232,7 @@ def measure_drift(
     """How far `role` is from the base on the tokens of prompts (chat turns) or plain text (its first window).
 
     Raises:
-        DataError: As `rag.probes.read_prompts`, or a prompt that does not fit the context; `on_error` as
+        DataError: As `read_prompts`, or a prompt that does not fit the context; `on_error` as
             `measure_answers`.
     """
     items, prompts = _prompts(generator, file, on_error)

@@ -1,7 +1,7 @@
 """What an index will take, before its encoder is loaded: `rag plan index`.
 
     sample of the corpus -> measure: pieces of the work, done for a fraction of a second each -> seconds
-    shapes and factory string -> formulas (indexes.factory, rag.plan) -------------------------> bytes
+    shapes and factory string -> formulas (faiss_factory, training_plan) -------------------------> bytes
 
 Whatever can be done with a few passages is done and timed here: they are read and written, cut, tokenised, put into a
 BM25 index; two layers like the encoder's, with random weights, read their batches; and 4,096 random vectors go into an
@@ -24,9 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexes.corpus import Passage
+from indexes.corpora.corpus import Passage
+from indexes.directory.shards import ROWS
 from indexes.errors import UsageError
-from indexes.factory import (
+from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words
+from indexes.tiny_encoder import encoder_path
+from indexes.vectors.faiss.faiss_factory import (
     build_bytes,
     bytes_per_vector,
     choose_factory,
@@ -36,21 +39,18 @@ from indexes.factory import (
     training_points,
     training_sample,
 )
-from indexes.memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words
-from indexes.pocket import encoder_path
-from indexes.shards import ROWS
-from rag.plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, duration
+from rag.planning.training_plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, duration
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from indexes.chunking import TextFormat
+    from indexes.corpora.chunking import TextFormat
 
 PROBED = 4096
 """Vectors that are put into an index of the kind, to see what one costs: a block of a build."""
 TOKENISING = 1.25
 """What an encoder's preparation of a batch takes over its tokenizer alone: padding, tensors, the order by length.
-Fitted to the encoding seconds that `python -m benchmarks.plan_index` prints for the pocket encoder."""
+Fitted to the encoding seconds that `python -m benchmarks.index_plan_accuracy` prints for the pocket encoder."""
 TOKEN_BYTES = 205
 """Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""
@@ -249,7 +249,7 @@ def _spelled(number: int) -> str:
 
 def _chunks(job: IndexJob, tokenizer: "Tokenizer | None", prompt: str) -> list[Passage]:
     """The sample as it is cut; by characters where the tokenizer is not there, or L is said."""
-    from indexes.chunking import Chunker
+    from indexes.corpora.chunking import Chunker
 
     if job.chunk_tokens is None:
         return list(job.sample)
@@ -313,8 +313,8 @@ def measure_passages(job: IndexJob) -> Measured:
 
 def _time_files(job: IndexJob, chunks: Sequence[Passage]) -> tuple[float, ...]:
     """Reading, writing, writing by rows, seconds; the files of reading and of the index, bytes; all for one chunk."""
-    from indexes.corpus import Corpus
-    from indexes.segments import write_passages
+    from indexes.corpora.corpus import Corpus
+    from indexes.directory.segments import write_passages
 
     with tempfile.TemporaryDirectory() as name:
         folder, source = Path(name), Path(name) / "sample.jsonl"
@@ -524,7 +524,7 @@ def _best_of(work: Callable[[], object], repeats: int, device: str = "cpu") -> f
 
 
 def _measure_words(chunks: Sequence[Passage]) -> Words:
-    from indexes.bm25_index import BM25Index
+    from indexes.vectors.bm25_index import BM25Index
 
     with tempfile.TemporaryDirectory() as name:
         half, whole = Path(name) / "half", Path(name) / "whole"
@@ -565,7 +565,7 @@ def measure_kind(factory: str, dimension: int) -> Kind:
 
 def _time_kind(factory: str, dimension: int) -> tuple[float, float]:
     """Seconds of training on, and of adding, one vector."""
-    from indexes.faiss_index import FaissIndex, raw_index
+    from indexes.vectors.faiss.faiss_index import FaissIndex, raw_index
 
     vectors_nd = _gathered(PROBED, dimension)
     # A part of an index that was looked at as a whole: alone it may give no vectors back, and need not.
@@ -578,7 +578,7 @@ def _time_kind(factory: str, dimension: int) -> tuple[float, float]:
 
 
 def _coarse_rate(dimension: int, lists: int) -> float:
-    from indexes.faiss_index import FaissIndex
+    from indexes.vectors.faiss.faiss_index import FaissIndex
 
     centroids = FaissIndex.build(_gathered(lists, dimension))
     vectors_nd = _gathered(PROBED, dimension, seed=1)
@@ -609,8 +609,8 @@ def layout(job: IndexJob, passages: int) -> Layout:
     Raises:
         UsageError: FAISS cannot make such an index at all.
     """
-    from indexes.builder import check_training, memory_beside, segment_rows
-    from indexes.faiss_index import FaissIndex
+    from indexes.directory.builder import check_training, memory_beside, segment_rows
+    from indexes.vectors.faiss.faiss_index import FaissIndex
 
     if job.milvus:
         name = "AUTOINDEX" if job.factory == "auto" else job.factory
@@ -654,7 +654,7 @@ def _points_for_codes(code: str, sample: int) -> int:
 def graph_growth(rows: int) -> float:
     """How much more a vector costs in a graph of so many than in the probe's: half as much again at each doubling.
 
-    Measured: 2.4 times at 8 times as many (`python -m benchmarks.plan_index --graph 32768`).
+    Measured: 2.4 times at 8 times as many (`python -m benchmarks.index_plan_accuracy --graph 32768`).
     """
     doublings = math.log2(rows / PROBED)
     return 1 + doublings / 2 if doublings > 0 else float(2 ** (doublings / 2))
@@ -809,7 +809,7 @@ def plan_index(job: IndexJob) -> dict[str, Any]:
     """
     import torch
 
-    from indexes.builder import build_index  # noqa: F401 - what a build loads, so that this process is as large
+    from indexes.directory.builder import build_index  # noqa: F401 - what a build loads, so that this process is as large
 
     available, process = host_memory()[1], resident_bytes()
     free = None if job.output is None else shutil.disk_usage(_existing(job.output)).free

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from indexes.memory import host_memory, resident_bytes
+from indexes.host_memory import host_memory, resident_bytes
 
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that the driver and the libraries take of a GPU before the first tensor."""
@@ -36,7 +36,7 @@ def measure(hidden: int, intermediate: int, vocabulary: int, dtype: str, device:
         hidden: Size of the model.
         intermediate: Of its feed-forward layers.
         vocabulary: Of its head.
-        dtype: A key of `training.memory.PRECISIONS`.
+        dtype: A key of `rag.planning.training_memory.PRECISIONS`.
         device: Where.
     """
     import torch

@@ -23,7 +23,7 @@ C tokens of a chunk of the KL, N passages, d dimension of the encoder, m permuta
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from training.cost import ModelShape, Question
+from rag.planning.flops import ModelShape, Question
 from training.losses import default_chunk_tokens
 
 FLOAT32 = 4

@@ -1,6 +1,6 @@
 """What a run will take, before anything is loaded: `rag plan`.
 
-Operations follow from `training.cost`, bytes from `training.memory`; seconds are operations over the rate at which this
+Operations follow from `flops`, bytes from `training_memory`; seconds are operations over the rate at which this
 machine multiplies matrices of the base's own sizes, measured in a fraction of a second, times a measured efficiency.
 """
 
@@ -15,15 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from generator.base_config import choose_context, stated_context, text_config
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
-from indexes.delimited import Quoting
 from indexes.errors import ResourceError, UsageError
-from indexes.pocket import encoder_path
+from indexes.records.delimited import Quoting
 from indexes.remote_code import code_refused, is_refusal
-from rag.machine import CUDA_CONTEXT, Machine, measure
-from rag.pocket import base_path
-from retriever.selector import SelectorConfig
-from training.config import DROConfig
-from training.cost import (
+from indexes.tiny_encoder import encoder_path
+from rag.planning.flops import (
     ModelShape,
     Question,
     causal_pairs,
@@ -33,7 +29,8 @@ from training.cost import (
     m_generator_flops,
     m_selector_flops,
 )
-from training.memory import (
+from rag.planning.machine import CUDA_CONTEXT, Machine, measure
+from rag.planning.training_memory import (
     PRECISIONS,
     Phase,
     adapter_bytes,
@@ -44,15 +41,19 @@ from training.memory import (
     m_selector_bytes,
     optimizer_bytes,
 )
+from rag.tiny_base import base_path
+from retriever.selector import SelectorConfig
+from training.config import DROConfig
 
 if TYPE_CHECKING:
-    from indexes.corpus import Passage
+    from indexes.corpora.corpus import Passage
 
 GIB = 2**30
 CHARACTERS_PER_TOKEN = 4
 """English under the vocabularies of current models; `--passage_tokens` and its like say it better."""
 EFFICIENCY = {"float32": 0.7, "mixed": 0.4, "bfloat16": 0.25}
-"""Share of the probe's rate that whole steps reach on a CPU, by dtype (`python -m benchmarks.plan`); the rest is norms,
+"""Share of the probe's rate that whole steps reach on a CPU, by dtype
+(`python -m benchmarks.training_plan_accuracy`); the rest is norms,
 activations, casts and attention's softmax, which narrow numbers make no faster."""
 UNMEASURED_EFFICIENCY = 0.4
 """The same elsewhere: an assumption."""
@@ -114,7 +115,7 @@ class Job:
     context: int
     """Tokens that the base reads."""
     dtype: str
-    """A key of `training.memory.PRECISIONS`."""
+    """A key of `rag.planning.training_memory.PRECISIONS`."""
     device: str
     config: DROConfig
     selector: SelectorConfig
@@ -330,8 +331,8 @@ def sample_passages(
     Raises:
         DataError: It cannot be read.
     """
-    from indexes.corpus import Corpus
-    from indexes.shards import evenly_spaced
+    from indexes.corpora.corpus import Corpus
+    from indexes.directory.shards import evenly_spaced
 
     path = Path(corpus)
     with tempfile.TemporaryDirectory() as folder:
@@ -348,7 +349,7 @@ def sample_passages(
 
 def count_index(index: str) -> tuple[int, int, int]:
     """Passages of an index, tokens of each, and the dimension of its vectors."""
-    from indexes.passage_index import PassageIndex
+    from indexes.directory.passage_index import PassageIndex
 
     opened = PassageIndex.open(index, verify="none")
     sample = opened.corpus.take(list(range(min(len(opened.corpus), SAMPLED_LINES))))
@@ -357,7 +358,7 @@ def count_index(index: str) -> tuple[int, int, int]:
 
 def count_questions(file: str, limit: int | None = None, *, quoting: Quoting = "auto") -> tuple[int, int, int]:
     """How many questions a file has, and how many tokens question and answer have."""
-    from training.data import load_examples
+    from training.questions.loading import load_examples
 
     examples = load_examples(file, require_answers=True, limit=limit, quoting=quoting)
     answers = (example.golden_answers[0] for example in examples)
@@ -543,7 +544,7 @@ def always(job: Job, process: int) -> dict[str, int]:
 
 def index_size(passages: int, dimension: int) -> int:
     """Bytes of the index that `factory="auto"` builds."""
-    from indexes.factory import bytes_per_vector, choose_factory, fixed_bytes
+    from indexes.vectors.faiss.faiss_factory import bytes_per_vector, choose_factory, fixed_bytes
 
     factory = choose_factory(passages, dimension)[0]
     return round(bytes_per_vector(factory, dimension) * passages) + fixed_bytes(factory, dimension)

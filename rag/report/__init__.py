@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from indexes.durable import write_file
+from indexes.atomic_files import write_file
 from indexes.errors import DataError
 from rag.report.comparison import render_comparison
 from rag.report.evaluation import render_evaluation

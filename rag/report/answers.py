@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from rag.report.names import Names, answered_by
 from rag.report.page import MISSING, decimal, escape
 from rag.report.values import finite, mappings, sequence

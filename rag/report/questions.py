@@ -6,7 +6,7 @@ A candidate's text stands once per question, however many pipelines read it.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from rag.report.answers import badge, verdict
 from rag.report.names import Names, answered_by
 from rag.report.page import MISSING, decimal, escape, left_out

@@ -8,7 +8,7 @@ lies between a line and the second ceiling the selector missed; what lies betwee
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from indexes.chunk_ids import gold_document
+from indexes.corpora.chunk_ids import gold_document
 from rag.report.charts import MANY, Chart, Point, Series, chart_figure
 from rag.report.curves import interval_switch
 from rag.report.names import Names, name_of
@@ -107,7 +107,7 @@ def ceilings_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Measured]:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    from rag.significance import bootstrap_interval  # it needs SciPy, and a page without rows does not
+    from rag.evaluation.significance import bootstrap_interval  # it needs SciPy, and a page without rows does not
 
     return sum(values) / len(values), bootstrap_interval(values)
 

@@ -1,12 +1,12 @@
 """The pocket models: a language model and an encoder small enough to be shipped inside the package.
 
 They make `rag demo` and the tests of the whole pipeline work without a model hub. The encoder is in
-`indexes/pocket`. How both were made is said in the model cards beside them; the scripts are in `examples/pocket/`.
+`indexes/tiny_encoder`. How both were made is said in their model cards; the scripts are in `examples/tiny_models/`.
 """
 
 from pathlib import Path
 
-from indexes.pocket import POCKET, embedded
+from indexes.tiny_encoder import POCKET, embedded
 
 
 def base_path(base: str | Path) -> str | Path:

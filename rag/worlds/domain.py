@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rag.encyclopedia.relations import RELATIONS, Relation
-from rag.encyclopedia.tables import KINDS, Kind, load_entities
+from rag.worlds.encyclopedia.entities import KINDS, Kind, load_entities
+from rag.worlds.encyclopedia.relations import RELATIONS, Relation
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,15 @@
 """A second domain for invented worlds, of which the pocket base has never read a word: ships, teams, remedies, firms.
 
-The pocket base was made on the wording of `rag.encyclopedia`, so a world in that wording leaves a generator nothing to
+The pocket base was made on the wording of `encyclopedia`, so a world in that wording leaves a generator nothing to
 learn. Here it finds a passage by its title as well as ever, and does not know which of the facts is asked for: what a
 model of general English meets in a company's own documents.
 
-Its statements and questions obey the rules of `rag.encyclopedia.relations`, and share no relation with it.
+Its statements and questions obey the rules of `rag.worlds.encyclopedia.relations`, and share no relation with it.
 """
 
-from rag.encyclopedia.relations import Relation
-from rag.encyclopedia.tables import Kind
-from rag.pocket.domain import Domain
+from rag.worlds.domain import Domain
+from rag.worlds.encyclopedia.entities import Kind
+from rag.worlds.encyclopedia.relations import Relation
 
 _KINDS = {
     "ships": Kind("ship", "vessel", "{subject} is often seen off the coast"),

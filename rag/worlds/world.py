@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexes.corpus import Passage
-from indexes.durable import write_text
+from indexes.atomic_files import write_text
+from indexes.corpora.corpus import Passage
 from indexes.errors import UsageError
-from rag.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
-from rag.encyclopedia.tables import Entity
-from rag.pocket.domain import Domain, encyclopedia
+from rag.worlds.domain import Domain, encyclopedia
+from rag.worlds.encyclopedia.entities import Entity
+from rag.worlds.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z".split()
 _CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st str th tr y".split()

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from indexes.corpus import Corpus
+from indexes.corpora.corpus import Corpus
+from indexes.directory.passage_index import PassageIndex
 from indexes.errors import DataError, UsageError
-from indexes.passage_index import PassageIndex
-from training.readers import QAExample
+from training.questions.readers import QAExample
 
 logger = logging.getLogger(__name__)
 

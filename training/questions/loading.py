@@ -21,9 +21,9 @@ All may be gzipped, and rows exported by `datasets` (Parquet, Arrow, JSONL, a sa
 the files they were made from. Container and format are recognised by content, never by a file's name. `answers` or
 `answer` may stand for `golden_answers`; `answer_aliases` and `aliases` are added to them, and so are the names that
 `id_aliases.json` beside a file of 2WikiMultihopQA has for its `answer_id`. A record's own `gold_ids` win over what
-its format says. The ids of passages that stand inside question files are those of `indexes.question_files`, so a
+its format says. The ids of passages that stand inside question files are those of `question_files`, so a
 corpus read from the same file holds them. Whole numbers that a missing neighbour made floats are whole numbers again
-(`indexes.whole_numbers`). docs/formats.md tells the odd parts.
+(`indexes.records.whole_numbers`). docs/formats.md tells the odd parts.
 """
 
 import gzip
@@ -39,12 +39,12 @@ from typing import IO, Any, Literal, NamedTuple
 
 import datasets
 
-from indexes.delimited import Quoting
-from indexes.durable import write_file
+from indexes.atomic_files import write_file
 from indexes.errors import DataError, UsageError
-from indexes.whole_numbers import WholeNumbers
-from training.containers import BrokenRecord, Record, Records, open_records
-from training.readers import (
+from indexes.records.containers import BrokenRecord, Record, Records, open_records
+from indexes.records.delimited import Quoting
+from indexes.records.whole_numbers import WholeNumbers
+from training.questions.readers import (
     ALIASES_FILE,
     DRO_FIELDS,
     NUMBER_NAMES,
@@ -269,7 +269,7 @@ class _Skipped:
 
 
 def _restored(read: Callable[[], Records]) -> Records:
-    """The records with whole numbers where floats stand for them; see `indexes.whole_numbers`."""
+    """The records with whole numbers where floats stand for them; see `indexes.records.whole_numbers`."""
     numbers = WholeNumbers(lambda: (r.fields for r in read() if isinstance(r, Record)), NUMBER_NAMES)
     for record in read():
         if isinstance(record, BrokenRecord):

@@ -1,7 +1,7 @@
 """A record of a question file becomes a `QAExample`: one small reader for each format, one table of them.
 
 The first record of a file decides which format it has. What a record is called and where it stands comes from
-`training.containers`; where its passages stand, and what their ids are, from `indexes.question_files`.
+`indexes.records.containers`; where its passages stand, and what their ids are, from `indexes.records.question_files`.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from indexes.errors import DataError
-from indexes.formats import DPR_FIELDS
-from indexes.question_files import check_unicode, gold_passages, listed, mapping, records
-from indexes.whole_numbers import ID_NAMES
-from training.containers import Record, numbered_lines
-from training.literals import written_list
+from indexes.records.answer_lists import written_list
+from indexes.records.containers import Record, numbered_lines
+from indexes.records.formats import DPR_FIELDS
+from indexes.records.question_files import check_unicode, gold_passages, listed, mapping, records
+from indexes.records.whole_numbers import ID_NAMES
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ run, where one of the k is then lacking. Here every retriever finds k others.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from indexes.corpus import Corpus
-from indexes.passage_index import PassageIndex
+from indexes.corpora.corpus import Corpus
+from indexes.directory.passage_index import PassageIndex
 from retriever.dense import Candidates, Retriever
-from training.readers import QAExample
+from training.questions.readers import QAExample
 
 
 class IdenticalIds(NamedTuple):

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 from functools import cache
 
 from indexes.errors import UsageError
-from indexes.faiss_kinds import Scores, Storage, Vectors, is_coarse, refused_in_refine, storage_row, transform_row
-from indexes.milvus_kinds import milvus_kind
+from indexes.vectors.faiss.faiss_kinds import (
+    Scores,
+    Storage,
+    Vectors,
+    is_coarse,
+    refused_in_refine,
+    storage_row,
+    transform_row,
+)
+from indexes.vectors.milvus_kinds import milvus_kind
 
 EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
 
@@ -23,7 +31,7 @@ _SCAN_BLOCK = 32
 # Per vector of a graph: its level and where its links begin.
 _GRAPH_RECORD = 4 + 8
 _LINK = 4
-# Arrays grow by being copied into larger ones, so that for a while both are there (measured, tests/test_factory.py).
+# Arrays grow by being copied into larger ones, so that for a while both are there (tests/test_faiss_factory.py).
 _GROWTH = 1.75
 
 # k-means is well fed with this many points per centroid; more only takes longer.
@@ -67,7 +75,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Properties:
-    """What an index of a factory string does, put together from the rows of `indexes.faiss_kinds`.
+    """What an index of a factory string does, put together from the rows of `indexes.vectors.faiss.faiss_kinds`.
 
     Of an untested kind nothing good is assumed.
     """
@@ -488,7 +496,7 @@ def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
         ("HNSW32", f"a graph finds neighbours fast (up to {_GRAPH_LIMIT:,})"),
         (f"IVF{lists},PQ{parts}x4fs,Refine(SQ8)", f"{clusters} (4 sqrt(n)), the best scored again at 8 bits"),
         (f"IVF{lists},PQ{parts}x4fs", f"{clusters}, not scored again"),
-        # RaBitQ is as small, but its scores are not those of the vectors that it gives back (indexes.faiss_kinds).
+        # RaBitQ is as small, but its scores are not those of the vectors that it gives back (faiss_kinds).
         (f"IVF{lists},EDEN", f"{lists:,} clusters of one bit for each dimension"),
         ("EDEN", "one bit for each dimension"),
     ]

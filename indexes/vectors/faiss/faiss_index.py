@@ -26,12 +26,12 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 from numpy.typing import ArrayLike, NDArray
 
+from indexes.cpu_features import fast_bfloat16
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.factory import EXAMPLES, Properties, parse, properties, refusal, training_points
-from indexes.faiss_kinds import storage_row
-from indexes.hardware import fast_bfloat16
-from indexes.screening import Screen
-from indexes.vectors import best_first, checked_matrix
+from indexes.vectors.bf16_prefilter import Screen
+from indexes.vectors.faiss.faiss_factory import EXAMPLES, Properties, parse, properties, refusal, training_points
+from indexes.vectors.faiss.faiss_kinds import storage_row
+from indexes.vectors.vector_store import best_first, checked_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class FaissIndex:
             dimension: d.
             factory: FAISS's description of the index, such as "Flat" or "IVF1024,PQ48x4fs,RFlat".
             seed: Of the clustering that some kinds need.
-            allow_untested: Also make kinds that are not in `indexes.faiss_kinds`, whose results nobody has compared.
+            allow_untested: Also make kinds that are not in `faiss_kinds`, whose results nobody has compared.
 
         Raises:
             UsageError: The factory string is not valid, or not for this dimension, the inner product or getting
@@ -219,7 +219,7 @@ class FaissIndex:
 
     @property
     def properties(self) -> Properties:
-        """What this kind of index does (`indexes.faiss_kinds`)."""
+        """What this kind of index does (`indexes.vectors.faiss.faiss_kinds`)."""
         return properties(self._factory)
 
     def __len__(self) -> int:
@@ -229,7 +229,7 @@ class FaissIndex:
         """Learn what this kind of index needs (clusters, codes, rotations, ranges); other kinds ignore it.
 
         Args:
-            vectors: float32 [n, d], a sample of what will be added (`indexes.factory.training_sample` says how many).
+            vectors: float32 [n, d], a sample of what will be added (`training_sample` says how many).
 
         Raises:
             UsageError: There are too few vectors.
@@ -283,7 +283,7 @@ class FaissIndex:
                 the graph that finds lists, `k_factor_rf` of a refined index, `qb` of RaBitQ (bits of a query). What
                 is not named stays as in `self.parameters`.
             batch_size: How many queries are read at once.
-            screen: Look for candidates in bfloat16 first (`indexes.screening`), in a "Flat" index: the same results,
+            screen: Look for candidates in bfloat16 first (`bf16_prefilter`), in a "Flat" index: the same results,
                 since what the first look cannot prove is searched by FAISS. It keeps a copy of the vectors, 2 d bytes
                 each, from the first such search on. None does it where it is faster: on CPUs that multiply in bfloat16,
                 for many queries and vectors that are not memory-mapped.
@@ -477,7 +477,7 @@ def raw_index(dimension: int, factory: str, *, seed: int = 0) -> Any:
 
 
 def _unfit(index: Any, factory: str) -> str:
-    """What is wrong with an index itself, beside what `indexes.faiss_kinds` says of its kind; "" when nothing is."""
+    """What is wrong with an index itself, beside what `faiss_kinds` says of its kind; "" when nothing is."""
     if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
         return "maps ids, which are rows here"
     if any(layer.metric_type != faiss.METRIC_INNER_PRODUCT for layer in _layers(index)):

@@ -4,7 +4,7 @@ The fact tables are the TSV files beside this one; `relations` holds the wording
 `render` turns both into a corpus and question files.
 """
 
-from rag.encyclopedia.relations import RELATIONS, Relation
-from rag.encyclopedia.render import PassageRow, QuestionRow, passages, questions, write
+from rag.worlds.encyclopedia.relations import RELATIONS, Relation
+from rag.worlds.encyclopedia.render import PassageRow, QuestionRow, passages, questions, write
 
 __all__ = ["RELATIONS", "PassageRow", "QuestionRow", "Relation", "passages", "questions", "write"]

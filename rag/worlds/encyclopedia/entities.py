@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 
-from rag.encyclopedia.relations import RELATIONS, Relation
+from rag.worlds.encyclopedia.relations import RELATIONS, Relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def load_aliases() -> dict[str, tuple[str, ...]]:
 
 
 def _rows(table: str) -> Iterator[dict[str, str]]:
-    text = resources.files("rag.encyclopedia").joinpath(f"{table}.tsv").read_text(encoding="utf-8")
+    text = resources.files("rag.worlds.encyclopedia").joinpath(f"{table}.tsv").read_text(encoding="utf-8")
     # QUOTE_NONE: a quotation mark in a name is a character like any other.
     yield from csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
 

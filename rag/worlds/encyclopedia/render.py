@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from indexes.durable import write_text
+from indexes.atomic_files import write_text
 from indexes.errors import UsageError
-from rag.encyclopedia.relations import RELATIONS, Relation
-from rag.encyclopedia.tables import Entity, ascii_spelling, load_aliases, load_entities, without_article
+from rag.worlds.encyclopedia.entities import Entity, ascii_spelling, load_aliases, load_entities, without_article
+from rag.worlds.encyclopedia.relations import RELATIONS, Relation
 
 Split = Literal["train", "dev"]
 

@@ -1,0 +1,1 @@
+"""Vector stores and the lexical index: FAISS, Milvus and BM25."""

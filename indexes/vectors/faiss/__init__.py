@@ -1,0 +1,1 @@
+"""Vectors in a FAISS index, described by a factory string."""

@@ -1,0 +1,1 @@
+"""Answer modes: how an answer is produced from the selected passages."""

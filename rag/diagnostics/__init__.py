@@ -1,0 +1,1 @@
+"""Diagnostics: checks of the installation, and inspection of prompts, permutations and batches."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics over questions, intervals, paired tests, order bias and attribution."""

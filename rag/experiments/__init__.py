@@ -1,0 +1,1 @@
+"""Experiments: recipes (training methods), sweeps over them, and the demo experiment."""

@@ -1,0 +1,1 @@
+"""Forgetting: what fine-tuning changed in the general abilities of a base model."""

@@ -1,0 +1,1 @@
+"""Question files: reading them, checking their gold ids, and which questions fit the context of a model."""
