@@ -22,12 +22,12 @@ from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_mo
 from generator import language_model
 from generator.generator import GenerationConfig
 from generator.language_model import AdapterConfig
-from indexes.builder import build_index
-from indexes.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus, Passage
+from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
-from rag.sweep import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep, SweepSettings
 from retriever.selector import SelectorConfig
-from training.data import QAExample, write_examples
+from training.questions.loading import QAExample, write_examples
 
 HERE = Path(__file__).parent
 FROZEN = ("dro_selfaug", "sft", "rag_sequence", "evaluation", "sweep", "index_flat", "index_trained")
