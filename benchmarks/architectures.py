@@ -29,13 +29,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
 from indexes.corpora.corpus import Corpus, Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import RAGError
-from indexes.tiny_encoder import POCKET
+from indexes.tiny_encoder import TINY as TINY_MODEL
 from rag.pipeline import RAG, base_weights
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
@@ -154,7 +154,7 @@ def _tiny(made: Any) -> dict[str, Any]:
     plain = made()
     known = {*plain.to_dict(), *getattr(plain, "attribute_map", {})}
     named = plain.attribute_map if hasattr(plain, "attribute_map") else {}
-    vocabulary = len(AutoTokenizer.from_pretrained(base_path(POCKET)))
+    vocabulary = len(AutoTokenizer.from_pretrained(base_path(TINY_MODEL)))
     wanted = {**TINY, "vocab_size": vocabulary}
     settings = {name: value for name, value in wanted.items() if name in known and name not in named}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -173,14 +173,14 @@ def _tiny(made: Any) -> dict[str, Any]:
 
 
 def build(kind: str, folder: Path) -> Any:
-    """Write a random model of this architecture with the pocket tokenizer; returns its class name."""
+    """Write a random model of this architecture with the tiny tokenizer; returns its class name."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > 20_000_000:
         raise ValueError(f"{parameters / 1e6:.0f} million parameters are not tiny")
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base_path(POCKET)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base_path(TINY_MODEL)).save_pretrained(folder)
     return model
 
 
@@ -190,7 +190,7 @@ def pipeline(index: Any, base: Path) -> RAG:
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=4),
+        generation=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype="float32",
         device="cpu",
@@ -261,7 +261,7 @@ def check_rows(rag: RAG) -> None:
                 reply = [int(ids[z_K[0]]), *selector.separator_ids]
                 row = torch.tensor([selector.prompt_ids(one) + reply])
                 hidden_TH = model.hidden(row, None)[0]
-                lm_Kn = model.head_rows(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
+                lm_Kn = model.logits_for_positions(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
                 logits_Kn = selector._pool(lm_Kn, selector._prior_scores(one, len(one)))
                 second_n = logits_Kn[1].clone()
                 second_n[z_K[0]] = -torch.inf
@@ -272,7 +272,9 @@ def check_rows(rag: RAG) -> None:
 
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
-    config = DROConfig(output_dir=str(folder), rounds=1, num_samples=2, warm_up_epochs=0, oversampling=1)
+    config = DROConfig(
+        output_dir=str(folder), rounds=1, num_permutations=2, supervised_epochs=0, proposals_per_sample=1
+    )
     DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"
@@ -287,7 +289,7 @@ def run_all(kinds: Sequence[str], *, seconds: int = SECONDS) -> Iterator[Result]
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         build_index(
-            Corpus.from_passages(PASSAGES), Encoder.from_pretrained(POCKET, device="cpu"), index, progress=False
+            Corpus.from_passages(PASSAGES), Encoder.from_pretrained(TINY_MODEL, device="cpu"), index, progress=False
         )
         for kind in kinds:
             yield _in_a_process(kind, index, Path(folder), seconds)

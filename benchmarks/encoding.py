@@ -42,14 +42,14 @@ def encoders(device: str, *dtypes: str) -> list[Encoder]:
 
 
 def random_encoder(folder: Path) -> str:
-    """Where random weights of the shape of all-MiniLM-L6-v2 are, with the tokenizer of the pocket base."""
+    """Where random weights of the shape of all-MiniLM-L6-v2 are, with the tokenizer of the tiny base."""
     config = BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, initializer_range=0.1
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "bert")
-    pocket = Path(__file__).parents[1] / "rag" / "tiny_base" / "base"
-    AutoTokenizer.from_pretrained(pocket, model_max_length=512).save_pretrained(folder / "bert")
+    tiny = Path(__file__).parents[1] / "rag" / "tiny_base" / "base"
+    AutoTokenizer.from_pretrained(tiny, model_max_length=512).save_pretrained(folder / "bert")
     transformer = Transformer(str(folder / "bert"))
     pooled = SentenceTransformer(modules=[transformer, Pooling(384, "mean")], device="cpu")
     pooled.save_pretrained(str(folder / "st"), create_model_card=False)

@@ -164,7 +164,7 @@ class Problem:
     logits_Pn: Tensor
     log_p_N: Tensor
     log_likelihood_N: Tensor
-    alone_n: Tensor
+    single_passage_log_likelihood_n: Tensor
     """Log-likelihood of each candidate alone, as the guide sees it."""
 
     @classmethod
@@ -178,10 +178,16 @@ class Problem:
             prob_Pn.index_add_(0, nodes_N * n + choices_N, prob_N)
         logits_Pn = prob_Pn.view(P, n).clamp_min(1e-300).log().float()
         found = exact.candidates
-        alone_n = rag.generator.log_probs(
+        single_passage_log_likelihood_n = rag.generator.log_probs(
             [rag.generator.row(found.question, [p], exact.answer) for p in found.passages]
         )
-        return cls(tree, logits_Pn, tree.log_prob(logits_Pn), exact.log_likelihood_m.float(), alone_n.float())
+        return cls(
+            tree,
+            logits_Pn,
+            tree.log_prob(logits_Pn),
+            exact.log_likelihood_m.float(),
+            single_passage_log_likelihood_n.float(),
+        )
 
     @classmethod
     def drawn(cls, tree: Tree, sharpness: float, scale: float, seed: int) -> "Problem":
@@ -195,8 +201,8 @@ class Problem:
         place_K = torch.linspace(1.0, 0.6, k)
         read_N = (useful_n[tree.leaves_NK] * place_K).sum(-1)
         likelihood_N = scale * (read_N + 0.15 * torch.randn(len(read_N), generator=generator))
-        alone_n = scale * (useful_n + 0.15 * torch.randn(n, generator=generator))
-        return cls(tree, logits_Pn, tree.log_prob(logits_Pn), likelihood_N, alone_n)
+        single_passage_log_likelihood_n = scale * (useful_n + 0.15 * torch.randn(n, generator=generator))
+        return cls(tree, logits_Pn, tree.log_prob(logits_Pn), likelihood_N, single_passage_log_likelihood_n)
 
     def errors(self, weights_RN: Tensor, baseline_RN: Tensor | None) -> Tensor:
         """Squared error of the posterior, squared bias and variance of the gradient: `[3]`."""
@@ -266,7 +272,7 @@ def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -
 
 
 def _guided_log_q(problem: Problem) -> Tensor:
-    guide_n = GAMMA * problem.alone_n
+    guide_n = GAMMA * problem.single_passage_log_likelihood_n
     leaves_CN = torch.stack([problem.log_p_N, problem.log_p_N, problem.tree.log_prob(problem.logits_Pn + guide_n)])
     return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
 
@@ -295,7 +301,7 @@ def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.
 def _oversampled(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """8 m different permutations `[R, M]`, their log p_s - log q, and what their candidates say alone `[R, M, F]`."""
     index_RM, log_q_RM = _different(problem.log_p_N, min(8 * m, len(problem.log_p_N) - 1), repeats, generator)
-    said = features(problem.alone_n, problem.tree.leaves_NK[index_RM])
+    said = features(problem.single_passage_log_likelihood_n, problem.tree.leaves_NK[index_RM])
     return index_RM, (problem.log_p_N[index_RM] - log_q_RM).float(), said
 
 
@@ -303,7 +309,7 @@ def _at_same_cost(method: Method) -> Method:
     """Paying for the n rows of one passage with permutations of K."""
 
     def paid(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
-        n, k = len(problems[0].alone_n), problems[0].tree.leaves_NK.shape[1]
+        n, k = len(problems[0].single_passage_log_likelihood_n), problems[0].tree.leaves_NK.shape[1]
         return method(problems, max(m - math.ceil(n / k), 1), repeats, generator)
 
     return paid

@@ -36,9 +36,9 @@ from training.config import DROConfig
 from training.maximization import JointModel
 
 TOLERANCE = 0.15
-PLAIN = Question(num_candidates=20, num_selected=5, num_samples=8, prompt=640, row=256, answer=8)
+PLAIN = Question(num_candidates=20, num_selected=5, num_permutations=8, prompt=640, row=256, answer=8)
 SWEEPS: dict[str, tuple[str, list[int]]] = {
-    "m": ("num_samples", [1, 4, 8, 16]),
+    "m": ("num_permutations", [1, 4, 8, 16]),
     "n": ("num_candidates", [5, 10, 20, 40]),
     "V": ("vocabulary", [4096, 16384, 65536]),
     "prompt": ("prompt", [320, 640, 1280, 2560]),
@@ -136,7 +136,7 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
         row=question.row - question.answer,
     )
     question = replace(question, choice=1 + len(p.selector.separator_ids))
-    for name, run in steps(p, question.num_samples).items():
+    for name, run in steps(p, question.num_permutations).items():
         if name in names:
             run()
             taken = statistics.median(seconds(run, "cpu") for _ in range(repeats))
@@ -149,9 +149,9 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
 
 def unseen(name: str, shape: ModelShape, q: Question) -> float:
     """Operations on the pairs that torch counts and nobody attends to: above the diagonal, and between replies."""
-    prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_samples * q.row * (q.row - 1) / 2
-    written, steps = q.num_samples * q.choice, q.num_selected - 1
-    seen = q.num_samples * causal_pairs([q.reply])  # by each reply of itself: that is in the formula
+    prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_permutations * q.row * (q.row - 1) / 2
+    written, steps = q.num_permutations * q.choice, q.num_selected - 1
+    seen = q.num_permutations * causal_pairs([q.reply])  # by each reply of itself: that is in the formula
     pairs = {
         "E-sample": prompt + written**2 * steps * (steps + 1) / 2 - seen,
         "E-score": rows,

@@ -4,7 +4,7 @@
     python -m benchmarks.index_plan_accuracy --graph 131072   # how the cost of a vector in a graph grows
 
 Every prediction and every build is a process of its own on one thread. Invented passages of 60 words go through the
-pocket encoder, so that it is the index that takes the time, and passages of 2WikiMultihopQA in RAG_DATA (default
+tiny encoder, so that it is the index that takes the time, and passages of 2WikiMultihopQA in RAG_DATA (default
 ../shared/data) through the encoder in RAG_ENCODER (default ../shared/models/all-MiniLM-L6-v2). Seconds are those of the
 processor, so that others on the machine do not count; memory is the high-water mark of the process (VmHWM), mapped
 files included; bytes on the disk are the sum of all files, looked at every 20 ms while the index is built.
@@ -41,12 +41,12 @@ class Case:
 
 
 CASES = [
-    Case("pocket", 20_000, "Flat", ("--bm25",)),
-    Case("pocket", 20_000, "HNSW32"),
-    Case("pocket", 50_000, "HNSW32", ("--max_memory", "960MB")),
-    Case("pocket", 20_000, "IVF512,PQ24x4fs,Refine(SQ8)"),
-    Case("pocket", 50_000, "IVF1024,PQ24x4fs,Refine(SQ8)", ("--bm25",)),
-    Case("pocket", 50_000, "IVF1024,RaBitQ"),
+    Case("tiny", 20_000, "Flat", ("--bm25",)),
+    Case("tiny", 20_000, "HNSW32"),
+    Case("tiny", 50_000, "HNSW32", ("--max_memory", "960MB")),
+    Case("tiny", 20_000, "IVF512,PQ24x4fs,Refine(SQ8)"),
+    Case("tiny", 50_000, "IVF1024,PQ24x4fs,Refine(SQ8)", ("--bm25",)),
+    Case("tiny", 50_000, "IVF1024,RaBitQ"),
     Case("2wiki", 1_000, "HNSW32", ("--bm25",)),
     Case("2wiki", 1_000, "Flat", ("--dtype", "mixed")),
     Case("2wiki", 1_000, "Flat", ("--chunk_tokens", "48")),
@@ -93,9 +93,9 @@ def compare(case: Case) -> dict[str, Any]:
 def sources(case: Case, folder: Path) -> tuple[Path, str]:
     """The corpus, written to a folder, and its encoder."""
     corpus = folder / "corpus.jsonl"
-    if case.encoder == "pocket":
+    if case.encoder == "tiny":
         rows: Any = invented(case.passages)
-        encoder = "pocket"
+        encoder = "tiny"
     else:
         from indexes import Corpus
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from indexes import Passage, PassageIndex
 from rag import RAG
 from rag.evaluation.significance import paired_bootstrap
-from rag.tiny_base import POCKET
+from rag.tiny_base import TINY
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples, retrieve
 from training.estimation import EStep, Posterior
@@ -58,7 +58,7 @@ def main() -> None:
             rag = RAG.create(
                 index=index,
                 encoder=encoder,
-                base=POCKET,
+                base=TINY,
                 selector=SelectorConfig(num_candidates=args.candidates, num_selected=args.selected),
             )
             before = recalls(rag.retriever, test)
@@ -87,11 +87,11 @@ def learn(rag: RAG, examples: Sequence[QAExample], objective: str, seed: int, ar
     """Rounds of an E-step and one pass over its posteriors."""
     config = DROConfig(
         output_dir="unused",
-        num_samples=args.samples,
+        num_permutations=args.samples,
         replacement=False,
-        oversampling=1,
+        proposals_per_sample=1,
         candidate_pool=args.pool or None,
-        questions_per_batch=64,
+        e_step_batch_size=64,
         seed=seed,
     )
     reader: Any = GoldReader(examples, args.utility)

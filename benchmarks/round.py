@@ -26,7 +26,7 @@ from training.estimation import EStep
 from training.maximization import JointModel, MStepTrainer
 
 M, PROMPT, ROW = 8, 640, 248
-AS_THE_PAPER: dict[str, Any] = {"num_samples": M, "replacement": True, "oversampling": 1}
+AS_THE_PAPER: dict[str, Any] = {"num_permutations": M, "replacement": True, "proposals_per_sample": 1}
 RATE = 1e-4
 
 
@@ -57,10 +57,10 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
 def our_round(p: Pipeline, settings: dict[str, Any]) -> int:
     """The number of questions learned from."""
     with tempfile.TemporaryDirectory() as folder:
-        config = DROConfig(output_dir=folder, learning_rate=RATE, fit_pooling=False, **settings)
+        config = DROConfig(output_dir=folder, learning_rate=RATE, fit_prior_weights=False, **settings)
         found = EStep(p.retriever, p.selector, p.generator, config)(p.examples, round=1)
         joint = JointModel(p.selector, p.generator, config)
-        trainer = MStepTrainer(joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.num_samples)
+        trainer = MStepTrainer(joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.num_permutations)
         trainer.train()
         return trainer.total_questions
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.generator import AnswerRow, DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.corpus import Passage
@@ -76,14 +76,14 @@ def qwen_seven_billion() -> PretrainedConfig:
     return decoder(Qwen2Config, 152064, 3584, 18944, 28, 28, 4, context=32768, tied=False)
 
 
-def pocket() -> PretrainedConfig:
+def tiny_base() -> PretrainedConfig:
     """The embedded base."""
     return AutoConfig.from_pretrained(Path(__file__).parents[1] / "rag" / "tiny_base" / "base")
 
 
 CONFIGS = {
     "tiny": tiny,
-    "pocket": pocket,
+    "tiny-base": tiny_base,
     "qwen2.5-0.5b": qwen_half_billion,
     "qwen2.5-7b": qwen_seven_billion,
     "7b": qwen_seven_billion,
@@ -230,7 +230,7 @@ def pipeline(
     with torch.no_grad():
         selector.prior.gate.fill_(0.5)
     generator = Generator(
-        model, prompt=RandomAnswerPrompt(length=row, selected=K), config=GenerationConfig(max_new_tokens=24)
+        model, prompt=RandomAnswerPrompt(length=row, selected=K), config=DecodingConfig(max_new_tokens=24)
     )
     examples = [QAExample(f"q{i}", c.question, (answer,), ()) for i, c in enumerate(found)]
     return Pipeline(model, retriever, selector, generator, found, examples)

@@ -271,7 +271,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[Opt
     """Options of a benchmark, and whether JSON is wanted."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--shape", help='only cases of this shape: "tiny", "qwen2.5-0.5b", "qwen2.5-7b", "pocket"')
+    parser.add_argument("--shape", help='only cases of this shape: "tiny", "qwen2.5-0.5b", "qwen2.5-7b", "tiny-base"')
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of the table")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, three pairs instead of five")
     parser.add_argument("--repeats", type=int, help="pairs that count")

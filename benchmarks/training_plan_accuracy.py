@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_plan_accuracy [--quick] [--json FILE]
 
-Every case is a process of its own: a base with random weights, an index by the pocket encoder, and the library's own
+Every case is a process of its own: a base with random weights, an index by the tiny encoder, and the library's own
 `EStep`, `JointModel` and `MStepTrainer` on two questions with short passages, on one thread. Prompt lengths are taken
 from the run, so that formulas are judged and not the guess of four characters per token. Peak memory is the high-water
 mark of the process (VmHWM, set back before each phase), seconds are those of the processor; on a GPU memory is torch's
@@ -54,13 +54,13 @@ class Case:
 
     shape: str
     dtype: str
-    num_samples: int
+    num_permutations: int
     checkpointing: bool
     device: str = "cpu"
 
     def __str__(self) -> str:
         kept = "checkpointing" if self.checkpointing else "all kept"
-        return f"{self.shape} {self.dtype} m={self.num_samples} {kept}"
+        return f"{self.shape} {self.dtype} m={self.num_permutations} {kept}"
 
 
 def main() -> None:
@@ -132,10 +132,10 @@ def run(case: Case) -> dict[str, Any]:
         selector, generator = _pipeline(case, retriever)
         config = DROConfig(
             output_dir=folder,
-            num_samples=case.num_samples,
+            num_permutations=case.num_permutations,
             gradient_checkpointing=case.checkpointing,
             gradient_accumulation_steps=1,
-            questions_per_batch=QUESTIONS,
+            e_step_batch_size=QUESTIONS,
         )
         examples = _examples()
         job = _job(case, config, selector, generator, examples[0])
@@ -143,7 +143,9 @@ def run(case: Case) -> dict[str, Any]:
         e_step = EStep(retriever, selector, generator, config)
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
-        trainer = MStepTrainer(model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.num_samples)
+        trainer = MStepTrainer(
+            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.num_permutations
+        )
 
         def train() -> None:
             with model.language_model.gradient_checkpointing(case.checkpointing):
@@ -162,7 +164,7 @@ def _retriever(folder: Path) -> Any:
 
     words = WORDS.split()
     texts = [" ".join(words[(i + j) % len(words)] for j in range(10)) for i in range(40)]
-    encoder = Encoder.from_pretrained("pocket", device="cpu")
+    encoder = Encoder.from_pretrained("tiny", device="cpu")
     corpus = Corpus.from_passages([Passage(str(i), "", text) for i, text in enumerate(texts)])
     return DenseRetriever(build_index(corpus, encoder, folder / "index", progress=False), encoder)
 
@@ -186,7 +188,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=4096, tie_word_embeddings=True)
     dtype = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
     base = AutoModelForCausalLM.from_config(config, dtype=dtype).to(case.device)
-    model = LanguageModel(base, AutoTokenizer.from_pretrained(base_path("pocket")))
+    model = LanguageModel(base, AutoTokenizer.from_pretrained(base_path("tiny")))
     model.mixed = case.dtype == "mixed"
     retriever.adapter.to(model.device)
     selector = Selector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
@@ -235,7 +237,7 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
         selector=selector.config,
         encoder=EncoderShape(dimension=256),
         texts=Texts(passages=40, passage_tokens=0, questions=QUESTIONS),
-        question=Question(n, K, case.num_samples, prompt, len(row.input_ids), len(row.answer_ids), choice),
+        question=Question(n, K, case.num_permutations, prompt, len(row.input_ids), len(row.answer_ids), choice),
         alone_row=len(alone.input_ids),
     )
 

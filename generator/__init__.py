@@ -7,7 +7,7 @@ import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before to
 
 if TYPE_CHECKING:
     from generator.chat import Chat, ChatConfig
-    from generator.generator import GenerationConfig, Generator
+    from generator.generator import DecodingConfig, Generator
     from generator.language_model import AdapterConfig, LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
 
@@ -16,7 +16,7 @@ _EXPORTS = {
     "AnswerPrompt": "generator.prompts",
     "Chat": "generator.chat",
     "ChatConfig": "generator.chat",
-    "GenerationConfig": "generator.generator",
+    "DecodingConfig": "generator.generator",
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",
@@ -28,7 +28,7 @@ __all__ = [
     "AnswerPrompt",
     "Chat",
     "ChatConfig",
-    "GenerationConfig",
+    "DecodingConfig",
     "Generator",
     "Identifiers",
     "LanguageModel",

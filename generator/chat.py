@@ -282,7 +282,7 @@ class Chat:
         names = sorted((name for name in found if len(name) > 1 and not name.isspace()), key=lambda n: (-len(n), n))
         return re.compile("|".join(map(re.escape, names)) or "(?!)")  # (?!) matches nothing
 
-    def defuse(self, text: str) -> str:
+    def escape_special_tokens(self, text: str) -> str:
         """`text` with the names of control tokens broken by a space, so that a document cannot end the user's turn."""
         for _ in range(2):  # the second time for a name inside a longer one
             text = self._names.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)

@@ -12,15 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig as HFGenerationConfig
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from generator.chat import Chat, ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.padding import length_mask, pad_right
-from generator.prompts import AnswerPrompt, encode_plain
+from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.recording import Recorded, StepLogProbs, is_recording
 from indexes.batching import token_budget_batches
 from indexes.corpora.corpus import Passage
@@ -32,7 +37,7 @@ ROLE = "generator"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+class DecodingConfig:
     """How an answer is decoded. Greedy by default: the same input gives the same answer."""
 
     max_new_tokens: int = 32
@@ -135,12 +140,12 @@ class Generator:
         language_model: LanguageModel,
         *,
         prompt: AnswerPrompt | None = None,
-        config: GenerationConfig | None = None,
+        config: DecodingConfig | None = None,
         max_tokens_per_batch: int = 16384,
     ) -> None:
         self.language_model = language_model
         self.prompt = prompt or AnswerPrompt()
-        self.config = config or GenerationConfig()
+        self.config = config or DecodingConfig()
         self.max_tokens_per_batch = max_tokens_per_batch
 
     # -- rows --------------------------------------------------------------------------------------------------
@@ -156,8 +161,8 @@ class Generator:
         if not answer.strip():
             raise DataError("An answer to score must hold at least one visible character; an empty one came.")
         model = self.language_model
-        text = model.chat.lead + model.chat.defuse(answer)
-        ids = encode_plain(model.tokenizer, text, behind=model.chat.reply_opening)
+        text = model.chat.lead + model.chat.escape_special_tokens(answer)
+        ids = encode_without_special_tokens(model.tokenizer, text, behind=model.chat.reply_opening)
         return [*ids, model.end_of_answer_id]
 
     def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
@@ -348,7 +353,7 @@ class Generator:
         return [texts[i] for i in range(len(prompts))]
 
     @contextmanager
-    def greedily(self) -> Iterator[None]:
+    def greedy_decoding(self) -> Iterator[None]:
         """Inside, the most probable token is taken at every step, whatever the temperature is set to."""
         config = self.config
         self.config = replace(config, temperature=0.0, top_p=1.0)
@@ -371,17 +376,17 @@ class Generator:
         """
         base: Any = self.language_model.base_model
         own = base.generation_config
-        base.generation_config = HFGenerationConfig()
+        base.generation_config = GenerationConfig()
         try:
             with self.language_model.autocast():
                 return base.generate(generation_config=self._hf_config(), **inputs)
         finally:
             base.generation_config = own
 
-    def _hf_config(self) -> HFGenerationConfig:
+    def _hf_config(self) -> GenerationConfig:
         model, config = self.language_model, self.config
         sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-        return HFGenerationConfig(
+        return GenerationConfig(
             max_new_tokens=config.max_new_tokens,
             do_sample=config.temperature > 0,
             eos_token_id=model.chat.stop_ids,

@@ -30,10 +30,10 @@ from transformers import (
     AutoTokenizer,
     Cache,
     DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers import GenerationConfig as HFGenerationConfig
 
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat, ChatConfig
@@ -52,7 +52,7 @@ _KNOWN_WINDOWS = {
     "_sliding_window_pattern",
     "prefix_dense_sliding_window_pattern",
 }
-"""Fields of configs about how far attention looks back that `branch_masks` heeds or that change nothing."""
+"""Fields of configs about how far attention looks back that `shared_prefix_masks` heeds or that change nothing."""
 BASE = "base"
 
 
@@ -509,7 +509,7 @@ class LanguageModel(nn.Module):
         logits = self.base_model.get_output_embeddings()(hidden_NH)
         return self._finish_logits(logits)
 
-    def head_rows(self, hidden_NH: Tensor, token_ids_n: Tensor) -> Tensor:
+    def logits_for_positions(self, hidden_NH: Tensor, token_ids_n: Tensor) -> Tensor:
         """float32 logits `[..., n]` of a few tokens only: n rows of the head instead of V."""
         embeddings = self.base_model.get_output_embeddings()
         bias = getattr(embeddings, "bias", None)
@@ -572,7 +572,7 @@ class LanguageModel(nn.Module):
 
     def _branches_match(self) -> bool:
         text = text_config(self.base_model.config).to_dict()
-        # What looks back a limited way, in a manner that `branch_masks` does not know of, shows only in long prompts.
+        # A limited look-back that `shared_prefix_masks` does not know of shows only in long prompts.
         limits = {
             name for name, v in text.items() if ("window" in name or "chunk" in name) and type(v) is int and v > 0
         }
@@ -587,14 +587,14 @@ class LanguageModel(nn.Module):
         self.hidden(padded, None, cache=cache)
         after_cache = self.hidden(
             torch.cat(replies, dim=1),
-            self.branch_masks(lengths_B, width, behind, behind),
+            self.shared_prefix_masks(lengths_B, width, behind, behind),
             position_ids_BQ=behind.positions(lengths_B),
             cache=cache,
         )
         tokens = Branches.prompt(width, self.device).followed_by(behind)
         in_one_row = self.hidden(
             torch.cat([padded, *replies], dim=1),
-            self.branch_masks(lengths_B, width, tokens, behind),
+            self.shared_prefix_masks(lengths_B, width, tokens, behind),
             position_ids_BQ=tokens.positions(lengths_B),
         )[:, width:]
         alone = [self.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
@@ -610,7 +610,7 @@ class LanguageModel(nn.Module):
 
         def logits(ids: Tensor, mask: Tensor) -> Tensor:
             # Two steps: the second one reads from the cache.
-            config = HFGenerationConfig(
+            config = GenerationConfig(
                 max_new_tokens=2,
                 min_new_tokens=2,
                 do_sample=False,
@@ -634,7 +634,7 @@ class LanguageModel(nn.Module):
         ids = torch.arange(min(3, expected.shape[-1]), device=self.device)
         try:
             found = self.head(self.hidden(probe, None)).float()
-            rows = self.head_rows(self.hidden(probe, None), ids)
+            rows = self.logits_for_positions(self.hidden(probe, None), ids)
             close = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
             close = close and torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2)
         except RuntimeError:  # RemBERT's head does not even take hidden states of that size
@@ -646,7 +646,7 @@ class LanguageModel(nn.Module):
                 "wrong. Use another architecture or report it."
             )
 
-    def branch_masks(
+    def shared_prefix_masks(
         self, prompt_lengths_B: Tensor, prompt_width: int, query: Branches, keys: Branches
     ) -> Tensor | dict[str, Tensor]:
         """Additive attention mask of several replies to one prompt in one row.

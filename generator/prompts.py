@@ -68,7 +68,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 _ANCHORS = ("\n", "]", "0")
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
+def encode_without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
     """Token ids of a text that continues another one, without any special token of its own.
 
     SentencePiece tokenizers (Llama 2, Mistral, Phi-3, TinyLlama) put a blank before whatever they are given, so that
@@ -146,7 +146,7 @@ class _PassagePrompt:
         chat = chat or Chat(tokenizer)
         if not question.strip():
             raise DataError("A question must hold at least one visible character; an empty one came.")
-        question, passages = chat.defuse(question), [_defused(chat, p) for p in passages]
+        question, passages = chat.escape_special_tokens(question), [_defused(chat, p) for p in passages]
         ids = chat.encode(self._render(question, identifiers, passages))
         if len(ids) <= max_tokens:
             return ids
@@ -200,11 +200,11 @@ class _PassagePrompt:
 
     def _least_tokens(self, chat: Chat, question: str, identifiers: Sequence[str]) -> int:
         bare = [Passage("", "", "")] * len(identifiers)
-        return len(self._frame_ids(chat, chat.defuse(question), identifiers, bare))
+        return len(self._frame_ids(chat, chat.escape_special_tokens(question), identifiers, bare))
 
 
 def _defused(chat: Chat, passage: Passage) -> Passage:
-    return Passage(passage.id, chat.defuse(passage.title), chat.defuse(passage.text))
+    return Passage(passage.id, chat.escape_special_tokens(passage.title), chat.escape_special_tokens(passage.text))
 
 
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], budget: int) -> list[str]:
@@ -348,7 +348,7 @@ def _single_tokens(chat: Chat, names: Sequence[str]) -> dict[str, int]:
     tokenizer, special = chat.tokenizer, chat.control_ids
     kept: dict[str, int] = {}
     for name in names:
-        ids = encode_plain(tokenizer, name, behind=RANKING_OPEN)
+        ids = encode_without_special_tokens(tokenizer, name, behind=RANKING_OPEN)
         round_trip = len(ids) == 1 and str(tokenizer.decode(ids)).strip() == name
         if round_trip and ids[0] not in special and ids[0] not in kept.values():
             kept[name] = ids[0]
@@ -425,4 +425,4 @@ class RankingPrompt(_PassagePrompt):
 
 def _opening(chat: Chat) -> list[int]:
     """What a ranking reply begins with, as it is tokenised behind the end of its prompt."""
-    return encode_plain(chat.tokenizer, RANKING_OPEN, behind=chat.reply_opening)
+    return encode_without_special_tokens(chat.tokenizer, RANKING_OPEN, behind=chat.reply_opening)

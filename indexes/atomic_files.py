@@ -77,7 +77,7 @@ def read_json(file: Path, then: str) -> dict[str, Any]:
     return data
 
 
-def remove_halves(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a process that died had not finished writing."""
     for half in list(folder.rglob(f"*{_HALF}")):
         shutil.rmtree(half) if half.is_dir() else half.unlink()
@@ -123,7 +123,7 @@ def sync_below(folder: Path) -> None:
         sync(path)
 
 
-def put_in_place(folder: Path, place: Path) -> None:
+def move_into_place(folder: Path, place: Path) -> None:
     """Rename a finished folder to its place, and what stood there away; a failure puts that back."""
     sync_below(folder)
     old = _replaced(place)
@@ -151,19 +151,19 @@ def replace_folder(place: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(half, ignore_errors=True)
     try:
         write(half)
-        put_in_place(half, place)
+        move_into_place(half, place)
     except Exception:
         shutil.rmtree(half, ignore_errors=True)
         raise
 
 
 def standing_folder(place: Path) -> Path:
-    """Where to read what `put_in_place` puts in a place: there, or where a process that died has moved it."""
+    """Where to read what `move_into_place` puts in a place: there, or where a process that died has moved it."""
     return _replaced(place) if _is_moved_away(place) else place
 
 
 def restore_replaced(place: Path) -> None:
-    """Put back what `put_in_place` was about to replace when its process died; for the one writer of the place."""
+    """Put back what `move_into_place` was about to replace when its process died; for the one writer of the place."""
     if _is_moved_away(place):
         os.replace(_replaced(place), place)
 
@@ -173,7 +173,7 @@ def _is_moved_away(place: Path) -> bool:
 
 
 def remove_replaced(place: Path) -> None:
-    """Remove what `put_in_place` has replaced, if a process that died has left it."""
+    """Remove what `move_into_place` has replaced, if a process that died has left it."""
     shutil.rmtree(_replaced(place), ignore_errors=True)
 
 
@@ -182,7 +182,7 @@ def _replaced(place: Path) -> Path:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def exclusive_writer_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that is being written; readers need none.
 
     Raises:
@@ -214,7 +214,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told_apart(kept: str) -> Iterator[None]:
+def translate_os_errors(kept: str) -> Iterator[None]:
     """Turn the many ways in which libraries say "disk full" and "out of memory" into a `ResourceError`.
 
     Args:

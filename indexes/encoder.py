@@ -39,7 +39,7 @@ from indexes.batching import token_budget_batches
 from indexes.corpora.corpus import Passage
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
-from indexes.tiny_encoder import POCKET, encoder_path
+from indexes.tiny_encoder import TINY, encoder_path
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -208,7 +208,7 @@ class Encoder:
         """Load a model from a local folder or the Hugging Face hub.
 
         Args:
-            name_or_path: A folder, a model id on the hub, or "pocket" for the small encoder inside this package, which
+            name_or_path: A folder, a model id on the hub, or "tiny" for the small encoder inside this package, which
                 keeps that name in the manifest of an index: a path inside site-packages says nothing elsewhere.
             question_prompt: Put before every question; None takes the model's own, or nothing.
             passage_prompt: Put before every passage; None takes the model's own, or nothing.
@@ -244,7 +244,7 @@ class Encoder:
             _set_max_length(model, max_length)
         return cls(
             model,
-            name=POCKET if str(name_or_path) == POCKET else name,
+            name=TINY if str(name_or_path) == TINY else name,
             revision=revision,
             question_prompt=question_prompt,
             passage_prompt=passage_prompt,

@@ -5,8 +5,8 @@
     @SELECTORS.register("nearest")          # in any module that is imported before the kind is asked for
     class NearestSelector(Selector): ...
 
-A package that nobody imports makes its kinds known by an entry point of the group ``dro_rag.plugins``, whose value is the
-module that registers them:
+A package that is not imported makes its kinds known by an entry point of the group ``dro_rag.plugins``, whose value is
+the module that registers them:
 
     [project.entry-points."dro_rag.plugins"]
     my_package = "my_package.selectors"
@@ -139,8 +139,8 @@ def _load(entry_point: EntryPoint) -> None:
     except Exception as error:
         package = entry_point.dist.name if entry_point.dist else "unknown"
         raise UsageError(
-            f"The entry point {entry_point.name!r} = {entry_point.value!r} of the package {package!r} "
-            f"(group {GROUP!r}) must be importable, got {type(error).__name__}: {error}. Repair or uninstall that package."
+            f"The entry point {entry_point.name!r} = {entry_point.value!r} (group {GROUP!r}) "
+            f"of the package {package!r} must be importable, got {type(error).__name__}: {error}. Repair or remove it."
         ) from error
     logger.debug("loaded the plugin %s = %s", entry_point.name, entry_point.value)
 

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from generator.chat import ChatConfig
-from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.generator import AnswerRow, DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from generator.recording import recording
@@ -23,7 +23,7 @@ from indexes.corpora.corpus import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.tiny_encoder import POCKET
+from indexes.tiny_encoder import TINY
 from rag.evaluation.evaluation import check_on_error, evaluate
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.metrics import answer_recall
@@ -107,11 +107,11 @@ class RAG:
         cls,
         *,
         index: str | Path | PassageIndex,
-        base: str | Path = POCKET,
+        base: str | Path = TINY,
         encoder: str | Path | Encoder | None = None,
         retriever: str | Mapping[str, Any] = DenseRetriever.kind,
         selector: SelectorConfig | None = None,
-        generation: GenerationConfig | None = None,
+        generation: DecodingConfig | None = None,
         adapter: AdapterConfig | None = None,
         answer_prompt: AnswerPrompt | None = None,
         ranking_prompt: RankingPrompt | None = None,
@@ -128,7 +128,7 @@ class RAG:
 
         Args:
             index: Index directory, or an opened index.
-            base: Causal LM: a Hub name, a folder, or "pocket" for the tiny model inside this package.
+            base: Causal LM: a Hub name, a folder, or "tiny" for the tiny model inside this package.
             encoder: The encoder that built the index; default: the one its manifest names.
             retriever: How candidates are found: "dense", "bm25" or "hybrid", or a mapping with that as its "kind" and
                 options of the class, {"kind": "hybrid", "depth": 200}.
@@ -450,7 +450,7 @@ class RAG:
             encoder=encoder,
             retriever=config.get("retriever", DenseRetriever.kind),  # bundles were dense before they said so
             selector=SelectorConfig(**config["selector"]),
-            generation=GenerationConfig(**config["generation"]),
+            generation=DecodingConfig(**config["generation"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
             answering=config.get("answering", SELECTION),  # bundles selected before they said so
@@ -507,8 +507,8 @@ class RAG:
             repo_id: "user/name"; made if it is not there.
             include_index: True uploads the index. False leaves it out on purpose: whoever opens the bundle must then
                 give an index of the same corpus. None refuses, because an index is always a local folder.
-            include_encoder: Upload the encoder; else it must be on the Hub, or "pocket".
-            include_base: Upload the base; else it must be on the Hub, or "pocket".
+            include_encoder: Upload the encoder; else it must be on the Hub, or "tiny".
+            include_base: Upload the base; else it must be on the Hub, or "tiny".
             private: Whether a new repository is private; None takes the default of the organisation.
             token: Access token; None takes the one that is logged in.
             revision: Branch to commit to, made if it is not there; default: the main branch.
@@ -621,14 +621,14 @@ def load_generator(
     model = load_language_model(**settings)
     model.load_adapters(folder / LEARNED_FOLDER)
     return Generator(
-        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=GenerationConfig(**config["generation"])
+        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=DecodingConfig(**config["generation"])
     )
 
 
 def load_language_model(base: str | Path, **settings: Any) -> LanguageModel:
-    """The language model of a base: a Hub name, a folder or "pocket"; the rest as `LanguageModel.from_pretrained`."""
+    """The language model of a base: a Hub name, a folder or "tiny"; the rest as `LanguageModel.from_pretrained`."""
     model = LanguageModel.from_pretrained(base_path(base), **settings)
-    # "pocket" means the same everywhere, and its folder does not; any other folder must be found when the process has
+    # "tiny" means the same everywhere, and its folder does not; any other folder must be found when the process has
     # changed its directory.
     model.name = str(Path(base).absolute()) if _is_folder(str(base)) else str(base)
     return model
@@ -744,11 +744,11 @@ def _is_copy(part: Mapping[str, Any], name: str) -> bool:
 
 
 def _is_folder(name: str) -> bool:
-    return name != POCKET and Path(name).is_dir()
+    return name != TINY and Path(name).is_dir()
 
 
 def _pointer(name: str, folder: Path) -> str:
-    """A model in a folder is pointed to relative to the bundle; a Hub name (or "pocket") stays as it is."""
+    """A model in a folder is pointed to relative to the bundle; a Hub name (or "tiny") stays as it is."""
     return os.path.relpath(Path(name).resolve(), folder.resolve()) if _is_folder(name) else name
 
 
@@ -757,7 +757,7 @@ def _resolve(part: Mapping[str, Any], folder: Path) -> str | Path:
 
 
 def _is_inside(name: str | Path, folder: Path) -> bool:
-    return name != POCKET and Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve())
+    return name != TINY and Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def _write_json(file: Path, data: dict[str, Any]) -> None:

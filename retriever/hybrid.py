@@ -25,7 +25,7 @@ from indexes.vectors.bm25_index import BM25Index
 from retriever.dense import Asked, Candidates, Explanation, QuestionAdapter, Retriever
 
 
-class WordRetriever(Retriever):
+class LexicalRetriever(Retriever):
     """What retrievers share that look at words.
 
     Args:
@@ -67,7 +67,7 @@ class WordRetriever(Retriever):
         return explained
 
 
-class BM25Retriever(WordRetriever):
+class BM25Retriever(LexicalRetriever):
     """Question -> the k passages with the highest BM25 score: what a retriever without an encoder finds.
 
     Passages that share no word with the question follow with a score of 0, in the order of the index, so that a
@@ -103,7 +103,7 @@ class BM25Retriever(WordRetriever):
         return candidates.scores_n.to(nothing.device) + nothing
 
 
-class HybridRetriever(WordRetriever):
+class HybridRetriever(LexicalRetriever):
     """Question -> the k passages that stand highest in the dense and the BM25 ranking together.
 
     A passage at rank r_dense of one ranking and r_bm25 of the other has the fused score

@@ -22,7 +22,7 @@ from transformers import Cache
 
 from generator.language_model import LanguageModel
 from generator.padding import Branches, pad_right
-from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_plain
+from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, UsageError
 from retriever.dense import Candidates, Retriever
@@ -159,7 +159,7 @@ class Selector:
             chat=language_model.chat,
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
-        self.separator_ids = encode_plain(
+        self.separator_ids = encode_without_special_tokens(
             language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
         )
 
@@ -260,7 +260,7 @@ class Selector:
         return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
 
     @torch.no_grad()
-    def unpooled(self, candidates: Candidates, permutations: Permutations) -> tuple[Tensor, Tensor]:
+    def prior_components(self, candidates: Candidates, permutations: Permutations) -> tuple[Tensor, Tensor]:
         """What the two pooled opinions were at every step of drawn permutations of one question.
 
         Returns:
@@ -303,7 +303,7 @@ class Selector:
     def reads_prompts(self, *, learning: bool = False) -> bool:
         """Whether the language model reads ranking prompts: now, or once the gate has moved, where it is `learning`."""
         with torch.no_grad():
-            return self.config.use_language_model and (learning or not self._is_unheard())
+            return self.config.use_language_model and (learning or not self._skips_lm())
 
     def why_too_long(self, question: str) -> str | None:
         """Why a question is too long for a ranking prompt whose passages are cut to nothing; None where it fits."""
@@ -319,7 +319,7 @@ class Selector:
 
     def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
         """Ranking prompts, or one token each where nobody will read them."""
-        if not self._is_unheard():
+        if not self._skips_lm():
             return [self.prompt_ids(c) for c in candidates]
         for one in candidates:
             self._check(one)
@@ -360,7 +360,7 @@ class Selector:
     def _pool(self, lm_logits: Tensor, prior: Tensor) -> Tensor:
         return self.prior(lm_logits, prior) if self.config.use_prior else lm_logits
 
-    def _is_unheard(self) -> bool:
+    def _skips_lm(self) -> bool:
         """Whether the language model need not be asked: its logits would be multiplied by a gate of 0."""
         if not self.config.use_language_model:
             return True
@@ -369,14 +369,14 @@ class Selector:
 
     def _id_logits(self, hidden: Tensor, n: int) -> Tensor:
         ids_n = torch.tensor(self.identifiers.token_ids[:n], device=hidden.device)
-        return self.language_model.head_rows(hidden, ids_n)
+        return self.language_model.logits_for_positions(hidden, ids_n)
 
     # -- log p_s of given permutations (E-step scoring, M-step) ------------------------------------------------
 
     def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
         """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
         prior_B11n = batch.prior_Bn[:, None, None, :]
-        if self._is_unheard():
+        if self._skips_lm():
             lm_BmKn = torch.zeros_like(prior_B11n).expand(*z_BmK.shape, -1)
         else:
             lm_BmKn = self._unpooled_logits(batch, z_BmK)
@@ -431,7 +431,7 @@ class Selector:
         model.tokens_read += ids_BmkS.numel()
         hidden_BTH = model.hidden(
             ids_BmkS.reshape(B, m * k * S),
-            model.branch_masks(batch.prompt_lengths_B, P, tokens, read),
+            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, read),
             position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
             cache=cache,
         )
@@ -447,7 +447,7 @@ class Selector:
         tokens = Branches.prompt(P, model.device).followed_by(replies)
         hidden_BTH = model.hidden(
             torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
-            model.branch_masks(batch.prompt_lengths_B, P, tokens, replies),
+            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, replies),
             position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
         )
         first_BH = hidden_BTH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
@@ -528,7 +528,7 @@ class Selector:
         z_BmK, log_p_Bm, log_q_Bm = torch.stack(z, dim=-1).cpu(), log_CBm[0].cpu(), proposal.log_q(log_CBm).cpu()
         lm_BmKn = torch.stack(lm, dim=-2)
         if ahead:
-            log_p_Bm, lm_BmKn = self._followed(batch, stepper, z_BmK)
+            log_p_Bm, lm_BmKn = self._rescore_draft(batch, stepper, z_BmK)
         heard_B = stepper.heard(lm_BmKn)
         return [Permutations(*one) for one in zip(z_BmK, log_p_Bm, log_q_Bm, heard_B, strict=True)]
 
@@ -560,11 +560,11 @@ class Selector:
             used_Bbn = used_Bbn.scatter(-1, z_Bbk.to(used_Bbn.device), True)
         log_p_Bb, log_q_Bb = log_CBb[0], proposal.log_q(log_CBb)
         if ahead:
-            log_p_Bb, lm_Bbkn = self._followed(batch, stepper, z_Bbk)
+            log_p_Bb, lm_Bbkn = self._rescore_draft(batch, stepper, z_Bbk)
         heard_B = stepper.heard(lm_Bbkn)
         return [_drawn(*one) for one in zip(z_Bbk, log_p_Bb, log_q_Bb, perturbed_Bb, heard_B, strict=True)]
 
-    def _followed(self, batch: _Batch, stepper: "_Stepper", z_BmK: Tensor) -> tuple[Tensor, Tensor]:
+    def _rescore_draft(self, batch: _Batch, stepper: "_Stepper", z_BmK: Tensor) -> tuple[Tensor, Tensor]:
         """Log p_s `[B, m]` of permutations that were drawn ahead, on the CPU, and the language model's logits."""
         z_BmK = z_BmK.to(batch.absent_Bn.device)
         lm_BmKn = stepper.lm_logits_along(z_BmK)
@@ -603,7 +603,7 @@ class _Stepper:
 
     def __init__(self, selector: Selector, batch: _Batch, m: int, *, ahead: bool = False) -> None:
         self.selector, self.batch, self.m, self.ahead = selector, batch, m, ahead
-        self.unheard = selector._is_unheard()
+        self.unheard = selector._skips_lm()
         self.one_pass = self.unheard or selector.config.decoding == "single_pass"
         shared = selector.language_model.reads_branches and not self.one_pass
         self.cache = selector.language_model.new_cache() if shared else None

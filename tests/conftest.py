@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.corpora.corpus import Corpus, Passage
 from indexes.directory.builder import build_index
@@ -153,7 +153,7 @@ def tiny_language_model(architecture: str = "llama", *, chat: bool = True, **cha
     )
 
 
-def shake_adapters(model: LanguageModel, *, scale: float = 0.3, seed: int = 1) -> None:
+def randomize_adapters(model: LanguageModel, *, scale: float = 0.3, seed: int = 1) -> None:
     """Give both adapters random weights, so that roles differ from each other and from the base."""
     generator = torch.Generator().manual_seed(seed)
     for role in ("selector", "generator"):
@@ -165,7 +165,7 @@ def shake_adapters(model: LanguageModel, *, scale: float = 0.3, seed: int = 1) -
 def language_model() -> LanguageModel:
     """A tiny Llama with shaken adapters."""
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     return model
 
 
@@ -227,7 +227,7 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
 @pytest.fixture
 def generator(language_model: LanguageModel) -> Generator:
     """A generator over the tiny model."""
-    return Generator(language_model, config=GenerationConfig(max_new_tokens=5))
+    return Generator(language_model, config=DecodingConfig(max_new_tokens=5))
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def make_rag(base: Path, index: PassageIndex) -> Callable[..., RAG]:
             index=index,
             base=base,
             selector=SelectorConfig(num_candidates=num_candidates, num_selected=2),
-            generation=GenerationConfig(max_new_tokens=3),
+            generation=DecodingConfig(max_new_tokens=3),
             adapter=AdapterConfig(r=3),
             device="cpu",
         )

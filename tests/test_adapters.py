@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, shake_adapters, tiny_model
+from conftest import byte_tokenizer, randomize_adapters, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -87,7 +87,7 @@ def test_the_identity_is_recognised() -> None:
 @pytest.mark.filterwarnings("error")  # peft would also write the embedding itself, and say so
 def test_adapters_of_embeddings_round_trip(tmp_path: Path) -> None:
     model = adapted(BOTH)
-    shake_adapters(model)
+    randomize_adapters(model)
     model.save_adapters(tmp_path)
     for role in ("selector", "generator"):
         written = load_file(tmp_path / role / "adapter_model.safetensors")

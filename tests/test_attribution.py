@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import shake_adapters
+from conftest import randomize_adapters
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import support
@@ -24,7 +24,7 @@ EXAMPLES = [
 @pytest.fixture
 def rag(make_rag: Callable[..., RAG]) -> RAG:
     pipeline = make_rag()
-    shake_adapters(pipeline.generator.language_model)
+    randomize_adapters(pipeline.generator.language_model)
     return pipeline
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, shake_adapters, tiny_language_model
+from conftest import byte_tokenizer, randomize_adapters, tiny_language_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import UsageError
-from indexes.tiny_encoder import POCKET
+from indexes.tiny_encoder import TINY
 from rag.pipeline import RAG
 from retriever.selector import Selector
 
@@ -41,7 +41,7 @@ SHARED = {"gemma2", "mixtral"}
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
     folder = tmp_path_factory.mktemp("sentences") / "index"
     return build_index(
-        Corpus.from_passages(PASSAGES), Encoder.from_pretrained(POCKET, device="cpu"), folder, progress=False
+        Corpus.from_passages(PASSAGES), Encoder.from_pretrained(TINY, device="cpu"), folder, progress=False
     )
 
 
@@ -90,7 +90,7 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
 def test_replies_in_rows_of_their_own_have_the_same_probabilities(make_selector: Callable[..., Selector]) -> None:
     """The same Llama reads them in both ways: drawing, beam search, scoring, and the gradient."""
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model, num_candidates=4, num_selected=3)
     asked = selector.retriever.search(["who wrote Hamlet?", "the capital of France"], 4)
     z = [torch.tensor([[0, 1, 2], [3, 1, 0]])] * 2
@@ -120,7 +120,7 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(make_selector:
 
 def test_without_padding_on_the_left_prompts_of_one_length_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model()
-    generator = Generator(model, config=GenerationConfig(max_new_tokens=5))
+    generator = Generator(model, config=DecodingConfig(max_new_tokens=5))
     prompts = [[20, 30, 40], [50, 60], [70, 80, 90], [25, 35, 45, 55]]
     assert model.reads_left_padding
     expected = generator.complete(prompts)
@@ -136,7 +136,7 @@ def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) 
     from retriever.selector import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
-    generation = GenerationConfig(max_new_tokens=4)
+    generation = DecodingConfig(max_new_tokens=4)
     rag = RAG.create(
         index=index, base=base, selector=config, generation=generation, answering="rag_token", device="cpu"
     )

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, shake_adapters
+from conftest import byte_tokenizer, randomize_adapters
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError
@@ -56,7 +56,7 @@ def test_the_weights_of_the_base_by_their_own_names(kind: str, target_modules: s
     expected = {n: t.clone() for n, t in plain_model(kind).state_dict().items()}
     adapter = AdapterConfig(r=2, target_modules=target_modules)
     model = LanguageModel(plain_model(kind), byte_tokenizer(), adapter=adapter)
-    shake_adapters(model)
+    randomize_adapters(model)
     wrapped = {n for n, _ in model.base_model.named_modules()}
     found = base_weights(model)
     assert found.keys() == expected.keys()
@@ -72,12 +72,12 @@ def test_a_bundle_with_its_base_answers_the_same(kind: str, index: PassageIndex,
         index=index,
         base=saved_base(kind, tmp_path / "base"),
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=4),
+        generation=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype=dtype,
         device="cpu",
     )
-    shake_adapters(rag.generator.language_model)
+    randomize_adapters(rag.generator.language_model)
     with torch.no_grad():
         rag.selector.prior.gate.fill_(0.4)
     before = rag.answer("who wrote Hamlet?")

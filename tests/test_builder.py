@@ -31,7 +31,7 @@ from indexes import (
     atomic_files,
 )
 from indexes import build_index as build
-from indexes.atomic_files import only_writer
+from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory import builder, shards
 from indexes.directory.segments import Segments
 from indexes.encoder import Vectors
@@ -328,7 +328,7 @@ def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex)
 
 
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
-    with only_writer(tmp_path / "index"):
+    with exclusive_writer_lock(tmp_path / "index"):
         with pytest.raises(UsageError, match=r"One process writes .*index at a time"):
             build(corpus_file, encoder, tmp_path / "index", progress=False)
         assert len(build(corpus_file, encoder, tmp_path / "other", progress=False)) == 12

@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from generator.chat import Chat, ChatConfig
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import UsageError
 
@@ -51,7 +51,7 @@ def test_an_added_token_that_is_not_marked_special_is_control_where_somebody_say
     stop = tokenizer.convert_tokens_to_ids("<|stop|>")
     chat = Chat(tokenizer, listed_ids=[stop] if listed else [])
     expected = "< |u|> user \n\n <table> " + ("< |stop|>" if listed else "<|stop|>")
-    assert chat.defuse("<|u|> user \n\n <table> <|stop|>") == expected
+    assert chat.escape_special_tokens("<|u|> user \n\n <table> <|stop|>") == expected
 
 
 def test_tokens_that_a_template_puts_together_are_found() -> None:
@@ -59,12 +59,12 @@ def test_tokens_that_a_template_puts_together_are_found() -> None:
     tokenizer = added_tokenizer(
         plain=["<|user|>", "<|end|>"], template="{{ '<|' + messages[0].role + '|>' + messages[0].content + '<|end|>' }}"
     )
-    assert Chat(tokenizer).defuse("<|user|>x<|end|>") == "< |user|>x< |end|>"
+    assert Chat(tokenizer).escape_special_tokens("<|user|>x<|end|>") == "< |user|>x< |end|>"
 
 
 def test_a_control_token_inside_another_is_broken_too() -> None:
     chat = Chat(added_tokenizer(["<a>", "<<a>>"]))
-    assert not set(tokens_of(chat.tokenizer, chat.defuse("x<<a>>y<a>"))) & chat.control_ids
+    assert not set(tokens_of(chat.tokenizer, chat.escape_special_tokens("x<<a>>y<a>"))) & chat.control_ids
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_thoughts_are_left_out_of_answers_streams_and_log_probs() -> None:
 
 def test_a_thought_without_end_is_no_answer_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = thinker(["<think>", "h", "u", "h"])
-    generator = Generator(model, config=GenerationConfig(max_new_tokens=6))
+    generator = Generator(model, config=DecodingConfig(max_new_tokens=6))
     with caplog.at_level(logging.WARNING):
         assert generator.generate(["Where?"], [PASSAGES[:1]]) == [""]
     assert re.search(r"1 of 1 replies had not come to an answer after 6 tokens.*enable_thinking", caplog.text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shake_adapters
+from conftest import randomize_adapters
 from kills import survives
 
 from generator.language_model import LanguageModel
@@ -22,7 +22,7 @@ def selector(language_model: LanguageModel, make_selector: Callable[..., Selecto
 
 
 def learn(selector: Selector, seed: int) -> None:
-    shake_adapters(selector.language_model, seed=seed)
+    randomize_adapters(selector.language_model, seed=seed)
     with torch.no_grad():
         selector.prior.gate.fill_(seed / 10)
 

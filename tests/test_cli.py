@@ -121,7 +121,7 @@ def test_another_retriever_in_a_bundle(
         files["questions"],
         "--rounds",
         "1",
-        "--num_samples",
+        "--num_permutations",
         "2",
         "--output_dir",
         str(tmp_path / "run"),
@@ -197,7 +197,7 @@ def test_a_noun_explains_its_verbs(noun: str, verbs: list[str], capsys: pytest.C
 
 
 def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--num_samples", "3"]
+    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--num_permutations", "3"]
     words = ["inspect", "permutations", "who wrote Hamlet?", "--answer", "Shakespeare", *pipeline]
     found = result([*words, "--gold_ids", "p0"], capsys)
     assert sum(row["scored"] for row in found["permutations"]) == 3 < len(found["permutations"])
@@ -251,7 +251,7 @@ def test_what_the_chat_template_is_given(
     assert "system message of the chat template itself: none" in shown
     assert given["answer_prompt"] in shown
     train = ["train", *pipeline, *settings, "--train", files["questions"], "--output_dir", str(tmp_path / "run")]
-    bundle = result([*train, "--rounds", "1", "--num_samples", "2"], capsys)["bundle"]
+    bundle = result([*train, "--rounds", "1", "--num_permutations", "2"], capsys)["bundle"]
     assert result(["inspect", "prompts", "who wrote Hamlet?", "--bundle", bundle], capsys)["chat"] == given["chat"]
     code, _, err = run(["ask", "who?", "--bundle", bundle, *settings], capsys)
     assert (code, "A bundle brings its own ['chat']" in err) == (2, True)
@@ -358,7 +358,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
         ),
         "not an index": (["index", "info", str(taken)], 4, "manifest.json"),
         "truncated index": (["search", "--index", str(truncated), "who?"], 4, "vectors.faiss"),
-        "another encoder": (["search", "--index", files["index"], "--encoder", "pocket", "who?"], 4, "encoder"),
+        "another encoder": (["search", "--index", files["index"], "--encoder", "tiny", "who?"], 4, "encoder"),
         "no question": (["search", "--index", files["index"]], 2, "exactly one of the two"),
         "empty question": (["search", "--index", files["index"], " "], 3, "empty"),
         "no batch": (["search", "--index", files["index"], "--batch_size", "0", "who?"], 2, "batch_size must be"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import PASSAGES, byte_tokenizer, tiny_language_model
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes.corpora.corpus import Corpus, Passage
@@ -126,7 +126,7 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=3),
+        generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
     )
@@ -172,7 +172,7 @@ def test_sums_over_documents_leave_out_the_same(answering: str, base: Path, inde
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=2, num_selected=1, use_language_model=False),
-        generation=GenerationConfig(max_new_tokens=3),
+        generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
         answering=answering,
@@ -217,7 +217,13 @@ def test_a_list_of_questions_is_not_lost(
 
 
 def config(folder: Path, **changes: object) -> DROConfig:
-    defaults = {"rounds": 1, "num_samples": 2, "oversampling": 1, "warm_up_epochs": 0, "learning_rate": 1e-3}
+    defaults = {
+        "rounds": 1,
+        "num_permutations": 2,
+        "proposals_per_sample": 1,
+        "supervised_epochs": 0,
+        "learning_rate": 1e-3,
+    }
     return DROConfig(**{"output_dir": folder, **defaults, **changes})
 
 
@@ -273,7 +279,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=3),
+        generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         exercises=0,
         answerable_only=False,
@@ -347,7 +353,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     code, out, _ = run([*ask, "--on_error", "skip"], capsys)
     assert code == 0 and "(left out: it is empty or does not fit the model's context)" in out
     batch = ["inspect", "batch", "--bundle", bundle, "--device", "cpu", "--questions", tmp_path / "q.jsonl"]
-    small = ["--num_samples", "2", "--oversampling", "1", "--per_device_train_batch_size", "3", "--json"]
+    small = ["--num_permutations", "2", "--proposals_per_sample", "1", "--per_device_train_batch_size", "3", "--json"]
     code, out, _ = run([*batch, *small], capsys)
     assert code == 0 and {row["question"] for row in json.loads(out)["rows"]} == {SHORT[0].question}
 

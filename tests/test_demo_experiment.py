@@ -26,7 +26,7 @@ TINY = LabSettings(
     rounds=1,
     num_candidates=4,
     num_selected=2,
-    num_samples=2,
+    num_permutations=2,
     exercises=12,
     encyclopedia_questions=2,
 )
@@ -40,7 +40,7 @@ def config_of(name: str, tmp_path: Path) -> Any:
 class TestRecipes:
     def test_nobody_is_told_which_passages_are_gold(self, tmp_path: Path) -> None:
         for name in LABELS.keys() - {"base"}:
-            assert config_of(name, tmp_path).warm_up_epochs == 0
+            assert config_of(name, tmp_path).supervised_epochs == 0
 
     def test_what_is_trained(self, tmp_path: Path) -> None:
         trained = {
@@ -59,7 +59,7 @@ class TestRecipes:
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
         configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
-        assert len({(c.rounds, c.warm_up_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
+        assert len({(c.rounds, c.supervised_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
 
     def test_an_unknown_domain_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
-from conftest import shake_adapters, tiny_language_model
+from conftest import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
@@ -36,7 +36,7 @@ model = tiny_language_model()
 retriever = DenseRetriever(index, index.load_encoder())
 selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
 generator = Generator(model)
-config = DROConfig(output_dir="unused", num_samples=2)
+config = DROConfig(output_dir="unused", num_permutations=2)
 posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 joint = JointModel(selector, generator, config)
 mine = (posteriors[rank],)
@@ -130,7 +130,7 @@ import torch.distributed as dist
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import byte_tokenizer, tiny_model
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
 from indexes.errors import MismatchError
 from rag.pipeline import RAG
@@ -142,9 +142,9 @@ rank = int(os.environ["RANK"])
 torch.manual_seed(rank)  # the same adapters must come out anyway
 make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", adapter=AdapterConfig(r=2),
                           selector=SelectorConfig(num_candidates=4, num_selected=2),
-                          generation=GenerationConfig(max_new_tokens=2))
+                          generation=DecodingConfig(max_new_tokens=2))
 rag = make()
-config = DROConfig(output_dir=sys.argv[4], rounds=1, num_samples=2, warm_up_epochs=1, learning_rate=1e-2,
+config = DROConfig(output_dir=sys.argv[4], rounds=1, num_permutations=2, supervised_epochs=1, learning_rate=1e-2,
                    gradient_accumulation_steps=1)
 trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], progress=False)
 assert trainer.state.num_processes == 2

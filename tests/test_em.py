@@ -20,7 +20,7 @@ EXAMPLES = [
 SHARED = {
     "candidate_order": "retriever",
     "train_retriever": False,
-    "warm_up_epochs": 0,
+    "supervised_epochs": 0,
     "selfaug_alpha": 0.0,
     "loss_normalization": "sum",
     "gradient_accumulation_steps": 3,
@@ -52,6 +52,6 @@ def test_log_p_of_the_answers_never_falls_and_sampling_follows(run: Callable[...
     gain = exact[-1] - exact[0]
     assert gain > 1.0
 
-    sampled = run("sampled", num_samples=6, seed=1)
+    sampled = run("sampled", num_permutations=6, seed=1)
     assert sampled[0] == pytest.approx(exact[0])
     assert max(abs(s - e) for s, e in zip(sampled, exact, strict=True)) < 0.2 * gain

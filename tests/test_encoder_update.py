@@ -61,8 +61,8 @@ class TestPairs:
 
 
 def settings(folder: Path, **changes: object) -> DROConfig:
-    defaults = {"rounds": 2, "num_samples": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
-    refresh = {"refresh_index": True, "encoder_learning_rate": 0.05, "encoder_batch_size": 2, "warm_up_epochs": 0}
+    defaults = {"rounds": 2, "num_permutations": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
+    refresh = {"refresh_index": True, "encoder_learning_rate": 0.05, "encoder_batch_size": 2, "supervised_epochs": 0}
     return DROConfig(**{"output_dir": folder, **defaults, **refresh, **changes})
 
 

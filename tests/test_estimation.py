@@ -24,7 +24,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
-    plain = {"num_samples": 8, "replacement": True, "oversampling": 1}
+    plain = {"num_permutations": 8, "replacement": True, "proposals_per_sample": 1}
     return lambda **settings: make_e_step(**plain | settings)
 
 
@@ -48,7 +48,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: float) -> None:
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
-    step = e_step(num_samples=1200, proposal_temperature=temperature, candidate_order="retriever")
+    step = e_step(num_permutations=1200, proposal_temperature=temperature, candidate_order="retriever")
     sampled = step(EXAMPLES[:1], round=1)[0]
     assert sampled.answer == exact.answer
     distinct = sampled.distinct()
@@ -61,7 +61,7 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
 def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[..., EStep]) -> None:
     """Twelve exist: twelve different draws leave nothing to estimate."""
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES, round=1)
-    settings = {"num_samples": 40, "proposal_temperature": 2.0, "replacement": False}
+    settings = {"num_permutations": 40, "proposal_temperature": 2.0, "replacement": False}
     sampled = e_step(**settings, candidate_order="retriever")(EXAMPLES, round=1)
     for one, other in zip(exact, sampled, strict=True):
         weights = {tuple(z): float(w) for z, w in zip(other.permutations.z_mK.tolist(), other.weights_m, strict=True)}
@@ -74,7 +74,7 @@ def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[...,
 def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Callable[..., EStep]) -> None:
     """p(y|x) itself, not its logarithm: averaged over many E-steps with three of twelve permutations each."""
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
-    step = e_step(num_samples=3, replacement=False, candidate_order="retriever", questions_per_batch=300)
+    step = e_step(num_permutations=3, replacement=False, candidate_order="retriever", e_step_batch_size=300)
     copies = [replace(EXAMPLES[0], id=f"copy-{i}", golden_answers=(exact.answer,)) for i in range(300)]
     found = torch.tensor([p.telemetry()["log_marginal"] for p in step(copies, round=1)]).double().exp()
     expected = math.exp(exact.telemetry()["log_marginal"])
@@ -105,7 +105,7 @@ def test_duplicates_keep_their_multiplicity() -> None:
 
 
 def test_equal_weights_have_full_ess(e_step: Callable[..., EStep]) -> None:
-    telemetry = e_step(num_samples=5)(EXAMPLES, round=1)[0].telemetry()
+    telemetry = e_step(num_permutations=5)(EXAMPLES, round=1)[0].telemetry()
     assert 1.0 <= telemetry["ess"] <= 5.0 + 1e-4
     assert math.isfinite(telemetry["log_marginal"])
 
@@ -124,7 +124,7 @@ def test_guided_sampling_converges_to_the_posterior_too(e_step: Callable[..., ES
     """Weights are corrected for whatever was drawn from, with and without replacement."""
     exact = e_step(exact=True, candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
-    for settings in ({"num_samples": 1200}, {"num_samples": 12, "replacement": False}):
+    for settings in ({"num_permutations": 1200}, {"num_permutations": 12, "replacement": False}):
         step = e_step(guidance=0.5, candidate_order="retriever", **settings)
         d = step(EXAMPLES[:1], round=1)[0].distinct()
         found = {tuple(z): float(w) for z, w in zip(d.z_uK.tolist(), d.weights_u, strict=True)}
@@ -229,7 +229,7 @@ def test_exact_mode_needs_no_candidate_alone(e_step: Callable[..., EStep], monke
 
 def test_aliases_change_over_rounds(e_step: Callable[..., EStep]) -> None:
     """Trap 8: every golden answer is used, one per round."""
-    step = e_step(num_samples=1)
+    step = e_step(num_permutations=1)
     assert {step(EXAMPLES[:1], round=r)[0].answer for r in range(12)} == {"Shakespeare", "William Shakespeare"}
 
 
@@ -259,19 +259,21 @@ def test_seeds_are_stable_across_processes() -> None:
 class TestUnevenWeights:
     def test_more_permutations_while_that_is_allowed(self, e_step: Callable[..., EStep]) -> None:
         """A floor that is hardly ever reached asks for twice as many, twice; the last is tempered."""
-        for posterior in e_step(num_samples=3, max_samples=12, ess_floor=2.9)(EXAMPLES, round=1):
+        for posterior in e_step(num_permutations=3, max_samples=12, ess_floor=2.9)(EXAMPLES, round=1):
             telemetry = posterior.telemetry()
             assert telemetry["ess"] >= 2.9 - 1e-3
             if telemetry["likelihood_exponent"] < 1:
                 assert telemetry["permutations"] == 12
                 assert telemetry["ess"] == pytest.approx(2.9, abs=1e-2)
-        counts = [len(p.permutations) for p in e_step(num_samples=3, max_samples=11, ess_floor=2.9)(EXAMPLES, round=1)]
+        counts = [
+            len(p.permutations) for p in e_step(num_permutations=3, max_samples=11, ess_floor=2.9)(EXAMPLES, round=1)
+        ]
         assert max(counts) == 6  # twelve would be too many
 
     def test_no_permutation_is_scored_twice(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step = e_step(num_samples=3, max_samples=12, ess_floor=2.9)
+        step = e_step(num_permutations=3, max_samples=12, ess_floor=2.9)
         rows: list[str] = []
         log_probs = step.generator.log_probs
         monkeypatch.setattr(
@@ -284,8 +286,8 @@ class TestUnevenWeights:
 
     def test_without_more_of_them_the_likelihood_is_tempered(self, e_step: Callable[..., EStep]) -> None:
         """To the power at which the effective sample size is the floor, by the formula."""
-        for settings in ({}, {"replacement": False, "oversampling": 3}):
-            for posterior in e_step(num_samples=3, ess_floor=2.5, **settings)(EXAMPLES, round=1):
+        for settings in ({}, {"replacement": False, "proposals_per_sample": 3}):
+            for posterior in e_step(num_permutations=3, ess_floor=2.5, **settings)(EXAMPLES, round=1):
                 drawn = posterior.permutations
                 log_w = drawn.log_p_m - drawn.log_q_m + posterior.exponent * posterior.log_likelihood_m
                 weights = log_w.double().softmax(-1)
@@ -295,9 +297,9 @@ class TestUnevenWeights:
                 assert float(posterior.distinct_scored().weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
 
     def test_even_weights_are_left_alone(self, e_step: Callable[..., EStep]) -> None:
-        plain = e_step(num_samples=6)(EXAMPLES, round=1)
+        plain = e_step(num_permutations=6)(EXAMPLES, round=1)
         lowest = min(p.telemetry()["ess"] for p in plain)
-        floored = e_step(num_samples=6, max_samples=24, ess_floor=0.99 * lowest)(EXAMPLES, round=1)
+        floored = e_step(num_permutations=6, max_samples=24, ess_floor=0.99 * lowest)(EXAMPLES, round=1)
         assert lowest > 1.05
         for one, other in zip(plain, floored, strict=True):
             assert torch.equal(one.weights_m, other.weights_m) and other.exponent == 1.0
@@ -305,9 +307,9 @@ class TestUnevenWeights:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"num_samples": 4, "ess_floor": 4.0}, "ess_floor must be below num_samples"),
-            ({"num_samples": 4, "max_samples": 3}, "max_samples must be at least num_samples"),
-            ({"num_samples": 4, "max_samples": 8}, "max_samples needs ess_floor"),
+            ({"num_permutations": 4, "ess_floor": 4.0}, "ess_floor must be below num_permutations"),
+            ({"num_permutations": 4, "max_samples": 3}, "max_samples must be at least num_permutations"),
+            ({"num_permutations": 4, "max_samples": 8}, "max_samples needs ess_floor"),
             ({"exact": True, "ess_floor": 2.0}, "exact needs no ess_floor"),
         ],
     )
@@ -326,7 +328,7 @@ def test_a_single_pass_proposal_converges_to_the_posterior_of_the_selector(
     step = e_step(
         proposal="single_pass",
         candidate_order="retriever",
-        num_samples=1200 if replacement else 12,
+        num_permutations=1200 if replacement else 12,
         replacement=replacement,
     )
     posterior = step(EXAMPLES[:1], round=1)[0]

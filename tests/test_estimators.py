@@ -103,7 +103,7 @@ def test_questions_of_a_pipeline_are_problems_like_others(
         read = [found.passages[i] for i in z]
         assert value == pytest.approx(rag.generator.log_prob(found.question, read, "Shakespeare"), abs=1e-3)
     alone = [rag.generator.log_prob(found.question, [p], "Shakespeare") for p in found.passages]
-    assert one.alone_n.tolist() == pytest.approx(alone, abs=1e-3)
+    assert one.single_passage_log_likelihood_n.tolist() == pytest.approx(alone, abs=1e-3)
 
 
 def test_rows_have_the_agreed_names(estimators: ModuleType) -> None:

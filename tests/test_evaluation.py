@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, shake_adapters
+from conftest import PASSAGES, randomize_adapters
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -41,7 +41,7 @@ EXAMPLES = [
 def rag(make_rag: Callable[..., RAG]) -> RAG:
     """A pipeline whose selector listens to its language model."""
     pipeline = make_rag()
-    shake_adapters(pipeline.generator.language_model)
+    randomize_adapters(pipeline.generator.language_model)
     with torch.no_grad():
         pipeline.selector.prior.gate.fill_(0.7)
     return pipeline
@@ -352,7 +352,7 @@ def test_the_digest_of_a_bundle_is_of_what_it_learned_and_not_of_where_it_is(
 def test_the_digest_of_the_base_is_of_its_weights(make_rag: Callable[..., RAG]) -> None:
     model, same = make_rag().generator.language_model, make_rag().generator.language_model
     same.name = "elsewhere"
-    shake_adapters(same)  # they are not the base
+    randomize_adapters(same)  # they are not the base
     assert base_digest(model) == base_digest(same)
     next(iter(p for n, p in same.base_model.named_parameters() if "lora_" not in n)).data.view(-1)[0] += 1
     assert base_digest(model) != base_digest(same)

@@ -15,9 +15,9 @@ from indexes.vectors.faiss.faiss_factory import (
     bytes_per_vector,
     choose_factory,
     fixed_bytes,
-    keeps_vectors,
     parse,
     search_parameters,
+    stores_exact_vectors,
     training_points,
     training_sample,
 )
@@ -175,7 +175,7 @@ def test_training_samples_are_ample_and_capped(factory: str, n: int, sample: int
 def test_what_is_kept_and_what_can_be_tuned_is_what_the_index_says(factory: str, vectors_Nd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd, factory=factory)
     kept = np.array_equal(index.reconstruct(np.arange(50)), vectors_Nd[:50])
-    assert keeps_vectors(factory) == kept
+    assert stores_exact_vectors(factory) == kept
     named = [setting.partition("=")[0] for setting in index.parameters.split(",") if setting]
     assert sorted(search_parameters(factory)) == sorted(named)
     for name, values in search_parameters(factory).items():

@@ -104,7 +104,7 @@ def test_every_kind_finds_its_own_vectors_and_gives_them_back(factory: str, unit
     _, rows_Bk = index.search(unit_Nd, K)
     found = (rows_Bk == np.arange(N)[:, None]).any(axis=1).mean()
     error = np.abs(index.reconstruct([29, 0, 4]) - unit_Nd[[29, 0, 4]]).max()
-    assert (error == 0) == index.keeps_vectors
+    assert (error == 0) == index.stores_exact_vectors
     if factory in EXACT:
         assert (found, error) == (1, 0)
     else:

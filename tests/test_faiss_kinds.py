@@ -13,10 +13,10 @@ from indexes.vectors.faiss.faiss_factory import (
     build_bytes,
     bytes_per_vector,
     choose_factory,
-    keeps_vectors,
     properties,
+    reencoding_is_stable,
     search_parameters,
-    survives_moving,
+    stores_exact_vectors,
 )
 from indexes.vectors.faiss.faiss_index import faiss, raw_index
 from indexes.vectors.faiss.faiss_kinds import COARSE, STORAGES, TRANSFORMS, Storage, storage_row
@@ -170,8 +170,8 @@ def test_a_file_of_another_class_is_not_taken_for_its_base(vectors_Nd: np.ndarra
 @pytest.mark.parametrize(("code", "stable"), [("SQtq2", False), ("SQtq4", False), ("SQtqmse4", True), ("SQ4", True)])
 def test_turboquant_is_not_moved(code: str, stable: bool) -> None:
     for factory in (code, f"IVF16,{code}", f"RR,{code}", f"SQ8,Refine({code})"):
-        assert survives_moving(factory) == stable
-    assert survives_moving(f"{code},RFlat")
+        assert reencoding_is_stable(factory) == stable
+    assert reencoding_is_stable(f"{code},RFlat")
 
 
 @pytest.mark.parametrize("factory", ["IVF16,SQ0", "IVF16,SQ0,RFlat"])
@@ -310,7 +310,7 @@ def test_every_column_of_every_transform(
 @pytest.mark.parametrize("coarse", [name for names in COARSE.values() for name in names])
 def test_every_index_that_finds_clusters(coarse: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd, factory=f"IVF16({coarse}),Flat")
-    assert (keeps_vectors(index.factory), recall(index, queries_Bd, vectors_Nd)) == (True, 1.0)
+    assert (stores_exact_vectors(index.factory), recall(index, queries_Bd, vectors_Nd)) == (True, 1.0)
     np.testing.assert_array_equal(index.reconstruct(np.arange(N)), vectors_Nd)
 
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
+from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_retention_tasks import write
 
 from generator.chat import Chat, ChatConfig
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation_file import bundle_digest, write_json
-from rag.forgetting.general_tasks import Exercise
+from rag.forgetting.general_tasks import GeneralTask
 from rag.forgetting.measurement import (
     ModelScores,
     forgetting,
@@ -85,10 +85,10 @@ def test_the_drift_is_the_mean_kl_of_the_next_token(language_model: LanguageMode
 
 def test_an_exercise_counts_when_the_answer_is_exactly_right() -> None:
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     generator = Generator(model)
     said = generator.complete([render_chat(model.tokenizer, text) for text in PROMPTS])
-    tasks = [Exercise("any", PROMPTS[0], said[0]), Exercise("any", PROMPTS[1], said[1] + "x")]
+    tasks = [GeneralTask("any", PROMPTS[0], said[0]), GeneralTask("any", PROMPTS[1], said[1] + "x")]
     result = measure_forgetting(generator, tasks)
     assert result.right == [1.0, 0.0]
     assert result.general == 0.5
@@ -102,7 +102,7 @@ def test_an_exercise_counts_when_the_answer_is_exactly_right() -> None:
 @pytest.mark.parametrize("role", ["base", "generator"])
 def test_pairs_are_decided_as_by_transformers(tmp_path: Path, architecture: str, role: str) -> None:
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     file = write(tmp_path / "pairs.jsonl", PAIRS)
     (score,) = measure_pairs(Generator(model, max_tokens_per_batch=50), role, file, progress=False)
     with model.use(role):
@@ -141,7 +141,7 @@ def test_accuracy_by_group(generator: Generator, tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_perplexity_of_text_that_fits(tmp_path: Path, architecture: str) -> None:
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     file = write(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
     scores = {s.metric: s for s in measure_text(Generator(model), "generator", file, progress=False)}
     with model.use("generator"):
@@ -156,7 +156,7 @@ def test_perplexity_of_text_that_fits(tmp_path: Path, architecture: str) -> None
 def test_perplexity_of_text_that_is_longer_than_the_context(tmp_path: Path, window: int | None) -> None:
     """Each window by itself under transformers: 16 tokens of context, or 10, the last with context before it."""
     model = tiny_language_model(context=16)
-    shake_adapters(model)
+    randomize_adapters(model)
     width = window or 16
     text = TEXTS[0]
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -175,8 +175,8 @@ def test_perplexity_of_text_that_is_longer_than_the_context(tmp_path: Path, wind
 
 def test_replies_are_the_greedy_ones_of_the_role(tmp_path: Path) -> None:
     model = tiny_language_model()
-    shake_adapters(model)
-    generator = Generator(model, config=GenerationConfig(max_new_tokens=99, temperature=0.7))
+    randomize_adapters(model)
+    generator = Generator(model, config=DecodingConfig(max_new_tokens=99, temperature=0.7))
     said = {}
     for role in ("base", "generator"):
         with model.use(role), torch.no_grad():
@@ -263,7 +263,7 @@ def test_an_untrained_adapter_is_exactly_the_base(probes: Probes) -> None:
 def test_several_models_against_one_base(probes: Probes) -> None:
     def generator(seed: int) -> Generator:
         model = tiny_language_model()
-        shake_adapters(model, seed=seed)
+        randomize_adapters(model, seed=seed)
         return Generator(model)
 
     table = forgetting([("a", generator(1)), ("b", generator(2))], probes, progress=False)
@@ -393,7 +393,7 @@ def bundles(make_rag: Callable[..., RAG], tmp_path: Path) -> list[Path]:
     found = []
     for name, seed in (("first", 1), ("second", 2)):
         rag = make_rag()
-        shake_adapters(rag.generator.language_model, seed=seed)
+        randomize_adapters(rag.generator.language_model, seed=seed)
         found.append(rag.save_pretrained(tmp_path / name / "bundle"))
         file = found[-1] / "rag_config.json"
         config = json.loads(file.read_text())
@@ -404,7 +404,7 @@ def bundles(make_rag: Callable[..., RAG], tmp_path: Path) -> list[Path]:
 
 def test_a_generator_without_an_index(bundles: list[Path], make_rag: Callable[..., RAG]) -> None:
     rag = make_rag()
-    shake_adapters(rag.generator.language_model, seed=1)
+    randomize_adapters(rag.generator.language_model, seed=1)
     loaded = load_generator(bundles[0], device="cpu")
     assert loaded.generate(["who?"], [PASSAGES[:2]]) == rag.generator.generate(["who?"], [PASSAGES[:2]])
     assert loaded.config == rag.generator.config
@@ -439,14 +439,14 @@ def test_commands_that_will_not_do(bundles: list[Path], probes: Probes, capsys: 
     pairs = ["--pairs", str(probes.pairs[0])]
     for words, code, message in [
         ([], 2, "give one of both"),
-        (["--bundle", str(bundles[0]), "--base", "pocket", *pairs], 2, "give one of both"),
+        (["--bundle", str(bundles[0]), "--base", "tiny", *pairs], 2, "give one of both"),
         (["--bundle", str(bundles[0])], 2, "at least one of answers"),
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
         (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
         (["--bundle", "not-opened", "--name", "base", *pairs], 2, "none but the base is 'base'"),
         (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders; 'a/b' came"),
-        (["--base", "pocket", *pairs, "--output", str(probes.pairs[0].parent)], 2, "must be a file in a folder"),
-        (["--base", "pocket", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
+        (["--base", "tiny", *pairs, "--output", str(probes.pairs[0].parent)], 2, "must be a file in a folder"),
+        (["--base", "tiny", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
     ]:
         assert main(["forgetting", *words]) == code
         assert message in capsys.readouterr().err
@@ -521,9 +521,9 @@ def test_replies_are_read_without_their_thoughts(tmp_path: Path) -> None:
 # -- real probes -----------------------------------------------------------------------------------------------
 
 
-def test_the_pocket_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
+def test_the_tiny_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
     """A subset, against transformers on one row of each; numbers of the whole files are in docs/forgetting.md."""
-    generator = load_base("pocket", device="cpu")
+    generator = load_base("tiny", device="cpu")
     model = generator.language_model
     files = {}
     for name, count in {"blimp": 30, "wikitext2_test": 6, "ifeval": 4, "gsm8k_test": 2}.items():

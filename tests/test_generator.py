@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, PASSAGES, randomize_adapters, tiny_language_model
 from torch.nn import functional as F
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from indexes.errors import DataError, UsageError
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which river does it lie?", "O?"]
@@ -14,7 +14,7 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which r
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> None:
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     generator = Generator(model)
     row = generator.row(QUESTIONS[0], PASSAGES[:3], "William Shakespeare")
     ids = torch.tensor([row.input_ids])
@@ -124,10 +124,10 @@ def test_the_generator_uses_its_own_adapter(generator: Generator) -> None:
 @pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])
 def test_config_is_checked(bad: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="must be"):
-        GenerationConfig(**bad)
+        DecodingConfig(**bad)
 
 
 def test_sampling_is_available(generator: Generator) -> None:
     torch.manual_seed(0)
-    sampler = Generator(generator.language_model, config=GenerationConfig(max_new_tokens=8, temperature=5.0))
+    sampler = Generator(generator.language_model, config=DecodingConfig(max_new_tokens=8, temperature=5.0))
     assert len({sampler.generate(["q?"], [PASSAGES[:1]])[0] for _ in range(5)}) > 1

@@ -9,7 +9,7 @@ from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig
 from training.estimation import EStep, Posterior
-from training.imputation import RIDGE, Surrogate, choose, features, first_slopes
+from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
 from training.questions.loading import QAExample
 
 EXAMPLES = [
@@ -21,7 +21,7 @@ EXAMPLES = [
 
 @pytest.fixture
 def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
-    defaults = {"candidate_order": "retriever", "replacement": False, "oversampling": 3}
+    defaults = {"candidate_order": "retriever", "replacement": False, "proposals_per_sample": 3}
     return lambda **settings: make_e_step(**defaults | settings)
 
 
@@ -32,7 +32,7 @@ def test_features_are_what_is_read_in_order_and_the_best_of_it() -> None:
 
 def test_before_anything_is_scored_mean_and_best_count_half_each() -> None:
     x = features(torch.tensor([-2.0, -8.0]), torch.tensor([[0, 1]]))
-    assert float(x[0] @ first_slopes(3)) == pytest.approx((-5.0 + -2.0) / 2)
+    assert float(x[0] @ prior_coefficients(3)) == pytest.approx((-5.0 + -2.0) / 2)
 
 
 def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
@@ -82,7 +82,7 @@ def augmented_least_squares(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> t
         values.append(y / scale)
     size = xs[0].shape[1]
     rows.append(torch.cat([RIDGE**0.5 * torch.eye(size), torch.zeros(size, len(xs))], dim=1))
-    values.append(RIDGE**0.5 * first_slopes(size))
+    values.append(RIDGE**0.5 * prior_coefficients(size))
     solution = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(values).double()[:, None]).solution
     return solution[:, 0]
 
@@ -91,7 +91,7 @@ def test_slopes_are_those_of_least_squares_with_a_level_for_each_question() -> N
     xs, ys = questions(0, noise=1.0)
     found = Surrogate.fit(xs, ys).slopes_F
     torch.testing.assert_close(found.double(), augmented_least_squares(xs, ys)[:3], atol=1e-4, rtol=0)
-    assert (found - first_slopes(3)).abs().max() > 0.02  # something was learned
+    assert (found - prior_coefficients(3)).abs().max() > 0.02  # something was learned
 
 
 def test_several_e_steps_at_once_are_each_alone() -> None:
@@ -116,7 +116,7 @@ def test_residuals_leave_one_out() -> None:
             rows.append(torch.cat([x[kept], own], dim=1) / scales[q])
             values.append(y[kept] / scales[q])
         rows.append(torch.cat([RIDGE**0.5 * torch.eye(3), torch.zeros(3, 4)], dim=1))
-        values.append(RIDGE**0.5 * first_slopes(3))
+        values.append(RIDGE**0.5 * prior_coefficients(3))
         solution = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(values).double()[:, None]).solution[:, 0]
         guess = float(xs[0][left_out].double() @ solution[:3] + solution[3])
         found = float(surrogate.residuals(xs[0], ys[0])[left_out])
@@ -137,14 +137,14 @@ class TestEStep:
     def test_when_all_are_scored_it_is_the_exact_posterior(self, e_step: Callable[..., EStep]) -> None:
         """Twelve permutations exist; twelve are asked for."""
         exact = e_step(exact=True)(EXAMPLES, round=1)
-        found = e_step(num_samples=12)(EXAMPLES, round=1)
+        found = e_step(num_permutations=12)(EXAMPLES, round=1)
         for one, other in zip(exact, found, strict=True):
             assert by_permutation(other) == pytest.approx(by_permutation(one), abs=1e-4)
             assert other.scored is not None and len(other.scored.index_m) == 12
             assert other.telemetry()["scored_weight"] == pytest.approx(1.0, abs=1e-5)
 
     def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
-        step = e_step(num_samples=3)
+        step = e_step(num_permutations=3)
         for posterior in step(EXAMPLES, round=1):
             assert len(posterior.permutations) == 9 and posterior.scored is not None
             assert len({tuple(z) for z in posterior.permutations.z_mK.tolist()}) == 9
@@ -163,7 +163,7 @@ class TestEStep:
             )
 
     def test_the_generator_learns_from_the_scored_ones(self, e_step: Callable[..., EStep]) -> None:
-        posterior = e_step(num_samples=3)(EXAMPLES[:1], round=1)[0]
+        posterior = e_step(num_permutations=3)(EXAMPLES[:1], round=1)[0]
         assert posterior.scored is not None
         d = posterior.distinct_scored()
         scored = posterior.permutations.z_mK[posterior.scored.index_m].tolist()
@@ -174,13 +174,13 @@ class TestEStep:
 
     def test_its_weights_stand_for_all_that_were_drawn(self, e_step: Callable[..., EStep]) -> None:
         """omega_j over the probability that j was scored; averaged over choices such sums are those over all nine."""
-        posterior = e_step(num_samples=3)(EXAMPLES[:1], round=1)[0]
+        posterior = e_step(num_permutations=3)(EXAMPLES[:1], round=1)[0]
         scored = posterior.scored
         assert scored is not None and float(scored.log_inclusion_m.min()) < -0.05
         torch.testing.assert_close(
             scored.weights_m, (posterior.log_omega_m[scored.index_m] - scored.log_inclusion_m).softmax(-1)
         )
-        tempered = e_step(num_samples=3, ess_floor=2.8)(EXAMPLES[:1], round=1)[0]
+        tempered = e_step(num_permutations=3, ess_floor=2.8)(EXAMPLES[:1], round=1)[0]
         assert tempered.scored is not None and tempered.exponent < 1.0
         assert torch.equal(tempered.scored.index_m, scored.index_m)
         ratio = (posterior.permutations.log_p_m - posterior.permutations.log_q_m)[scored.index_m]
@@ -200,19 +200,21 @@ class TestEStep:
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 
     def test_telemetry(self, e_step: Callable[..., EStep]) -> None:
-        posterior = e_step(num_samples=3)(EXAMPLES, round=1)[0]
+        posterior = e_step(num_permutations=3)(EXAMPLES, round=1)[0]
         telemetry = posterior.telemetry()
         assert posterior.scored is not None
         assert (telemetry["permutations"], telemetry["scored_permutations"]) == (9, 3)
         expected = float(posterior.weights_m[posterior.scored.index_m].sum())
         assert telemetry["scored_weight"] == pytest.approx(expected)
-        assert telemetry["guess_error"] > 0
-        assert "scored_weight" not in e_step(oversampling=1, num_samples=3)(EXAMPLES, round=1)[0].telemetry()
+        assert telemetry["imputation_rmse"] > 0
+        assert (
+            "scored_weight" not in e_step(proposals_per_sample=1, num_permutations=3)(EXAMPLES, round=1)[0].telemetry()
+        )
 
     def test_what_an_earlier_attempt_scored_is_not_guessed(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step = e_step(num_samples=2, oversampling=2, max_samples=4, ess_floor=1.99)
+        step = e_step(num_permutations=2, proposals_per_sample=2, max_samples=4, ess_floor=1.99)
         scored: set[tuple[str, ...]] = set()
         row = step.generator.row
         monkeypatch.setattr(
@@ -235,7 +237,7 @@ class TestEStep:
     def test_no_guess_is_likelier_than_certain(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        step = e_step(num_samples=3)
+        step = e_step(num_permutations=3)
         monkeypatch.setattr(Surrogate, "complete", lambda self, x, i, y: torch.full((len(x),), 5.0).scatter(0, i, y))
         for posterior in step(EXAMPLES, round=1):
             assert posterior.scored is not None
@@ -247,7 +249,7 @@ class TestEStep:
         self, settings: dict[str, float], e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Per question four short rows and three of two passages, also when the guide wants the short ones too."""
-        step = e_step(num_samples=3, **settings)
+        step = e_step(num_permutations=3, **settings)
         rows: list[int] = []
         log_probs = step.generator.log_probs
         monkeypatch.setattr(step.generator, "log_probs", lambda r: rows.append(len(r)) or log_probs(r))
@@ -255,7 +257,7 @@ class TestEStep:
         assert rows == [12, 9]
 
     def test_it_needs_different_permutations(self) -> None:
-        with pytest.raises(UsageError, match="set replacement=False, or oversampling=1"):
+        with pytest.raises(UsageError, match="set replacement=False, or proposals_per_sample=1"):
             DROConfig(output_dir="unused", replacement=True)
 
 

@@ -35,7 +35,7 @@ def rag(
 
 
 def config(tmp_path: Path, **settings: object) -> DROConfig:
-    plain = {"num_samples": 6, "replacement": True, "oversampling": 1}
+    plain = {"num_permutations": 6, "replacement": True, "proposals_per_sample": 1}
     return DROConfig(**{"output_dir": tmp_path} | plain | settings)  # type: ignore[arg-type]
 
 
@@ -72,13 +72,15 @@ class TestPermutations:
 
     def test_guesses_are_marked(self, rag: RAG, tmp_path: Path) -> None:
         data = inspect_permutations(
-            rag, EXAMPLES[0], config(tmp_path, num_samples=2, replacement=False, oversampling=3)
+            rag, EXAMPLES[0], config(tmp_path, num_permutations=2, replacement=False, proposals_per_sample=3)
         )
         assert [row["scored"] for row in data["permutations"]].count(True) == 2
         assert len(data["permutations"]) == 6
         lines = permutations_text(data).split("(~ guessed)\n")[1].splitlines()[:6]
         assert [" ~" not in line for line in lines] == [row["scored"] for row in data["permutations"]]
-        rows = inspect_batch(rag, EXAMPLES[:1], config(tmp_path, num_samples=2, replacement=False, oversampling=3))
+        rows = inspect_batch(
+            rag, EXAMPLES[:1], config(tmp_path, num_permutations=2, replacement=False, proposals_per_sample=3)
+        )
         scored = [row["ids"] for row in data["permutations"] if row["scored"]]
         assert sorted(row["ids"] for row in rows) == sorted(scored)
         assert sum(row["weight"] for row in rows) == pytest.approx(1.0, abs=1e-5)
@@ -148,6 +150,6 @@ class TestBatch:
         assert math.isclose(by_hand, float(loss), rel_tol=1e-3)
 
     def test_as_text(self, rag: RAG, tmp_path: Path) -> None:
-        rows = inspect_batch(rag, EXAMPLES[:1], config(tmp_path, num_samples=2))
+        rows = inspect_batch(rag, EXAMPLES[:1], config(tmp_path, num_permutations=2))
         text = batch_text(rows, rag.generator.language_model.tokenizer.decode)
         assert "prompt + KL" in text and "answer + scored" in text and "Shakespeare" in text

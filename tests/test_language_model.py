@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, byte_tokenizer, shake_adapters, tiny_language_model, tiny_model
+from conftest import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model, tiny_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
@@ -24,7 +24,7 @@ IDS = torch.tensor([[20, 30, 40, 50, 60]])
 def test_base_is_the_untouched_model(architecture: str) -> None:
     plain = tiny_model(architecture).eval()
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     with torch.no_grad():
         expected = plain(input_ids=IDS).logits
         outputs = {}
@@ -136,7 +136,7 @@ def test_the_head_reproduces_soft_capped_logits() -> None:
         hidden = model.hidden(IDS, None)
     assert expected.abs().max() <= 3.0
     torch.testing.assert_close(model.head(hidden), expected)
-    torch.testing.assert_close(model.head_rows(hidden, torch.tensor([7, 3])), expected[..., [7, 3]])
+    torch.testing.assert_close(model.logits_for_positions(hidden, torch.tensor([7, 3])), expected[..., [7, 3]])
 
 
 def test_an_unknown_change_of_the_logits_is_refused() -> None:
@@ -230,7 +230,7 @@ def test_branches_equal_separate_rows(architecture: str) -> None:
     row = torch.tensor([[*prompt, 0, 0, *replies[0], *replies[1]]])
     with torch.no_grad():
         packed = model.hidden(
-            row, model.branch_masks(lengths, 5, tokens, branches), position_ids_BQ=tokens.positions(lengths)
+            row, model.shared_prefix_masks(lengths, 5, tokens, branches), position_ids_BQ=tokens.positions(lengths)
         )
         for i, reply in enumerate(replies):
             alone = model.hidden(torch.tensor([prompt + reply]), None)
@@ -252,7 +252,7 @@ def test_sliding_windows_are_kept() -> None:
     with torch.no_grad():
         packed = model.hidden(
             torch.tensor([prompt + reply]),
-            model.branch_masks(lengths, 4, tokens, branches),
+            model.shared_prefix_masks(lengths, 4, tokens, branches),
             position_ids_BQ=tokens.positions(lengths),
         )
         alone = model.hidden(torch.tensor([prompt + reply]), None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, byte_tokenizer, shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model
 
 from generator.language_model import LanguageModel
 from generator.likelihood import Continuation, continuation_likelihoods, prefix_id, rolling_windows
@@ -21,7 +21,7 @@ def labelled_log_prob(model: LanguageModel, context: list[int], target: list[int
 @pytest.mark.parametrize("role", ["base", "generator"])
 def test_a_continuation_scores_as_with_labels(architecture: str, role: str) -> None:
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     rows = [
         Continuation([1], [40, 41, 42, 43, 44, 45, 46]),
         Continuation([50, 51, 52], [60]),

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, added_tokenizer, shake_adapters, successor_model, tiny_language_model
+from conftest import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_forgetting import log_prob
 from test_retention_tasks import write
 
 from generator.chat import ChatConfig
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
@@ -43,8 +43,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tuned() -> Generator:
     model = tiny_language_model()
-    shake_adapters(model)
-    return Generator(model, config=GenerationConfig(max_new_tokens=5))
+    randomize_adapters(model)
+    return Generator(model, config=DecodingConfig(max_new_tokens=5))
 
 
 def task(folder: Path, name: str, rows: list[Any], **settings: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator
@@ -36,7 +36,7 @@ EXAMPLES = [
 
 
 def config(**settings: object) -> DROConfig:
-    plain = {"num_samples": 8, "replacement": True, "oversampling": 1}
+    plain = {"num_permutations": 8, "replacement": True, "proposals_per_sample": 1}
     return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum"} | plain | settings)
 
 
@@ -190,7 +190,7 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Ge
 def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts_count: int, rows: str) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
-    settings = config(num_samples=8, selfaug_alpha=0.5, selfaug_rows=rows)
+    settings = config(num_permutations=8, selfaug_alpha=0.5, selfaug_rows=rows)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     whole = gradients(joint, micro_batches(posteriors, seed=3)[1:])
@@ -200,7 +200,7 @@ def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts
 
 def test_padding_batch_and_order_invariance(parts: tuple[Selector, Generator]) -> None:
     selector, generator = parts
-    settings = config(num_samples=3, selfaug_alpha=0.5)
+    settings = config(num_permutations=3, selfaug_alpha=0.5)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     together = gradients(joint, micro_batches(posteriors))
@@ -216,12 +216,12 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
     assert architecture in ARCHITECTURES
     model = tiny_language_model(architecture, attention_dropout=0.4)
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_samples=3)
+    settings = config(selfaug_alpha=0.5, num_permutations=3)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings).train()
     with model.use("generator"):
         assert joint(batch)["selfaug_kl"].item() == 0.0
-    shake_adapters(model)
+    randomize_adapters(model)
     with model.use("generator"):
         assert joint(batch)["selfaug_kl"].item() > 1e-3
 
@@ -229,7 +229,7 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
 def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
     """Mean over a row's P-1 input predictions, over the question's draws, summed over questions."""
     selector, generator = parts
-    settings = config(selfaug_alpha=0.5, num_samples=3, selfaug_chunk_tokens=7)
+    settings = config(selfaug_alpha=0.5, num_permutations=3, selfaug_chunk_tokens=7)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     model = joint.language_model
@@ -251,7 +251,7 @@ def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
 
 def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
     selector, generator = parts
-    every = config(selfaug_alpha=1.0, num_samples=4)
+    every = config(selfaug_alpha=1.0, num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
     model = selector.language_model
 
@@ -270,7 +270,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_samples=6, selfaug_rows=rows)
+    settings = config(selfaug_alpha=0.5, num_permutations=6, selfaug_rows=rows)
     posteriors = posteriors_of((selector, generator), settings)
     for seed in range(5):
         joint = JointModel(selector, generator, settings)
@@ -290,7 +290,7 @@ def test_a_broken_reference_is_noticed(
     """Trap 1, at run time: if the reference pass saw anything else than the base, training stops."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_samples=2)
+    settings = config(selfaug_alpha=0.5, num_permutations=2)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings)
     real = generator.forward
@@ -345,7 +345,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     selector, generator = parts
     settings = config(
         selfaug_alpha=0.5,
-        num_samples=2,
+        num_permutations=2,
         gradient_accumulation_steps=3,
         learning_rate=1.0,
         prior_learning_rate=1.0,
@@ -393,7 +393,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator
 def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
     """With the control variate, 6 passes over samples of equal weight move nothing."""
     selector, generator = parts
-    settings = config(num_samples=6, train_generator=False, num_train_epochs=6, learning_rate=1e-2)
+    settings = config(num_permutations=6, train_generator=False, num_train_epochs=6, learning_rate=1e-2)
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
     z = [p.permutations.z_mK for p in flat]
     before = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
@@ -406,7 +406,7 @@ def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, G
 
 def test_not_finite_losses_stop_the_run(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
     selector, generator = parts
-    settings = config(num_samples=2)
+    settings = config(num_permutations=2)
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import shake_adapters
+from conftest import randomize_adapters
 
 from generator.generator import Generator
 from indexes.corpora.corpus import Passage
@@ -29,7 +29,7 @@ EXAMPLES = [
 def listening(make_rag: Callable[..., RAG]) -> RAG:
     """A pipeline whose selector hears its random language model, and so depends on the order."""
     rag = make_rag()
-    shake_adapters(rag.generator.language_model)
+    randomize_adapters(rag.generator.language_model)
     with torch.no_grad():
         rag.selector.prior.gate.fill_(1.0)
         rag.selector.prior.strength.fill_(0.1)

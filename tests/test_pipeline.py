@@ -14,7 +14,7 @@ from conftest import (
     PASSAGES,
     added_tokenizer,
     byte_tokenizer,
-    shake_adapters,
+    randomize_adapters,
     successor_model,
     tiny_encoder,
     tiny_language_model,
@@ -24,7 +24,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from kills import survives
 
 from generator.chat import ChatConfig
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
@@ -61,12 +61,12 @@ def rag(base: Path, index: PassageIndex) -> RAG:
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=6, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=4),
+        generation=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=3),
         answer_prompt=AnswerPrompt(template="{passages}\n{question} Answer: "),
         device="cpu",
     )
-    shake_adapters(pipeline.generator.language_model)
+    randomize_adapters(pipeline.generator.language_model)
     with torch.no_grad():
         pipeline.selector.prior.gate.fill_(0.4)
         pipeline.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
@@ -90,7 +90,7 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
     end = rag.generator.language_model.end_of_answer_id
     with torch.no_grad():
         rag.generator.language_model.base_model.get_output_embeddings().weight[end] *= 3
-    rag.generator.config = GenerationConfig(max_new_tokens=40, temperature=temperature)
+    rag.generator.config = DecodingConfig(max_new_tokens=40, temperature=temperature)
     scored: list[int] = []
     log_probs = rag.generator.log_probs
     monkeypatch.setattr(rag.generator, "log_probs", lambda rows: scored.append(len(rows)) or log_probs(rows))
@@ -500,11 +500,11 @@ def test_models_of_the_hub_are_named_and_not_uploaded(
     rag, _ = movable
     rag.generator.language_model.name = "me/base"
     rag.generator.language_model.revision = "v1"
-    rag.retriever.encoder.name = "pocket"
+    rag.retriever.encoder.name = "tiny"
     rag.push_to_hub("me/my-rag", include_index=True)
     config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
     assert (config["base"]["name"], config["base"]["revision"]) == ("me/base", "v1")
-    assert config["encoder"] == {"name": "pocket", "is_folder": False, "revision": None, "trust_remote_code": False}
+    assert config["encoder"] == {"name": "tiny", "is_folder": False, "revision": None, "trust_remote_code": False}
     assert {p.name for p in (hub.folder / "me/my-rag").iterdir()} == {
         "README.md",
         "rag_config.json",
@@ -613,7 +613,7 @@ def test_a_bundle_keeps_the_revision_of_its_encoder(
         ("gpt2", True),  # the Hub's first models have no owner
         ("all-MiniLM-L6-v2", True),  # sentence-transformers 6.2 looks such names up among its own
         ("me/base", True),
-        ("pocket", True),
+        ("tiny", True),
         ("here", False),
         ("me/here", False),
         ("/no/such/base", False),
@@ -650,7 +650,7 @@ def test_a_mixed_bundle_opens_mixed(base: Path, index: PassageIndex, tmp_path: P
     """It was recorded as float32, and answered in float32 when it was opened again."""
     small = SelectorConfig(num_candidates=3, num_selected=2)
     rag = RAG.create(index=index, base=base, selector=small, dtype="mixed", device="cpu")
-    shake_adapters(rag.generator.language_model)
+    randomize_adapters(rag.generator.language_model)
     bundle = rag.save_pretrained(tmp_path / "bundle")
     assert json.loads((bundle / "rag_config.json").read_text())["base"]["dtype"] == "mixed"
     assert describe_pipeline(rag)["base"]["dtype"] == "mixed"
@@ -769,7 +769,7 @@ def thinking_rag(base: Path, index: PassageIndex, chat: ChatConfig | None) -> RA
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=3, num_selected=2),
-        generation=GenerationConfig(max_new_tokens=6),
+        generation=DecodingConfig(max_new_tokens=6),
         adapter=AdapterConfig(r=2),
         device="cpu",
         chat=chat,
@@ -814,7 +814,7 @@ def test_the_same_bundle_answers_the_same_tomorrow(
     from transformers.utils import chat_template_utils
 
     rag = thinking_rag(thinking_base, index, ChatConfig(chat_template_kwargs={"enable_thinking": False}))
-    shake_adapters(rag.generator.language_model)
+    randomize_adapters(rag.generator.language_model)
     found = []
     for day in (1, 2):
         clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None, day=day: datetime(2026, 3, day))})

@@ -1,4 +1,4 @@
-"""The script that makes the pocket models: its copying start copies, its rows are right, a killed run is continued."""
+"""The script that makes the tiny models: its copying start copies, its rows are right, a killed run is continued."""
 
 import argparse
 import importlib.util
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).parents[1] / "examples/tiny_models/pretrain.py"
 
 @pytest.fixture(scope="module")
 def pretrain() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pocket_pretrain", SCRIPT)
+    spec = importlib.util.spec_from_file_location("tiny_pretrain", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up

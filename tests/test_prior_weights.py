@@ -12,7 +12,7 @@ from retriever.dense import DenseRetriever
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import EStep, Posterior
-from training.prior_weights import RIDGE, fit_pooling
+from training.prior_weights import RIDGE, fit_prior_weights
 from training.questions.loading import QAExample
 
 EXAMPLES = [
@@ -29,7 +29,7 @@ def selector(language_model: LanguageModel, make_selector: Callable[..., Selecto
 
 @pytest.fixture
 def posteriors(selector: Selector, retriever: DenseRetriever, generator: Generator) -> list[Posterior]:
-    config = DROConfig(output_dir="unused", num_samples=6, replacement=True, oversampling=1)
+    config = DROConfig(output_dir="unused", num_permutations=6, replacement=True, proposals_per_sample=1)
     return EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 
 
@@ -62,7 +62,7 @@ def test_it_finds_the_optimum(selector: Selector, posteriors: list[Posterior]) -
     """Nothing on a grid around it is better, and the start is worse."""
     start = [selector.prior.gate.item(), selector.prior.strength.item()]
     some = judged(posteriors, lambda p: 3.0 * (p.permutations.z_mK[:, 0] == 1).float())
-    fit_pooling(selector, some)
+    fit_prior_weights(selector, some)
     gate, strength = selector.prior.gate.item(), selector.prior.strength.item()
     best = objective(selector, some, gate, strength, start)
     assert best < objective(selector, some, *start, start) - 1e-3
@@ -76,22 +76,22 @@ def test_the_better_opinion_gains(selector: Selector, posteriors: list[Posterior
     start = selector.prior.gate.item()
 
     def agreement(p: Posterior) -> torch.Tensor:
-        lm_mKn, _ = selector.unpooled(p.candidates, p.permutations)
+        lm_mKn, _ = selector.prior_components(p.candidates, p.permutations)
         return lm_mKn[:, 0].gather(-1, p.permutations.z_mK[:, :1]).squeeze(-1)
 
     agreeing = judged(posteriors, lambda p: 2 * agreement(p))
     opposed = judged(posteriors, lambda p: -2 * agreement(p))
-    fit_pooling(selector, agreeing)
+    fit_prior_weights(selector, agreeing)
     opened = selector.prior.gate.item()
     with torch.no_grad():
         selector.prior.gate.fill_(start)
-    fit_pooling(selector, opposed)
+    fit_prior_weights(selector, opposed)
     assert selector.prior.gate.item() < start < opened
 
 
 def test_equal_utilities_change_nothing(selector: Selector, posteriors: list[Posterior]) -> None:
     before = [selector.prior.gate.item(), selector.prior.strength.item()]
-    fit_pooling(selector, judged(posteriors, lambda p: torch.zeros(len(p.permutations))))
+    fit_prior_weights(selector, judged(posteriors, lambda p: torch.zeros(len(p.permutations))))
     assert [selector.prior.gate.item(), selector.prior.strength.item()] == pytest.approx(before, abs=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_the_papers_estimator_is_fitted_too(selector: Selector, posteriors: list
         return float(torch.stack(found).mean())
 
     before = likelihood()
-    fit_pooling(selector, some)
+    fit_prior_weights(selector, some)
     assert likelihood() > before
     assert [selector.prior.gate.item(), selector.prior.strength.item()] != start
 
@@ -116,7 +116,7 @@ def test_several_sizes_and_progress(selector: Selector, posteriors: list[Posteri
     z = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [1, 0], [2, 1]])
     permutations = replace(posteriors[0].permutations, z_mK=z, log_p_m=selector.log_prob(short, z))
     seen: list[int] = []
-    fit_pooling(
+    fit_prior_weights(
         selector, [replace(posteriors[0], candidates=short, permutations=permutations), *posteriors[1:]], seen.append
     )
     assert seen == [1, 1, 1]

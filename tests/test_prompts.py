@@ -19,7 +19,7 @@ from generator.prompts import (
     RankingPrompt,
     _common_cap,
     cut_texts,
-    encode_plain,
+    encode_without_special_tokens,
     render_chat,
 )
 from indexes.corpora.corpus import Passage
@@ -175,9 +175,9 @@ def test_prompt_and_answer_are_never_tokenised_together() -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", "B")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    parts = render_chat(fast, "answer:") + encode_plain(fast, "Berlin")
+    parts = render_chat(fast, "answer:") + encode_without_special_tokens(fast, "Berlin")
     assert fast.convert_ids_to_tokens(parts)[7] == "B"
-    assert parts != encode_plain(fast, "answer:Berlin")
+    assert parts != encode_without_special_tokens(fast, "answer:Berlin")
 
 
 def blank_first_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -216,7 +216,7 @@ def test_a_text_that_continues_another_gets_no_blank(kind: str, text: str) -> No
     tokenizer = blank_first_tokenizer(kind)
     before = tokenizer("x: [", add_special_tokens=False)["input_ids"]
     expected = str(tokenizer.decode(before)) + text
-    assert tokenizer.decode(before + encode_plain(tokenizer, text)) == expected
+    assert tokenizer.decode(before + encode_without_special_tokens(tokenizer, text)) == expected
 
 
 @BLANKS
@@ -228,7 +228,7 @@ def test_candidates_are_named_by_the_tokens_that_the_prompt_shows(kind: str) -> 
     assert set(identifiers.token_ids) <= set(shown)
     prompt = RankingPrompt().encode(tokenizer, "q?", PASSAGES[:3], identifiers, max_tokens=4000)
     a, b, _ = identifiers.token_ids
-    reply = [b, *encode_plain(tokenizer, RANKING_SEPARATOR), a]
+    reply = [b, *encode_without_special_tokens(tokenizer, RANKING_SEPARATOR), a]
     assert str(tokenizer.decode(prompt + reply)).endswith("Your output: [B] > [A")
 
 
@@ -236,7 +236,7 @@ def test_candidates_are_named_by_the_tokens_that_the_prompt_shows(kind: str) -> 
 def test_one_blank_stands_before_an_answer(kind: str) -> None:
     tokenizer = blank_first_tokenizer(kind)
     asked = AnswerPrompt().encode(tokenizer, "q?", PASSAGES[:2], max_tokens=4000)
-    assert str(tokenizer.decode(asked + encode_plain(tokenizer, "Rom"))).endswith("Your answer: Rom")
+    assert str(tokenizer.decode(asked + encode_without_special_tokens(tokenizer, "Rom"))).endswith("Your answer: Rom")
 
 
 @BLANKS
@@ -255,7 +255,9 @@ def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, 
     chat = Chat(tokenizer)
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Rom"}]
     whole = tokenizer.apply_chat_template(turns)["input_ids"]
-    assert [*chat.encode("Who?"), *encode_plain(tokenizer, "Rom", behind=chat.reply_opening)] == whole[:-1]
+    assert [*chat.encode("Who?"), *encode_without_special_tokens(tokenizer, "Rom", behind=chat.reply_opening)] == whole[
+        :-1
+    ]
 
 
 @BLANKS
@@ -265,7 +267,7 @@ def test_a_text_that_stands_alone_is_begun_as_the_tokenizer_does(kind: str) -> N
 
     tokenizer = blank_first_tokenizer(kind)
     assert encode_document(tokenizer, "A b") == tokenizer("A b", add_special_tokens=False)["input_ids"]
-    assert (encode_document(tokenizer, "A") == encode_plain(tokenizer, "A")) == (kind == "never")
+    assert (encode_document(tokenizer, "A") == encode_without_special_tokens(tokenizer, "A")) == (kind == "never")
 
 
 @BLANKS

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import shake_adapters, tiny_language_model
+from conftest import randomize_adapters, tiny_language_model
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
 from rag.pipeline import RAG
@@ -23,9 +23,9 @@ QUESTION = "who wrote Hamlet?"
 @pytest.fixture
 def baseline(make_selector: Callable[..., Selector]) -> RAGSequence:
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1)
-    return RAGSequence(RAG(selector.retriever, selector, Generator(model, config=GenerationConfig(max_new_tokens=3))))
+    return RAGSequence(RAG(selector.retriever, selector, Generator(model, config=DecodingConfig(max_new_tokens=3))))
 
 
 def log_prior(scores: list[float], strength: float) -> list[float]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import added_tokenizer, byte_tokenizer, shake_adapters, successor_model, tiny_language_model
+from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.generator import AnswerRow, GenerationConfig, Generator
+from generator.generator import AnswerRow, DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import log_priors
@@ -26,9 +26,9 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which rive
 @pytest.fixture
 def rag(make_selector: Callable[..., Selector]) -> RAG:
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
-    generator = Generator(model, config=GenerationConfig(max_new_tokens=4), max_tokens_per_batch=2500)
+    generator = Generator(model, config=DecodingConfig(max_new_tokens=4), max_tokens_per_batch=2500)
     return RAG(selector.retriever, selector, generator, answering="rag_token")
 
 
@@ -227,10 +227,10 @@ def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
     successors = {"<|assistant|>": "<think>", "<think>": "h", "h": "</think>", "</think>": "R", "R": "o", "o": "<eos>"}
     model = LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2))
-    shake_adapters(model, scale=0.02)
+    randomize_adapters(model, scale=0.02)
     selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
     for room, text in ((8, "Ro"), (2, "")):
-        generator = Generator(model, config=GenerationConfig(max_new_tokens=room))
+        generator = Generator(model, config=DecodingConfig(max_new_tokens=room))
         rag = RAG(selector.retriever, selector, generator, answering="rag_token")
         answer = rag.answer(QUESTIONS[0])
         assert answer.text == text

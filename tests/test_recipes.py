@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, shake_adapters, tiny_language_model
+from conftest import learned, randomize_adapters, tiny_language_model
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
@@ -21,7 +21,9 @@ from training.maximization import JointModel, MicroBatch
 from training.questions.loading import QAExample
 from training.trainer import DROTrainer
 
-SHARED = DROConfig(output_dir="unused", warm_up_epochs=0, selfaug_alpha=2.0, num_samples=2, oversampling=2, rounds=1)
+SHARED = DROConfig(
+    output_dir="unused", supervised_epochs=0, selfaug_alpha=2.0, num_permutations=2, proposals_per_sample=2, rounds=1
+)
 SELECTOR = SelectorConfig(num_candidates=4, num_selected=2)
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
@@ -103,11 +105,11 @@ class TestReplug:
     @pytest.fixture
     def rag(self, make_selector: Callable[..., Selector]) -> RAG:
         model = tiny_language_model()
-        shake_adapters(model)
+        randomize_adapters(model)
         selector = make_selector(
             model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
         )
-        generator = Generator(model, config=GenerationConfig(max_new_tokens=3))
+        generator = Generator(model, config=DecodingConfig(max_new_tokens=3))
         return RAG(selector.retriever, selector, generator, answering="rag_token")
 
     @pytest.mark.parametrize("beta", [0.5, 4.0])
@@ -149,7 +151,7 @@ class TestReplug:
         [
             ({"exact": False}, "{'exact': False} came"),
             ({"train_retriever": False}, "{'train_retriever': False} came"),
-            ({"warm_up_epochs": 1}, "{'warm_up_epochs': 1} came"),
+            ({"supervised_epochs": 1}, "{'supervised_epochs': 1} came"),
         ],
     )
     def test_needs_every_candidate_alone(self, change: dict[str, Any], came: str) -> None:
@@ -169,7 +171,7 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
     make_selector: Callable[..., Selector],
 ) -> None:
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
     generator = Generator(model)
     config = Variant.of("rag_sequence").config(SHARED)
@@ -203,15 +205,15 @@ class TestSharedSettings:
         config = Variant.of("sft").config(shared)
         assert config is not None
         assert not (config.exact or config.guidance or config.refresh_index or config.train_selector)
-        assert (config.num_samples, config.candidate_pool) == (1, None)
+        assert (config.num_permutations, config.candidate_pool) == (1, None)
 
     @pytest.mark.parametrize("name", ["sft", "replug", "rag_sequence", "rag_token"])
     def test_a_floor_of_the_effective_sample_size_is_for_lists_that_are_drawn(self, name: str) -> None:
-        config = Variant.of(name).config(replace(SHARED, num_samples=4, ess_floor=2.0, max_samples=8))
+        config = Variant.of(name).config(replace(SHARED, num_permutations=4, ess_floor=2.0, max_samples=8))
         assert config is not None and (config.ess_floor, config.max_samples) == (0.0, None)
 
     def test_baselines_keep_their_objectives(self) -> None:
-        shared = replace(SHARED, retriever_objective="distillation", likelihood="mean", warm_up_epochs=2)
+        shared = replace(SHARED, retriever_objective="distillation", likelihood="mean", supervised_epochs=2)
         found = {name: Variant.of(name).config(shared) for name in ("replug", "rag_sequence", "rag_token")}
         objectives = {name: (c.retriever_objective, c.likelihood) for name, c in found.items() if c is not None}
         assert objectives == {"replug": ("lsr", "sum"), "rag_sequence": ("prior", "sum"), "rag_token": ("prior", "sum")}
@@ -235,7 +237,7 @@ class TestSharedSettings:
         """A run of the laboratory or of a sweep with default settings is continued only with these very settings."""
         changed = {
             "sft": {
-                *("train_selector", "num_samples", "proposal_temperature", "oversampling", "replacement"),
+                *("train_selector", "num_permutations", "proposal_temperature", "proposals_per_sample", "replacement"),
             },
             "replug": {"exact", "train_generator", "retriever_objective"},
             "rag_sequence": {"exact"},

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import PASSAGES, shake_adapters, tiny_language_model
+from conftest import PASSAGES, randomize_adapters, tiny_language_model
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.recording import recording
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "who?", "which river flows into the Black Sea?"]
@@ -14,11 +14,11 @@ READ = [PASSAGES[:2], PASSAGES[3:4], [], PASSAGES[5:8]]
 def make(temperature: float, top_p: float = 1.0, tokens: int = 40) -> Generator:
     """Half of its answers end: the end of the answer is made likely."""
     model = tiny_language_model()
-    shake_adapters(model)
+    randomize_adapters(model)
     with torch.no_grad():
         head = model.base_model.get_output_embeddings()
         head.weight[model.end_of_answer_id] *= 3
-    config = GenerationConfig(max_new_tokens=tokens, temperature=temperature, top_p=top_p)
+    config = DecodingConfig(max_new_tokens=tokens, temperature=temperature, top_p=top_p)
     return Generator(model, config=config)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus, Passage
@@ -192,7 +192,7 @@ def test_a_bundle_records_it_and_does_not_grant_it(
 ) -> None:
     """Everything is inside the bundle, so that what it records could speak for nobody else's code."""
     index = own_index(own_encoder, tmp_path / "index")
-    settings = {"selector": SMALL, "generation": GenerationConfig(max_new_tokens=3), "device": "cpu"}
+    settings = {"selector": SMALL, "generation": DecodingConfig(max_new_tokens=3), "device": "cpu"}
     with pytest.raises(ResourceError, match=REFUSED):
         RAG.create(index=index, base=own_base, **settings)
     rag = RAG.create(index=index, base=own_base, trust_remote_code=True, **settings)

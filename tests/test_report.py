@@ -67,7 +67,7 @@ def result() -> dict[str, Any]:
     }
     return {
         "mode": "quick",
-        "settings": {"seed": 42, "train_questions": 400, "num_samples": 4, "rounds": 3, "rows": ("sft", "dro")},
+        "settings": {"seed": 42, "train_questions": 400, "num_permutations": 4, "rounds": 3, "rows": ("sft", "dro")},
         "rows": [
             {
                 "name": "base",
@@ -304,14 +304,14 @@ def test_what_was_run(tree: ET.Element) -> None:
         in (introduction)
     )
     assert "invented" in introduction
-    short = {"settings": {"domain": "harbour", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
+    short = {"settings": {"domain": "unseen", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
     assert run_sentence(short) == (
-        "This run: domain harbour, 9 training questions, 7 of which some candidate answers, and no others were learned "
+        "This run: domain unseen, 9 training questions, 7 of which some candidate answers, and no others were learned "
         "from, 1 round."
     )
     settings = {text(row[0]): text(row[1]) for row in by_id(tree, "settings").findall(".//tbody/tr")}
     assert settings == {
-        "mode": "quick", "seed": "42", "train_questions": "400", "num_samples": "4", "rounds": "3",
+        "mode": "quick", "seed": "42", "train_questions": "400", "num_permutations": "4", "rounds": "3",
         "rows": "sft, dro",
     }  # fmt: skip
 

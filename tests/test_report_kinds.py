@@ -99,7 +99,7 @@ def forgetting() -> dict[str, Any]:
                     entry = {"difference": here - start, "interval": [here - start - 0.01, here - start + 0.02]}
                     comparisons.append({**named, **entry, "against": "base", "p": 0.01 if model == "sft" else 0.4})
     return {
-        "kind": "forgetting", "format_version": 1, "base": {"name": "pocket", "sha256": "ef" * 32},
+        "kind": "forgetting", "format_version": 1, "base": {"name": "tiny", "sha256": "ef" * 32},
         "models": [{"name": "base"}, *({"name": n, "bundle_sha256": "12" * 32} for n in ROWS[1:])],
         "measurements": measurements, "comparisons": comparisons,
     }  # fmt: skip
@@ -155,8 +155,8 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
 
 def run_folder(folder: Path, rounds: int = 2) -> Path:
     folder.mkdir()
-    config = {"rounds": rounds, "num_samples": 4, "oversampling": 8}
-    (folder / "run.json").write_text(json.dumps({"config": config, "index": "ab" * 32, "base": "pocket"}))
+    config = {"rounds": rounds, "num_permutations": 4, "proposals_per_sample": 8}
+    (folder / "run.json").write_text(json.dumps({"config": config, "index": "ab" * 32, "base": "tiny"}))
     records = [
         {
             "round": r, "eval_exact_match": [0.1, 0.4, 0.4][r], "eval_f1": 0.2 + r / 10, "ess": 4.0 - r,
@@ -308,7 +308,7 @@ def test_a_run_shows_its_rounds_and_its_settings(tmp_path: Path) -> None:
     assert text(tree.findall("head/title")[0]) == "Training run: my run"
     facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
     assert facts == {
-        "Rounds": "2 of 2", "Best round by exact match": "1", "Best round by F1": "2", "Base": "pocket",
+        "Rounds": "2 of 2", "Best round by exact match": "1", "Best round by F1": "2", "Base": "tiny",
         "Index, sha256": "abababababab\u2026",
     }  # fmt: skip
     assert sections(tree) == ["rounds", "table", "settings"]
@@ -317,7 +317,7 @@ def test_a_run_shows_its_rounds_and_its_settings(tmp_path: Path) -> None:
     assert rounds[2] == ["1", "0.4000.050 to 0.500", "0.300", "3.000", "0.750", "1.250"]
     charts = [figure.get("id") for figure in by_id(tree, "rounds").iter("figure")]
     assert charts == [f"chart-{key}" for key in ("eval-exact-match", "eval-f1", "ess", "generator-loss")]
-    assert ["config.oversampling", "8"] in tables(tree, "settings")[0]
+    assert ["config.proposals_per_sample", "8"] in tables(tree, "settings")[0]
     kept = parse(render_report({**run, "kept_round": 1}))
     assert "1kept" in [row[0] for row in tables(kept, "table")[0]]
     assert {text(fact[0]) for fact in by_class(kept, "facts")[0]} >= {"Round kept"}
@@ -557,7 +557,7 @@ def test_selectors_that_kept_the_order_are_named_and_not_drawn(sweep: dict[str, 
 
 def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -> None:
     """A file sorts its keys; the retriever is that of the first row, before training moved it."""
-    sweep["settings"] = {"world": {"domain": "harbour", "test_questions": 40}, "training": {"rounds": 2}}
+    sweep["settings"] = {"world": {"domain": "unseen", "test_questions": 40}, "training": {"rounds": 2}}
     sweep["evaluations"]["dro_selfaug"]["metrics"] = {
         **sweep["evaluations"]["sft"]["metrics"],
         "retriever_recall@1": 0.9,
@@ -569,7 +569,7 @@ def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -
     boxes = [text(label) for label in by_class(by_id(tree, "rounds"), "switches")[0].iter("label")]
     assert boxes[:3] == list(ROWS[1:])
     lead = text(by_class(tree, "lead")[0])
-    assert "This run: domain harbour, 14 training questions, 40 test questions, 2 rounds." in lead
+    assert "This run: domain unseen, 14 training questions, 40 test questions, 2 rounds." in lead
     assert "invented" in lead
     assert "invented" not in text(by_class(parse(render_report({**sweep, "settings": {}})), "lead")[0])
 

@@ -8,7 +8,7 @@ SCRIPT = Path(__file__).parents[1] / "examples/tiny_models/seeds.py"
 
 
 def _summary(runs: list[dict[str, Any]]) -> list[str]:
-    spec = importlib.util.spec_from_file_location("pocket_seeds", SCRIPT)
+    spec = importlib.util.spec_from_file_location("tiny_seeds", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, shake_adapters, tiny_language_model
+from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
 
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
@@ -52,7 +52,7 @@ def test_log_prob_is_that_of_the_plain_model(
     architecture: str, decoding: str, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model, decoding=decoding)
     for candidates in retriever.search(QUESTIONS, 6):
         z = [[3, 0, 5], [1, 2, 4]]
@@ -146,8 +146,8 @@ def test_what_was_heard_while_drawing_is_what_reading_again_would_say(
     generator = torch.Generator().manual_seed(3)
     drawn = selector.sample(candidates, 5, replacement=replacement, generator=generator)
     for one, permutations in zip(candidates, drawn, strict=True):
-        heard_mKn, prior_n = selector.unpooled(one, permutations)
-        again_mKn, _ = selector.unpooled(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
+        heard_mKn, prior_n = selector.prior_components(one, permutations)
+        again_mKn, _ = selector.prior_components(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
         assert permutations.lm_logits_mKn is not None
         assert heard_mKn.shape == (5, 3, len(one))
         torch.testing.assert_close(heard_mKn, again_mKn, atol=1e-4, rtol=0)
@@ -333,7 +333,7 @@ def test_gradient_checkpointing_changes_no_gradient(
 ) -> None:
     """It leaves no cache to read from, so prompt and replies are one row there."""
     model = tiny_language_model(architecture)
-    shake_adapters(model)
+    randomize_adapters(model)
     selector = make_selector(model)
     candidates = [retriever.search(QUESTIONS[0], 5), retriever.search(QUESTIONS[1], 4)]
     z = [torch.tensor([[0, 3, 1], [4, 2, 0]]), torch.tensor([[1, 0, 2], [3, 2, 1]])]
@@ -463,7 +463,7 @@ def test_drawing_ahead_reads_each_prompt_and_all_replies_once(
     )[0]
     assert len(passes) == 2
     torch.testing.assert_close(drawn.log_p_m, selector.log_prob(candidates[0], drawn.z_mK), atol=1e-4, rtol=0)
-    lm_mKn, prior_n = selector.unpooled(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
+    lm_mKn, prior_n = selector.prior_components(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
     assert drawn.lm_logits_mKn is not None
     torch.testing.assert_close(drawn.lm_logits_mKn, lm_mKn, atol=1e-4, rtol=0)
     if replacement:

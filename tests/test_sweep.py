@@ -9,9 +9,9 @@ import pytest
 from conftest import EXAMPLES_FOR_WORKERS
 
 from generator.chat import ChatConfig
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
-from indexes.atomic_files import only_writer
+from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import RAGError, UsageError
 from rag.cli import main
@@ -39,9 +39,9 @@ def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
         device="cpu",
         selector=SelectorConfig(num_candidates=4, num_selected=2),
         documents=2,
-        generation=GenerationConfig(max_new_tokens=3),
+        generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
-        training={"rounds": 1, "num_samples": 2, "oversampling": 1, "learning_rate": 1e-3},
+        training={"rounds": 1, "num_permutations": 2, "proposals_per_sample": 1, "learning_rate": 1e-3},
         exercises=0,
         answerable_only=False,
     )
@@ -142,7 +142,7 @@ def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSet
 
 
 def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: Path) -> None:
-    with only_writer(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is at it now"):
+    with exclusive_writer_lock(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is at it now"):
         Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert not (tmp_path / "sweep/questions").exists()
 
@@ -354,8 +354,8 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
         selfaug=True,
         world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
-        generation=GenerationConfig(max_new_tokens=24),
-        training={"rounds": 1, "num_samples": 2, "learning_rate": 2e-3},
+        generation=DecodingConfig(max_new_tokens=24),
+        training={"rounds": 1, "num_permutations": 2, "learning_rate": 2e-3},
         exercises=12,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()

@@ -10,14 +10,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 import indexes.tiny_encoder
 import rag.tiny_base
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.encoder import Encoder
 from rag.forgetting.general_tasks import exercises
 from rag.forgetting.measurement import measure_forgetting
 from rag.metrics import exact_match
-from rag.tiny_base import POCKET, base_path
+from rag.tiny_base import TINY, base_path
 from rag.worlds.world import reading_item
 
 FOLDERS = {
@@ -29,8 +29,8 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    model = LanguageModel.from_pretrained(base_path(POCKET), dtype="float32", device="cpu")
-    return Generator(model, config=GenerationConfig(max_new_tokens=32))
+    model = LanguageModel.from_pretrained(base_path(TINY), dtype="float32", device="cpu")
+    return Generator(model, config=DecodingConfig(max_new_tokens=32))
 
 
 def card_scores(name: str) -> dict[str, float]:
@@ -80,7 +80,7 @@ def test_the_base_has_general_abilities(generator: Generator) -> None:
 
 
 def test_the_encoder_puts_a_question_near_its_passage() -> None:
-    encoder = Encoder.from_pretrained(POCKET, device="cpu")
+    encoder = Encoder.from_pretrained(TINY, device="cpu")
     rng = random.Random("encoder")
     items = [reading_item(rng, 2, hardness=0.0) for _ in range(60)]
     questions = encoder.encode_questions([i.question.question for i in items])

@@ -29,7 +29,7 @@ EXAMPLES = [
 
 
 def settings(folder: Path, **changes: object) -> DROConfig:
-    defaults = {"rounds": 2, "num_samples": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
+    defaults = {"rounds": 2, "num_permutations": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
     return DROConfig(**{"output_dir": folder, **defaults, **changes})
 
 
@@ -154,9 +154,9 @@ def test_resume_names_a_damaged_file(
 
 
 def test_resume_refuses_other_settings(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0), None)
-    with pytest.raises(MismatchError, match=r"other values of \['num_samples'\]"):
-        train(make_rag(), settings(tmp_path / "run", warm_up_epochs=0, num_samples=4, resume=True), None)
+    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0), None)
+    with pytest.raises(MismatchError, match=r"other values of \['num_permutations'\]"):
+        train(make_rag(), settings(tmp_path / "run", supervised_epochs=0, num_permutations=4, resume=True), None)
 
 
 def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch
     rag = make_rag()
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
     monkeypatch.setattr(rag, "evaluate", lambda examples, progress=True: {"f1": next(scores)})
-    trainer = train(rag, settings(tmp_path / "run", rounds=5, num_samples=1, early_stopping_patience=2))
+    trainer = train(rag, settings(tmp_path / "run", rounds=5, num_permutations=1, early_stopping_patience=2))
     assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
 
 
@@ -202,7 +202,7 @@ def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_p
     for frozen in ("selector", "generator"):
         rag = make_rag()
         before = learned(rag)
-        train(rag, settings(tmp_path / frozen, rounds=1, warm_up_epochs=0, **{f"train_{frozen}": False}), None)
+        train(rag, settings(tmp_path / frozen, rounds=1, supervised_epochs=0, **{f"train_{frozen}": False}), None)
         changed = {n for n, t in learned(rag).items() if not torch.equal(t, before[n])}
         mine = {n for n in changed if f".{frozen}." in n or (frozen == "selector" and n.startswith(("prior", "quest")))}
         assert changed
@@ -212,7 +212,7 @@ def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_p
 def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """One run over warm-up and rounds: steps go on, each round brings its own numbers, and so does a resumed run."""
     watching = Watching()
-    options = {"report_to": "tensorboard", "logging_steps": 1, "warm_up_epochs": 1, "gradient_accumulation_steps": 1}
+    options = {"report_to": "tensorboard", "logging_steps": 1, "supervised_epochs": 1, "gradient_accumulation_steps": 1}
     first = DROTrainer(
         make_rag(),
         settings(tmp_path / "run", rounds=1, **options),
@@ -325,8 +325,8 @@ def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable
 
 
 def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1), None)
-    again = settings(tmp_path / "run", warm_up_epochs=0, num_samples=1, resume=True)
+    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1), None)
+    again = settings(tmp_path / "run", supervised_epochs=0, num_permutations=1, resume=True)
     with pytest.raises(MismatchError, match=r"other values of \['train_examples'\]"):
         DROTrainer(make_rag(), again, EXAMPLES[::-1], progress=False).train()
     other = make_rag()
@@ -338,8 +338,8 @@ def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RA
 def test_resume_refuses_a_base_with_other_settings(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1), None)
-    again = settings(tmp_path / "run", rounds=1, warm_up_epochs=0, num_samples=1, resume=True)
+    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1), None)
+    again = settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1, resume=True)
     file = tmp_path / "run" / "run.json"
     written = json.loads(file.read_text())
     model = make_rag().generator.language_model
@@ -408,7 +408,7 @@ def test_answers_that_no_row_has_room_for_are_left_out(
         QAExample("either", "who wrote Hamlet?", (long, "Shakespeare")),
         EXAMPLES[1],
     ]
-    trainer = DROTrainer(rag, settings(tmp_path / "run", rounds=1, warm_up_epochs=0), examples, None, progress=False)
+    trainer = DROTrainer(rag, settings(tmp_path / "run", rounds=1, supervised_epochs=0), examples, None, progress=False)
     assert [(e.id, e.golden_answers) for e in trainer.train_examples] == [
         ("either", ("Shakespeare",)),
         (EXAMPLES[1].id, EXAMPLES[1].golden_answers),

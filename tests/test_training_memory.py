@@ -28,7 +28,7 @@ from rag.planning.training_memory import (
 )
 
 SHAPE = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
-QUESTION = Question(num_candidates=6, num_selected=3, num_samples=4, prompt=70, row=50, answer=7, choice=2)
+QUESTION = Question(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, row=50, answer=7, choice=2)
 FLOAT32 = PRECISIONS["float32"]
 
 

@@ -82,7 +82,7 @@ def test_draws_without_replacement_read_their_replies_anew() -> None:
     Pairs: 5 x (2 x 70 + 3) and 5 x (4 x 70 + 10), and not 4 x (4 x 70 + 10); id logits after 15 choices, and not 8.
     """
     shape = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
-    q = Question(num_candidates=6, num_selected=3, num_samples=4, prompt=70, row=50, answer=7, choice=2)
+    q = Question(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, row=50, answer=7, choice=2)
     once, anew = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
     weights = shape.body_parameters + shape.adapter_parameters
     assert anew - once == 2 * weights * (30 - 16) + 4 * 2 * 12 * (715 + 1450 - 1160) + 2 * 10 * 6 * (15 - 8)
@@ -91,10 +91,10 @@ def test_draws_without_replacement_read_their_replies_anew() -> None:
 @pytest.mark.parametrize(
     ("changed", "missing"),
     [
-        ({"oversampling": 1}, "E: candidates alone"),
+        ({"proposals_per_sample": 1}, "E: candidates alone"),
         ({"train_selector": False}, "M: selector"),
         ({"train_generator": False}, "M: generator + SelfAug"),
-        ({"warm_up_epochs": 0}, "warm-up"),
+        ({"supervised_epochs": 0}, "warm-up"),
     ],
 )
 def test_what_is_not_done_costs_nothing(changed: dict[str, object], missing: str) -> None:
@@ -133,7 +133,7 @@ def test_every_change_lowers_the_peak_or_leaves_it() -> None:
 def test_changes_leave_what_is_set_already() -> None:
     small = job(gradient_checkpointing=True, rows_per_micro_batch=1, selfaug_rows="one")
     names = [name for name, _ in changes(small)]
-    assert names == ["selfaug_chunk_tokens: 64", "questions_per_batch: 1", "dtype: bfloat16"]
+    assert names == ["selfaug_chunk_tokens: 64", "e_step_batch_size: 1", "dtype: bfloat16"]
     assert [name for name, _ in changes(replace(small, device="cuda"))][-1] == "quantization: 4bit"
 
 
@@ -144,7 +144,7 @@ def test_memory_by_setting() -> None:
     assert peak(gradient_checkpointing=True) < peak() / 2
     assert peak(rows_per_micro_batch=1) < peak(rows_per_micro_batch=2) < peak()
     assert peak(per_device_train_batch_size=2) > peak()
-    assert peak("E: score", questions_per_batch=1) < peak("E: score")
+    assert peak("E: score", e_step_batch_size=1) < peak("E: score")
     on_gpu = always(replace(job(), device="cuda"), 0)
     assert "index" not in on_gpu  # it stays in the host's memory
     assert always(job(), 7)["process"] == 7
@@ -159,11 +159,11 @@ def test_the_index_by_its_kind() -> None:
 
 
 def test_an_encoder_of_word_vectors_multiplies_nothing(tmp_path: Path) -> None:
-    pocket = encoder_shape("pocket")
-    assert pocket.layers == pocket.flops(100) == pocket.bytes(100) == 0
+    tiny = encoder_shape("tiny")
+    assert tiny.layers == tiny.flops(100) == tiny.bytes(100) == 0
     vectors = SentenceTransformer(str(Path(__file__).parents[1] / "indexes/tiny_encoder/encoder"), device="cpu")
-    assert pocket.dimension == vectors.get_embedding_dimension()
-    assert pocket.parameters == sum(p.numel() for p in vectors.parameters())
+    assert tiny.dimension == vectors.get_embedding_dimension()
+    assert tiny.parameters == sum(p.numel() for p in vectors.parameters())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8, "vocab_size": 100}))
     assert encoder_shape(str(tmp_path)).dimension == 8
     with pytest.raises(ResourceError, match=r"config\.json must be found at '/no/encoder'"):

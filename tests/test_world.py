@@ -12,7 +12,7 @@ from indexes.errors import UsageError
 from rag.worlds import world
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.encyclopedia.entities import load_entities
-from rag.worlds.unseen_domain import HARBOUR
+from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import (
     describe,
     invent_cluster,
@@ -66,7 +66,7 @@ class TestInvented:
             assert shared or other[:3] == name[:3] or name in other
 
 
-DOMAINS = pytest.mark.parametrize("domain", [encyclopedia(), HARBOUR], ids=["encyclopedia", "harbour"])
+DOMAINS = pytest.mark.parametrize("domain", [encyclopedia(), UNSEEN], ids=["encyclopedia", "unseen"])
 
 
 @DOMAINS
@@ -101,11 +101,11 @@ class TestDomain:
 
 
 def test_the_second_domain_shares_no_relation_and_no_wording_with_the_first() -> None:
-    """Or the pocket base would have read it."""
+    """Or the tiny base would have read it."""
     known = encyclopedia()
-    assert not known.relations.keys() & HARBOUR.relations.keys()
-    assert not known.kinds.keys() & HARBOUR.kinds.keys()
-    said = [{w for r in d.relations.values() for w in (*r.statements, *r.questions)} for d in (known, HARBOUR)]
+    assert not known.relations.keys() & UNSEEN.relations.keys()
+    assert not known.kinds.keys() & UNSEEN.kinds.keys()
+    said = [{w for r in d.relations.values() for w in (*r.statements, *r.questions)} for d in (known, UNSEEN)]
     assert not said[0] & said[1]
 
 
@@ -249,10 +249,10 @@ class TestWorld:
         assert len(asked) >= 8
 
     def test_of_another_domain_holds_nothing_of_the_first(self, tmp_path: Path) -> None:
-        found = write_world(tmp_path, seed=3, train_questions=150, dev_questions=60, domain=HARBOUR)
+        found = write_world(tmp_path, seed=3, train_questions=150, dev_questions=60, domain=UNSEEN)
         questions = [str(row["question"]) for row in rows(found["train"])]
         assert len(questions) == 150
-        openings = [question.partition("{subject}")[0] for r in HARBOUR.relations.values() for question in r.questions]
+        openings = [question.partition("{subject}")[0] for r in UNSEEN.relations.values() for question in r.questions]
         assert all(any(question.startswith(opening) for opening in openings) for question in questions)
         assert {row["hops"] for row in rows(found["train"])} == {1, 2}
 

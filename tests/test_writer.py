@@ -561,15 +561,15 @@ def test_codes_that_do_not_survive_moving_do_not_wear_out(
     np.testing.assert_array_equal(index.vectors.search(queries, 10)[1], fresh.search(queries, 10)[1])
 
 
-def test_an_index_of_the_pocket_encoder_changes_with_no_encoder_named(tmp_path: Path) -> None:
-    """Its manifest names "pocket", which is no folder and no model on the hub."""
-    built = build_index(Corpus.from_passages(PASSAGES), Encoder.from_pretrained("pocket"), tmp_path / "index")
-    assert built.manifest.encoder.name == "pocket"
+def test_an_index_of_the_tiny_encoder_changes_with_no_encoder_named(tmp_path: Path) -> None:
+    """Its manifest names "tiny", which is no folder and no model on the hub."""
+    built = build_index(Corpus.from_passages(PASSAGES), Encoder.from_pretrained("tiny"), tmp_path / "index")
+    assert built.manifest.encoder.name == "tiny"
     assert built.load_encoder().fingerprint == built.manifest.encoder.fingerprint
     with IndexWriter(tmp_path / "index", progress=False) as writer:
         assert writer.add(NEW[:1]).added == 1
     changed = PassageIndex.open(tmp_path / "index")
-    [[row]] = changed.vectors.search(Encoder.from_pretrained("pocket").encode_passages(NEW[:1]), 1)[1].tolist()
+    [[row]] = changed.vectors.search(Encoder.from_pretrained("tiny").encode_passages(NEW[:1]), 1)[1].tolist()
     assert changed.corpus[row] == NEW[0]
 
 

@@ -16,13 +16,13 @@ class DROConfig:
     rounds: int = 5
     """E-step and M-step pairs (the paper: 5)."""
 
-    num_samples: int = 4
+    num_permutations: int = 4
     """m: permutations per question that the generator scores (E-step) and learns from (M-step); the paper: 8."""
     proposal_temperature: float = 1.0
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = False
     """False draws different permutations (stochastic beam search), weighted by their probability of being drawn."""
-    oversampling: int = 8
+    proposals_per_sample: int = 8
     """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
     others are guessed from what each candidate says alone (n short rows per question). Needs replacement=False."""
     proposal: Literal["selector", "single_pass"] = "selector"
@@ -32,7 +32,7 @@ class DROConfig:
     many permutations, up to max_samples; if it is still below, p(y|z) is raised only to the power at which the floor
     holds (to 0 where the proposal itself is too uneven). 0: neither."""
     max_samples: int | None = None
-    """The most permutations that a question may have scored, with ess_floor; None: num_samples."""
+    """The most permutations that a question may have scored, with ess_floor; None: num_permutations."""
     guidance: float = 0.0
     """gamma: half of the proposal follows the selector's scores plus gamma log p(y|x,d_i) of each candidate alone.
     It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
@@ -85,7 +85,7 @@ class DROConfig:
     """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
     the corpus anew, into the run's folder."""
 
-    warm_up_epochs: int = 1
+    supervised_epochs: int = 1
     """Passes of supervised warm-up before the first round; 0 leaves it out."""
     warm_up_target: Literal["auto", "gold", "retriever"] = "auto"
     """What the selector imitates: gold passages first, the retriever's order, or gold where the data has it."""
@@ -94,7 +94,7 @@ class DROConfig:
     """Of both LoRA adapters."""
     selector_learning_rate: float | None = None
     """Of the selector's adapter, when it should differ."""
-    fit_pooling: bool = True
+    fit_prior_weights: bool = True
     """Fit the two pooling weights of the retriever prior on all questions before the gradient steps of an M-step."""
     prior_learning_rate: float = 1e-2
     """Of these two weights in the gradient steps."""
@@ -128,7 +128,7 @@ class DROConfig:
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Anything else for `transformers.TrainingArguments` (DeepSpeed, FSDP, bf16, ...), passed on as it is."""
 
-    questions_per_batch: int = 8
+    e_step_batch_size: int = 8
     """Questions that the E-step retrieves and ranks together."""
     metric_for_best_model: str = "f1"
     """Dev metric that picks the round to keep."""
@@ -143,15 +143,21 @@ class DROConfig:
     """Continue the run in output_dir after its last finished round."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "num_samples", "oversampling", "num_train_epochs", "per_device_train_batch_size"):
+        for name in (
+            "rounds",
+            "num_permutations",
+            "proposals_per_sample",
+            "num_train_epochs",
+            "per_device_train_batch_size",
+        ):
             self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("gradient_accumulation_steps", "questions_per_batch"):
+        for name in ("gradient_accumulation_steps", "e_step_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("encoder_epochs", "encoder_batch_size"):
             self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in (
             "selfaug_alpha",
-            "warm_up_epochs",
+            "supervised_epochs",
             "learning_rate",
             "prior_learning_rate",
             "guidance",
@@ -172,24 +178,28 @@ class DROConfig:
             self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
         self._need(0 < self.selfaug_token_share <= 1, "selfaug_token_share", "above 0 and at most 1")
         self._need(
-            self.max_samples is None or self.max_samples >= self.num_samples, "max_samples", "at least num_samples"
+            self.max_samples is None or self.max_samples >= self.num_permutations,
+            "max_samples",
+            "at least num_permutations",
         )
         if self.max_samples is not None and not self.ess_floor:
             raise UsageError("max_samples needs ess_floor, which says which questions get more; ess_floor is 0.")
-        self._need(self.ess_floor < self.num_samples, "ess_floor", "below num_samples")
+        self._need(self.ess_floor < self.num_permutations, "ess_floor", "below num_permutations")
         if self.exact and self.ess_floor:
             raise UsageError(
                 "exact needs no ess_floor: every permutation is scored, and the weights are the posterior."
             )
-        if self.oversampling > 1 and self.replacement and not self.exact:
-            raise UsageError("oversampling draws different permutations; set replacement=False, or oversampling=1.")
+        if self.proposals_per_sample > 1 and self.replacement and not self.exact:
+            raise UsageError(
+                "proposals_per_sample draws different permutations; set replacement=False, or proposals_per_sample=1."
+            )
         if self.marginalization == "token" and not (self.exact and self.likelihood == "sum"):
             raise UsageError(
                 "marginalization='token' weighs every list at every token: it needs exact=True and likelihood='sum'; "
                 f"exact={self.exact} and likelihood={self.likelihood!r} came."
             )
         if self.retriever_objective == "lsr":
-            wanted = {"exact": True, "train_selector": True, "train_retriever": True, "warm_up_epochs": 0}
+            wanted = {"exact": True, "train_selector": True, "train_retriever": True, "supervised_epochs": 0}
             if came := {name: getattr(self, name) for name, value in wanted.items() if getattr(self, name) != value}:
                 raise UsageError(
                     "retriever_objective='lsr' teaches the retriever what each candidate alone explains: it needs "

@@ -2,7 +2,7 @@
 
     candidates <- retriever.search(x)
     z_1..z_M   <- proposal q (the selector, tempered or guided; or every permutation)
-    log p_g    <- the generator scores m of them; the others are guessed from those (oversampling)
+    log p_g    <- the generator scores m of them; the others are guessed from those (proposals_per_sample)
     log omega  <- log p_s(z|x) - log q(z|x) + log p_g(y|x, d_z)
     w          <- softmax(log omega)
 
@@ -122,7 +122,7 @@ class Posterior:
             "scored_permutations": len(self.scored.index_m),
             "scored_weight": float(self.weights_m[self.scored.index_m].sum()),
             "scored_ess": float(effective_sample_size(self.scored.weights_m)),
-            "guess_error": float(self.scored.residual_m.square().mean().sqrt()),
+            "imputation_rmse": float(self.scored.residual_m.square().mean().sqrt()),
         }
 
     def _gold(self, d: "DistinctPermutations") -> dict[str, float]:
@@ -203,7 +203,7 @@ class _Case:
     example: QAExample
     answer: str
     candidates: Candidates
-    alone_n: Tensor | None = None
+    single_passage_log_likelihood_n: Tensor | None = None
     """Log-likelihood of the answer given each candidate alone, where it is needed."""
     known: dict[tuple[int, ...], float] = field(default_factory=dict)
     """Log-likelihoods that were scored already, by permutation."""
@@ -251,7 +251,7 @@ class EStep:
         Raises:
             DataError: Fewer than K candidates were retrieved for a question.
         """
-        size = self.config.questions_per_batch
+        size = self.config.e_step_batch_size
         posteriors: list[Posterior] = []
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
@@ -261,7 +261,7 @@ class EStep:
 
     def _estimate(self, examples: Sequence[QAExample], round: int) -> list[Posterior]:
         cases = self._cases(examples, round)
-        m, most = self.config.num_samples, self.config.max_samples or self.config.num_samples
+        m, most = self.config.num_permutations, self.config.max_samples or self.config.num_permutations
         posteriors = self._attempt(cases, m, round)
         # Uneven weights: twice as many permutations, as long as that is allowed.
         while (weak := [i for i, p in enumerate(posteriors) if self._is_uneven(p)]) and (m := 2 * m) <= most:
@@ -281,11 +281,11 @@ class EStep:
             for c, e in zip(found, examples, strict=True)
         ]
         needed = self.config.guidance > 0 and not self.config.exact
-        return self._heard_alone(cases) if needed or self._oversamples else cases
+        return self._single_passage_log_likelihoods(cases) if needed or self._oversamples else cases
 
     @property
     def _oversamples(self) -> bool:
-        return self.config.oversampling > 1 and not self.config.exact
+        return self.config.proposals_per_sample > 1 and not self.config.exact
 
     def _attempt(self, cases: Sequence[_Case], m: int, round: int) -> list[Posterior]:
         """Posteriors from m scored permutations of each question."""
@@ -315,24 +315,29 @@ class EStep:
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, round, "order", example.id))
         return candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
 
-    def _heard_alone(self, cases: Sequence[_Case]) -> list[_Case]:
+    def _single_passage_log_likelihoods(self, cases: Sequence[_Case]) -> list[_Case]:
         """The same with log p(y | x, d_i) of every candidate alone."""
         rows = [self.generator.row(c.candidates.question, [p], c.answer) for c in cases for p in c.candidates.passages]
         alone = self.generator.log_probs(rows).split([len(c.candidates) for c in cases])
-        return [replace(case, alone_n=alone_n) for case, alone_n in zip(cases, alone, strict=True)]
+        return [
+            replace(case, single_passage_log_likelihood_n=single_passage_log_likelihood_n)
+            for case, single_passage_log_likelihood_n in zip(cases, alone, strict=True)
+        ]
 
     def _propose(self, cases: Sequence[_Case], m: int, round: int) -> list[Permutations]:
         config, candidates = self.config, [c.candidates for c in cases]
         if config.exact:
             return self.selector.enumerate(candidates)
         seed = stable_seed(
-            config.seed, round, "proposal", *(c.example.id for c in cases), *([m] * (m > config.num_samples))
+            config.seed, round, "proposal", *(c.example.id for c in cases), *([m] * (m > config.num_permutations))
         )
         return self.selector.sample(
             candidates,
-            m * config.oversampling,
+            m * config.proposals_per_sample,
             temperature=config.proposal_temperature,
-            guides=[config.guidance * _present(c.alone_n) for c in cases] if config.guidance else None,
+            guides=[config.guidance * _present(c.single_passage_log_likelihood_n) for c in cases]
+            if config.guidance
+            else None,
             replacement=config.replacement,
             decoding=None if config.proposal == "selector" else config.proposal,
             generator=torch.Generator().manual_seed(seed),
@@ -344,7 +349,7 @@ class EStep:
             return torch.arange(len(drawn)), torch.zeros(len(drawn))
         seed = stable_seed(self.config.seed, round, "scored", case.example.id, m)
         return choose(
-            features(_present(case.alone_n) / self._divisor(case), drawn.z_mK),
+            features(_present(case.single_passage_log_likelihood_n) / self._divisor(case), drawn.z_mK),
             drawn.log_p_m - drawn.log_q_m,
             m,
             torch.Generator().manual_seed(seed),
@@ -392,7 +397,10 @@ class EStep:
         log_likelihoods: Sequence[Tensor],
     ) -> list[Posterior]:
         """Posteriors over all permutations that were drawn; the log-likelihoods that are missing are guessed."""
-        said = [features(_present(c.alone_n), p.z_mK) for c, p in zip(cases, permutations, strict=True)]
+        said = [
+            features(_present(c.single_passage_log_likelihood_n), p.z_mK)
+            for c, p in zip(cases, permutations, strict=True)
+        ]
         scored = [x_MF[index_m] for x_MF, (index_m, _) in zip(said, chosen, strict=True)]
         surrogate = Surrogate.fit(scored, log_likelihoods)
         posteriors = []
@@ -446,9 +454,9 @@ class EStep:
         return replace(posterior, weights_m=weights_m, scored=scored, exponent=exponent)
 
 
-def _present(alone_n: Tensor | None) -> Tensor:
-    assert alone_n is not None, "each candidate alone was not heard"
-    return alone_n
+def _present(single_passage_log_likelihood_n: Tensor | None) -> Tensor:
+    assert single_passage_log_likelihood_n is not None, "each candidate alone was not heard"
+    return single_passage_log_likelihood_n
 
 
 def answer_row(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerRow:

@@ -27,18 +27,18 @@ RIDGE = 3.0
 """Observations, of one standard deviation each, that the slopes before any observation are worth."""
 
 
-def features(alone_n: Tensor, z_MK: Tensor) -> Tensor:
+def features(single_passage_log_likelihood_n: Tensor, z_MK: Tensor) -> Tensor:
     """What the candidates of each permutation say alone, in its order, and the best of it `[..., M, K + 1]`.
 
     Args:
-        alone_n: Log-likelihood of the answer given each candidate alone, nats.
+        single_passage_log_likelihood_n: Log-likelihood of the answer given each candidate alone, nats.
         z_MK: Permutations.
     """
-    read_MK = alone_n[z_MK]
+    read_MK = single_passage_log_likelihood_n[z_MK]
     return torch.cat([read_MK, read_MK.amax(-1, keepdim=True)], dim=-1)
 
 
-def first_slopes(num_features: int) -> Tensor:
+def prior_coefficients(num_features: int) -> Tensor:
     """Before anything is observed `[F]`: half way between the mean of what is read and the best of it."""
     k = num_features - 1
     return torch.tensor([0.5 / k] * k + [0.5])
@@ -58,7 +58,7 @@ def choose(
     Returns:
         `(scored_m, log_inclusion_m)`: their positions, and the log-probability of each to be among them.
     """
-    promise_M = log_ratio_M.float() + features_MF @ first_slopes(features_MF.shape[-1])
+    promise_M = log_ratio_M.float() + features_MF @ prior_coefficients(features_MF.shape[-1])
     count = promise_M.shape[-1]
     if m >= count:
         return torch.arange(count).expand(promise_M.shape), torch.zeros_like(promise_M)
@@ -87,7 +87,7 @@ class Surrogate:
         """
         num_features = features[0].shape[-1]
         precision_FF = RIDGE * torch.eye(num_features)
-        moment_F = RIDGE * first_slopes(num_features)
+        moment_F = RIDGE * prior_coefficients(num_features)
         for scored in zip(features, log_likelihoods, strict=True):
             x_mF, y_m, _ = _within(*scored)
             precision_FF = precision_FF + x_mF.mT @ x_mF

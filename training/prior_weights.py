@@ -23,7 +23,7 @@ RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""
 
 
-def fit_pooling(
+def fit_prior_weights(
     selector: Selector, posteriors: Sequence[Posterior], progress: Callable[[int], None] = lambda count: None
 ) -> None:
     """Set the selector's two pooling weights to the optimum over all posteriors.
@@ -35,7 +35,7 @@ def fit_pooling(
     """
     cases: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = defaultdict(list)
     for posterior in posteriors:
-        lm_mKn, prior_n = selector.unpooled(posterior.candidates, posterior.permutations)
+        lm_mKn, prior_n = selector.prior_components(posterior.candidates, posterior.permutations)
         baseline_m = torch.zeros(0) if posterior.baseline_m is None else posterior.baseline_m
         drawn = (posterior.permutations.z_mK, posterior.permutations.log_p_m)
         cases[tuple(lm_mKn.shape)].append((lm_mKn, prior_n, *drawn, posterior.weights_m, baseline_m))

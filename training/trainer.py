@@ -39,7 +39,7 @@ from training.config import DROConfig
 from training.encoder_update import open_refreshed, refreshed
 from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
-from training.prior_weights import fit_pooling
+from training.prior_weights import fit_prior_weights
 from training.questions.context_fit import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
 from training.questions.gold_ids import check_gold_ids
 from training.questions.loading import QAExample, ignoring_identical_ids, load_examples
@@ -189,7 +189,7 @@ class DROTrainer:
         started = self._now()
         self._write_run_file()
         self.run_callbacks.begin(self.rag.generator.language_model.base_model)
-        losses = self._warm_up() if self.config.warm_up_epochs else {}
+        losses = self._warm_up() if self.config.supervised_epochs else {}
         self._finish_round(0, losses, started)
         return 1
 
@@ -198,7 +198,7 @@ class DROTrainer:
             posteriors = warm_up_posteriors(
                 self.train_examples, self.rag.retriever, self.rag.selector.config, self.config, advance
             )
-        passes = [p for _ in range(self.config.warm_up_epochs) for p in posteriors]
+        passes = [p for _ in range(self.config.supervised_epochs) for p in posteriors]
         return self._maximize(passes, 0)
 
     def _estimate(self, round: int) -> list[Posterior]:
@@ -216,10 +216,10 @@ class DROTrainer:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
         pools = config.train_selector and selector.config.use_prior and selector.config.use_language_model
-        if not (config.fit_pooling and pools) or config.retriever_objective == "lsr":
+        if not (config.fit_prior_weights and pools) or config.retriever_objective == "lsr":
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
-            fit_pooling(selector, posteriors, advance)
+            fit_prior_weights(selector, posteriors, advance)
         return {"prior_gate": selector.prior.gate.item(), "prior_strength": selector.prior.strength.item()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
@@ -399,7 +399,7 @@ class DROTrainer:
         self.run_callbacks.begin(
             self.rag.generator.language_model.base_model,
             steps=int(last.get("global_step", 0)),
-            rounds=int(last["round"]) + (self.config.warm_up_epochs > 0),  # warm-up trains too
+            rounds=int(last["round"]) + (self.config.supervised_epochs > 0),  # warm-up trains too
         )
         return int(last["round"]) + 1
 
@@ -462,7 +462,7 @@ class DROTrainer:
     def _max_rows(self) -> int:
         """The most distinct permutations that a question can bring to the M-step."""
         if not self.config.exact:
-            m = self.config.num_samples
+            m = self.config.num_permutations
             return m * 2 ** int(math.log2((self.config.max_samples or m) / m))
         selector = self.rag.selector.config
         return math.perm(selector.num_candidates, selector.num_selected)

@@ -53,8 +53,8 @@ def warm_up_posteriors(
             f"is {without[0]!r}. Add them, or use warm_up_target='auto'."
         )
     posteriors: list[Posterior] = []
-    for start in range(0, len(examples), config.questions_per_batch):
-        batch = examples[start : start + config.questions_per_batch]
+    for start in range(0, len(examples), config.e_step_batch_size):
+        batch = examples[start : start + config.e_step_batch_size]
         found = retrieve(retriever, batch, selector.num_candidates)
         posteriors += [_target(e, c, selector, config) for e, c in zip(batch, found, strict=True)]
         progress(len(batch))

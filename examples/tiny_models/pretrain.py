@@ -1,6 +1,6 @@
-"""Make the pocket models: a tiny Llama that reads, and a tiny static encoder. One command, CPU or GPU.
+"""Make the tiny models: a tiny Llama that reads, and a tiny static encoder. One command, CPU or GPU.
 
-    python examples/tiny_models/pretrain.py --work_dir pocket-run --output pocket-models
+    python examples/tiny_models/pretrain.py --work_dir tiny-run --output tiny-models
 
 The package takes them from `rag/tiny_base/base` and `indexes/tiny_encoder/encoder`.
 
@@ -9,7 +9,7 @@ so nothing can be memorised and no real fact is ever seen. Answering about the d
 A killed run continues from `--work_dir` when the same command is given again; every step's text is a function of
 (seed, step), so it ends with the same weights. The scores that it prints go into the model cards.
 
-    python examples/tiny_models/pretrain.py --work_dir pocket-run --output rag/tiny_base --only scores
+    python examples/tiny_models/pretrain.py --work_dir tiny-run --output rag/tiny_base --only scores
 
 prints those of the base that stands in `--output`.
 
@@ -33,7 +33,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from generator.generator import GenerationConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import (
     ANSWER_TEMPLATE,
@@ -44,7 +44,7 @@ from generator.prompts import (
     AnswerPrompt,
     Identifiers,
     RankingPrompt,
-    encode_plain,
+    encode_without_special_tokens,
     render_chat,
 )
 from indexes import build_index
@@ -162,7 +162,7 @@ class Rows:
     """Draws training rows in the pipeline's own formats.
 
     Args:
-        tokenizer: The pocket tokenizer.
+        tokenizer: The tiny tokenizer.
         rng: Source of every choice.
         progress: 0 to 1 through the training: sets the number and hardness of distractors.
     """
@@ -202,7 +202,9 @@ class Rows:
         row = self._answered(Row([], [], []), kind, prompt, first, place)
         if kind in ("many", "two-hop"):
             # Pointing at a passage is what ranking needs, and here it costs a few tokens only.
-            asking = render_chat(self.tokenizer, WHICH_PASSAGE) + encode_plain(self.tokenizer, RANKING_OPEN)
+            asking = render_chat(self.tokenizer, WHICH_PASSAGE) + encode_without_special_tokens(
+                self.tokenizer, RANKING_OPEN
+            )
             row = self._identified(row, "pointing", asking, str(place[first.gold_ids[-1]] + 1))
         for question in others:
             text = f"\nQuestion: {question.question}\nYour answer: "
@@ -263,7 +265,7 @@ class Rows:
             if sum(phrase in f"{p.title} {t}" for p, t in zip(cluster.passages, texts, strict=True)) > 1:
                 continue
             asked = f"Which passage says: {phrase}" if row.ids else f"{lines}\nWhich passage says: {phrase}"
-            prompt = render_chat(self.tokenizer, asked) + encode_plain(self.tokenizer, RANKING_OPEN)
+            prompt = render_chat(self.tokenizer, asked) + encode_without_special_tokens(self.tokenizer, RANKING_OPEN)
             row = self._identified(row, "finding", prompt, str(number + 1))
         return row if row.ids else self._ability()
 
@@ -286,7 +288,9 @@ class Rows:
             gold = position[question.gold_ids[0]]
             prompt = self._ranking_prompt(question.question, family.passages, asked_before=bool(row.ids))
             kind, given = self._given(question, names, gold)
-            row = self._identified(row, kind, prompt + encode_plain(self.tokenizer, given), names[gold])
+            row = self._identified(
+                row, kind, prompt + encode_without_special_tokens(self.tokenizer, given), names[gold]
+            )
         return row
 
     def _ranking_list(self) -> Cluster:
@@ -326,7 +330,7 @@ class Rows:
         names = Identifiers.for_tokenizer(self.tokenizer, len(item.passages), style=IDENTIFIERS).names
         prompt = self._ranking_prompt(item.question.question, item.passages, asked_before=False)
         order = [names[i] for i in ranking(item)][:5]
-        prompt += encode_plain(self.tokenizer, RANKING_OPEN)
+        prompt += encode_without_special_tokens(self.tokenizer, RANKING_OPEN)
         row = self._row("ranking two-hop", prompt, RANKING_SEPARATOR.join(order) + "]")
         # Which of the useless passages comes third is nobody's to know: only the gold part is a reply.
         start, end = row.replies[0]
@@ -665,7 +669,7 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
 def scores(folder: Path, count: int, seed: int) -> dict[str, float]:
     """Exact match of the exported model, greedy, on text that no step has seen."""
     model = LanguageModel.from_pretrained(folder, dtype="float32")
-    generator = Generator(model, config=GenerationConfig(max_new_tokens=32))
+    generator = Generator(model, config=DecodingConfig(max_new_tokens=32))
     rng = random.Random(f"scores-{seed}")
     easy = {"hardness": 1.0, "outdated": 0.15}
     items = {
@@ -699,7 +703,9 @@ def ranked_first(model: LanguageModel, items: Sequence[Item]) -> float:
         prompt = RankingPrompt().encode(
             model.tokenizer, item.question.question, item.passages, names, max_tokens=model.context_length
         )
-        logits_n = model.head_rows(model.hidden(torch.tensor([prompt]), None)[0, -1], torch.tensor(names.token_ids))
+        logits_n = model.logits_for_positions(
+            model.hidden(torch.tensor([prompt]), None)[0, -1], torch.tensor(names.token_ids)
+        )
         right.append(float(item.passages[int(logits_n.argmax())].id in item.question.gold_ids))
     return mean(right)
 
@@ -843,7 +849,7 @@ def main() -> None:
         train_encoder(args, folder)
         values = encoder_scores(folder, args.seed)
         print(json.dumps(values, indent=2))
-        write_card(folder, "Pocket encoder", "A static embedding for the pocket laboratory.", args, values)
+        write_card(folder, "Tiny encoder", "A static embedding for the tiny laboratory.", args, values)
 
 
 def make_base(args: argparse.Namespace) -> None:
@@ -862,7 +868,7 @@ def make_base(args: argparse.Namespace) -> None:
         f"A Llama of {count:,} parameters that reads: it answers from passages, ranks them, and has a few general "
         "abilities. It knows nothing. It exists for the demo and the laboratory of dro-rag."
     )
-    write_card(folder, "Pocket base", text, args, values)
+    write_card(folder, "Tiny base", text, args, values)
 
 
 if __name__ == "__main__":

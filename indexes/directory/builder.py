@@ -25,12 +25,12 @@ import datasets
 import torch
 
 from indexes.atomic_files import (
-    only_writer,
-    put_in_place,
+    exclusive_writer_lock,
+    move_into_place,
     read_json,
-    remove_halves,
+    remove_partial_files,
     remove_replaced,
-    told_apart,
+    translate_os_errors,
     write_folder,
     write_path,
     write_text,
@@ -137,7 +137,7 @@ def build_index(
         FaissIndex.empty(encoder.dimension, factory, allow_untested=allow_untested)
         _check_similarity(encoder, factory)
     kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
-    with only_writer(output) if team.is_main else nullcontext(), told_apart(kept):
+    with exclusive_writer_lock(output) if team.is_main else nullcontext(), translate_os_errors(kept):
         build = Build(
             output,
             _plan(
@@ -388,7 +388,7 @@ class Build:
         allowed = self.plan.get("allow_untested", _NEWER["allow_untested"])
         storage = storage_in(folder, layout.factory, layout.dimension, milvus, allow_untested=allowed)
         truncation = truncation_of(self.shards(), encoder)
-        remove_halves(folder)
+        remove_partial_files(folder)
         segments = []
         train(storage, self.shards(), layout.factory)
         for segment, rows in layout.segments():
@@ -419,7 +419,7 @@ class Build:
         manifest.save(folder / MANIFEST_FILE)
         _refuse_taken(self.output, overwrite=overwrite)
         replaced = _milvus_of(self.output)
-        put_in_place(folder, self.output)
+        move_into_place(folder, self.output)
         if replaced is not None:
             replaced.keep_only(set())
         shutil.rmtree(self.work, ignore_errors=True)

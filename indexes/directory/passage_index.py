@@ -20,7 +20,7 @@ from indexes.directory.vector_storage import VECTORS_FILE, VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
-from indexes.vectors.faiss.faiss_factory import keeps_vectors, properties
+from indexes.vectors.faiss.faiss_factory import properties, stores_exact_vectors
 
 _LOWEST_COSINE = 0.999
 _TINY = np.finfo(np.float32).tiny
@@ -235,7 +235,7 @@ class PassageIndex:
         cosines: list[float] = []
         if encoder is not None:
             self.manifest.check_encoder(encoder)
-            if keeps_vectors(self.manifest.factory):
+            if stores_exact_vectors(self.manifest.factory):
                 cosines = self._recomputed_cosines(encoder, sample)
         return {
             "files": len(self.manifest.files),

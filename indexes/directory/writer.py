@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.atomic_files import only_writer, told_apart, write_file
+from indexes.atomic_files import exclusive_writer_lock, translate_os_errors, write_file
 from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus, Passage, row_digest
 from indexes.directory.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
@@ -37,7 +37,7 @@ from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import Encoder, EncodingBar, Vectors
 from indexes.errors import DataError, UsageError
 from indexes.records.delimited import Quoting
-from indexes.vectors.faiss.faiss_factory import survives_moving
+from indexes.vectors.faiss.faiss_factory import reencoding_is_stable
 
 _MODULUS = 2**256
 # What an `IndexWriter` or a build makes beside the manifest, and the halves of it.
@@ -110,7 +110,7 @@ class IndexWriter:
             MismatchError: It is not an index, it is damaged, or the encoder is another one.
         """
         load_manifest(self.path)  # before the lock makes folders on the way to a path that is mistyped
-        self._lock = only_writer(self.path)
+        self._lock = exclusive_writer_lock(self.path)
         self._lock.__enter__()
         try:
             self._open(self._encoder)
@@ -262,7 +262,7 @@ class IndexWriter:
         )
         if not (added or len(deleted) or merge_all):
             return change
-        with told_apart(f"{self.path} is as it was; what was encoded is kept for the same call."):
+        with translate_os_errors(f"{self.path} is as it was; what was encoded is kept for the same call."):
             manifest = self._write(index, new, deleted, merge_all)
             if source is not None:
                 manifest = replace(manifest, corpus_source=source)
@@ -337,7 +337,7 @@ class IndexWriter:
         positions = index.vectors.rows.positions(old)
         for start in range(0, len(positions), ROWS):
             block = positions[start : start + ROWS]
-            if survives_moving(index.manifest.factory):
+            if reencoding_is_stable(index.manifest.factory):
                 yield index.vectors.reconstruct(block)
             else:
                 bar = EncodingBar(len(block), "passage", shown=False)  # what is not read was counted when it came in

@@ -1,4 +1,4 @@
-"""The encoder "pocket": a static embedding small enough to be shipped inside the package.
+"""The encoder "tiny": a static embedding small enough to be shipped inside the package.
 
 How it was made is said in the model card beside it; the script is `examples/tiny_models/pretrain.py`.
 """
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from indexes.errors import ResourceError
 
-POCKET = "pocket"
+TINY = "tiny"
 
 
 def encoder_path(encoder: str | Path) -> str | Path:
-    """`"pocket"` to the folder of the embedded encoder; anything else unchanged.
+    """`"tiny"` to the folder of the embedded encoder; anything else unchanged.
 
     Raises:
         ResourceError: The embedded encoder was not installed.
     """
-    return embedded(Path(__file__).parent / "encoder", "an encoder") if str(encoder) == POCKET else encoder
+    return embedded(Path(__file__).parent / "encoder", "an encoder") if str(encoder) == TINY else encoder
 
 
 def embedded(folder: Path, kind: str) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import MismatchError, UsageError
-from indexes.vectors.faiss.faiss_factory import keeps_vectors, properties, search_parameters
+from indexes.vectors.faiss.faiss_factory import properties, search_parameters, stores_exact_vectors
 
 _BLOCK = 16_384
 # A search is repeated until it has taken so many seconds, so that its time means something.
@@ -89,7 +89,7 @@ def tune(
         recall: Of the k best by exact search, the share that must be found.
         k: How many results a search will ask for.
         exact_ids_Bk: int64 [B, k or more], the rows that exact search finds, best first. None searches the stored
-            vectors exactly; where the index keeps vectors only approximately (`keeps_vectors`), recall is then
+            vectors exactly; where the index keeps vectors only approximately (`stores_exact_vectors`), recall is then
             measured against what is stored and not against what was added. Kinds that do not score by the vectors
             that they give back, such as RaBitQ, need them (`indexes.vectors.faiss.faiss_kinds`).
         ignored: For each query the rows that it must not find, such as a question's own passage; every search then asks
@@ -119,7 +119,7 @@ def tune(
 
     _sweep(search_parameters(index.factory), recall, attempt)
     best = _best(tried, recall)
-    against = exact_ids_Bk is not None or keeps_vectors(index.factory)
+    against = exact_ids_Bk is not None or stores_exact_vectors(index.factory)
     summary = _summary(index.factory, best, recall, k, len(tried), against="vectors" if against else "stored")
     reached = best.recall >= recall
     return Tuning(best.parameters, best.recall, best.queries_per_second, reached, summary, tuple(tried))

@@ -26,7 +26,7 @@ from retriever.dense import Candidates, Retriever
 from training.questions.context_fit import why_too_long
 
 
-class SingleDocuments(ABC):
+class PerDocumentReader(ABC):
     """Who answers from documents that are read one at a time; abstract.
 
     Args:
@@ -67,7 +67,7 @@ class SingleDocuments(ABC):
         """One answer for each question's candidates."""
 
 
-class RAGSequence(SingleDocuments):
+class RAGSequence(PerDocumentReader):
     """Answers by the sum over documents."""
 
     name = "RAG-Sequence"

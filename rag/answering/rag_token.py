@@ -18,12 +18,12 @@ from torch import Tensor
 from generator.generator import ROLE
 from generator.padding import length_mask, pad_right
 from indexes.batching import token_budget_batches
-from rag.answering.rag_sequence import SingleDocuments, log_priors
+from rag.answering.rag_sequence import PerDocumentReader, log_priors
 from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates
 
 
-class RAGToken(SingleDocuments):
+class RAGToken(PerDocumentReader):
     """Answers by the mixture of what follows each document, token by token.
 
     It answers greedily: the temperature of the pipeline's generation settings is for answers from one prompt.

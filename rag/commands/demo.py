@@ -17,7 +17,7 @@ def _demo_arguments(parser: Any) -> None:
 
 
 _DEMO_SIZES = {
-    "domain": "what the world is about: harbour (the pocket base never read of it) or encyclopedia",
+    "domain": "what the world is about: unseen (the tiny base never read of it) or encyclopedia",
     "train_questions": "questions to train on",
     "test_questions": "held-out questions behind the table",
     "rounds": "E-step and M-step pairs",

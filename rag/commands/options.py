@@ -54,7 +54,7 @@ def on_error_argument(parser: Any, then: str) -> None:
 
 def building_arguments(parser: Any) -> None:
     """What a build costs depends on these, so that a plan takes them too."""
-    parser.add_argument("--encoder", type=str, default="pocket", help="sentence-transformers name or folder")
+    parser.add_argument("--encoder", type=str, default="tiny", help="sentence-transformers name or folder")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
         "--factory", type=str, default="auto", help='FAISS factory string, or "auto" by size and memory'
@@ -137,11 +137,11 @@ def context_argument(parser: Any) -> None:
 
 def pipeline_arguments(parser: Any) -> None:
     """What a new pipeline is made of."""
-    from generator import AdapterConfig, ChatConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, DecodingConfig
     from retriever import SelectorConfig
 
     parser.add_argument("--index", type=str, help="index directory")
-    parser.add_argument("--base", type=str, default="pocket", help='causal LM: Hub name, folder, or "pocket"')
+    parser.add_argument("--base", type=str, default="tiny", help='causal LM: Hub name, folder, or "tiny"')
     parser.add_argument("--revision", type=str, help="revision on the Hub: of --bundle, or else of --base")
     parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
@@ -151,14 +151,14 @@ def pipeline_arguments(parser: Any) -> None:
     trust_argument(parser, "base or encoder")
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
-    parser.add_class_arguments(GenerationConfig, "generation")
+    parser.add_class_arguments(DecodingConfig, "generation")
     parser.add_class_arguments(AdapterConfig, "adapter")
     parser.add_class_arguments(ChatConfig, "chat")
 
 
 def create_pipeline(args: Any) -> Any:
     """The new pipeline that `pipeline_arguments` describe."""
-    from generator import AdapterConfig, ChatConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, DecodingConfig
     from rag import RAG
     from retriever import SelectorConfig
 
@@ -170,7 +170,7 @@ def create_pipeline(args: Any) -> Any:
         encoder=args.encoder,
         retriever=args.retriever,
         selector=SelectorConfig(**vars(args.selector)),
-        generation=GenerationConfig(**vars(args.generation)),
+        generation=DecodingConfig(**vars(args.generation)),
         adapter=AdapterConfig(**vars(args.adapter)),
         revision=args.revision,
         dtype=args.dtype,

@@ -56,7 +56,7 @@ def _plan(args: Any) -> Report:
         trust_remote_code=args.trust_remote_code,
     )
     texts, dimension = _plan_texts(args, config.max_train_samples)
-    encoder = encoder_shape(args.encoder or "pocket", trust_remote_code=args.trust_remote_code)
+    encoder = encoder_shape(args.encoder or "tiny", trust_remote_code=args.trust_remote_code)
     device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
     question, alone_row = mean_question(selector, config, texts, context)
     data = plan(

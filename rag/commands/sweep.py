@@ -54,19 +54,19 @@ def _sweep_arguments(parser: Any) -> None:
     )
     pipeline_arguments(parser)
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
-    parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the pocket base; 0: none")
+    parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
     parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
     parser.add_class_arguments(DROConfig, skip=_OF_A_ROW)
     parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
     # As in the laboratory: nobody is told which passages are gold.
-    parser.set_defaults(warm_up_epochs=0, selfaug_rows="one", metric_for_best_model="exact_match")
+    parser.set_defaults(supervised_epochs=0, selfaug_rows="one", metric_for_best_model="exact_match")
 
 
 def settings_of(args: Any) -> Any:
     """`SweepSettings` from parsed options."""
     from dataclasses import fields
 
-    from generator import AdapterConfig, ChatConfig, GenerationConfig
+    from generator import AdapterConfig, ChatConfig, DecodingConfig
     from rag.experiments.sweep_runner import SweepSettings, WorldSettings
     from rag.forgetting.retention_tasks import Probes
     from retriever import SelectorConfig
@@ -80,7 +80,7 @@ def settings_of(args: Any) -> Any:
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         "selector": SelectorConfig(**vars(args.selector)),
-        "generation": GenerationConfig(**vars(args.generation)),
+        "generation": DecodingConfig(**vars(args.generation)),
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),

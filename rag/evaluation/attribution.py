@@ -62,7 +62,7 @@ def support(
         )
     rows: list[list[dict[str, Any]]] = [[] for _ in evaluation.answers]
     order = by_id(evaluation.examples)
-    with rag.generator.greedily(), progress_bar(len(order), "support", progress) as bar:
+    with rag.generator.greedy_decoding(), progress_bar(len(order), "support", progress) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             found = _left_out(rag, [evaluation.answers[i] for i in batch])

@@ -127,7 +127,7 @@ def evaluate(
     cutoffs = _cutoffs(min(rag.num_candidates, rag.retriever.index.manifest.passages))
     done: dict[int, tuple[Answer, dict[str, float], list[dict[str, Any]]]] = {}
     count, mine = (processes.num_processes, processes.process_index) if processes else (1, 0)
-    with rag.generator.greedily(), progress_bar(len(kept), "evaluate", progress) as bar:
+    with rag.generator.greedy_decoding(), progress_bar(len(kept), "evaluate", progress) as bar:
         for start in range(mine * batch_size, len(kept), count * batch_size):
             batch = order[start : start + batch_size]
             candidates = retrieve(rag.retriever, [kept[i] for i in batch], rag.num_candidates)

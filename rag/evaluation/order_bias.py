@@ -78,7 +78,7 @@ def order_bias(
     def draw(audit: str, n: int, i: int) -> list[_Order]:
         return other_orders(n, shuffles, seed, audit, evaluation.examples[i].id)
 
-    with rag.generator.greedily(), progress_bar(len(order), "order bias", progress) as bar:
+    with rag.generator.greedy_decoding(), progress_bar(len(order), "order bias", progress) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             reader = _Reader(rag, {i: evaluation.answers[i] for i in batch})

@@ -1,4 +1,4 @@
-"""The laboratory: every claim about DRO and SelfAug, measured on an invented world with the pocket models.
+"""The laboratory: every claim about DRO and SelfAug, measured on an invented world with the tiny models.
 
 It is a sweep of these rows over a world of its own, and at the end the last row reads an encyclopedia of
 real facts:
@@ -23,15 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig, best_device
 from indexes import build_index
-from indexes.atomic_files import only_writer
+from indexes.atomic_files import exclusive_writer_lock
 from indexes.cpu_features import fast_bfloat16
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
-from indexes.tiny_encoder import POCKET
+from indexes.tiny_encoder import TINY
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.recipes import Variant
@@ -56,8 +56,8 @@ class LabSettings:
     rows: tuple[str, ...] = ("base", "sft", "dro_selfaug")
     seed: int = 42
     """Of the world, of every draw and of the batches."""
-    domain: str = "harbour"
-    """What the world is about: "harbour", of which the pocket base has never read, or "encyclopedia", whose wording it
+    domain: str = "unseen"
+    """What the world is about: "unseen", of which the tiny base has never read, or "encyclopedia", whose wording it
     was made on."""
     similar_names: int = 6
     """Other entities that are easily taken for the one that is asked about."""
@@ -71,8 +71,8 @@ class LabSettings:
     num_candidates: int = 9
     num_selected: int = 2
     """About the paper's share: 5 of 20."""
-    num_samples: int = 4
-    oversampling: int = 8
+    num_permutations: int = 4
+    proposals_per_sample: int = 8
     """Different permutations drawn for each one that is scored; 1 draws with replacement, as the paper."""
     learning_rate: float = 2e-3
     selector_learning_rate: float = 3e-4
@@ -103,18 +103,18 @@ class LabSettings:
                 dev_questions=self.validation_questions,
                 test_questions=self.test_questions,
             ),
-            # The pocket base learned to rank with the identifiers of the answer prompt.
+            # The tiny base learned to rank with the identifiers of the answer prompt.
             selector=SelectorConfig(
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
-            generation=GenerationConfig(max_new_tokens=24),
+            generation=DecodingConfig(max_new_tokens=24),
             dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={
                 "rounds": self.rounds,
-                "num_samples": self.num_samples,
-                "oversampling": self.oversampling,
-                "replacement": self.oversampling == 1,
+                "num_permutations": self.num_permutations,
+                "proposals_per_sample": self.proposals_per_sample,
+                "replacement": self.proposals_per_sample == 1,
                 "learning_rate": self.learning_rate,
                 "selector_learning_rate": self.selector_learning_rate,
                 "gradient_accumulation_steps": self.gradient_accumulation_steps,
@@ -160,7 +160,7 @@ class Lab:
             RAGError: A row failed.
             UsageError: Another process is at this folder.
         """
-        with only_writer(self.folder):
+        with exclusive_writer_lock(self.folder):
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Lab:
         if not (folder / "index").is_dir():
             build_index(
                 folder / "corpus.jsonl",
-                Encoder.from_pretrained(POCKET),
+                Encoder.from_pretrained(TINY),
                 folder / "index",
                 resume=True,
                 progress=self.progress,

@@ -81,10 +81,10 @@ class RowResult:
 
     def timeless_curve(self) -> list[dict[str, Any]]:
         """The records without their times."""
-        return [timeless(record) for record in self.curve]
+        return [without_timings(record) for record in self.curve]
 
 
-def timeless(record: Mapping[str, Any]) -> dict[str, Any]:
+def without_timings(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a round without its times."""
     return {name: value for name, value in record.items() if name not in TIMES}
 

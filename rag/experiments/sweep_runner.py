@@ -32,15 +32,15 @@ import torch
 from accelerate import PartialState
 
 from generator.chat import ChatConfig
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
-from indexes.atomic_files import only_writer, read_json
+from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.records.delimited import Quoting
-from indexes.tiny_encoder import POCKET
+from indexes.tiny_encoder import TINY
 from rag.evaluation.evaluation import answerable, evaluate
 from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.experiments.recipes import RECIPES, Variant
@@ -53,11 +53,11 @@ from rag.experiments.sweep_results import (
     question_of,
     retriever_recall,
     sweep_pairs,
-    timeless,
     variant_name,
+    without_timings,
 )
 from rag.experiments.workers import Helpers, claim, forget_claims, leave_with_parent
-from rag.forgetting.general_tasks import Exercise, exercises
+from rag.forgetting.general_tasks import GeneralTask, exercises
 from rag.forgetting.measurement import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.forgetting.retention_tasks import Probes
 from rag.logs import set_up_logs
@@ -65,7 +65,7 @@ from rag.pipeline import RAG, encoder_of
 from rag.report import with_rows, write_report
 from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
-from rag.worlds.unseen_domain import HARBOUR
+from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
@@ -75,7 +75,7 @@ from training.questions.loading import write_examples
 
 logger = logging.getLogger(__name__)
 
-DOMAINS: dict[str, Callable[[], Domain]] = {"harbour": lambda: HARBOUR, "encyclopedia": encyclopedia}
+DOMAINS: dict[str, Callable[[], Domain]] = {"unseen": lambda: UNSEEN, "encyclopedia": encyclopedia}
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "dev", "test")
@@ -89,8 +89,8 @@ class WorldSettings:
     """An invented world in place of files: see `rag.worlds.world`."""
 
     seed: int = 42
-    domain: str = "harbour"
-    """"harbour", of which the pocket base has never read, or "encyclopedia", whose wording it was made on."""
+    domain: str = "unseen"
+    """"unseen", of which the tiny base has never read, or "encyclopedia", whose wording it was made on."""
     similar_names: int = 6
     """Other entities that are easily taken for the one that is asked about."""
     train_questions: int = 256
@@ -138,8 +138,8 @@ class SweepSettings:
     quoting: Quoting = "auto"
     """As in `training.questions.loading.load_examples`, for the questions of all three files."""
 
-    base: str = POCKET
-    """Causal LM: Hub name, folder, or "pocket"."""
+    base: str = TINY
+    """Causal LM: Hub name, folder, or "tiny"."""
     revision: str | None = None
     encoder: str | None = None
     retriever: str = DenseRetriever.kind
@@ -152,13 +152,13 @@ class SweepSettings:
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
     """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    generation: DecodingConfig = field(default_factory=DecodingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `DROConfig` that all rows share; `selfaug_alpha` is that of the rows with SelfAug."""
     exercises: int = 48
-    """General-ability tasks of the pocket base: so many at each round, twice as many at the end. 0: none."""
+    """General-ability tasks of the tiny base: so many at each round, twice as many at the end. 0: none."""
     exercises_seed: int = 42
     probes: Probes | None = None
     """Files on which every row is compared with the base: see `rag forgetting`. None: the tasks above are all."""
@@ -195,7 +195,7 @@ class SweepSettings:
         defaults = {
             # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would
             # only sharpen the prior until nothing else is ever drawn.
-            "warm_up_epochs": 0,
+            "supervised_epochs": 0,
             "selfaug_rows": "one",
             "metric_for_best_model": "exact_match",
         }
@@ -245,7 +245,7 @@ class SweepSettings:
         data = _as_written_now(data)
         kinds = {
             "selector": SelectorConfig,
-            "generation": GenerationConfig,
+            "generation": DecodingConfig,
             "adapter": AdapterConfig,
             "chat": ChatConfig,
         }
@@ -280,7 +280,7 @@ class Row:
 class Watched:
     """A pipeline whose every evaluation also measures what was forgotten: what the trainer sees of a pipeline."""
 
-    def __init__(self, rag: RAG, tasks: Sequence[Exercise]) -> None:
+    def __init__(self, rag: RAG, tasks: Sequence[GeneralTask]) -> None:
         self.rag, self.tasks = rag, tasks
         self.retriever, self.selector, self.generator = rag.retriever, rag.selector, rag.generator
 
@@ -339,7 +339,7 @@ class Sweep:
             RAGError: Every row failed.
             UsageError: Another process is at this sweep.
         """
-        with only_writer(self.folder):
+        with exclusive_writer_lock(self.folder):
             return self._run()
 
     def _run(self) -> dict[str, Any]:
@@ -401,7 +401,7 @@ class Sweep:
         if config is not None:
             watched = Watched(rag, self.tasks)
             curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
-        bundle = rag.save_pretrained(folder / "bundle", report=[timeless(record) for record in curve])
+        bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
         write_json(data, folder / "evaluation.json")
@@ -561,7 +561,7 @@ class Sweep:
         folder = self.folder / "world" / "index"
         if not folder.is_dir():
             corpus = self.folder / "world" / "corpus.jsonl"
-            build_index(corpus, Encoder.from_pretrained(POCKET), folder, resume=True, progress=self.progress)
+            build_index(corpus, Encoder.from_pretrained(TINY), folder, resume=True, progress=self.progress)
         return PassageIndex.open(folder)
 
     def pipeline(self, row: Row, index: PassageIndex) -> RAG:
@@ -685,7 +685,7 @@ def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
         "world": WorldSettings,
         "selector": SelectorConfig,
-        "generation": GenerationConfig,
+        "generation": DecodingConfig,
         "adapter": AdapterConfig,
         "chat": ChatConfig,
         "probes": Probes,
@@ -730,7 +730,7 @@ def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 def default_workers() -> int:
     """One for each thread that torch may use on a CPU; one where there is an accelerator.
 
-    The pocket model's operations are too short to be shared out: two processes of one thread each do nearly twice the
+    The tiny model's operations are too short to be shared out: two processes of one thread each do nearly twice the
     work of one with two threads.
     """
     return torch.get_num_threads() if best_device() == "cpu" else 1

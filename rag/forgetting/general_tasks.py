@@ -1,7 +1,7 @@
 """General abilities that have nothing to do with retrieval: what fine-tuning may destroy, and SelfAug must keep.
 
 Each ability is a family of small tasks with one right answer, asked as an ordinary chat turn. Their words are
-invented, so that none can be answered from memory. An `Exercise` is scored by exact match on the stripped text.
+invented, so that none can be answered from memory. An `GeneralTask` is scored by exact match on the stripped text.
 """
 
 import random
@@ -14,7 +14,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
-class Exercise:
+class GeneralTask:
     """One task of one ability."""
 
     ability: str
@@ -114,13 +114,13 @@ ABILITIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 }
 
 
-def exercise(rng: random.Random, ability: str | None = None) -> Exercise:
+def exercise(rng: random.Random, ability: str | None = None) -> GeneralTask:
     """A task of the named ability, or of any."""
     name = rng.choice(list(ABILITIES)) if ability is None else ability
-    return Exercise(name, *ABILITIES[name](rng))
+    return GeneralTask(name, *ABILITIES[name](rng))
 
 
-def exercises(count: int, *, seed: int = 0) -> list[Exercise]:
+def exercises(count: int, *, seed: int = 0) -> list[GeneralTask]:
     """`count` tasks, the abilities in turn, the same ones for the same seed."""
     rng = random.Random(seed)
     names = list(ABILITIES)

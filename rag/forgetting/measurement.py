@@ -27,7 +27,7 @@ from generator.language_model import BASE, LanguageModel
 from indexes.errors import MismatchError, UsageError
 from rag.evaluation.evaluation_file import bundle_digest, describe_base, write_json
 from rag.evaluation.significance import holm
-from rag.forgetting.general_tasks import Exercise
+from rag.forgetting.general_tasks import GeneralTask
 from rag.forgetting.retention_tasks import WHOLE, Probes
 from rag.forgetting.task_scores import (
     Score,
@@ -368,7 +368,7 @@ def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 
 
 def load_base(base: str | Path, **loading: Any) -> Generator:
-    """A base without any bundle: a Hub name, a folder, or "pocket"; the rest as `LanguageModel.from_pretrained`."""
+    """A base without any bundle: a Hub name, a folder, or "tiny"; the rest as `LanguageModel.from_pretrained`."""
     return Generator(load_language_model(base, **loading))
 
 
@@ -396,7 +396,7 @@ class Forgetting:
         return sum(self.right) / len(self.right)
 
 
-def measure_forgetting(generator: Generator, exercises: Sequence[Exercise]) -> Forgetting:
+def measure_forgetting(generator: Generator, exercises: Sequence[GeneralTask]) -> Forgetting:
     """Let the tuned generator do exercises that ask for general abilities.
 
     Args:

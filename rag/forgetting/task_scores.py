@@ -60,7 +60,7 @@ from rag.forgetting.retention_tasks import (
 logger = logging.getLogger(__name__)
 
 Encoded = TypeVar("Encoded")
-# A core's cache holds the activations of so many tokens: a fifth faster on the pocket base than four times as many.
+# A core's cache holds the activations of so many tokens: a fifth faster on the tiny base than four times as many.
 _CPU_TOKENS = 4096
 
 
@@ -374,7 +374,7 @@ def _plain_ids(generator: Generator, text: str, where: str) -> list[int]:
 
 def _chat_ids(generator: Generator, item: Item[Task] | Item[Prompt], text: str, *, reserve: int = 0) -> list[int]:
     model = generator.language_model
-    ids = model.chat.encode(model.chat.defuse(text))
+    ids = model.chat.encode(model.chat.escape_special_tokens(text))
     if (room := model.context_length - reserve) < len(ids):
         raise DataError(
             f"{item.where}: a prompt must leave {reserve} of the model's {model.context_length} tokens free for the "

@@ -118,7 +118,7 @@ class Question:
     """n."""
     num_selected: int
     """K."""
-    num_samples: int
+    num_permutations: int
     """m: permutations that are scored and learned from."""
     prompt: int
     """P."""
@@ -151,9 +151,9 @@ def e_sample_flops(
     if decoding == "single_pass":
         return prefill + 2 * shape.hidden * q.num_candidates
     if replacement:
-        ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_samples * (q.num_selected - 1))
-        return prefill + forward_flops(shape, *_replies(q, q.num_samples)) + ids
-    beams = q.num_samples + 1
+        ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_permutations * (q.num_selected - 1))
+        return prefill + forward_flops(shape, *_replies(q, q.num_permutations)) + ids
+    beams = q.num_permutations + 1
     reads = [_replies(replace(q, num_selected=k), beams) for k in range(2, q.num_selected + 1)]
     read = sum(forward_flops(shape, tokens, pairs) for tokens, pairs in reads)
     ids = 2 * shape.hidden * q.num_candidates * (1 + beams * q.num_selected * (q.num_selected - 1) // 2)
@@ -162,15 +162,15 @@ def e_sample_flops(
 
 def e_score_flops(shape: ModelShape, q: Question) -> int:
     """Log p_g of m rows: the body on all tokens, the head on answer tokens only."""
-    rows = [q.row] * q.num_samples
-    return forward_flops(shape, sum(rows), causal_pairs(rows)) + head_flops(shape, q.num_samples * q.answer)
+    rows = [q.row] * q.num_permutations
+    return forward_flops(shape, sum(rows), causal_pairs(rows)) + head_flops(shape, q.num_permutations * q.answer)
 
 
 def m_selector_flops(shape: ModelShape, q: Question, *, decoding: str = "autoregressive") -> int:
     """Learn from m permutations: one prompt and m replies, forward and backward."""
     tokens, pairs = q.prompt, causal_pairs([q.prompt])
     if decoding == "autoregressive":
-        more_tokens, more_pairs = _replies(q, q.num_samples)
+        more_tokens, more_pairs = _replies(q, q.num_permutations)
         tokens, pairs = tokens + more_tokens, pairs + more_pairs
     return training_flops(shape, tokens, pairs)
 
@@ -181,9 +181,9 @@ def m_generator_flops(shape: ModelShape, q: Question, *, aligned_rows: int | Non
     The reference is one more forward pass of the aligned rows. The KL takes three products with the head at every
     input token (base logits, tuned logits, gradient), the answer two at each of its tokens.
     """
-    aligned = q.num_samples if aligned_rows is None else aligned_rows
-    rows = [q.row] * q.num_samples
+    aligned = q.num_permutations if aligned_rows is None else aligned_rows
+    rows = [q.row] * q.num_permutations
     body = training_flops(shape, sum(rows), causal_pairs(rows))
     reference = forward_flops(shape, q.row * aligned, causal_pairs([q.row] * aligned), adapted=False)
-    answers = 2 * head_flops(shape, q.num_samples * q.answer)
+    answers = 2 * head_flops(shape, q.num_permutations * q.answer)
     return body + reference + answers + 3 * head_flops(shape, aligned * (q.row - q.answer - 1))

@@ -50,7 +50,7 @@ PROBED = 4096
 """Vectors that are put into an index of the kind, to see what one costs: a block of a build."""
 TOKENISING = 1.25
 """What an encoder's preparation of a batch takes over its tokenizer alone: padding, tensors, the order by length.
-Fitted to the encoding seconds that `python -m benchmarks.index_plan_accuracy` prints for the pocket encoder."""
+Fitted to the encoding seconds that `python -m benchmarks.index_plan_accuracy` prints for the tiny encoder."""
 TOKEN_BYTES = 205
 """Of each token, padding included, of the texts that are tokenised at once: its ids and masks, and what the tokenizer
 notes of it; malloc keeps it (all-MiniLM-L6-v2, 4,096 texts of 256 tokens: 215 MB)."""

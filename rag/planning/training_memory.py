@@ -188,7 +188,7 @@ class Phase:
 
 def e_sample_bytes(shape: ModelShape, precision: Precision, q: Question, *, questions: int, decoding: str) -> Phase:
     """Drawing: prompts of up to `TOKENS_PER_BATCH` tokens in one pass, their cache, and m + 1 replies behind each."""
-    replies = 0 if decoding == "single_pass" else (q.num_samples + 1) * q.reply
+    replies = 0 if decoding == "single_pass" else (q.num_permutations + 1) * q.reply
     rows = _rows_at_once(q.prompt + replies, questions)
     cache = cache_bytes(shape, precision, rows * (q.prompt + replies)) if replies else 0
     masks = rows * replies * (q.prompt + replies) * (precision.compute + 2 * 8 + 2)
@@ -223,7 +223,7 @@ def m_selector_bytes(
     decoding: str = "autoregressive",
 ) -> Phase:
     """One prompt and m replies of each question of a micro-batch, forward and backward."""
-    replies = 0 if decoding == "single_pass" else q.num_samples * q.reply
+    replies = 0 if decoding == "single_pass" else q.num_permutations * q.reply
     if checkpointing or not replies:
         tokens = questions * (q.prompt + replies)
         masks = questions * (q.prompt + replies) ** 2 * precision.compute if replies else 0

@@ -70,7 +70,7 @@ NOT_MODELLED = (
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
-    "a selector that nobody taught (warm_up_epochs: 0): its first draws ask no language model",
+    "a selector that nobody taught (supervised_epochs: 0): its first draws ask no language model",
     "questions that get more permutations (ess_floor), refresh_index, attention that is no SDPA",
 )
 
@@ -130,24 +130,24 @@ class Job:
     @property
     def drawn(self) -> Question:
         """The same with all permutations that the selector draws and learns from."""
-        times = 1 if self.config.exact else self.config.oversampling
+        times = 1 if self.config.exact else self.config.proposals_per_sample
         possible = math.perm(self.selector.num_candidates, self.selector.num_selected)
-        return replace(self.question, num_samples=min(self.question.num_samples * times, possible))
+        return replace(self.question, num_permutations=min(self.question.num_permutations * times, possible))
 
     @property
     def alone(self) -> Question:
         """Each candidate alone with the answer."""
-        return replace(self.question, num_samples=self.question.num_candidates, row=self.alone_row)
+        return replace(self.question, num_permutations=self.question.num_candidates, row=self.alone_row)
 
     @property
     def hears_alone(self) -> bool:
         """Whether candidates are read alone."""
-        return not self.config.exact and (self.config.oversampling > 1 or self.config.guidance > 0)
+        return not self.config.exact and (self.config.proposals_per_sample > 1 or self.config.guidance > 0)
 
     @property
     def rows(self) -> int:
         """Generator rows of one micro-batch."""
-        m = self.question.num_samples
+        m = self.question.num_permutations
         parts = math.ceil(m / self.config.rows_per_micro_batch) if self.config.rows_per_micro_batch else 1
         return math.ceil(m / parts) * self.config.per_device_train_batch_size
 
@@ -166,7 +166,7 @@ class Job:
 def mean_question(selector: SelectorConfig, config: DROConfig, texts: Texts, context: int) -> tuple[Question, int]:
     """The mean question under the default prompts, and the tokens of an answer row with one passage."""
     n, K = selector.num_candidates, selector.num_selected
-    scored = math.perm(n, K) if config.exact else config.num_samples
+    scored = math.perm(n, K) if config.exact else config.num_permutations
     prompt = min(_tokens(RANKING_TEMPLATE, n, texts), context)
     row, alone = (min(_tokens(ANSWER_TEMPLATE, k, texts) + texts.answer_tokens, context) for k in (K, 1))
     return Question(n, K, scored, prompt, row, texts.answer_tokens), alone
@@ -269,7 +269,7 @@ def encoder_shape(encoder: str, *, trust_remote_code: bool = False) -> EncoderSh
             raise code_refused("The encoder", encoder) from error
         raise ResourceError(
             f"An encoder's config.json must be found at {encoder!r}; there is none that can be read. Give a Hub name "
-            'that this machine can reach, a local folder, or "pocket".'
+            'that this machine can reach, a local folder, or "tiny".'
         ) from error
     H, ffn, layers = (_encoder_size(config, encoder, names) for names in _ENCODER_SIZES)
     parameters = layers * (4 * H**2 + 2 * H * ffn) + config.vocab_size * H
@@ -404,18 +404,18 @@ def _encoding(job: Job) -> Step:
 
 
 def _warm_up(job: Job) -> list[Step]:
-    if not job.config.warm_up_epochs:
+    if not job.config.supervised_epochs:
         return []
-    one = replace(job.config, num_samples=1, oversampling=1, exact=False, ess_floor=0.0, max_samples=None)
-    taught = _learning(replace(job, config=one, question=replace(job.question, num_samples=1)))
+    one = replace(job.config, num_permutations=1, proposals_per_sample=1, exact=False, ess_floor=0.0, max_samples=None)
+    taught = _learning(replace(job, config=one, question=replace(job.question, num_permutations=1)))
     body, head = sum(s.body for s in taught), sum(s.head for s in taught)
     memory = max((s.memory for s in taught), key=lambda phase: phase.peak)
-    return [Step("warm-up", job.config.warm_up_epochs, body, head, memory, learning=True)]
+    return [Step("warm-up", job.config.supervised_epochs, body, head, memory, learning=True)]
 
 
 def _round(job: Job) -> list[Step]:
     shape, precision, rounds = job.shape, PRECISIONS[job.dtype], job.config.rounds
-    together = job.config.questions_per_batch
+    together = job.config.e_step_batch_size
     found = [
         _step(
             job,
@@ -439,7 +439,7 @@ def _drawing_flops(shape: ModelShape, job: Job) -> int:
 
 
 def _scoring(job: Job, name: str, q: Question, together: int) -> Step:
-    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], q, rows=together * q.num_samples)
+    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], q, rows=together * q.num_permutations)
     return _step(job, name, job.config.rounds, lambda s: e_score_flops(s, q), memory)
 
 
@@ -478,15 +478,15 @@ def _stores_attention(job: Job) -> bool:
 
 def _selector_flops(shape: ModelShape, job: Job) -> int:
     drawn, decoding = job.drawn, job.selector.decoding
-    replies = drawn.num_samples * drawn.reply if decoding == "autoregressive" else 0
+    replies = drawn.num_permutations * drawn.reply if decoding == "autoregressive" else 0
     again = _again(shape, job, [drawn.prompt + replies])
     return m_selector_flops(shape, drawn, decoding=decoding) + again
 
 
 def _generator_flops(shape: ModelShape, job: Job) -> int:
     q = job.question
-    again = _again(shape, job, [q.row] * q.num_samples)
-    return m_generator_flops(shape, q, aligned_rows=job.aligned(q.num_samples, 1)) + again
+    again = _again(shape, job, [q.row] * q.num_permutations)
+    return m_generator_flops(shape, q, aligned_rows=job.aligned(q.num_permutations, 1)) + again
 
 
 def _again(shape: ModelShape, job: Job, rows: Sequence[int]) -> int:
@@ -497,12 +497,14 @@ def _evaluation(job: Job) -> list[Step]:
     """Greedy selection and a greedy answer of every dev question, before the first round and after each."""
     if not job.texts.eval_questions:
         return []
-    one = replace(job.question, num_samples=1, row=job.question.row + job.max_new_tokens, answer=job.max_new_tokens)
+    one = replace(
+        job.question, num_permutations=1, row=job.question.row + job.max_new_tokens, answer=job.max_new_tokens
+    )
 
     def flops(shape: ModelShape) -> int:
         return e_sample_flops(shape, one, decoding=job.selector.decoding) + e_score_flops(shape, one)
 
-    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, rows=job.config.questions_per_batch)
+    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, rows=job.config.e_step_batch_size)
     return [_step(job, "evaluation", job.config.rounds + 1, flops, memory, questions=job.texts.eval_questions)]
 
 
@@ -571,7 +573,7 @@ def changes(job: Job) -> list[tuple[str, Job]]:
         ("gradient_checkpointing: true", {"gradient_checkpointing": True}),
         ("selfaug_rows: one", {"selfaug_rows": "one"}),
         ("rows_per_micro_batch: 1", {"rows_per_micro_batch": 1}),
-        ("questions_per_batch: 1", {"questions_per_batch": 1}),
+        ("e_step_batch_size: 1", {"e_step_batch_size": 1}),
     ]
     found = []
     for name, settings in wanted:
@@ -626,7 +628,7 @@ def plan(job: Job, machine: Machine | None = None) -> dict[str, Any]:
         "adapter_parameters": job.shape.adapter_parameters,
         "encoder": asdict(job.encoder),
         "texts": asdict(job.texts),
-        "question": asdict(job.question) | {"drawn": job.drawn.num_samples, "alone": job.alone.row},
+        "question": asdict(job.question) | {"drawn": job.drawn.num_permutations, "alone": job.alone.row},
         "machine": asdict(machine),
         "time": _times(phases, share),
         "memory": {
@@ -690,7 +692,7 @@ def _heading(data: dict[str, Any]) -> str:
             f"{data['adapter_parameters'] / 1e6:,.2f} M in each of two adapters (rank {base['rank']})",
             f"{t['passages']:,} passages of {t['passage_tokens']} tokens, {t['questions']:,} training questions; "
             f"ranking prompt {q['prompt']:,} tokens, answer row {q['row']:,}, "
-            f"{q['drawn']} lists drawn and {q['num_samples']} scored",
+            f"{q['drawn']} lists drawn and {q['num_permutations']} scored",
             f"{machine['device']}, {machine['threads']} threads: {machine['body_rate'] / 1e9:,.0f} GFLOP/s in the "
             f"layers, {machine['head_rate'] / 1e9:,.0f} in the head, {data['time']['efficiency']:.0%} of it expected",
         ]

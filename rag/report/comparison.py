@@ -172,7 +172,7 @@ def run_sentence(result: Mapping[str, Any]) -> str:
         "rounds": "{} rounds",
         "num_candidates": "{} candidate passages per question",
         "num_selected": "{} of them read",
-        "num_samples": "{} lists scored per question",
+        "num_permutations": "{} lists scored per question",
     }
     parts = [counted(wording, settings[key]) for key, wording in wordings.items() if settings.get(key) is not None]
     if result.get("mode"):

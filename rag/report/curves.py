@@ -39,9 +39,9 @@ def curves_section(result: Mapping[str, Any], names: Names, *, losses: bool = Fa
 def _round_texts(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Key, title, explanation and unit of the charts that show one number per round."""
     settings = mapping(result.get("settings"))
-    drawn = settings.get("num_samples")
-    if isinstance(drawn, int) and isinstance(settings.get("oversampling"), int):
-        drawn *= settings["oversampling"]
+    drawn = settings.get("num_permutations")
+    if isinstance(drawn, int) and isinstance(settings.get("proposals_per_sample"), int):
+        drawn *= settings["proposals_per_sample"]
     return [
         ("eval_exact_match", "Exact match", "Share of answers that equal a golden answer.", "share of questions"),
         ("eval_f1", "F1", "Overlap with the golden answer in words.", "mean F1"),

@@ -1,6 +1,6 @@
-"""A second domain for invented worlds, of which the pocket base has never read a word: ships, teams, remedies, firms.
+"""A second domain for invented worlds, of which the tiny base has never read a word: ships, teams, remedies, firms.
 
-The pocket base was made on the wording of `encyclopedia`, so a world in that wording leaves a generator nothing to
+The tiny base was made on the wording of `encyclopedia`, so a world in that wording leaves a generator nothing to
 learn. Here it finds a passage by its title as well as ever, and does not know which of the facts is asked for: what a
 model of general English meets in a company's own documents.
 
@@ -255,7 +255,7 @@ _VALUES = {
     "workforce": ("340", "1,250", "78", "5,600"),
 }
 
-HARBOUR = Domain(
+UNSEEN = Domain(
     kinds=_KINDS,
     relations=_RELATIONS,
     names=_NAMES,

@@ -7,7 +7,7 @@ mathematics is meant to change. Only `pytest tests/golden --write_golden` writes
 
 CPUs differ in how they round, so the base model runs in float64. What the library computes in float32 anyway remains:
 importance weights come from log-likelihoods of about -70, which float32 rounds to 8e-6, hence 1e-5 for what is derived
-from them. `fit_pooling` is off for the same reason: L-BFGS stops anywhere on a flat optimum, to about 1e-3
+from them. `fit_prior_weights` is off for the same reason: L-BFGS stops anywhere on a flat optimum, to about 1e-3
 (`test_pooling.py` tests it). Bytes are compared where nothing is rounded: the encoder's vectors are exact.
 """
 
@@ -20,7 +20,7 @@ import torch
 from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
-from generator.generator import GenerationConfig
+from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
 from indexes.corpora.corpus import Corpus, Passage
 from indexes.directory.builder import build_index
@@ -88,14 +88,14 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
         device="cpu",
         selector=SelectorConfig(num_candidates=6, num_selected=2),
         documents=4,
-        generation=GenerationConfig(max_new_tokens=3),
+        generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={
             "rounds": 2,
-            "num_samples": 2,
+            "num_permutations": 2,
             "learning_rate": 1e-3,
             "gradient_accumulation_steps": 2,
-            "fit_pooling": False,
+            "fit_prior_weights": False,
         },
         exercises=2,
         answerable_only=False,

@@ -414,12 +414,12 @@ def refusal(factory: str, *, allow_untested: bool = False) -> str:
     )
 
 
-def keeps_vectors(factory: str) -> bool:
+def stores_exact_vectors(factory: str) -> bool:
     """Whether `reconstruct` gives back the very vectors that were added."""
     return properties(factory).vectors == "same"
 
 
-def survives_moving(factory: str) -> bool:
+def reencoding_is_stable(factory: str) -> bool:
     """Whether a vector that is read back and added again is found as well as before, however often.
 
     RaBitQ gives one bit of each dimension back, and the residual of SQtq is drawn anew: each time more is lost.

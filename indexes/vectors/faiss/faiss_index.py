@@ -213,7 +213,7 @@ class FaissIndex:
         return training_points(self._factory, self.dimension)
 
     @property
-    def keeps_vectors(self) -> bool:
+    def stores_exact_vectors(self) -> bool:
         """Whether `reconstruct` gives back the very vectors that were added."""
         return self.properties.vectors == "same"
 
@@ -385,7 +385,7 @@ class FaissIndex:
         return scores_Bc
 
     def reconstruct(self, rows: ArrayLike) -> NDArray[np.float32]:
-        """The vectors at these rows: exact where the index keeps them (`keeps_vectors`), else approximate.
+        """The vectors at these rows: exact where the index keeps them (`stores_exact_vectors`), else approximate.
 
         An inverted file that is not refined notes where each row lies at the first call, 8 bytes per vector.
 
