@@ -31,7 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import RAGError
@@ -40,7 +41,7 @@ from rag.pipeline import RAG, base_weights
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
 CONTEXT = 1024

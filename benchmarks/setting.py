@@ -19,14 +19,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from generator.generator import AnswerRow, DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
 from retriever.permutations import Permutations
 from retriever.selector import Selector, SelectorConfig
 from training.estimation import Posterior, answer_row
 from training.maximization import JointModel, MicroBatch
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 DIMENSION = 64
 

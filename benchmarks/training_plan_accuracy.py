@@ -157,7 +157,8 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def _retriever(folder: Path) -> Any:
-    from indexes.corpora.corpus import Corpus, Passage
+    from indexes.corpora.corpus import Corpus
+    from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.encoder import Encoder
     from retriever.dense import DenseRetriever
@@ -170,7 +171,7 @@ def _retriever(folder: Path) -> Any:
 
 
 def _examples() -> list[Any]:
-    from training.questions.loading import QAExample
+    from training.questions.example import QAExample
 
     return [QAExample(str(i), f"where does the ship {i} sail", ("to the north",)) for i in range(QUESTIONS)]
 

@@ -28,7 +28,7 @@ from generator.padding import length_mask, pad_right
 from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.recording import Recorded, StepLogProbs, is_recording
 from indexes.batching import token_budget_batches
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from generator.chat import QUIETLY, Chat
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
 
 logger = logging.getLogger(__name__)

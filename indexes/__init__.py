@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from indexes.corpora.chunking import Chunker
-    from indexes.corpora.corpus import Corpus, Passage
+    from indexes.corpora.corpus import Corpus
+    from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.directory.manifest import Manifest
     from indexes.directory.passage_index import PassageIndex
@@ -59,7 +60,7 @@ _EXPORTS = {
     "Manifest": "indexes.directory.manifest",
     "MilvusIndex": "indexes.vectors.milvus_index",
     "MismatchError": "indexes.errors",
-    "Passage": "indexes.corpora.corpus",
+    "Passage": "indexes.corpora.passage",
     "PassageIndex": "indexes.directory.passage_index",
     "RAGError": "indexes.errors",
     "ResourceError": "indexes.errors",

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from indexes.batching import token_budget_batches
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 from indexes.tiny_encoder import TINY, encoder_path

@@ -19,7 +19,7 @@ from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from generator.recording import recording
 from indexes.atomic_files import read_json, replace_folder
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
@@ -33,7 +33,7 @@ from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, write_learned
 from training.questions.context_fit import why_too_long
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 if TYPE_CHECKING:
     from rag.answering.rag_sequence import RAGSequence

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import COSINE, Encoder
 from indexes.errors import DataError, MismatchError, UsageError

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import COSINE, Encoder
 from indexes.errors import MismatchError, UsageError

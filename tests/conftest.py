@@ -34,7 +34,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
@@ -43,7 +44,7 @@ from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"

@@ -15,7 +15,8 @@ from indexes.errors import MismatchError
 from rag.report import write_report
 from rag.worlds import world
 from rag.worlds.encyclopedia import render
-from training.questions.loading import QAExample, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import write_examples
 
 EXAMPLES = [QAExample(f"q{i}", "who wrote Hamlet?", ("Shakespeare",), ("p0",)) for i in range(300)]
 ROWS = [{"id": f"p{i}", "title": "Hamlet", "text": "a play"} for i in range(300)]

@@ -12,7 +12,7 @@ from rag.evaluation.evaluation import evaluate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),

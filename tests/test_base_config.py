@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from generator.base_config import DEFAULT_CONTEXT, choose_context, stated_context
 from generator.language_model import AdapterConfig, LanguageModel
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import UsageError
 from rag.cli import main

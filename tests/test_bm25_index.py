@@ -13,7 +13,8 @@ import pytest
 import Stemmer
 from conftest import PASSAGES
 
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.errors import MismatchError, UsageError
 from indexes.vectors.bm25_index import SETTINGS_FILE, BM25Index
 from training.questions.loading import load_examples

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PASSAGES
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from rag.cli import main

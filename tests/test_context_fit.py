@@ -16,7 +16,8 @@ from conftest import PASSAGES, byte_tokenizer, tiny_language_model
 from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
@@ -31,7 +32,8 @@ from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.questions.context_fit import why_too_long
-from training.questions.loading import QAExample, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import write_examples
 from training.trainer import DROTrainer
 
 SHORT = [

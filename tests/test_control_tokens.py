@@ -12,7 +12,7 @@ from generator.chat import Chat, ChatConfig
 from generator.generator import Generator
 from generator.language_model import AdapterConfig, LanguageModel, _end_of_answer_id
 from generator.prompts import AnswerPrompt, Identifiers
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 
 NEWLINE = "\u010a"  # as byte-level tokenizers spell it

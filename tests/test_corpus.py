@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from indexes import Corpus, DataError, Passage
-from indexes.corpora.corpus import row_digest
+from indexes.corpora.passage import passage_digest
 
 ROWS = [
     {"id": "a", "title": "Alpha", "text": "The first letter."},
@@ -216,7 +216,7 @@ def test_the_fingerprint_is_the_sum_of_the_digests_in_whatever_order() -> None:
     """Written out by hand: SHA-256 over three little-endian lengths of 8 bytes and the fields in UTF-8."""
     one = hashlib.sha256(bytes([1, *[0] * 7, 2, *[0] * 7, 3, *[0] * 7]) + b"1ab\xc3\xa4c")
     two = hashlib.sha256(bytes([1, *[0] * 7, 0, *[0] * 7, 1, *[0] * 7]) + b"2d")
-    assert row_digest(Passage("1", "ab", "äc")) == int(one.hexdigest(), 16)
+    assert passage_digest(Passage("1", "ab", "äc")) == int(one.hexdigest(), 16)
     total = (int(one.hexdigest(), 16) + int(two.hexdigest(), 16)) % 2**256
     passages = [Passage("1", "ab", "äc"), Passage("2", "", "d")]
     assert Corpus.from_passages(passages).fingerprint == Corpus.from_passages(passages[::-1]).fingerprint
@@ -225,7 +225,7 @@ def test_the_fingerprint_is_the_sum_of_the_digests_in_whatever_order() -> None:
 
 def test_the_fingerprint_wraps_and_is_the_same_when_a_saved_corpus_is_read(tmp_path: Path) -> None:
     passages = [Passage(str(number), "", "x") for number in range(40)]
-    total = sum(row_digest(passage) for passage in passages)
+    total = sum(passage_digest(passage) for passage in passages)
     assert total > 2**256
     Corpus.from_passages(passages).save(tmp_path / "saved")
     assert int(Corpus.load(tmp_path / "saved").fingerprint, 16) == total % 2**256

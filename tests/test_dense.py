@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import PASSAGES, tiny_encoder
 
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder

@@ -13,7 +13,7 @@ from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from training.config import DROConfig
 from training.estimation import EStep, Posterior, answer_row, stable_seed
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare", "William Shakespeare"), ("p0",)),

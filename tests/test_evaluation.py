@@ -27,7 +27,8 @@ from rag.evaluation.evaluation_file import (
 )
 from rag.evaluation.significance import bootstrap_interval
 from rag.pipeline import RAG
-from training.questions.loading import QAExample, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import write_examples
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),

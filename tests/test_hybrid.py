@@ -8,7 +8,8 @@ import torch
 from conftest import PASSAGES
 
 from generator.generator import Generator
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
@@ -18,7 +19,7 @@ from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fus
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "capital of France"]
 

@@ -10,7 +10,7 @@ from retriever.permutations import enumerate_permutations
 from training.config import DROConfig
 from training.estimation import EStep, Posterior
 from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

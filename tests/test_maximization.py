@@ -25,7 +25,7 @@ from training.maximization import (
     micro_batches_per_batch,
     plan_micro_batches,
 )
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 Make = Callable[..., Selector]
 EXAMPLES = [

@@ -8,7 +8,7 @@ import torch
 from conftest import randomize_adapters
 
 from generator.generator import Generator
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
 from rag.evaluation.evaluation import Evaluation, evaluate
@@ -16,7 +16,7 @@ from rag.evaluation.order_bias import order_bias, other_orders
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 EXAMPLES = [
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),

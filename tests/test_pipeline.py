@@ -28,7 +28,8 @@ from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
@@ -41,7 +42,7 @@ from rag.forgetting.retention_tasks import Probes
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG, load_generator
 from retriever.selector import SelectorConfig
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]
 

@@ -13,7 +13,7 @@ from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import EStep, Posterior
 from training.prior_weights import RIDGE, fit_prior_weights
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

@@ -22,7 +22,7 @@ from generator.prompts import (
     encode_without_special_tokens,
     render_chat,
 )
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
 
 

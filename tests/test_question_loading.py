@@ -13,7 +13,8 @@ import pytest
 
 from indexes.errors import DataError, UsageError
 from indexes.records.question_files import passage_id
-from training.questions.loading import QAExample, draw_alias, load_examples, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import draw_alias, load_examples, write_examples
 
 FLASHRAG = [
     {
@@ -433,7 +434,7 @@ def test_draw_alias_is_the_same_in_another_process() -> None:
     example = QAExample("q1", "q?", tuple("abcdefg"))
     here = [draw_alias(example, seed=3, round=number) for number in range(20)]
     code = (
-        "from training.questions.loading import QAExample, draw_alias\n"
+        "from training.questions.loading import draw_alias\nfrom training.questions.example import QAExample\n"
         "e = QAExample('q1', 'q?', tuple('abcdefg'))\n"
         "print(''.join(draw_alias(e, seed=3, round=n) for n in range(20)))"
     )

@@ -15,7 +15,7 @@ from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import EStep
 from training.losses import generator_loss
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 QUESTION = "who wrote Hamlet?"
 

@@ -18,7 +18,7 @@ from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]
 

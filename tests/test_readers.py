@@ -24,15 +24,17 @@ from conftest import tiny_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.errors import DataError, UsageError
 from indexes.records.containers import answer_literal
 from indexes.records.json_documents import read_json_document
 from rag.metrics import gold_recall
 from retriever.dense import DenseRetriever
+from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids, gold_coverage
-from training.questions.loading import QAExample, load_examples, read_questions, write_examples
+from training.questions.loading import load_examples, read_questions, write_examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

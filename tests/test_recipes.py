@@ -18,7 +18,7 @@ from training.config import DROConfig
 from training.estimation import EStep
 from training.losses import lsr_loss
 from training.maximization import JointModel, MicroBatch
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
 SHARED = DROConfig(

@@ -13,7 +13,8 @@ from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes import IndexWriter
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.directory.manifest import Manifest
 from indexes.directory.passage_index import PassageIndex

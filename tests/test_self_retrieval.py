@@ -16,7 +16,8 @@ import torch
 from conftest import PASSAGES
 
 from indexes.corpora.chunk_ids import document_of
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
@@ -32,8 +33,9 @@ from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
 from training.config import DROConfig
 from training.estimation import EStep
+from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
-from training.questions.loading import QAExample, ignoring_identical_ids, load_examples, write_examples
+from training.questions.loading import ignoring_identical_ids, load_examples, write_examples
 from training.questions.self_retrieval import identical_ids, retrieve
 from training.trainer import DROTrainer
 from training.warm_up import warm_up_posteriors

@@ -677,7 +677,8 @@ def test_an_address_of_the_hub_must_name_a_dataset(address: str) -> None:
 MEASURE = """
 import re, sys
 from pathlib import Path
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

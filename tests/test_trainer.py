@@ -17,7 +17,8 @@ from generator.chat import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
 from training.config import DROConfig
-from training.questions.loading import QAExample, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import write_examples
 from training.trainer import DROTrainer
 from training.warm_up import target_permutation, warm_up_posteriors
 

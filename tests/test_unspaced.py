@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from rag.evaluation.evaluation import answerable
 from rag.forgetting.retention_tasks import Task, final_number
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
 from rag.pipeline import citations
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 
 CHINESE = "中国的首都是北京。它位于华北平原，人口2,100万。"
 JAPANESE = "日本の首都は東京です。「東京タワー」は1958年に完成した。"

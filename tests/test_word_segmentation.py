@@ -2,7 +2,7 @@
 
 # ruff: noqa: RUF001 (full-width marks are what is tested)
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.vectors.bm25_index import BM25Index
 from indexes.word_segmentation import folded, has_unspaced, mixed_tokens, runs, visible, word_count
 

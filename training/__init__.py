@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from training.config import DROConfig
     from training.estimation import EStep, Posterior
     from training.maximization import JointModel, MStepTrainer
+    from training.questions.example import QAExample
     from training.questions.gold_ids import check_gold_ids
-    from training.questions.loading import QAExample, load_examples
+    from training.questions.loading import load_examples
     from training.questions.self_retrieval import identical_ids, retrieve
     from training.trainer import DROTrainer
 
@@ -21,7 +22,7 @@ _EXPORTS = {
     "JointModel": "training.maximization",
     "MStepTrainer": "training.maximization",
     "Posterior": "training.estimation",
-    "QAExample": "training.questions.loading",
+    "QAExample": "training.questions.example",
     "check_gold_ids": "training.questions.gold_ids",
     "identical_ids": "training.questions.self_retrieval",
     "load_examples": "training.questions.loading",

@@ -38,7 +38,8 @@ from training.losses import (
     tempered_exponent,
     token_posterior_weights,
 )
-from training.questions.loading import QAExample, draw_alias
+from training.questions.example import QAExample
+from training.questions.loading import draw_alias
 from training.questions.self_retrieval import retrieve
 
 

@@ -41,8 +41,9 @@ from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.prior_weights import fit_prior_weights
 from training.questions.context_fit import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
-from training.questions.loading import QAExample, ignoring_identical_ids, load_examples
+from training.questions.loading import ignoring_identical_ids, load_examples
 from training.questions.self_retrieval import identical_ids, retrieve
 from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors

@@ -48,7 +48,7 @@ from generator.prompts import (
     render_chat,
 )
 from indexes import build_index
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.encoder import Encoder
 from rag.evaluation.evaluation import search_metrics
 from rag.forgetting.general_tasks import ABILITIES, exercise, exercises

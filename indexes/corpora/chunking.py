@@ -29,8 +29,8 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from indexes.corpora.corpus import Passage
 from indexes.corpora.documents import MARKDOWN_SUFFIXES
+from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 
 TextFormat: TypeAlias = Literal["auto", "text", "markdown"]

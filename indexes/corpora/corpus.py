@@ -5,18 +5,15 @@ valid: it has at least one passage, every passage has a title or a text, and no 
 """
 
 import bisect
-import hashlib
 import json
 import operator
 import os
 import shutil
-import struct
 import tempfile
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -27,6 +24,7 @@ from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
 from indexes.corpora.chunk_ids import document_of
+from indexes.corpora.passage import Passage, passage_digest
 from indexes.corpora.sources import Source, dataset_rows, load_saved_dataset, open_source
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.records.delimited import Quoting
@@ -46,29 +44,6 @@ _MODULUS = 2**256
 _ENTRY = ("source", "error", "content")  # and the line, row or file
 _LONGEST_ENTRY = 2**20
 _SHOWN = 2000  # characters of a broken row that the quarantine keeps
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """One unit of retrieval.
-
-    Attributes:
-        id: Unique within its corpus.
-        title: May be empty.
-        text: May be empty where there is a title (BEIR's TREC-COVID has titles whose abstracts are missing); in a
-            corpus one of the two holds more than white space.
-    """
-
-    id: str
-    title: str
-    text: str
-
-    @property
-    def contents(self) -> str:
-        """What is embedded and searched: title, newline, text; only one of them where the other is blank."""
-        if not self.title.strip():
-            return self.text
-        return f"{self.title}\n{self.text}" if self.text.strip() else self.title
 
 
 class Corpus:
@@ -225,11 +200,11 @@ class Corpus:
     def fingerprint(self) -> str:
         """64 hex digits that are equal for equal passages, in whatever order and from whatever source.
 
-        The sum of every passage's `row_digest` modulo 2^256. It tells corpora apart that differ by accident; whoever
-        may choose passages can construct two different corpora with the same sum.
+        The sum of every passage's `passage_digest` modulo 2^256. It distinguishes corpora that differ by accident; it is
+        not collision-resistant against somebody who chooses the passages.
         """
         if self._fingerprint is None:
-            self._fingerprint = _hexadecimal(sum(map(row_digest, self)) % _MODULUS)
+            self._fingerprint = _hexadecimal(sum(map(passage_digest, self)) % _MODULUS)
         return self._fingerprint
 
     @property
@@ -567,7 +542,7 @@ def _checked(row: Row | BrokenRow, *, fallback_id: str) -> tuple[Passage, int]:
         raise row.error
     passage = _parse_row(row.fields, fallback_id=fallback_id, place=str(row.place))
     try:
-        return passage, row_digest(passage)
+        return passage, passage_digest(passage)
     except UnicodeEncodeError as error:
         raise DataError(
             f"Text must be valid Unicode, but {row.place} has a lone surrogate ({error.reason}). Fix the escape."
@@ -647,7 +622,7 @@ def _without(
         error = _duplicate_error((position, first, passage), ledger, where)
         content = json.dumps(_as_row(passage), ensure_ascii=False)
         quarantine.add(ledger.place(position, passage.id), error, content)
-        ledger.digest = (ledger.digest - row_digest(passage)) % _MODULUS
+        ledger.digest = (ledger.digest - passage_digest(passage)) % _MODULUS
     if dropped is None:
         return file
     kept = file.with_name("kept.arrow")
@@ -665,26 +640,8 @@ def _without(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def row_digest(passage: Passage) -> int:
-    """The SHA-256 of a passage's id, title and text as an integer.
-
-    The sum over all passages modulo 2^256 is `Corpus.fingerprint`, so that it can be carried along while passages
-    come and go.
-
-    Raises:
-        UnicodeEncodeError: A field holds a lone surrogate; no passage of a corpus does.
-    """
-    return int.from_bytes(hashlib.sha256(_row_bytes(passage.id, passage.title, passage.text)).digest(), "big")
-
-
 def _hexadecimal(digest: int) -> str:
     return f"{digest:064x}"
-
-
-def _row_bytes(*fields: str) -> bytes:
-    """The fields with their lengths in front, so that moving a character between fields shows."""
-    encoded = [field.encode() for field in fields]
-    return struct.pack(f"<{len(encoded)}Q", *map(len, encoded)) + b"".join(encoded)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.directory.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
 from indexes.directory.shards import evenly_spaced

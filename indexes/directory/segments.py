@@ -17,7 +17,8 @@ from datasets.table import MemoryMappedTable, concat_tables
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.atomic_files import write_path
-from indexes.corpora.corpus import PASSAGE_FEATURES, Corpus, Passage
+from indexes.corpora.corpus import PASSAGE_FEATURES, Corpus
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
 from indexes.records.tables import BATCH_ROWS
 from indexes.vectors.vector_store import best_first

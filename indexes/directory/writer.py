@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from indexes.atomic_files import exclusive_writer_lock, translate_os_errors, write_file
 from indexes.corpora.chunking import Chunker
-from indexes.corpora.corpus import Corpus, Passage, row_digest
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage, passage_digest
 from indexes.directory.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
 from indexes.directory.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
 from indexes.directory.passage_index import PassageIndex, load_manifest
@@ -351,7 +352,7 @@ class IndexWriter:
         index.manifest.check_encoder(encoder)
         order = hashlib.sha256()
         for passage in new:
-            order.update(f"{row_digest(passage):064x}".encode())
+            order.update(f"{passage_digest(passage):064x}".encode())
         folder = self._staging / order.hexdigest()[:32]
         for other in self._staging.glob("*"):
             if other != folder:
@@ -440,7 +441,7 @@ def _digests(corpus: Corpus) -> NDArray[np.uint64]:
     """128 bits of the SHA-256 of each passage, uint64 [N, 2]."""
     digests_N2 = np.empty((len(corpus), 2), dtype=np.uint64)
     for position, passage in enumerate(corpus):
-        digest = row_digest(passage)
+        digest = passage_digest(passage)
         digests_N2[position] = digest >> 192, digest >> 128 & 0xFFFF_FFFF_FFFF_FFFF
     return digests_N2
 
@@ -500,8 +501,8 @@ def _taken(corpus: Corpus | None, rows: range) -> Iterator[Passage]:
 
 def _fingerprint(index: PassageIndex, new: Corpus | None, deleted: NDArray[np.int64]) -> str:
     """The fingerprint of a corpus is a sum over its passages, so it follows what comes and what goes."""
-    total = int(index.manifest.corpus_fingerprint, 16) + sum(map(row_digest, new or ()))
-    total -= sum(map(row_digest, _at(index, deleted)))
+    total = int(index.manifest.corpus_fingerprint, 16) + sum(map(passage_digest, new or ()))
+    total -= sum(map(passage_digest, _at(index, deleted)))
     return f"{total % _MODULUS:064x}"
 
 

@@ -26,7 +26,7 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import MismatchError, UsageError
 from indexes.word_segmentation import folded, runs
 

@@ -20,13 +20,13 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from generator.generator import Generator
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
 from rag.evaluation.significance import bootstrap_intervals
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, ranking_quality
 from retriever.dense import Candidates, Retriever
 from training.questions.context_fit import Fitted, refuse_too_long, split_by_length, warn_of_too_long
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
 
 if TYPE_CHECKING:

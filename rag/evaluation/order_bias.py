@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 import torch
 
 from indexes.corpora.chunk_ids import gold_document
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.evaluation.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
 from rag.evaluation.significance import estimate
@@ -31,7 +31,7 @@ from rag.metrics import exact_match, f1, normalize_answer
 from rag.pipeline import RAG, SELECTION, Answer
 from retriever.dense import Candidates
 from training.estimation import stable_seed
-from training.questions.loading import QAExample
+from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
 
 _Order = tuple[int, ...]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.directory.shards import ROWS
 from indexes.errors import UsageError
 from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words

@@ -46,7 +46,7 @@ from retriever.selector import SelectorConfig
 from training.config import DROConfig
 
 if TYPE_CHECKING:
-    from indexes.corpora.corpus import Passage
+    from indexes.corpora.passage import Passage
 
 GIB = 2**30
 CHARACTERS_PER_TOKEN = 4

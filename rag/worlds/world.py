@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexes.atomic_files import write_text
-from indexes.corpora.corpus import Passage
+from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.encyclopedia.entities import Entity

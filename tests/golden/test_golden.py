@@ -22,12 +22,14 @@ from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_mo
 from generator import language_model
 from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
-from indexes.corpora.corpus import Corpus, Passage
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from rag.experiments.sweep_runner import Sweep, SweepSettings
 from retriever.selector import SelectorConfig
-from training.questions.loading import QAExample, write_examples
+from training.questions.example import QAExample
+from training.questions.loading import write_examples
 
 HERE = Path(__file__).parent
 FROZEN = ("dro_selfaug", "sft", "rag_sequence", "evaluation", "sweep", "index_flat", "index_trained")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.selector import Selector
-from training.questions.readers import QAExample
+from training.questions.example import QAExample
 
 logger = logging.getLogger(__name__)
 

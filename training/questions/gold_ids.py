@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from indexes.corpora.corpus import Corpus
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import DataError, UsageError
-from training.questions.readers import QAExample
+from training.questions.example import QAExample
 
 logger = logging.getLogger(__name__)
 

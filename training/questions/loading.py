@@ -44,19 +44,17 @@ from indexes.errors import DataError, UsageError
 from indexes.records.containers import BrokenRecord, Record, Records, open_records
 from indexes.records.delimited import Quoting
 from indexes.records.whole_numbers import WholeNumbers
+from training.questions.example import QAExample
 from training.questions.readers import (
     ALIASES_FILE,
     DRO_FIELDS,
     NUMBER_NAMES,
     READERS,
     Aliases,
-    QAExample,
     Reader,
     content_id,
     dro_query,
 )
-
-__all__ = ["QAExample", "QuestionFile", "draw_alias", "load_examples", "read_questions", "write_examples"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from indexes.corpora.corpus import Corpus
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import Candidates, Retriever
-from training.questions.readers import QAExample
+from training.questions.example import QAExample
 
 
 class IdenticalIds(NamedTuple):
