@@ -255,7 +255,7 @@ def check_rows(rag: RAG) -> None:
     candidates = rag.retriever.search(QUESTIONS, rag.num_candidates)
     z_mK = torch.tensor([[0, 1], [2, 3], [3, 0]])
     with torch.no_grad(), model.use("selector"):
-        together = selector.score(candidates, [z_mK] * len(candidates))
+        together = selector.log_prob(candidates, [z_mK] * len(candidates))
         ids = torch.tensor(selector.identifiers.token_ids)
         for one, found_m in zip(candidates, together, strict=True):
             for z_K, found in zip(z_mK, found_m, strict=True):

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from indexes.encoder import Encoder
     from retriever.dense import Candidates, DenseRetriever, Explanation, QuestionAdapter, Retriever
     from retriever.hybrid import BM25Retriever, HybridRetriever
+    from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
     from retriever.permutations import Permutations
-    from retriever.selector import RetrieverPrior, Selector, SelectorConfig
+    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.selectors import SELECTORS
 
 _EXPORTS = {
     "BM25Retriever": "retriever.hybrid",
@@ -19,25 +21,31 @@ _EXPORTS = {
     "Encoder": "indexes.encoder",
     "Explanation": "retriever.dense",
     "HybridRetriever": "retriever.hybrid",
+    "ListwiseSelector": "retriever.listwise_selector",
     "Permutations": "retriever.permutations",
     "QuestionAdapter": "retriever.dense",
     "Retriever": "retriever.dense",
-    "RetrieverPrior": "retriever.selector",
+    "RetrieverPrior": "retriever.listwise_selector",
+    "SELECTORS": "retriever.selectors",
+    "SamplingConfig": "retriever.selector",
     "Selector": "retriever.selector",
     "SelectorConfig": "retriever.selector",
 }
 
 __all__ = [
+    "SELECTORS",
     "BM25Retriever",
     "Candidates",
     "DenseRetriever",
     "Encoder",
     "Explanation",
     "HybridRetriever",
+    "ListwiseSelector",
     "Permutations",
     "QuestionAdapter",
     "Retriever",
     "RetrieverPrior",
+    "SamplingConfig",
     "Selector",
     "SelectorConfig",
 ]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import log_probs_of
 
 from generator.generator import Generator
 from indexes.errors import DataError, UsageError
@@ -34,7 +35,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
     for posterior in step(EXAMPLES, round=1):
         joint = []
         for z in posterior.permutations.z_mK:
-            log_p_s = step.selector.log_prob(posterior.candidates, z[None])[0]
+            log_p_s = log_probs_of(step.selector, posterior.candidates, z[None])[0]
             passages = [posterior.candidates.passages[i] for i in z.tolist()]
             joint.append(
                 log_p_s.double() + step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)
@@ -134,8 +135,8 @@ def test_guided_sampling_converges_to_the_posterior_too(e_step: Callable[..., ES
 def test_the_guide_is_each_candidate_alone(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
     step = e_step(guidance=0.3, candidate_order="retriever")
     seen: dict[str, object] = {}
-    sample = step.selector.sample
-    monkeypatch.setattr(step.selector, "sample", lambda *a, **k: seen.update(k) or sample(*a, **k))
+    propose = step.selector.propose
+    monkeypatch.setattr(step.selector, "propose", lambda *a, **k: seen.update(k) or propose(*a, **k))
     posteriors = step(EXAMPLES, round=1)
     for posterior, guide_n in zip(posteriors, seen["guides"], strict=True):  # type: ignore[call-overload]
         for passage, guide in zip(posterior.candidates.passages, guide_n.tolist(), strict=True):
@@ -336,6 +337,6 @@ def test_a_single_pass_proposal_converges_to_the_posterior_of_the_selector(
     found = {tuple(z): float(w) for z, w in zip(d.z_uK.tolist(), d.weights_u, strict=True)}
     assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
     drawn = posterior.permutations
-    log_p = step.selector.log_prob(posterior.candidates, drawn.z_mK[:12])
+    log_p = log_probs_of(step.selector, posterior.candidates, drawn.z_mK[:12])
     torch.testing.assert_close(drawn.log_p_m[:12], log_p, atol=1e-4, rtol=0)
     assert (drawn.log_p_m - drawn.log_q_m).std() > 1e-3

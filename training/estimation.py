@@ -26,7 +26,7 @@ from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
-from retriever.selector import Selector
+from retriever.selector import SamplingConfig, Selector
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
 from training.losses import (
@@ -332,15 +332,18 @@ class EStep:
         seed = stable_seed(
             config.seed, round, "proposal", *(c.example.id for c in cases), *([m] * (m > config.num_permutations))
         )
-        return self.selector.sample(
-            candidates,
-            m * config.proposals_per_sample,
+        sampling = SamplingConfig(
+            num_permutations=m * config.proposals_per_sample,
             temperature=config.proposal_temperature,
+            replacement=config.replacement,
+            decoding=None if config.proposal == "selector" else config.proposal,
+        )
+        return self.selector.propose(
+            candidates,
+            sampling,
             guides=[config.guidance * _present(c.single_passage_log_likelihood_n) for c in cases]
             if config.guidance
             else None,
-            replacement=config.replacement,
-            decoding=None if config.proposal == "selector" else config.proposal,
             generator=torch.Generator().manual_seed(seed),
         )
 
