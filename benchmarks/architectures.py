@@ -263,7 +263,7 @@ def check_rows(rag: RAG) -> None:
                 row = torch.tensor([selector.prompt_ids(one) + reply])
                 hidden_TH = model.hidden(row, None)[0]
                 lm_Kn = model.logits_for_positions(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
-                logits_Kn = selector._pool(lm_Kn, selector._prior_scores(one, len(one)))
+                logits_Kn = selector._combine(lm_Kn, selector.prior_scores(one))
                 second_n = logits_Kn[1].clone()
                 second_n[z_K[0]] = -torch.inf
                 expected = logits_Kn[0].log_softmax(-1)[z_K[0]] + second_n.log_softmax(-1)[z_K[1]]

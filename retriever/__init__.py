@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from retriever.hybrid import BM25Retriever, HybridRetriever
     from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
     from retriever.permutations import Permutations
+    from retriever.plackett_luce_selector import PlackettLuceSelector
     from retriever.selector import SamplingConfig, Selector, SelectorConfig
     from retriever.selectors import SELECTORS
 
@@ -23,6 +24,7 @@ _EXPORTS = {
     "HybridRetriever": "retriever.hybrid",
     "ListwiseSelector": "retriever.listwise_selector",
     "Permutations": "retriever.permutations",
+    "PlackettLuceSelector": "retriever.plackett_luce_selector",
     "QuestionAdapter": "retriever.dense",
     "Retriever": "retriever.dense",
     "RetrieverPrior": "retriever.listwise_selector",
@@ -42,6 +44,7 @@ __all__ = [
     "HybridRetriever",
     "ListwiseSelector",
     "Permutations",
+    "PlackettLuceSelector",
     "QuestionAdapter",
     "Retriever",
     "RetrieverPrior",

@@ -214,6 +214,17 @@ class Selector(ABC):
         """Whether log p_s depends on the retriever's scores, so that its gradient can reach the question adapter."""
         return False
 
+    def prior_scores(self, candidates: Candidates, *, teach_retriever: bool = True) -> Tensor:
+        """Standardised retriever scores `[n]` on the device of the model, for selectors that use them.
+
+        Where the question adapter learns they are computed again through it, with gradient: this is the path by which
+        log p_s(z | x) teaches the retriever. Otherwise those of the search are used as they are.
+        """
+        adapter = self.retriever.adapter
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        return standardise(scores_n.to(self.language_model.device))
+
     def retriever_logits(self, scores_n: Tensor) -> Tensor:
         """The retriever's scores as logits `[n]` of a distribution over candidates, on the device of the model.
 

@@ -323,10 +323,10 @@ def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
             for n in gradients(joint, kept)
         }
 
-    assert names() == {"selector", "generator", "prior", "question_adapter"}
+    assert names() == {"selector", "generator", "selector_modules", "question_adapter"}
     assert names(train_selector=False) == {"generator"}
-    assert names(train_generator=False) == {"selector", "prior", "question_adapter"}
-    assert names(train_retriever=False) == {"selector", "generator", "prior"}
+    assert names(train_generator=False) == {"selector", "selector_modules", "question_adapter"}
+    assert names(train_retriever=False) == {"selector", "generator", "selector_modules"}
 
 
 def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelector, Generator]) -> None:
