@@ -21,9 +21,11 @@ from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape
-from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
+from retriever.question_adapter import QuestionAdapter
 from retriever.selector import SelectorConfig
 from training.estimation import Posterior, answer_row
 from training.maximization import JointModel, MicroBatch

@@ -26,8 +26,11 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import ANSWER_MODES, PERMUTATION
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.tiny_base import base_path
-from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
+from retriever.question_adapter import QuestionAdapter
+from retriever.retriever import Retriever
+from retriever.retrievers import create_retriever, retriever_to_dict
 from retriever.selector import Selector, SelectorConfig
 from retriever.selectors import config_from_dict, config_to_dict, create_selector
 from training.checkpoint import load_learned, write_learned
@@ -35,8 +38,6 @@ from training.checkpoint import load_learned, write_learned
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
-RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
-_HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class RAG:
         """
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
         used = encoder_of(opened, encoder, device=device, trust_remote_code=trust_remote_code)
-        finder = retriever_of(opened, used, retriever)
+        finder = create_retriever(opened, used, retriever)
         model = load_language_model(
             base,
             adapter=adapter,
@@ -310,7 +311,7 @@ class RAG:
             "answering": self.answering,
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
-            "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
+            "retriever": retriever_to_dict(self.retriever),
             "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
             "index": {
                 "path": "index" if index else index_path,
@@ -607,27 +608,6 @@ def encoder_of(
     if isinstance(encoder, Encoder):
         return encoder
     return index.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)
-
-
-def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:
-    """The retriever of a name, or of a mapping with its "kind" and its options, over an index.
-
-    Raises:
-        MismatchError: The encoder did not build this index.
-        UsageError: There is no such retriever, or it has no such option.
-    """
-    options = {"kind": settings} if isinstance(settings, str) else dict(settings)
-    kind = options.pop("kind", None)
-    if kind not in RETRIEVERS:
-        raise UsageError(f"The retriever must be one of {list(RETRIEVERS)}; {kind!r} came.")
-    known = _HYBRID_OPTIONS if kind == HybridRetriever.kind else ()
-    if unknown := sorted(set(options) - set(known)):
-        raise UsageError(f"The options of a {kind} retriever are {list(known)}; {unknown} came.")
-    if kind == DenseRetriever.kind:
-        return DenseRetriever(index, encoder)
-    if kind == BM25Retriever.kind:
-        return BM25Retriever(index, encoder, index.load_bm25())
-    return HybridRetriever(index, encoder, index.load_bm25(), **options)
 
 
 def _cannot_be_asked(reasons: Sequence[str | None]) -> DataError:

@@ -23,7 +23,7 @@ from generator.padding import Branches, pad_right
 from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
 from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.drawing import (
     Draws,
     Greedy,
@@ -35,6 +35,7 @@ from retriever.drawing import (
     padded,
 )
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
+from retriever.retriever import Retriever
 from retriever.selector import ROLE, SamplingConfig, Selector, SelectorConfig, standardise
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 from retriever.drawing import Greedy, IndependentDraws, Policy, StepLogits, StochasticBeams, draw, padded
 from retriever.permutations import Permutations, Proposal, plackett_luce_log_prob
 from retriever.selector import SamplingConfig, Selector

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
 from indexes.errors import DataError, UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations, check_selection, enumerate_permutations
+from retriever.retriever import Retriever
 
 ROLE = "selector"
 """The adapter of the language model that a selector uses, where it uses one."""

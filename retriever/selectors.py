@@ -16,7 +16,7 @@ from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
 from indexes.errors import MismatchError
 from indexes.registry import Registry
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from retriever.selector import Selector, SelectorConfig
 
 SELECTORS: Registry[type[Selector]] = Registry(

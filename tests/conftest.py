@@ -40,7 +40,8 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from rag.pipeline import RAG
-from retriever.dense import Candidates, DenseRetriever
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig

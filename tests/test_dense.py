@@ -13,7 +13,8 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
-from retriever.dense import DenseRetriever, QuestionAdapter
+from retriever.dense import DenseRetriever
+from retriever.question_adapter import QuestionAdapter
 
 QUESTIONS = ["who wrote Hamlet?", "capital of France"]
 
@@ -74,7 +75,7 @@ def test_another_encoder_is_refused(index: PassageIndex) -> None:
 def test_bad_questions(retriever: DenseRetriever) -> None:
     with pytest.raises(DataError, match="question number 2 is empty"):
         retriever.search(["fine", " "], 3)
-    with pytest.raises(UsageError, match="k must be at least 1; 0 came"):
+    with pytest.raises(UsageError, match="k must be at least 1, got 0"):
         retriever.search("fine", 0)
 
 
@@ -87,8 +88,8 @@ def test_the_learning_score_is_the_score_of_the_search_for_every_kind(
     index = build_index(Corpus.from_passages(passages), encoder, tmp_path / "index", factory=factory, progress=False)
     retriever = DenseRetriever(index, encoder)
     for _ in range(2):  # before the question adapter has learned anything, and after
-        found = retriever.search(QUESTIONS[0], 8)
-        assert [e.dense_score for e in retriever.explain(found)] == found.scores_n.tolist()
+        found = retriever.search(QUESTIONS[0], 8, explain=True)
+        assert [e.dense_score for e in found.explanations or []] == found.scores_n.tolist()
         scores_n = retriever.score(found)
         torch.testing.assert_close(scores_n.detach(), found.scores_n, rtol=1e-4, atol=1e-5)
         scores_n[0].backward()

@@ -1,6 +1,5 @@
 """Reciprocal rank fusion by hand, what the fused scores teach, duplicates, and the parts that use a retriever."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,10 @@ from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
-from retriever.dense import DenseRetriever, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
+from retriever.dense import DenseRetriever
+from retriever.hybrid import BM25Retriever, HybridRetriever, LexicalRetriever, reciprocal_rank_fusion
 from retriever.listwise_selector import ListwiseSelector
+from retriever.retriever import Retriever
 from retriever.selector import SamplingConfig, SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
@@ -100,7 +100,7 @@ def test_weights_choose_a_ranking(
 def test_depth_ends_the_rankings(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
     """At depth 1 only the two first passages are found; for more, depth follows k."""
     shallow = HybridRetriever(index, encoder, bm25, depth=1)
-    explanations = shallow.search(QUESTIONS[1], 1).explanations
+    explanations = shallow.search(QUESTIONS[1], 1, explain=True).explanations
     assert explanations is not None
     assert {explanations[0].dense_rank, explanations[0].bm25_rank} <= {1, None}
     assert len(shallow.search(QUESTIONS[1], 9)) == 9
@@ -226,10 +226,10 @@ def test_bm25_alone(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> N
 
 
 def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: BM25Index) -> None:
-    found = hybrid.search("capital of France", 12)
+    found = hybrid.search("capital of France", 12, explain=True)
     dense = retriever.search("capital of France", 12)
     scores, rows = (a[0].tolist() for a in bm25.search(["capital of France"], 4))
-    for id_, score, why in zip(found.ids, found.scores_n.tolist(), hybrid.explain(found), strict=True):
+    for id_, score, why in zip(found.ids, found.scores_n.tolist(), found.explanations or [], strict=True):
         at = dense.ids.index(id_)
         assert why.dense_rank == at + 1
         assert why.dense_score == pytest.approx(float(dense.scores_n[at]), abs=1e-6)
@@ -244,17 +244,28 @@ def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: 
 
 
 def test_a_dense_explanation_has_no_words(retriever: DenseRetriever) -> None:
-    found = retriever.search(QUESTIONS[0], 2)
-    assert [(e.dense_rank, e.bm25_rank, e.terms) for e in retriever.explain(found)] == [
+    found = retriever.search(QUESTIONS[0], 2, explain=True)
+    assert [(e.dense_rank, e.bm25_rank, e.terms) for e in found.explanations or []] == [
         (1, None, None),
         (2, None, None),
     ]
-    assert [e.dense_rank for e in retriever.explain(found.reordered([1, 0]))] == [2, 1]
+    assert [e.dense_rank for e in found.reordered([1, 0]).explanations or []] == [2, 1]
 
 
-def test_made_up_candidates_cannot_be_explained(hybrid: HybridRetriever) -> None:
-    with pytest.raises(UsageError, match="Only what a retriever's search returned can be explained"):
-        hybrid.explain(replace(hybrid.search(QUESTIONS[0], 2), explanations=None))
+@pytest.mark.parametrize("kind", [BM25Retriever, HybridRetriever])
+def test_explanations_are_made_only_when_asked_for(
+    kind: type[LexicalRetriever],
+    index: PassageIndex,
+    encoder: Encoder,
+    bm25: BM25Index,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finder = kind(index, encoder, bm25)
+    explained = finder.search(QUESTIONS, 4, explain=True)
+    monkeypatch.setattr(bm25, "contributions", lambda *args: pytest.fail("nobody asked for an explanation"))
+    plain = finder.search(QUESTIONS, 4)
+    assert [c.explanations for c in plain] == [None, None]
+    assert [c.ids for c in plain] == [c.ids for c in explained]
 
 
 # -- the parts that use a retriever ----------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
-from retriever.dense import Candidates, DenseRetriever
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
 from retriever.plackett_luce_selector import PlackettLuceSelector
 from retriever.selector import SamplingConfig, SelectorConfig
 from retriever.selectors import SELECTORS, config_from_dict, config_to_dict

@@ -28,9 +28,9 @@ from rag.evaluation.evaluation import answerable, evaluate
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from rag.pipeline import retriever_of
-from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
+from retriever.retriever import Retriever
+from retriever.retrievers import create_retriever
 from training.config import DROConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
@@ -46,7 +46,7 @@ ASKED = [QAExample(p.id, p.contents, ("river", "is"), ignore_identical_id=True) 
 
 @pytest.fixture(params=KINDS)
 def finder(request: pytest.FixtureRequest, index: PassageIndex, encoder: Encoder) -> Retriever:
-    return retriever_of(index, encoder, request.param)
+    return create_retriever(index, encoder, request.param)
 
 
 @pytest.fixture
@@ -108,17 +108,17 @@ def test_the_ranking_without_the_passage(finder: Retriever, k: int) -> None:
 
 def test_a_hybrid_fuses_the_rankings_without_the_passage(index: PassageIndex, encoder: Encoder) -> None:
     """Left out of the fused list only, it would still have pushed others down."""
-    hybrid = retriever_of(index, encoder, {"kind": "hybrid", "depth": 4})
+    hybrid = create_retriever(index, encoder, {"kind": "hybrid", "depth": 4})
     question, own = "the capital of France is Paris; the Seine flows there", "p3"
-    dense = [id for id in retriever_of(index, encoder, "dense").search(question, 5).ids if id != own][:4]
-    found = retriever_of(index, encoder, "bm25").search(question, 5)
+    dense = [id for id in create_retriever(index, encoder, "dense").search(question, 5).ids if id != own][:4]
+    found = create_retriever(index, encoder, "bm25").search(question, 5)
     words = [e for e, s in zip(found.ids, found.scores_n.tolist(), strict=True) if e != own and s > 0][:4]
     numbers = [[int(id[1:]) for id in ranking] for ranking in (dense, words)]
     expected = reciprocal_rank_fusion(numbers, rrf_k=hybrid.rrf_k)  # type: ignore[attr-defined]
-    got = hybrid.search(question, 4, ignored_ids=[own])
+    got = hybrid.search(question, 4, ignored_ids=[own], explain=True)
     assert [int(id[1:]) for id in got.ids] == list(expected)[:4]
     torch.testing.assert_close(got.scores_n, torch.tensor(list(expected.values())[:4]))
-    ranks = [(e.dense_rank, e.bm25_rank) for e in hybrid.explain(got)]
+    ranks = [(e.dense_rank, e.bm25_rank) for e in got.explanations or []]
     assert (1 in [d for d, _ in ranks]) and (1 in [w for _, w in ranks])  # counted without it
 
 
@@ -143,7 +143,7 @@ def test_one_ignored_id_for_each_question(finder: Retriever, ids: Any) -> None:
 def test_no_chunk_of_the_own_document(encoder: Encoder, tmp_path: Path, kind: str) -> None:
     chunks = [Passage(f"{p.id}#{n}", p.title, f"{p.text} {n}") for p in PASSAGES[:5] for n in range(3)]
     index = build_index(Corpus.from_passages(chunks), encoder, tmp_path / "index", progress=False)
-    found = retriever_of(index, encoder, kind).search(PASSAGES[0].contents, 9, ignored_ids=["p0"])
+    found = create_retriever(index, encoder, kind).search(PASSAGES[0].contents, 9, ignored_ids=["p0"])
     assert len(found) == 9
     assert not any(id.startswith("p0#") for id in found.ids)
 

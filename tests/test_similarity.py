@@ -18,7 +18,7 @@ from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.vectors.faiss.faiss_index import FaissIndex
 from rag.pipeline import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
-from retriever.dense import QuestionAdapter
+from retriever.question_adapter import QuestionAdapter
 from training.encoder_update import _loss, open_refreshed, refreshed
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]

@@ -29,7 +29,7 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
 from indexes.vectors.faiss.faiss_factory import properties
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior
 

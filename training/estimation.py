@@ -24,8 +24,9 @@ from torch import Tensor
 from generator.generator import AnswerRow, Generator
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations
+from retriever.retriever import Retriever
 from retriever.selector import SamplingConfig, Selector
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features

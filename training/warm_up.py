@@ -12,8 +12,9 @@ from torch import Tensor
 
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import DataError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations
+from retriever.retriever import Retriever
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.estimation import Posterior, stable_seed

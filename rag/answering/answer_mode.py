@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from generator.generator import AnswerRow, Generator
 from indexes.corpora.passage import Passage
 from rag.answering.answer import Answer
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.questions.context_fit import why_too_long
 

@@ -9,7 +9,7 @@ from generator.recording import recording
 from indexes.corpora.passage import Passage
 from rag.answering.answer import Answer, citations
 from rag.answering.answer_mode import AnswerMode, prompt_with_answer
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 
 
 class PermutationMode(AnswerMode):

@@ -22,7 +22,8 @@ from generator.recording import Recorded, recording
 from indexes.errors import UsageError
 from rag.answering.answer import Answer, citations
 from rag.answering.answer_mode import AnswerMode, prompt_with_answer
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from retriever.selector import Selector
 
 

@@ -20,7 +20,7 @@ from generator.padding import length_mask, pad_right
 from indexes.batching import token_budget_batches
 from rag.answering.answer import Answer, citations
 from rag.answering.rag_sequence import PerDocumentReader, log_priors
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 
 
 class RAGToken(PerDocumentReader):

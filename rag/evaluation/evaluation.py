@@ -25,7 +25,8 @@ from indexes.errors import DataError, check_on_error
 from rag.answering.answer import Answer
 from rag.evaluation.significance import bootstrap_intervals
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, ranking_quality
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from training.questions.context_fit import Fitted, refuse_too_long, split_by_length, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
