@@ -317,7 +317,7 @@ def test_another_encoder_for_the_same_passages(
 
 
 def test_words_of_other_passages_are_refused(index: PassageIndex, encoder: Encoder) -> None:
-    with pytest.raises(MismatchError, match=r"must hold the 12 passages .* it holds 3"):
+    with pytest.raises(MismatchError, match=r"must hold the 12 passages .*, got 3"):
         HybridRetriever(index, encoder, BM25Index.build(PASSAGES[:3]))
 
 

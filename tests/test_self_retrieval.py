@@ -35,8 +35,8 @@ from training.config import DROConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
-from training.questions.loading import ignoring_identical_ids, load_examples, write_examples
-from training.questions.self_retrieval import identical_ids, retrieve
+from training.questions.loading import load_examples, write_examples
+from training.questions.self_retrieval import identical_ids
 from training.trainer import DROTrainer
 from training.warm_up import warm_up_posteriors
 
@@ -262,18 +262,6 @@ def test_a_sweep_takes_the_option(index: PassageIndex, tmp_path: Path, ignore: b
     assert {split: [e.ignore_identical_id for e in found] for split, found in questions.items()} == {
         split: [bool(ignore)] * 4 for split in files
     }
-
-
-def test_retrieve_asks_other_retrievers_as_before(finder: Retriever) -> None:
-    """Whoever wrote a retriever of their own needs the new argument only for questions that ignore something."""
-
-    class Own:
-        def search(self, questions: list[str], k: int) -> list[Any]:
-            return finder.search(questions, k)
-
-    plain = ignoring_identical_ids(ASKED, False)
-    found = retrieve(Own(), plain, 3)  # type: ignore[arg-type]
-    assert [c.ids[0] for c in found] == [e.id for e in ASKED]
 
 
 # -- tuning --------------------------------------------------------------------------------------------------------
