@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from rag import RAG
-from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
+from retriever.permutations import enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
 from training.config import EStepConfig
 from training.estimation import EStep, Posterior
@@ -274,8 +274,8 @@ def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -
 
 def _guided_log_q(problem: Problem) -> Tensor:
     guide_n = GAMMA * problem.single_passage_log_likelihood_n
-    leaves_CN = torch.stack([problem.log_p_N, problem.log_p_N, problem.tree.log_prob(problem.logits_Pn + guide_n)])
-    return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
+    guided_N = problem.tree.log_prob(problem.logits_Pn + guide_n)
+    return torch.logaddexp(problem.log_p_N, guided_N) - math.log(2)
 
 
 def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:

@@ -12,7 +12,7 @@ S tokens that follow one choice (its id and the separator).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,12 @@ from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
 from retriever.candidates import Candidates
 from retriever.drawing import (
-    Draws,
     Greedy,
     IndependentDraws,
     Policy,
     StepLogits,
     StochasticBeams,
     draw,
-    padded,
 )
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
 from retriever.retriever import Retriever
@@ -119,7 +117,7 @@ class ListwiseSelector(Selector):
     @torch.no_grad()
     def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
         """The mode by greedy steps: one permutation per question."""
-        return self._in_batches(candidates, 1, lambda batch, _: self._draw(batch, 1, Proposal(), Greedy()))
+        return self._in_batches(candidates, 1, lambda batch: self._draw(batch, 1, Proposal(), Greedy()))
 
     @torch.no_grad()
     def propose(
@@ -127,36 +125,21 @@ class ListwiseSelector(Selector):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
-        """Draws from the selector tempered by `sampling.temperature`; arguments and result as `Selector.propose`.
-
-        Raises:
-            UsageError: `sampling.decoding` is neither the selector's own nor "single_pass".
-        """
-        if sampling.decoding not in (None, "single_pass", self.config.decoding):
-            raise UsageError(
-                f"decoding must be 'single_pass' or the selector's own, {self.config.decoding!r}, "
-                f"got {sampling.decoding!r}."
-            )
-        m, draft = sampling.num_permutations, sampling.decoding == "single_pass" != self.config.decoding
+        """Draws from the selector tempered by `sampling.temperature`; arguments and result as `Selector.propose`."""
         make_policy = IndependentDraws if sampling.replacement else StochasticBeams
+        m, proposal = sampling.num_permutations, Proposal(sampling.temperature)
+        return self._in_batches(
+            candidates,
+            make_policy(generator).num_nodes(m),
+            lambda batch: self._draw(batch, m, proposal, make_policy(generator)),
+        )
 
-        def draw_batch(batch: _Batch, rows: list[int]) -> list[Permutations]:
-            guide_Bn = None if guides is None else padded([guides[i] for i in rows], batch.absent_Bn)
-            proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
-            return self._draw(batch, m, proposal, make_policy(generator), draft=draft)
-
-        return self._in_batches(candidates, make_policy(generator).num_nodes(m), draw_batch)
-
-    def _draw(
-        self, batch: _Batch, m: int, proposal: Proposal, policy: Policy, *, draft: bool = False
-    ) -> list[Permutations]:
-        """One prefill, then K masked choices for all permutations at once; `draft` makes them by the first logits."""
-        steps = _ListwiseSteps(self, batch, policy.num_nodes(m), draft=draft)
-        draws = draw(steps, self.config.num_selected, m, proposal, policy)
-        return policy.permutations(steps.rescored(draws) if draft else draws)
+    def _draw(self, batch: _Batch, m: int, proposal: Proposal, policy: Policy) -> list[Permutations]:
+        """One prefill, then K masked choices for all permutations at once."""
+        steps = _ListwiseSteps(self, batch, policy.num_nodes(m))
+        return policy.permutations(draw(steps, self.config.num_selected, m, proposal, policy))
 
     def log_prob(
         self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
@@ -427,16 +410,16 @@ class ListwiseSelector(Selector):
         return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
 
     def _in_batches(
-        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch, list[int]], list[Permutations]]
+        self, candidates: Sequence[Candidates], m: int, draw_batch: Callable[[_Batch], list[Permutations]]
     ) -> list[Permutations]:
-        """What `draw` makes of batches of questions (with their numbers), with room for m replies each, in order."""
+        """What `draw_batch` makes of batches of questions, with room for m replies each, in order."""
         prompts = self._prompts(candidates)
         lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
             for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
                 batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
-                drawn |= dict(zip(rows, draw(batch, rows), strict=True))
+                drawn |= dict(zip(rows, draw_batch(batch), strict=True))
         return [drawn[i] for i in range(len(candidates))]
 
 
@@ -450,19 +433,17 @@ def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor
 class _ListwiseSteps(StepLogits):
     """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
 
-    Where the language model is switched off it is not asked. With `draft` the logits of every step are the first ones,
-    and `rescored` computes afterwards what they should have been.
+    Where the language model is switched off it is not asked.
 
     Args:
         selector: Whose prompts are read.
         batch: The questions.
         b: Nodes of each question.
-        draft: Whether the permutations are drawn from the first logits alone.
     """
 
-    def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int, *, draft: bool = False) -> None:
+    def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int) -> None:
         super().__init__(batch.absent_Bn)
-        self._selector, self._batch, self._b, self._draft = selector, batch, b, draft
+        self._selector, self._batch, self._b = selector, batch, b
         self._skips_lm = selector._skips_lm()
         self._one_pass = self._skips_lm or selector.config.decoding == "single_pass"
         shared = selector.language_model.reads_branches and not self._one_pass
@@ -476,7 +457,7 @@ class _ListwiseSteps(StepLogits):
 
     def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
         """As `StepLogits.lm_logits`; from the cache, where the model can read several replies behind one prompt."""
-        if not z_Bbk.shape[-1] or self._one_pass or self._draft:
+        if not z_Bbk.shape[-1] or self._one_pass:
             return self._first_Bbn
         if self._cache is None:
             return self._in_rows(z_Bbk)[:, :, -1]
@@ -492,26 +473,6 @@ class _ListwiseSteps(StepLogits):
         """The logits of the language model combined with the retriever prior."""
         lm_logits = torch.zeros_like(self._batch.prior_Bn)[:, None] if lm_Bbn is None else lm_Bbn
         return self._selector._combine(lm_logits, self._batch.prior_Bn[:, None])
-
-    def rescored(self, draws: Draws) -> Draws:
-        """Draws from the first logits with their true log p_s, by one further pass over whole permutations."""
-        z_BbK, prior_B11n = draws.z_BbK.to(self._batch.absent_Bn.device), self._batch.prior_Bn[:, None, None, :]
-        lm_BbKn = self._lm_logits_along(z_BbK)
-        known = torch.zeros_like(prior_B11n).expand(*z_BbK.shape, -1) if lm_BbKn is None else lm_BbKn
-        log_p_Bb = _log_prob_along(self._batch, self._selector._combine(known, prior_B11n), z_BbK).cpu()
-        return replace(draws, log_p_Bb=log_p_Bb, lm_BbKn=None if lm_BbKn is None else lm_BbKn.float().cpu())
-
-    def _lm_logits_along(self, z_BbK: Tensor) -> Tensor | None:
-        """Id logits `[B, b, K, n]` at every step of whole permutations, none of which was read before."""
-        if self._first_Bbn is None:
-            return None
-        first_Bb1n, K = self._first_Bbn.unsqueeze(2), z_BbK.shape[-1]
-        if self._one_pass:
-            return first_Bb1n.expand(-1, -1, K, -1)
-        if K == 1:
-            return first_Bb1n
-        later = self._in_rows(z_BbK[..., :-1]) if self._cache is None else self._step(z_BbK[..., :-1], self._cache)
-        return torch.cat([first_Bb1n, later], dim=2)
 
     def _in_rows(self, chosen_Bbk: Tensor) -> Tensor:
         """Id logits `[B, b, k, n]` after each of all k choices so far, each reply in a sequence of its own."""

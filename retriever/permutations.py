@@ -92,35 +92,22 @@ def plackett_luce_log_prob(scores_n: Tensor, z_mK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What permutations are drawn from: the selector, tempered, and in part guided.
+    """What permutations are drawn from: the selector at another temperature.
 
-    `q = (1 - share) p_T + share p_{T,guide}` over whole permutations. Both parts and the selector itself are followed
-    step by step in one tensor of cumulative log-probabilities: component 0 is log p_s, component 1 the tempered
-    selector, component 2 (with a guide) the guided one.
+    The selector itself and the proposal are followed step by step in one tensor of cumulative log-probabilities:
+    component 0 is log p_s, component 1 is log q.
     """
 
     temperature: float = 1.0
-    guide_Bn: Tensor | None = None
-    """Added to the id logits of every step."""
-    share: float = 0.5
-    """Of the guided part."""
 
     def start(self, num_questions: int, num_nodes: int, device: torch.device) -> Tensor:
         """Of the root: zeros `[C, B, nodes]`."""
-        return torch.zeros(2 if self.guide_Bn is None else 3, num_questions, num_nodes, device=device)
+        return torch.zeros(2, num_questions, num_nodes, device=device)
 
     def children(self, log_CBb: Tensor, logits_Bbn: Tensor) -> Tensor:
         """From nodes `[C, B, b]` and the masked id logits that follow each to their children `[C, B, b, n]`."""
         parts = [logits_Bbn, logits_Bbn / self.temperature]
-        if self.guide_Bn is not None:
-            parts.append((logits_Bbn + self.guide_Bn.to(logits_Bbn)[:, None]) / self.temperature)
         return log_CBb.unsqueeze(-1) + torch.stack(parts).log_softmax(-1)
-
-    def log_q(self, log_C: Tensor) -> Tensor:
-        """Log-probability under the proposal, of nodes or of children `[C, ...]`."""
-        if self.guide_Bn is None:
-            return log_C[1]
-        return torch.logaddexp(log_C[1] + math.log1p(-self.share), log_C[2] + math.log(self.share))
 
 
 def sample_step(log_q_n: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -58,14 +58,11 @@ class PlackettLuceSelector(Selector):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """Draws from Plackett-Luce with logits / temperature; arguments and result as `Selector.propose`."""
         policy = IndependentDraws(generator) if sampling.replacement else StochasticBeams(generator)
-        guide_Bn = None if guides is None else padded(guides, self._absent(candidates))
-        proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
-        return self._draw(candidates, sampling.num_permutations, proposal, policy)
+        return self._draw(candidates, sampling.num_permutations, Proposal(sampling.temperature), policy)
 
     def log_prob(
         self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True

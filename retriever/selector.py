@@ -84,18 +84,12 @@ class SamplingConfig:
     """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
     replacement: bool = True
     """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
-    guided_share: float = 0.5
-    """Share of the guided selector in the mixture that is drawn from, where guides are given."""
-    decoding: str | None = None
-    """How the proposal decodes; None: as the selector. "single_pass" draws every id from the first logits and scores
-    the permutations under the selector in one further pass."""
 
     def __post_init__(self) -> None:
-        if self.num_permutations < 1 or self.temperature <= 0 or not 0 < self.guided_share < 1:
+        if self.num_permutations < 1 or self.temperature <= 0:
             raise UsageError(
-                "num_permutations must be at least 1, temperature positive and guided_share between 0 and 1, got "
-                f"num_permutations={self.num_permutations}, temperature={self.temperature}, "
-                f"guided_share={self.guided_share}."
+                "num_permutations must be at least 1 and temperature positive, got "
+                f"num_permutations={self.num_permutations}, temperature={self.temperature}."
             )
 
 
@@ -145,7 +139,6 @@ class Selector(ABC):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """Draws per question, without gradient.
@@ -153,9 +146,6 @@ class Selector(ABC):
         Args:
             candidates: One set per question.
             sampling: How many permutations, and how they are drawn.
-            guides: Per question one number for each candidate `[n]`, added to its logit at every step: what is known
-                about the posterior. The proposal is then a mixture of the selector and the guided selector, so that a
-                guide that is wrong costs draws and never a large weight.
             generator: Of the draws.
 
         Returns:

@@ -102,7 +102,6 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
         draw = {"generator": torch.Generator().manual_seed(3)}
         drawn = [*selector.select(asked), *selector.propose(asked, SamplingConfig(num_permutations=3), **draw)]
         drawn += selector.propose(asked, SamplingConfig(num_permutations=3, replacement=False), **draw)
-        drawn += selector.propose(asked, SamplingConfig(num_permutations=3, decoding="single_pass"), **draw)
         model.zero_grad()
         with model.use("selector"):
             scored = selector.log_prob(asked, z)

@@ -1,8 +1,6 @@
 """The selector's distribution: normalised, cached = uncached, shared = separate, and about passages."""
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
-from retriever.permutations import Permutations, enumerate_permutations, plackett_luce_log_prob
+from retriever.permutations import Permutations, enumerate_permutations
 from retriever.selector import SamplingConfig, SelectorConfig, standardise
 
 Make = Callable[..., ListwiseSelector]
@@ -25,9 +23,8 @@ def reference_log_prob(
     candidates: object,
     z: list[int],
     temperature: float = 1.0,
-    guide: Sequence[float] | None = None,
 ) -> float:
-    """log p_s(z), or of the tempered and guided selector.
+    """log p_s(z), or of the tempered selector.
 
     From plain full-model forwards: one row per step, no cache, no mask, every logit of V.
     """
@@ -43,7 +40,7 @@ def reference_log_prob(
         pooled = torch.stack([logits[i] for i in selector.identifiers.token_ids[: len(candidates)]])
         if selector.config.use_prior:
             pooled = selector.prior.gate.item() * pooled + selector.prior.strength.item() * prior
-        pooled = (pooled if guide is None else pooled + torch.tensor(guide)) / temperature
+        pooled = pooled / temperature
         pooled[used] = float("-inf")
         total += float(pooled.log_softmax(-1)[chosen])
         used.append(chosen)
@@ -278,65 +275,6 @@ def test_proposal_probabilities_are_those_of_the_tempered_steps(
         assert float(log_q) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("decoding", DECODINGS)
-@pytest.mark.parametrize("replacement", [True, False])
-def test_a_guided_proposal_is_a_mixture_with_the_selector(
-    decoding: str, replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
-) -> None:
-    """Drawn as often as the mixture says, whose probabilities come from plain forwards; log p stays the selector's."""
-    selector = make_selector(language_model, decoding=decoding, num_candidates=4, num_selected=2)
-    candidates = retriever.search(QUESTIONS[0], 4)
-    guide, share = [3.0, -1.0, 0.0, 2.0], 0.3
-    log_p, log_q = {}, {}
-    for z in itertools.permutations(range(4), 2):
-        log_p[z] = reference_log_prob(selector, candidates, list(z))
-        plain = reference_log_prob(selector, candidates, list(z), 1.5)
-        guided = reference_log_prob(selector, candidates, list(z), 1.5, guide)
-        log_q[z] = math.log((1 - share) * math.exp(plain) + share * math.exp(guided))
-    draws = selector.propose(
-        [candidates] * 400,
-        SamplingConfig(num_permutations=5, temperature=1.5, guided_share=share, replacement=replacement),
-        guides=[torch.tensor(guide)] * 400,
-        generator=torch.Generator().manual_seed(2),
-    )
-    for z, found_p, found_q in zip(draws[0].z_mK.tolist(), draws[0].log_p_m, draws[0].log_q_m, strict=True):
-        assert float(found_p) == pytest.approx(log_p[tuple(z)], abs=1e-3)
-        if replacement:
-            assert float(found_q) == pytest.approx(log_q[tuple(z)], abs=1e-3)
-    for z, expected in log_q.items():
-        first = sum(d.z_mK[0].tolist() == list(z) for d in draws) / 400
-        assert first == pytest.approx(math.exp(expected), abs=4 * (0.25 / 400) ** 0.5)
-
-
-def test_guides_belong_to_their_questions(
-    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
-) -> None:
-    """Questions are batched by length, and one has fewer candidates."""
-    selector = make_selector(language_model, num_candidates=6, num_selected=2)
-    candidates = [*retriever.search(QUESTIONS, 6), retriever.search(QUESTIONS[0], 3)]
-    wanted = [4, 1, 2]
-    guides = [
-        torch.zeros(len(c)).index_fill(0, torch.tensor([i]), 50.0) for c, i in zip(candidates, wanted, strict=True)
-    ]
-    drawn = selector.propose(
-        candidates,
-        SamplingConfig(num_permutations=8, guided_share=0.999),
-        guides=guides,
-        generator=torch.Generator().manual_seed(3),
-    )
-    assert [int(d.z_mK[:, 0].mode().values) for d in drawn] == wanted
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_guided_share_leaves_something_to_the_selector(
-    share: float, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
-) -> None:
-    with pytest.raises(UsageError, match="guided_share between 0 and 1"):
-        make_selector(language_model).propose(
-            retriever.search(QUESTIONS, 6), SamplingConfig(num_permutations=2, guided_share=share)
-        )
-
-
 def _rest(i: int) -> list[int]:
     return [j for j in range(3) if j != i][:2]
 
@@ -484,45 +422,6 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
     ids = selector.prompt_ids(retriever.search(QUESTIONS[1], 6))
     assert len(ids) + 2 * (1 + len(selector.separator_ids)) <= 1200
     assert model.tokenizer.decode(ids).count(QUESTIONS[1]) == 2
-
-
-@pytest.mark.parametrize("replacement", [True, False])
-def test_a_drafted_proposal_reads_each_prompt_and_all_replies_once(
-    replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever, passes: list[int]
-) -> None:
-    """Two passes for any K; the proposal is Plackett-Luce over the first logits."""
-    selector = make_selector(language_model, num_selected=4)
-    candidates = retriever.search(QUESTIONS[:1], 6)
-    drawn = selector.propose(
-        candidates,
-        SamplingConfig(num_permutations=5, decoding="single_pass", replacement=replacement),
-        generator=torch.Generator().manual_seed(0),
-    )[0]
-    assert len(passes) == 2
-    torch.testing.assert_close(drawn.log_p_m, log_probs_of(selector, candidates[0], drawn.z_mK), atol=1e-4, rtol=0)
-    components = selector.components(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
-    lm_mKn, prior_n = components["gate"], components["strength"][0, 0]
-    assert drawn.lm_logits_mKn is not None
-    torch.testing.assert_close(drawn.lm_logits_mKn, lm_mKn, atol=1e-4, rtol=0)
-    if replacement:
-        scores_n = selector.prior.gate.item() * lm_mKn[0, 0] + selector.prior.strength.item() * prior_n
-        torch.testing.assert_close(drawn.log_q_m, plackett_luce_log_prob(scores_n, drawn.z_mK), atol=1e-4, rtol=0)
-
-
-def test_a_proposal_decodes_as_the_selector_or_in_a_single_pass(
-    language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
-) -> None:
-    selector = make_selector(language_model, decoding="single_pass")
-    candidates = retriever.search(QUESTIONS[:1], 6)
-    same = [
-        selector.propose(
-            candidates, SamplingConfig(num_permutations=3, decoding=d), generator=torch.Generator().manual_seed(0)
-        )[0].z_mK
-        for d in (None, "single_pass")
-    ]
-    assert torch.equal(*same)
-    with pytest.raises(UsageError, match="'single_pass' or the selector's own, 'single_pass', got 'autoregressive'"):
-        selector.propose(candidates, SamplingConfig(num_permutations=3, decoding="autoregressive"))
 
 
 def test_tokens_read_are_prompts_once_and_replies(

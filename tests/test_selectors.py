@@ -21,7 +21,7 @@ from retriever.dense import DenseRetriever
 from retriever.plackett_luce_selector import PlackettLuceSelector
 from retriever.selector import SamplingConfig, SelectorConfig
 from retriever.selectors import SELECTORS, config_from_dict, config_to_dict
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, MStepConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 from training.prior_weights import fit_prior_weights
@@ -126,7 +126,7 @@ def test_training_reaches_the_weights_and_the_question_adapter_of_any_selector(
     selector: TwoScores, generator: Generator
 ) -> None:
     """The gradient of the M-step equals that of - sum_j (w_j - b_j) log p(z_j), from the formula of Plackett-Luce."""
-    config = DROConfig(output_dir="unused", exact=True, loss_normalization="sum")
+    config = DROConfig(e_step=EStepConfig(exact=True), m_step=MStepConfig(loss_normalization="sum"))
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     posterior = EStep(selector.retriever, selector, generator, config)([example], round=1)[0]
     joint = JointModel(selector, generator, config)
@@ -149,7 +149,7 @@ def test_training_reaches_the_weights_and_the_question_adapter_of_any_selector(
 def test_prior_weights_of_any_selector_are_fitted_to_the_posteriors(
     selector: TwoScores, make_e_step: Callable[..., EStep], generator: Generator
 ) -> None:
-    config = DROConfig(output_dir="unused", exact=True)
+    config = DROConfig(e_step=EStepConfig(exact=True))
     examples = [QAExample(f"q{i}", q, ("Shakespeare",)) for i, q in enumerate(QUESTIONS)]
     posteriors = EStep(selector.retriever, selector, generator, config)(examples, round=1)
     joint = JointModel(selector, generator, config)
