@@ -172,7 +172,7 @@ class Problem:
     def of(cls, tree: Tree, rag: RAG, exact: Posterior) -> "Problem":
         """An enumerated question: logits from the log-probabilities of the leaves, step by step."""
         # A choice is as probable as the leaves behind it together; what all choices of a node have in common cancels.
-        prob_N = exact.permutations.log_p_m.double().softmax(-1)
+        prob_N = exact.permutations.log_p.double().softmax(-1)
         P, n = tree.used_Pn.shape
         prob_Pn = torch.zeros(P * n, dtype=torch.float64)
         for nodes_N, choices_N in zip(tree.nodes_NK.T, tree.leaves_NK.T, strict=True):

@@ -87,7 +87,7 @@ def selector_loss(p: Pipeline, posteriors: Sequence[Posterior]) -> Tensor:
 
 def selector_log_probs(p: Pipeline, posterior: Posterior, *, steps_late: int = 0) -> Tensor:
     """Log p_s of each permutation, from a sequence of its own. `steps_late` reads the logits at the wrong place."""
-    selector, z_mK = p.selector, posterior.permutations.z_mK.to(p.model.device)
+    selector, z_mK = p.selector, posterior.permutations.z.to(p.model.device)
     prompt = torch.tensor(selector.prompt_ids(posterior.candidates), device=p.model.device)
     names_n = torch.tensor(selector.identifiers.token_ids, device=p.model.device)
     separator = torch.tensor(selector.separator_ids, device=p.model.device)
@@ -97,7 +97,7 @@ def selector_log_probs(p: Pipeline, posterior: Posterior, *, steps_late: int = 0
     logits_mTV = p.model.base_model(input_ids=ids_mT, attention_mask=torch.ones_like(ids_mT)).logits.float()
     due_K = len(prompt) - 1 + (1 + len(separator)) * torch.arange(K, device=ids_mT.device) + steps_late
     lm_mKn = logits_mTV[:, due_K][..., names_n]
-    prior_n = standardise(posterior.candidates.scores_n.to(lm_mKn.device))
+    prior_n = standardise(posterior.candidates.scores.to(lm_mKn.device))
     pooled_mKn = selector.prior(lm_mKn, prior_n)
     return sequential_log_prob(pooled_mKn, z_mK, torch.zeros(m, len(prior_n), dtype=torch.bool, device=z_mK.device))
 

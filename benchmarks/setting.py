@@ -266,7 +266,7 @@ def posteriors(p: Pipeline, m: int) -> list[Posterior]:
 
 def rows_of(p: Pipeline, posterior: Posterior) -> list[AnswerRow]:
     """The generator's rows of one question."""
-    z_mK = posterior.permutations.z_mK
+    z_mK = posterior.permutations.z
     return [answer_row(p.generator, posterior.candidates, z_K, posterior.answer) for z_K in z_mK]
 
 

@@ -312,7 +312,7 @@ class RAG:
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "retriever": retriever_to_dict(self.retriever),
-            "question_adapter_rank": self.retriever.adapter.down_rd.shape[0],
+            "question_adapter_rank": self.retriever.adapter.down.shape[0],
             "index": {
                 "path": "index" if index else index_path,
                 "corpus_fingerprint": manifest.corpus_fingerprint,

@@ -34,15 +34,15 @@ class Candidates:
 
     question: str
     passages: list[Passage]
-    scores_n: Tensor
+    scores: Tensor
     """Retriever scores, float32: the inner products of a dense retriever, or what another ranks by."""
-    question_vector_d: Tensor
+    question_vector: Tensor
     """Embedding of the question *before* the question adapter, float32."""
-    passage_vectors_nd: Tensor
+    passage_vectors: Tensor
     """Stored embeddings of the passages, float32."""
-    dense_scores_n: Tensor | None = None
-    """Inner products of `passage_vectors_nd` with the question as it was searched with (after the question adapter),
-    float32; None when they are `scores_n`. They are not where a retriever ranks by something else, or where the index
+    dense_scores: Tensor | None = None
+    """Inner products of `passage_vectors` with the question as it was searched with (after the question adapter),
+    float32; None when they are `scores`. They are not where a retriever ranks by something else, or where the index
     scores by other numbers than the vectors that it gives back, such as RaBitQ (`faiss_kinds`)."""
     explanations: list[Explanation] | None = None
     """Why each was found; None unless the search was asked to explain."""
@@ -62,8 +62,8 @@ class Candidates:
         return replace(
             self,
             passages=[self.passages[i] for i in chosen],
-            scores_n=self.scores_n[index],
-            passage_vectors_nd=self.passage_vectors_nd[index],
-            dense_scores_n=None if self.dense_scores_n is None else self.dense_scores_n[index],
+            scores=self.scores[index],
+            passage_vectors=self.passage_vectors[index],
+            dense_scores=None if self.dense_scores is None else self.dense_scores[index],
             explanations=None if self.explanations is None else [self.explanations[i] for i in chosen],
         )

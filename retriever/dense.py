@@ -26,9 +26,9 @@ class DenseRetriever(Retriever):
             kept = np.flatnonzero((ids_D >= 0) & ~np.isin(ids_D, queries.ignored[i]))[:k]
             one = self.candidates_at(queries, i, ids_D[kept].tolist(), scores_D[kept].tolist())
             if exact:
-                one = replace(one, dense_scores_n=None)
+                one = replace(one, dense_scores=None)
             if explain:
-                ranks = enumerate(one.scores_n.tolist(), 1)
+                ranks = enumerate(one.scores.tolist(), 1)
                 one = replace(one, explanations=[Explanation(dense_rank=r, dense_score=s) for r, s in ranks])
             found.append(one)
         return found
@@ -41,5 +41,5 @@ class DenseRetriever(Retriever):
         searched with, and d what the index gives back of a vector.
         """
         return (
-            self.moved_scores(candidates) if candidates.dense_scores_n is not None else self._inner_products(candidates)
+            self.moved_scores(candidates) if candidates.dense_scores is not None else self._inner_products(candidates)
         )

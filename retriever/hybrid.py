@@ -93,7 +93,7 @@ class BM25Retriever(LexicalRetriever):
         return found
 
     def _explained(self, candidates: Candidates, ranking: dict[int, float], positions: Sequence[int]) -> Candidates:
-        ranks, dense_n = _ranks(ranking), candidates.dense_scores_n
+        ranks, dense_n = _ranks(ranking), candidates.dense_scores
         assert dense_n is not None
         explanations = [
             Explanation(dense_score=score, bm25_rank=ranks.get(p), bm25_score=ranking.get(p, 0.0))
@@ -108,8 +108,8 @@ class BM25Retriever(LexicalRetriever):
     def score(self, candidates: Candidates) -> Tensor:
         """Their BM25 scores `[n]`: the same whatever the question adapter does, so its gradient is 0."""
         # A sum that is 0 and hangs on the adapter: training asks every retriever for a graph to go back through.
-        nothing = 0.0 * self.adapter.up_dr.sum()
-        return candidates.scores_n.to(nothing.device) + nothing
+        nothing = 0.0 * self.adapter.up.sum()
+        return candidates.scores.to(nothing.device) + nothing
 
 
 class HybridRetriever(LexicalRetriever):
@@ -125,7 +125,7 @@ class HybridRetriever(LexicalRetriever):
 
     Ranks have no slope, so the question adapter learns through the dense scores: `score` is the fused score of the
     search plus (q' - q'_0) . d, where q' is the adapted question now and q'_0 as it was searched with. That equals
-    `scores_n` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
+    `scores` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
     learned into ranks. Where the similarity is the dot product, the difference is divided by |q| and by the mean |d| of
     the candidates: fused scores are at most 1, while dot products have the scale of the encoder's vectors.
 
@@ -202,11 +202,11 @@ class HybridRetriever(LexicalRetriever):
         one = self.candidates_at(queries, i, positions, [fused[p] for p in positions])
         if not explain:
             return one
-        assert one.dense_scores_n is not None
+        assert one.dense_scores is not None
         dense_ranks, word_ranks = _ranks(dense), _ranks(words)
         explanations = [
             Explanation(dense_ranks.get(p), dense.get(p, score), word_ranks.get(p), words.get(p), fused[p])
-            for p, score in zip(positions, one.dense_scores_n.tolist(), strict=True)
+            for p, score in zip(positions, one.dense_scores.tolist(), strict=True)
         ]
         return self.with_terms(replace(one, explanations=explanations))
 
@@ -230,10 +230,10 @@ class HybridRetriever(LexicalRetriever):
 
     def _dense_scale(self, candidates: Candidates) -> float:
         """What dense scores are divided by to be comparable with fused ones: 1 where they are cosines, or not fused."""
-        if self.encoder.similarity == COSINE or candidates.dense_scores_n is None:
+        if self.encoder.similarity == COSINE or candidates.dense_scores is None:
             return 1.0
-        lengths_n = candidates.passage_vectors_nd.norm(dim=-1)
-        scale = float(candidates.question_vector_d.norm() * lengths_n.mean())
+        lengths_n = candidates.passage_vectors.norm(dim=-1)
+        scale = float(candidates.question_vector.norm() * lengths_n.mean())
         return scale or 1.0  # zero vectors score 0 whatever the scale
 
 

@@ -170,11 +170,11 @@ class ListwiseSelector(Selector):
         """
         if not (self.config.use_prior and self.config.use_language_model):
             return {}
-        lm_mKn = permutations.lm_logits_mKn
+        lm_mKn = permutations.lm_logits
         if lm_mKn is None:
             with self.language_model.use(ROLE):
                 batch = self._batch([candidates], [self.prompt_ids(candidates)])
-                lm_mKn = self._lm_logits(batch, permutations.z_mK[None].to(self.language_model.device))[0].float().cpu()
+                lm_mKn = self._lm_logits(batch, permutations.z[None].to(self.language_model.device))[0].float().cpu()
         prior_n = self.prior_scores(candidates).float().cpu()
         return {"gate": lm_mKn[..., : len(candidates)], "strength": prior_n[None, None, :]}
 

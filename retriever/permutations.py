@@ -32,26 +32,26 @@ class Permutations:
     up is the classic way to get wrong importance weights.
     """
 
-    z_mK: Tensor
+    z: Tensor
     """Candidate positions, int64."""
-    log_p_m: Tensor
+    log_p: Tensor
     """log p_s(z | x) under the selector when they were drawn, float32."""
-    log_q_m: Tensor
+    log_q: Tensor
     """log q(z | x) under the proposal they were drawn from, float32."""
-    lm_logits_mKn: Tensor | None = None
+    lm_logits: Tensor | None = None
     """What the language model alone gave every id at every step, float32, where it was asked while drawing."""
 
     def __len__(self) -> int:
-        return len(self.z_mK)
+        return len(self.z)
 
     def at(self, index: Tensor) -> "Permutations":
         """Some of them, by position."""
-        lm_logits = None if self.lm_logits_mKn is None else self.lm_logits_mKn[index]
-        return Permutations(self.z_mK[index], self.log_p_m[index], self.log_q_m[index], lm_logits)
+        lm_logits = None if self.lm_logits is None else self.lm_logits[index]
+        return Permutations(self.z[index], self.log_p[index], self.log_q[index], lm_logits)
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """`(z_uK, inverse_m)`: each different permutation once, and which of them each draw is."""
-        return torch.unique(self.z_mK, dim=0, return_inverse=True)
+        return torch.unique(self.z, dim=0, return_inverse=True)
 
 
 def mask_used(logits_n: Tensor, used_n: Tensor) -> Tensor:

@@ -22,15 +22,15 @@ class QuestionAdapter(nn.Module):
     def __init__(self, dimension: int, rank: int = 32) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.down_rd = nn.Parameter(torch.randn(rank, dimension, generator=generator) / dimension**0.5)
-        self.up_dr = nn.Parameter(torch.zeros(dimension, rank))
+        self.down = nn.Parameter(torch.randn(rank, dimension, generator=generator) / dimension**0.5)
+        self.up = nn.Parameter(torch.zeros(dimension, rank))
 
     def forward(self, question_Bd: Tensor) -> Tensor:
         """`[B, d]` to unit vectors `[B, d]`."""
-        changed = question_Bd + question_Bd @ self.down_rd.T @ self.up_dr.T
+        changed = question_Bd + question_Bd @ self.down.T @ self.up.T
         return nn.functional.normalize(changed, dim=-1)
 
     @property
     def is_identity(self) -> bool:
         """Whether it still changes nothing."""
-        return not bool(self.up_dr.any())
+        return not bool(self.up.any())

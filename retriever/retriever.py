@@ -115,7 +115,7 @@ class Retriever(ABC):
             )
         self._take(index)
         self.encoder = encoder
-        nn.init.zeros_(self.adapter.up_dr)
+        nn.init.zeros_(self.adapter.up)
 
     def refresh(self) -> bool:
         """Search the newest version of the index, with what the question adapter has learned; whether there is one.
@@ -200,7 +200,7 @@ class Retriever(ABC):
     def score(self, candidates: Candidates) -> Tensor:
         """Scores `[n]` of given candidates under the current question adapter, with gradient to it.
 
-        They are `candidates.scores_n` as long as the adapter is what it was when they were searched for, whatever the
+        They are `candidates.scores` as long as the adapter is what it was when they were searched for, whatever the
         kind of index: where its scores are no inner products, only their change is one.
         """
 
@@ -211,7 +211,7 @@ class Retriever(ABC):
 
     def _through_adapter(self, question_Bd: Tensor) -> Tensor:
         """What the adapter makes of questions `[B, d]`: of unit length, or of their own where that counts."""
-        moved_Bd = question_Bd.to(self.adapter.up_dr.device)
+        moved_Bd = question_Bd.to(self.adapter.up.device)
         adapted_Bd: Tensor = self.adapter(moved_Bd)
         if self.encoder.similarity == COSINE:
             return adapted_Bd
@@ -231,10 +231,10 @@ class Retriever(ABC):
         return Candidates(
             question=queries.questions[i],
             passages=self.index.corpus.take(rows_n.tolist()),
-            scores_n=torch.tensor(scores, dtype=torch.float32),
-            question_vector_d=queries.base_vectors[i],
-            passage_vectors_nd=passage_vectors_nd,
-            dense_scores_n=passage_vectors_nd @ queries.vectors[i],
+            scores=torch.tensor(scores, dtype=torch.float32),
+            question_vector=queries.base_vectors[i],
+            passage_vectors=passage_vectors_nd,
+            dense_scores=passage_vectors_nd @ queries.vectors[i],
         )
 
     def nearest(self, queries_Bd: Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -264,12 +264,12 @@ class Retriever(ABC):
             scale: The change is divided by it first.
         """
         dense_n = self._inner_products(candidates)
-        found_n = candidates.scores_n if candidates.dense_scores_n is None else candidates.dense_scores_n
-        return candidates.scores_n.to(dense_n.device) + (dense_n - found_n.to(dense_n.device)) / scale
+        found_n = candidates.scores if candidates.dense_scores is None else candidates.dense_scores
+        return candidates.scores.to(dense_n.device) + (dense_n - found_n.to(dense_n.device)) / scale
 
     def _inner_products(self, candidates: Candidates) -> Tensor:
-        question_1d = self._through_adapter(candidates.question_vector_d.unsqueeze(0))
-        return (question_1d @ candidates.passage_vectors_nd.to(question_1d.device).T).squeeze(0)
+        question_1d = self._through_adapter(candidates.question_vector.unsqueeze(0))
+        return (question_1d @ candidates.passage_vectors.to(question_1d.device).T).squeeze(0)
 
 
 def _check_questions(questions: Sequence[str], k: int) -> None:

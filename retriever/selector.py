@@ -149,7 +149,7 @@ class Selector(ABC):
             generator: Of the draws.
 
         Returns:
-            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
+            Per question: z, its log-probability under the selector (`log_p`) and under the proposal (`log_q`;
             without replacement the log-probability of being drawn at all, less log m).
         """
 
@@ -212,8 +212,8 @@ class Selector(ABC):
         log p_s(z | x) teaches the retriever. Otherwise those of the search are used as they are.
         """
         adapter = self.retriever.adapter
-        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
-        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up.requires_grad
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores
         return standardise(scores_n.to(self.language_model.device))
 
     def retriever_logits(self, scores_n: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
             scored = selector.log_prob(asked, z)
             torch.stack(scored).sum().backward()
         gradients = [p.grad for p in model.adapter_parameters("selector").values() if p.grad is not None]
-        return [*(p.z_mK.double() for p in drawn), *(p.log_p_m.double() for p in drawn), *scored], gradients
+        return [*(p.z.double() for p in drawn), *(p.log_p.double() for p in drawn), *scored], gradients
 
     assert model.reads_branches
     expected, expected_gradients = everything()

@@ -39,7 +39,7 @@ def learn_something(retriever: Retriever, *, seed: int = 0) -> None:
     """Move the question adapter away from the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        retriever.adapter.up_dr.copy_(torch.randn(retriever.adapter.up_dr.shape, generator=generator) * 3)
+        retriever.adapter.up.copy_(torch.randn(retriever.adapter.up.shape, generator=generator) * 3)
 
 
 # -- fusion ----------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_the_search_is_the_fusion_of_both_rankings(
         words = [row for row in bm25.search([question], 12)[1][0].tolist() if row >= 0]
         expected = reciprocal_rank_fusion([dense, words], rrf_k=10)
         assert [int(id_[1:]) for id_ in found.ids] == list(expected)[:7]
-        torch.testing.assert_close(found.scores_n, torch.tensor(list(expected.values())[:7], dtype=torch.float32))
+        torch.testing.assert_close(found.scores, torch.tensor(list(expected.values())[:7], dtype=torch.float32))
 
 
 def test_one_question_or_many_and_fewer_passages_than_k(hybrid: HybridRetriever) -> None:
@@ -172,26 +172,26 @@ def test_score_is_that_of_the_search(
     if learned:
         learn_something(retriever)
     for found in retriever.search(QUESTIONS, 6):
-        torch.testing.assert_close(retriever.score(found).detach(), found.scores_n, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(retriever.score(found).detach(), found.scores, rtol=1e-5, atol=1e-5)
         moved = found.reordered([5, 0, 3])
-        torch.testing.assert_close(retriever.score(moved).detach(), moved.scores_n, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(retriever.score(moved).detach(), moved.scores, rtol=1e-5, atol=1e-5)
 
 
 def test_score_moves_with_the_dense_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = hybrid.search(QUESTIONS[0], 6)
     learn_something(hybrid)
-    vectors_nd, question_d = found.passage_vectors_nd, found.question_vector_d
+    vectors_nd, question_d = found.passage_vectors, found.question_vector
     adapted_d = hybrid.adapter(question_d[None])[0].detach()
-    expected = found.scores_n + vectors_nd @ (adapted_d - question_d)
+    expected = found.scores + vectors_nd @ (adapted_d - question_d)
     torch.testing.assert_close(hybrid.score(found).detach(), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(expected, found.scores_n, atol=1e-3)
+    assert not torch.allclose(expected, found.scores, atol=1e-3)
 
 
 def test_the_gradient_is_the_dense_one(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = hybrid.search(QUESTIONS[1], 5)
     weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
-    (fused,) = torch.autograd.grad((hybrid.score(found) * weights).sum(), hybrid.adapter.up_dr)
-    (dense,) = torch.autograd.grad((retriever.score(found) * weights).sum(), retriever.adapter.up_dr)
+    (fused,) = torch.autograd.grad((hybrid.score(found) * weights).sum(), hybrid.adapter.up)
+    (dense,) = torch.autograd.grad((retriever.score(found) * weights).sum(), retriever.adapter.up)
     torch.testing.assert_close(fused, dense)
     assert fused.abs().sum() > 0
 
@@ -216,9 +216,9 @@ def test_bm25_alone(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> N
     found = retriever.search("capital of France", 7)
     scores, rows = bm25.search(["capital of France"], 4)
     assert found.ids == [f"p{row}" for row in rows[0]] + ["p0", "p1", "p2"]
-    torch.testing.assert_close(found.scores_n, torch.tensor([*scores[0].tolist(), 0.0, 0.0, 0.0]))
-    torch.testing.assert_close(found.passage_vectors_nd @ found.question_vector_d, found.dense_scores_n)
-    (gradient,) = torch.autograd.grad(retriever.score(found).sum(), retriever.adapter.up_dr)
+    torch.testing.assert_close(found.scores, torch.tensor([*scores[0].tolist(), 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(found.passage_vectors @ found.question_vector, found.dense_scores)
+    (gradient,) = torch.autograd.grad(retriever.score(found).sum(), retriever.adapter.up)
     assert not gradient.any()
 
 
@@ -229,10 +229,10 @@ def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: 
     found = hybrid.search("capital of France", 12, explain=True)
     dense = retriever.search("capital of France", 12)
     scores, rows = (a[0].tolist() for a in bm25.search(["capital of France"], 4))
-    for id_, score, why in zip(found.ids, found.scores_n.tolist(), found.explanations or [], strict=True):
+    for id_, score, why in zip(found.ids, found.scores.tolist(), found.explanations or [], strict=True):
         at = dense.ids.index(id_)
         assert why.dense_rank == at + 1
-        assert why.dense_score == pytest.approx(float(dense.scores_n[at]), abs=1e-6)
+        assert why.dense_score == pytest.approx(float(dense.scores[at]), abs=1e-6)
         assert why.fused_score == pytest.approx(score)
         row = int(id_[1:])
         if row in rows:
@@ -281,22 +281,22 @@ def test_selector_and_e_step(
         generator.language_model, retriever, config=SelectorConfig(num_candidates=5, num_selected=2)
     )
     found = retriever.search(QUESTIONS, 5)
-    assert [p.z_mK.tolist() for p in selector.select(found)] == [[[0, 1]], [[0, 1]]]
+    assert [p.z.tolist() for p in selector.select(found)] == [[[0, 1]], [[0, 1]]]
     drawn = selector.propose(found, SamplingConfig(num_permutations=4), generator=torch.Generator().manual_seed(0))
-    assert [p.z_mK.shape for p in drawn] == [(4, 2), (4, 2)]
-    scored = selector.log_prob(found, [p.z_mK for p in drawn])
+    assert [p.z.shape for p in drawn] == [(4, 2), (4, 2)]
+    scored = selector.log_prob(found, [p.z for p in drawn])
     for log_p_m, permutations in zip(scored, drawn, strict=True):
-        torch.testing.assert_close(log_p_m.detach().cpu(), permutations.log_p_m, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_p_m.detach().cpu(), permutations.log_p, rtol=1e-4, atol=1e-4)
     torch.stack([log_p_m.sum() for log_p_m in scored]).sum().backward()
-    assert retriever.adapter.up_dr.grad is not None
-    assert bool(retriever.adapter.up_dr.grad.any()) == (kind is HybridRetriever)
+    assert retriever.adapter.up.grad is not None
+    assert bool(retriever.adapter.up.grad.any()) == (kind is HybridRetriever)
     config = DROConfig(e_step=EStepConfig(candidate_pool=9))
     posterior = EStep(retriever, selector, generator, config)(
         [QAExample("q1", QUESTIONS[0], ("Shakespeare",), ("p0",))], round=1
     )[0]
     assert len(posterior.candidates) == 5
-    assert posterior.candidates.dense_scores_n is not None
-    assert len(posterior.candidates.dense_scores_n) == 5
+    assert posterior.candidates.dense_scores is not None
+    assert len(posterior.candidates.dense_scores) == 5
 
 
 def test_another_encoder_for_the_same_passages(
@@ -312,7 +312,7 @@ def test_another_encoder_for_the_same_passages(
     backwards = build_index(Corpus.from_passages(PASSAGES[::-1]), encoder, tmp_path / "backwards", progress=False)
     hybrid.replace(backwards, encoder)
     for old, new in zip(before, hybrid.search(QUESTIONS, 5), strict=True):
-        torch.testing.assert_close(old.scores_n, new.scores_n)
+        torch.testing.assert_close(old.scores, new.scores)
         assert set(old.ids) == set(new.ids)
 
 

@@ -71,7 +71,7 @@ def rag(base: Path, index: PassageIndex) -> RAG:
     randomize_adapters(pipeline.generator.language_model)
     with torch.no_grad():
         pipeline.selector.prior.gate.fill_(0.4)
-        pipeline.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        pipeline.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     return pipeline
 
 
@@ -205,7 +205,7 @@ def test_a_bundle_remembers_its_retriever(
     small = SelectorConfig(num_candidates=6, num_selected=2)
     rag = RAG.create(index=index, base=base, retriever=retriever, selector=small, device="cpu")
     with torch.no_grad():
-        rag.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        rag.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     rag.save_pretrained(tmp_path / "bundle")
     assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == {
         **expected,
@@ -216,7 +216,7 @@ def test_a_bundle_remembers_its_retriever(
     assert again.selector.retriever is again.retriever
     for mine, theirs in zip(rag.retriever.search(QUESTIONS, 6), again.retriever.search(QUESTIONS, 6), strict=True):
         assert mine.ids == theirs.ids
-        torch.testing.assert_close(mine.scores_n, theirs.scores_n, rtol=0, atol=0)
+        torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=0)
 
 
 def test_bundles_from_before_there_was_a_choice_are_dense(rag: RAG, tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_a_bundle_outlives_changes_of_its_index(
     shutil.copytree(index.path, tmp_path / "index")
     rag = RAG.create(index=tmp_path / "index", base=base, device="cpu", retriever=kind)
     with torch.no_grad():
-        rag.retriever.adapter.up_dr[0, 0] = 0.5  # something was learned
+        rag.retriever.adapter.up[0, 0] = 0.5  # something was learned
     bundle = rag.save_pretrained(tmp_path / "bundle")
     assert rag.retriever.refresh() is False
     with IndexWriter(tmp_path / "index", progress=False) as writer:
         writer.delete(["p0"])
         writer.add([Passage("new", "Hamlet", "who wrote Hamlet")])
     assert rag.retriever.refresh() is True
-    assert rag.retriever.adapter.up_dr[0, 0] == 0.5
+    assert rag.retriever.adapter.up[0, 0] == 0.5
     found = rag.retriever.search("who wrote Hamlet", 12).ids
     assert "new" in found and "p0" not in found
     assert RAG.from_pretrained(bundle, device="cpu").retriever.search("who wrote Hamlet", 12).ids == found

@@ -148,7 +148,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
     learned = [
         *model.adapter_parameters("generator").values(),
         rag.selector.prior.strength,
-        retriever.adapter.up_dr,
+        retriever.adapter.up,
     ]
     length = len(rag.generator.encode_answer("Shakespeare")) if normalization == "token" else 1
     ours: list[torch.Tensor | None] = [None] * len(learned)

@@ -52,7 +52,7 @@ def test_a_retriever_prints_its_settings(index: PassageIndex, encoder: Encoder) 
         f"HybridRetriever(index={str(index.path)!r}, untrained question adapter, depth=7, rrf_k=10, weights=[1.0, 1.0])"
     )
     with torch.no_grad():
-        made.adapter.up_dr.add_(1.0)
+        made.adapter.up.add_(1.0)
     assert "trained question adapter" in repr(made) and "untrained" not in repr(made)
 
 

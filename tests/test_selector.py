@@ -30,7 +30,7 @@ def reference_log_prob(
     """
     model = selector.language_model
     prompt = selector.prompt_ids(candidates)
-    prior = standardise(candidates.scores_n)
+    prior = standardise(candidates.scores)
     reply: list[int] = []
     total, used = 0.0, []
     for chosen in z:
@@ -79,7 +79,7 @@ def test_mixed_precision_with_padding(
     torch.testing.assert_close(found.detach(), expected, atol=0.2, rtol=0.02)
     gradients = [p.grad for p in language_model.adapter_parameters("selector").values()]
     assert all(g is not None and bool(g.isfinite().all()) for g in gradients)
-    assert [p.z_mK.shape for p in selector.select(candidates)] == [(1, 3), (1, 3)]
+    assert [p.z.shape for p in selector.select(candidates)] == [(1, 3), (1, 3)]
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -92,8 +92,8 @@ def test_probabilities_of_all_permutations_sum_to_one(
     everything = selector.enumerate(retriever.search(QUESTIONS, 6))
     for one in everything:
         assert len(one) == 120
-        assert one.log_p_m.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
-        assert one.log_p_m.std().item() > 0.1  # not the uniform distribution, for which this would be easy
+        assert one.log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+        assert one.log_p.std().item() > 0.1  # not the uniform distribution, for which this would be easy
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -106,11 +106,9 @@ def test_cached_sampling_equals_uncached_scoring(
         candidates, SamplingConfig(num_permutations=7, temperature=1.7), generator=torch.Generator().manual_seed(1)
     )
     for one, permutations in zip(candidates, drawn, strict=True):
-        torch.testing.assert_close(
-            log_probs_of(selector, one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0
-        )
-        assert not torch.allclose(permutations.log_p_m, permutations.log_q_m)
-        assert all(len(set(z)) == 3 for z in permutations.z_mK.tolist())
+        torch.testing.assert_close(log_probs_of(selector, one, permutations.z), permutations.log_p, atol=1e-4, rtol=0)
+        assert not torch.allclose(permutations.log_p, permutations.log_q)
+        assert all(len(set(z)) == 3 for z in permutations.z.tolist())
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -124,8 +122,8 @@ def test_samples_follow_the_distribution(
     drawn = selector.propose(
         candidates, SamplingConfig(num_permutations=4000), generator=torch.Generator().manual_seed(5)
     )[0]
-    frequency = torch.stack([(drawn.z_mK == z).all(-1).float().mean() for z in exact.z_mK])
-    assert (frequency - exact.log_p_m.exp()).abs().max().item() < 0.03
+    frequency = torch.stack([(drawn.z == z).all(-1).float().mean() for z in exact.z])
+    assert (frequency - exact.log_p.exp()).abs().max().item() < 0.03
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -140,11 +138,9 @@ def test_without_replacement_draws_differ_and_are_scored_as_uncached(
         candidates, SamplingConfig(num_permutations=9, temperature=1.7, replacement=False), generator=generator
     )
     for one, permutations in zip(candidates, drawn, strict=True):
-        torch.testing.assert_close(
-            log_probs_of(selector, one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0
-        )
-        assert len({tuple(z) for z in permutations.z_mK.tolist()}) == 9
-        assert all(len(set(z)) == 3 and max(z) < len(one) for z in permutations.z_mK.tolist())
+        torch.testing.assert_close(log_probs_of(selector, one, permutations.z), permutations.log_p, atol=1e-4, rtol=0)
+        assert len({tuple(z) for z in permutations.z.tolist()}) == 9
+        assert all(len(set(z)) == 3 and max(z) < len(one) for z in permutations.z.tolist())
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -161,12 +157,12 @@ def test_components_from_sampling_equal_rescoring(
     )
     for one, permutations in zip(candidates, drawn, strict=True):
         drawn_components = selector.components(one, permutations)
-        again = selector.components(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
-        assert permutations.lm_logits_mKn is not None
+        again = selector.components(one, Permutations(permutations.z, *[permutations.log_p] * 2))
+        assert permutations.lm_logits is not None
         assert drawn_components["gate"].shape == (5, 3, len(one))
         torch.testing.assert_close(drawn_components["gate"], again["gate"], atol=1e-4, rtol=0)
         assert again["gate"].std().item() > 0.01
-        torch.testing.assert_close(drawn_components["strength"][0, 0], standardise(one.scores_n))
+        torch.testing.assert_close(drawn_components["strength"][0, 0], standardise(one.scores))
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -185,19 +181,19 @@ def test_a_gate_of_zero_skips_the_language_model(
         SamplingConfig(num_permutations=4, replacement=replacement),
         generator=torch.Generator().manual_seed(0),
     )
-    log_p = [log_probs_of(selector, c, p.z_mK) for c, p in zip(candidates, drawn, strict=True)]
+    log_p = [log_probs_of(selector, c, p.z) for c, p in zip(candidates, drawn, strict=True)]
     assert not passes
     for one, permutations, log_p_m in zip(candidates, drawn, log_p, strict=True):
-        assert permutations.lm_logits_mKn is None
-        prior = selector.prior.strength.item() * standardise(one.scores_n).double()
-        for z, value, drawn_value in zip(permutations.z_mK.tolist(), log_p_m, permutations.log_p_m, strict=True):
+        assert permutations.lm_logits is None
+        prior = selector.prior.strength.item() * standardise(one.scores).double()
+        for z, value, drawn_value in zip(permutations.z.tolist(), log_p_m, permutations.log_p, strict=True):
             plackett_luce = sum(prior[j] - prior[[i for i in range(6) if i not in z[:k]]].logsumexp(0)
                                 for k, j in enumerate(z))  # fmt: skip
             assert float(value) == pytest.approx(float(plackett_luce), abs=1e-5)
             assert float(drawn_value) == pytest.approx(float(plackett_luce), abs=1e-5)
 
     with language_model.use("selector"):  # a gate that learns must hear what it would open for
-        selector.log_prob(candidates, [p.z_mK for p in drawn])[0].sum().backward()
+        selector.log_prob(candidates, [p.z for p in drawn])[0].sum().backward()
     assert passes
     assert selector.prior.gate.grad is not None and selector.prior.gate.grad.abs().item() > 1e-4
 
@@ -214,10 +210,10 @@ def test_all_permutations_at_once_are_the_enumeration(
             SamplingConfig(num_permutations=m, replacement=False),
             generator=torch.Generator().manual_seed(0),
         )[0]
-        order = sorted(range(6), key=lambda i: drawn.z_mK[i].tolist())
-        assert torch.equal(drawn.z_mK[order], exact.z_mK)
-        torch.testing.assert_close(drawn.log_p_m[order], exact.log_p_m, atol=1e-4, rtol=0)
-    torch.testing.assert_close(drawn.log_q_m, exact.log_q_m)
+        order = sorted(range(6), key=lambda i: drawn.z[i].tolist())
+        assert torch.equal(drawn.z[order], exact.z)
+        torch.testing.assert_close(drawn.log_p[order], exact.log_p, atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn.log_q, exact.log_q)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -229,7 +225,7 @@ def test_draws_without_replacement_estimate_sums_without_bias(
     candidates = retriever.search(QUESTIONS[0], 4)
     exact = selector.enumerate([candidates])[0]
     f_N = torch.linspace(-1, 2, 12)
-    value = {tuple(z): float(f) for z, f in zip(exact.z_mK.tolist(), f_N, strict=True)}
+    value = {tuple(z): float(f) for z, f in zip(exact.z.tolist(), f_N, strict=True)}
     generator = torch.Generator().manual_seed(8)
     draws = selector.propose(
         [candidates] * 600,
@@ -237,16 +233,13 @@ def test_draws_without_replacement_estimate_sums_without_bias(
         generator=generator,
     )
     means = torch.stack(
-        [
-            ((d.log_p_m - d.log_q_m).exp() * torch.tensor([value[tuple(z)] for z in d.z_mK.tolist()])).mean()
-            for d in draws
-        ]
+        [((d.log_p - d.log_q).exp() * torch.tensor([value[tuple(z)] for z in d.z.tolist()])).mean() for d in draws]
     )
-    expected = float((exact.log_p_m.exp() * f_N).sum())
+    expected = float((exact.log_p.exp() * f_N).sum())
     assert float(means.mean()) == pytest.approx(expected, abs=4 * float(means.std()) / len(means) ** 0.5)
     if temperature == 1.0:
-        first = torch.stack([(d.z_mK[0] == exact.z_mK).all(-1).float() for d in draws]).mean(0)
-        assert (first - exact.log_p_m.exp()).abs().max().item() < 4 * (0.25 / len(draws)) ** 0.5
+        first = torch.stack([(d.z[0] == exact.z).all(-1).float() for d in draws]).mean(0)
+        assert (first - exact.log_p.exp()).abs().max().item() < 4 * (0.25 / len(draws)) ** 0.5
 
 
 def test_proposal_probabilities_are_those_of_the_tempered_steps(
@@ -264,9 +257,9 @@ def test_proposal_probabilities_are_those_of_the_tempered_steps(
     assert torch.isfinite(first).all()
     with torch.no_grad(), language_model.use("selector"):
         scores = selector._teacher_forced_logits(
-            selector._batch([candidates], [selector.prompt_ids(candidates)]), drawn.z_mK[None]
+            selector._batch([candidates], [selector.prompt_ids(candidates)]), drawn.z[None]
         )[0, :, 0].double()
-    for z, s, log_q in zip(drawn.z_mK.tolist(), scores / 2.5, drawn.log_q_m, strict=True):
+    for z, s, log_q in zip(drawn.z.tolist(), scores / 2.5, drawn.log_q, strict=True):
         left = list(range(6))
         expected = 0.0
         for i in z:
@@ -336,8 +329,8 @@ def test_batches_score_like_their_questions_alone(
         together = selector.log_prob([one, two], [z_one, z_two])
     torch.testing.assert_close(together[0], log_probs_of(selector, one, z_one), atol=1e-4, rtol=0)
     torch.testing.assert_close(together[1], log_probs_of(selector, two, z_two), atol=1e-4, rtol=0)
-    greedy = [p.z_mK.tolist() for p in selector.select([one, two])]
-    assert greedy == [selector.select([c])[0].z_mK.tolist() for c in (one, two)]
+    greedy = [p.z.tolist() for p in selector.select([one, two])]
+    assert greedy == [selector.select([c])[0].z.tolist() for c in (one, two)]
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -349,9 +342,9 @@ def test_an_untrained_selector_reproduces_the_retrievers_order(decoding: str, re
         config=SelectorConfig(num_candidates=8, num_selected=4, decoding=decoding),
     )
     for candidates in retriever.search(QUESTIONS, 8):
-        assert selector.select([candidates])[0].z_mK[0].tolist() == [0, 1, 2, 3]
+        assert selector.select([candidates])[0].z[0].tolist() == [0, 1, 2, 3]
         shuffled = candidates.reordered([5, 2, 7, 0, 1, 6, 4, 3])
-        chosen = selector.select([shuffled])[0].z_mK[0].tolist()
+        chosen = selector.select([shuffled])[0].z[0].tolist()
         assert [shuffled.ids[i] for i in chosen] == candidates.ids[:4]
 
 
@@ -382,16 +375,16 @@ def test_the_prior_teaches_the_question_adapter(
     adapter = retriever.adapter
     with language_model.use("selector"):
         selector.log_prob([candidates], [z])[0].sum().backward()
-        assert adapter.up_dr.grad is not None
-        i, j = divmod(int(adapter.up_dr.grad.abs().argmax()), adapter.up_dr.shape[1])
+        assert adapter.up.grad is not None
+        i, j = divmod(int(adapter.up.grad.abs().argmax()), adapter.up.shape[1])
         values = []
         for step in (1e-2, -1e-2):
             with torch.no_grad():
-                adapter.up_dr[i, j] += step
+                adapter.up[i, j] += step
             values.append(float(selector.log_prob([candidates], [z])[0].detach()))
             with torch.no_grad():
-                adapter.up_dr[i, j] -= step
-    assert float(adapter.up_dr.grad[i, j]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-2)
+                adapter.up[i, j] -= step
+    assert float(adapter.up.grad[i, j]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-2)
 
 
 def test_too_few_candidates(language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever) -> None:

@@ -112,12 +112,12 @@ def test_a_hybrid_fuses_the_rankings_without_the_passage(index: PassageIndex, en
     question, own = "the capital of France is Paris; the Seine flows there", "p3"
     dense = [id for id in create_retriever(index, encoder, "dense").search(question, 5).ids if id != own][:4]
     found = create_retriever(index, encoder, "bm25").search(question, 5)
-    words = [e for e, s in zip(found.ids, found.scores_n.tolist(), strict=True) if e != own and s > 0][:4]
+    words = [e for e, s in zip(found.ids, found.scores.tolist(), strict=True) if e != own and s > 0][:4]
     numbers = [[int(id[1:]) for id in ranking] for ranking in (dense, words)]
     expected = reciprocal_rank_fusion(numbers, rrf_k=hybrid.rrf_k)  # type: ignore[attr-defined]
     got = hybrid.search(question, 4, ignored_ids=[own], explain=True)
     assert [int(id[1:]) for id in got.ids] == list(expected)[:4]
-    torch.testing.assert_close(got.scores_n, torch.tensor(list(expected.values())[:4]))
+    torch.testing.assert_close(got.scores, torch.tensor(list(expected.values())[:4]))
     ranks = [(e.dense_rank, e.bm25_rank) for e in got.explanations or []]
     assert (1 in [d for d, _ in ranks]) and (1 in [w for _, w in ranks])  # counted without it
 
@@ -128,7 +128,7 @@ def test_other_questions_of_a_batch_are_searched_as_before(finder: Retriever) ->
     after = finder.search(questions, 5, ignored_ids=[None, "p3", "not in the index"])
     for i in (0, 2):
         assert after[i].ids == before[i].ids
-        assert torch.equal(after[i].scores_n, before[i].scores_n)
+        assert torch.equal(after[i].scores, before[i].scores)
     assert "p3" in before[1].ids and "p3" not in after[1].ids and len(after[1]) == 5
     assert [c.question for c in after] == questions
 

@@ -114,7 +114,7 @@ class JointModel(nn.Module):
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
         total = (choices_B * losses_B / self._tokens(self._selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
-        if self.question_adapter.up_dr.requires_grad and self._config.retriever_training.objective != "prior":
+        if self.question_adapter.up.requires_grad and self._config.retriever_training.objective != "prior":
             distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
@@ -256,7 +256,7 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
 def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
     """Of the selector's retriever, for one question, with gradient to its question adapter."""
     candidates = posterior.candidates
-    found_n = selector.retriever_logits(candidates.scores_n)
+    found_n = selector.retriever_logits(candidates.scores)
     expected_n = posterior.expected_marginals()
     target_n = distillation_target(
         posterior.marginals().to(found_n),
@@ -272,7 +272,7 @@ def replug_loss(selector: Selector, posterior: Posterior, temperature: float) ->
     candidates = posterior.candidates
     logits_n = selector.retriever_logits(selector.retriever.score(candidates))
     log_likelihood_n = torch.empty(len(candidates))
-    log_likelihood_n[posterior.permutations.z_mK[:, 0]] = posterior.log_likelihood_m
+    log_likelihood_n[posterior.permutations.z[:, 0]] = posterior.log_likelihood_m
     return lsr_loss(logits_n, log_likelihood_n.to(logits_n.device), temperature)
 
 

@@ -23,7 +23,7 @@ class PermutationMode(AnswerMode):
 
     def select(self, candidates: Sequence[Candidates]) -> list[list[int]]:
         """The best permutation for each question's candidates: K retriever ranks, in reading order."""
-        return [found.z_mK[0].tolist() for found in self.selector.select(candidates)]
+        return [found.z[0].tolist() for found in self.selector.select(candidates)]
 
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
         """One answer for each question's candidates; see `AnswerMode.answer_from`."""

@@ -114,6 +114,6 @@ def log_priors(selector: Selector, candidates: Sequence[Candidates]) -> list[Ten
     found = []
     for permutations in selector.enumerate(candidates):
         log_p_d = torch.empty(len(permutations))
-        log_p_d[permutations.z_mK[:, 0]] = permutations.log_p_m.float()
+        log_p_d[permutations.z[:, 0]] = permutations.log_p.float()
         found.append(log_p_d)
     return found

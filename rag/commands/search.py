@@ -64,7 +64,7 @@ def _search(args: Any) -> Report:
 def _hits(candidates: Any) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores_n.tolist(), strict=True)]
+    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores.tolist(), strict=True)]
     if candidates.explanations is None:
         return hits
     return [{**hit, "explanation": asdict(e)} for hit, e in zip(hits, candidates.explanations, strict=True)]
@@ -93,7 +93,7 @@ def _hits_text(found: Sequence[Any]) -> str:
     lines = []
     for candidates in found:
         lines.append(candidates.question)
-        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores_n.tolist(), strict=True)):
+        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores.tolist(), strict=True)):
             lines.append(f"  {score:.4f}  {passage.id}  {passage.title}")
             if candidates.explanations:
                 lines.append(f"          {_explanation_text(candidates.explanations[n])}")

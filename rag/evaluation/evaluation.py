@@ -236,7 +236,7 @@ def _ranking(stage: str, passages: Sequence[Passage], example: QAExample, cutoff
 def _hits(candidates: Candidates) -> list[dict[str, Any]]:
     return [
         {"id": passage.id, "title": passage.title, "score": value}
-        for passage, value in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+        for passage, value in zip(candidates.passages, candidates.scores.tolist(), strict=True)
     ]
 
 
