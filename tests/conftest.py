@@ -40,7 +40,8 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from rag.pipeline import RAG
-from retriever.dense import DenseRetriever
+from retriever.dense import Candidates, DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
@@ -204,7 +205,7 @@ def retriever(index: PassageIndex, encoder: Encoder) -> DenseRetriever:
 
 
 @pytest.fixture
-def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
+def make_selector(retriever: DenseRetriever) -> Callable[..., ListwiseSelector]:
     """Builds a selector with a gate that lets the language model speak."""
 
     def make(
@@ -214,15 +215,21 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
         strength: float = 0.9,
         prior: bool = True,
         **settings: object,
-    ) -> Selector:
+    ) -> ListwiseSelector:
         config = SelectorConfig(**{"num_candidates": 6, "num_selected": 3, "use_prior": prior, **settings})
-        selector = Selector(model, retriever, config=config)
+        selector = ListwiseSelector(model, retriever, config=config)
         with torch.no_grad():
             selector.prior.gate.fill_(gate)
             selector.prior.strength.fill_(strength)
         return selector
 
     return make
+
+
+@torch.no_grad()
+def log_probs_of(selector: Selector, candidates: Candidates, z_mK: torch.Tensor) -> torch.Tensor:
+    """Log p_s(z | x) of permutations of one question, without gradient, on the CPU."""
+    return selector.log_prob([candidates], [z_mK])[0].cpu()
 
 
 @pytest.fixture
@@ -249,7 +256,7 @@ def dro_config(**settings: object) -> DROConfig:
 def make_e_step(
     language_model: LanguageModel,
     retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
     generator: Generator,
 ) -> Callable[..., EStep]:
     """E-steps that read two of four candidates, with any settings."""

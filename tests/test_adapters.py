@@ -14,7 +14,7 @@ from torch import nn
 from generator.generator import Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import MismatchError, UsageError
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
 from training.maximization import JointModel, _parameter_groups
 
@@ -127,7 +127,7 @@ def test_nothing_to_adapt_is_an_error() -> None:
         adapted(["no_such_layer"])
 
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 
 
 def test_nothing_to_train_is_an_error(make_selector: Make) -> None:

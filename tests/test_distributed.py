@@ -20,11 +20,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import randomize_adapters, tiny_language_model
+from retriever.listwise_selector import ListwiseSelector
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig, EStepConfig
+from retriever.selector import SelectorConfig
+from training.config import DROConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 
@@ -34,7 +37,7 @@ rank = dist.get_rank()
 index = PassageIndex.open(index_path)
 model = tiny_language_model()
 retriever = DenseRetriever(index, index.load_encoder())
-selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
+selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
 generator = Generator(model)
 config = DROConfig(e_step=EStepConfig(num_permutations=2))
 posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
