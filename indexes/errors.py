@@ -1,6 +1,6 @@
 """Errors a user can cause, each with the exit code that the command line returns for it.
 
-Every message says three things: what must hold, what came, and what to do about it.
+Every message says three things: what must hold, what was found, and what to do about it.
 """
 
 
@@ -32,3 +32,13 @@ class ResourceError(RAGError, RuntimeError):
     """Something outside the input is missing or exhausted: a model, memory, disk (exit code 5)."""
 
     exit_code = 5
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse a policy for broken records other than "raise" and "skip".
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if on_error not in ("raise", "skip"):
+        raise UsageError(f'on_error must be "raise" or "skip", got {on_error!r}. Choose one of them.')

@@ -112,7 +112,7 @@ class Registry(Generic[T]):
     def _unknown(self, kind: str, package: str | None) -> str:
         known = self.kinds()
         nearest = get_close_matches(kind, known, n=1)
-        message = f"A {self.noun} must be one of {known}, got {kind!r}."
+        message = f"The {self.noun} must be one of {known}, got {kind!r}."
         if nearest:
             message += f" Did you mean {nearest[0]!r}?"
         if package:

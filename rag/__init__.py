@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 
 if TYPE_CHECKING:
+    from rag.answering.answer import Answer
     from rag.evaluation.evaluation import Evaluation, evaluate
-    from rag.pipeline import RAG, Answer
+    from rag.pipeline import RAG
 
 _EXPORTS = {
-    "Answer": "rag.pipeline",
+    "Answer": "rag.answering.answer",
     "Evaluation": "rag.evaluation.evaluation",
     "RAG": "rag.pipeline",
     "evaluate": "rag.evaluation.evaluation",

@@ -5,70 +5,39 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from accelerate import PartialState
 from torch import Tensor
 
 from generator.chat import ChatConfig
-from generator.generator import AnswerRow, DecodingConfig, Generator
+from generator.generator import DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
-from generator.recording import recording
 from indexes.atomic_files import read_json, replace_folder
-from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from indexes.errors import DataError, MismatchError, UsageError
+from indexes.errors import DataError, MismatchError, UsageError, check_on_error
 from indexes.tiny_encoder import TINY
-from rag.evaluation.evaluation import check_on_error, evaluate
+from rag.answering.answer import Answer
+from rag.answering.answer_mode import AnswerMode
+from rag.answering.answer_modes import ANSWER_MODES, PERMUTATION
 from rag.hub import bundle_folder, can_be_found_elsewhere
-from rag.metrics import answer_recall
 from rag.tiny_base import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
 from training.checkpoint import load_learned, write_learned
-from training.questions.context_fit import why_too_long
-from training.questions.example import QAExample
-
-if TYPE_CHECKING:
-    from rag.answering.rag_sequence import RAGSequence
-    from rag.answering.rag_token import RAGToken
 
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
 FORMAT_VERSION = 1
 RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
-SELECTION = "selection"
-ANSWERING = (SELECTION, "rag_sequence", "rag_token")
 _HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and where it comes from."""
-
-    question: str
-    text: str
-    citations: list[str]
-    """Ids of the selected passages that contain the answer; empty when none does."""
-    passages: list[Passage]
-    """What the generator read, in the order of the permutation."""
-    permutation: list[int]
-    """Ranks that the retriever had given those passages (0 is its best)."""
-    log_prob: float | None
-    """log p(text | question, passages) in nats, end of answer included. Of a model that thinks it is that of the answer
-    right behind the prompt, without the thought before it. None where it was not asked for."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
 
 
 class RAG:
@@ -80,8 +49,8 @@ class RAG:
         retriever: Question to candidates.
         selector: Candidates to a permutation.
         generator: Passages to an answer; shares the selector's language model.
-        answering: How an answer comes about: "selection" reads the selector's list, "rag_sequence" and "rag_token" sum
-            over single documents (`rag.answering.rag_sequence`, `rag.answering.rag_token`). A bundle remembers it.
+        answering: The answer mode: "permutation" reads the selector's permutation in one prompt, "rag_sequence" and
+            "rag_token" marginalise over single documents (`rag.answering`). A bundle records it.
 
     Raises:
         UsageError: Selector and generator have different language models, or `answering` is unknown, or sums over
@@ -89,7 +58,7 @@ class RAG:
     """
 
     def __init__(
-        self, retriever: Retriever, selector: Selector, generator: Generator, *, answering: str = SELECTION
+        self, retriever: Retriever, selector: Selector, generator: Generator, *, answering: str = PERMUTATION
     ) -> None:
         if selector.language_model is not generator.language_model:
             raise UsageError(
@@ -99,8 +68,7 @@ class RAG:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
-        self._answering = answering
-        self._answerer = None if answering == SELECTION else _summing(self)
+        self._answer_mode = ANSWER_MODES.get(answering)(retriever, selector, generator)
 
     @classmethod
     def create(
@@ -121,7 +89,7 @@ class RAG:
         quantization: str | None = None,
         context_length: int | None = None,
         trust_remote_code: bool = False,
-        answering: str = SELECTION,
+        answering: str = PERMUTATION,
         chat: ChatConfig | None = None,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
@@ -175,9 +143,14 @@ class RAG:
         )
 
     @property
+    def answer_mode(self) -> AnswerMode:
+        """How answers are produced from candidates; fixed at construction."""
+        return self._answer_mode
+
+    @property
     def answering(self) -> str:
-        """How an answer comes about: "selection", "rag_sequence" or "rag_token"; fixed when the pipeline is made."""
-        return self._answering
+        """How an answer comes about: "permutation", "rag_sequence" or "rag_token"; fixed when the pipeline is made."""
+        return self._answer_mode.kind
 
     @property
     def num_candidates(self) -> int:
@@ -192,7 +165,7 @@ class RAG:
         Passages are cut, down to nothing, where a prompt is too long, and the question never is: so this depends on the
         question alone. A selector that does not use its language model, as its gate is 0, reads no prompt.
         """
-        return why_too_long(question, self.selector, self.generator)
+        return self._answer_mode.why_too_long(question)
 
     @overload
     def answer(self, question: str, *, on_error: str = "raise", log_prob: bool = True) -> Answer: ...  # type: ignore[overload-overlap]
@@ -240,38 +213,7 @@ class RAG:
 
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
         """Answers from candidates that are already retrieved; `log_prob` as in `answer`."""
-        if self._answerer is not None:
-            return self._answerer.answer_from(candidates)
-        permutations = [p.z_mK[0].tolist() for p in self.selector.select(candidates)]
-        passages = [[c.passages[i] for i in z] for c, z in zip(candidates, permutations, strict=True)]
-        questions = [c.question for c in candidates]
-        if log_prob:
-            texts, log_probs = self._generate_scored(questions, passages)
-        else:
-            texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
-        return [
-            Answer(question, text, citations(text, chosen), chosen, permutation, log_p)
-            for question, text, chosen, permutation, log_p in zip(
-                questions, texts, passages, permutations, log_probs, strict=True
-            )
-        ]
-
-    def _generate_scored(
-        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]
-    ) -> tuple[list[str], list[float | None]]:
-        """Answers, and log p of each."""
-        with recording() as recorded:
-            texts = self.generator.generate(questions, passages)
-        rows = [self.row(q, p, t) for q, p, t in zip(questions, passages, texts, strict=True)]
-        return texts, self.generator.log_probs_of_generated(rows, recorded).tolist()
-
-    def row(self, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
-        """The answer behind the very prompt that it was generated from."""
-        prompt_ids = self.generator.prompt_ids(question, passages)
-        if text.strip():
-            return AnswerRow(prompt_ids, self.generator.encode_answer(text))
-        # The model may well end its answer at once; that is scored too, though nobody would train on it.
-        return AnswerRow(prompt_ids, [self.generator.language_model.end_of_answer_id])
+        return self._answer_mode.answer_from(candidates, log_prob=log_prob)
 
     def stream(self, question: str) -> Iterator[str]:
         """The answer to one question, piece by piece (in one piece where it is not read from one prompt).
@@ -281,19 +223,7 @@ class RAG:
         """
         if reason := self._why_not_asked(question):
             raise _cannot_be_asked([reason])
-        candidates = self.retriever.search(question, self.num_candidates)
-        if self._answerer is not None:
-            yield self._answerer.answer_from([candidates])[0].text
-            return
-        z = self.selector.select([candidates])[0].z_mK[0].tolist()
-        yield from self.generator.stream(question, [candidates.passages[i] for i in z])
-
-    def evaluate(
-        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
-    ) -> dict[str, Any]:
-        """Mean metrics over questions with golden answers, and their `intervals` by name; see `evaluation`."""
-        result = evaluate(self, examples, progress=progress, processes=processes)
-        return {**result.metrics, "intervals": {name: list(ends) for name, ends in result.intervals.items()}}
+        yield from self._answer_mode.stream(self.retriever.search(question, self.num_candidates))
 
     # -- the bundle --------------------------------------------------------------------------------------------
 
@@ -453,7 +383,7 @@ class RAG:
             generation=DecodingConfig(**config["generation"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
-            answering=config.get("answering", SELECTION),  # bundles selected before they said so
+            answering=config.get("answering", PERMUTATION),  # bundles selected before they said so
             **_model_settings(
                 config,
                 folder,
@@ -563,17 +493,6 @@ class RAG:
                 f"({self.retriever.index.path}). Upload it too with include_index=True, or leave it out with "
                 "include_index=False: whoever opens the bundle must then give one of the same corpus."
             )
-
-
-def _summing(rag: RAG) -> "RAGSequence | RAGToken":
-    """Who answers for a pipeline that sums over single documents."""
-    from rag.answering.rag_sequence import RAGSequence
-    from rag.answering.rag_token import RAGToken
-
-    kinds: dict[str, type[RAGSequence] | type[RAGToken]] = {"rag_sequence": RAGSequence, "rag_token": RAGToken}
-    if rag.answering not in kinds:
-        raise UsageError(f"answering must be one of {list(ANSWERING)}; {rag.answering!r} came.")
-    return kinds[rag.answering](rag)
 
 
 def load_generator(
@@ -708,13 +627,6 @@ def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[
     if kind == BM25Retriever.kind:
         return BM25Retriever(index, encoder, index.load_bm25())
     return HybridRetriever(index, encoder, index.load_bm25(), **options)
-
-
-def citations(text: str, passages: Sequence[Passage]) -> list[str]:
-    """Ids of the passages that contain the text of an answer; none for an empty answer."""
-    if not text.strip():
-        return []
-    return [p.id for p in passages if answer_recall([p.contents], [text], 1)]
 
 
 def _cannot_be_asked(reasons: Sequence[str | None]) -> DataError:

@@ -133,6 +133,7 @@ from conftest import byte_tokenizer, tiny_model
 from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
 from indexes.errors import MismatchError
+from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
@@ -146,7 +147,7 @@ make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", ada
 rag = make()
 config = DROConfig(output_dir=sys.argv[4], rounds=1, num_permutations=2, supervised_epochs=1, learning_rate=1e-2,
                    gradient_accumulation_steps=1)
-trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], progress=False)
+trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], evaluate=evaluate, progress=False)
 assert trainer.state.num_processes == 2
 shared_out = trainer.e_step.__class__.__call__
 def counted(self, examples, **kwargs):
@@ -166,7 +167,8 @@ if rank == 1:  # sees the metrics as they are while the other process rewrites t
         empty = lambda self, *a, whole=whole, **k: whole(self, *a, **k)[:0 if self.name == "metrics.jsonl" else None]
         setattr(Path, name, empty)
 rag = make()
-resumed = DROTrainer(rag, replace(config, resume=True, rounds=2), EXAMPLES, EXAMPLES[:1], progress=False)
+resumed = DROTrainer(rag, replace(config, resume=True, rounds=2), EXAMPLES, EXAMPLES[:1], evaluate=evaluate,
+                     progress=False)
 assert [record["round"] for record in resumed.train()] == [0, 1, 2]
 model = rag.generator.language_model
 flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])

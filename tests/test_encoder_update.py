@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,7 +142,10 @@ def test_the_first_round_brings_its_index_back(
     rag = make_rag()
     original = rag.retriever.index
     scores = iter([0.9, 0.2, 0.3])
-    monkeypatch.setattr(rag, "evaluate", lambda examples, progress=True: {"f1": next(scores)})
-    DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES, EXAMPLES, progress=False).train()
+
+    def evaluate(rag: RAG, examples: object, *, progress: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
+
+    DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES, EXAMPLES, evaluate=evaluate, progress=False).train()
     assert rag.retriever.index is original
     assert (tmp_path / "run/retrieval-2").is_dir()

@@ -82,9 +82,6 @@ def test_every_metric_has_an_interval_and_a_count(rag: RAG) -> None:
     assert found.counts["retriever_ndcg@3"] == found.counts["selector_mrr"] == 3  # q1 has no gold ids
     assert found.counts["selector_answer_recall@3"] == found.metrics["n"] == 4
     assert "retriever_ndcg@20" not in found.metrics  # five candidates
-    pipeline = rag.evaluate(EXAMPLES, progress=False)
-    assert pipeline["intervals"]["f1"] == list(found.intervals["f1"])
-    assert pipeline["exact_match"] == found.metrics["exact_match"]
 
 
 def test_a_question_with_fewer_candidates_counts_at_every_cut_off(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +168,7 @@ def test_a_question_without_answers_is_an_error_or_left_out(rag: RAG) -> None:
     assert found.metrics == evaluate(rag, EXAMPLES, progress=False).metrics
     with pytest.raises(DataError, match="1 of 1 have none"):
         evaluate(rag, [lacking], on_error="skip", progress=False)
-    with pytest.raises(UsageError, match="on_error must be one of"):
+    with pytest.raises(UsageError, match='on_error must be "raise" or "skip", got'):
         evaluate(rag, EXAMPLES, on_error="ignore", progress=False)
 
 

@@ -10,7 +10,6 @@ from conftest import randomize_adapters
 from generator.generator import Generator
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
-from rag.answering.rag_sequence import RAGSequence
 from rag.evaluation.evaluation import Evaluation, evaluate
 from rag.evaluation.order_bias import order_bias, other_orders
 from rag.metrics import normalize_answer
@@ -134,7 +133,7 @@ def test_single_passages_cannot_be_shuffled(make_rag: Callable[..., RAG]) -> Non
     assert found.summary["passages"]["questions"] == 0
     assert found.summary["passages"]["exact_match"]["value"] is None
     assert all("passages" not in row for row in found.rows)
-    summed = RAGSequence(rag)
+    summed = RAG(rag.retriever, rag.selector, rag.generator, answering="rag_sequence")
     found = order_bias(summed, evaluate(summed, EXAMPLES, progress=False), shuffles=1, progress=False)
     assert "passages" not in found.summary
     assert found.summary["candidates"]["changed"]["value"] == 0.0  # a sum over documents has no order

@@ -34,6 +34,7 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
+from rag.answering.answer_mode import prompt_with_answer
 from rag.cli import main
 from rag.evaluation.evaluation import answerable, evaluate
 from rag.evaluation.evaluation_file import describe_pipeline
@@ -100,7 +101,9 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
     assert sum(scored) < len(answers), "at least one was not read again"
     monkeypatch.undo()
     for answer in answers:
-        [expected] = rag.generator.log_probs([rag.row(answer.question, answer.passages, answer.text)])
+        [expected] = rag.generator.log_probs(
+            [prompt_with_answer(rag.generator, answer.question, answer.passages, answer.text)]
+        )
         assert answer.log_prob == pytest.approx(float(expected), abs=1e-4)
 
 

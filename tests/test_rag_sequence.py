@@ -10,7 +10,6 @@ from conftest import randomize_adapters, tiny_language_model
 from generator.generator import DecodingConfig, Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
-from rag.pipeline import RAG
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import EStep
@@ -25,7 +24,7 @@ def baseline(make_selector: Callable[..., Selector]) -> RAGSequence:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1)
-    return RAGSequence(RAG(selector.retriever, selector, Generator(model, config=DecodingConfig(max_new_tokens=3))))
+    return RAGSequence(selector.retriever, selector, Generator(model, config=DecodingConfig(max_new_tokens=3)))
 
 
 def log_prior(scores: list[float], strength: float) -> list[float]:
@@ -38,7 +37,7 @@ def log_prior(scores: list[float], strength: float) -> list[float]:
 
 def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(baseline: RAGSequence) -> None:
     candidates = baseline.retriever.search(QUESTION, 4)
-    generator = baseline.rag.generator
+    generator = baseline.generator
     proposals = {generator.generate([QUESTION], [[p]])[0] for p in candidates.passages}
     prior = log_prior(candidates.scores_n.tolist(), 1.3)
     marginal = {
@@ -59,16 +58,16 @@ def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(ba
 
 
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline: RAGSequence) -> None:
-    rag, example = baseline.rag, QAExample("q", QUESTION, ("Shakespeare",))
+    example = QAExample("q", QUESTION, ("Shakespeare",))
     config = DROConfig(output_dir="unused", exact=True, train_selector=False, candidate_order="retriever")
-    posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=1)[0]
-    parameters = list(rag.generator.language_model.adapter_parameters("generator").values())
+    posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]
+    parameters = list(baseline.generator.language_model.adapter_parameters("generator").values())
     passages = [posterior.candidates.passages[i] for i in posterior.permutations.z_mK[:, 0].tolist()]
-    rows = [rag.generator.row(QUESTION, [p], "Shakespeare") for p in passages]
+    rows = [baseline.generator.row(QUESTION, [p], "Shakespeare") for p in passages]
 
     def gradient(loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
-        with rag.generator.language_model.use("generator"):
-            return list(torch.autograd.grad(loss(rag.generator.score(rows)[0]), parameters))
+        with baseline.generator.language_model.use("generator"):
+            return list(torch.autograd.grad(loss(baseline.generator.score(rows)[0]), parameters))
 
     ours = gradient(lambda log_p_d: generator_loss(log_p_d, posterior.weights_m))
     prior_d = posterior.permutations.log_p_m
@@ -81,4 +80,4 @@ def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) ->
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="num_selected must be 1, got 2"):
-        RAGSequence(RAG(selector.retriever, selector, Generator(model)))
+        RAGSequence(selector.retriever, selector, Generator(model))

@@ -11,6 +11,7 @@ from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, succes
 from generator.generator import AnswerRow, DecodingConfig, Generator
 from generator.language_model import AdapterConfig, LanguageModel
 from indexes.errors import UsageError
+from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
@@ -37,7 +38,7 @@ def by_prefixes(rag: RAG, question: str) -> tuple[list[int], float]:
     """Greedy decoding of sum_d p(d|x) p(y_i|x,d,y_<i), every prefix read anew, every document alone."""
     model, generator = rag.generator.language_model, rag.generator
     candidates = rag.retriever.search(question, 4)
-    log_prior_n = log_priors(rag, [candidates])[0]
+    log_prior_n = log_priors(rag.selector, [candidates])[0]
     prompts = [generator.prompt_ids(question, [p]) for p in candidates.passages]
     ids: list[int] = []
     total = 0.0
@@ -90,7 +91,7 @@ def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) ->
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1, got 2"):
-        RAGToken(RAG(selector.retriever, selector, Generator(model)))
+        RAGToken(selector.retriever, selector, Generator(model))
 
 
 def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Callable[..., RAG]) -> None:
@@ -114,7 +115,7 @@ def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[...,
 def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
-    with pytest.raises(UsageError, match=r"answering must be one of .*; 'rag' came"):
+    with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
         RAG(selector.retriever, selector, Generator(model), answering="rag")
 
 
@@ -200,9 +201,9 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
 def by_documents(rag: RAG, text: str) -> float:
     """log p of an answer to the first question, each document read in a row of its own."""
     candidates = rag.retriever.search(QUESTIONS[0], 4)
-    rows = [rag.row(QUESTIONS[0], [p], text) for p in candidates.passages]
+    rows = [prompt_with_answer(rag.generator, QUESTIONS[0], [p], text) for p in candidates.passages]
     mixture_L = torch.stack([log_p_L.exp() for log_p_L in rag.generator.token_log_probs(rows)])
-    prior_n1 = log_priors(rag, [candidates])[0].exp()[:, None]
+    prior_n1 = log_priors(rag.selector, [candidates])[0].exp()[:, None]
     return float((prior_n1 * mixture_L).sum(0).log().sum())
 
 

@@ -50,7 +50,7 @@ def test_an_unknown_kind_names_the_known_ones_the_nearest_and_the_package(plugin
     with pytest.raises(UsageError) as error:
         metrics.get("exactmatch", package="their_metrics")
     assert str(error.value) == (
-        "A metric must be one of ['exact_match', 'f1'], got 'exactmatch'. Did you mean 'exact_match'? "
+        "The metric must be one of ['exact_match', 'f1'], got 'exactmatch'. Did you mean 'exact_match'? "
         "It is registered by the package 'their_metrics': install or import it."
     )
 

@@ -239,7 +239,7 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
 
     def examples(source: Any, ignore: bool | None) -> list[bool]:
         config = DROConfig(output_dir=tmp_path / "run", ignore_identical_ids=ignore)
-        trainer = DROTrainer(make_rag(), config, source, source, progress=False)
+        trainer = DROTrainer(make_rag(), config, source, source, evaluate=evaluate, progress=False)
         assert trainer.eval_examples is not None
         return [e.ignore_identical_id for e in [*trainer.train_examples, *trainer.eval_examples]]
 

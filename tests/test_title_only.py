@@ -14,7 +14,7 @@ from conftest import PASSAGES, byte_tokenizer
 
 from generator.prompts import AnswerPrompt
 from indexes import BM25Index, Chunker, Corpus, DataError, Encoder, IndexWriter, Passage, PassageIndex, build_index
-from rag.pipeline import citations
+from rag.answering.answer import citations
 from rag.planning.index_plan import IndexJob, _chunks
 from rag.planning.training_plan import EncoderShape
 from training.questions.loading import load_examples

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from transformers import TrainerCallback
 
 from generator.chat import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
+from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
 from training.config import DROConfig
 from training.questions.example import QAExample
@@ -58,8 +61,13 @@ class Watching(TrainerCallback):
         self.evaluations.append(metrics)
 
 
-def train(rag: RAG, config: DROConfig, dev: Sequence[QAExample] | None = EXAMPLES[:2]) -> DROTrainer:
-    trainer = DROTrainer(rag, config, EXAMPLES, dev, progress=False)
+def train(
+    rag: RAG,
+    config: DROConfig,
+    dev: Sequence[QAExample] | None = EXAMPLES[:2],
+    evaluate: Callable[..., Any] = evaluate,
+) -> DROTrainer:
+    trainer = DROTrainer(rag, config, EXAMPLES, dev, evaluate=evaluate, progress=False)
     trainer.train()
     return trainer
 
@@ -91,7 +99,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     whole, broken, resumed = make_rag(), make_rag(), make_rag()
     reference = train(whole, settings(tmp_path / "whole"))
-    trainer = DROTrainer(broken, settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2], progress=False)
+    trainer = DROTrainer(broken, settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2], evaluate=evaluate, progress=False)
     real = getattr(trainer, killed_in)
 
     def until_round_2(*args: object) -> object:
@@ -160,17 +168,16 @@ def test_resume_refuses_other_settings(make_rag: Callable[[], RAG], tmp_path: Pa
         train(make_rag(), settings(tmp_path / "run", supervised_epochs=0, num_permutations=4, resume=True), None)
 
 
-def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     rag = make_rag()
     scores = iter([0.2, 0.9, 0.4, 0.9])
     seen: list[dict[str, torch.Tensor]] = []
 
-    def evaluate(examples: Sequence[QAExample], *, progress: bool = True) -> dict[str, float]:
+    def evaluate(rag: RAG, examples: Sequence[QAExample], *, progress: bool = True) -> SimpleNamespace:
         seen.append(learned(rag))
-        return {"f1": next(scores)}
+        return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
-    monkeypatch.setattr(rag, "evaluate", evaluate)
-    trainer = train(rag, settings(tmp_path / "run", rounds=3))
+    trainer = train(rag, settings(tmp_path / "run", rounds=3), evaluate=evaluate)
     assert trainer.best_round() == 1
     assert all(torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[1].values(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
@@ -190,12 +197,16 @@ def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RA
     assert "'intervals'," not in str(error.value)
 
 
-def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """Best at round 1, patience 2: rounds 2 and 3 run, 4 and 5 do not."""
     rag = make_rag()
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
-    monkeypatch.setattr(rag, "evaluate", lambda examples, progress=True: {"f1": next(scores)})
-    trainer = train(rag, settings(tmp_path / "run", rounds=5, num_permutations=1, early_stopping_patience=2))
+
+    def evaluate(rag: RAG, examples: Sequence[QAExample], *, progress: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
+
+    config = settings(tmp_path / "run", rounds=5, num_permutations=1, early_stopping_patience=2)
+    trainer = train(rag, config, evaluate=evaluate)
     assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
 
 
@@ -219,6 +230,7 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
         settings(tmp_path / "run", rounds=1, **options),
         EXAMPLES,
         EXAMPLES[:2],
+        evaluate=evaluate,
         callbacks=[watching],
         progress=False,
     )
@@ -228,7 +240,9 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
     assert watching.steps == list(range(1, 2 * len(EXAMPLES) + 1))
     assert [metrics["eval_f1"] for metrics in watching.evaluations] == [r["eval_f1"] for r in first.history]
     resumed = settings(tmp_path / "run", rounds=2, resume=True, **options)
-    trainer = DROTrainer(make_rag(), resumed, EXAMPLES, EXAMPLES[:2], callbacks=[watching], progress=False)
+    trainer = DROTrainer(
+        make_rag(), resumed, EXAMPLES, EXAMPLES[:2], evaluate=evaluate, callbacks=[watching], progress=False
+    )
     trainer.train()
     epochs = [pytest.approx((step + 1) / len(EXAMPLES)) for step in range(3 * len(EXAMPLES))]
     assert watching.epochs == epochs, "they go on where the steps do, also in a run that was resumed"
@@ -316,6 +330,13 @@ def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None
         train(make_rag(), settings(tmp_path / "run", rounds=1, metric_for_best_model="bleu"))
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
     assert len(train(make_rag(), settings(tmp_path / "run", rounds=1, resume=True)).history) == 2
+
+
+def test_eval_questions_without_a_function_that_scores_them_are_refused(
+    make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"got evaluate=None. Pass evaluate=rag.evaluate"):
+        DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2])
 
 
 def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
@@ -429,7 +450,7 @@ def test_dev_questions_may_be_unanswerable_and_training_questions_not(
     file = tmp_path / "dev.jsonl"
     write_examples([*EXAMPLES[:1], none], file)
     for dev in ([*EXAMPLES[:1], none], file):
-        trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, dev, progress=False)
+        trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, dev, evaluate=evaluate, progress=False)
         assert trainer.eval_examples is not None
         assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
     assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer._evaluate())
@@ -442,6 +463,6 @@ def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = [replace(e, gold_ids=("elsewhere",)) for e in EXAMPLES]
-    trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, foreign, progress=False)
+    trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, foreign, evaluate=evaluate, progress=False)
     assert not any("_recall@" in name and "answer" not in name for name in trainer._evaluate())
     assert "Gold ids must be ids of passages in the index" in caplog.text

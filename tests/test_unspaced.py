@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from indexes.corpora.passage import Passage
+from rag.answering.answer import citations
 from rag.evaluation.evaluation import answerable
 from rag.forgetting.retention_tasks import Task, final_number
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
-from rag.pipeline import citations
 from training.questions.example import QAExample
 
 CHINESE = "中国的首都是北京。它位于华北平原，人口2,100万。"

@@ -1,4 +1,4 @@
-"""Rounds of E-step and M-step, kept honest by a dev set: `DROTrainer(rag, config, train, dev).train()`.
+"""The EM loop with an evaluation after each round: `DROTrainer(rag, config, train, eval, evaluate=evaluate).train()`.
 
     warm-up
     repeat: posteriors = E-step(train)  ->  M-step(posteriors)  ->  dev metrics  ->  checkpoint
@@ -68,14 +68,24 @@ class TrainableRAG(Protocol):
     selector: Selector
     generator: Generator
 
-    def evaluate(
-        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
-    ) -> Mapping[str, Any]:
-        """Metrics by name; `intervals`, if it is there, is a mapping from their names to the ends of an interval.
 
-        `processes` share out the questions, and all of them get the metrics; it is given only where there are several.
-        """
+class EvaluationResult(Protocol):
+    """What evaluating a pipeline returns; `rag.Evaluation` is one."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics by name."""
         ...
+
+    @property
+    def intervals(self) -> Mapping[str, tuple[float, float]]:
+        """Confidence intervals of some of the metrics."""
+        ...
+
+
+Evaluate = Callable[..., EvaluationResult]
+"""`evaluate(rag, examples, progress=bool)`, as `rag.evaluate`. In a distributed run `processes` is given too: they
+share the questions, and all of them get the whole result."""
 
 
 class DROTrainer:
@@ -88,13 +98,15 @@ class DROTrainer:
             the model's context are left out before anything is trained, with a warning; `left_out` has their ids.
         eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept. What does not
             fit is left out of every round alike.
+        evaluate: Scores the pipeline on `eval_dataset` after each round: `rag.evaluate`, or a function like it that
+            adds metrics of its own. Required with `eval_dataset`.
         callbacks: `transformers` callbacks. They see one run, whose steps go on from round to round, and with each
             round `on_log` and `on_evaluate` with its numbers; a stop that one of them asks for ends the M-step.
         progress: Show progress bars.
 
     Raises:
         DataError: A training question without golden answers, or no question that fits.
-        UsageError: output_dir holds something that is not this run.
+        UsageError: output_dir holds something that is not this run, or `eval_dataset` is given without `evaluate`.
     """
 
     def __init__(
@@ -104,11 +116,18 @@ class DROTrainer:
         train_dataset: Any,
         eval_dataset: Any = None,
         *,
+        evaluate: Evaluate | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: bool = True,
     ) -> None:
+        if eval_dataset is not None and evaluate is None:
+            raise UsageError(
+                "An eval_dataset needs a function that scores the pipeline on it, got evaluate=None. "
+                "Pass evaluate=rag.evaluate (`from rag import evaluate`), or leave eval_dataset out."
+            )
         self.rag = rag
         self.config = config
+        self.evaluate = evaluate
         self.left_out: dict[str, dict[str, str]] = {}
         """Why the questions that were left out are too long, by id, of "train" and of "dev"."""
         self.train_examples = self._fitted_train(_examples(train_dataset, config, limit=config.max_train_samples))
@@ -291,13 +310,13 @@ class DROTrainer:
         self._forget_retrieval()
 
     def _evaluate(self) -> dict[str, Any]:
-        if self.eval_examples is None:
+        if self.eval_examples is None or self.evaluate is None:
             return {}
-        if self.state.num_processes == 1:
-            return dict(self.rag.evaluate(self.eval_examples, progress=self.progress))
-        # Shared out like the E-step: each process would else answer all questions while the others do the same.
+        # Several processes share the questions as in the E-step; otherwise each would answer all of them.
+        shared = {} if self.state.num_processes == 1 else {"processes": self.state}
         shown = self.progress and self.state.is_local_main_process
-        return dict(self.rag.evaluate(self.eval_examples, progress=shown, processes=self.state))
+        found = self.evaluate(self.rag, self.eval_examples, progress=shown, **shared)
+        return {**found.metrics, "intervals": {name: list(ends) for name, ends in found.intervals.items()}}
 
     def _round_folder(self, round: int) -> Path:
         return self.output_dir / f"round-{round}"

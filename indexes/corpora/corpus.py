@@ -188,8 +188,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """64 hex digits that are equal for equal passages, in whatever order and from whatever source.
 
-        The sum of every passage's `passage_digest` modulo 2^256. It distinguishes corpora that differ by accident,
-        but is not collision-resistant against somebody who chooses the passages.
+        The sum of every passage's `passage_digest` modulo 2^256. It distinguishes corpora that differ by accident; it
+        is not collision-resistant against chosen passages.
         """
         if self._fingerprint is None:
             self._fingerprint = hexadecimal(sum(map(passage_digest, self)) % FINGERPRINT_MODULUS)

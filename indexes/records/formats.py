@@ -51,7 +51,7 @@ def _json_record(line: Line, place: Place) -> Record | BrokenRecord:
     if line.error:
         return BrokenRecord(place, line.error, line.text)
     try:
-        return Record(place, as_object(_JSON.decode(line.text), str(place)), line.text)
+        return Record(place, as_object(_JSON.decode(line.text.rstrip("\r\n")), str(place)), line.text)
     except DataError as cause:
         return BrokenRecord(place, cause, line.text)
     except json.JSONDecodeError as cause:

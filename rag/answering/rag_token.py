@@ -2,11 +2,11 @@
 
     p(y|x) = prod_i sum_d p(d|x) p_g(y_i|x,d,y_<i)
 
-So there is one next-token distribution, the mixture over the documents, and any standard decoding of it; here greedy.
-REPLUG's ensemble (arXiv 2301.12652, section 3.2) is the same mixture. Each document is one row of a batch with its own
-key-value cache; all rows of a question are fed the same token.
+So there is one next-token distribution, the mixture over the documents, decoded greedily here. REPLUG's ensemble
+(arXiv 2301.12652, section 3.2) is the same mixture. Each document is one sequence of a batch with its own key-value
+cache; all sequences of a question get the same next token.
 
-Legend: B questions, n documents each, R = B n rows, T prompt tokens, V vocabulary.
+Legend: B questions, n documents each, R = B n sequences, T prompt tokens, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,26 +15,30 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from generator.generator import ROLE
+from generator.generator import ROLE, Generator
 from generator.padding import length_mask, pad_right
 from indexes.batching import token_budget_batches
+from rag.answering.answer import Answer, citations
 from rag.answering.rag_sequence import PerDocumentReader, log_priors
-from rag.pipeline import RAG, Answer, citations
 from retriever.dense import Candidates
 
 
 class RAGToken(PerDocumentReader):
-    """Answers by the mixture of what follows each document, token by token.
+    """Generates from the mixture of the next-token distributions given each document.
 
-    It answers greedily: the temperature of the pipeline's generation settings is for answers from one prompt.
+    Decoding is greedy: the temperature of `DecodingConfig` applies to answers from one prompt only.
     """
 
+    kind = "rag_token"
     name = "RAG-Token"
 
-    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
-        """The greedy answer of the mixture for each question; `log_prob` is that of the mixture, end included."""
+    def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
+        """The greedy answer of the mixture for each question.
+
+        `Answer.log_prob` is that of the mixture, end-of-answer token included; it costs nothing, so it is always there.
+        """
         prompts = [[self.generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
-        priors = log_priors(self.rag, candidates)
+        priors = log_priors(self.selector, candidates)
         decoded = self._decode(prompts, priors)
         return [self._answer(*parts) for parts in zip(candidates, decoded, prompts, priors, strict=True)]
 
@@ -49,11 +53,11 @@ class RAGToken(PerDocumentReader):
 
     @torch.no_grad()
     def _log_prob(self, text: str, prompts: Sequence[list[int]], prior_n: Tensor) -> float:
-        """Log p of an answer right behind the prompts: what was decoded also had a thought in it."""
-        generator = self.rag.generator
+        """Log p of an answer directly after the prompts; the decoded tokens also contained reasoning."""
+        generator = self.generator
         log_p = 0.0
         with generator.language_model.use(ROLE):
-            steps = _Steps(self.rag, [list(prompts)], [prior_n])
+            steps = _Steps(self.generator, [list(prompts)], [prior_n])
             log_p_1V = steps.first()
             ids = generator.encode_answer(text) if text.strip() else [generator.language_model.end_of_answer_id]
             for i, token in enumerate(ids):
@@ -64,9 +68,9 @@ class RAGToken(PerDocumentReader):
 
     @torch.no_grad()
     def _decode(self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> list["_Decoded"]:
-        """Tokens and log-probability of each question's answer, in order; of a question, one prompt per document."""
-        generator = self.rag.generator
-        # A question is as many rows as it has documents.
+        """Tokens and log-probability of each question's answer, in order; one prompt per document of each question."""
+        generator = self.generator
+        # A question has one sequence per document.
         lengths = [len(ps) * (max(map(len, ps)) + generator.config.max_new_tokens) for ps in prompts]
         decoded = [_Decoded() for _ in prompts]
         with generator.language_model.use(ROLE):
@@ -78,22 +82,22 @@ class RAGToken(PerDocumentReader):
         self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor], decoded: Sequence["_Decoded"]
     ) -> None:
         """Greedy steps for several questions at once, until each has ended its answer."""
-        model = self.rag.generator.language_model
+        model = self.generator.language_model
         end = model.end_of_answer_id
         ends = set(model.chat.stop_ids)
-        steps = _Steps(self.rag, prompts, priors)
+        steps = _Steps(self.generator, prompts, priors)
         log_p_BV = steps.first()
-        for _ in range(self.rag.generator.config.max_new_tokens):
+        for _ in range(self.generator.config.max_new_tokens):
             chosen_B = log_p_BV.argmax(-1)
             gained_B = log_p_BV.gather(-1, chosen_B.unsqueeze(-1)).squeeze(-1).tolist()
             end_B = log_p_BV[:, end].tolist()
             for one, token, gained, closed in zip(decoded, chosen_B.tolist(), gained_B, end_B, strict=True):
-                # Whichever token stopped it, the end of the answer is what is scored, as everywhere else.
+                # Whichever token stopped it, the end-of-answer token is scored, as everywhere else.
                 one.append(token, closed if token in ends else gained, ended=token in ends)
             if all(one.ended for one in decoded):
                 return
             log_p_BV = steps.after(chosen_B)
-        # No room is left: what is said is closed here, as an answer from one prompt is when it is scored.
+        # max_new_tokens is reached: close the answer, as an answer from one prompt is closed when it is scored.
         for one, gained in zip(decoded, log_p_BV[:, end].tolist(), strict=True):
             one.close(gained)
 
@@ -107,14 +111,14 @@ class _Decoded:
     ended: bool = False
 
     def append(self, token: int, log_p: float, *, ended: bool) -> None:
-        """One more token, unless the answer has ended."""
+        """Append a token, unless the answer has ended."""
         if not self.ended:
             self.ids.append(token)
             self.log_p += log_p
             self.ended = ended
 
     def close(self, log_p: float) -> None:
-        """The end that an answer without one is given, which the model did not decide on."""
+        """Add the end-of-answer token that the model did not generate itself."""
         if not self.ended:
             self.log_p += log_p
             self.ended = True
@@ -124,15 +128,15 @@ class _Steps:
     """Next-token distributions of the mixtures of several questions, on one key-value cache.
 
     Args:
-        rag: Whose generator reads.
-        prompts: Of each question, one prompt per document.
-        priors: log p(d|x) of each question `[n]`; questions may have different numbers of documents.
+        generator: Reads the documents.
+        prompts: For each question, one prompt per document.
+        priors: log p(d|x) of each question, `[n]`; questions may have different numbers of documents.
     """
 
-    def __init__(self, rag: RAG, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> None:
-        self.model = rag.generator.language_model
+    def __init__(self, generator: Generator, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> None:
+        self.model = generator.language_model
         rows = [prompt for of_question in prompts for prompt in of_question]
-        # The answer continues at the right end, so prompts are padded on the left.
+        # The answer is appended on the right, so prompts are padded on the left.
         reversed_ids, lengths_R = pad_right([p[::-1] for p in rows], self.model.end_of_answer_id, self.model.device)
         self.ids_RT = reversed_ids.flip(1)
         self.mask_RT = length_mask(lengths_R, self.ids_RT.shape[1]).flip(1)
@@ -141,23 +145,23 @@ class _Steps:
         self.counts = [len(of_question) for of_question in prompts]
         self.log_prior_R = torch.cat(list(priors)).to(self.model.device)
         self.question_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(self.counts)).to(self.model.device)
-        # Padding on the left misleads some architectures: those read every row anew, padded on the right.
+        # Some architectures do not support left padding: they reread every sequence in full, padded on the right.
         self.cache = self.model.new_cache() if self.model.reads_left_padding else None
 
     def first(self) -> Tensor:
-        """Log p of the first token `[B, V]`."""
+        """Log p of the first token, `[B, V]`."""
         self.model.tokens_read += int(self.mask_RT.sum())
         if self.cache is None:
-            return self._mixed_anew()
+            return self._mixed_without_cache()
         return self._mixed(self.ids_RT, (self.mask_RT.cumsum(-1) - 1).clamp_min(0))
 
     def after(self, chosen_B: Tensor) -> Tensor:
-        """The same after each question's answer went on with this token."""
+        """Log p of the next token, `[B, V]`, after each question's answer was extended by its chosen token `[B]`."""
         ids_R1 = chosen_B[self.question_R].unsqueeze(-1)
         if self.cache is None:
             self.rows = [[*row, token] for row, token in zip(self.rows, ids_R1.flatten().tolist(), strict=True)]
             self.model.tokens_read += sum(map(len, self.rows))
-            return self._mixed_anew()
+            return self._mixed_without_cache()
         self.model.tokens_read += len(ids_R1)
         self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(ids_R1)], dim=1)
         positions_R1, self.next_R = self.next_R.unsqueeze(-1), self.next_R + 1
@@ -167,7 +171,7 @@ class _Steps:
         hidden_RQH = self.model.hidden(ids_RQ, self.mask_RT, position_ids_BQ=positions_RQ, cache=self.cache)
         return self._mixture(hidden_RQH[:, -1])
 
-    def _mixed_anew(self) -> Tensor:
+    def _mixed_without_cache(self) -> Tensor:
         ids_RT, lengths_R = pad_right(self.rows, self.model.end_of_answer_id, self.model.device)
         hidden_RTH = self.model.hidden(ids_RT, None)
         return self._mixture(hidden_RTH[torch.arange(len(self.rows)), lengths_R - 1])
@@ -177,5 +181,5 @@ class _Steps:
         return torch.stack(list(self._mixtures(self.log_prior_R.unsqueeze(-1) + log_p_RV)))
 
     def _mixtures(self, joint_RV: Tensor) -> Iterator[Tensor]:
-        """What we do of each question's rows: the logarithm of their sum."""
+        """Log of the sum over each question's sequences."""
         return (joint_nV.logsumexp(0) for joint_nV in joint_RV.split(self.counts))

@@ -10,9 +10,9 @@ whether the rest still supports the statement; here the generator itself is aske
 *depended on*, not what is true. Known limits: of two passages that say the same neither is missed, and where passages
 were cut to fit the context, leaving one out gives the others more room.
 
-A citation is a read passage that contains the answer (`rag.pipeline.citations`). It is *supported* when its drop is
-above a threshold, by default 0.1 nats: the passage makes the answer a tenth more probable, which is above what rounding
-moves. A pipeline that reads one passage is compared with a prompt without any.
+A citation is a read passage that contains the answer (`rag.answering.answer.citations`). It is *supported* when its
+drop is above a threshold, by default 0.1 nats: the passage makes the answer a tenth more probable, which is more than
+rounding changes. A pipeline that reads one passage is compared with a prompt without any.
 """
 
 import math
@@ -22,10 +22,13 @@ from typing import Any
 
 from generator.generator import AnswerRow
 from indexes.errors import UsageError
+from rag.answering.answer import Answer
+from rag.answering.answer_mode import prompt_with_answer
+from rag.answering.permutation_mode import PermutationMode
 from rag.evaluation.evaluation import Evaluation, by_id, progress_bar
 from rag.evaluation.significance import estimate
 from rag.metrics import normalize_answer
-from rag.pipeline import RAG, SELECTION, Answer
+from rag.pipeline import RAG
 
 THRESHOLD = 0.1
 
@@ -55,7 +58,7 @@ def support(
     Raises:
         UsageError: The pipeline sums over single documents, so none of its answers was read from a list.
     """
-    if rag.answering != SELECTION:
+    if not isinstance(rag.answer_mode, PermutationMode):
         raise UsageError(
             f"Support is of passages that were read together; this pipeline answers by {rag.answering}, document by "
             "document. Leave the audit out."
@@ -105,7 +108,7 @@ def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerRow]:
     """The answer behind a prompt without its first passage, without its second and so on."""
     for i in range(len(answer.passages)):
         rest = [*answer.passages[:i], *answer.passages[i + 1 :]]
-        yield rag.row(answer.question, rest, answer.text)
+        yield prompt_with_answer(rag.generator, answer.question, rest, answer.text)
 
 
 def _summary(rows: Sequence[Sequence[dict[str, Any]]], threshold: float) -> dict[str, Any]:

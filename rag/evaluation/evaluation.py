@@ -13,7 +13,7 @@ docs/evaluation.md has the whole contract.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from generator.generator import Generator
 from indexes.corpora.passage import Passage
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError, check_on_error
+from rag.answering.answer import Answer
 from rag.evaluation.significance import bootstrap_intervals
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, ranking_quality
 from retriever.dense import Candidates, Retriever
@@ -29,13 +30,9 @@ from training.questions.context_fit import Fitted, refuse_too_long, split_by_len
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
 
-if TYPE_CHECKING:
-    from rag.pipeline import Answer
-
 logger = logging.getLogger(__name__)
 
 CUTOFFS = (1, 3, 5, 20)
-ON_ERROR = ("raise", "skip")
 
 
 class Answerer(Protocol):
@@ -56,7 +53,7 @@ class Answerer(Protocol):
         """How many."""
         ...
 
-    def answer_from(self, candidates: Sequence[Candidates]) -> list["Answer"]:
+    def answer_from(self, candidates: Sequence[Candidates]) -> list[Answer]:
         """One answer for each question's candidates."""
         ...
 
@@ -73,7 +70,7 @@ class Evaluation:
     """Mean of each metric over the questions that have it, and `n`, how many questions were scored."""
     rows: list[dict[str, Any]]
     """`id`, `question`, `prediction` and the scores of each question."""
-    answers: list["Answer"]
+    answers: list[Answer]
     """The whole answer to each question."""
     intervals: dict[str, tuple[float, float]]
     """95 % bootstrap interval of each mean, over questions."""
@@ -151,7 +148,7 @@ def _that_fit(rag: Answerer, examples: Sequence[QAExample], on_error: str) -> Fi
 
 def _evaluation(
     examples: list[QAExample],
-    answers: list["Answer"],
+    answers: list[Answer],
     scores: list[dict[str, float]],
     candidates: list[list[dict[str, Any]]],
     skipped: int,
@@ -184,16 +181,6 @@ def scorable(examples: Sequence[QAExample], on_error: str = "raise") -> list[QAE
     return kept
 
 
-def check_on_error(on_error: str) -> None:
-    """Refuse anything but "raise" and "skip".
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if on_error not in ON_ERROR:
-        raise UsageError(f"on_error must be one of {list(ON_ERROR)}; {on_error!r} came.")
-
-
 def by_id(examples: Sequence[QAExample]) -> list[int]:
     """Positions of the examples in the order of their ids."""
     return sorted(range(len(examples)), key=lambda i: (examples[i].id, examples[i].question))
@@ -205,7 +192,7 @@ def accepted_answers(example: QAExample) -> Sequence[str]:
 
 
 def score(
-    example: QAExample, candidates: Candidates, answer: "Answer", cutoffs: Sequence[int] = CUTOFFS
+    example: QAExample, candidates: Candidates, answer: Answer, cutoffs: Sequence[int] = CUTOFFS
 ) -> dict[str, float]:
     """All metrics of one question, recall and nDCG at these cut-offs."""
     accepted = accepted_answers(example)

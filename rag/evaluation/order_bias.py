@@ -18,17 +18,19 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
 from indexes.corpora.chunk_ids import gold_document
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
+from rag.answering.answer import Answer
+from rag.answering.permutation_mode import PermutationMode, permuted
 from rag.evaluation.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
 from rag.evaluation.significance import estimate
 from rag.metrics import exact_match, f1, normalize_answer
-from rag.pipeline import RAG, SELECTION, Answer
+from rag.pipeline import RAG
 from retriever.dense import Candidates
 from training.estimation import stable_seed
 from training.questions.example import QAExample
@@ -84,21 +86,22 @@ def order_bias(
             reader = _Reader(rag, {i: evaluation.answers[i] for i in batch})
             for i, row in _with_shuffled_candidates(rag, evaluation, batch, draw, reader).items():
                 rows[i]["candidates"] = row
-            if _selects(rag):  # who sums over documents reads one at a time
+            if _permutation_mode(rag):  # other modes read one document at a time
                 for i, row in _with_shuffled_passages(evaluation, batch, draw, reader).items():
                     rows[i]["passages"] = row
             bar.update(len(batch))
     ordered = [rows[i] for i in order]
     summary: dict[str, Any] = {"shuffles": shuffles, "seed": seed, "candidates": _summary(ordered, "candidates")}
-    if _selects(rag):
+    if _permutation_mode(rag):
         positions = _by_gold_position(ordered)
         summary["passages"] = _summary(ordered, "passages") | {"exact_match_by_gold_position": positions}
     return OrderBias(summary, rows)
 
 
-def _selects(rag: Answerer) -> TypeGuard[RAG]:
-    """Whether answers are read from what the selector chose, all at once."""
-    return isinstance(rag, RAG) and rag.answering == SELECTION
+def _permutation_mode(rag: Answerer) -> PermutationMode | None:
+    """The answer mode, if the generator reads a whole permutation in one prompt."""
+    mode = rag.answer_mode if isinstance(rag, RAG) else None
+    return mode if isinstance(mode, PermutationMode) else None
 
 
 def other_orders(n: int, count: int, *key: object) -> list[_Order]:
@@ -130,10 +133,11 @@ class _Reader:
 
     def select(self, jobs: Sequence[tuple[int, Candidates]]) -> list[tuple[str, Sequence[Passage]]]:
         """The pipeline's answer from candidates, and what it read."""
-        if not _selects(self.rag):
+        mode = _permutation_mode(self.rag)
+        if mode is None:
             return [(answer.text, answer.passages) for answer in self.rag.answer_from([c for _, c in jobs])]
-        permutations = [p.z_mK[0].tolist() for p in self.rag.selector.select([c for _, c in jobs])]
-        chosen = [(i, [c.passages[at] for at in z]) for (i, c), z in zip(jobs, permutations, strict=True)]
+        permutations = mode.select([c for _, c in jobs])
+        chosen = [(i, permuted(c, z)) for (i, c), z in zip(jobs, permutations, strict=True)]
         return list(zip(self.read(chosen), [passages for _, passages in chosen], strict=True))
 
     def read(self, jobs: Sequence[tuple[int, Sequence[Passage]]]) -> list[str]:

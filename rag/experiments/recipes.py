@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.pipeline import SELECTION
+from rag.answering.answer_modes import PERMUTATION
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 
@@ -48,7 +48,7 @@ class Recipe:
     """Each document is read alone: K is 1."""
     summed_documents: str = "few"
     """Where documents are read alone: "few", or "candidates", all that are retrieved."""
-    answering: str = SELECTION
+    answering: str = PERMUTATION
     """As `rag.RAG` takes it."""
 
     @property

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from generator.chat import ChatConfig
 from generator.generator import DecodingConfig
@@ -41,7 +40,7 @@ from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.records.delimited import Quoting
 from indexes.tiny_encoder import TINY
-from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation import Evaluation, answerable, evaluate
 from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.experiments.recipes import RECIPES, Variant
 from rag.experiments.sweep_results import (
@@ -277,22 +276,18 @@ class Row:
         return cls(folder, variant, seed, dict(changes), " ".join([variant.label, *parts]))
 
 
-class Watched:
-    """A pipeline whose every evaluation also measures what was forgotten: what the trainer sees of a pipeline."""
+def evaluation_with_retention(tasks: Sequence[GeneralTask]) -> Callable[..., Evaluation]:
+    """An `evaluate` for `DROTrainer` whose metrics also have what was forgotten: `general` and `kl_drift`."""
 
-    def __init__(self, rag: RAG, tasks: Sequence[GeneralTask]) -> None:
-        self.rag, self.tasks = rag, tasks
-        self.retriever, self.selector, self.generator = rag.retriever, rag.selector, rag.generator
-
-    def evaluate(
-        self, examples: Sequence[QAExample], *, progress: bool = True, processes: PartialState | None = None
-    ) -> dict[str, Any]:
-        """Metrics of the answers, and `general` and `kl_drift`."""
+    def evaluate_with_retention(rag: RAG, examples: Sequence[QAExample], **options: Any) -> Evaluation:
         forgotten: dict[str, float] = {}
-        if self.tasks:
-            forgetting = measure_forgetting(self.generator, self.tasks)
+        if tasks:
+            forgetting = measure_forgetting(rag.generator, tasks)
             forgotten = {"general": forgetting.general, "kl_drift": forgetting.kl_drift}
-        return self.rag.evaluate(examples, progress=progress, processes=processes) | forgotten
+        found = evaluate(rag, examples, **options)
+        return replace(found, metrics=found.metrics | forgotten)
+
+    return evaluate_with_retention
 
 
 class Sweep:
@@ -399,8 +394,15 @@ class Sweep:
         config = self.config(row)
         curve: list[dict[str, Any]] = []
         if config is not None:
-            watched = Watched(rag, self.tasks)
-            curve = DROTrainer(watched, config, questions["train"], questions["dev"], progress=self.progress).train()
+            trainer = DROTrainer(
+                rag,
+                config,
+                questions["train"],
+                questions["dev"],
+                evaluate=evaluation_with_retention(self.tasks),
+                progress=self.progress,
+            )
+            curve = trainer.train()
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)

@@ -1,0 +1,61 @@
+"""The default answer mode: the generator reads the selector's best permutation in one prompt (DRO, arXiv 2505.03075).
+
+z = argmax p_s(z | x, candidates)  (as the selector decodes it),    y ~ p_g(y | x, d_z)
+"""
+
+from collections.abc import Iterator, Sequence
+
+from generator.recording import recording
+from indexes.corpora.passage import Passage
+from rag.answering.answer import Answer, citations
+from rag.answering.answer_mode import AnswerMode, prompt_with_answer
+from retriever.dense import Candidates
+
+
+class PermutationMode(AnswerMode):
+    """Selects a permutation of K passages and generates from all of them at once.
+
+    The audits that shuffle the passages of a prompt or leave one out apply to this mode and its subclasses, which may
+    override `select`.
+    """
+
+    kind = "permutation"
+
+    def select(self, candidates: Sequence[Candidates]) -> list[list[int]]:
+        """The best permutation for each question's candidates: K retriever ranks, in reading order."""
+        return [found.z_mK[0].tolist() for found in self.selector.select(candidates)]
+
+    def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
+        """One answer for each question's candidates; see `AnswerMode.answer_from`."""
+        permutations = self.select(candidates)
+        passages = [permuted(c, z) for c, z in zip(candidates, permutations, strict=True)]
+        questions = [c.question for c in candidates]
+        if log_prob:
+            texts, log_probs = self._generate_scored(questions, passages)
+        else:
+            texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
+        return [
+            Answer(question, text, citations(text, read), read, z, log_p)
+            for question, text, read, z, log_p in zip(questions, texts, passages, permutations, log_probs, strict=True)
+        ]
+
+    def _generate_scored(
+        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]
+    ) -> tuple[list[str], list[float | None]]:
+        """Answers, and log p of each, taken from the generating pass where possible."""
+        with recording() as recorded:
+            texts = self.generator.generate(questions, passages)
+        sequences = [
+            prompt_with_answer(self.generator, *parts) for parts in zip(questions, passages, texts, strict=True)
+        ]
+        return texts, self.generator.log_probs_of_generated(sequences, recorded).tolist()
+
+    def stream(self, candidates: Candidates) -> Iterator[str]:
+        """The answer in pieces, as the generator produces them."""
+        (z,) = self.select([candidates])
+        yield from self.generator.stream(candidates.question, permuted(candidates, z))
+
+
+def permuted(candidates: Candidates, permutation: Sequence[int]) -> list[Passage]:
+    """The passages of a permutation, in its order."""
+    return [candidates.passages[rank] for rank in permutation]
