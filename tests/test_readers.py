@@ -28,7 +28,7 @@ from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.errors import DataError, UsageError
-from indexes.records.containers import answer_literal
+from indexes.records.answer_lists import answer_literal
 from indexes.records.json_documents import read_json_document
 from rag.metrics import gold_recall
 from retriever.dense import DenseRetriever

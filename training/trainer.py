@@ -243,9 +243,10 @@ class DROTrainer:
     def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
-        if not (config.m_step.fit_prior_weights and config.train_selector):
-            return {}
-        if config.retriever_training.objective == "lsr":
+        if (
+            not (config.m_step.fit_prior_weights and config.train_selector)
+            or config.retriever_training.objective == "lsr"
+        ):
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
             fitted = fit_prior_weights(selector, posteriors, advance)
