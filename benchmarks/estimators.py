@@ -180,7 +180,7 @@ class Problem:
         logits_Pn = prob_Pn.view(P, n).clamp_min(1e-300).log().float()
         found = exact.candidates
         single_passage_log_likelihood_n = rag.generator.log_probs(
-            [rag.generator.row(found.question, [p], exact.answer) for p in found.passages]
+            [rag.generator.answer_sequence(found.question, [p], exact.answer) for p in found.passages]
         )
         return cls(
             tree,

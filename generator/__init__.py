@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 
 if TYPE_CHECKING:
+    from generator.adapters import AdapterConfig
     from generator.chat import Chat, ChatConfig
     from generator.generator import DecodingConfig, Generator
-    from generator.language_model import AdapterConfig, LanguageModel
+    from generator.language_model import LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
 
 _EXPORTS = {

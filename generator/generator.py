@@ -24,7 +24,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 from generator.chat import Chat, ReplyReader
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
-from generator.padding import length_mask, pad_right
+from generator.padding import pad_left, pad_right
 from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.recording import Recorded, StepLogProbs, is_recording
 from indexes.batching import token_budget_batches
@@ -55,7 +55,7 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True)
-class AnswerRow:
+class AnswerSequence:
     """One row `prompt_ids + answer_ids` of the generator."""
 
     prompt_ids: list[int]
@@ -165,15 +165,15 @@ class Generator:
         ids = encode_without_special_tokens(model.tokenizer, text, behind=model.chat.reply_opening)
         return [*ids, model.end_of_answer_id]
 
-    def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
+    def answer_sequence(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerSequence:
         """`prompt_ids + answer_ids` within the context; passages are cut, never question or answer."""
         answer_ids = self.encode_answer(answer)
-        return AnswerRow(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
+        return AnswerSequence(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
 
     def fits(self, question: str, answer: str, num_passages: int) -> bool:
         """Whether a row of so many passages has room for this question and answer, with the passages cut to nothing."""
         try:
-            self.row(question, [Passage("", "", "")] * num_passages, answer)
+            self.answer_sequence(question, [Passage("", "", "")] * num_passages, answer)
         except DataError:
             return False
         return True
@@ -209,9 +209,9 @@ class Generator:
     @torch.no_grad()
     def log_prob(self, question: str, passages: Sequence[Passage], answer: str) -> float:
         """`log p(answer | question, passages)`: the sum over answer tokens, end-of-answer included, in nats."""
-        return float(self.log_probs([self.row(question, passages, answer)])[0])
+        return float(self.log_probs([self.answer_sequence(question, passages, answer)])[0])
 
-    def log_probs(self, rows: Sequence[AnswerRow]) -> Tensor:
+    def log_probs(self, rows: Sequence[AnswerSequence]) -> Tensor:
         """The same for many rows, batched by token budget; float32 `[len(rows)]` on the CPU, in the order given."""
         result = torch.empty(len(rows))  # made outside, so that it can be learned from
         lengths = [len(row.input_ids) for row in rows]
@@ -220,7 +220,7 @@ class Generator:
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def log_probs_of_generated(self, rows: Sequence[AnswerRow], recorded: Recorded) -> Tensor:
+    def log_probs_of_generated(self, rows: Sequence[AnswerSequence], recorded: Recorded) -> Tensor:
         """`log_probs`, for answers most of which a `recording` has scored while they were generated.
 
         A recorded score is taken where exactly these tokens were generated behind exactly this prompt. Scored in a pass
@@ -236,7 +236,7 @@ class Generator:
             result[missing] = self.log_probs([rows[i] for i in missing])
         return result
 
-    def token_log_probs(self, rows: Sequence[AnswerRow]) -> list[Tensor]:
+    def token_log_probs(self, rows: Sequence[AnswerSequence]) -> list[Tensor]:
         """Log p of every answer token given those before it, per row float32 `[L]` on the CPU, in the order given."""
         result: dict[int, Tensor] = {}
         lengths = [len(row.input_ids) for row in rows]
@@ -247,7 +247,7 @@ class Generator:
                 result |= dict(zip(batch, log_p_N.cpu().split(forward[-1].tolist()), strict=True))
         return [result[i].clone() for i in range(len(rows))]  # made outside, so that it can be learned from
 
-    def score(self, rows: Sequence[AnswerRow], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def score(self, rows: Sequence[AnswerSequence], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward pass with gradient, under whatever adapter is active.
 
         Args:
@@ -260,7 +260,7 @@ class Generator:
         forward = self.forward(rows)
         return answer_log_prob(*forward, self.language_model.head, token_weights_N), forward[0]
 
-    def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, rows: Sequence[AnswerSequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
         model = self.language_model
         input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
@@ -305,9 +305,11 @@ class Generator:
             role: Who continues.
             stop: A continuation ends before the first of these texts; by default only where the model ends it.
         """
-        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.reads_left_padding:
+        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.supports_left_padding:
             return self._by_length(prompts, role=role, stop=stop)
-        input_ids, attention_mask = self._pad_left(list(prompts))
+        model = self.language_model
+        # Generation continues at the right end, so prompts are padded on the left (and only here).
+        input_ids, attention_mask, _ = pad_left(list(prompts), model.end_of_answer_id, model.device)
         # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
         stopping: dict[str, Any] = {}
         if stop:
@@ -362,12 +364,6 @@ class Generator:
         finally:
             self.config = config
 
-    def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        # Generation continues at the right end, so prompts are padded on the left (and only here).
-        model = self.language_model
-        reversed_ids, lengths = pad_right([p[::-1] for p in prompts], model.end_of_answer_id, model.device)
-        return reversed_ids.flip(1), length_mask(lengths, reversed_ids.shape[1]).flip(1)
-
     def _run(self, **inputs: Any) -> Any:
         """`generate` with our settings and no others.
 
@@ -414,7 +410,8 @@ class Generator:
     def _stream_worker(
         self, prompt: list[int], streamer: "_AnswerStreamer", failure: list[BaseException], abandoned: Event
     ) -> None:
-        input_ids, attention_mask = self._pad_left([prompt])
+        model = self.language_model
+        input_ids, attention_mask, _ = pad_left([prompt], model.end_of_answer_id, model.device)
         try:
             with self.language_model.use(ROLE):
                 self._run(

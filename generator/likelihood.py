@@ -1,4 +1,4 @@
-"""How likely a model finds a text: whole sentences, documents longer than the context, replies that are given.
+"""Likelihood of given texts: whole sentences, documents longer than the context, continuations of a prompt.
 
 Conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness), so that numbers can be
 put beside published ones: a text is scored from its first token on, behind the beginning-of-sequence token or, where
@@ -16,12 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_positions, token_log_probs
+from generator.log_probs import answer_positions, logit_bytes, token_log_probs
 from generator.padding import pad_right
 from indexes.errors import UsageError
-
-# Logits exist for a few tokens at a time: a tensor of this many bytes, whatever the vocabulary is.
-_LOGIT_BYTES = {"cpu": 2**25, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model thinks of a continuation."""
+    """The log-probability of a continuation."""
 
     log_prob: float
     """Sum over the target tokens, nats."""
@@ -106,4 +103,4 @@ def _score(hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor
 def tokens_at_a_time(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> int:
     """C, such that a float32 tensor of C x V logits stays small."""
     vocabulary = head(hidden_NH[:0]).shape[-1]  # no row, and so no work
-    return int(max(1, _LOGIT_BYTES.get(hidden_NH.device.type, 2**25) // (4 * vocabulary)))
+    return int(max(1, logit_bytes(cuda=hidden_NH.is_cuda) // (4 * vocabulary)))

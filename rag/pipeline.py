@@ -12,9 +12,10 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
+from generator.adapters import AdapterConfig
 from generator.chat import ChatConfig
 from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.atomic_files import read_json, replace_folder
 from indexes.directory.passage_index import PassageIndex

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from generator.language_model import LanguageModel
-from generator.padding import Branches, pad_right
+from generator.padding import SharedPrefixTokens, pad_right
 from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
 from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
@@ -320,7 +320,7 @@ class ListwiseSelector(Selector):
     def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
         B, m, k = chosen_Bmk.shape
-        if k and not self.language_model.reads_branches:
+        if k and not self.language_model.supports_shared_prefix:
             return self._hidden_of_prompt(batch, None), self._hidden_in_rows(batch, chosen_Bmk)
         if self.language_model.is_checkpointing and torch.is_grad_enabled():
             return self._hidden_in_one_pass(batch, chosen_Bmk)
@@ -328,7 +328,7 @@ class ListwiseSelector(Selector):
         first_BH = self._hidden_of_prompt(batch, cache)
         if cache is None:
             return first_BH, first_BH.new_zeros(B, m, 0, first_BH.shape[-1])
-        none = Branches.of(m, 0, 0, self.language_model.device)
+        none = SharedPrefixTokens.of_replies(m, 0, 0, self.language_model.device)
         later_BmkH, _ = self._hidden_of_choices(batch, chosen_Bmk, none, cache)
         return first_BH, later_BmkH
 
@@ -343,14 +343,14 @@ class ListwiseSelector(Selector):
         return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
 
     def _hidden_of_choices(
-        self, batch: _Batch, chosen_Bmk: Tensor, read: Branches, cache: Cache
-    ) -> tuple[Tensor, Branches]:
+        self, batch: _Batch, chosen_Bmk: Tensor, read: SharedPrefixTokens, cache: Cache
+    ) -> tuple[Tensor, SharedPrefixTokens]:
         """Hidden states `[B, m, k, H]` after k more choices of each reply, and what of the replies is read by then."""
         model = self.language_model
         B, m, k = chosen_Bmk.shape
         ids_BmkS = self._reply_ids(chosen_Bmk)
         P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
-        tokens = Branches.of(m, len(read.depth) // m, k * S, model.device)
+        tokens = SharedPrefixTokens.of_replies(m, len(read.depth) // m, k * S, model.device)
         read = read.followed_by(tokens)
         model.tokens_read += ids_BmkS.numel()
         hidden_BTH = model.hidden(
@@ -367,8 +367,8 @@ class ListwiseSelector(Selector):
         B, m, k = chosen_Bmk.shape
         P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
         model.tokens_read += batch.tokens + B * m * k * S
-        replies = Branches.of(m, 0, k * S, model.device)
-        tokens = Branches.prompt(P, model.device).followed_by(replies)
+        replies = SharedPrefixTokens.of_replies(m, 0, k * S, model.device)
+        tokens = SharedPrefixTokens.of_prompt(P, model.device).followed_by(replies)
         hidden_BTH = model.hidden(
             torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
             model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, replies),
@@ -446,9 +446,9 @@ class _ListwiseSteps(StepLogits):
         self._selector, self._batch, self._b = selector, batch, b
         self._skips_lm = selector._skips_lm()
         self._one_pass = self._skips_lm or selector.config.decoding == "single_pass"
-        shared = selector.language_model.reads_branches and not self._one_pass
+        shared = selector.language_model.supports_shared_prefix and not self._one_pass
         self._cache = selector.language_model.new_cache() if shared else None
-        self._read = Branches.of(b, 0, 0, selector.language_model.device)
+        self._read = SharedPrefixTokens.of_replies(b, 0, 0, selector.language_model.device)
         self._first_Bbn = None if self._skips_lm else self._after_prompt()[:, None].expand(-1, b, -1)
 
     def _after_prompt(self) -> Tensor:
@@ -466,7 +466,7 @@ class _ListwiseSteps(StepLogits):
         # Beams change their parents, and a reply is short compared with the prompt: it is read again.
         if read := len(self._read.depth):
             self._cache.crop(-read)
-        self._read = Branches.of(self._b, 0, 0, self._selector.language_model.device)
+        self._read = SharedPrefixTokens.of_replies(self._b, 0, 0, self._selector.language_model.device)
         return self._step(z_Bbk, self._cache)[:, :, -1]
 
     def logits(self, lm_Bbn: Tensor | None) -> Tensor:

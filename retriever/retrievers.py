@@ -44,7 +44,7 @@ def create_retriever(index: PassageIndex, encoder: Encoder, settings: str | Mapp
     """
     options = {"kind": settings} if isinstance(settings, str) else dict(settings)
     package = options.pop("package", None)
-    cls = RETRIEVERS.get(options.pop("kind", None) or "", package)
+    cls = RETRIEVERS.get(options.pop("kind", ""), package)
     known = option_names(cls)
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(f"The options of a {cls.kind} retriever are {known}, got {unknown}.")

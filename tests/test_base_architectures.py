@@ -12,8 +12,10 @@ from conftest import byte_tokenizer, randomize_adapters, tiny_language_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
+from generator.adapters import AdapterConfig
 from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
+from generator.padding import pad_left
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
@@ -53,7 +55,7 @@ def test_the_whole_road(kind: str, sentences: PassageIndex, tmp_path: Path) -> N
     build(kind, tmp_path / "base")
     rag = pipeline(sentences, tmp_path / "base")
     if kind in SHARED:
-        assert rag.generator.language_model.reads_branches
+        assert rag.generator.language_model.supports_shared_prefix
     road(rag, tmp_path)
 
 
@@ -66,7 +68,7 @@ def language_model(kind: str) -> LanguageModel:
 @pytest.mark.parametrize("kind", ["mamba", "gpt_neo"])
 def test_what_cannot_share_a_prompt_is_noticed(kind: str) -> None:
     """A state runs on from one reply to the next; GPT-Neo masks by its own window, whatever mask it is given."""
-    assert not language_model(kind).reads_branches
+    assert not language_model(kind).supports_shared_prefix
 
 
 def test_a_router_that_is_a_linear_layer_carries_no_adapter() -> None:
@@ -109,9 +111,9 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
         gradients = [p.grad for p in model.adapter_parameters("selector").values() if p.grad is not None]
         return [*(p.z.double() for p in drawn), *(p.log_p.double() for p in drawn), *scored], gradients
 
-    assert model.reads_branches
+    assert model.supports_shared_prefix
     expected, expected_gradients = everything()
-    model.reads_branches = False
+    model.supports_shared_prefix = False
     found, found_gradients = everything()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -124,12 +126,13 @@ def test_without_padding_on_the_left_prompts_of_one_length_go_together(monkeypat
     model = tiny_language_model()
     generator = Generator(model, config=DecodingConfig(max_new_tokens=5))
     prompts = [[20, 30, 40], [50, 60], [70, 80, 90], [25, 35, 45, 55]]
-    assert model.reads_left_padding
+    assert model.supports_left_padding
     expected = generator.complete(prompts)
     seen: list[list[int]] = []
-    pad = generator._pad_left
-    monkeypatch.setattr(generator, "_pad_left", lambda rows: seen.append([len(r) for r in rows]) or pad(rows))
-    model.reads_left_padding = False
+    monkeypatch.setattr(
+        "generator.generator.pad_left", lambda rows, *a: seen.append([len(r) for r in rows]) or pad_left(rows, *a)
+    )
+    model.supports_left_padding = False
     assert generator.complete(prompts) == expected
     assert seen == [[2], [3, 3], [4]]
 
@@ -144,7 +147,7 @@ def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) 
     )
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
-    rag.generator.language_model.reads_left_padding = False
+    rag.generator.language_model.supports_left_padding = False
     for one, other in zip(rag.answer(questions), expected, strict=True):
         assert one.text == other.text
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)

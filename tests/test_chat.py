@@ -13,9 +13,10 @@ from test_control_tokens import CHATML, NEWLINE, gemma_tokenizer
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from generator.adapters import AdapterConfig
 from generator.chat import Chat, ChatConfig
 from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 
 SMOLLM = (  # as SmolLM2-Instruct's: a system message of its own
@@ -248,7 +249,7 @@ def test_thoughts_are_left_out_of_answers_streams_and_log_probs() -> None:
     assert generator.generate(["Where?"] * 2, [PASSAGES[:1]] * 2) == ["Rot", "Rot"]
     pieces = list(generator.stream("Where?", PASSAGES[:1]))
     assert "".join(pieces) == "Rot"
-    row = generator.row("Where?", PASSAGES[:1], "Rot")
+    row = generator.answer_sequence("Where?", PASSAGES[:1], "Rot")
     assert generator.language_model.tokenizer.convert_ids_to_tokens(row.answer_ids) == ["R", "o", "t", "<|im_end|>"]
 
 
@@ -272,7 +273,7 @@ def test_an_answer_begins_with_the_white_space_of_the_template() -> None:
     )
     tokenizer = added_tokenizer(["[INST]", "[/INST]"], template=template, eos="</s>")
     generator = Generator(LanguageModel(successor_model(tokenizer, {}), tokenizer, adapter=AdapterConfig(r=2)))
-    row = generator.row("Where?", PASSAGES[:1], "Rom")
+    row = generator.answer_sequence("Where?", PASSAGES[:1], "Rom")
     assert tokenizer.decode(row.input_ids[-12:]).endswith("[/INST] Rom</s>")
     assert Generator(tiny_language_model()).language_model.chat.lead == ""
 

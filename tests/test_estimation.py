@@ -12,7 +12,7 @@ from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from training.estimation import EStep, Posterior, answer_row, stable_seed
+from training.estimation import EStep, Posterior, answer_sequence, stable_seed
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -228,7 +228,7 @@ def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], genera
     """Trap 8: the generator reads the passages in the permutation's order, gold or not."""
     posterior = e_step(e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     z = torch.tensor([3, 1])
-    row = answer_row(generator, posterior.candidates, z, "x")
+    row = answer_sequence(generator, posterior.candidates, z, "x")
     text = generator.language_model.tokenizer.decode(row.prompt_ids)
     titles = [posterior.candidates.passages[i].title for i in (3, 1)]
     assert f"[1] Title: {titles[0]} Text" in text

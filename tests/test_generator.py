@@ -16,7 +16,7 @@ def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> Non
     model = tiny_language_model(architecture)
     randomize_adapters(model)
     generator = Generator(model)
-    row = generator.row(QUESTIONS[0], PASSAGES[:3], "William Shakespeare")
+    row = generator.answer_sequence(QUESTIONS[0], PASSAGES[:3], "William Shakespeare")
     ids = torch.tensor([row.input_ids])
     with torch.no_grad(), model.use("generator"):
         logits = model.base_model(input_ids=ids).logits[0].double()
@@ -31,7 +31,7 @@ def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> Non
 def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
     """Trap 5: padding, batch split and order change nothing."""
     rows = [
-        generator.row(q, PASSAGES[i : i + 2 + i], a)
+        generator.answer_sequence(q, PASSAGES[i : i + 2 + i], a)
         for i, (q, a) in enumerate(zip(QUESTIONS, ["x", "Paris, Seine", "symbol O"], strict=True))
     ]
     together = generator.log_probs(rows)
@@ -42,7 +42,10 @@ def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
 
 
 def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator: Generator) -> None:
-    rows = [generator.row(QUESTIONS[2], PASSAGES[:1], "a"), generator.row(QUESTIONS[1], PASSAGES[:3], "bcd")]
+    rows = [
+        generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
+        generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
+    ]
     before = generator.language_model.tokens_read
     scores = generator.log_probs(rows)
     assert generator.language_model.tokens_read - before == sum(len(row.input_ids) for row in rows)
@@ -54,7 +57,10 @@ def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator:
 def test_pad_equal_to_eos_changes_nothing(generator: Generator) -> None:
     """Trap 5: masks come from lengths, so an end token inside the row is no padding."""
     tokenizer = generator.language_model.tokenizer
-    rows = [generator.row(QUESTIONS[2], PASSAGES[:1], "a"), generator.row(QUESTIONS[1], PASSAGES[:3], "bcd")]
+    rows = [
+        generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
+        generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
+    ]
     before = generator.log_probs(rows)
     tokenizer.pad_token = tokenizer.eos_token
     torch.testing.assert_close(generator.log_probs(rows), before)

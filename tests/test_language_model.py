@@ -13,7 +13,7 @@ from generator.language_model import (
     LanguageModel,
     resolve_dtype,
 )
-from generator.padding import Branches
+from generator.padding import SharedPrefixTokens
 from indexes.batching import token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError
 
@@ -224,8 +224,8 @@ def test_branches_equal_separate_rows(architecture: str) -> None:
     model = tiny_language_model(architecture)
     prompt, replies = [20, 30, 40], [[50, 60], [70, 80]]
     device = torch.device("cpu")
-    branches = Branches.of(2, 0, 2, device)
-    tokens = Branches.prompt(5, device).followed_by(branches)  # two padding tokens after the prompt
+    branches = SharedPrefixTokens.of_replies(2, 0, 2, device)
+    tokens = SharedPrefixTokens.of_prompt(5, device).followed_by(branches)  # two padding tokens after the prompt
     lengths = torch.tensor([3])
     row = torch.tensor([[*prompt, 0, 0, *replies[0], *replies[1]]])
     with torch.no_grad():
@@ -246,8 +246,8 @@ def test_sliding_windows_are_kept() -> None:
     model = tiny_language_model("mistral", sliding_window=3)
     prompt, reply = [20, 30, 40, 50], [60, 70]
     device = torch.device("cpu")
-    branches = Branches.of(1, 0, 2, device)
-    tokens = Branches.prompt(4, device).followed_by(branches)
+    branches = SharedPrefixTokens.of_replies(1, 0, 2, device)
+    tokens = SharedPrefixTokens.of_prompt(4, device).followed_by(branches)
     lengths = torch.tensor([4])
     with torch.no_grad():
         packed = model.hidden(

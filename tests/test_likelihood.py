@@ -59,7 +59,7 @@ def test_few_logits_at_a_time_change_nothing(language_model: LanguageModel, monk
     sizes: list[int] = []
     head = language_model.head
     monkeypatch.setattr(language_model, "head", lambda hidden: sizes.append(len(hidden)) or head(hidden))
-    monkeypatch.setattr("generator.likelihood._LOGIT_BYTES", {"cpu": 4 * language_model.base_model.vocab_size * 3})
+    monkeypatch.setattr("generator.likelihood.logit_bytes", lambda cuda: 4 * language_model.base_model.vocab_size * 3)
     assert [one.log_prob for one in continuation_likelihoods(language_model, rows)] == pytest.approx(whole, rel=1e-6)
     assert max(sizes) == 3 and sum(sizes) == 37
 

@@ -17,7 +17,7 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_row
+from training.estimation import EStep, Posterior, answer_sequence
 from training.maximization import (
     JointModel,
     MicroBatch,
@@ -166,7 +166,7 @@ def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector
 
 
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
-    row = answer_row(generator, posterior.candidates, z, posterior.answer)
+    row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
     ids = torch.tensor([row.input_ids])
     logits = generator.language_model.base_model(input_ids=ids).logits[0]
     n = len(row.answer_ids)
@@ -238,7 +238,7 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
     expected = 0.0
     for posterior in posteriors:
         for z in posterior.permutations.z:
-            row = answer_row(generator, posterior.candidates, z, posterior.answer)
+            row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
             ids, P = torch.tensor([row.input_ids]), len(row.prompt_ids)
             logits = {}
             for role in ("base", "generator"):

@@ -23,9 +23,9 @@ from conftest import (
 from huggingface_hub.errors import LocalEntryNotFoundError
 from kills import survives
 
+from generator.adapters import AdapterConfig
 from generator.chat import ChatConfig
 from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus

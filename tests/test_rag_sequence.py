@@ -63,7 +63,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline:
     posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]
     parameters = list(baseline.generator.language_model.adapter_parameters("generator").values())
     passages = [posterior.candidates.passages[i] for i in posterior.permutations.z[:, 0].tolist()]
-    rows = [baseline.generator.row(QUESTION, [p], "Shakespeare") for p in passages]
+    rows = [baseline.generator.answer_sequence(QUESTION, [p], "Shakespeare") for p in passages]
 
     def gradient(loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         with baseline.generator.language_model.use("generator"):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.adapters import AdapterConfig
+from generator.generator import AnswerSequence, DecodingConfig, Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
@@ -119,7 +120,7 @@ def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Listwi
         RAG(selector.retriever, selector, Generator(model), answering="rag")
 
 
-def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+def log_marginal(rag: RAG, rows: list[AnswerSequence], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """log prod_i sum_d p(d|x) p(y_i|x,d,y_<i), each row read alone by the whole model."""
     centred = scores_n - scores_n.mean()
     log_prior_n = (strength * centred / centred.square().mean().sqrt()).log_softmax(-1)
@@ -157,7 +158,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
             loss = joint(MicroBatch(role, (posterior,), num_questions=1))["loss"]
             ours[mine] = torch.autograd.grad(loss, learned[mine])
     candidates = posterior.candidates
-    rows = [rag.generator.row(example.question, [p], "Shakespeare") for p in candidates.passages]
+    rows = [rag.generator.answer_sequence(example.question, [p], "Shakespeare") for p in candidates.passages]
     expected = log_marginal(rag, rows, retriever.score(candidates), rag.selector.prior.strength)
     assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.detach()), abs=1e-3)
     with model.use("generator"):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.candidates import Candidates
@@ -305,7 +305,11 @@ class EStep:
 
     def _single_passage_log_likelihoods(self, cases: Sequence[_Case]) -> list[_Case]:
         """The same with log p(y | x, d_i) of every candidate alone."""
-        rows = [self.generator.row(c.candidates.question, [p], c.answer) for c in cases for p in c.candidates.passages]
+        rows = [
+            self.generator.answer_sequence(c.candidates.question, [p], c.answer)
+            for c in cases
+            for p in c.candidates.passages
+        ]
         alone = self.generator.log_probs(rows).split([len(c.candidates) for c in cases])
         return [
             replace(case, single_passage_log_likelihood_n=single_passage_log_likelihood_n)
@@ -345,7 +349,7 @@ class EStep:
         """Log p_g per question `[m]` of given permutations `[m, K]`; equal ones are scored once."""
         distinct = [list(dict.fromkeys(map(tuple, z_mK.tolist()))) for z_mK in permutations]
         sequences = [
-            answer_row(self.generator, case.candidates, torch.tensor(z), case.answer)
+            answer_sequence(self.generator, case.candidates, torch.tensor(z), case.answer)
             for case, of_case in zip(cases, distinct, strict=True)
             for z in of_case
         ]
@@ -361,7 +365,7 @@ class EStep:
     def _by_token(self, cases: Sequence[_Case], permutations: Sequence[Permutations]) -> list[Posterior]:
         """Posteriors at every answer token, over permutations that are all scored."""
         rows = [
-            answer_row(self.generator, case.candidates, z_K, case.answer)
+            answer_sequence(self.generator, case.candidates, z_K, case.answer)
             for case, drawn in zip(cases, permutations, strict=True)
             for z_K in drawn.z
         ]
@@ -422,10 +426,10 @@ def _present(single_passage_log_likelihood_n: Tensor | None) -> Tensor:
     return single_passage_log_likelihood_n
 
 
-def answer_row(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerRow:
+def answer_sequence(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerSequence:
     """The generator's row for one permutation of one question's candidates."""
     passages = [candidates.passages[i] for i in z_K.tolist()]
-    return generator.row(candidates.question, passages, answer)
+    return generator.answer_sequence(candidates.question, passages, answer)
 
 
 def stable_seed(*parts: object) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
@@ -197,7 +197,7 @@ def inspect_batch(
     ]
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int]) -> list[list[Token]]:
+def _tokens(rag: RAG, rows: Sequence[AnswerSequence], aligned_rows: set[int]) -> list[list[Token]]:
     model = rag.generator.language_model
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
     answers_B = torch.tensor([len(row.answer_ids) for row in rows])

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
 from rag.answering.answer_mode import prompt_with_answer
@@ -104,7 +104,7 @@ def _log_prob(answer: Answer) -> float:
     return answer.log_prob
 
 
-def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerRow]:
+def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerSequence]:
     """The answer behind a prompt without its first passage, without its second and so on."""
     for i in range(len(answer.passages)):
         rest = [*answer.passages[:i], *answer.passages[i + 1 :]]

@@ -20,8 +20,8 @@ import torch
 from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
+from generator.adapters import AdapterConfig
 from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
