@@ -75,7 +75,7 @@ class Adapters:
         return f"Adapters({list(ROLES)}, active={self._role!r}, {self.config})"
 
     def _add(self, model: PreTrainedModel) -> PeftModel:
-        # peft 0.21 tells the weights of one adapter from those of another by such a part of their names alone
+        # peft 0.21 distinguishes the weights of adapters only by such a part of their names
         # (`_filter_state_dict_for_adapter_name`), and would leave some out of the file of the other.
         if clashes := [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ROLES]:
             raise UsageError(
@@ -98,12 +98,12 @@ class Adapters:
                         peft_model.add_adapter(role, self._lora_config(model))
                 except (ValueError, NotImplementedError) as error:  # nothing matches, or a module of another kind
                     raise UsageError(
-                        f"target_modules must name layers of {type(model).__name__} that LoRA can adapt; "
-                        f"{self.config.target_modules!r} came: {first_line(error)}"
+                        f"target_modules must name layers of {type(model).__name__} that LoRA can adapt, "
+                        f"got {self.config.target_modules!r}: {first_line(error)}"
                     ) from error
         if isinstance(model.get_output_embeddings(), BaseTunerLayer):
             raise UsageError(
-                "target_modules must leave the output head alone (the KL is computed through it, frozen); "
+                "target_modules must not include the output head (the KL is computed through it, frozen); "
                 f"{self.config.target_modules!r} adapts it. Name the inner projections instead."
             )
         return peft_model
@@ -123,19 +123,18 @@ class Adapters:
 
     @property
     def role(self) -> str:
-        """Who answers now: `"selector"`, `"generator"` or `"base"`."""
+        """The active adapter: `"selector"`, `"generator"`, or `"base"` where all are off."""
         return self._role
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
-        """Answer as `role` inside the block.
+        """Activate the adapter of `role` inside the block; `"base"` deactivates all.
 
         A forward pass and its backward belong into one block: with gradient checkpointing the backward runs the
-        forward again, and would do so with whatever adapter is active by then. Other threads wait: there is one
-        set of adapters, and it cannot play two roles at once.
+        forward again, with whatever adapter is active by then. Other threads wait: only one adapter can be active.
         """
         if role not in (*ROLES, BASE):
-            raise UsageError(f"role must be one of {[*ROLES, BASE]}; {role!r} came.")
+            raise UsageError(f"role must be one of {[*ROLES, BASE]}, got {role!r}.")
         with self._in_use:
             previous = self._role
             self._switch(role)
@@ -176,6 +175,11 @@ class Adapters:
                 for kind in layer.adapter_layer_names:
                     found |= _named_parameters(getattr(layer, kind), role, f"{prefix}.{kind}")
         return found
+
+    def base_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the base."""
+        adapted = {id(parameter) for role in ROLES for parameter in self.parameters(role).values()}
+        return [parameter for parameter in self.peft_model.parameters() if id(parameter) not in adapted]
 
     def is_untrained(self, role: str) -> bool:
         """Whether the adapter of `role` is still the identity.
@@ -281,7 +285,7 @@ def _linear_without_tensor(model: PreTrainedModel) -> list[str]:
     hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     try:
         model(input_ids=torch.tensor([[0, 1]], device=model.device))
-    except Exception as error:  # `_check_causal` says it with more words
+    except Exception as error:  # `check_causal` raises an error about it
         logger.debug("%s does not read two tokens: %s", type(model).__name__, error)
     finally:
         for hook in hooks:

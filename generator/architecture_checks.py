@@ -1,7 +1,7 @@
 """What an architecture can do, found by trying it on a few tokens when a model is loaded.
 
 Some properties are required (causal attention, logits that follow from the last hidden states), others only decide how
-batches are formed (several replies behind one shared prompt, padding on the left).
+batches are formed (several replies after one shared prompt, padding on the left).
 
 Legend: B batch elements, T tokens.
 """
@@ -77,7 +77,7 @@ class CheckedModel(Protocol):
     def shared_prefix_masks(
         self, prompt_lengths_B: Tensor, prompt_width: int, query: SharedPrefixTokens, keys: SharedPrefixTokens
     ) -> Tensor | dict[str, Tensor]:
-        """Masks of several replies behind one prompt."""
+        """Attention masks of several replies after one prompt."""
         ...
 
     def attention_types(self) -> tuple[list[str], float]:
@@ -91,7 +91,11 @@ class CheckedModel(Protocol):
 
 @torch.no_grad()
 def check_causal(model: CheckedModel) -> None:
-    """No token may see a later one: then padding on the right changes nothing, and an answer explains no prompt."""
+    """Refuse a base in which a token attends to a later one: padding on the right would change results.
+
+    Raises:
+        UsageError: It is not causal, or does not read plain sequences of tokens.
+    """
     first, second = (_some_tokens(model, 5, last=last) for last in (1, 2))
     try:
         seen = [model.hidden(ids, None)[:, :-1].float() for ids in (first, second)]
@@ -99,20 +103,24 @@ def check_causal(model: CheckedModel) -> None:
             model.hidden(first, None)
     except Exception as error:  # whatever an architecture raises that is no language model by itself
         raise UsageError(
-            f"The base must read plain rows of tokens; {type(model.base_model).__name__} cannot: "
+            f"The base must read plain sequences of tokens; {type(model.base_model).__name__} cannot: "
             f"{type(error).__name__}: {first_line(error)} Use another architecture, or other target_modules."
         ) from error
     if not _agree(model, *seen):
         raise UsageError(
             f"The base must be causal, so that no token sees a later one; in {type(model.base_model).__name__} the "
-            "last token changes what is read before it. Use a decoder (of BERT's kin: with is_decoder=true in its "
+            "last token changes what is read before it. Use a decoder (of the BERT family: with is_decoder=true in its "
             "config.json)."
         )
 
 
 @torch.no_grad()
 def check_head(model: CheckedModel) -> None:
-    """Body then head must give the model's own logits, else log-probabilities would be silently wrong."""
+    """Refuse a base whose logits are not those of its head on its last hidden states.
+
+    Raises:
+        UsageError: Log-probabilities would be silently wrong.
+    """
     probe = torch.tensor([[model.tokenizer.eos_token_id] * 2], device=model.device)
     expected = model.base_model(input_ids=probe).logits.float()
     ids = torch.arange(min(3, expected.shape[-1]), device=model.device)
@@ -126,13 +134,13 @@ def check_head(model: CheckedModel) -> None:
     if not close:
         raise UsageError(
             f"{type(model.base_model).__name__} changes its logits after the output head in a way that is not "
-            "known here, or its hidden states before it (as BERT's kin do); selection and alignment would be "
+            "known here, or its hidden states before it (as the BERT family does); selection and alignment would be "
             "wrong. Use another architecture or report it."
         )
 
 
 def supports_shared_prefix(model: CheckedModel) -> bool:
-    """Whether several replies behind one prompt are read as in sequences of their own."""
+    """Whether several replies after one prompt are read as in sequences of their own."""
     return _works(model, _shared_prefix_matches)
 
 
@@ -159,25 +167,25 @@ def _shared_prefix_matches(model: CheckedModel) -> bool:
         return False
     rows = _some_tokens(model, 11)
     prompt, replies = rows[:, :5], (rows[:, 5:8], rows[:, 8:])
-    lengths_B, width = torch.tensor([5], device=model.device), 7  # two tokens of padding behind the prompt
+    lengths_B, width = torch.tensor([5], device=model.device), 7  # two tokens of padding after the prompt
     padded = nn.functional.pad(prompt, (0, 2))
-    behind = SharedPrefixTokens.of_replies(2, 0, 3, model.device)
+    replied = SharedPrefixTokens.of_replies(2, 0, 3, model.device)
     cache = model.new_cache()
     model.hidden(padded, None, cache=cache)
     after_cache = model.hidden(
         torch.cat(replies, dim=1),
-        model.shared_prefix_masks(lengths_B, width, behind, behind),
-        position_ids_BQ=behind.positions(lengths_B),
+        model.shared_prefix_masks(lengths_B, width, replied, replied),
+        position_ids_BQ=replied.positions(lengths_B),
         cache=cache,
     )
-    tokens = SharedPrefixTokens.of_prompt(width, model.device).followed_by(behind)
+    tokens = SharedPrefixTokens.of_prompt(width, model.device).followed_by(replied)
     in_one_row = model.hidden(
         torch.cat([padded, *replies], dim=1),
-        model.shared_prefix_masks(lengths_B, width, tokens, behind),
+        model.shared_prefix_masks(lengths_B, width, tokens, replied),
         position_ids_BQ=tokens.positions(lengths_B),
     )[:, width:]
-    alone = [model.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
-    expected = torch.cat(alone, dim=1)
+    separate = [model.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
+    expected = torch.cat(separate, dim=1)
     return _agree(model, after_cache, expected) and _agree(model, in_one_row, expected)
 
 
@@ -203,12 +211,12 @@ def _left_padding_matches(model: CheckedModel) -> bool:
         return torch.stack(found.logits, dim=1)
 
     together = logits(torch.cat([torch.cat([padding, short], dim=1), long]), mask)
-    alone = torch.cat([logits(ids, torch.ones_like(ids)) for ids in (short, long)])
-    return _agree(model, together, alone)
+    separate = torch.cat([logits(ids, torch.ones_like(ids)) for ids in (short, long)])
+    return _agree(model, together, separate)
 
 
 def _some_tokens(model: CheckedModel, length: int, *, last: int = 0) -> Tensor:
-    """A row `[1, T]` of some tokens, none of them special by its number in most vocabularies."""
+    """Some tokens `[1, T]`, none of them special in most vocabularies."""
     size = len(cast(Tensor, model.base_model.get_input_embeddings().weight))
     ids = torch.arange(length, device=model.device) * 7 + size // 2
     ids[-1] += last
@@ -216,7 +224,7 @@ def _some_tokens(model: CheckedModel, length: int, *, last: int = 0) -> Tensor:
 
 
 def _agree(model: CheckedModel, first: Tensor, second: Tensor) -> bool:
-    """Whether two readings of the same tokens agree, as far as the number format of the base lets them."""
+    """Whether two results for the same tokens agree, to the precision of the base's dtype."""
     allowed = 1e-3 if model.base_model.dtype == torch.float32 else 5e-2
     difference, size = (first.float() - second.float()).norm(), second.float().norm()
     return bool(torch.isfinite(difference)) and float(difference) <= allowed * float(size) + 1e-6

@@ -3,7 +3,7 @@
 A `LanguageModel` holds a single copy of the base weights. `use("selector")` and `use("generator")` switch the
 adapter, `use("base")` switches all of them off: that is the reference distribution of SelfAug.
 
-Legend: B rows, T tokens, P prompt tokens, Q query tokens of this call, H hidden size, V vocabulary.
+Legend: B sequences, T tokens, P prompt tokens, Q query tokens of this call, H hidden size, V vocabulary.
 """
 
 import logging
@@ -48,9 +48,9 @@ class LanguageModel(nn.Module):
         adapter: LoRA settings.
         name: What `from_pretrained` was called with; recorded in bundles.
         revision: Revision of that name, if any.
-        context_length: Tokens that one row may hold; None: what config or tokenizer state, else
+        context_length: Tokens that one sequence may hold; None: what config or tokenizer state, else
             `generator.base_config.DEFAULT_CONTEXT`.
-        chat: What the chat template is given.
+        chat: Settings of the chat template.
 
     Raises:
         UsageError: Slow tokenizer, no end-of-sequence token, an adapter on the output head, or an output head
@@ -70,25 +70,25 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         if not tokenizer.is_fast:
-            raise UsageError("The tokenizer must be a fast one (it cuts documents by offsets); a slow one came.")
+            raise UsageError("The tokenizer must be a fast one (it cuts documents by offsets), got a slow one.")
         if tokenizer.eos_token_id is None:
             raise UsageError("The tokenizer must have an end-of-sequence token; it has none. Set eos_token.")
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
-        # Not a property: torch 2.13 answers an AttributeError inside a property of a module with one about the
+        # Not a property: torch 2.13 replaces an AttributeError inside a property of a module by one about the
         # property itself ("'LanguageModel' object has no attribute 'context_length'"), which hides the cause.
         self.context_length = choose_context(model.config, tokenizer, context_length)
-        """Tokens that one row may hold."""
+        """Tokens that one sequence may hold."""
         self.trust_remote_code = uses_remote_code((model, model.config, tokenizer))
-        """Whether code that came with the model runs here; loading it anew needs the option of this name."""
+        """Whether code of the model's repository runs here; loading the model again needs the option of this name."""
         self.quantization: str | None = None
         self.mixed = False
         self.is_checkpointing = False
         _switch_off_dropout(model)
         self.adapters = Adapters(model, adapter or AdapterConfig())
         self.peft_model = self.adapters.peft_model
-        self.tokens_read = 0  # of prompts, replies and answers, padding left out: what passes are paid for
+        self.tokens_read = 0  # of prompts, replies and answers, without padding
         self.eval()
         check_causal(self)
         check_head(self)
@@ -96,9 +96,17 @@ class LanguageModel(nn.Module):
         self.chat.check()
         self.end_of_answer_id = _end_of_answer_id(tokenizer, self.chat)
         self.supports_shared_prefix = supports_shared_prefix(self)
-        """Whether several replies behind one prompt are read as in sequences of their own; else each is one."""
+        """Whether several replies after one prompt are read as in sequences of their own; else each is one."""
         self.supports_left_padding = supports_left_padding(self)
         """Whether prompts of unequal lengths can be continued in one batch; else only those of one length can."""
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.adapters.base_parameters())
+        where = f"{self.dtype_name()} on {self.device}" + (f", {self.quantization}" if self.quantization else "")
+        return (
+            f"LanguageModel({self.name!r}, {type(self.base_model).__name__}, {size:,} parameters, {where}, "
+            f"context_length={self.context_length}, adapters r={self.adapter.r}, active: {self.role})"
+        )
 
     @classmethod
     def from_pretrained(
@@ -124,8 +132,8 @@ class LanguageModel(nn.Module):
                 dtype name; or `"mixed"`: float32 weights and residual stream, bfloat16 products.
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
-            context_length: Tokens that one row may hold; None: what the model states.
-            chat: What the chat template is given.
+            context_length: Tokens that one sequence may hold; None: what the model states.
+            chat: Settings of the chat template.
             trust_remote_code: Run Python code that comes with the model, where it has some.
 
         Raises:
@@ -241,7 +249,7 @@ class LanguageModel(nn.Module):
         if changed:
             raise MismatchError(
                 f"A copy of the base must hold the same weights; of {type(base).__name__} {len(changed)} of "
-                f"{len(expected)} tensors came back different or not at all, such as {changed[0]!r}. Leave the base "
+                f"{len(expected)} tensors are different or missing, such as {changed[0]!r}. Leave the base "
                 "out of the bundle, or report it."
             )
 
@@ -290,7 +298,7 @@ class LanguageModel(nn.Module):
         Args:
             input_ids_BQ: Tokens; without a mask, padding may only stand on the right.
             attention_mask: None for plain causal attention, else as transformers takes it.
-            position_ids_BQ: Where the tokens stand; default: one after the other, behind the cache.
+            position_ids_BQ: Where the tokens stand; default: consecutive, after the cache.
             cache: Keys and values of what was read before; what is read now is added.
         """
         with self.autocast():
@@ -402,7 +410,7 @@ def resolve_dtype(dtype: str, device: str) -> torch.dtype:
         return torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
-        raise UsageError(f"dtype must be 'auto', 'mixed' or one of {sorted(known)}; {dtype!r} came.")
+        raise UsageError(f"dtype must be 'auto', 'mixed' or one of {sorted(known)}, got {dtype!r}.")
     return known[dtype]
 
 
@@ -413,7 +421,7 @@ def _quantization(kind: str) -> Any:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    raise UsageError(f"quantization must be None, '4bit' or '8bit'; {kind!r} came.")
+    raise UsageError(f"quantization must be None, '4bit' or '8bit', got {kind!r}.")
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:

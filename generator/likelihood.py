@@ -1,8 +1,8 @@
 """Likelihood of given texts: whole sentences, documents longer than the context, continuations of a prompt.
 
 Conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness), so that numbers can be
-put beside published ones: a text is scored from its first token on, behind the beginning-of-sequence token or, where
-a tokenizer has none, the end-of-sequence token; no end-of-sequence token is scored behind it. A long text is read in
+compared with published ones: a text is scored from its first token on, after the beginning-of-sequence token or, where
+a tokenizer has none, the end-of-sequence token; no end-of-sequence token is scored after it. A long text is read in
 windows that are as wide as the context, and each token is scored exactly once.
 
 Legend: B rows, T tokens, N scored tokens, C of them at a time, H hidden size, V vocabulary.
@@ -44,7 +44,7 @@ class Likelihood:
 
 
 def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before the first token of a text: the beginning-of-sequence token, else the end-of-sequence one."""
+    """The token before the first token of a text: beginning of sequence, or else end of sequence."""
     first = tokenizer.bos_token_id
     return int(tokenizer.eos_token_id if first is None else first)
 
@@ -52,7 +52,7 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def rolling_windows(ids: Sequence[int], prefix: int, width: int) -> list[Continuation]:
     """A text of any length as windows of at most `width` tokens, each token a target exactly once.
 
-    The first window predicts `width` tokens behind the prefix, every later one the next `width` behind the last token
+    The first window predicts `width` tokens after the prefix, every later one the next `width` after the last token
     before it; the last, shorter one sees as many tokens before it as the width allows. So does the harness's
     `loglikelihood_rolling`.
 
@@ -60,7 +60,7 @@ def rolling_windows(ids: Sequence[int], prefix: int, width: int) -> list[Continu
         UsageError: The width is below 1.
     """
     if width < 1:
-        raise UsageError(f"A window must hold at least 1 token; {width} came.")
+        raise UsageError(f"A window must hold at least 1 token, got {width}.")
     before, windows = [prefix, *ids], []
     for start in range(0, len(ids), width):
         targets = list(ids[start : start + width])

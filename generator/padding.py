@@ -1,4 +1,4 @@
-"""Padding, and several replies behind one shared prompt (pure functions of tensors).
+"""Padding, and several replies after one shared prompt (pure functions of tensors).
 
 Legend: B sequences, T tokens, P prompt width, Q query tokens, K key tokens.
 """

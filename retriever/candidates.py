@@ -35,13 +35,13 @@ class Candidates:
     question: str
     passages: list[Passage]
     scores: Tensor
-    """Retriever scores, float32: the inner products of a dense retriever, or what another ranks by."""
+    """Retriever scores `[n]`, float32: the inner products of a dense retriever, or what another ranks by."""
     question_vector: Tensor
-    """Embedding of the question *before* the question adapter, float32."""
+    """Embedding of the question *before* the question adapter `[d]`, float32."""
     passage_vectors: Tensor
-    """Stored embeddings of the passages, float32."""
+    """Stored embeddings of the passages `[n, d]`, float32."""
     dense_scores: Tensor | None = None
-    """Inner products of `passage_vectors` with the question as it was searched with (after the question adapter),
+    """Inner products `[n]` of `passage_vectors` with the question as it was searched with (after the question adapter),
     float32; None when they are `scores`. They are not where a retriever ranks by something else, or where the index
     scores by other numbers than the vectors that it gives back, such as RaBitQ (`faiss_kinds`)."""
     explanations: list[Explanation] | None = None

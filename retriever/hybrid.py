@@ -1,7 +1,7 @@
-"""Retrieval by words: alone (BM25), and fused with the dense ranking (reciprocal rank fusion).
+"""Lexical retrieval: BM25, and its fusion with the dense ranking (reciprocal rank fusion).
 
-What an encoder misses are names, numbers and rare words; what BM25 misses are other words for the same thing. Their
-scores have no common scale, so their ranks are added: Cormack, Clarke and Büttcher (SIGIR 2009).
+Encoders miss names, numbers and rare words; BM25 misses synonyms. Their scores have no common scale, so their ranks are
+added: Cormack, Clarke and Büttcher (SIGIR 2009).
 
 Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
 """
@@ -63,7 +63,7 @@ class LexicalRetriever(Retriever):
     def with_terms(self, candidates: Candidates) -> Candidates:
         """The same candidates, their explanations with what each word of the question adds to the BM25 score.
 
-        A passage that is not in the BM25 ranking, because others came before it, gets its score here.
+        A passage that is not in the BM25 ranking, because its rank is too low, gets its score here.
         """
         explained = []
         for passage, explanation in zip(candidates.passages, candidates.explanations or [], strict=True):

@@ -41,7 +41,7 @@ class RetrieverPrior(nn.Module):
     """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r, pooled.
 
     Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
-    retriever's order exactly, whatever the base model would have said; log-linear pooling then moves weight to the
+    retriever's order exactly, whatever the logits of the base model are; log-linear pooling then moves weight to the
     language model as far as the posterior rewards it. Scores are standardised over the candidates of a question,
     which makes the start independent of the encoder's scale.
     """
@@ -109,7 +109,7 @@ class ListwiseSelector(Selector):
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
         self.separator_ids = encode_without_special_tokens(
-            language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
+            language_model.tokenizer, RANKING_SEPARATOR, after=RANKING_OPEN + self.identifiers.names[0]
         )
 
     # -- what callers use --------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class ListwiseSelector(Selector):
     ) -> list[Tensor]:
         """Log p_s of given permutations with gradient, per question `[m_b]`; arguments as `Selector.log_prob`.
 
-        A question's prompt is read once, with all its replies behind it; a block mask and positions that restart after
+        A question's prompt is read once, followed by all its replies; a block mask and positions that restart after
         the prompt make that equal to m separate rows.
         """
         with self.language_model.use(ROLE):
@@ -246,7 +246,7 @@ class ListwiseSelector(Selector):
         )
 
     def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
-        """Ranking prompts, or one token each where nobody will read them."""
+        """Ranking prompts, or one token each where the language model is skipped."""
         if not self._skips_lm():
             return [self.prompt_ids(c) for c in candidates]
         for one in candidates:
@@ -307,7 +307,7 @@ class ListwiseSelector(Selector):
         return self._combine(lm_BmKn, prior_B11n)
 
     def _lm_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
-        """The same, of the language model alone."""
+        """Id logits of the language model at every step of every permutation, `[B, m, K, n]`."""
         B, m, K = z_BmK.shape
         n = batch.absent_Bn.shape[1]
         steps = 0 if self.config.decoding == "single_pass" else K - 1
@@ -379,7 +379,7 @@ class ListwiseSelector(Selector):
         return first_BH, later_BmkH
 
     def _hidden_in_rows(self, batch: _Batch, chosen_Bmk: Tensor) -> Tensor:
-        """Hidden states `[B, m, k, H]` after k choices, each reply in a row of its own behind its prompt.
+        """Hidden states `[B, m, k, H]` after k choices, each reply in a sequence of its own after its prompt.
 
         For models whose layers keep a state or make masks of their own, so that one prompt cannot serve several
         replies: the same probabilities, at the price of reading the prompt m times.
@@ -456,7 +456,7 @@ class _ListwiseSteps(StepLogits):
         return self._selector._id_logits(hidden_BH, self._batch.absent_Bn.shape[1])
 
     def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
-        """As `StepLogits.lm_logits`; from the cache, where the model can read several replies behind one prompt."""
+        """As `StepLogits.lm_logits`; from the cache, where the model supports several replies after one prompt."""
         if not z_Bbk.shape[-1] or self._one_pass:
             return self._first_Bbn
         if self._cache is None:

@@ -26,20 +26,20 @@ NEGATIVE_INFINITY = float("-inf")
 
 @dataclass(frozen=True)
 class Permutations:
-    """m permutations of one question's candidates, with both log-probabilities that weights need.
+    """m permutations of one question's candidates, with both log-probabilities that importance weights need.
 
     They differ when the proposal is not the selector itself (another temperature, enumeration), and mixing them
     up is the classic way to get wrong importance weights.
     """
 
     z: Tensor
-    """Candidate positions, int64."""
+    """Candidate positions, int64 `[m, K]`."""
     log_p: Tensor
-    """log p_s(z | x) under the selector when they were drawn, float32."""
+    """log p_s(z | x) under the selector when they were drawn, float32 `[m]`."""
     log_q: Tensor
-    """log q(z | x) under the proposal they were drawn from, float32."""
+    """log q(z | x) under the proposal they were drawn from, float32 `[m]`."""
     lm_logits: Tensor | None = None
-    """What the language model alone gave every id at every step, float32, where it was asked while drawing."""
+    """Id logits of the language model at every step `[m, K, n]`, float32, where they were computed while drawing."""
 
     def __len__(self) -> int:
         return len(self.z)
@@ -50,7 +50,7 @@ class Permutations:
         return Permutations(self.z[index], self.log_p[index], self.log_q[index], lm_logits)
 
     def distinct(self) -> tuple[Tensor, Tensor]:
-        """`(z_uK, inverse_m)`: each different permutation once, and which of them each draw is."""
+        """`(z_uK, inverse_m)`: the distinct permutations, and the index of each draw among them."""
         return torch.unique(self.z, dim=0, return_inverse=True)
 
 
@@ -176,6 +176,6 @@ def check_selection(n: int, k: int) -> None:
     """Raise UsageError unless 1 <= K <= n."""
     if not 1 <= k <= n:
         raise UsageError(
-            f"The number of selected passages K must lie between 1 and the number of candidates n; K={k}, n={n} "
-            "came. Lower num_selected, raise num_candidates, or index more passages."
+            f"The number of selected passages K must lie between 1 and the number of candidates n, got K={k}, n={n}. "
+            "Lower num_selected, raise num_candidates, or index more passages."
         )

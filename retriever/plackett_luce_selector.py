@@ -2,7 +2,7 @@
 
     p(z | x) = prod_k exp(s_{z_k}) / sum_{i not in z_<k} exp(s_i)          (Plackett-Luce)
 
-One pass gives the probability of every permutation; a subclass says only what the logits are.
+One pass gives the probability of every permutation; a subclass defines only the logits.
 
 Legend: B questions, b partial permutations each, n candidates, K selected, k of them chosen so far.
 """

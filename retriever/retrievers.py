@@ -39,7 +39,7 @@ def create_retriever(index: PassageIndex, encoder: Encoder, settings: str | Mapp
 
     Raises:
         MismatchError: The encoder did not build this index.
-        UsageError: Nobody registered this kind (the message names the package that does, where a file says it), or
+        UsageError: No package registered this kind (the message names the package that does, where a file says it), or
             the kind has no such option.
     """
     options = {"kind": settings} if isinstance(settings, str) else dict(settings)

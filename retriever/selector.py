@@ -127,6 +127,11 @@ class Selector(ABC):
         self.modules = nn.ModuleDict()
         """What training changes besides the adapter `"selector"` and the retriever's question adapter, by name."""
 
+    def __repr__(self) -> str:
+        learned = {name: value.item() for name, value in self.state_dict().items() if value.numel() == 1}
+        weights = "".join(f", {name}={value:.3g}" for name, value in learned.items())
+        return f"{type(self).__name__}({self.config}{weights})"
+
     # -- the distribution --------------------------------------------------------------------------------------
 
     @abstractmethod

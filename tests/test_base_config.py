@@ -70,9 +70,9 @@ def test_the_context_that_a_user_asks_for() -> None:
     limited, unlimited = AutoConfig.for_model("gpt2", n_positions=64), AutoConfig.for_model("bloom")
     assert choose_context(limited, given=50) == 50
     assert choose_context(unlimited, given=5000) == 5000
-    with pytest.raises(UsageError, match="at least 1 and at most 64, which is what the model reads; 65 came"):
+    with pytest.raises(UsageError, match="at least 1 and at most 64, which is what the model reads, got 65"):
         choose_context(limited, given=65)
-    with pytest.raises(UsageError, match=r"must be at least 1; 0 came\."):
+    with pytest.raises(UsageError, match=r"must be at least 1, got 0\."):
         choose_context(unlimited, given=0)
 
 

@@ -113,7 +113,7 @@ def test_long_documents_are_cut_and_answers_are_not() -> None:
 
 
 def test_empty_answer_is_refused(generator: Generator) -> None:
-    with pytest.raises(DataError, match="empty one came"):
+    with pytest.raises(DataError, match="got an empty one"):
         generator.log_prob("q?", PASSAGES[:1], " ")
 
 

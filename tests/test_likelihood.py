@@ -84,7 +84,7 @@ def test_windows_are_those_of_the_harness_itself(length: int, width: int) -> Non
 
 
 def test_no_window_without_a_token() -> None:
-    with pytest.raises(UsageError, match="at least 1 token; 0 came"):
+    with pytest.raises(UsageError, match="at least 1 token, got 0"):
         rolling_windows([1, 2], 0, 0)
 
 

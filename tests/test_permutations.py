@@ -74,7 +74,7 @@ def test_gradient_through_a_mask_is_finite() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(3, 4), (3, 0)])
 def test_selecting_more_than_there_is_is_refused(n: int, k: int) -> None:
-    with pytest.raises(UsageError, match=f"K={k}, n={n} came"):
+    with pytest.raises(UsageError, match=f"got K={k}, n={n}"):
         enumerate_permutations(n, k)
 
 

@@ -34,7 +34,6 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from rag.answering.answer_mode import prompt_with_answer
 from rag.cli import main
 from rag.evaluation.evaluation import answerable, evaluate
 from rag.evaluation.evaluation_file import describe_pipeline
@@ -101,10 +100,28 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
     assert sum(scored) < len(answers), "at least one was not read again"
     monkeypatch.undo()
     for answer in answers:
-        [expected] = rag.generator.log_probs(
-            [prompt_with_answer(rag.generator, answer.question, answer.passages, answer.text)]
-        )
+        prompt = rag.generator.prompt_ids(answer.question, answer.passages)
+        [expected] = rag.generator.log_probs([rag.generator.generated_sequence(prompt, answer.text)])
         assert answer.log_prob == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("answering", ["permutation", "rag_sequence"])
+def test_prompts_are_tokenized_once(
+    answering: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is scored follows the prompt it was generated from: its token ids are there already."""
+    one = answering == "rag_sequence"
+    config = SelectorConfig(num_candidates=3, num_selected=1 if one else 2)
+    rag = RAG.create(index=index, base=base, selector=config, answering=answering, device="cpu")
+    calls: list[str] = []
+    encode = AnswerPrompt.encode
+    monkeypatch.setattr(
+        AnswerPrompt,
+        "encode",
+        lambda self, tokenizer, question, *a, **k: calls.append(question) or encode(self, tokenizer, question, *a, **k),
+    )
+    assert all(answer.log_prob is not None for answer in rag.answer(QUESTIONS))
+    assert len(calls) == len(QUESTIONS) * (3 if one else 1)
 
 
 def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +385,7 @@ def test_create_refuses(base: Path, index: PassageIndex, tmp_path: Path) -> None
         RAG.create(index=index, base=tmp_path / "no-model")
     with pytest.raises(MismatchError):
         RAG.create(index=index, base=base, encoder=tiny_encoder(["else"], seed=9))
-    with pytest.raises(UsageError, match="K=9, n=6 came"):
+    with pytest.raises(UsageError, match="got K=9, n=6"):
         RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=6, num_selected=9))
     pipeline = RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=20, num_selected=13))
     with pytest.raises(DataError, match=r"At least K=13 candidates must be retrieved; .* has 12"):

@@ -135,7 +135,7 @@ def test_documents_cannot_end_the_users_turn() -> None:
 
 
 def test_empty_question() -> None:
-    with pytest.raises(DataError, match="empty one came"):
+    with pytest.raises(DataError, match="got an empty one"):
         AnswerPrompt().encode(byte_tokenizer(), "  ", PASSAGES[:2], max_tokens=900)
 
 
@@ -255,7 +255,7 @@ def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, 
     chat = Chat(tokenizer)
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Rom"}]
     whole = tokenizer.apply_chat_template(turns)["input_ids"]
-    assert [*chat.encode("Who?"), *encode_without_special_tokens(tokenizer, "Rom", behind=chat.reply_opening)] == whole[
+    assert [*chat.encode("Who?"), *encode_without_special_tokens(tokenizer, "Rom", after=chat.reply_opening)] == whole[
         :-1
     ]
 

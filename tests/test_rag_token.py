@@ -12,7 +12,6 @@ from generator.adapters import AdapterConfig
 from generator.generator import AnswerSequence, DecodingConfig, Generator
 from generator.language_model import LanguageModel
 from indexes.errors import UsageError
-from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
@@ -199,7 +198,9 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
 def by_documents(rag: RAG, text: str) -> float:
     """log p of an answer to the first question, each document read in a row of its own."""
     candidates = rag.retriever.search(QUESTIONS[0], 4)
-    rows = [prompt_with_answer(rag.generator, QUESTIONS[0], [p], text) for p in candidates.passages]
+    rows = [
+        rag.generator.generated_sequence(rag.generator.prompt_ids(QUESTIONS[0], [p]), text) for p in candidates.passages
+    ]
     mixture_L = torch.stack([log_p_L.exp() for log_p_L in rag.generator.token_log_probs(rows)])
     prior_n1 = log_priors(rag.selector, [candidates])[0].exp()[:, None]
     return float((prior_n1 * mixture_L).sum(0).log().sum())

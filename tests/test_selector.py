@@ -130,7 +130,7 @@ def test_samples_follow_the_distribution(
 def test_without_replacement_draws_differ_and_are_scored_as_uncached(
     decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
-    """Beams change parents at every step, so what the cache holds of a beam must be what it became."""
+    """Beams change parents at every step, so the cached keys of a beam must be those of its present parent."""
     selector = make_selector(language_model, decoding=decoding)
     candidates = [*retriever.search(QUESTIONS, 6), retriever.search(QUESTIONS[0], 5)]
     generator = torch.Generator().manual_seed(1)
@@ -398,7 +398,7 @@ def test_too_few_candidates(language_model: LanguageModel, make_selector: Make, 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"num_candidates": 3, "num_selected": 4}, "K=4, n=3 came"),
+        ({"num_candidates": 3, "num_selected": 4}, "got K=4, n=3"),
         ({"decoding": "beam"}, "got 'beam'"),
         ({"prior_strength": 0.0}, "must be positive"),
     ],

@@ -8,8 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from generator.generator import AnswerSequence, Generator
-from indexes.corpora.passage import Passage
+from generator.generator import Generator
 from rag.answering.answer import Answer
 from retriever.candidates import Candidates
 from retriever.retriever import Retriever
@@ -62,12 +61,3 @@ class AnswerMode(ABC):
         selector whose language-model weight is 0 reads no prompt.
         """
         return why_too_long(question, self.selector, self.generator)
-
-
-def prompt_with_answer(generator: Generator, question: str, passages: Sequence[Passage], text: str) -> AnswerSequence:
-    """The token ids of an answer after the prompt that it was generated from, to be scored."""
-    prompt_ids = generator.prompt_ids(question, passages)
-    if text.strip():
-        return AnswerSequence(prompt_ids, generator.encode_answer(text))
-    # A model may end its answer immediately. That is scored as well, although nobody would train on it.
-    return AnswerSequence(prompt_ids, [generator.language_model.end_of_answer_id])
