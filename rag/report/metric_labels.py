@@ -1,118 +1,123 @@
-"""Tables, and the small bars that stand in their cells."""
+"""How metrics are called on a page: the only table of labels, meanings and columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rag.report.page import MISSING, decimal, escape
-from rag.report.values import ends, finite, sequence
+from rag.report.formatting import count, decimal
 
 
 @dataclass(frozen=True)
-class Column:
-    """A number that rows have, and what it means."""
+class MetricLabel:
+    """A metric on a page.
 
-    key: str
-    heading: str
-    meaning: str
-    share: bool = True  # a share lies in [0, 1], and more is better
+    Attributes:
+        name: Its name in files.
+        label: Its heading.
+        meaning: One sentence for readers.
+        is_share: It lies in [0, 1], and higher is better.
+    """
+
+    name: str
+    label: str
+    meaning: str = ""
+    is_share: bool = True
+
+    def text(self, value: float | None) -> str:
+        """A value of this metric."""
+        return count(value) if self.name == "seconds" else decimal(value)
 
 
-COLUMNS = (
-    Column("exact_match", "Exact match", "Share of answers that equal a golden answer after normalisation."),
-    Column("f1", "F1", "Overlap of answer and golden answer in words: the harmonic mean of precision and recall."),
-    Column(
-        "recall_at_1",
-        "Recall@1",
-        "Share of the gold passages that come first: at most 1/2 if there are two.",
-    ),
-    Column("recall_at_3", "Recall@3", "The same among the first three: what is read, then the other candidates."),
-    Column("recall_at_5", "Recall@5", "The same among the first five."),
-    Column(
+RESULT_COLUMNS = (
+    MetricLabel("exact_match", "Exact match", "Share of answers that equal a golden answer after normalisation."),
+    MetricLabel("f1", "F1", "Overlap of answer and golden answer in words: the harmonic mean of precision and recall."),
+    MetricLabel("recall_at_1", "Recall@1", "Share of the gold passages that come first: at most 1/2 if there are two."),
+    MetricLabel("recall_at_3", "Recall@3", "The same among the first three: what is read, then the other candidates."),
+    MetricLabel("recall_at_5", "Recall@5", "The same among the first five."),
+    MetricLabel(
         "general",
         "General ability",
         "Share of tasks solved that need no retrieval and that the base model was made for.",
     ),
-    Column(
-        "kl_drift", "KL drift", "Mean KL(base || tuned) per input token of those tasks, in nats; 0 is the base.", False
+    MetricLabel(
+        "kl_drift",
+        "KL drift",
+        "Mean KL(base || tuned) per input token of those tasks, in nats; 0 is the base.",
+        is_share=False,
     ),
-    Column("seconds", "Seconds", "Time for training and evaluation of this row.", False),
+    MetricLabel("seconds", "Seconds", "Time for training and evaluation of this row.", is_share=False),
 )
-_HEADINGS = {column.key: column.heading for column in COLUMNS}
+"""Columns of the table of trials."""
+ROUND_COLUMNS = (
+    *("eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1", "ess"),
+    *("distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"),
+    *("tokens_per_second", "seconds"),
+)
+"""Columns of the table of a run's rounds."""
+STAGES = ("selector", "retriever")
+"""Who ranked the passages: prefixes of ranking metrics."""
+RANKING_METRICS = ("recall", "ndcg", "mrr", "answer_recall")
+"""Ranking metrics in the order of their table."""
+
+_MEANINGS = {
+    "exact_match": "equals a golden answer after normalisation",
+    "f1": "overlap with the golden answer in words",
+    "answer_recall": "a golden answer stands in the first k passages",
+    "recall": "share of the gold passages among the first k",
+    "ndcg": "normalised discounted cumulative gain of the gold passages",
+    "mrr": "one over the rank of the first gold passage",
+}
+_AUDIT_LABELS = {
+    "changed": "questions whose answer some shuffle changes",
+    "changed_per_shuffle": "answers that one shuffle changes",
+    "agreement": "answers that agree with the most frequent one",
+    "selected_overlap": "overlap of what was selected (Jaccard's index)",
+    "supported_citations": "citations that are supported, mean over questions",
+    "supported_answers": "answers with a supported citation",
+    "drop_cited": "fall of log p without a cited passage, nats",
+    "drop_not_cited": "fall of log p without a passage that was read and not cited, nats",
+    "changed_cited": "answers that change without a cited passage",
+    "changed_not_cited": "answers that change without a passage that was read and not cited",
+    "exact_match": "exact match, mean over shuffles",
+    "f1": "F1, mean over shuffles",
+}
+_LABELS = {column.name: column.label for column in RESULT_COLUMNS}
 _ACRONYMS = {"ndcg": "nDCG", "mrr": "MRR", "f1": "F1", "kl": "KL", "em": "EM"}
 
 
-def value_text(column: Column, value: object) -> str:
-    """A number of this column."""
-    return decimal(value, ",.0f" if column.key == "seconds" else ".3f")
+def metric_label(name: str) -> str:
+    """The heading of a metric; an unknown name without its underscores."""
+    words = [word.partition("@") for word in name.split("_")]
+    return _LABELS.get(name, " ".join(_ACRONYMS.get(word, word) + at + k for word, at, k in words))
 
 
-def metric_heading(name: object) -> str:
-    """The heading of a metric; a name that is not known is shown as it came, without its underscores."""
-    words = [word.partition("@") for word in str(name).split("_")]
-    said = " ".join(_ACRONYMS.get(word, word) + at + k for word, at, k in words)
-    return _HEADINGS.get(str(name), said)
+def metric_within_sentence(name: str) -> str:
+    """The heading of a metric within a sentence: `F1` keeps its capital."""
+    label = metric_label(name)
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
 
 
-def data_table(head: Sequence[str], body: Iterable[str], label: str, style: str = "") -> str:
-    """A table that scrolls sideways inside itself, so that the page never does, and by keyboard too."""
-    headings = "".join(f'<th scope="col">{heading}</th>' for heading in head)
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table class="{style}">'
-        f'<caption class="unseen">{escape(label)}</caption>'
-        f"<thead><tr>{headings}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+def round_label(name: str) -> str:
+    """The heading of a number of a round."""
+    return name.removeprefix("eval_").replace("_", " ")
 
 
-def table_row(heading: str, cells: Iterable[str], style: str = "") -> str:
-    """One row; heading and cells are HTML."""
-    row = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr{f" class={chr(34)}{style}{chr(34)}" if style else ""}><th scope="row">{heading}</th>{row}</tr>'
+def metric_meaning(name: str) -> str:
+    """What a metric of an evaluation measures; empty if it is unknown."""
+    kind = name.partition("@")[0]
+    return next((text for key, text in _MEANINGS.items() if kind == key or kind.startswith(f"{key}_")), "")
 
 
-def settings_table(settings: Mapping[str, Any], label: str) -> str:
-    """Names and values; lists are written with commas."""
-    texts = {key: ", ".join(map(str, sequence(value))) or str(value) for key, value in settings.items()}
-    body = [table_row(escape(key), [escape(value)]) for key, value in texts.items()]
-    return data_table(["Setting", "Value"], body, label, "settings") if body else ""
+def audit_label(name: str) -> str:
+    """What an estimate of an audit is of."""
+    return _AUDIT_LABELS.get(name, metric_label(name))
 
 
-def interval_note(interval: object, form: str = ".3f") -> str:
-    """An interval in small print; nothing if there is none."""
-    both = ends(interval)
-    return f"<small>{decimal(both[0], form)} to {decimal(both[1], form)}</small>" if both else ""
+def audit_place(name: str) -> int:
+    """The place of an estimate in its table; files sort their keys."""
+    places = list(_AUDIT_LABELS)
+    return places.index(name) if name in places else len(places)
 
 
-def p_text(value: object) -> str:
-    """A p-value; very small ones by their bound."""
-    p = finite(value)
-    return MISSING if p is None else "&lt; 0.001" if p < 0.001 else decimal(p)
-
-
-def value_bar(value: float, interval: object, scale: float, style: str) -> str:
-    """The value as a bar from 0 to `scale`, and above it the interval as a line with two caps."""
-
-    def place(number: float) -> float:
-        return round(100 * min(max(number / scale, 0.0), 1.0), 2) if scale > 0 else 0.0
-
-    line, both = "", ends(interval)
-    if both:
-        low, high = map(place, both)
-        line = f'<path d="M{low} 3.5H{high}M{low} 1V6M{high} 1V6"/>'
-    return (
-        f'<svg class="bar {style}" viewBox="0 0 100 14" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" y="8" width="100" height="6"/><rect y="8" width="{place(value)}" height="6"/>{line}</svg>'
-    )
-
-
-def difference_bar(difference: float | None, scale: float, style: str) -> str:
-    """A bar that leaves the middle to the right for a gain and to the left for a loss."""
-    if difference is None or scale <= 0:
-        return ""
-    width = round(50 * min(abs(difference) / scale, 1.0), 2)
-    x = 50 - width if difference < 0 else 50
-    return (
-        f'<svg class="bar {style}" viewBox="0 0 100 14" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" y="8" width="100" height="6"/><rect x="{x}" y="8" width="{width}" height="6"/>'
-        '<path d="M50 6V14"/></svg>'
-    )
+def split_cutoff(metric: str) -> tuple[str, int]:
+    """`ndcg@5` as ("ndcg", 5); 0 for a metric without a cut-off."""
+    kind, _, k = metric.partition("@")
+    return kind, int(k) if k.isdecimal() else 0

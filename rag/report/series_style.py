@@ -1,13 +1,13 @@
-"""Which colour and which shape a row has, all over the page."""
+"""The colour and the mark of every series, the same all over a page."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from rag.report.values import mapping, mappings
+from rag.report.formatting import shortened
+from rag.report.report_data import AnsweredQuestion, ComparisonData
 
-# Eight colours per theme, spread so that any two stay apart for normal sight and for the three kinds of dichromacy
-# (at least 12 in OKLab, times 100), and each has a contrast of 3:1 on its background. Shapes say the same again.
+# Eight colours per theme, chosen so that any two differ for normal sight and for the three kinds of dichromacy (by at
+# least 0.12 in OKLab), and each has a contrast of 3:1 on its background. Shapes repeat the distinction.
 _LIGHT = ("#a18d8f", "#e25415", "#157cff", "#b247b4", "#165f65", "#9e1e06", "#271a86", "#49161d")
 _DARK = ("#a4a08c", "#ffb031", "#29ebf1", "#a250d9", "#39797e", "#cc420d", "#50aeff", "#faff24")
 _SHAPES = (
@@ -21,15 +21,20 @@ _SHAPES = (
     "M-4.5-4H4.5L-4.5 4H4.5Z",  # hourglass
 )
 SELFAUG = "_selfaug"
-_LETTERS = 20
+_NARROW = 20  # characters
 
 
 @dataclass(frozen=True)
-class Names:
-    """The place of every row name, its label, and its look.
+class SeriesStyles:
+    """Place, label, colour and shape of every name on a page.
 
     A recipe and the same recipe with SelfAug (`X` and `X_selfaug`) share colour and shape; the mark of the latter is
-    hollow. So thirteen rows need eight looks.
+    hollow. So thirteen trials need eight looks.
+
+    Attributes:
+        places: Name to its number on the page, from 0.
+        labels: Name to what people read for it.
+        looks: Name without SelfAug to the number of its colour and shape.
     """
 
     places: Mapping[str, int]
@@ -37,77 +42,66 @@ class Names:
     looks: Mapping[str, int]
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], others: Iterable[str] = (), *, first_look: int = 0) -> "Names":
-        """Names of the rows, in their order, and then of whatever else is named on the page.
+    def of(cls, labels: Mapping[str, str], others: Iterable[str] = (), *, first_look: int = 0) -> "SeriesStyles":
+        """Styles of the labelled names, in their order, and then of every other name on the page.
 
-        The first colour recedes, as befits a base model; a page about a single pipeline starts with another.
+        The first colour is a muted one, for the base model; the page of a single pipeline starts with a later one.
         """
-        rows = list(rows)
-        found = dict.fromkeys([*map(name_of, rows), *others])
-        looks = {plain: look for look, plain in enumerate(dict.fromkeys(map(_plain, found)), first_look)}
-        labels = {name_of(row): str(row.get("label") or name_of(row)) for row in reversed(rows)}
-        return cls({name: place for place, name in enumerate(found)}, labels, looks)
+        names = dict.fromkeys([*labels, *others])
+        looks = {plain: look for look, plain in enumerate(dict.fromkeys(map(_plain, names)), first_look)}
+        return cls({name: place for place, name in enumerate(names)}, dict(labels), looks)
 
     @classmethod
-    def of_comparison(cls, result: Mapping[str, Any]) -> "Names":
-        """Everything that a comparison names."""
-        samples = [
-            *mappings(result.get("samples")),
-            *mappings(mapping(result.get("encyclopedia")).get("samples")),
-            *mappings(result.get("questions")),
-        ]
+    def of_comparison(cls, data: ComparisonData) -> "SeriesStyles":
+        """Styles of everything that a comparison names."""
         others = [
-            *map(str, mapping(result.get("curves"))),
-            *(name_of(entry) for entry in mappings(result.get("comparisons"))),
-            *(answered_by(answer) for sample in samples for answer in mappings(sample.get("answers"))),
-            *map(str, mapping(result.get("evaluations"))),
+            *data.curves,
+            *(test.name for test in data.paired_tests),
+            *_answering([*data.samples, *data.encyclopedia.samples, *data.questions]),
+            *data.evaluations,
         ]
-        return cls.of(mappings(result.get("rows")), others)
+        return cls.of(_first_labels(data), others)
 
     def label(self, name: str) -> str:
         """What people read for this name."""
         return self.labels.get(name, name)
 
-    def style(self, name: str) -> str:
-        """The style classes that colour a row's marks, lines and bars."""
+    def classes(self, name: str) -> str:
+        """The style classes that colour the marks, lines and bars of a series."""
         return f"s{self.places[name]}" + (" hollow" if SELFAUG in name else "")
 
     def shape(self, name: str) -> str:
-        """The path of the row's mark, about ten units wide."""
+        """The SVG path of the series' mark, about ten units wide."""
         look = self.looks[_plain(name)]
-        return _SHAPES[(look + look // len(_SHAPES)) % len(_SHAPES)]  # the ninth has the first's colour only
-
-    def key(self, name: str) -> str:
-        """A small mark in the colour and the shape of the row; nothing for a name without a row."""
-        if name not in self.places:
-            return ""
-        style, shape = self.style(name), self.shape(name)
-        return f'<svg class="key {style}" viewBox="-6 -6 12 12" aria-hidden="true"><path d="{shape}"/></svg>'
+        return _SHAPES[(look + look // len(_SHAPES)) % len(_SHAPES)]  # the ninth has only the first's colour
 
     def css(self) -> str:
         """Colours by place, and a rule per series that hides it in the charts while its box is not ticked."""
         looks = [(place, self.looks[_plain(name)]) for name, place in self.places.items()]
-        colours = _LIGHT, _DARK
-        light, dark = ("".join(f".s{i}{{--c:{c[look % len(c)]}}}" for i, look in looks) for c in colours)
-        hide = "".join(f"body:has(#show-{i}:not(:checked)) .plot .s{i}{{display:none}}" for i, _ in looks)
+        light, dark = (
+            "".join(f".s{place}{{--c:{colours[look % len(colours)]}}}" for place, look in looks)
+            for colours in (_LIGHT, _DARK)
+        )
+        hide = "".join(f"body:has(#show-{place}:not(:checked)) .plot .s{place}{{display:none}}" for place, _ in looks)
         return f"{light}@media(prefers-color-scheme:dark){{{dark}}}{hide}"
+
+
+def brief(name: str) -> str:
+    """A name for narrow places: `dro +SA` for `dro_selfaug`, and no more than twenty characters."""
+    return shortened(name.replace(SELFAUG, " +SA"), _NARROW)
+
+
+def _first_labels(data: ComparisonData) -> dict[str, str]:
+    """Of two trials of one name, the label of the first."""
+    labels: dict[str, str] = {}
+    for trial in data.trials:
+        labels.setdefault(trial.name, trial.label)
+    return labels
+
+
+def _answering(questions: Iterable[AnsweredQuestion]) -> Iterable[str]:
+    return (answer.name for question in questions for answer in question.answers)
 
 
 def _plain(name: str) -> str:
     return name.replace(SELFAUG, "")
-
-
-def brief(name: str) -> str:
-    """A row's name for narrow places: `dro +SA` for `dro_selfaug`, and no more than twenty letters."""
-    text = name.replace(SELFAUG, " +SA")
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\u2026"
-
-
-def name_of(row: Mapping[str, Any]) -> str:
-    """The name that a row, a comparison or a measurement is about."""
-    return str(row.get("name", ""))
-
-
-def answered_by(answer: Mapping[str, Any]) -> str:
-    """The name of the row that gave an answer."""
-    return str(answer.get("row", ""))

@@ -1,189 +1,175 @@
-"""Is the selector's order better than the retriever's, and how much better could it be?
+"""Recall@k of selectors and retriever, with two ceilings: is the selector's order better, and how much is possible?
 
-Recall@k is the share of a question's gold passages among the first k. Two ceilings belong to it: with all gold first,
-min(k, gold) / gold; and with the best order of these candidates, min(k, gold among the candidates) / gold. What
-lies between a line and the second ceiling the selector missed; what lies between the ceilings the retriever missed.
+Recall@k is the share of a question's gold passages among the first k. With all gold passages first it is
+min(k, gold) / gold; with the best order of these candidates it is min(k, gold among the candidates) / gold. The
+distance from a line to the second ceiling is lost by the selector, the distance between the ceilings by the retriever.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 from indexes.corpora.chunk_ids import gold_document
-from rag.report.charts import MANY, Chart, Point, Series, chart_figure
-from rag.report.curves import interval_switch
-from rag.report.names import Names, name_of
-from rag.report.page import MISSING, decimal, escape
-from rag.report.tables import data_table, interval_note, metric_heading, table_row
-from rag.report.values import ends, finite, mapping, mappings, texts
+from rag.report.chart_registry import Chart, register_chart
+from rag.report.drawing.line_figure import LineFigure, Point, Series
+from rag.report.metric_labels import split_cutoff
+from rag.report.report_data import AnsweredQuestion, ComparisonData, Estimate, EvaluationData, Metrics, Trial
+from rag.report.series_style import SeriesStyles
 
 CUTOFFS = (1, 3, 5, 20)
-_Measured = Mapping[int, tuple[float, tuple[float, float] | None]]
 _CEILINGS = {"gold": "all gold first", "candidates": "best order"}
 
+RecallByCutoff = Mapping[int, Estimate]
 
-def reliability_section(
-    evaluations: Mapping[str, Mapping[str, Any]],
-    ceilings: Mapping[str, _Measured],
-    names: Names,
-    *,
-    table: bool = True,
-    untrained: str | None = None,
-) -> str:
-    """The chart of recall@k and the table of ranking metrics.
 
-    Args:
-        evaluations: Row name to `metrics` and `intervals`.
-        ceilings: Of `gold` and `candidates`, as `ceilings_of` finds them; may be empty.
-        names: The looks of the rows.
-        table: Whether the table is wanted.
-        untrained: The row that tells what the retriever finds of itself; without it, the first with most cut-offs.
+@dataclass(frozen=True)
+class RankingResults:
+    """Ranking metrics of every trial and of the untrained retriever.
+
+    Attributes:
+        trials: Trial name to its metrics, of which those with the prefixes `selector_` and `retriever_` count.
+        records: Questions with gold ids and candidates, for the ceilings; may be empty.
+        base: The trial whose retriever was not trained. Without it, the retriever of the trial with the most cut-offs
+            is taken: pipelines that read one document at a time may retrieve fewer candidates.
     """
-    selectors = {name: _measured(entry, "selector_recall@") for name, entry in evaluations.items()}
-    alone = _of_the_retriever(evaluations, untrained)
-    retriever = _measured(alone, "retriever_recall@")
-    if not any(selectors.values()) and not retriever:
-        return ""
-    # Of a pipeline that retrieves fewer, as far as it goes.
-    same = [name for name, found in selectors.items() if found and _values(found).items() <= _values(retriever).items()]
-    moved = {name: found for name, found in selectors.items() if name not in same or len(selectors) == 1}
-    lines = {f"ceiling ceiling-{key}": (text, ceilings.get(key, {})) for key, text in _CEILINGS.items()}
-    cutoffs = sorted({k for found in [retriever, *moved.values()] for k in found})
-    series = [
-        *(_series(text, style, "", found, cutoffs) for style, (text, found) in lines.items()),
-        *(_series(name, names.style(name), names.shape(name), found, cutoffs) for name, found in moved.items()),
-        _series("retriever", "reference", "", retriever, cutoffs),
+
+    trials: Mapping[str, Metrics]
+    records: Sequence[AnsweredQuestion] = ()
+    base: str | None = None
+
+    @classmethod
+    def of(cls, data: EvaluationData | ComparisonData) -> "RankingResults":
+        """Those of an evaluation, or of the trials of a comparison."""
+        if isinstance(data, EvaluationData):
+            return cls({data.name: data.metrics}, data.records)
+        return cls(data.evaluations or _of_trials(data.trials, data.retriever), data.records, data.base_trial)
+
+    @cached_property
+    def retriever_metrics(self) -> Metrics:
+        """The metrics of the trial whose retriever stands for the untrained one."""
+        if self.base is not None and self.base in self.trials:
+            return self.trials[self.base]
+        return max(self.trials.values(), key=lambda found: len(recall_by_cutoff(found, "retriever")), default={})
+
+    @cached_property
+    def retriever(self) -> RecallByCutoff:
+        """Recall@k of the untrained retriever."""
+        return recall_by_cutoff(self.retriever_metrics, "retriever")
+
+    @cached_property
+    def selectors(self) -> Mapping[str, RecallByCutoff]:
+        """Recall@k of every trial's selector."""
+        return {name: recall_by_cutoff(metrics, "selector") for name, metrics in self.trials.items()}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no recall is known at all."""
+        return not any(self.selectors.values()) and not self.retriever
+
+    @cached_property
+    def unchanged(self) -> list[str]:
+        """Trials whose selector keeps the retriever's order, as far as they retrieve; a single trial never counts."""
+        retriever = _rounded(self.retriever)
+        same = [
+            name for name, found in self.selectors.items() if found and _rounded(found).items() <= retriever.items()
+        ]
+        return same if len(self.selectors) > 1 else []
+
+    @property
+    def drawn(self) -> dict[str, RecallByCutoff]:
+        """The selectors that are drawn as lines of their own."""
+        return {name: found for name, found in self.selectors.items() if name not in self.unchanged}
+
+
+@register_chart
+class RecallVsCeiling(Chart):
+    """Recall@k of the selectors between the retriever's recall and the ceilings."""
+
+    kind, section, order = "recall-vs-ceiling", "recall", 10
+    pages = ("evaluation", "sweep", "comparison")
+
+    def draw(self, data: EvaluationData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
+        """One figure, if a recall is known."""
+        results = RankingResults.of(data)
+        if results.is_empty:
+            return []
+        ceilings = recall_ceilings(results.records)
+        cutoffs = sorted({k for found in [results.retriever, *results.drawn.values()] for k in found})
+        series = [
+            *(
+                _line(text, f"ceiling ceiling-{key}", "", ceilings.get(key, {}), cutoffs)
+                for key, text in _CEILINGS.items()
+            ),
+            *(
+                _line(name, styles.classes(name), styles.shape(name), found, cutoffs)
+                for name, found in results.drawn.items()
+            ),
+            _line("retriever", "reference", "", results.retriever, cutoffs),
+        ]
+        texts = {place: str(k) for place, k in enumerate(cutoffs)}
+        return [LineFigure(self.kind, "Recall@k", _caption(ceilings), "k", "recall@k", series, x_texts=texts)]
+
+
+def _line(label: str, classes: str, shape: str, found: RecallByCutoff, cutoffs: Sequence[int]) -> Series:
+    points = [
+        Point(place, place, estimate.value, estimate.interval)
+        for place, k in enumerate(cutoffs)
+        if (estimate := found.get(k)) is not None and estimate.value is not None
     ]
-    chart = Chart(
-        "reliability",
-        "Recall@k",
-        _caption(ceilings),
-        "k",
-        "recall@k",
-        series,
-        x_texts={place: str(k) for place, k in enumerate(cutoffs)},
-    )
-    note = f"<p>In the retriever's own order: {escape(', '.join(same))}.</p>" if same and len(selectors) > 1 else ""
-    switch = f'<fieldset class="switches"><legend>Recall@k</legend>{interval_switch(len(moved))}</fieldset>'
-    figure = f'<div class="charts{" many" if len(moved) > MANY - 3 else ""}">{chart_figure(chart)}</div>'
-    return (
-        "<p>The selector's ranking is what was read, in its order, then the other candidates in the retriever's.</p>"
-        f"{note}{switch}{figure}{_table(evaluations, alone, names) if table else ''}"
-    )
+    return Series(label, classes, shape, points)
 
 
-def _of_the_retriever(evaluations: Mapping[str, Mapping[str, Any]], untrained: str | None) -> Mapping[str, Any]:
-    """Whose numbers stand for the retriever alone."""
-    if untrained is not None and untrained in evaluations:
-        return evaluations[untrained]
-    # Pipelines that read documents alone may retrieve fewer; the longest list knows most cut-offs.
-    return max(evaluations.values(), key=lambda entry: len(_measured(entry, "retriever_recall@")), default={})
-
-
-def _caption(ceilings: Mapping[str, _Measured]) -> str:
+def _caption(ceilings: Mapping[str, RecallByCutoff]) -> str:
     text = "Share of the gold passages among the first k. Grey dashes: the retriever alone."
-    if ceilings.get("gold"):
-        text += " Dots: all gold passages first."
-    if ceilings.get("candidates"):
-        text += " Fine dots: the best order of these candidates."
+    if ceilings:
+        text += " Dots: all gold passages first. Fine dots: the best order of these candidates."
     return text
 
 
-def ceilings_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, _Measured]:
-    """Both ceilings with bootstrap intervals, from an evaluation's rows that hold gold ids and candidates."""
-    pairs = [(set(texts(row.get("gold_ids"))), mappings(row.get("candidates"))) for row in rows]
+def recall_by_cutoff(metrics: Metrics, stage: str) -> dict[int, Estimate]:
+    """Recall of the selector or the retriever by its k."""
+    cutoffs = {name: split_cutoff(name.removeprefix(f"{stage}_")) for name in metrics if name.startswith(f"{stage}_")}
+    return {k: metrics[name] for name, (kind, k) in cutoffs.items() if kind == "recall" and k > 0}
+
+
+def _rounded(found: RecallByCutoff) -> dict[int, float]:
+    return {k: round(estimate.value, 9) for k, estimate in found.items() if estimate.value is not None}
+
+
+def _of_trials(trials: Sequence[Trial], retriever: Mapping[str, float]) -> dict[str, Metrics]:
+    """Trials whose evaluations are not in the file: `recall_at_3` of the trial is `selector_recall@3`."""
+    shared = _ranking({name: Estimate(value) for name, value in retriever.items()}, "retriever")
+    own = {trial.name: _ranking(trial.metrics, "selector") for trial in trials}
+    return {name: {**shared, **found} for name, found in own.items() if found}
+
+
+def _ranking(metrics: Metrics, stage: str) -> dict[str, Estimate]:
+    recall = {name: found for name, found in metrics.items() if name.startswith("recall_at_")}
+    return {f"{stage}_recall@{name.removeprefix('recall_at_')}": found for name, found in recall.items()}
+
+
+def recall_ceilings(records: Sequence[AnsweredQuestion]) -> dict[str, RecallByCutoff]:
+    """Both ceilings with bootstrap intervals, over the questions that have gold ids."""
     counts = [
-        (len(gold), len({gold_document(str(c.get("id")), gold) for c in found} - {None}), len(found))
-        for gold, found in pairs
-        if gold
+        (
+            len(gold),
+            len({gold_document(passage.id, gold) for passage in record.candidates} - {None}),
+            len(record.candidates),
+        )
+        for record in records
+        if (gold := set(record.gold_ids))
     ]
-    candidates = max((n for _, _, n in counts), default=0)
-    cutoffs = [k for k in CUTOFFS if k <= max(candidates, 1)]
     if not counts:
         return {}
+    longest = max(candidates for _, _, candidates in counts)
+    cutoffs = [k for k in CUTOFFS if k <= max(longest, 1)]
     return {
         "gold": {k: _mean([min(k, gold) / gold for gold, _, _ in counts]) for k in cutoffs},
         "candidates": {k: _mean([min(k, found) / gold for gold, found, _ in counts]) for k in cutoffs},
     }
 
 
-def _mean(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    from rag.evaluation.significance import bootstrap_interval  # it needs SciPy, and a page without rows does not
+def _mean(values: Sequence[float]) -> Estimate:
+    from rag.evaluation.significance import bootstrap_interval  # it needs SciPy, and a page without records does not
 
-    return sum(values) / len(values), bootstrap_interval(values)
-
-
-def of_rows(rows: Sequence[Mapping[str, Any]], retriever: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The rows of a comparison in the form of evaluations: `recall_at_3` is `selector_recall@3`."""
-    shared = _renamed(retriever, "retriever")
-    return {
-        name_of(row): {
-            "metrics": {**shared, **_renamed(row, "selector")},
-            "intervals": _renamed(mapping(row.get("intervals")), "selector"),
-        }
-        for row in rows
-        if _renamed(row, "selector")
-    }
-
-
-def _renamed(entry: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    return {
-        f"{stage}_recall@{key.rpartition('_')[2]}": value
-        for key, value in entry.items()
-        if str(key).startswith("recall_at_")
-    }
-
-
-def _measured(evaluation: Mapping[str, Any], prefix: str) -> _Measured:
-    metrics, intervals = mapping(evaluation.get("metrics")), mapping(evaluation.get("intervals"))
-    found = {}
-    for name in metrics:
-        k = str(name).removeprefix(prefix)
-        value = finite(metrics[name])
-        if str(name).startswith(prefix) and k.isdecimal() and value is not None:
-            found[int(k)] = (value, ends(intervals.get(name)))
-    return found
-
-
-def _values(found: _Measured) -> dict[int, float]:
-    return {k: round(value, 9) for k, (value, _) in found.items()}
-
-
-def _series(label: str, style: str, shape: str, found: _Measured, cutoffs: Sequence[int]) -> Series:
-    points = [Point(place, place, *found[k]) for place, k in enumerate(cutoffs) if k in found]
-    return Series(label, style, shape, points)
-
-
-# The table.
-
-
-def _table(evaluations: Mapping[str, Mapping[str, Any]], alone: Mapping[str, Any], names: Names) -> str:
-    """Every ranking metric of every row, and the retriever's below."""
-    known = [str(metric) for entry in evaluations.values() for metric in mapping(entry.get("metrics"))]
-    metrics = [m.removeprefix("selector_") for m in dict.fromkeys(known) if m.startswith("selector_")]
-    metrics.sort(key=_rank)
-    body = [
-        table_row(f"{names.key(name)}<span>{escape(name)}</span>", _cells(entry, "selector", metrics))
-        for name, entry in evaluations.items()
-    ]
-    if any(str(metric).startswith("retriever_") for metric in mapping(alone.get("metrics"))):
-        body.append(table_row("<span>The retriever alone</span>", _cells(alone, "retriever", metrics), "aside"))
-    table = data_table(["Selector", *map(_heading, metrics)], body, "Ranking metrics", "results ranking")
-    return f"<details open><summary>Ranking metrics</summary>{table}</details>" if metrics else ""
-
-
-def _heading(metric: str) -> str:
-    return escape(metric_heading(metric))
-
-
-def _rank(metric: str) -> tuple[int, int, str]:
-    kind, _, k = metric.partition("@")
-    kinds = ["recall", "ndcg", "mrr", "answer_recall"]
-    return (kinds.index(kind) if kind in kinds else len(kinds), int(k) if k.isdecimal() else 0, metric)
-
-
-def _cells(entry: Mapping[str, Any], stage: str, metrics: Sequence[str]) -> list[str]:
-    values, intervals = mapping(entry.get("metrics")), mapping(entry.get("intervals"))
-    names = [f"{stage}_{metric}" for metric in metrics]
-    return [
-        f"{decimal(values[name])}{interval_note(intervals.get(name))}" if name in values else MISSING for name in names
-    ]
+    return Estimate(sum(values) / len(values), bootstrap_interval(values), len(values))

@@ -1,48 +1,89 @@
-"""Line charts as SVG: axes with round numbers, marks that tell their value, names beside the last points.
+"""Line figures: axes with round numbers, marks with their values as tooltips, names at the ends of the lines.
 
-Intervals are bands with a whisker at every point. Where there are few series they are always seen; where there are
-many, they would cover each other, so one is seen while its line is pointed at, and all of them on demand.
+Intervals are bands with a whisker at every point. Bands of many series would cover each other, so with more than two
+series one is shown while its line is pointed at, and all of them on demand.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rag.report.names import brief
-from rag.report.page import MISSING, decimal, escape, minus
-from rag.report.tables import data_table, interval_note, table_row
+from rag.report.drawing.axes import scale, tick_text, ticks
+from rag.report.formatting import between, decimal
+from rag.report.report_data import Interval
+from rag.report.series_style import brief
 
 _RIGHT_MARGIN, _LEFT, _RIGHT, _TOP, _BOTTOM = 120, 46, 280, 30, 222  # the plot; names of series stand to its right
 _WIDE, _TALL = 400, 250  # right and bottom of the plot where there are many series
 _NAME_GAP, _LETTER = 13, 6.7
-FEW, MANY = 2, 8  # series; with more than MANY a chart is larger, and each name has its mark beside it
+FEW, MANY = 2, 8  # series; with more than MANY a figure is larger, and each name has its mark next to it
 
 
 @dataclass(frozen=True)
 class Point:
-    """A round's (or a cut-off's) place in a chart, and the interval of its height."""
+    """The place of a round (or of a cut-off) in a figure, and the interval of its height."""
 
     round: float
     x: float
     y: float
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """One line.
+
+    Attributes:
+        label: Its name, also in the table of numbers.
+        classes: Style classes, which give it its colour.
+        shape: SVG path of its marks; empty for a dashed line without marks.
+        points: From left to right.
+        named: Whether its name is written at the end of the line.
+    """
 
     label: str
-    style: str
-    shape: str  # empty: a line without marks
+    classes: str
+    shape: str
     points: Sequence[Point]
     named: bool = True
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Lines over rounds, over cut-offs or over another number, with what is said about them."""
+class TickMark:
+    """A tick with its place and its text."""
+
+    place: float
+    text: str
+
+
+@dataclass(frozen=True)
+class NameLabel:
+    """The name of a series at the end of its line, with a thin line to it, since it may have had to make room."""
+
+    text: str
+    classes: str
+    shape: str
+    """Empty where no mark is drawn next to the name."""
+    mark_x: float
+    text_x: float
+    y: float
+    leader: str
+
+
+@dataclass(frozen=True)
+class LineFigure:
+    """Lines over rounds, over cut-offs or over another number.
+
+    Attributes:
+        key: Its id on the page.
+        title: Its heading.
+        text: A sentence about it.
+        x_label: What the x axis shows.
+        y_label: What the y axis shows.
+        series: The lines; those without points are left out.
+        by_round: The x axis is that of the rounds (or cut-offs), so it has whole numbers.
+        x_texts: Texts of ticks whose numbers only count places.
+    """
 
     key: str
     title: str
@@ -52,196 +93,134 @@ class Chart:
     series: Sequence[Series]
     by_round: bool = True
     x_texts: Mapping[float, str] = field(default_factory=dict)
-    """What stands below the ticks, for places that are no numbers of their own."""
 
+    template = "line_figure.html.jinja"
 
-@dataclass(frozen=True)
-class _Frame:
-    """The size of the drawing and the scales of its axes."""
+    @property
+    def shown(self) -> list[Series]:
+        """The series with points."""
+        return [series for series in self.series if series.points]
 
-    width: float
-    right: float
-    bottom: float
-    ticks_x: Sequence[float]
-    ticks_y: Sequence[float]
+    def plot(self) -> "LinePlot":
+        """The geometry of the drawing."""
+        return LinePlot(self)
 
-    @classmethod
-    def of(cls, chart: Chart) -> "_Frame":
-        shown = [series for series in chart.series if series.points]
-        points = [point for series in shown for point in series.points]
-        named = [len(brief(series.label)) for series in shown if series.named]
-        heights = [height for point in points for height in (point.y, *(point.interval or ()))]
-        many = len(named) > MANY
-        right = _WIDE if many else _RIGHT
-        return cls(
-            right + max(_RIGHT_MARGIN, 28 + _LETTER * max(named, default=0) if many else 0),
-            right,
-            max(_TALL if many else _BOTTOM, _TOP + _NAME_GAP * (len(named) - 1)),
-            ticks([point.x for point in points], whole=chart.by_round),
-            ticks(heights),
+    # Texts.
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of its table are."""
+        return self.y_label if self.by_round else f"{self.x_label}; {self.y_label}"
+
+    @property
+    def description(self) -> str:
+        """The figure in words, for screen readers."""
+        courses = "; ".join(
+            f"{series.label} from {self.point_text(series.points[0])} to {self.point_text(series.points[-1])}"
+            for series in self.shown
         )
+        return f"{self.y_label} over {self.x_label}: {courses}."
 
-    def x(self, value: float) -> float:
-        return scale(self.ticks_x, _LEFT, self.right)(value)
+    def point_text(self, point: Point) -> str:
+        """The numbers of a point."""
+        y = decimal(point.y)
+        return y if self.by_round else f"{decimal(point.x, '.4f')}; {y}"
 
-    def y(self, value: float) -> float:
-        return scale(self.ticks_y, self.bottom, _TOP)(value)
+    def tooltip(self, series: Series, point: Point) -> str:
+        """What a mark tells when it is pointed at."""
+        interval = f" ({between(point.interval)})" if point.interval else ""
+        kind = self.x_label if self.by_round else "round"
+        return f"{series.label}, {kind} {self.round_text(point.round)}: {self.point_text(point)}{interval}"
 
+    def round_text(self, round: float) -> str:
+        """A round (or cut-off) as text."""
+        return self.x_texts.get(round, f"{round:g}")
 
-def chart_figure(chart: Chart) -> str:
-    """The chart with its caption, and its numbers in a table below."""
-    unit = chart.y_label if chart.by_round else f"{chart.x_label}; {chart.y_label}"
-    return (
-        f'<figure id="chart-{chart.key}"><figcaption><h3>{chart.title}</h3><p>{chart.text}</p></figcaption>'
-        f"{_plot(chart)}<details><summary>Numbers: {escape(unit)}</summary>{_chart_table(chart)}</details></figure>"
-    )
+    # The table of numbers.
 
+    def table_heads(self) -> list[str]:
+        """The headings of the table: the rounds."""
+        heading = self.x_label.capitalize() if self.by_round else "Round"
+        return [heading, *(self.round_text(round) for round in self._rounds())]
 
-def _chart_table(chart: Chart) -> str:
-    shown = [series for series in chart.series if series.points]
-    rounds = sorted({point.round for series in shown for point in series.points})
-    body = []
-    for series in shown:
-        cells = {point.round: f"{_point_text(chart, point)}{interval_note(point.interval)}" for point in series.points}
-        body.append(table_row(escape(series.label), [cells.get(round, MISSING) for round in rounds]))
-    heading = chart.x_label.capitalize() if chart.by_round else "Round"
-    return data_table([heading, *(_x_text(chart, round) for round in rounds)], body, f"{chart.title}: numbers")
+    def table_points(self, series: Series) -> list[Point | None]:
+        """The points of a series by column of the table."""
+        points = {point.round: point for point in series.points}
+        return [points.get(round) for round in self._rounds()]
 
-
-def _x_text(chart: Chart, value: float) -> str:
-    return escape(chart.x_texts.get(value, f"{value:g}"))
-
-
-def _point_text(chart: Chart, point: Point) -> str:
-    y = decimal(point.y)
-    return y if chart.by_round else f"{decimal(point.x, '.4f')}; {y}"
+    def _rounds(self) -> list[float]:
+        return sorted({point.round for series in self.shown for point in series.points})
 
 
-def _plot(chart: Chart) -> str:
-    frame = _Frame.of(chart)
-    shown = [series for series in chart.series if series.points]
-    ends = _spread([frame.y(s.points[-1].y) for s in shown if s.named], _NAME_GAP, _TOP, frame.bottom)
-    heights = iter(ends)
-    lines = "".join(_line(chart, series, frame) for series in shown)
-    labels = "".join(_end_label(series, frame, next(heights)) for series in shown if series.named)
-    return (
-        f'<svg class="plot" viewBox="0 0 {frame.width:g} {frame.bottom + 42:g}" role="img" '
-        f'aria-labelledby="{chart.key}-title {chart.key}-desc"><title id="{chart.key}-title">{chart.title}</title>'
-        f'<desc id="{chart.key}-desc">{escape(_description(chart, shown))}</desc>'
-        f"{_axes(chart, frame)}{lines}{labels}</svg>"
-    )
+class LinePlot:
+    """Where everything in a line figure stands, in SVG units."""
+
+    left, top = _LEFT, _TOP
+
+    def __init__(self, figure: LineFigure) -> None:
+        self.figure = figure
+        points = [point for series in figure.shown for point in series.points]
+        heights = [height for point in points for height in (point.y, *(point.interval or ()))]
+        letters = [len(brief(series.label)) for series in figure.shown if series.named]
+        self.has_many = len(letters) > MANY
+        self.right = _WIDE if self.has_many else _RIGHT
+        names_width = 28 + _LETTER * max(letters, default=0) if self.has_many else 0
+        self.width = self.right + max(_RIGHT_MARGIN, names_width)
+        self.bottom = max(_TALL if self.has_many else _BOTTOM, _TOP + _NAME_GAP * (len(letters) - 1))
+        self.height = self.bottom + 42
+        self._x_ticks, self._y_ticks = ticks([p.x for p in points], whole=figure.by_round), ticks(heights)
+        self._x = scale(self._x_ticks, self.left, self.right)
+        self._y = scale(self._y_ticks, self.bottom, self.top)
+
+    def x_ticks(self) -> list[TickMark]:
+        """Ticks below the plot."""
+        step = self._x_ticks[1] - self._x_ticks[0]
+        return [TickMark(self._x(t), self.figure.x_texts.get(t, tick_text(t, step))) for t in self._x_ticks]
+
+    def y_ticks(self) -> list[TickMark]:
+        """Ticks to the left of the plot."""
+        step = self._y_ticks[1] - self._y_ticks[0]
+        return [TickMark(self._y(t), tick_text(t, step)) for t in self._y_ticks]
+
+    def place(self, point: Point) -> tuple[float, float]:
+        """x and y of a point."""
+        return self._x(point.x), self._y(point.y)
+
+    def line(self, series: Series) -> str:
+        """The points of a polyline."""
+        return " ".join("{},{}".format(*self.place(point)) for point in series.points)
+
+    def band(self, series: Series) -> tuple[str, str] | None:
+        """The intervals of a line: the corners of an area around it, and the path of its whiskers.
+
+        The area is empty for a single point; None if no point has an interval.
+        """
+        places = [(self._x(p.x), *map(self._y, p.interval)) for p in series.points if p.interval]
+        if not places:
+            return None
+        outline = [f"{x},{low}" for x, low, _ in places] + [f"{x},{high}" for x, _, high in reversed(places)]
+        whiskers = "".join(f"M{x} {low}V{high}M{x - 3:.1f} {low}h6M{x - 3:.1f} {high}h6" for x, low, high in places)
+        return " ".join(outline) if len(places) > 1 else "", whiskers
+
+    def names(self) -> Iterator[NameLabel]:
+        """Names at the ends of the lines, apart from each other."""
+        named = [series for series in self.figure.shown if series.named]
+        wanted = [self._y(series.points[-1].y) for series in named]
+        for series, y in zip(named, _spread(wanted, _NAME_GAP, self.bottom), strict=True):
+            end_x, end_y = self.place(series.points[-1])
+            has_mark = self.has_many and bool(series.shape)
+            yield NameLabel(
+                text=brief(series.label),
+                classes=series.classes,
+                shape=series.shape if has_mark else "",
+                mark_x=round(end_x + 18, 1),
+                text_x=round(end_x + (26 if has_mark else 14), 1),
+                y=round(y, 1),
+                leader=f"M{end_x + 5} {end_y}L{end_x + 12} {y:.1f}",
+            )
 
 
-def _description(chart: Chart, shown: Sequence[Series]) -> str:
-    """The chart in words, for those who do not see it."""
-    courses = "; ".join(
-        f"{series.label} from {_point_text(chart, series.points[0])} to {_point_text(chart, series.points[-1])}"
-        for series in shown
-    )
-    return f"{chart.y_label} over {chart.x_label}: {courses}."
-
-
-def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
-    """Round numbers at even steps of 1, 2 or 5 times a power of ten, from below the least to above the greatest."""
-    low, high = min(values), max(values)
-    if whole:
-        # A single round stands at the end of its axis, beside the names.
-        low, high = math.floor(low), max(math.ceil(high), 1)
-        low = low - 1 if low == high else low
-    elif high - low <= 1e-9 * max(abs(low), abs(high)):
-        # A flat line gets room on both sides, but no axis leaves the range of a share for it.
-        low, high = low - 0.05 if low else 0.0, high + 0.05 if high != 1 else 1.0
-    step = max(_step((high - low) / 8), 1.0) if whole else _step((high - low) / 4)
-    # Rounded first: 0.3 / 0.1 is not 3.
-    first, last = math.floor(round(low / step, 6)), math.ceil(round(high / step, 6))
-    return [i * step for i in range(first, last + 1)]
-
-
-def _step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20... times a power of ten that is not below `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
-
-
-def tick_text(tick: float, step: float) -> str:
-    """All ticks of an axis with as many decimals as its step needs."""
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return minus(f"{tick:.3g}" if step >= 1e5 or decimals > 5 else f"{tick + 0.0:.{decimals}f}")
-
-
-def scale(ticks: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    """From a value to its place between `start` and `end`, which belong to the first and the last tick."""
-    low, high = ticks[0], ticks[-1]
-    return lambda value: round(start + (end - start) * (value - low) / (high - low), 1)
-
-
-def _axes(chart: Chart, frame: _Frame) -> str:
-    step_x, step_y = (axis[1] - axis[0] for axis in (frame.ticks_x, frame.ticks_y))
-    bottom = f"{frame.bottom:g}"
-    rules = "".join(f'<path class="rule" d="M{_LEFT} {frame.y(tick)}H{frame.right}"/>' for tick in frame.ticks_y)
-    left = "".join(
-        f'<text class="tick" x="{_LEFT - 7}" y="{frame.y(tick) + 4:.1f}" text-anchor="end">{tick_text(tick, step_y)}'
-        "</text>"
-        for tick in frame.ticks_y
-    )
-    below = "".join(
-        f'<path class="axis" d="M{frame.x(tick)} {bottom}v5"/><text class="tick" x="{frame.x(tick)}" '
-        f'y="{frame.bottom + 18:g}" text-anchor="middle">'
-        f"{escape(chart.x_texts.get(tick, tick_text(tick, step_x)))}</text>"
-        for tick in frame.ticks_x
-    )
-    return (
-        f'{rules}<path class="axis" d="M{_LEFT} {bottom}H{frame.right}"/>{left}{below}'
-        f'<text class="unit" x="{_LEFT - 38}" y="14">{escape(chart.y_label)}</text>'
-        f'<text class="unit" x="{(_LEFT + frame.right) / 2}" y="{frame.bottom + 36:g}" text-anchor="middle">'
-        f"{escape(chart.x_label)}</text>"
-    )
-
-
-def _line(chart: Chart, series: Series, frame: _Frame) -> str:
-    path = " ".join(f"{frame.x(point.x)},{frame.y(point.y)}" for point in series.points)
-    marks = "".join(_mark(chart, series, point, frame) for point in (series.points if series.shape else []))
-    dashed = "" if series.shape else ' class="dashed"'
-    band = _band(series, frame)
-    return f'<g class="series {series.style}">{band}<polyline{dashed} points="{path}"/>{marks}</g>'
-
-
-def _mark(chart: Chart, series: Series, point: Point, frame: _Frame) -> str:
-    between = f" ({decimal(point.interval[0])} to {decimal(point.interval[1])})" if point.interval else ""
-    return (
-        f'<g class="mark" transform="translate({frame.x(point.x)} {frame.y(point.y)})"><title>{escape(series.label)}, '
-        f"{escape(chart.x_label if chart.by_round else 'round')} {_x_text(chart, point.round)}: "
-        f'{_point_text(chart, point)}{between}</title><circle r="9"/><path d="{series.shape}"/></g>'
-    )
-
-
-def _band(series: Series, frame: _Frame) -> str:
-    """The intervals of a line: an area around it, and at each point a line with two caps."""
-    places = [(frame.x(p.x), *map(frame.y, p.interval)) for p in series.points if p.interval]
-    if not places:
-        return ""
-    outline = [f"{x},{low}" for x, low, _ in places] + [f"{x},{high}" for x, _, high in reversed(places)]
-    caps = "".join(f"M{x} {low}V{high}M{x - 3:.1f} {low}h6M{x - 3:.1f} {high}h6" for x, low, high in places)
-    area = f'<polygon points="{" ".join(outline)}"/>' if len(places) > 1 else ""
-    return f'<g class="band">{area}<path d="{caps}"/></g>'
-
-
-def _end_label(series: Series, frame: _Frame, height: float) -> str:
-    """The name of a series beside its last point, with a thin line to it where it had to make room."""
-    last, name = series.points[-1], brief(series.label)
-    start, level = frame.x(last.x), frame.y(last.y)
-    leader = f'<path class="leader" d="M{start + 5} {level}L{start + 12} {height:.1f}"/>'
-    mark, room = "", 14
-    if frame.right == _WIDE and series.shape:
-        place = f"translate({start + 18:.1f} {height:.1f}) scale(.8)"
-        mark, room = f'<g class="mark" transform="{place}"><path d="{series.shape}"/></g>', 26
-    return (
-        f'<g class="{series.style}">{leader}{mark}<text class="name" x="{start + room:.1f}" y="{height + 3.8:.1f}">'
-        f"{escape(name)}</text></g>"
-    )
-
-
-def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def _spread(wanted: Sequence[float], gap: float, high: float) -> list[float]:
     """Heights near the wanted ones, in their order and at least `gap` apart: down first, then up from the end."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     heights = list(wanted)

@@ -1,203 +1,189 @@
-"""The best and the worst questions: candidates in the retriever's order, what was read in which order, what was cited.
+"""Questions with candidates in the retriever's order, what was read in which order, and what was cited.
 
-A candidate's text stands once per question, however many pipelines read it.
+A candidate's text stands once per question, however many trials read it.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from indexes.corpora.chunk_ids import gold_document
-from rag.report.answers import badge, verdict
-from rag.report.names import Names, answered_by
-from rag.report.page import MISSING, decimal, escape, left_out
-from rag.report.tables import data_table, table_row
-from rag.report.values import finite, mappings, sequence, texts
+from rag.report.report_data import AnsweredQuestion, Attribution, GivenAnswer, RetrievedPassage
 
 SHOWN = 10  # of either list
-_TEXT = 1200  # characters of a passage
-_LEGEND = (
-    "<p>Each question opens to its candidates in the retriever's order and to the answers. "
-    '<span class="right">\u2713</span> equals a golden answer, <span class="wrong">\u2717</span> does not. A '
-    "permutation is given by ranks in the retriever's order (0 = best), in the order they were read: "
-    '<span class="chip gold">3</span> holds gold, <span class="chip cited">3</span> is cited.</p>'
-)
+PASSAGE_CHARACTERS = 1200
 
 
-def question_lists(questions: Sequence[Mapping[str, Any]], names: Names, meaning: str) -> str:
-    """Two lists, the best and the worst; `meaning` says by what (HTML)."""
-    found = {kind: [q for q in questions if q.get("list", kind) == kind] for kind in ("best", "worst")}
-    if not any("list" in question for question in questions):
-        found = {"best": list(questions), "worst": []}
-    parts = [
-        f"<h3>{heading}</h3>{left_out(min(SHOWN, len(entries)), len(entries), 'questions')}"
-        f"{''.join(_question(entry, names) for entry in entries[:SHOWN])}"
-        for heading, entries in (("Best", found["best"]), ("Worst", found["worst"]))
-        if entries
+@dataclass(frozen=True)
+class QuestionList:
+    """Questions below a heading.
+
+    Attributes:
+        heading: "Best", "Worst", or empty.
+        questions: Those that are shown.
+        total: How many there are.
+    """
+
+    heading: str
+    questions: Sequence["QuestionView"]
+    total: int
+
+
+@dataclass(frozen=True)
+class ListedCandidate:
+    """A line in the table of candidates.
+
+    Attributes:
+        rank: In the retriever's order, from 0; None for a passage that was read and is no candidate.
+        passage: With its text where a trial read it.
+        is_gold: It belongs to a gold document.
+        is_cited: The only answer cites it.
+        position: Its place among what the only answer's generator read, from 1.
+        readers: How many trials read it.
+        citing: How many trials cite it.
+        attribution: What leaving it out does to the only answer.
+    """
+
+    rank: int | None
+    passage: RetrievedPassage
+    is_gold: bool
+    is_cited: bool
+    position: int | None
+    readers: int
+    citing: int
+    attribution: Attribution | None
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A passage that was read, by its rank in the retriever's order."""
+
+    rank: str
+    id: str
+    is_gold: bool
+    is_cited: bool
+
+    @property
+    def words(self) -> list[str]:
+        """What is special about it."""
+        return ["gold"] * self.is_gold + ["cited"] * self.is_cited
+
+
+@dataclass(frozen=True)
+class QuestionView:
+    """A question as it is shown.
+
+    Attributes:
+        question: The question and its answers.
+    """
+
+    question: AnsweredQuestion
+
+    passage_characters = PASSAGE_CHARACTERS
+
+    @property
+    def answers(self) -> Sequence[GivenAnswer]:
+        """Those of all trials."""
+        return self.question.answers
+
+    @property
+    def only_answer(self) -> GivenAnswer | None:
+        """The answer, if there is exactly one."""
+        return self.answers[0] if len(self.answers) == 1 else None
+
+    @cached_property
+    def candidates(self) -> list[ListedCandidate]:
+        """Candidates in the retriever's order, then what was read and is no candidate."""
+        ranked = list(enumerate(self._with_text(candidate) for candidate in self.question.candidates))
+        known = {candidate.id for candidate in self.question.candidates}
+        others = [passage for id, passage in self._passages_read.items() if id not in known]
+        return [self._listed(*entry) for entry in [*ranked, *((None, passage) for passage in others)]]
+
+    @property
+    def has_attributions(self) -> bool:
+        """Whether the table of candidates has a column for them."""
+        return self.only_answer is not None and bool(self.only_answer.attributions)
+
+    @property
+    def missing_gold(self) -> list[str]:
+        """Gold documents that are not among the candidates."""
+        found = {gold_document(entry.passage.id, self.question.gold_ids) for entry in self.candidates}
+        return [id for id in sorted(set(self.question.gold_ids)) if id not in found]
+
+    def chips(self, answer: GivenAnswer) -> list[Chip]:
+        """The permutation, a chip for each passage read."""
+        read = [passage.id for passage in answer.passages]
+        ranks = answer.permutation
+        if len(ranks) < len(read):  # unknown: the places among the candidates
+            ids = [candidate.id for candidate in self.question.candidates]
+            ranks = [str(ids.index(id)) if id in ids else "?" for id in read]
+        ids = [*read, *[""] * (len(ranks) - len(read))]
+        return [
+            Chip(rank, id, is_gold=self.is_gold(id), is_cited=id in answer.citations)
+            for rank, id in zip(ranks, ids, strict=True)
+        ]
+
+    def is_gold(self, id: str) -> bool:
+        """Whether a passage belongs to a gold document."""
+        return gold_document(id, self.question.gold_ids) is not None
+
+    @cached_property
+    def _passages_read(self) -> dict[str, RetrievedPassage]:
+        return {passage.id: passage for answer in self.answers for passage in answer.passages}
+
+    def _with_text(self, candidate: RetrievedPassage) -> RetrievedPassage:
+        read = self._passages_read.get(candidate.id, candidate)
+        return RetrievedPassage(
+            candidate.id, candidate.title or read.title, candidate.text or read.text, candidate.score
+        )
+
+    def _listed(self, rank: int | None, passage: RetrievedPassage) -> ListedCandidate:
+        only = self.only_answer
+        read_by_only = [found.id for found in only.passages] if only else []
+        return ListedCandidate(
+            rank=rank,
+            passage=passage,
+            is_gold=self.is_gold(passage.id),
+            is_cited=only is not None and passage.id in only.citations,
+            position=read_by_only.index(passage.id) + 1 if passage.id in read_by_only else None,
+            readers=sum(passage.id in [found.id for found in answer.passages] for answer in self.answers),
+            citing=sum(passage.id in answer.citations for answer in self.answers),
+            attribution=only.attributions.get(passage.id) if only else None,
+        )
+
+
+def question_lists(questions: Sequence[AnsweredQuestion]) -> list[QuestionList]:
+    """The best and the worst questions; without such a distinction all are the best."""
+    if all(question.listed_as is None for question in questions):
+        kinds: dict[str, Sequence[AnsweredQuestion]] = {"Best": questions}
+    else:
+        kinds = {
+            heading: [q for q in questions if q.listed_as in (None, heading.lower())] for heading in ("Best", "Worst")
+        }
+    return [
+        QuestionList(heading, [QuestionView(question) for question in found[:SHOWN]], len(found))
+        for heading, found in kinds.items()
+        if found
     ]
-    return f"{meaning}{_LEGEND}{''.join(parts)}" if parts else ""
 
 
-def question_list(questions: Sequence[Mapping[str, Any]], names: Names) -> str:
-    """Questions in the order in which they come."""
-    return _LEGEND + "".join(_question(entry, names) for entry in questions) if questions else ""
-
-
-def best_and_worst(rows: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
-    """The ten best and the ten worst rows of one evaluation, in the form of a sweep's `questions`.
+def best_and_worst(records: Sequence[AnsweredQuestion]) -> list[QuestionList]:
+    """The ten best and the ten worst questions of one evaluation; no question is in both lists.
 
     By F1 (else by exact match), then by log p of the answer; of equals, the smaller id comes first in both lists.
-    No question is in both.
     """
-    by_id = sorted(rows, key=lambda row: str(row.get("id", "")))
-    order = sorted(by_id, key=_score, reverse=True)  # sorted is stable, also in reverse
-    worst = sorted(by_id, key=_score)
-    size = min(SHOWN, (len(rows) + 1) // 2)
-    best_ids = {id(row) for row in order[:size]}
-    lowest = [row for row in worst if id(row) not in best_ids][:SHOWN]
-    return [_entry(row, name, "best") for row in order[:size]] + [_entry(row, name, "worst") for row in lowest]
-
-
-def _score(row: Mapping[str, Any]) -> tuple[float, float]:
-    scores = row.get("scores")
-    scores = scores if isinstance(scores, Mapping) else row
-    values = [finite(scores.get("f1")), finite(scores.get("exact_match"))]
-    score = next((value for value in values if value is not None), -1.0)
-    log_prob = finite(row.get("log_prob"))
-    return score, float("-inf") if log_prob is None else log_prob
-
-
-def _entry(row: Mapping[str, Any], name: str, kind: str) -> Mapping[str, Any]:
-    scores = row.get("scores")
-    answer = {
-        **{key: row.get(key) for key in ("citations", "passages", "permutation", "log_prob", "support")},
-        **(scores if isinstance(scores, Mapping) else {}),
-        "row": name,
-        "text": row.get("prediction"),
-    }
-    return {**row, "list": kind, "answers": [answer]}
-
-
-def _question(question: Mapping[str, Any], names: Names) -> str:
-    answers = mappings(question.get("answers"))
-    golden = " \u00b7 ".join(map(escape, sequence(question.get("golden_answers"))))
-    strip = "".join(
-        f'<span class="pair" title="{escape(answered_by(answer))}">{names.key(answered_by(answer))}'
-        f"{verdict(answer, names)}</span>"
-        for answer in answers
-    )
-    said = _candidates(question, answers) + _answers(question, answers, names)
-    return (
-        f'<details class="sample"><summary><span class="question">{escape(question.get("question", ""))}</span>'
-        f'<span class="strip">{strip}</span></summary><p>Golden answers: <b>{golden or MISSING}</b> '
-        f"<small>{escape(question.get('id', ''))}</small></p>{said}</details>"
-    )
-
-
-# The candidates.
-
-
-def _candidates(question: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> str:
-    """Rank, passage, score; for one answer also its place among what was read and its support."""
-    gold = texts(question.get("gold_ids"))
-    shown = _with_texts(mappings(question.get("candidates")), answers)
-    support = _support(answers[0]) if len(answers) == 1 else {}
-    if not shown:
-        return ""
-    head = ["Rank", "Candidate", "Score", "Read"] + (["Support, nats"] if support else [])
-    body = []
-    for rank, candidate in enumerate(shown):
-        cells = [_candidate(candidate, gold, answers), decimal(candidate.get("score")), _read(candidate, answers)]
-        cells += [_supported(support.get(str(candidate.get("id"))))] if support else []
-        body.append(table_row(str(rank) if candidate.get("ranked") else MISSING, cells))
-    missing = sorted(set(gold) - {gold_document(str(candidate.get("id")), gold) for candidate in shown})
-    note = f'<p class="gold">Gold, but no candidate: {escape(", ".join(missing))}</p>' if missing else ""
-    return data_table(head, body, "Candidates in the retriever's order", "candidates") + note
-
-
-def _with_texts(
-    candidates: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """Candidates with their texts where some pipeline read them; what was read and is no candidate comes last."""
-    read = {str(p.get("id")): p for answer in answers for p in mappings(answer.get("passages"))}
-    ranked = [{**read.get(str(c.get("id")), {}), **c, "ranked": True} for c in candidates]
-    others = set(read) - {str(c.get("id")) for c in candidates}
-    return ranked + [passage for id, passage in read.items() if id in others]
-
-
-def _candidate(candidate: Mapping[str, Any], gold: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> str:
-    id = str(candidate.get("id", ""))
-    cited = len(answers) == 1 and id in texts(answers[0].get("citations"))
-    badges = badge("gold", gold_document(id, gold) is not None) + badge("cited", cited)
-    title = f"{escape(candidate.get('title') or id)} <small>{escape(id)}</small>{badges}"
-    text = str(candidate.get("text") or "")
-    if not text:
-        return title
-    text = text if len(text) <= _TEXT else f"{text[: _TEXT - 1]}\u2026"
-    return f"<details><summary>{title}</summary><p>{escape(text)}</p></details>"
-
-
-def _read(candidate: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> str:
-    """One pipeline: at which place; several: by how many, and cited by how many."""
-    id = str(candidate.get("id", ""))
-    places = [[str(p.get("id")) for p in mappings(answer.get("passages"))] for answer in answers]
-    if len(answers) == 1:
-        return f"{places[0].index(id) + 1}." if id in places[0] else MISSING
-    readers = sum(id in read for read in places)
-    citing = sum(id in texts(answer.get("citations")) for answer in answers)
-    cited = f"<small>cited by {citing}</small>" if citing else ""
-    return f"by {readers} of {len(answers)}{cited}" if readers else MISSING
-
-
-def _support(answer: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    return {str(entry.get("id")): entry for entry in mappings(answer.get("support"))}
-
-
-def _supported(entry: Mapping[str, Any] | None) -> str:
-    """By how much log p of the answer falls without this passage."""
-    if entry is None:
-        return MISSING
-    changed = "<small>without it, another answer</small>" if entry.get("answer_changed") else ""
-    return f"{decimal(entry.get('log_prob_drop'), '+.2f')}{changed}"
-
-
-# The answers.
-
-
-def _answers(question: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], names: Names) -> str:
-    gold = texts(question.get("gold_ids"))
-    head = ["Pipeline", "Answer", "F1", "log p", "Read, in order"]
-    body = [
-        table_row(
-            f"{names.key(answered_by(answer))}<span>{escape(names.label(answered_by(answer)))}</span>",
-            [
-                f"{verdict(answer, names)} {escape(answer.get('text') or '(nothing)')}",
-                decimal(answer.get("f1"), ".2f"),
-                decimal(answer.get("log_prob"), ".2f"),
-                _chips(answer, question, gold),
-            ],
-        )
-        for answer in answers
+    by_id = sorted(records, key=lambda record: record.id)
+    best = sorted(by_id, key=_score, reverse=True)[: min(SHOWN, (len(records) + 1) // 2)]  # sorted is stable
+    best_ids = {id(record) for record in best}
+    worst = [record for record in sorted(by_id, key=_score) if id(record) not in best_ids][:SHOWN]
+    return [
+        QuestionList(heading, [QuestionView(record) for record in found], len(found))
+        for heading, found in (("Best", best), ("Worst", worst))
+        if found
     ]
-    return data_table(head, body, "Answers", "said") if body else ""
 
 
-def _chips(answer: Mapping[str, Any], question: Mapping[str, Any], gold: Sequence[str]) -> str:
-    """The permutation: a chip for each passage read, with its rank in the retriever's order."""
-    ids = [str(candidate.get("id")) for candidate in mappings(question.get("candidates"))]
-    read = [str(passage.get("id")) for passage in mappings(answer.get("passages"))]
-    cited = texts(answer.get("citations"))
-    ranks = texts(answer.get("permutation"))
-    # Ranks as they came; where there are none, those of the passages among the candidates.
-    ranks = ranks if len(ranks) >= len(read) else [str(ids.index(id)) if id in ids else "?" for id in read]
-    chips = "".join(
-        _chip(rank, read[place] if place < len(read) else "", gold, cited) for place, rank in enumerate(ranks)
-    )
-    unread = [id for id in cited if id not in read]
-    note = f"<small>Cited without being read: {escape(', '.join(unread))}</small>" if unread else ""
-    return (chips or MISSING) + note
-
-
-def _chip(rank: str, id: str, gold: Sequence[str], cited: Sequence[str]) -> str:
-    words = ["gold"] * (gold_document(id, gold) is not None) + ["cited"] * (id in cited)
-    said = f'<span class="unseen"> ({" and ".join(words)})</span>' if words else ""
-    return f'<span class="{" ".join(["chip", *words])}" title="{escape(id)}">{escape(rank)}{said}</span> '
+def _score(record: AnsweredQuestion) -> tuple[float, float]:
+    answer = record.answers[0]
+    score = next((value for value in (answer.f1, answer.exact_match) if value is not None), -1.0)
+    return score, float("-inf") if answer.log_prob is None else answer.log_prob

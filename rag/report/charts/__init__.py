@@ -1,0 +1,1 @@
+"""One module per chart; a new module with a registered chart is found without being listed anywhere."""

@@ -1,0 +1,29 @@
+"""General ability over the distance from the base model, round by round."""
+
+from collections.abc import Sequence
+
+from rag.report.chart_registry import Chart, register_chart
+from rag.report.charts.metrics_by_round import series_by_round
+from rag.report.drawing.line_figure import LineFigure
+from rag.report.report_data import ComparisonData, RunData
+from rag.report.series_style import SeriesStyles
+
+
+@register_chart
+class KLDrift(Chart):
+    """Forgetting against drift: one line per trial, one point per round."""
+
+    kind, section, order = "drift", "rounds", 90
+    pages = ("run", "sweep", "comparison")
+
+    def draw(self, data: RunData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
+        """One figure, if forgetting was measured in a round."""
+        series = series_by_round(data.curves, styles, "eval_general", x="eval_kl_drift")
+        if not any(line.points for line in series):
+            return []
+        text = (
+            "Each line starts at the base model and moves on with every round: to the right as the model's "
+            "distributions leave the base, down as it forgets."
+        )
+        labels = "KL drift, nats", "general ability"
+        return [LineFigure(self.kind, "Drift and forgetting", text, *labels, series, by_round=False)]
