@@ -433,11 +433,7 @@ def _sizes(result: _Object, settings: _Object) -> dict[str, str]:
     found["answerable_questions"] = answerable
     if found.get("train_questions") is None and answerable is not None:
         found |= {"train_questions": answerable, "answerable_questions": None}
-    return {str(key): _text(value) for key, value in found.items() if value is not None and not _is_group(value)}
-
-
-def _is_group(value: object) -> bool:
-    return isinstance(value, Mapping | list | tuple)
+    return {str(key): text for key, value in found.items() if (text := _text(value))}
 
 
 # Questions.
@@ -530,7 +526,8 @@ def _list(value: object) -> Sequence[Any]:
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value)
+    """The value as a text; empty for None and for what is no single value."""
+    return "" if value is None or isinstance(value, Mapping | list | tuple) else str(value)
 
 
 def _texts(value: object) -> list[str]:
