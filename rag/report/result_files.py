@@ -1,9 +1,9 @@
 """From result files to what a report shows. This is the only place that knows their keys.
 
 `read_source` recognises a run, an evaluation, a forgetting file, a sweep or the result of a demo experiment by its
-content. `parse_result` turns the JSON of one of them into the types of `rag.report.report_data`: here, and nowhere else,
-it is decided what a missing or malformed value is. Numbers that are not finite, entries of another type and unknown
-keys are left out.
+content. `parse_result` turns the JSON of one of them into the types of `rag.report.report_data`: here, and nowhere
+else, it is decided what a missing or malformed value is. Numbers that are not finite, entries of another type and
+unknown keys are left out.
 """
 
 import contextlib

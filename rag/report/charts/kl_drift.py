@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from rag.report.chart_registry import Chart, register_chart
-from rag.report.charts.metrics_by_round import series_by_round
+from rag.report.chart import Chart
 from rag.report.drawing.line_figure import LineFigure
 from rag.report.report_data import ComparisonData, RunData
+from rag.report.round_chart import series_by_round
 from rag.report.series_style import SeriesStyles
 
 
-@register_chart
 class KLDrift(Chart):
     """Forgetting against drift: one line per trial, one point per round."""
 
-    kind, section, order = "drift", "rounds", 90
+    section, order = "rounds", 90
     pages = ("run", "sweep", "comparison")
 
     def draw(self, data: RunData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
@@ -26,4 +25,7 @@ class KLDrift(Chart):
             "distributions leave the base, down as it forgets."
         )
         labels = "KL drift, nats", "general ability"
-        return [LineFigure(self.kind, "Drift and forgetting", text, *labels, series, by_round=False)]
+        return [LineFigure("drift", "Drift and forgetting", text, *labels, series, by_round=False)]
+
+
+chart = KLDrift()

@@ -1,16 +1,12 @@
-"""The estimated log marginal likelihood of the answers, round by round."""
+"""The estimated log marginal likelihood of the answers, round by round: the objective of DRO."""
 
-from rag.report.chart_registry import register_chart
-from rag.report.charts.metrics_by_round import RoundChart
+from rag.report.round_chart import RoundChart
 
-
-@register_chart
-class LogMarginal(RoundChart):
-    """The objective of DRO on the training questions."""
-
-    kind, value, order = "log-marginal", "log_marginal", 50
-    title, unit = "Log marginal", "nats per question"
-    text = (
-        "The importance-weighted ELBO, which estimates log p(answer | question) on the training questions. "
-        "Higher is better."
-    )
+chart = RoundChart(
+    "log_marginal",
+    title="Log marginal",
+    unit="nats per question",
+    text="The importance-weighted ELBO, which estimates log p(answer | question) on the training questions. "
+    "Higher is better.",
+    order=50,
+)

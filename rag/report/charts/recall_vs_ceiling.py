@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from indexes.corpora.chunk_ids import gold_document
-from rag.report.chart_registry import Chart, register_chart
+from rag.report.chart import Chart
 from rag.report.drawing.line_figure import LineFigure, Point, Series
 from rag.report.metric_labels import split_cutoff
 from rag.report.report_data import AnsweredQuestion, ComparisonData, Estimate, EvaluationData, Metrics, Trial
@@ -81,11 +81,10 @@ class RankingResults:
         return {name: found for name, found in self.selectors.items() if name not in self.unchanged}
 
 
-@register_chart
 class RecallVsCeiling(Chart):
     """Recall@k of the selectors between the retriever's recall and the ceilings."""
 
-    kind, section, order = "recall-vs-ceiling", "recall", 10
+    section, order = "recall", 10
     pages = ("evaluation", "sweep", "comparison")
 
     def draw(self, data: EvaluationData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
@@ -106,8 +105,8 @@ class RecallVsCeiling(Chart):
             ),
             _line("retriever", "reference", "", results.retriever, cutoffs),
         ]
-        texts = {place: str(k) for place, k in enumerate(cutoffs)}
-        return [LineFigure(self.kind, "Recall@k", _caption(ceilings), "k", "recall@k", series, x_texts=texts)]
+        texts = {float(place): str(k) for place, k in enumerate(cutoffs)}
+        return [LineFigure("recall-vs-ceiling", "Recall@k", _caption(ceilings), "k", "recall@k", series, x_texts=texts)]
 
 
 def _line(label: str, classes: str, shape: str, found: RecallByCutoff, cutoffs: Sequence[int]) -> Series:
@@ -173,3 +172,6 @@ def _mean(values: Sequence[float]) -> Estimate:
     from rag.evaluation.significance import bootstrap_interval  # it needs SciPy, and a page without records does not
 
     return Estimate(sum(values) / len(values), bootstrap_interval(values), len(values))
+
+
+chart = RecallVsCeiling()

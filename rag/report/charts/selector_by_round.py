@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from rag.report.chart_registry import Chart, register_chart
-from rag.report.charts.metrics_by_round import round_points, series_by_round
+from rag.report.chart import Chart
 from rag.report.drawing.line_figure import LineFigure, Point, Series
 from rag.report.report_data import ComparisonData, RunData
+from rag.report.round_chart import round_points, series_by_round
 from rag.report.series_style import SeriesStyles
 
 
-@register_chart
 class SelectorByRound(Chart):
     """The selectors, the untrained retriever, and retrievers that training changed."""
 
-    kind, section, order = "selector", "rounds", 30
+    section, order = "rounds", 30
     pages = ("run", "sweep", "comparison")
 
     def draw(self, data: RunData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
@@ -36,4 +35,7 @@ class SelectorByRound(Chart):
         text = "Share of the gold passages among the first passage read. Grey dashes: the retriever alone."
         if trained:
             text += " Coloured dashes: the retriever as training moved it."
-        return [LineFigure(self.kind, "Selector against retriever", text, "round", "recall@1", series)]
+        return [LineFigure("selector", "Selector against retriever", text, "round", "recall@1", series)]
+
+
+chart = SelectorByRound()

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rag.report.chart_registry import Chart, register_chart
+from rag.report.chart import Chart
 from rag.report.drawing.scatter_figure import Change, ScatterFigure, ScatterPoint
 from rag.report.metric_labels import metric_label, metric_within_sentence
 from rag.report.report_data import (
@@ -88,11 +88,10 @@ def tradeoff_of(data: ComparisonData) -> Tradeoff | None:
     return Tradeoff(base, metric, gains, measures) if measures else None
 
 
-@register_chart
 class TradeoffChart(Chart):
     """A figure per measurement of forgetting."""
 
-    kind, section, order = "tradeoff", "tradeoff", 10
+    section, order = "tradeoff", 10
     pages = ("sweep", "comparison")
 
     def draw(self, data: ComparisonData, styles: SeriesStyles) -> Sequence[ScatterFigure]:
@@ -195,7 +194,7 @@ def _change(difference: ForgettingDifference, base: float | None, *, upwards: bo
 
 
 def _log_ratio(difference: float, interval: tuple[float, float] | None, base: float | None) -> Change | None:
-    """log (base / tuned): twice as bad is as far from 0 as twice as good.
+    """Log (base / tuned): twice as bad is as far from 0 as twice as good.
 
     Resampled differences of heavy-tailed perplexities may exceed the base's perplexity; then there is no interval.
     """
@@ -210,3 +209,6 @@ def _unit(metric: str, *, upwards: bool) -> str:
     if "perplexity" in metric:
         return "log (base / tuned), nats"
     return f"{'change' if upwards else 'fall'} of {metric_within_sentence(metric)}"
+
+
+chart = TradeoffChart()

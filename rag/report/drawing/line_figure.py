@@ -183,7 +183,7 @@ class LinePlot:
         return [TickMark(self._y(t), tick_text(t, step)) for t in self._y_ticks]
 
     def place(self, point: Point) -> tuple[float, float]:
-        """x and y of a point."""
+        """X and y of a point."""
         return self._x(point.x), self._y(point.y)
 
     def line(self, series: Series) -> str:

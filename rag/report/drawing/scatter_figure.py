@@ -147,7 +147,7 @@ class ScatterPlot:
                 yield Quadrant(text, x, y, anchor)
 
     def spot(self, point: ScatterPoint) -> tuple[float, float]:
-        """x and y of a mark."""
+        """X and y of a mark."""
         return self._x(point.x.value), self._y(point.y.value)
 
     def cross(self, point: ScatterPoint) -> str:

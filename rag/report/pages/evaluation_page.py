@@ -1,6 +1,6 @@
 """The page of one evaluation: its metrics, how they depend on the order of passages, what its citations carry."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rag.report.formatting import count
@@ -113,5 +113,5 @@ def _shown_audit(heading: str, audit: OrderAudit) -> ShownAudit:
     return ShownAudit(heading, audit, _in_order(audit.estimates.items()))
 
 
-def _in_order(estimates: Sequence[tuple[str, Estimate]]) -> list[tuple[str, Estimate]]:
+def _in_order(estimates: Iterable[tuple[str, Estimate]]) -> list[tuple[str, Estimate]]:
     return sorted(estimates, key=lambda entry: audit_place(entry[0]))

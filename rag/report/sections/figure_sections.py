@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rag.report.chart_registry import Figure, figures_of
+from rag.report.chart import Figure
+from rag.report.charts import CHARTS
 from rag.report.charts.recall_vs_ceiling import RankingResults
 from rag.report.charts.tradeoff import Tradeoff, tradeoff_of
 from rag.report.drawing.line_figure import FEW, MANY
@@ -11,6 +12,14 @@ from rag.report.metric_labels import RANKING_METRICS, split_cutoff
 from rag.report.page import Section
 from rag.report.report_data import ComparisonData, EvaluationData, ReportData, RunData
 from rag.report.series_style import SeriesStyles
+
+
+def figures_of(section: str, data: ReportData, styles: SeriesStyles) -> list[Figure]:
+    """The figures of all charts of one section of a page, in their order."""
+    charts = [(kind, entry() if isinstance(entry, type) else entry) for kind, entry in CHARTS.items()]
+    charts = [(kind, chart) for kind, chart in charts if chart.section == section and data.kind in chart.pages]
+    charts.sort(key=lambda entry: (entry[1].order, entry[0]))
+    return [figure for _, chart in charts for figure in chart.draw(data, styles)]
 
 
 @dataclass(frozen=True)

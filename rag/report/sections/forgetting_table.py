@@ -65,7 +65,7 @@ class ForgettingTables:
     def direction(self, column: TaskMetric) -> str:
         """Which way is better, in words; empty if the file does not say."""
         ways = {m.higher_is_better for m in self.data.measurements if m.column == column}
-        return {(True,): "higher is better", (False,): "lower is better"}.get(tuple(ways), "")
+        return "higher is better" if ways == {True} else "lower is better" if ways == {False} else ""
 
     def items(self, table: GroupTable, group: str) -> float | None:
         """How many items a group has."""
