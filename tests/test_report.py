@@ -300,7 +300,7 @@ def test_paired_tests_table(tree: ET.Element) -> None:
 def test_introduction_describes_the_run(tree: ET.Element) -> None:
     introduction = text(by_class(tree, "lead")[0])
     assert (
-        "This run: mode quick, 400 training questions, 3 rounds, 4 lists scored per question, 5 min 21 s in all."
+        "This run: mode quick, 400 training questions, 3 rounds, 4 permutations scored per question, 5 min 21 s in all."
         in (introduction)
     )
     assert "invented" in introduction

@@ -509,6 +509,13 @@ def test_trial_without_drift_has_no_forgetting(sweep: dict[str, Any]) -> None:
     assert "unknown" not in found
 
 
+def test_tradeoff_of_a_trial_that_only_a_paired_test_names(sweep: dict[str, Any]) -> None:
+    """The base was compared with it, and the table of trials does not show it."""
+    about = {"name": "vanilla", "against": "hidden"}
+    sweep["comparisons"] += [{**about, "metric": m, "difference": 0.1} for m in ("exact_match", "general")]
+    assert "hidden" in marks(parse(render_report(sweep)), "tradeoff-general")
+
+
 def test_tradeoff_needs_a_base_trial(sweep: dict[str, Any]) -> None:
     sweep["rows"] = sweep["rows"][1:]
     assert "tradeoff" not in sections(parse(render_report(sweep)))
@@ -607,7 +614,7 @@ def test_retriever_recall_is_that_of_the_base_trial(sweep: dict[str, Any]) -> No
     tree = parse(render_report(sweep))
     assert tables(tree, "recall")[-1][-1][:2] == ["The retriever alone", "0.125"]
     assert tables(tree, "results")[0][-1][0] == "The bm25 retriever alone"
-    assert "that of <sft>, or of the last row" in text(by_id(tree, "questions"))
+    assert "that of <sft>, or of the last trial" in text(by_id(tree, "questions"))
 
 
 def test_sweep_questions(sweep: dict[str, Any]) -> None:
@@ -651,7 +658,7 @@ def test_report_command_recognises_every_kind(
         assert sections(parse(page.read_text(encoding="utf-8")))
     (folder / "seconds.json").write_text(json.dumps({"total": 7380, "rows": dict.fromkeys(ROWS, 321.0)}))
     assert sweep_of(folder).trials[1].value("seconds") == 321.0
-    assert "123 min 0 s in all rows together" in render_report(read_source(folder))
+    assert "123 min 0 s in all trials together" in render_report(read_source(folder))
     # The sweep took the questions of its widest evaluation, from which the ceilings are found.
     assert "all gold first" in (folder / "report.html").read_text(encoding="utf-8")
     other = ["--forgetting", str(tmp_path / "f.json"), "--output", str(tmp_path / "new/page.html")]
@@ -703,7 +710,7 @@ def test_text_of_every_kind_is_escaped(pages: dict[str, Any], kind: str) -> None
     page, attacked = pages[kind], hostile(pages[kind])
     found, peaceful = parse(render_report(attacked)), parse(render_report(page))
     assert list(loads(found)) == []
-    # A longer name stands elsewhere in a plane, and only far from its mark it needs a line to it.
+    # A longer name has another place in a trade-off figure, and is connected to its mark only when far from it.
     built = [[(e.tag, *e.attrib) for e in t.iter() if e.get("class") != "leader"] for t in (found, peaceful)]
     assert built[0] == built[1]
 
@@ -761,7 +768,7 @@ def test_page_of_a_large_sweep_is_small(sweep: dict[str, Any]) -> None:
     sweep["rows"] = [{**sweep["rows"][0], "name": f"row {i}"} for i in range(5000)]
     sweep["comparisons"] = sweep["comparisons"] * 400
     page = render_report(sweep)
-    assert "60 of 5,000 rows are shown." in page
+    assert "60 of 5,000 trials are shown." in page
     assert "400 of 6,000 comparisons are shown." in page
     assert len(page.encode()) < 2_000_000
 

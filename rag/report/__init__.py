@@ -6,7 +6,7 @@ data set cannot run in it. The same data always give the same bytes.
 
 `pages` has a module per kind of page, `charts` one per chart (a new chart is one file there, see `chart_registry`),
 `html` the templates and the style sheet, `sections` what several pages share, `drawing` the geometry of the figures.
-`result_files` alone knows what the files look like.
+Only `result_files` knows the keys of result files.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Numbers as text; templates use these functions as filters."""
 
 MISSING = "\u2013"
-_HASH_DIGITS = 12  # enough to tell files apart; the whole hash stands in the tooltip and the settings
+_HASH_DIGITS = 12  # enough to tell files apart; the whole hash is in the tooltip and the settings
 
 
 def minus(text: str) -> str:

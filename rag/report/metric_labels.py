@@ -43,7 +43,7 @@ RESULT_COLUMNS = (
         "Mean KL(base || tuned) per input token of those tasks, in nats; 0 is the base.",
         is_share=False,
     ),
-    MetricLabel("seconds", "Seconds", "Time for training and evaluation of this row.", is_share=False),
+    MetricLabel("seconds", "Seconds", "Time for training and evaluation of this trial.", is_share=False),
 )
 """Columns of the table of trials."""
 ROUND_COLUMNS = (
@@ -60,7 +60,7 @@ RANKING_METRICS = ("recall", "ndcg", "mrr", "answer_recall")
 _MEANINGS = {
     "exact_match": "equals a golden answer after normalisation",
     "f1": "overlap with the golden answer in words",
-    "answer_recall": "a golden answer stands in the first k passages",
+    "answer_recall": "a golden answer is in the first k passages",
     "recall": "share of the gold passages among the first k",
     "ndcg": "normalised discounted cumulative gain of the gold passages",
     "mrr": "one over the rank of the first gold passage",

@@ -59,6 +59,7 @@ class SeriesStyles:
             *(test.name for test in data.paired_tests),
             *_answering([*data.samples, *data.encyclopedia.samples, *data.questions]),
             *data.evaluations,
+            *(test.against for test in data.paired_tests),
         ]
         return cls.of(_first_labels(data), others)
 

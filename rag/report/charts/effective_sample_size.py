@@ -16,7 +16,7 @@ class EffectiveSampleSize(RoundChart):
 chart = EffectiveSampleSize(
     "ess",
     title="Effective sample size",
-    unit="lists per question",
-    text="How many of a question's lists carry the weight in the E-step: at 1, one list explains the answer alone.",
+    unit="permutations per question",
+    text="How many of a question's permutations carry the weight in the E-step: at 1, one permutation carries all of it.",
     order=40,
 )

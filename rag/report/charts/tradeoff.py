@@ -1,7 +1,7 @@
 """What was learned against what was forgotten: one figure per measurement of forgetting.
 
 To the right: gained on the questions. Upwards: kept of what the base model could do. Both are differences from the base
-model, so it stands where the axes cross.
+model, so it is where the axes cross.
 """
 
 import math

@@ -10,7 +10,7 @@ def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten, evenly spaced from below the least value to above the greatest."""
     low, high = min(values), max(values)
     if whole:
-        # A single round stands at the end of its axis, next to the names of the series.
+        # A single round is at the end of its axis, next to the names of the series.
         low, high = math.floor(low), max(math.ceil(high), 1)
         low = low - 1 if low == high else low
     elif high - low <= 1e-9 * max(abs(low), abs(high)):

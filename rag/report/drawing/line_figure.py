@@ -153,7 +153,7 @@ class LineFigure:
 
 
 class LinePlot:
-    """Where everything in a line figure stands, in SVG units."""
+    """The places of everything in a line figure, in SVG units."""
 
     left, top = _LEFT, _TOP
 

@@ -54,7 +54,7 @@ class ScatterPoint:
 
 @dataclass(frozen=True)
 class Quadrant:
-    """The name of a quarter of the plot and where it stands."""
+    """The name of a quarter of the plot and its place."""
 
     text: str
     x: float
@@ -64,7 +64,7 @@ class Quadrant:
 
 @dataclass(frozen=True)
 class PlacedLabel:
-    """A name with a small mark to its left, and a line from its mark where it stands far away; empty: no line."""
+    """A name with a small mark to its left, and a line from its mark where it is far away; empty: no line."""
 
     point: ScatterPoint
     mark_x: float
@@ -111,7 +111,7 @@ class ScatterFigure:
 
 
 class ScatterPlot:
-    """Where everything in a scatter figure stands, in SVG units."""
+    """The places of everything in a scatter figure, in SVG units."""
 
     width, height = _WIDTH, _HEIGHT
     left, right, top, bottom = _LEFT, _RIGHT, _TOP, _BOTTOM

@@ -25,7 +25,7 @@ _SIZES = {
     "rounds": "{} rounds",
     "num_candidates": "{} candidate passages per question",
     "num_selected": "{} of them read",
-    "num_permutations": "{} lists scored per question",
+    "num_permutations": "{} permutations scored per question",
 }
 
 
@@ -114,4 +114,4 @@ def run_sentence(data: ComparisonData) -> str:
 
 
 def _time(data: ComparisonData) -> str:
-    return f"{duration(data.seconds or 0.0)} in all{' rows together' if data.kind == 'sweep' else ''}"
+    return f"{duration(data.seconds or 0.0)} in all{' trials together' if data.kind == 'sweep' else ''}"

@@ -1,6 +1,6 @@
 """Questions with candidates in the retriever's order, what was read in which order, and what was cited.
 
-A candidate's text stands once per question, however many trials read it.
+A candidate's text is on the page once per question, however many trials read it.
 """
 
 from collections.abc import Sequence
