@@ -18,8 +18,8 @@ sys.path.insert(0, sys.argv[3])
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
-from conftest import randomize_adapters, tiny_language_model
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
@@ -128,8 +128,8 @@ import torch.distributed as dist
 
 # Processes that do not meet are a failure after half a minute, not after half an hour.
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
-from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
-from conftest import byte_tokenizer, tiny_model
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import byte_tokenizer, tiny_model
 from generator.generator import DecodingConfig
 from generator.language_model import AdapterConfig
 from indexes.errors import MismatchError
@@ -199,7 +199,7 @@ def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> N
 
     A resumed run starts at the round that the main process found, whatever another one reads of its files.
     """
-    from conftest import byte_tokenizer, tiny_model
+    from tiny_models import byte_tokenizer, tiny_model
 
     tiny_model().save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator

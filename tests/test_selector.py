@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, randomize_adapters, tiny_language_model
 
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
