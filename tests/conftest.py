@@ -3,6 +3,7 @@
 Nothing is downloaded and nothing is written outside `tmp_path`.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             shared = [durations.fixture_id(f) for f in fixtures if f.scope != "function"]
             if durations.is_slow(item.nodeid, shared, measured):
                 item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector off what was imported: full collections, one after each round of training, would walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
