@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
 
 _EXPORTS = {
-    "AdapterConfig": "generator.language_model",
+    "AdapterConfig": "generator.adapters",
     "AnswerPrompt": "generator.prompts",
     "Chat": "generator.chat",
     "ChatConfig": "generator.chat",

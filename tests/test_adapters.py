@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
 from generator.adapters import AdapterConfig

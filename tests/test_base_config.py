@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from generator.adapters import AdapterConfig

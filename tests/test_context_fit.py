@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, dro_config, tiny_language_model
+from tiny_models import PASSAGES, byte_tokenizer, dro_config, tiny_language_model
 
 from generator.adapters import AdapterConfig
 from generator.generator import DecodingConfig, Generator

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import log_probs_of
+from tiny_models import log_probs_of
 
 from generator.generator import Generator
 from indexes.errors import DataError

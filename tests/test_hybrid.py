@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from generator.generator import Generator
 from indexes.corpora.corpus import Corpus

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator

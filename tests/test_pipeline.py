@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import (
+from huggingface_hub.errors import LocalEntryNotFoundError
+from kills import survives
+from tiny_models import (
     PASSAGES,
     added_tokenizer,
     byte_tokenizer,
@@ -20,8 +22,6 @@ from conftest import (
     tiny_language_model,
     tiny_model,
 )
-from huggingface_hub.errors import LocalEntryNotFoundError
-from kills import survives
 
 from generator.adapters import AdapterConfig
 from generator.chat import ChatConfig

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import log_probs_of
+from tiny_models import log_probs_of
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config
+from tiny_models import dro_config
 from transformers import LlamaConfig, Qwen2Config
 
 from benchmarks import growth, rag_sequence_loss, rivals, timing

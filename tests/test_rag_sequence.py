@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import randomize_adapters, tiny_language_model
+from tiny_models import randomize_adapters, tiny_language_model
 
 from generator.generator import DecodingConfig, Generator
 from indexes.errors import UsageError

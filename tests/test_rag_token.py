@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
+from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
 from generator.adapters import AdapterConfig
 from generator.generator import AnswerSequence, DecodingConfig, Generator

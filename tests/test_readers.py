@@ -20,9 +20,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage

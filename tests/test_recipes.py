@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, randomize_adapters, tiny_language_model
+from tiny_models import learned, randomize_adapters, tiny_language_model
 
 from generator.generator import DecodingConfig, Generator
 from indexes.errors import UsageError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import log_probs_of
+from tiny_models import log_probs_of
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel
