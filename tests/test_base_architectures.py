@@ -50,7 +50,7 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_whole_road(kind: str, sentences: PassageIndex, tmp_path: Path) -> None:
+def test_every_architecture_trains_saves_and_answers(kind: str, sentences: PassageIndex, tmp_path: Path) -> None:
     """Among its checks: permutations behind a shared prompt, and batches, against rows alone."""
     build(kind, tmp_path / "base")
     rag = pipeline(sentences, tmp_path / "base")
@@ -66,7 +66,7 @@ def language_model(kind: str) -> LanguageModel:
 
 
 @pytest.mark.parametrize("kind", ["mamba", "gpt_neo"])
-def test_what_cannot_share_a_prompt_is_noticed(kind: str) -> None:
+def test_architectures_without_shared_prefix_are_detected(kind: str) -> None:
     """A state runs on from one reply to the next; GPT-Neo masks by its own window, whatever mask it is given."""
     assert not language_model(kind).supports_shared_prefix
 
@@ -81,7 +81,7 @@ def test_a_router_that_is_a_linear_layer_carries_no_adapter() -> None:
     assert {"q_proj", "o_proj"} <= adapted
 
 
-def test_a_model_that_sees_later_tokens_is_refused() -> None:
+def test_a_model_that_is_not_causal_is_refused() -> None:
     with pytest.raises(UsageError, match=r"must be causal.* in BertLMHeadModel the last token changes"):
         torch.manual_seed(0)
         LanguageModel(
@@ -90,7 +90,7 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         )
 
 
-def test_replies_in_rows_of_their_own_have_the_same_probabilities(
+def test_replies_in_separate_sequences_have_the_same_probabilities(
     make_selector: Callable[..., ListwiseSelector],
 ) -> None:
     """The same Llama reads them in both ways: drawing, beam search, scoring, and the gradient."""
@@ -122,7 +122,7 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_without_padding_on_the_left_prompts_of_one_length_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_left_padding_prompts_are_batched_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model()
     generator = Generator(model, config=DecodingConfig(max_new_tokens=5))
     prompts = [[20, 30, 40], [50, 60], [70, 80, 90], [25, 35, 45, 55]]
@@ -137,7 +137,7 @@ def test_without_padding_on_the_left_prompts_of_one_length_go_together(monkeypat
     assert seen == [[2], [3, 3], [4]]
 
 
-def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) -> None:
+def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None:
     from retriever.selector import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)

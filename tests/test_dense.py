@@ -80,7 +80,7 @@ def test_bad_questions(retriever: DenseRetriever) -> None:
 
 
 @pytest.mark.parametrize("factory", ["RaBitQ8", "IVF2,RaBitQ", "PCA6,Flat", "PQ6x2", "SQtq4", "PQ6x4fs"])
-def test_the_learning_score_is_the_score_of_the_search_for_every_kind(
+def test_differentiable_scores_equal_search_scores_for_every_index_kind(
     factory: str, encoder: Encoder, tmp_path: Path
 ) -> None:
     pairs = [(p, q) for p in PASSAGES for q in PASSAGES[:2]]
@@ -105,7 +105,7 @@ def test_the_learning_score_is_the_score_of_the_search_for_every_kind(
     torch.testing.assert_close(retriever.score(found).detach(), expected_n, rtol=1e-4, atol=1e-4)
 
 
-def test_short_results_are_said_once(encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_results_are_warned_of_once(encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     index = build_index(
         Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="IVF6,Flat", progress=False
     )

@@ -28,7 +28,7 @@ def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> Non
     assert row.answer_ids[-1] == model.end_of_answer_id
 
 
-def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
+def test_log_probs_do_not_depend_on_batch_or_order(generator: Generator) -> None:
     """Trap 5: padding, batch split and order change nothing."""
     rows = [
         generator.answer_sequence(q, PASSAGES[i : i + 2 + i], a)
@@ -41,7 +41,7 @@ def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
     torch.testing.assert_close(generator.log_probs(rows[::-1]).flip(0), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator: Generator) -> None:
+def test_tokens_read_excludes_padding_and_scores_work_with_autograd(generator: Generator) -> None:
     rows = [
         generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
         generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
@@ -86,7 +86,7 @@ def test_greedy_answers_are_the_argmax_of_the_full_model(generator: Generator) -
     assert generator.generate([QUESTIONS[0]], [PASSAGES[:2]]) == [expected]
 
 
-def test_the_models_own_generation_settings_stay_out(generator: Generator) -> None:
+def test_generation_config_of_the_model_is_ignored(generator: Generator) -> None:
     """A repetition penalty in generation_config.json would make "greedy" something else."""
     before = generator.generate(QUESTIONS, [PASSAGES[:2]] * 3)
     generator.language_model.base_model.generation_config.repetition_penalty = 5.0
@@ -99,7 +99,7 @@ def test_streaming_gives_the_same_answer(generator: Generator) -> None:
     assert "".join(pieces).strip() == generator.generate([QUESTIONS[0]], [PASSAGES[:2]])[0]
 
 
-def test_streaming_hands_over_the_workers_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_raises_the_workers_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "_hf_config", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(generator.stream(QUESTIONS[0], PASSAGES[:2]))

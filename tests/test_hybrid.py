@@ -133,11 +133,11 @@ def test_the_same_text_is_found_once(doubled: HybridRetriever, k: int) -> None:
         assert len(set(originals)) == k
 
 
-def test_no_more_than_there_is(doubled: HybridRetriever) -> None:
+def test_search_returns_at_most_all_passages(doubled: HybridRetriever) -> None:
     assert len(doubled.search(QUESTIONS[0], 30)) == len(PASSAGES)
 
 
-def test_the_best_of_equal_passages_stays(doubled: HybridRetriever) -> None:
+def test_the_best_of_equal_passages_is_kept(doubled: HybridRetriever) -> None:
     everything = HybridRetriever(doubled.index, doubled.encoder, doubled.bm25)
     dense = DenseRetriever(doubled.index, doubled.encoder).search(QUESTIONS[0], 36).ids
     rows = doubled.bm25.search([QUESTIONS[0]], 36)[1][0].tolist()
@@ -196,7 +196,7 @@ def test_the_gradient_is_the_dense_one(hybrid: HybridRetriever, retriever: Dense
     assert fused.abs().sum() > 0
 
 
-def test_what_another_retriever_found_gets_its_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
+def test_candidates_of_another_retriever_keep_its_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = retriever.search(QUESTIONS[0], 5)
     torch.testing.assert_close(hybrid.score(found), retriever.score(found))
 
@@ -210,7 +210,7 @@ def test_a_learned_adapter_changes_the_fused_search(hybrid: HybridRetriever) -> 
 # -- BM25 alone ------------------------------------------------------------------------------------------------
 
 
-def test_bm25_alone(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
+def test_bm25_retriever(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
     """Two passages hold "capital" and "France", two more one of them; the others follow with 0."""
     retriever = BM25Retriever(index, encoder, bm25)
     found = retriever.search("capital of France", 7)
@@ -316,7 +316,7 @@ def test_another_encoder_for_the_same_passages(
         assert set(old.ids) == set(new.ids)
 
 
-def test_words_of_other_passages_are_refused(index: PassageIndex, encoder: Encoder) -> None:
+def test_bm25_index_of_other_passages_is_refused(index: PassageIndex, encoder: Encoder) -> None:
     with pytest.raises(MismatchError, match=r"must hold the 12 passages .*, got 3"):
         HybridRetriever(index, encoder, BM25Index.build(PASSAGES[:3]))
 

@@ -216,7 +216,7 @@ def test_token_budget() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
-def test_branches_equal_separate_rows(architecture: str) -> None:
+def test_shared_prefix_equals_separate_sequences(architecture: str) -> None:
     """One prompt with two replies in a row: each reply's hidden states are those of its own row."""
     model = tiny_language_model(architecture)
     prompt, replies = [20, 30, 40], [[50, 60], [70, 80]]

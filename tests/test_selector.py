@@ -199,7 +199,7 @@ def test_a_gate_of_zero_skips_the_language_model(
     assert selector.prior.gate.grad is not None and selector.prior.gate.grad.abs().item() > 1e-4
 
 
-def test_all_permutations_at_once_are_the_enumeration(
+def test_drawing_all_permutations_equals_enumeration(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     selector = make_selector(language_model, num_candidates=3, num_selected=2)
@@ -243,7 +243,7 @@ def test_draws_without_replacement_estimate_sums_without_bias(
         assert (first - exact.log_p.exp()).abs().max().item() < 4 * (0.25 / len(draws)) ** 0.5
 
 
-def test_proposal_probabilities_are_those_of_the_tempered_steps(
+def test_proposal_log_probs_follow_the_temperature(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """Trap 7. single_pass at temperature t is Plackett-Luce with scores / t, computed here from the scores."""
@@ -273,7 +273,7 @@ def _rest(i: int) -> list[int]:
     return [j for j in range(3) if j != i][:2]
 
 
-def test_shared_prompt_gradients_equal_separate_rows(
+def test_shared_prompt_gradients_equal_separate_sequences(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     selector = make_selector(language_model)
@@ -319,7 +319,7 @@ def test_gradient_checkpointing_changes_no_gradient(
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
-def test_batches_score_like_their_questions_alone(
+def test_log_probs_do_not_depend_on_the_batch(
     decoding: str, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """Different prompt lengths, different numbers of candidates (5 and 3) and of permutations (4 and 2)."""
