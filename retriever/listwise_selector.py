@@ -1,10 +1,10 @@
-"""The selector `p_s(z | x)` of DRO (arXiv 2505.03075): a distribution over ordered K-subsets of the candidates.
+"""The list-wise selector `p_s(z | x)` of DRO (arXiv 2505.03075): a language model reads all candidates and names K.
 
-A list-wise language model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is
-never free text: at each step only the n single-token identifiers are scored, used ones are masked, and the
-separators are forced. So no reply is malformed and log p_s is exact.
+The model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is never free text: at each
+step only the n single-token identifiers are scored, used ones are masked, and the separators are forced. So no reply is
+malformed and log p_s is exact.
 
-The data's way: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
+Data flow: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
 or K-1 further steps on the shared prompt (`autoregressive`) -> `retriever.permutations`.
 
 Legend: B questions, m permutations each, n candidates, K selected, P prompt width, H hidden size,
@@ -38,11 +38,11 @@ from retriever.selector import ROLE, SamplingConfig, Selector, SelectorConfig, s
 
 
 class RetrieverPrior(nn.Module):
-    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r, pooled.
+    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r.
 
     Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
-    retriever's order exactly, whatever the logits of the base model are; log-linear pooling then moves weight to the
-    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question,
+    retriever's order exactly, whatever the logits of the base model are; training then moves weight to the
+    language model as far as the posterior rewards it (a log-linear mixture). Scores are standardised over the candidates of a question,
     which makes the start independent of the encoder's scale.
     """
 
@@ -53,13 +53,13 @@ class RetrieverPrior(nn.Module):
         self.strength = nn.Parameter(torch.tensor([float(strength)]))
 
     def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
-        """Pooled logits, any common shape `[..., n]`."""
+        """Combined logits, any common shape `[..., n]`."""
         return self.gate * lm_logits + self.strength * standardised
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Several questions' ranking prompts, padded to common sizes."""
+    """The ranking prompts of several questions, padded to common sizes."""
 
     prompt_ids_BP: Tensor
     prompt_lengths_B: Tensor
@@ -72,14 +72,14 @@ class _Batch:
 
 
 class ListwiseSelector(Selector):
-    """A list-wise language model that names K of n candidates, pooled with the retriever's scores.
+    """A language model that names K of n candidates; its logits are combined with the retriever's scores.
 
     Args:
-        language_model: The model; the adapter `"selector"` ranks.
-        retriever: Whose scores form the prior.
+        language_model: The base model; its adapter `"selector"` ranks.
+        retriever: Its scores form the prior.
         prompt: The ranking prompt.
         config: Sizes and decoding.
-        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+        max_tokens_per_batch: Sequences x longest prompt of one forward pass.
 
     Raises:
         UsageError: The tokenizer has no single tokens for so many identifiers, or the configuration has `options`.
@@ -112,7 +112,7 @@ class ListwiseSelector(Selector):
             language_model.tokenizer, RANKING_SEPARATOR, after=RANKING_OPEN + self.identifiers.names[0]
         )
 
-    # -- what callers use --------------------------------------------------------------------------------------
+    # -- the distribution --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
@@ -147,7 +147,7 @@ class ListwiseSelector(Selector):
         """Log p_s of given permutations with gradient, per question `[m_b]`; arguments as `Selector.log_prob`.
 
         A question's prompt is read once, followed by all its replies; a block mask and positions that restart after
-        the prompt make that equal to m separate rows.
+        the prompt make that equal to m separate sequences.
         """
         with self.language_model.use(ROLE):
             batch = self._batch(candidates, self._prompts(candidates), teach_retriever=teach_retriever)
@@ -166,7 +166,7 @@ class ListwiseSelector(Selector):
     def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:
         """Id logits of the language model `[m, K, n]` and standardised retriever scores `[1, 1, n]`, on the CPU.
 
-        Empty where only one of the two is used: then there is nothing to weigh.
+        Empty where only one of the two is used: then there is nothing to weight.
         """
         if not (self.config.use_prior and self.config.use_language_model):
             return {}
@@ -298,7 +298,7 @@ class ListwiseSelector(Selector):
     # -- log p_s of given permutations (E-step scoring, M-step) ------------------------------------------------
 
     def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
-        """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
+        """Combined id logits at every step of every permutation, `[B, m, K, n]`."""
         prior_B11n = batch.prior_Bn[:, None, None, :]
         if self._skips_lm():
             lm_BmKn = torch.zeros_like(prior_B11n).expand(*z_BmK.shape, -1)
@@ -424,7 +424,7 @@ class ListwiseSelector(Selector):
 
 
 def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor:
-    """Log-probability `[B, m]` of permutations with these pooled logits at every step."""
+    """Log-probability `[B, m]` of permutations with these combined logits at every step."""
     B, m, K, n = logits_BmKn.shape
     absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
     return sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)

@@ -104,10 +104,10 @@ class Selector(ABC):
 
     Args:
         language_model: The base model; the adapter `"selector"` is the selector's own to train.
-        retriever: What found the candidates; its scores may be part of log p_s.
+        retriever: The retriever that finds the candidates; its scores may be part of log p_s.
         prompt: How question and passages are put to the language model, for selectors that read them together.
         config: Sizes and settings.
-        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+        max_tokens_per_batch: Sequences x longest prompt of one forward pass.
     """
 
     def __init__(
