@@ -203,7 +203,7 @@ def test_from_the_shell(
 class TestSettings:
     def test_a_row_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
         grid = {"m_step.learning_rate": [0.1, 0.2], "rounds": [1]}
-        some = replace(settings, recipes=("vanilla", "dro"), selfaug=True, seeds=(1, 2), grid=grid)
+        some = replace(settings, recipes=("vanilla", "dro"), with_selfaug=True, seeds=(1, 2), grid=grid)
         names = [row.name for row in some.rows()]
         assert names == [
             "vanilla",
@@ -238,7 +238,7 @@ class TestSettings:
             ({"grid": {"seed": [1]}}, r"grid must name settings that every row may share; got \['seed'\]"),
             ({"grid": {"rounds": []}}, r"needs values to try; \['rounds'\] has none"),
             ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; got 0"),
-            ({"selfaug": True, "training": {"selfaug.alpha": 0.0}}, "needs selfaug.alpha above 0"),
+            ({"with_selfaug": True, "training": {"selfaug.alpha": 0.0}}, "needs selfaug.alpha above 0"),
             ({"ours": "dro_selfaug"}, r"ours must be one of the rows, \['vanilla', 'rag_token', 'dro'\], or auto"),
             ({"documents": 0}, "documents must be at least 1; 0 came"),
         ],
@@ -364,7 +364,7 @@ class TestComparisons:
 @pytest.mark.slow
 def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     settings = SweepSettings(
-        selfaug=True,
+        with_selfaug=True,
         world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
         generation=DecodingConfig(max_new_tokens=24),

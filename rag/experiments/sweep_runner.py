@@ -90,7 +90,7 @@ SHARED_DEFAULTS: dict[str, Any] = {
     "metric_for_best_model": "exact_match",
 }
 """Settings of training in which a sweep differs from `DROConfig`'s defaults."""
-_WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
+_WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class SweepSettings:
 
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Names from `rag.experiments.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
-    selfaug: bool = False
+    with_selfaug: bool = False
     """Also the SelfAug twin of each recipe whose generator learns."""
     seeds: tuple[int, ...] = (42,)
     """Of every draw and of the batches; one row for each."""
@@ -211,7 +211,7 @@ class SweepSettings:
             UsageError: An unknown recipe, or SelfAug where nothing is trained that it could hold back.
         """
         found = [(name, Variant.of(name)) for name in self.recipes]
-        if self.selfaug:
+        if self.with_selfaug:
             found += [(twin.name, twin) for _, variant in found if (twin := variant.twin) is not None]
         first: dict[str, tuple[str, Variant]] = {}
         for name, variant in found:
