@@ -23,7 +23,7 @@ from indexes.errors import DataError, MismatchError, UsageError, check_on_error
 from indexes.tiny_encoder import TINY
 from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode
-from rag.answering.answer_modes import ANSWER_MODES, PERMUTATION
+from rag.answering.answer_modes import PERMUTATION, answer_mode_to_dict, create_answer_mode
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.tiny_base import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
@@ -49,16 +49,22 @@ class RAG:
         retriever: Question to candidates.
         selector: Candidates to a permutation.
         generator: Passages to an answer; shares the selector's language model.
-        answering: The answer mode: "permutation" reads the selector's permutation in one prompt, "rag_sequence" and
-            "rag_token" marginalise over single documents (`rag.answering`). A bundle records it.
+        answer_mode: How answers are produced from candidates, a kind of `ANSWER_MODES`: "permutation" generates from
+            the selector's whole permutation, "rag_sequence" and "rag_token" marginalise over single documents; or a
+            mapping with "kind" and options. Fixed at construction; a bundle records it.
 
     Raises:
-        UsageError: Selector and generator have different language models, or `answering` is unknown, or sums over
-            single documents with a selector that picks more.
+        UsageError: Selector and generator have different language models, `answer_mode` is unknown or its options are,
+            or it reads single documents and the selector selects more.
     """
 
     def __init__(
-        self, retriever: Retriever, selector: Selector, generator: Generator, *, answering: str = PERMUTATION
+        self,
+        retriever: Retriever,
+        selector: Selector,
+        generator: Generator,
+        *,
+        answer_mode: str | Mapping[str, Any] = PERMUTATION,
     ) -> None:
         if selector.language_model is not generator.language_model:
             raise UsageError(
@@ -68,7 +74,7 @@ class RAG:
         self.retriever = retriever
         self.selector = selector
         self.generator = generator
-        self._answer_mode = ANSWER_MODES.get(answering)(retriever, selector, generator)
+        self._answer_mode = create_answer_mode(answer_mode, retriever, selector, generator)
 
     @classmethod
     def create(
@@ -89,7 +95,7 @@ class RAG:
         quantization: str | None = None,
         context_length: int | None = None,
         trust_remote_code: bool = False,
-        answering: str = PERMUTATION,
+        answer_mode: str | Mapping[str, Any] = PERMUTATION,
         chat: ChatConfig | None = None,
     ) -> "RAG":
         """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
@@ -112,7 +118,7 @@ class RAG:
             context_length: Tokens that the base reads at once, prompt and answer together; passages are cut to fit.
                 None: what its config or tokenizer states, else 2048.
             trust_remote_code: Run Python code that comes with base or encoder, where they have some.
-            answering: As for the class.
+            answer_mode: As for the class.
             chat: What the base's chat template is given, and how thoughts are told from answers.
 
         Raises:
@@ -139,18 +145,13 @@ class RAG:
             finder,
             Selector(model, finder, prompt=ranking_prompt, config=selector),
             Generator(model, prompt=answer_prompt, config=generation),
-            answering=answering,
+            answer_mode=answer_mode,
         )
 
     @property
     def answer_mode(self) -> AnswerMode:
         """How answers are produced from candidates; fixed at construction."""
         return self._answer_mode
-
-    @property
-    def answering(self) -> str:
-        """How an answer comes about: "permutation", "rag_sequence" or "rag_token"; fixed when the pipeline is made."""
-        return self._answer_mode.kind
 
     @property
     def num_candidates(self) -> int:
@@ -306,7 +307,7 @@ class RAG:
             "selector": asdict(self.selector.config),
             "generation": asdict(self.generator.config),
             "chat": asdict(model.chat.config),
-            "answering": self.answering,
+            "answer_mode": answer_mode_to_dict(self.answer_mode),
             "answer_prompt": asdict(self.generator.prompt),
             "ranking_prompt": asdict(self.selector.prompt),
             "retriever": {"kind": self.retriever.kind, **self.retriever.settings},
@@ -383,7 +384,7 @@ class RAG:
             generation=DecodingConfig(**config["generation"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
-            answering=config.get("answering", PERMUTATION),  # bundles selected before they said so
+            answer_mode=config["answer_mode"],
             **_model_settings(
                 config,
                 folder,
@@ -691,7 +692,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file} must have format_version {FORMAT_VERSION}; it has {config.get('format_version')!r}. "
             "Install the version of dro-rag that wrote it."
         )
-    if missing := sorted({"index", "base", "encoder", "adapter", "selector", "generation"} - config.keys()):
+    if missing := sorted(
+        {"index", "base", "encoder", "adapter", "selector", "generation", "answer_mode"} - config.keys()
+    ):
         raise MismatchError(f"{file} must describe a whole pipeline, but it has no {missing[0]!r}. Restore the bundle.")
     return config
 

@@ -168,8 +168,8 @@ def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExampl
     assert evaluate(rag, [*SHORT, between], on_error="skip", progress=False).skipped == 1
 
 
-@pytest.mark.parametrize("answering", ["rag_sequence", "rag_token"])
-def test_sums_over_documents_leave_out_the_same(answering: str, base: Path, index: PassageIndex) -> None:
+@pytest.mark.parametrize("answer_mode", ["rag_sequence", "rag_token"])
+def test_sums_over_documents_leave_out_the_same(answer_mode: str, base: Path, index: PassageIndex) -> None:
     rag = RAG.create(
         index=index,
         base=base,
@@ -177,7 +177,7 @@ def test_sums_over_documents_leave_out_the_same(answering: str, base: Path, inde
         generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
-        answering=answering,
+        answer_mode=answer_mode,
     )
     found = evaluate(rag, [TOO_LONG, *SHORT], on_error="skip", progress=False)
     assert (list(found.too_long), found.metrics["n"]) == (["too-long"], 2)

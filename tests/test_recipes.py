@@ -88,7 +88,7 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
     variant = Variant.of(name)
     fresh = make_rag()
     selector = Selector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
-    rag = RAG(fresh.retriever, selector, fresh.generator, answering=variant.recipe.answering)
+    rag = RAG(fresh.retriever, selector, fresh.generator, answer_mode=variant.recipe.answer_mode)
     before = learned(rag)
     config = variant.config(replace(SHARED, output_dir=tmp_path / "run", learning_rate=1e-2))
     assert config is not None
@@ -110,7 +110,7 @@ class TestReplug:
             model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
         )
         generator = Generator(model, config=DecodingConfig(max_new_tokens=3))
-        return RAG(selector.retriever, selector, generator, answering="rag_token")
+        return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
     @pytest.mark.parametrize("beta", [0.5, 4.0])
     def test_its_loss_is_the_divergence_of_the_retriever_from_the_language_model(self, rag: RAG, beta: float) -> None:

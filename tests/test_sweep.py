@@ -71,7 +71,7 @@ def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path:
     against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
     assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
     evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
-    assert evaluation["pipeline"]["answering"] == "rag_token"
+    assert evaluation["pipeline"]["answer_mode"] == "rag_token"
     assert evaluation["pipeline"]["selector"]["num_candidates"] == 2
     assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.items() if k != "rows"}
     assert {q["list"] for q in written["questions"]} == {"best", "worst"}

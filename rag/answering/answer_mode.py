@@ -19,8 +19,8 @@ from training.questions.context_fit import why_too_long
 class AnswerMode(ABC):
     """How answers are produced from candidate passages.
 
-    Keyword arguments that a subclass adds to the constructor are its options; `settings` must return them, so that a
-    bundle stores them.
+    Keyword-only arguments that a subclass adds to the constructor are its options; `settings` must return them, so
+    that a bundle records them.
 
     Args:
         retriever: Finds the candidates; for modes that search again while they answer.

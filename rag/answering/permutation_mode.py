@@ -27,7 +27,12 @@ class PermutationMode(AnswerMode):
 
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
         """One answer for each question's candidates; see `AnswerMode.answer_from`."""
-        permutations = self.select(candidates)
+        return self.read(candidates, self.select(candidates), log_prob)
+
+    def read(
+        self, candidates: Sequence[Candidates], permutations: Sequence[list[int]], log_prob: bool = True
+    ) -> list[Answer]:
+        """Answers from given permutations of each question's candidates, as retriever ranks."""
         passages = [permuted(c, z) for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
         if log_prob:

@@ -183,7 +183,8 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str
         "ranking_prompt": asdict(rag.selector.prompt),
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),
-        "answering": rag.answering,
+        "answer_mode": rag.answer_mode.kind,
+        **({"answer_mode_settings": dict(settings)} if (settings := rag.answer_mode.settings) else {}),
     }
 
 

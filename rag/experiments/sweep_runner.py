@@ -585,7 +585,7 @@ class Sweep:
             quantization=s.quantization,
             context_length=s.context_length,
             trust_remote_code=s.trust_remote_code,
-            answering=row.variant.recipe.answering,
+            answer_mode=row.variant.recipe.answer_mode,
         )
 
     def config(self, row: Row) -> DROConfig | None:

@@ -82,13 +82,13 @@ def _introduction(evaluation: Mapping[str, Any]) -> str:
     said = f"{decimal(scored, ',.0f')} of {decimal(n, ',.0f')}" if scored is not None else ""
     if scored is not None and n is not None and scored != n:
         said = f'<b class="wrong">{said}: some were not scored</b>'
-    answering = pipeline.get("answering")
+    answer_mode = pipeline.get("answer_mode")
     facts = {
         "Name": escape(evaluation.get("name", "")),
         **dataset_facts(mapping(evaluation.get("dataset"))),
         "Scored": said,
         "Bundle, sha256": short_hash(pipeline["bundle_sha256"]) if pipeline.get("bundle_sha256") else "",
-        "Answers by": escape(answering) if answering else "",
+        "Answers by": escape(answer_mode) if answer_mode else "",
     }
     return (
         '<p class="lead">One pipeline, greedy decoding, every question counted; intervals are 95 % bootstrap intervals '
