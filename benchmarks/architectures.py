@@ -191,7 +191,7 @@ def pipeline(index: Any, base: Path) -> RAG:
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=4),
+        decoding=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype="float32",
         device="cpu",

@@ -85,7 +85,7 @@ class RAG:
         encoder: str | Path | Encoder | None = None,
         retriever: str | Mapping[str, Any] = DenseRetriever.kind,
         selector: SelectorConfig | None = None,
-        generation: DecodingConfig | None = None,
+        decoding: DecodingConfig | None = None,
         adapter: AdapterConfig | None = None,
         answer_prompt: AnswerPrompt | None = None,
         ranking_prompt: RankingPrompt | None = None,
@@ -107,7 +107,7 @@ class RAG:
             retriever: How candidates are found: "dense", "bm25" or "hybrid", or a mapping with that as its "kind" and
                 options of the class, {"kind": "hybrid", "depth": 200}.
             selector: n, K, decoding, prior.
-            generation: How answers are decoded.
+            decoding: How answers are decoded.
             adapter: LoRA settings.
             answer_prompt: Replaces the paper's answer prompt.
             ranking_prompt: Replaces the paper's ranking prompt.
@@ -144,7 +144,7 @@ class RAG:
         return cls(
             finder,
             Selector(model, finder, prompt=ranking_prompt, config=selector),
-            Generator(model, prompt=answer_prompt, config=generation),
+            Generator(model, prompt=answer_prompt, config=decoding),
             answer_mode=answer_mode,
         )
 
@@ -305,7 +305,7 @@ class RAG:
             },
             "adapter": asdict(model.adapter),
             "selector": asdict(self.selector.config),
-            "generation": asdict(self.generator.config),
+            "decoding": asdict(self.generator.config),
             "chat": asdict(model.chat.config),
             "answer_mode": answer_mode_to_dict(self.answer_mode),
             "answer_prompt": asdict(self.generator.prompt),
@@ -381,7 +381,7 @@ class RAG:
             encoder=encoder,
             retriever=config.get("retriever", DenseRetriever.kind),  # bundles were dense before they said so
             selector=SelectorConfig(**config["selector"]),
-            generation=DecodingConfig(**config["generation"]),
+            decoding=DecodingConfig(**config["decoding"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),
             answer_mode=config["answer_mode"],
@@ -540,9 +540,7 @@ def load_generator(
     )
     model = load_language_model(**settings)
     model.load_adapters(folder / LEARNED_FOLDER)
-    return Generator(
-        model, prompt=AnswerPrompt(**config["answer_prompt"]), config=DecodingConfig(**config["generation"])
-    )
+    return Generator(model, prompt=AnswerPrompt(**config["answer_prompt"]), config=DecodingConfig(**config["decoding"]))
 
 
 def load_language_model(base: str | Path, **settings: Any) -> LanguageModel:
@@ -693,7 +691,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Install the version of dro-rag that wrote it."
         )
     if missing := sorted(
-        {"index", "base", "encoder", "adapter", "selector", "generation", "answer_mode"} - config.keys()
+        {"index", "base", "encoder", "adapter", "selector", "decoding", "answer_mode"} - config.keys()
     ):
         raise MismatchError(f"{file} must describe a whole pipeline, but it has no {missing[0]!r}. Restore the bundle.")
     return config

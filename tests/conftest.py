@@ -274,7 +274,7 @@ def make_rag(base: Path, index: PassageIndex) -> Callable[..., RAG]:
             index=index,
             base=base,
             selector=SelectorConfig(num_candidates=num_candidates, num_selected=2),
-            generation=DecodingConfig(max_new_tokens=3),
+            decoding=DecodingConfig(max_new_tokens=3),
             adapter=AdapterConfig(r=3),
             device="cpu",
         )

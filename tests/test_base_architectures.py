@@ -136,10 +136,8 @@ def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) 
     from retriever.selector import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
-    generation = DecodingConfig(max_new_tokens=4)
-    rag = RAG.create(
-        index=index, base=base, selector=config, generation=generation, answer_mode="rag_token", device="cpu"
-    )
+    decoding = DecodingConfig(max_new_tokens=4)
+    rag = RAG.create(index=index, base=base, selector=config, decoding=decoding, answer_mode="rag_token", device="cpu")
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
     rag.generator.language_model.reads_left_padding = False

@@ -143,7 +143,7 @@ rank = int(os.environ["RANK"])
 torch.manual_seed(rank)  # the same adapters must come out anyway
 make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", adapter=AdapterConfig(r=2),
                           selector=SelectorConfig(num_candidates=4, num_selected=2),
-                          generation=DecodingConfig(max_new_tokens=2))
+                          decoding=DecodingConfig(max_new_tokens=2))
 rag = make()
 config = DROConfig(output_dir=sys.argv[4], rounds=1, num_permutations=2, supervised_epochs=1, learning_rate=1e-2,
                    gradient_accumulation_steps=1)

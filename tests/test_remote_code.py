@@ -193,7 +193,7 @@ def test_a_bundle_records_it_and_does_not_grant_it(
 ) -> None:
     """Everything is inside the bundle, so that what it records could speak for nobody else's code."""
     index = own_index(own_encoder, tmp_path / "index")
-    settings = {"selector": SMALL, "generation": DecodingConfig(max_new_tokens=3), "device": "cpu"}
+    settings = {"selector": SMALL, "decoding": DecodingConfig(max_new_tokens=3), "device": "cpu"}
     with pytest.raises(ResourceError, match=REFUSED):
         RAG.create(index=index, base=own_base, **settings)
     rag = RAG.create(index=index, base=own_base, trust_remote_code=True, **settings)
@@ -224,7 +224,7 @@ def test_the_commands_have_the_option(
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": "new", "text": "something new"}\n')
     index = str(tmp_path / "index")
-    small = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+    small = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--decoding.max_new_tokens", "3"]
     probes = ["--drift", str(tmp_path / "drift.jsonl"), "--max_new_tokens", "2"]
     (tmp_path / "drift.jsonl").write_text('{"prompt": "some words"}\n')
     counts = ["--passages", "20", "--train_questions", "3"]

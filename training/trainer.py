@@ -391,7 +391,7 @@ class DROTrainer:
             "context_length": model.context_length,
             "adapter": asdict(model.adapter),
             "selector": asdict(selector.config),
-            "generation": asdict(generator.config),
+            "decoding": asdict(generator.config),
             "prompts": [asdict(selector.prompt), asdict(generator.prompt)],
             "retriever": {"kind": self.rag.retriever.kind, **self.rag.retriever.settings},
             "index": self.rag.retriever.index.manifest.corpus_fingerprint,

@@ -177,7 +177,7 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str
         "base": describe_base(rag.generator.language_model),
         "retriever": {"kind": rag.retriever.kind, **rag.retriever.settings},
         "selector": asdict(rag.selector.config),
-        "generation": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
+        "decoding": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
         "chat": asdict(rag.generator.language_model.chat.config),
         "context_length": rag.generator.language_model.context_length,
         "ranking_prompt": asdict(rag.selector.prompt),

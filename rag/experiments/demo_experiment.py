@@ -107,7 +107,7 @@ class LabSettings:
             selector=SelectorConfig(
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
-            generation=DecodingConfig(max_new_tokens=24),
+            decoding=DecodingConfig(max_new_tokens=24),
             dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={

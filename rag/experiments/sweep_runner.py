@@ -151,7 +151,7 @@ class SweepSettings:
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
     """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
-    generation: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -244,7 +244,7 @@ class SweepSettings:
         data = _as_written_now(data)
         kinds = {
             "selector": SelectorConfig,
-            "generation": DecodingConfig,
+            "decoding": DecodingConfig,
             "adapter": AdapterConfig,
             "chat": ChatConfig,
         }
@@ -577,7 +577,7 @@ class Sweep:
             base=s.base,
             revision=s.revision,
             selector=row.variant.selector(s.selector, documents),
-            generation=s.generation,
+            decoding=s.decoding,
             adapter=s.adapter,
             chat=s.chat,
             dtype=s.dtype,
@@ -687,7 +687,7 @@ def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
         "world": WorldSettings,
         "selector": SelectorConfig,
-        "generation": DecodingConfig,
+        "decoding": DecodingConfig,
         "adapter": AdapterConfig,
         "chat": ChatConfig,
         "probes": Probes,

@@ -90,7 +90,7 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
         device="cpu",
         selector=SelectorConfig(num_candidates=6, num_selected=2),
         documents=4,
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={
             "rounds": 2,
