@@ -12,9 +12,9 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.atomic_files import read_json, replace_folder
 from indexes.directory.passage_index import PassageIndex

@@ -12,8 +12,9 @@ from conftest import byte_tokenizer, randomize_adapters, tiny_language_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex

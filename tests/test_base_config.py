@@ -12,7 +12,8 @@ from conftest import byte_tokenizer, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from generator.base_config import DEFAULT_CONTEXT, choose_context, stated_context
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig
+from generator.language_model import LanguageModel
 from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import UsageError

@@ -8,8 +8,8 @@ from conftest import byte_tokenizer, randomize_adapters
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import LanguageModel
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError
 from rag.pipeline import RAG, base_weights

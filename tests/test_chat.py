@@ -13,9 +13,10 @@ from test_control_tokens import CHATML, NEWLINE, gemma_tokenizer
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 
 SMOLLM = (  # as SmolLM2-Instruct's: a system message of its own

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import PASSAGES, byte_tokenizer, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
 from generator.prompts import AnswerPrompt
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage

@@ -130,8 +130,8 @@ import torch.distributed as dist
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import byte_tokenizer, tiny_model
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import DecodingConfig
+from generator.configs import AdapterConfig
 from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG

@@ -15,9 +15,10 @@ import torch
 from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_retention_tasks import write
 
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main

@@ -23,9 +23,8 @@ from conftest import (
 from huggingface_hub.errors import LocalEntryNotFoundError
 from kills import survives
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus

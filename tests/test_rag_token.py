@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerRow, Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors

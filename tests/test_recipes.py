@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import learned, randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import LanguageModel
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage

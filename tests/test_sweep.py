@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from conftest import EXAMPLES_FOR_WORKERS
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import RAGError, UsageError

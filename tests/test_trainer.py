@@ -15,7 +15,7 @@ from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from generator.base_config import DEFAULT_CONTEXT, stated_context
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from generator.generator import Generator
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, best_device
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.cpu_features import fast_bfloat16

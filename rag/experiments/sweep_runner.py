@@ -30,9 +30,8 @@ from typing import Any
 
 import torch
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import BASE, AdapterConfig, best_device
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.language_model import BASE, best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.directory.passage_index import PassageIndex

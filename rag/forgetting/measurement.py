@@ -21,7 +21,7 @@ from typing import Any
 
 from scipy import stats
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from indexes.errors import MismatchError, UsageError

@@ -20,8 +20,7 @@ import torch
 from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
