@@ -87,7 +87,7 @@ def test_a_template_gets_its_variables() -> None:
         ({"chat_template_kwargs": {"add_generation_prompt": False}}, r"\['add_generation_prompt'\] are set by the lib"),
         ({"chat_template_kwargs": {"messages": []}}, r"\['messages'\] are set by the library"),
         ({"chat_template_kwargs": {"enable_thinking": object()}}, "must be JSON"),
-        ({"date": "yesterday"}, "date must be YYYY-MM-DD.*'yesterday' came"),
+        ({"date": "yesterday"}, "date must be YYYY-MM-DD.*got 'yesterday'"),
         ({"thought_end": ""}, "must both be given, or both be empty"),
     ],
 )

@@ -155,7 +155,7 @@ def test_verify_a_chunked_index(files: dict[str, str], capsys: pytest.CaptureFix
 def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """YAML and flags together: the flag wins."""
     config = tmp_path / "train.yaml"
-    config.write_text("rounds: 3\nnum_samples: 2\nlearning_rate: 0.001\nselector:\n  num_candidates: 4\n")
+    config.write_text("rounds: 3\nnum_permutations: 2\nlearning_rate: 0.001\nselector:\n  num_candidates: 4\n")
     words = ["train", "--config", str(config), "--index", files["index"], "--base", files["base"], *SMALL]
     words += ["--train", files["questions"], "--dev", files["questions"], "--output_dir", str(tmp_path / "run")]
     trained = result([*words, "--rounds", "1"], capsys)

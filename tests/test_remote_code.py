@@ -20,9 +20,10 @@ from indexes.directory.manifest import Manifest
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import ResourceError
+from rag.bundle import load_generator
 from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
-from rag.pipeline import RAG, load_generator
+from rag.pipeline import RAG
 from rag.planning.training_plan import encoder_shape, shape_of
 from retriever.selector import SelectorConfig
 

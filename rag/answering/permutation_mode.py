@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from generator.recording import recording
 from indexes.corpora.passage import Passage
-from rag.answering.answer import Answer, citations
+from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode, prompt_with_answer
 from retriever.dense import Candidates
 
@@ -40,8 +40,8 @@ class PermutationMode(AnswerMode):
         else:
             texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
         return [
-            Answer(question, text, citations(text, read), read, z, log_p)
-            for question, text, read, z, log_p in zip(questions, texts, passages, permutations, log_probs, strict=True)
+            Answer.from_candidates(found, z, text, log_p)
+            for found, z, text, log_p in zip(candidates, permutations, texts, log_probs, strict=True)
         ]
 
     def _generate_scored(

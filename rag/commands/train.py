@@ -21,8 +21,8 @@ def _train_arguments(parser: Any) -> None:
 def _train(args: Any) -> Report:
     from dataclasses import fields
 
-    from rag import evaluate
-    from training import DROConfig, DROTrainer, load_examples
+    from rag import DROTrainer
+    from training import DROConfig, load_examples
 
     config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
     dev = None
@@ -41,7 +41,7 @@ def _train(args: Any) -> Report:
         from rag.evaluation.evaluation import answerable
 
         train = answerable(rag, train)
-    trainer = DROTrainer(rag, config, train, dev, evaluate=evaluate, progress=progress(args))
+    trainer = DROTrainer(rag, config, train, dev, progress=progress(args))
     history = trainer.train()
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}

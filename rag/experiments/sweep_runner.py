@@ -59,7 +59,8 @@ from rag.forgetting.general_tasks import GeneralTask, exercises
 from rag.forgetting.measurement import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.forgetting.retention_tasks import Probes
 from rag.logs import set_up_logs
-from rag.pipeline import RAG, encoder_of
+from rag.model_loading import encoder_of
+from rag.pipeline import RAG
 from rag.report import with_rows, write_report
 from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
