@@ -39,7 +39,7 @@ from indexes.tiny_encoder import TINY as TINY_MODEL
 from rag.pipeline import RAG
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, SupervisedConfig
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
@@ -273,9 +273,11 @@ def check_rows(rag: RAG) -> None:
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
     config = DROConfig(
-        output_dir=str(folder), rounds=1, num_permutations=2, supervised_epochs=0, proposals_per_sample=1
+        rounds=1,
+        e_step=EStepConfig(num_permutations=2, proposals_per_sample=1),
+        supervised=SupervisedConfig(num_train_epochs=0),
     )
-    DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
+    DROTrainer(rag, config, train_dataset=EXAMPLES, output_dir=folder, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"
     assert not model.is_untrained("selector"), "the selector did not learn"

@@ -79,7 +79,7 @@ STEPS: dict[str, Callable[..., int]] = {
 def steps(p: Pipeline, m: int) -> dict[str, Callable[[], object]]:
     """What is run."""
     found, rows = posteriors(p, m), answer_rows(p, m)
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False))
+    joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))
     generator = torch.Generator().manual_seed(0)
 
     def learn(role: str) -> object:

@@ -122,7 +122,7 @@ def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
     from indexes.host_memory import resident_bytes
     from rag.planning.training_plan import measured
-    from training.config import DROConfig
+    from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
     from training.maximization import JointModel, MStepTrainer
 
@@ -131,11 +131,8 @@ def run(case: Case) -> dict[str, Any]:
         process = resident_bytes()
         selector, generator = _pipeline(case, retriever)
         config = DROConfig(
-            output_dir=folder,
-            num_permutations=case.num_permutations,
-            gradient_checkpointing=case.checkpointing,
-            gradient_accumulation_steps=1,
-            e_step_batch_size=QUESTIONS,
+            e_step=EStepConfig(num_permutations=case.num_permutations, batch_size=QUESTIONS),
+            m_step=MStepConfig(gradient_checkpointing=case.checkpointing, gradient_accumulation_steps=1),
         )
         examples = _examples()
         job = _job(case, config, selector, generator, examples[0])
@@ -144,7 +141,7 @@ def run(case: Case) -> dict[str, Any]:
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
         trainer = MStepTrainer(
-            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.num_permutations
+            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
         )
 
         def train() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from rag.evaluation.evaluation import evaluate
 from training import trainer
+from training.config import DROConfig
 
 
 class DROTrainer(trainer.DROTrainer):
@@ -13,10 +14,13 @@ class DROTrainer(trainer.DROTrainer):
     one brings `rag.evaluate`. Everything else is inherited.
 
     Args:
-        *args: As `training.DROTrainer`: the pipeline, a `DROConfig`, `train_dataset` and `eval_dataset`.
+        rag: The pipeline; trained in place.
+        config: Hyperparameters.
         evaluate: Scores the pipeline on `eval_dataset` after each round.
-        **options: As `training.DROTrainer`.
+        **options: `train_dataset`, `eval_dataset`, `output_dir`, ...: as `training.DROTrainer`.
     """
 
-    def __init__(self, *args: Any, evaluate: trainer.Evaluate = evaluate, **options: Any) -> None:
-        super().__init__(*args, evaluate=evaluate, **options)
+    def __init__(
+        self, rag: trainer.TrainableRAG, config: DROConfig, *, evaluate: trainer.Evaluate = evaluate, **options: Any
+    ) -> None:
+        super().__init__(rag, config, evaluate=evaluate, **options)

@@ -241,6 +241,11 @@ def passes(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> li
     return seen
 
 
+def dro_config(**settings: object) -> DROConfig:
+    """Settings of training by their names with a dot or two underscores: `dro_config(e_step__exact=True)`."""
+    return DROConfig().with_settings({name.replace("__", "."): value for name, value in settings.items()})
+
+
 @pytest.fixture
 def make_e_step(
     language_model: LanguageModel,
@@ -252,7 +257,7 @@ def make_e_step(
 
     def make(**settings: object) -> EStep:
         selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused"} | settings))
+        return EStep(retriever, selector, generator, dro_config(**settings))
 
     return make
 

@@ -17,7 +17,7 @@ from indexes.vectors.bm25_index import BM25Index
 from retriever.dense import DenseRetriever, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
 from retriever.selector import Selector, SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
 
@@ -276,7 +276,7 @@ def test_selector_and_e_step(
     torch.stack([log_p_m.sum() for log_p_m in scored]).sum().backward()
     assert retriever.adapter.up_dr.grad is not None
     assert bool(retriever.adapter.up_dr.grad.any()) == (kind is HybridRetriever)
-    config = DROConfig(output_dir="unused", candidate_pool=9)
+    config = DROConfig(e_step=EStepConfig(candidate_pool=9))
     posterior = EStep(retriever, selector, generator, config)(
         [QAExample("q1", QUESTIONS[0], ("Shakespeare",), ("p0",))], round=1
     )[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
+from conftest import ARCHITECTURES, dro_config, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator
@@ -36,8 +36,8 @@ EXAMPLES = [
 
 
 def config(**settings: object) -> DROConfig:
-    plain = {"num_permutations": 8, "replacement": True, "proposals_per_sample": 1}
-    return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum"} | plain | settings)
+    plain = {"e_step.num_permutations": 8, "e_step.replacement": True, "e_step.proposals_per_sample": 1}
+    return dro_config(**{"selfaug.alpha": 0.0, "m_step.loss_normalization": "sum"} | plain | settings)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
 ) -> None:
     """- grad log sum_z p_s(z|x) p_g(y|x,d_z), by autograd through every permutation, full-vocabulary logits."""
     selector, generator = parts
-    settings = config(exact=True, control_variate=control_variate)
+    settings = config(e_step__exact=True, e_step__control_variate=control_variate)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     found = gradients(joint, micro_batches(posteriors))
@@ -111,7 +111,7 @@ def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> 
     selector, generator = parts
     with torch.no_grad():
         selector.retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
-    made = config(exact=True, **settings)
+    made = config(e_step__exact=True, **settings)
     posteriors = posteriors_of(parts, made)
     found = gradients(JointModel(selector, generator, made), micro_batches(posteriors)[:1])
     return {n: g for n, g in found.items() if "question_adapter" in n}
@@ -119,11 +119,11 @@ def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> 
 
 def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Generator]) -> None:
     """Distillation against soft-target `F.cross_entropy` on scores computed here; "both" is the sum of the two ways."""
-    distilled = adapter_gradients(parts, retriever_objective="distillation")
+    distilled = adapter_gradients(parts, retriever_training__objective="distillation")
     selector = parts[0]
     adapter = selector.retriever.adapter
     adapter.zero_grad()
-    for posterior in posteriors_of(parts, config(exact=True)):
+    for posterior in posteriors_of(parts, config(e_step__exact=True)):
         read_n = torch.zeros(4)
         for z, w in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m.tolist(), strict=True):
             read_n[z] += w
@@ -148,8 +148,8 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Gen
         torch.nn.functional.cross_entropy(logits_n, target_n / target_n.sum()).backward()
     expected = {f"question_adapter.{n}": p.grad for n, p in adapter.named_parameters()}
     assert_same(distilled, expected)  # type: ignore[arg-type]
-    through_prior = adapter_gradients(parts, retriever_objective="prior")
-    both = adapter_gradients(parts, retriever_objective="both")
+    through_prior = adapter_gradients(parts, retriever_training__objective="prior")
+    both = adapter_gradients(parts, retriever_training__objective="both")
     assert_same(both, {n: through_prior[n] + distilled[n] for n in both})
     assert any(not torch.allclose(through_prior[n], distilled[n]) for n in both)
 
@@ -158,11 +158,11 @@ def test_distillation_leaves_the_selector_as_it_is(parts: tuple[Selector, Genera
     selector, generator = parts
 
     def others(**settings: object) -> dict[str, torch.Tensor]:
-        made = config(exact=True, **settings)
+        made = config(e_step__exact=True, **settings)
         found = gradients(JointModel(selector, generator, made), micro_batches(posteriors_of(parts, made)))
         return {n: g for n, g in found.items() if "question_adapter" not in n}
 
-    assert_same(others(retriever_objective="both"), others(retriever_objective="prior"))
+    assert_same(others(retriever_training__objective="both"), others(retriever_training__objective="prior"))
 
 
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Ge
     posterior = posteriors_of(parts, config())[:1]
     batches = micro_batches(posterior)
     summed = gradients(JointModel(selector, generator, config()), batches)
-    token = gradients(JointModel(selector, generator, config(loss_normalization="token")), batches)
+    token = gradients(JointModel(selector, generator, config(m_step__loss_normalization="token")), batches)
     tokens = {"selector": 2, "generator": len("Shakespeare") + 1}
     for name, gradient in summed.items():
         role = "generator" if ".generator." in name else "selector"
@@ -190,7 +190,7 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Ge
 def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts_count: int, rows: str) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
-    settings = config(num_permutations=8, selfaug_alpha=0.5, selfaug_rows=rows)
+    settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     whole = gradients(joint, micro_batches(posteriors, seed=3)[1:])
@@ -200,7 +200,7 @@ def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts
 
 def test_padding_batch_and_order_invariance(parts: tuple[Selector, Generator]) -> None:
     selector, generator = parts
-    settings = config(num_permutations=3, selfaug_alpha=0.5)
+    settings = config(e_step__num_permutations=3, selfaug__alpha=0.5)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     together = gradients(joint, micro_batches(posteriors))
@@ -216,7 +216,7 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
     assert architecture in ARCHITECTURES
     model = tiny_language_model(architecture, attention_dropout=0.4)
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=3)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=3)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings).train()
     with model.use("generator"):
@@ -229,7 +229,7 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
 def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
     """Mean over a row's P-1 input predictions, over the question's draws, summed over questions."""
     selector, generator = parts
-    settings = config(selfaug_alpha=0.5, num_permutations=3, selfaug_chunk_tokens=7)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=3, selfaug__chunk_tokens=7)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     model = joint.language_model
@@ -251,7 +251,7 @@ def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
 
 def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
     selector, generator = parts
-    every = config(selfaug_alpha=1.0, num_permutations=4)
+    every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
     model = selector.language_model
 
@@ -260,7 +260,7 @@ def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
             batch = replace(micro_batches(posteriors)[1], seed=seed)
             return JointModel(selector, generator, settings)(batch)["selfaug_kl"].item()
 
-    drawn = torch.tensor([kl(replace(every, selfaug_rows="one"), seed) for seed in range(60)])
+    drawn = torch.tensor([kl(every.with_settings({"selfaug.permutations": "one"}), seed) for seed in range(60)])
     assert drawn.std().item() > 0
     assert drawn.mean().item() == pytest.approx(kl(every, 0), abs=4 * drawn.std().item() / 60**0.5)
 
@@ -270,7 +270,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=6, selfaug_rows=rows)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=6, selfaug__permutations=rows)
     posteriors = posteriors_of((selector, generator), settings)
     for seed in range(5):
         joint = JointModel(selector, generator, settings)
@@ -280,7 +280,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
 
 def test_a_zero_selector_learning_rate_means_zero(parts: tuple[Selector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(selector_learning_rate=0.0, learning_rate=0.5))
+    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
@@ -290,7 +290,7 @@ def test_a_broken_reference_is_noticed(
     """Trap 1, at run time: if the reference pass saw anything else than the base, training stops."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=2)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=2)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings)
     real = generator.forward
@@ -326,7 +326,7 @@ def test_who_learns(parts: tuple[Selector, Generator]) -> None:
 def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Generator]) -> None:
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
-    settings = config(per_device_train_batch_size=2, rows_per_micro_batch=3)
+    settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
     plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
     assert micro_batches_per_batch(settings, 8) == 4
     assert len(plan) == 4 * 4
@@ -344,14 +344,14 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     """Gradient accumulation over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
     selector, generator = parts
     settings = config(
-        selfaug_alpha=0.5,
-        num_permutations=2,
-        gradient_accumulation_steps=3,
-        learning_rate=1.0,
-        prior_learning_rate=1.0,
-        retriever_learning_rate=1.0,
-        max_grad_norm=0.0,
-        lr_scheduler_type="constant",
+        selfaug__alpha=0.5,
+        e_step__num_permutations=2,
+        m_step__gradient_accumulation_steps=3,
+        m_step__learning_rate=1.0,
+        m_step__prior_learning_rate=1.0,
+        retriever_training__learning_rate=1.0,
+        m_step__max_grad_norm=0.0,
+        m_step__lr_scheduler_type="constant",
         training_arguments={"optim": "sgd"},
     )
     posteriors = posteriors_of(parts, settings)
@@ -371,13 +371,13 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator
     """Three rounds of exact E-step and a small M-step: log p(y|x) summed over questions never falls."""
     selector, generator = parts
     settings = config(
-        exact=True,
-        control_variate=False,
-        candidate_order="retriever",
-        gradient_accumulation_steps=3,
-        learning_rate=2e-3,
-        prior_learning_rate=2e-3,
-        lr_scheduler_type="constant",
+        e_step__exact=True,
+        e_step__control_variate=False,
+        e_step__candidate_order="retriever",
+        m_step__gradient_accumulation_steps=3,
+        m_step__learning_rate=2e-3,
+        m_step__prior_learning_rate=2e-3,
+        m_step__lr_scheduler_type="constant",
     )
     values = []
     for round in range(3):
@@ -393,7 +393,9 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator
 def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
     """With the control variate, 6 passes over samples of equal weight move nothing."""
     selector, generator = parts
-    settings = config(num_permutations=6, train_generator=False, num_train_epochs=6, learning_rate=1e-2)
+    settings = config(
+        e_step__num_permutations=6, train_generator=False, m_step__num_train_epochs=6, m_step__learning_rate=1e-2
+    )
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
     z = [p.permutations.z_mK for p in flat]
     before = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
@@ -406,7 +408,7 @@ def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, G
 
 def test_not_finite_losses_stop_the_run(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
     selector, generator = parts
-    settings = config(num_permutations=2)
+    settings = config(e_step__num_permutations=2)
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):

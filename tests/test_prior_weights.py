@@ -10,7 +10,7 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep, Posterior
 from training.prior_weights import RIDGE, fit_prior_weights
 from training.questions.example import QAExample
@@ -29,7 +29,7 @@ def selector(language_model: LanguageModel, make_selector: Callable[..., Selecto
 
 @pytest.fixture
 def posteriors(selector: Selector, retriever: DenseRetriever, generator: Generator) -> list[Posterior]:
-    config = DROConfig(output_dir="unused", num_permutations=6, replacement=True, proposals_per_sample=1)
+    config = DROConfig(e_step=EStepConfig(num_permutations=6, replacement=True, proposals_per_sample=1))
     return EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 
 

@@ -12,7 +12,7 @@ from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
 from retriever.selector import Selector
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.losses import generator_loss
 from training.questions.example import QAExample
@@ -60,7 +60,7 @@ def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(ba
 
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline: RAGSequence) -> None:
     example = QAExample("q", QUESTION, ("Shakespeare",))
-    config = DROConfig(output_dir="unused", exact=True, train_selector=False, candidate_order="retriever")
+    config = DROConfig(train_selector=False, e_step=EStepConfig(exact=True, candidate_order="retriever"))
     posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]
     parameters = list(baseline.generator.language_model.adapter_parameters("generator").values())
     passages = [posterior.candidates.passages[i] for i in posterior.permutations.z_mK[:, 0].tolist()]

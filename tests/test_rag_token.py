@@ -17,7 +17,7 @@ from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
 from retriever.selector import Selector
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
@@ -139,11 +139,9 @@ def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, streng
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     config = DROConfig(
-        output_dir="unused",
-        exact=True,
-        marginalization="token",
-        loss_normalization=normalization,  # type: ignore[arg-type]
-        selfaug_alpha=0.0,
+        e_step=EStepConfig(exact=True, marginalization="token"),
+        m_step=MStepConfig(loss_normalization=normalization),
+        selfaug=SelfAugConfig(alpha=0.0),
     )
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=1)[0]
     model, retriever = rag.generator.language_model, rag.retriever
@@ -171,8 +169,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
 
 
 def test_rows_may_be_split_into_parts(rag: RAG) -> None:
-    settings = {"output_dir": "unused", "exact": True, "marginalization": "token", "selfaug_alpha": 0.0}
-    config = DROConfig(**settings)  # type: ignore[arg-type]
+    config = DROConfig(e_step=EStepConfig(exact=True, marginalization="token"), selfaug=SelfAugConfig(alpha=0.0))
     examples = [QAExample(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, ("x", "Bern", "it"), strict=True))]
     posteriors = tuple(EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=1))
     joint = JointModel(rag.selector, rag.generator, config)
@@ -182,9 +179,9 @@ def test_rows_may_be_split_into_parts(rag: RAG) -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_needs_every_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood='sum'; exact=False"):
-        DROConfig(output_dir=tmp_path, marginalization="token")
+def test_it_needs_every_permutation() -> None:
+    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood_exponent=1; got exact=False"):
+        DROConfig(e_step=EStepConfig(marginalization="token"))
 
 
 def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:

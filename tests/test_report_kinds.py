@@ -155,7 +155,7 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
 
 def run_folder(folder: Path, rounds: int = 2) -> Path:
     folder.mkdir()
-    config = {"rounds": rounds, "num_permutations": 4, "proposals_per_sample": 8}
+    config = {"rounds": rounds, "e_step": {"num_permutations": 4, "proposals_per_sample": 8}}
     (folder / "run.json").write_text(json.dumps({"config": config, "index": "ab" * 32, "base": "tiny"}))
     records = [
         {

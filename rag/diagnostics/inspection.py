@@ -184,7 +184,7 @@ def inspect_batch(
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
     rows, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.rows), include_last=config.selfaug_include_last)
+    tokens = _tokens(rag, rows, set(aligned.rows))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {
@@ -197,13 +197,13 @@ def inspect_batch(
     ]
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int], *, include_last: bool) -> list[list[Token]]:
+def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int]) -> list[list[Token]]:
     model = rag.generator.language_model
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
     answers_B = torch.tensor([len(row.answer_ids) for row in rows])
     prompts_B = lengths_B - answers_B
     scored_BT = _predicted(ids_BT, *answer_positions(prompts_B, answers_B))
-    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)), include_last=include_last)[:2])
+    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)))[:2])
     result = []
     for b in range(len(rows)):
         parts = ["prompt"] * int(prompts_B[b]) + ["answer"] * int(answers_B[b])

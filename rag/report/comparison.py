@@ -150,7 +150,7 @@ def _sizes(result: Mapping[str, Any]) -> dict[str, Any]:
     settings = mapping(result.get("settings"))
     nested = [mapping(settings.get(part)) for part in ("world", "training", "selector")]
     questions = mapping(result.get("dataset")).get("n")
-    merged = {key: value for part in [*nested, settings] for key, value in part.items()}
+    merged = {key.removeprefix("e_step."): value for part in [*nested, settings] for key, value in part.items()}
     return {**({} if questions is None else {"test_questions": questions}), **merged}
 
 

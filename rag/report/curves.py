@@ -39,6 +39,7 @@ def curves_section(result: Mapping[str, Any], names: Names, *, losses: bool = Fa
 def _round_texts(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Key, title, explanation and unit of the charts that show one number per round."""
     settings = mapping(result.get("settings"))
+    settings = {**settings, **mapping(settings.get("e_step"))}
     drawn = settings.get("num_permutations")
     if isinstance(drawn, int) and isinstance(settings.get("proposals_per_sample"), int):
         drawn *= settings["proposals_per_sample"]
