@@ -254,7 +254,7 @@ def check_rows(rag: RAG) -> None:
     candidates = rag.retriever.search(QUESTIONS, rag.num_candidates)
     z_mK = torch.tensor([[0, 1], [2, 3], [3, 0]])
     with torch.no_grad(), model.use("selector"):
-        together = selector.score(candidates, [z_mK] * len(candidates))
+        together = selector.log_prob(candidates, [z_mK] * len(candidates))
         ids = torch.tensor(selector.identifiers.token_ids)
         for one, found_m in zip(candidates, together, strict=True):
             for z_K, found in zip(z_mK, found_m, strict=True):
@@ -262,7 +262,7 @@ def check_rows(rag: RAG) -> None:
                 row = torch.tensor([selector.prompt_ids(one) + reply])
                 hidden_TH = model.hidden(row, None)[0]
                 lm_Kn = model.logits_for_positions(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
-                logits_Kn = selector._pool(lm_Kn, selector._prior_scores(one, len(one)))
+                logits_Kn = selector._combine(lm_Kn, selector.prior_scores(one))
                 second_n = logits_Kn[1].clone()
                 second_n[z_K[0]] = -torch.inf
                 expected = logits_Kn[0].log_softmax(-1)[z_K[0]] + second_n.log_softmax(-1)[z_K[1]]

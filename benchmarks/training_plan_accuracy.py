@@ -180,7 +180,8 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     from generator.generator import Generator
     from generator.language_model import LanguageModel
     from rag.tiny_base import base_path
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.listwise_selector import ListwiseSelector
+    from retriever.selector import SelectorConfig
 
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=4096, tie_word_embeddings=True)
@@ -189,7 +190,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     model = LanguageModel(base, AutoTokenizer.from_pretrained(base_path("tiny")))
     model.mixed = case.dtype == "mixed"
     retriever.adapter.to(model.device)
-    selector = Selector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
+    selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
     with torch.no_grad():
         selector.prior.gate.fill_(0.5)  # else the language model goes unheard, and costs nothing
     return selector, Generator(model)

@@ -33,6 +33,7 @@ from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.model_loading import is_model_folder, load_language_model
 from retriever.dense import QuestionAdapter, Retriever
 from retriever.selector import Selector, SelectorConfig
+from retriever.selectors import config_from_dict, config_to_dict
 from training.checkpoint import load_learned, write_learned
 
 CONFIG_FILE = "rag_config.json"
@@ -128,7 +129,7 @@ class BundleConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, which `from_dict` reads."""
-        return {"format_version": FORMAT_VERSION, **asdict(self)}
+        return {"format_version": FORMAT_VERSION, **asdict(self), "selector": config_to_dict(self.selector)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str | Path = CONFIG_FILE) -> "BundleConfig":
@@ -154,7 +155,6 @@ _SECTIONS: dict[str, type] = {
     "encoder": EncoderRecord,
     "index": IndexRecord,
     "adapter": AdapterConfig,
-    "selector": SelectorConfig,
     "decoding": DecodingConfig,
     "chat": ChatConfig,
     "answer_prompt": AnswerPrompt,
@@ -163,11 +163,11 @@ _SECTIONS: dict[str, type] = {
 
 
 def _section(name: str, data: Any, where: str | Path) -> Any:
-    if name not in _SECTIONS:
-        return data
     try:
-        return _SECTIONS[name](**data)
-    except TypeError as error:
+        if name == "selector":
+            return config_from_dict(data)
+        return _SECTIONS[name](**data) if name in _SECTIONS else data
+    except (TypeError, AttributeError) as error:
         raise MismatchError(
             f"{name!r} in {where} must hold the settings of this version: {error}. {RESTORE}"
         ) from error

@@ -21,6 +21,7 @@ from rag.hub import bundle_folder
 from rag.model_loading import encoder_of, load_language_model, retriever_of
 from retriever.dense import Candidates, DenseRetriever, Retriever
 from retriever.selector import Selector, SelectorConfig
+from retriever.selectors import create_selector
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class RAG:
         found.adapter.to(model.device)
         return cls(
             found,
-            Selector(model, found, prompt=ranking_prompt, config=selector),
+            create_selector(selector or SelectorConfig(), model, found, prompt=ranking_prompt),
             Generator(model, prompt=answer_prompt, config=decoding),
             answer_mode=answer_mode,
         )

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
 from generator.configs import AdapterConfig
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
 from training.maximization import JointModel, _parameter_groups
 
@@ -128,7 +128,7 @@ def test_nothing_to_adapt_is_an_error() -> None:
         adapted(["no_such_layer"])
 
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 
 
 def test_nothing_to_train_is_an_error(make_selector: Make) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import randomize_adapters
+from tiny_models import randomize_adapters
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import support

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from tiny_models import byte_tokenizer, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from generator.base_config import DEFAULT_CONTEXT, choose_context, stated_context

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters
 from safetensors.torch import load_file
+from tiny_models import byte_tokenizer, randomize_adapters
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from generator.configs import AdapterConfig, DecodingConfig

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, added_tokenizer, byte_tokenizer, successor_model, tiny_language_model
 from test_control_tokens import CHATML, NEWLINE, gemma_tokenizer
+from tiny_models import PASSAGES, added_tokenizer, byte_tokenizer, successor_model, tiny_language_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, byte_tokenizer, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_model
 
 from indexes.encoder import Encoder
 from rag.cli import COMMANDS, main

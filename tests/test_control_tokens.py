@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, added_tokenizer, successor_model
+from tiny_models import PASSAGES, added_tokenizer, successor_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from generator.chat import Chat

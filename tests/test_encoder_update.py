@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PASSAGES, dro_config, learned, tiny_encoder
+from tiny_models import PASSAGES, dro_config, learned, tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import log_probs_of
 
 from generator.generator import Generator
 from indexes.errors import DataError
@@ -33,7 +34,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
     for posterior in step(EXAMPLES, round=1):
         joint = []
         for z in posterior.permutations.z_mK:
-            log_p_s = step.selector.log_prob(posterior.candidates, z[None])[0]
+            log_p_s = log_probs_of(step.selector, posterior.candidates, z[None])[0]
             passages = [posterior.candidates.passages[i] for i in z.tolist()]
             joint.append(
                 log_p_s.double() + step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)

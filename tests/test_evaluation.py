@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, randomize_adapters
+from tiny_models import PASSAGES, randomize_adapters
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main

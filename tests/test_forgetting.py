@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_retention_tasks import write
+from tiny_models import (
+    ARCHITECTURES,
+    PASSAGES,
+    added_tokenizer,
+    randomize_adapters,
+    successor_model,
+    tiny_language_model,
+)
 
 from generator.chat import Chat
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig

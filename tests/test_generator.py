@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, PASSAGES, randomize_adapters, tiny_language_model
 from torch.nn import functional as F
 
 from generator.configs import DecodingConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config
+from tiny_models import dro_config
 from torch.nn import functional as F
 
 from generator.generator import Generator
@@ -14,7 +14,7 @@ from generator.language_model import LanguageModel
 from rag.diagnostics.inspection import batch_text, inspect_batch, inspect_permutations, permutations_text
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training import DROConfig, QAExample
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -29,7 +29,7 @@ EXAMPLES = [
 def rag(
     language_model: LanguageModel,
     retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
     generator: Generator,
 ) -> RAG:
     return RAG(retriever, make_selector(language_model, num_candidates=4, num_selected=2), generator)

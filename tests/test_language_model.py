@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model, tiny_model
+from tiny_models import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model, tiny_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 

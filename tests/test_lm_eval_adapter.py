@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_forgetting import log_prob
 from test_retention_tasks import write
+from tiny_models import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from generator.generator import Generator

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, dro_config, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
-from retriever.selector import Selector, standardise
+from retriever.selector import standardise
 from training.config import DROConfig
 from training.estimation import EStep, Posterior, answer_row
 from training.maximization import (
@@ -27,7 +28,7 @@ from training.maximization import (
 )
 from training.questions.example import QAExample
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
@@ -41,11 +42,13 @@ def config(**settings: object) -> DROConfig:
 
 
 @pytest.fixture
-def parts(language_model: LanguageModel, retriever: DenseRetriever, make_selector: Make) -> tuple[Selector, Generator]:
+def parts(
+    language_model: LanguageModel, retriever: DenseRetriever, make_selector: Make
+) -> tuple[ListwiseSelector, Generator]:
     return make_selector(language_model, num_candidates=4, num_selected=2), Generator(language_model)
 
 
-def posteriors_of(parts: tuple[Selector, Generator], settings: DROConfig) -> list[Posterior]:
+def posteriors_of(parts: tuple[ListwiseSelector, Generator], settings: DROConfig) -> list[Posterior]:
     selector, generator = parts
     return EStep(selector.retriever, selector, generator, settings)(EXAMPLES, round=1)
 
@@ -76,7 +79,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("control_variate", [True, False])
 def test_exact_mode_gradient_is_that_of_the_marginal(
-    control_variate: bool, parts: tuple[Selector, Generator], retriever: DenseRetriever
+    control_variate: bool, parts: tuple[ListwiseSelector, Generator], retriever: DenseRetriever
 ) -> None:
     """- grad log sum_z p_s(z|x) p_g(y|x,d_z), by autograd through every permutation, full-vocabulary logits."""
     selector, generator = parts
@@ -92,7 +95,7 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
         # marginal's gradient is assembled by the chain rule on detached copies of the two log-probabilities.
         z_NK = enumerate_permutations(4, 2)
         with model.use("selector"):
-            log_s = selector.score([posterior.candidates], [z_NK])[0]
+            log_s = selector.log_prob([posterior.candidates], [z_NK])[0]
         with model.use("generator"):
             log_g = torch.stack([_full_logit_log_prob(generator, posterior, z) for z in z_NK])
         leaf_s, leaf_g = log_s.detach().requires_grad_(), log_g.detach().requires_grad_()
@@ -103,10 +106,10 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
     expected = {n: p.grad.clone() for n, p in joint.named_parameters() if p.grad is not None}
     assert_same(found, expected)
     assert any("question_adapter" in n for n in found)
-    assert any(n.startswith("prior.") for n in found)
+    assert any(n.startswith("selector_modules.prior.") for n in found)
 
 
-def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> dict[str, torch.Tensor]:
+def adapter_gradients(parts: tuple[ListwiseSelector, Generator], **settings: object) -> dict[str, torch.Tensor]:
     """Of the question adapter, moved from the identity so that both of its factors have one."""
     selector, generator = parts
     with torch.no_grad():
@@ -117,7 +120,7 @@ def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> 
     return {n: g for n, g in found.items() if "question_adapter" in n}
 
 
-def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Generator]) -> None:
+def test_the_retriever_learns_the_posterior_marginals(parts: tuple[ListwiseSelector, Generator]) -> None:
     """Distillation against soft-target `F.cross_entropy` on scores computed here; "both" is the sum of the two ways."""
     distilled = adapter_gradients(parts, retriever_training__objective="distillation")
     selector = parts[0]
@@ -154,7 +157,7 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Gen
     assert any(not torch.allclose(through_prior[n], distilled[n]) for n in both)
 
 
-def test_distillation_leaves_the_selector_as_it_is(parts: tuple[Selector, Generator]) -> None:
+def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
 
     def others(**settings: object) -> dict[str, torch.Tensor]:
@@ -173,7 +176,7 @@ def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Te
     return -nn.functional.cross_entropy(logits[-n - 1 : -1], ids[0, -n:], reduction="sum")
 
 
-def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Generator]) -> None:
+def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posterior = posteriors_of(parts, config())[:1]
     batches = micro_batches(posterior)
@@ -187,7 +190,7 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Ge
 
 @pytest.mark.parametrize("parts_count", [2, 3, 9])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts_count: int, rows: str) -> None:
+def test_splitting_rows_changes_nothing(parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
     settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
@@ -198,7 +201,7 @@ def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts
     assert_same(gradients(joint, split), whole)
 
 
-def test_padding_batch_and_order_invariance(parts: tuple[Selector, Generator]) -> None:
+def test_padding_batch_and_order_invariance(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     settings = config(e_step__num_permutations=3, selfaug__alpha=0.5)
     posteriors = posteriors_of(parts, settings)
@@ -226,7 +229,7 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
         assert joint(batch)["selfaug_kl"].item() > 1e-3
 
 
-def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
+def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -> None:
     """Mean over a row's P-1 input predictions, over the question's draws, summed over questions."""
     selector, generator = parts
     settings = config(selfaug__alpha=0.5, e_step__num_permutations=3, selfaug__chunk_tokens=7)
@@ -249,7 +252,7 @@ def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
+def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
@@ -278,14 +281,17 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
             assert abs(joint(MicroBatch("generator", tuple(posteriors), seed=seed))["selfaug_kl"].item()) < 1e-4
 
 
-def test_a_zero_selector_learning_rate_means_zero(parts: tuple[Selector, Generator]) -> None:
+def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
     groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
 def test_a_broken_reference_is_noticed(
-    parts: tuple[Selector, Generator], retriever: DenseRetriever, make_selector: Make, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ListwiseSelector, Generator],
+    retriever: DenseRetriever,
+    make_selector: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trap 1, at run time: if the reference pass saw anything else than the base, training stops."""
     model = tiny_language_model()
@@ -304,7 +310,7 @@ def test_a_broken_reference_is_noticed(
         joint(batch)
 
 
-def test_who_learns(parts: tuple[Selector, Generator]) -> None:
+def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
@@ -317,13 +323,13 @@ def test_who_learns(parts: tuple[Selector, Generator]) -> None:
             for n in gradients(joint, kept)
         }
 
-    assert names() == {"selector", "generator", "prior", "question_adapter"}
+    assert names() == {"selector", "generator", "selector_modules", "question_adapter"}
     assert names(train_selector=False) == {"generator"}
-    assert names(train_generator=False) == {"selector", "prior", "question_adapter"}
-    assert names(train_retriever=False) == {"selector", "generator", "prior"}
+    assert names(train_generator=False) == {"selector", "selector_modules", "question_adapter"}
+    assert names(train_retriever=False) == {"selector", "generator", "selector_modules"}
 
 
-def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Generator]) -> None:
+def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelector, Generator]) -> None:
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
     settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
@@ -339,7 +345,7 @@ def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Gen
 
 
 def test_the_trainer_steps_on_the_mean_over_questions(
-    parts: tuple[Selector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ListwiseSelector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradient accumulation over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
     selector, generator = parts
@@ -367,7 +373,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     assert set(trainer.totals) == {"selector_loss", "generator_loss", "selfaug_kl"}
 
 
-def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, Generator], tmp_path: Path) -> None:
     """Three rounds of exact E-step and a small M-step: log p(y|x) summed over questions never falls."""
     selector, generator = parts
     settings = config(
@@ -390,7 +396,9 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator
     assert values[-1] > values[0] + 0.1
 
 
-def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_equal_utilities_leave_the_selector_where_it_is(
+    parts: tuple[ListwiseSelector, Generator], tmp_path: Path
+) -> None:
     """With the control variate, 6 passes over samples of equal weight move nothing."""
     selector, generator = parts
     settings = config(
@@ -398,15 +406,15 @@ def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, G
     )
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
     z = [p.permutations.z_mK for p in flat]
-    before = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
     MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
     joint.eval()
-    after = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
 
 
-def test_not_finite_losses_stop_the_run(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator], tmp_path: Path) -> None:
     selector, generator = parts
     settings = config(e_step__num_permutations=2)
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]

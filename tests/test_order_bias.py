@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import randomize_adapters
+from tiny_models import randomize_adapters
 
 from generator.generator import Generator
 from indexes.corpora.passage import Passage

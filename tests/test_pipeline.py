@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import (
+from huggingface_hub.errors import LocalEntryNotFoundError
+from kills import survives
+from tiny_models import (
     PASSAGES,
     added_tokenizer,
     byte_tokenizer,
@@ -21,8 +23,6 @@ from conftest import (
     tiny_language_model,
     tiny_model,
 )
-from huggingface_hub.errors import LocalEntryNotFoundError
-from kills import survives
 
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator

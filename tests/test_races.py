@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config
+from tiny_models import dro_config
 from transformers import LlamaConfig, Qwen2Config
 
 from benchmarks import growth, rag_sequence_loss, rivals, timing
@@ -25,6 +25,7 @@ from benchmarks.setting import (
 )
 from benchmarks.timing import Case, Make, Options
 from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
+from retriever.selector import SamplingConfig
 from training.config import DROConfig
 from training.maximization import JointModel, MicroBatch
 
@@ -63,7 +64,9 @@ def ours(p: Pipeline, role: str, m: int = 5, **settings: object) -> Callable[[],
 @pytest.mark.parametrize("replacement", [True, False])
 def test_what_was_drawn_is_as_probable_as_in_whole_sequences(p: Pipeline, replacement: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    found = p.selector.sample(p.candidates, 6, replacement=replacement, generator=generator)
+    found = p.selector.propose(
+        p.candidates, SamplingConfig(num_permutations=6, replacement=replacement), generator=generator
+    )
     for c, drawn in zip(p.candidates, found, strict=True):
         posterior = replace(posteriors(p, 1)[0], candidates=c, permutations=drawn)
         with torch.no_grad(), p.model.use("selector"):

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import randomize_adapters, tiny_language_model
+from tiny_models import randomize_adapters, tiny_language_model
 
 from generator.configs import DecodingConfig
 from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.losses import generator_loss
@@ -21,7 +21,7 @@ QUESTION = "who wrote Hamlet?"
 
 
 @pytest.fixture
-def baseline(make_selector: Callable[..., Selector]) -> RAGSequence:
+def baseline(make_selector: Callable[..., ListwiseSelector]) -> RAGSequence:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1)
@@ -77,7 +77,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="num_selected must be 1, got 2"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
+from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
 from generator.configs import AdapterConfig, DecodingConfig
 from generator.generator import AnswerRow, Generator
@@ -16,7 +16,7 @@ from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -26,7 +26,7 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which rive
 
 
 @pytest.fixture
-def rag(make_selector: Callable[..., Selector]) -> RAG:
+def rag(make_selector: Callable[..., ListwiseSelector]) -> RAG:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
@@ -88,7 +88,7 @@ def test_an_answer_that_ends_at_once_is_empty(rag: RAG, monkeypatch: pytest.Monk
     assert answer.log_prob == pytest.approx(0.0, abs=1e-6)
 
 
-def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1, got 2"):
@@ -113,7 +113,7 @@ def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[...,
         make_rag().answer_mode = "rag_token"  # type: ignore[misc, assignment]
 
 
-def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
+def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
     with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
@@ -205,7 +205,9 @@ def by_documents(rag: RAG, text: str) -> float:
     return float((prior_n1 * mixture_L).sum(0).log().sum())
 
 
-def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selector: Callable[..., Selector]) -> None:
+def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content }}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -220,7 +222,9 @@ def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selecto
     assert answer.log_prob == pytest.approx(by_documents(rag, "Ro"), abs=1e-4)
 
 
-def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector: Callable[..., Selector]) -> None:
+def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     """The log-probability is that of the answer right behind the prompt, as everywhere."""
     template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, randomize_adapters, tiny_language_model
+from tiny_models import learned, randomize_adapters, tiny_language_model
 
 from generator.configs import DecodingConfig
 from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
-from retriever.selector import Selector, SelectorConfig
+from retriever.listwise_selector import ListwiseSelector
+from retriever.selector import SelectorConfig
 from training.config import DROConfig, EStepConfig, SelfAugConfig, SupervisedConfig
 from training.estimation import EStep
 from training.losses import lsr_loss
@@ -91,7 +92,7 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
     """And what it does not: the weights of everything else are the same to the last bit."""
     variant = Variant.of(name)
     fresh = make_rag()
-    selector = Selector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
+    selector = ListwiseSelector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
     rag = RAG(fresh.retriever, selector, fresh.generator, answer_mode=variant.recipe.answer_mode)
     before = learned(rag)
     config = variant.config(SHARED.with_settings({"m_step.learning_rate": 1e-2}))
@@ -107,7 +108,7 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
 
 class TestReplug:
     @pytest.fixture
-    def rag(self, make_selector: Callable[..., Selector]) -> RAG:
+    def rag(self, make_selector: Callable[..., ListwiseSelector]) -> RAG:
         model = tiny_language_model()
         randomize_adapters(model)
         selector = make_selector(
@@ -174,7 +175,7 @@ class TestReplug:
 
 
 def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelihood(
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
 ) -> None:
     model = tiny_language_model()
     randomize_adapters(model)

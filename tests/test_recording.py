@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import PASSAGES, randomize_adapters, tiny_language_model
+from tiny_models import PASSAGES, randomize_adapters, tiny_language_model
 
 from generator.configs import DecodingConfig
 from generator.generator import Generator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator.configs import AdapterConfig, DecodingConfig
 from generator.language_model import LanguageModel

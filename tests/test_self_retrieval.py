@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from indexes.corpora.chunk_ids import document_of
 from indexes.corpora.corpus import Corpus

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers.util import cos_sim, dot_score
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, IndexWriter, MismatchError, PassageIndex, UsageError, build_index
 from indexes.directory.manifest import MANIFEST_FILE, Manifest

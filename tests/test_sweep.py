@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES_FOR_WORKERS
+from tiny_models import EXAMPLES_FOR_WORKERS
 
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from indexes.atomic_files import exclusive_writer_lock

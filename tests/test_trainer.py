@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, dro_config, learned
 from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import PASSAGES, dro_config, learned
 from transformers import TrainerCallback
 
 from generator.configs import ChatConfig

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_language_model
+from tiny_models import tiny_language_model
 
 from generator.configs import AdapterConfig
 from generator.generator import AnswerRow, Generator

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config, tiny_model
 from sentence_transformers import SentenceTransformer
+from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError

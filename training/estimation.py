@@ -26,7 +26,7 @@ from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
-from retriever.selector import Selector
+from retriever.selector import SamplingConfig, Selector
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
 from training.losses import (
@@ -316,11 +316,14 @@ class EStep:
         if config.exact:
             return self.selector.enumerate(candidates)
         seed = stable_seed(self.config.seed, round, "proposal", *(c.example.id for c in cases))
-        return self.selector.sample(
-            candidates,
-            config.num_permutations * config.proposals_per_sample,
+        sampling = SamplingConfig(
+            num_permutations=config.num_permutations * config.proposals_per_sample,
             temperature=config.proposal_temperature,
             replacement=config.replacement,
+        )
+        return self.selector.propose(
+            candidates,
+            sampling,
             generator=torch.Generator().manual_seed(seed),
         )
 

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from generator.generator import AnswerRow, Generator
 from generator.language_model import BASE, ROLES
 from indexes.errors import UsageError
-from retriever.selector import Selector, standardise
+from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import Posterior, answer_row, stable_seed
 from training.losses import (
@@ -77,7 +77,7 @@ class JointModel(nn.Module):
     def __init__(self, selector: Selector, generator: Generator, config: DROConfig) -> None:
         super().__init__()
         self.language_model = selector.language_model
-        self.prior = selector.prior
+        self.selector_modules = selector.modules
         self.question_adapter = selector.retriever.adapter
         self._selector, self._generator, self._config = selector, generator, config
         self._must_start_at_zero = self.language_model.is_untrained("generator")
@@ -87,11 +87,10 @@ class JointModel(nn.Module):
         config = self._config
         wanted = {"selector": config.train_selector, "generator": config.train_generator}
         self.language_model.trainable_roles(tuple(role for role in ROLES if wanted[role]))
-        pooled = config.train_selector and self._selector.config.use_prior
         # REPLUG's temperature of the retriever is a constant, and nothing but the retriever learns from it.
-        self.prior.requires_grad_(pooled and config.retriever_training.objective != "lsr")
-        self.prior.gate.requires_grad_(self.prior.gate.requires_grad and self._selector.config.use_language_model)
-        self.question_adapter.requires_grad_(pooled and config.train_retriever)
+        self._selector.set_trainable(config.train_selector and config.retriever_training.objective != "lsr")
+        teaches_retriever = config.train_selector and config.train_retriever
+        self.question_adapter.requires_grad_(teaches_retriever and self._selector.uses_retriever_scores)
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """Sum over the micro-batch's questions of their losses, and its parts for logging."""
@@ -241,7 +240,7 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
     """Of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
     distinct = [p.distinct() for p in posteriors]
     candidates = [p.candidates for p in posteriors]
-    log_p = selector.score(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
+    log_p = selector.log_prob(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
     losses = []
     for d, log_p_u in zip(distinct, log_p, strict=True):
         device = log_p_u.device
@@ -256,8 +255,8 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
 
 def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
     """Of the selector's retriever, for one question, with gradient to its question adapter."""
-    strength, candidates = selector.prior.strength.detach(), posterior.candidates
-    found_n = strength * standardise(candidates.scores_n).to(strength.device)
+    candidates = posterior.candidates
+    found_n = selector.retriever_logits(candidates.scores_n)
     expected_n = posterior.expected_marginals()
     target_n = distillation_target(
         posterior.marginals().to(found_n),
@@ -265,13 +264,13 @@ def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
         found_n,
         len(posterior.permutations),
     )
-    return distillation_loss(strength * standardise(selector.retriever.score(candidates)), target_n)
+    return distillation_loss(selector.retriever_logits(selector.retriever.score(candidates)), target_n)
 
 
 def replug_loss(selector: Selector, posterior: Posterior, temperature: float) -> Tensor:
     """Of the selector's retriever, for one question whose candidates were each read alone."""
-    strength, candidates = selector.prior.strength.detach(), posterior.candidates
-    logits_n = strength * standardise(selector.retriever.score(candidates))
+    candidates = posterior.candidates
+    logits_n = selector.retriever_logits(selector.retriever.score(candidates))
     log_likelihood_n = torch.empty(len(candidates))
     log_likelihood_n[posterior.permutations.z_mK[:, 0]] = posterior.log_likelihood_m
     return lsr_loss(logits_n, log_likelihood_n.to(logits_n.device), temperature)
@@ -475,7 +474,7 @@ def _parameter_groups(joint: JointModel, config: DROConfig, model: nn.Module | N
     selector_rate = rate if settings.selector_learning_rate is None else settings.selector_learning_rate
     learners: list[tuple[Iterable[nn.Parameter], float, float]] = [
         (joint.question_adapter.parameters(), config.retriever_training.learning_rate, 0.0),
-        (joint.prior.parameters(), settings.prior_learning_rate, 0.0),
+        (joint.selector_modules.parameters(), settings.prior_learning_rate, 0.0),
         (joint.language_model.adapter_parameters("selector").values(), selector_rate, decay),
         (joint.language_model.adapter_parameters("generator").values(), rate, decay),
     ]

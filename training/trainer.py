@@ -171,10 +171,7 @@ class DROTrainer:
     def _check_selection(self) -> None:
         selector = self.rag.selector
         found = retrieve(self.rag.retriever, self.train_examples[:1], selector.config.num_candidates)[0]
-        if selector.reads_prompts(learning=self.config.train_selector):
-            selector.prompt_ids(found)
-        else:
-            selector.select([found])
+        selector.check(found, learning=self.config.train_selector)
 
     # What does not fit is found now, because one such question would end an E-step, or a round, after hours.
 
@@ -257,12 +254,14 @@ class DROTrainer:
     def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
-        pools = config.train_selector and selector.config.use_prior and selector.config.use_language_model
-        if not (config.m_step.fit_prior_weights and pools) or config.retriever_training.objective == "lsr":
+        if (
+            not (config.m_step.fit_prior_weights and config.train_selector)
+            or config.retriever_training.objective == "lsr"
+        ):
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
-            fit_prior_weights(selector, posteriors, advance)
-        return {"prior_gate": selector.prior.gate.item(), "prior_strength": selector.prior.strength.item()}
+            fitted = fit_prior_weights(selector, posteriors, advance)
+        return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""

@@ -66,7 +66,7 @@ def _write_report(folder: Path, kept: int) -> Path:
     """The run's page, in its folder."""
     from rag.report import read_source, write_report
 
-    return write_report({**read_source(folder), "kept_round": kept}, folder / "report.html")
+    return write_report(read_source(folder, kept_round=kept), folder / "report.html")
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:

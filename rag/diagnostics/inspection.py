@@ -35,12 +35,12 @@ def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
     model = rag.generator.language_model
     candidates = rag.retriever.search(question, rag.num_candidates)
     z = rag.selector.select([candidates])[0].z_mK[0].tolist()
-    ranking = rag.selector.prompt_ids(candidates)
+    ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
     name = model.tokenizer.convert_ids_to_tokens
     return {
         "question": question,
-        "ranking_prompt": str(model.tokenizer.decode(ranking)),
+        "ranking_prompt": "\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
         "answer_prompt": str(model.tokenizer.decode(answer)),
         "template_system_message": model.chat.template_system_message,
         "chat": asdict(model.chat.config),

@@ -61,8 +61,8 @@ from rag.forgetting.retention_tasks import Probes
 from rag.logs import set_up_logs
 from rag.model_loading import encoder_of
 from rag.pipeline import RAG
-from rag.report import with_rows, write_report
-from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
+from rag.report import with_evaluation_records, write_report
+from rag.report.result_files import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
@@ -350,7 +350,7 @@ class Sweep:
         write_json(data, self.folder / SWEEP_FILE)
         write_json(seconds, self.folder / SECONDS_FILE)
         timed = with_seconds(data, seconds) | {"curves": {r.name: list(r.curve) for r in results if r.curve}}
-        write_report(with_rows(timed, self.folder), self.folder / "report.html")
+        write_report(with_evaluation_records(timed, self.folder), self.folder / "report.html")
         return timed
 
     def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:

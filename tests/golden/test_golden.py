@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
+from tiny_models import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
 from generator.configs import AdapterConfig, DecodingConfig

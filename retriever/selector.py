@@ -1,0 +1,282 @@
+"""What every selector is: a distribution `p_s(z | x)` over ordered K-subsets z of the candidates (arXiv 2505.03075).
+
+A new selector is one class, in any module, registered under the kind by which configurations and bundles name it:
+
+    @SELECTORS.register("nearest")
+    class NearestSelector(Selector): ...
+
+It implements `propose`, `log_prob` and `select`, keeps what it learns in `modules` and, where its logits are a weighted
+sum, gives `prior_weights` and `components`. The E-step, the M-step, checkpoints, bundles and evaluation use nothing but
+this class. `retriever.selectors` holds the registry; `examples/new_selector.py` is a complete one.
+
+Legend: B questions, m permutations each, n candidates, K selected.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from generator.language_model import LanguageModel
+from generator.prompts import RankingPrompt
+from indexes.errors import DataError, UsageError
+from retriever.dense import Candidates, Retriever
+from retriever.permutations import Permutations, check_selection, enumerate_permutations
+
+ROLE = "selector"
+"""The adapter of the language model that a selector uses, where it uses one."""
+DECODINGS = ("autoregressive", "single_pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorConfig:
+    """Which selector, and its settings."""
+
+    kind: str = "listwise"
+    """The selector's name in `retriever.selectors.SELECTORS`."""
+    num_candidates: int = 20
+    """n: candidates the retriever hands over. More raises recall and prompt length."""
+    num_selected: int = 5
+    """K: passages that reach the generator, in order."""
+    decoding: str = "autoregressive"
+    """`"autoregressive"`: each id conditions on the ids before it (the paper). `"single_pass"`: one prefill, its
+    id logits are Plackett-Luce scores; faster, but cannot say "given C, A adds nothing"."""
+    identifiers: str = "letters"
+    """`"letters"` (A..T) or `"numbers"` (as the paper writes them; few tokenizers have 20 in single tokens)."""
+    use_prior: bool = True
+    """Add the retriever's scores to the id logits, so that an untrained selector ranks as the retriever does.
+    False is the paper's selector: the language model alone."""
+    use_language_model: bool = True
+    """False ranks by the retriever's scores alone, as pipelines without a selector do: the gate of the language model
+    stays 0, and what learns is the weight of the scores and the retriever's question side."""
+    prior_strength: float = 1.0
+    """Where the learned weight of the standardised retriever scores starts; 1 keeps the first samples diverse."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further settings of selectors of other kinds, by name, ready for JSON; the built-in ones have none."""
+
+    def __post_init__(self) -> None:
+        check_selection(self.num_candidates, self.num_selected)
+        if self.decoding not in DECODINGS:
+            raise UsageError(f"decoding must be one of {list(DECODINGS)}, got {self.decoding!r}.")
+        if not (self.use_prior or self.use_language_model):
+            raise UsageError(
+                "A selector must use the retriever's scores or the language model, but use_prior and "
+                "use_language_model are both false. Set one of them."
+            )
+        if self.prior_strength <= 0:
+            raise UsageError(
+                f"prior_strength must be positive (0 would ignore the retriever), got {self.prior_strength}. "
+                "Use use_prior=False to leave the retriever out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How permutations are drawn from a selector."""
+
+    num_permutations: int = 1
+    """m: draws per question; without replacement there are fewer where fewer permutations exist."""
+    temperature: float = 1.0
+    """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
+    replacement: bool = True
+    """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
+    guided_share: float = 0.5
+    """Share of the guided selector in the mixture that is drawn from, where guides are given."""
+    decoding: str | None = None
+    """How the proposal decodes; None: as the selector. "single_pass" draws every id from the first logits and scores
+    the permutations under the selector in one further pass."""
+
+    def __post_init__(self) -> None:
+        if self.num_permutations < 1 or self.temperature <= 0 or not 0 < self.guided_share < 1:
+            raise UsageError(
+                "num_permutations must be at least 1, temperature positive and guided_share between 0 and 1, got "
+                f"num_permutations={self.num_permutations}, temperature={self.temperature}, "
+                f"guided_share={self.guided_share}."
+            )
+
+
+def standardise(scores_n: Tensor) -> Tensor:
+    """Scores to mean 0 and standard deviation 1 over the candidates (all equal: all 0)."""
+    centred = scores_n.float() - scores_n.float().mean()
+    return centred / centred.square().mean().clamp_min(1e-12).sqrt()
+
+
+class Selector(ABC):
+    """Selects, draws and scores permutations of candidates.
+
+    Args:
+        language_model: The base model; the adapter `"selector"` is the selector's own to train.
+        retriever: What found the candidates; its scores may be part of log p_s.
+        prompt: How question and passages are put to the language model, for selectors that read them together.
+        config: Sizes and settings.
+        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        retriever: Retriever,
+        *,
+        prompt: RankingPrompt | None = None,
+        config: SelectorConfig | None = None,
+        max_tokens_per_batch: int = 16384,
+    ) -> None:
+        self.language_model = language_model
+        self.retriever = retriever
+        self.prompt = prompt or RankingPrompt()
+        self.config = config or SelectorConfig()
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.modules = nn.ModuleDict()
+        """What training changes besides the adapter `"selector"` and the retriever's question adapter, by name."""
+
+    # -- the distribution --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
+        """The mode by greedy steps: one permutation per question, without gradient."""
+
+    @abstractmethod
+    def propose(
+        self,
+        candidates: Sequence[Candidates],
+        sampling: SamplingConfig,
+        *,
+        guides: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Permutations]:
+        """Draws per question, without gradient.
+
+        Args:
+            candidates: One set per question.
+            sampling: How many permutations, and how they are drawn.
+            guides: Per question one number for each candidate `[n]`, added to its logit at every step: what is known
+                about the posterior. The proposal is then a mixture of the selector and the guided selector, so that a
+                guide that is wrong costs draws and never a large weight.
+            generator: Of the draws.
+
+        Returns:
+            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
+            without replacement the log-probability of being drawn at all, less log m).
+        """
+
+    @abstractmethod
+    def log_prob(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> list[Tensor]:
+        """Log p_s(z | x) of given permutations, with gradient to everything that learns.
+
+        Args:
+            candidates: One set per question.
+            permutations: Positions of the selected candidates, per question int64 `[m_b, K]`.
+            teach_retriever: False stops the gradient at the retriever's scores.
+
+        Returns:
+            Per question float32 `[m_b]`, on the device of the language model.
+        """
+
+    @torch.no_grad()
+    def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
+        """Every permutation of every question, as a proposal that is uniform over them (exact mode)."""
+        result = []
+        for one in candidates:
+            self.check(one)
+            z_NK = enumerate_permutations(len(one), self.config.num_selected)
+            parts = [self.log_prob([one], [part])[0] for part in z_NK.split(rows_per_pass)]
+            log_q_N = torch.full((len(z_NK),), -float(torch.tensor(float(len(z_NK))).log()))
+            result.append(Permutations(z_NK, torch.cat(parts).cpu(), log_q_N))
+        return result
+
+    # -- what learns -------------------------------------------------------------------------------------------
+
+    @property
+    def prior_weights(self) -> dict[str, nn.Parameter]:
+        """One-element parameters in which the logits of every step are linear, by name; may be empty.
+
+        `training.prior_weights` sets them to their optimum over all posteriors, where gradient steps over a few
+        questions would mostly follow noise.
+        """
+        return {}
+
+    def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:
+        """What each of the prior weights multiplies, at every step of drawn permutations of one question.
+
+        Returns:
+            For each name in `prior_weights` a tensor on the CPU that broadcasts to `[m, K, n]`; the logits are the sum
+            of weight times component. Empty where the weights are not to be fitted.
+        """
+        return {}
+
+    @property
+    def uses_retriever_scores(self) -> bool:
+        """Whether log p_s depends on the retriever's scores, so that its gradient can reach the question adapter."""
+        return False
+
+    def prior_scores(self, candidates: Candidates, *, teach_retriever: bool = True) -> Tensor:
+        """Standardised retriever scores `[n]` on the device of the model, for selectors that use them.
+
+        Where the question adapter learns they are computed again through it, with gradient: this is the path by which
+        log p_s(z | x) teaches the retriever. Otherwise those of the search are used as they are.
+        """
+        adapter = self.retriever.adapter
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        return standardise(scores_n.to(self.language_model.device))
+
+    def retriever_logits(self, scores_n: Tensor) -> Tensor:
+        """The retriever's scores as logits `[n]` of a distribution over candidates, on the device of the model.
+
+        Objectives that teach the retriever directly (distillation, REPLUG) use it.
+        """
+        return standardise(scores_n.to(self.language_model.device))
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Let the parameters in `modules` learn, or not."""
+        self.modules.requires_grad_(trainable)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What learns in `modules`."""
+        return self.modules.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything learned in `modules`, by name: what checkpoints and bundles hold."""
+        return dict(self.modules.state_dict())
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` gave.
+
+        Raises:
+            RuntimeError: Names or shapes differ.
+        """
+        self.modules.load_state_dict(tensors)
+
+    # -- limits ------------------------------------------------------------------------------------------------
+
+    def why_too_long(self, question: str, *, learning: bool = False) -> str | None:
+        """Why a question does not fit into the selector's prompts with all passages cut; None where it does.
+
+        Args:
+            question: The question.
+            learning: Whether the selector is about to learn, and may then read prompts that it does not read now.
+        """
+        return None
+
+    def check(self, candidates: Candidates, *, learning: bool = False) -> None:
+        """Refuse candidates from which this selector cannot select.
+
+        Raises:
+            DataError: Fewer than K candidates, or a question that is too long.
+            UsageError: More candidates than the selector can tell apart.
+        """
+        n, k = len(candidates), self.config.num_selected
+        if n < k:
+            raise DataError(
+                f"At least K={k} candidates must be retrieved; question {candidates.question!r} has {n}. "
+                "Index more passages or lower num_selected."
+            )
+
+    def prompts(self, candidates: Candidates) -> list[list[int]]:
+        """Token ids of the prompts that the language model reads for one question; empty where it reads none."""
+        return []
