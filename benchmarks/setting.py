@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerRow, Generator
+from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
+from generator.configs import AdapterConfig
 from generator.generator import Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig

@@ -28,7 +28,7 @@ from rag.evaluation.evaluation import answerable, evaluate
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from rag.pipeline import retriever_of
+from rag.model_loading import retriever_of
 from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
 from training.config import DROConfig

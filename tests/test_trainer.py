@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_models import PASSAGES, dro_config, learned
 from transformers import TrainerCallback
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG

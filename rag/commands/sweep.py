@@ -82,7 +82,7 @@ def settings_of(args: Any) -> Any:
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         "selector": SelectorConfig(**vars(args.selector)),
-        "generation": DecodingConfig(**vars(args.generation)),
+        "decoding": DecodingConfig(**vars(args.decoding)),
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),
