@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.adapters import AdapterConfig
-from generator.generator import AnswerSequence, DecodingConfig, Generator
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage

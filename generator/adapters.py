@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from generator.configs import AdapterConfig
 from indexes.errors import MismatchError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -29,24 +30,6 @@ logger = logging.getLogger(__name__)
 ROLES = ("selector", "generator")
 BASE = "base"
 _PAST_ADAPTERS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """LoRA settings, the same for every role; names and meaning are those of `peft.LoraConfig`."""
-
-    r: int = 16
-    """Rank. More rank, more capacity and more to forget."""
-    lora_alpha: int = 32
-    """Scale of the update: it is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.0
-    """Dropout inside the adapter during the M-step; the SelfAug KL is then noisy, so 0 is the default."""
-    target_modules: str | list[str] = "all-linear"
-    """Modules that get an adapter; the output head may not be among them."""
-
-    def to_peft(self) -> LoraConfig:
-        """The same settings as a `peft.LoraConfig`."""
-        return LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self))
 
 
 class Adapters:
@@ -109,7 +92,7 @@ class Adapters:
         return peft_model
 
     def _lora_config(self, model: PreTrainedModel) -> LoraConfig:
-        config = self.config.to_peft()
+        config = LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self.config))
         if self.config.target_modules != "all-linear":
             return config
         # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.

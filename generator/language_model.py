@@ -27,10 +27,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from generator.adapters import AdapterConfig, Adapters, first_line
+from generator.adapters import Adapters, first_line
 from generator.architecture_checks import check_causal, check_head, supports_left_padding, supports_shared_prefix
 from generator.base_config import choose_context, text_config
-from generator.chat import Chat, ChatConfig
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig
 from generator.padding import SharedPrefixTokens, shared_prefix_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code

@@ -42,8 +42,8 @@ class RetrieverPrior(nn.Module):
 
     Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
     retriever's order exactly, whatever the logits of the base model are; training then moves weight to the
-    language model as far as the posterior rewards it (a log-linear mixture). Scores are standardised over the candidates of a question,
-    which makes the start independent of the encoder's scale.
+    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question, which
+    makes the start independent of the encoder's scale.
     """
 
     def __init__(self, strength: float = 1.0) -> None:

@@ -152,7 +152,8 @@ def make_selector(retriever: "DenseRetriever") -> "Callable[..., ListwiseSelecto
 @pytest.fixture
 def generator(language_model: "LanguageModel") -> "Generator":
     """A generator over the tiny model."""
-    from generator.generator import DecodingConfig, Generator
+    from generator.configs import DecodingConfig
+    from generator.generator import Generator
 
     return Generator(language_model, config=DecodingConfig(max_new_tokens=5))
 
@@ -199,8 +200,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
     """Builds untrained pipelines over the toy passages."""
-    from generator.adapters import AdapterConfig
-    from generator.generator import DecodingConfig
+    from generator.configs import AdapterConfig, DecodingConfig
     from rag.pipeline import RAG
     from retriever.selector import SelectorConfig
 
@@ -209,7 +209,7 @@ def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
             index=index,
             base=base,
             selector=SelectorConfig(num_candidates=num_candidates, num_selected=2),
-            generation=DecodingConfig(max_new_tokens=3),
+            decoding=DecodingConfig(max_new_tokens=3),
             adapter=AdapterConfig(r=3),
             device="cpu",
         )

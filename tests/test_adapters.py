@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
-from generator.adapters import AdapterConfig
+from generator.configs import AdapterConfig
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError

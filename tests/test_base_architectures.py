@@ -12,8 +12,8 @@ from tiny_models import byte_tokenizer, randomize_adapters, tiny_language_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
-from generator.adapters import AdapterConfig
-from generator.generator import DecodingConfig, Generator
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.padding import pad_left
 from indexes.corpora.corpus import Corpus
@@ -141,10 +141,8 @@ def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None
     from retriever.selector import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
-    generation = DecodingConfig(max_new_tokens=4)
-    rag = RAG.create(
-        index=index, base=base, selector=config, generation=generation, answering="rag_token", device="cpu"
-    )
+    decoding = DecodingConfig(max_new_tokens=4)
+    rag = RAG.create(index=index, base=base, selector=config, decoding=decoding, answer_mode="rag_token", device="cpu")
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
     rag.generator.language_model.supports_left_padding = False

@@ -13,9 +13,9 @@ from tiny_models import PASSAGES, added_tokenizer, byte_tokenizer, successor_mod
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from generator.adapters import AdapterConfig
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 

@@ -21,7 +21,7 @@ QUESTIONS = [
     {"id": "q2", "question": "what is the capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
 ]
 INDEX_VERBS = ["build", "info", "verify", "add", "delete", "update", "sync", "compact", "tune"]
-SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--decoding.max_new_tokens", "3"]
 
 
 def write_jsonl(file: Path, rows: Sequence[object]) -> Path:

@@ -8,8 +8,8 @@ import pytest
 from tiny_models import PASSAGES, added_tokenizer, successor_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from generator.adapters import AdapterConfig
-from generator.chat import Chat, ChatConfig
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig
 from generator.generator import Generator
 from generator.language_model import LanguageModel, _end_of_answer_id
 from generator.prompts import AnswerPrompt, Identifiers

@@ -158,8 +158,8 @@ import torch.distributed as dist
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
 from tiny_models import byte_tokenizer, tiny_model
-from generator.generator import DecodingConfig
-from generator.adapters import AdapterConfig
+from generator.configs import DecodingConfig
+from generator.configs import AdapterConfig
 from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
@@ -171,7 +171,7 @@ rank = int(os.environ["RANK"])
 torch.manual_seed(rank)  # the same adapters must come out anyway
 make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", adapter=AdapterConfig(r=2),
                           selector=SelectorConfig(num_candidates=4, num_selected=2),
-                          generation=DecodingConfig(max_new_tokens=2))
+                          decoding=DecodingConfig(max_new_tokens=2))
 rag = make()
 config = DROConfig.from_dict({"rounds": 1, "e_step": {"num_permutations": 2},
                               "m_step": {"learning_rate": 1e-2, "gradient_accumulation_steps": 1}})

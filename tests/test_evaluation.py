@@ -125,7 +125,7 @@ def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
     assert [a.text for a in hot.answers] == [a.text for a in greedy.answers]
     assert rag.generator.config is sampling
     written = evaluation_file(rag, hot, name="hot")
-    assert written["pipeline"]["generation"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+    assert written["pipeline"]["decoding"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
 
 
 # -- odd questions ---------------------------------------------------------------------------------------------

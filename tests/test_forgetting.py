@@ -22,12 +22,13 @@ from tiny_models import (
     tiny_language_model,
 )
 
-from generator.adapters import AdapterConfig
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
+from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation_file import bundle_digest, write_json
 from rag.forgetting.general_tasks import GeneralTask
@@ -42,7 +43,7 @@ from rag.forgetting.measurement import (
 )
 from rag.forgetting.retention_tasks import Probes, read_pairs, read_texts
 from rag.forgetting.task_scores import Score, measure_answers, measure_drift, measure_pairs, measure_text
-from rag.pipeline import RAG, load_generator
+from rag.pipeline import RAG
 
 PROMPTS = ["Repeat: abc", "What is 2 + 2?", "Sort these: 3 1 2, please."]
 PAIRS = [

@@ -8,7 +8,7 @@ from tiny_models import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
-from generator.adapters import AdapterConfig
+from generator.configs import AdapterConfig
 from generator.language_model import LanguageModel, resolve_dtype
 from generator.padding import SharedPrefixTokens
 from indexes.batching import token_budget_batches

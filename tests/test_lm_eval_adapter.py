@@ -14,9 +14,8 @@ from test_forgetting import log_prob
 from test_retention_tasks import write
 from tiny_models import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.adapters import AdapterConfig
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig, Generator
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_models import randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
 from retriever.listwise_selector import ListwiseSelector

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_models import learned, randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
@@ -92,7 +93,7 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
     variant = Variant.of(name)
     fresh = make_rag()
     selector = ListwiseSelector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
-    rag = RAG(fresh.retriever, selector, fresh.generator, answering=variant.recipe.answering)
+    rag = RAG(fresh.retriever, selector, fresh.generator, answer_mode=variant.recipe.answer_mode)
     before = learned(rag)
     config = variant.config(SHARED.with_settings({"m_step.learning_rate": 1e-2}))
     assert config is not None
@@ -114,7 +115,7 @@ class TestReplug:
             model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
         )
         generator = Generator(model, config=DecodingConfig(max_new_tokens=3))
-        return RAG(selector.retriever, selector, generator, answering="rag_token")
+        return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
     @pytest.mark.parametrize("beta", [0.5, 4.0])
     def test_its_loss_is_the_divergence_of_the_retriever_from_the_language_model(self, rag: RAG, beta: float) -> None:

@@ -16,7 +16,7 @@ from tiny_models import PASSAGES, tiny_encoder
 from indexes import Corpus, Encoder, IndexWriter, MismatchError, PassageIndex, UsageError, build_index
 from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.vectors.faiss.faiss_index import FaissIndex
-from rag.pipeline import encoder_of
+from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from retriever.question_adapter import QuestionAdapter
 from training.encoder_update import _loss, open_refreshed, refreshed

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_models import PASSAGES, dro_config, learned
 from transformers import TrainerCallback
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
@@ -384,7 +384,13 @@ def test_eval_questions_without_a_function_that_scores_them_are_refused(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"got evaluate=None. Pass evaluate=rag.evaluate"):
-        DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2])
+        DROTrainer(
+            make_rag(),
+            settings(),
+            train_dataset=EXAMPLES,
+            eval_dataset=EXAMPLES[:2],
+            output_dir=tmp_path / "run",
+        )
 
 
 def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

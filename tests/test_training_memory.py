@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_language_model
 
-from generator.adapters import AdapterConfig
+from generator.configs import AdapterConfig
 from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from rag.planning.flops import ModelShape, Question

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.adapters import AdapterConfig
+from generator.configs import AdapterConfig
 from generator.language_model import LanguageModel
 from indexes.corpora.passage import Passage
 from indexes.encoder import Encoder

@@ -59,8 +59,8 @@ def support(
     """
     if not isinstance(rag.answer_mode, PermutationMode):
         raise UsageError(
-            f"Support is of passages that were read together; this pipeline answers by {rag.answering}, document by "
-            "document. Leave the audit out."
+            f"Support is of passages that were read together; this pipeline answers by "
+            f"{rag.answer_mode.kind}. Leave the audit out."
         )
     rows: list[list[dict[str, Any]]] = [[] for _ in evaluation.answers]
     order = by_id(evaluation.examples)

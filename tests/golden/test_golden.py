@@ -20,8 +20,7 @@ import torch
 from tiny_models import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
-from generator.adapters import AdapterConfig
-from generator.generator import DecodingConfig
+from generator.configs import AdapterConfig, DecodingConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
@@ -90,7 +89,7 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
         device="cpu",
         selector=SelectorConfig(num_candidates=6, num_selected=2),
         documents=4,
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={
             "rounds": 2,
