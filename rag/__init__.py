@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from rag.dro_trainer import DROTrainer
     from rag.evaluation.evaluation import Evaluation, evaluate
     from rag.pipeline import RAG
-    from retriever.dense import Candidates, Retriever
+    from retriever.candidates import Candidates
+    from retriever.retriever import Retriever
     from retriever.selector import Selector, SelectorConfig
     from training.config import DROConfig
     from training.questions.example import QAExample

@@ -31,7 +31,9 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import answer_mode_to_dict
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.model_loading import is_model_folder, load_language_model
-from retriever.dense import QuestionAdapter, Retriever
+from retriever.question_adapter import QuestionAdapter
+from retriever.retriever import Retriever
+from retriever.retrievers import retriever_to_dict
 from retriever.selector import Selector, SelectorConfig
 from retriever.selectors import config_from_dict, config_to_dict
 from training.checkpoint import load_learned, write_learned
@@ -218,8 +220,8 @@ def _config_of(pipeline: Pipeline, folder: Path, index: bool, encoder: bool, bas
         answer_prompt=pipeline.generator.prompt,
         ranking_prompt=selector.prompt,
         answer_mode=answer_mode_to_dict(pipeline.answer_mode),
-        retriever={"kind": retriever.kind, **retriever.settings},
-        question_adapter_rank=retriever.adapter.down_rd.shape[0],
+        retriever=retriever_to_dict(retriever),
+        question_adapter_rank=retriever.adapter.down.shape[0],
     )
 
 

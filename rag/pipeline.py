@@ -18,8 +18,11 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import PERMUTATION, answer_mode_to_dict, create_answer_mode
 from rag.bundle import base_config, bundled_encoder, bundled_index, load_weights, push_bundle, read_config, save_bundle
 from rag.hub import bundle_folder
-from rag.model_loading import encoder_of, load_language_model, retriever_of
-from retriever.dense import Candidates, DenseRetriever, Retriever
+from rag.model_loading import encoder_of, load_language_model
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
+from retriever.retriever import Retriever
+from retriever.retrievers import create_retriever
 from retriever.selector import Selector, SelectorConfig
 from retriever.selectors import create_selector
 
@@ -103,7 +106,7 @@ class RAG:
         config = _model_config(base, model_options)
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
         used = encoder_of(opened, encoder, device=config.device, trust_remote_code=config.trust_remote_code)
-        found = retriever_of(opened, used, retriever)
+        found = create_retriever(opened, used, retriever)
         model = load_language_model(config, adapter=adapter, chat=chat)
         found.adapter.to(model.device)
         return cls(

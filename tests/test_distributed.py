@@ -26,10 +26,8 @@ from tiny_models import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
-from retriever.selector import Selector, SelectorConfig
-from training.config import DROConfig, EStepConfig
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 

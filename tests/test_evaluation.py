@@ -106,7 +106,7 @@ def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
     for example, candidates in zip(EXAMPLES, found.candidates, strict=True):
         searched = rag.retriever.search(example.question, 5)
         assert [c["id"] for c in candidates] == searched.ids
-        assert [c["score"] for c in candidates] == pytest.approx(searched.scores_n.tolist(), abs=1e-5)
+        assert [c["score"] for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
 
 
 def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:

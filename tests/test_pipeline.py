@@ -35,7 +35,6 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import prompt_with_answer
 from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation import answerable, evaluate
@@ -73,13 +72,14 @@ def rag(base: Path, index: PassageIndex) -> RAG:
     randomize_adapters(pipeline.generator.language_model)
     with torch.no_grad():
         pipeline.selector.prior.gate.fill_(0.4)
-        pipeline.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        pipeline.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     return pipeline
 
 
 def log_prob_of(rag: RAG, answer: Answer) -> float:
     """log p of an answer by a forward pass of its own."""
-    row = prompt_with_answer(rag.generator, answer.question, answer.passages, answer.text)
+    prompt = rag.generator.prompt_ids(answer.question, answer.passages)
+    row = rag.generator.generated_sequence(prompt, answer.text)
     return float(rag.generator.log_probs([row])[0])
 
 
@@ -87,7 +87,7 @@ def test_an_answer_holds_its_evidence(rag: RAG) -> None:
     for answer in rag.answer(QUESTIONS):
         found = rag.retriever.search(answer.question, 6)
         assert [c.passage.id for c in answer.candidates] == found.ids
-        assert [c.score for c in answer.candidates] == pytest.approx(found.scores_n.tolist(), abs=1e-5)
+        assert [c.score for c in answer.candidates] == pytest.approx(found.scores.tolist(), abs=1e-5)
         assert [p.id for p in answer.passages] == [found.ids[i] for i in answer.permutation]
         assert len(answer.passages) == 2
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
@@ -157,6 +157,25 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
     monkeypatch.undo()
     for answer in answers:
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
+
+
+@pytest.mark.parametrize("answering", ["permutation", "rag_sequence"])
+def test_prompts_are_tokenized_once(
+    answering: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is scored follows the prompt it was generated from: its token ids are there already."""
+    one = answering == "rag_sequence"
+    config = SelectorConfig(num_candidates=3, num_selected=1 if one else 2)
+    rag = RAG.create(index=index, base=base, selector=config, answering=answering, device="cpu")
+    calls: list[str] = []
+    encode = AnswerPrompt.encode
+    monkeypatch.setattr(
+        AnswerPrompt,
+        "encode",
+        lambda self, tokenizer, question, *a, **k: calls.append(question) or encode(self, tokenizer, question, *a, **k),
+    )
+    assert all(answer.log_prob is not None for answer in rag.answer(QUESTIONS))
+    assert len(calls) == len(QUESTIONS) * (3 if one else 1)
 
 
 def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,15 +276,18 @@ def test_a_bundle_remembers_its_retriever(
     small = SelectorConfig(num_candidates=6, num_selected=2)
     rag = RAG.create(index=index, base=base, retriever=retriever, selector=small, device="cpu")
     with torch.no_grad():
-        rag.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        rag.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     rag.save_pretrained(tmp_path / "bundle")
-    assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == expected
+    assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == {
+        **expected,
+        "package": "retriever",
+    }
     again = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
     assert {"kind": again.retriever.kind, **again.retriever.settings} == expected
     assert again.selector.retriever is again.retriever
     for mine, theirs in zip(rag.retriever.search(QUESTIONS, 6), again.retriever.search(QUESTIONS, 6), strict=True):
         assert mine.ids == theirs.ids
-        torch.testing.assert_close(mine.scores_n, theirs.scores_n, rtol=0, atol=0)
+        torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -322,14 +344,14 @@ def test_a_bundle_outlives_changes_of_its_index(
     shutil.copytree(index.path, tmp_path / "index")
     rag = RAG.create(index=tmp_path / "index", base=base, device="cpu", retriever=kind)
     with torch.no_grad():
-        rag.retriever.adapter.up_dr[0, 0] = 0.5  # something was learned
+        rag.retriever.adapter.up[0, 0] = 0.5  # something was learned
     bundle = rag.save_pretrained(tmp_path / "bundle")
     assert rag.retriever.refresh() is False
     with IndexWriter(tmp_path / "index", progress=False) as writer:
         writer.delete(["p0"])
         writer.add([Passage("new", "Hamlet", "who wrote Hamlet")])
     assert rag.retriever.refresh() is True
-    assert rag.retriever.adapter.up_dr[0, 0] == 0.5
+    assert rag.retriever.adapter.up[0, 0] == 0.5
     found = rag.retriever.search("who wrote Hamlet", 12).ids
     assert "new" in found and "p0" not in found
     assert RAG.from_pretrained(bundle, device="cpu").retriever.search("who wrote Hamlet", 12).ids == found
@@ -419,7 +441,7 @@ def test_create_refuses(base: Path, index: PassageIndex, tmp_path: Path) -> None
         RAG.create(index=index, base=tmp_path / "no-model")
     with pytest.raises(MismatchError):
         RAG.create(index=index, base=base, encoder=tiny_encoder(["else"], seed=9))
-    with pytest.raises(UsageError, match="K=9, n=6 came"):
+    with pytest.raises(UsageError, match="got K=9, n=6"):
         RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=6, num_selected=9))
     pipeline = RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=20, num_selected=13))
     with pytest.raises(DataError, match=r"At least K=13 candidates must be retrieved; .* has 12"):

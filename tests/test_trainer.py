@@ -344,8 +344,8 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
         EXAMPLES, rag.retriever, rag.selector.config, config.with_settings({"supervised.target": "retriever"})
     )
     for posterior in only:
-        best = posterior.candidates.scores_n.argsort(descending=True)[:2]
-        assert posterior.permutations.z_mK[0].tolist() == best.tolist()
+        best = posterior.candidates.scores.argsort(descending=True)[:2]
+        assert posterior.permutations.z[0].tolist() == best.tolist()
 
 
 def test_output_dir_must_be_new_empty_or_a_run_to_continue(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

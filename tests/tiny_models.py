@@ -31,7 +31,7 @@ from generator.language_model import LanguageModel
 from indexes.corpora.passage import Passage
 from indexes.encoder import Encoder
 from rag.pipeline import RAG
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.questions.example import QAExample

@@ -32,7 +32,7 @@ from generator.generator import Generator
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
 from indexes.launcher_check import warn_of_one_process
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig, flatten

@@ -112,9 +112,9 @@ def retriever_argument(parser: Any) -> None:
     """`--retriever`: how candidates are found."""
     parser.add_argument(
         "--retriever",
-        choices=["dense", "bm25", "hybrid"],
+        type=str,
         default="dense",
-        help="how candidates are found: by vectors, by words (BM25), or by both rankings together",
+        help="how candidates are found: dense (vectors), bm25 (words), hybrid (both fused), or a plugin's kind",
     )
 
 

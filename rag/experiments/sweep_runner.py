@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 
+from generator.adapters import BASE
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
-from generator.language_model import BASE, best_device
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.directory.passage_index import PassageIndex

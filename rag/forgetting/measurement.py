@@ -21,9 +21,10 @@ from typing import Any
 
 from scipy import stats
 
+from generator.adapters import BASE
 from generator.configs import ChatConfig, ModelConfig
 from generator.generator import Generator
-from generator.language_model import BASE, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
 from rag.bundle import load_generator
 from rag.evaluation.evaluation_file import bundle_digest, describe_base, write_json
