@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 # One thread for each worker: they share the cores already. A worker that is done takes over tests of another one.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-    $(BIN)/pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal -o console_output_style=count
+    $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -o console_output_style=count
 UNIT_TESTS := not (process or training or browser or milvus or slow)
 
 # Runs $(2), whose output goes to a file and is shown only when it fails, and says $(1) with a dot for every 3 seconds.
