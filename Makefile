@@ -79,6 +79,7 @@ test: install
 
 durations: install
 	@echo "Measuring every test (under 15 minutes on 2 cores) into tests/durations.json."
+	@rm -f tests/durations.json
 	@$(PYTEST) --write-durations
 
 demo: install-demo

@@ -141,12 +141,12 @@ def test_slow(way, request):
 """
 
 
-def test_durations_of_files_that_ran_are_replaced(
+def test_durations_of_tests_that_ran_are_replaced(
     pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durations, "KEPT_SECONDS", 0.04)
     file = tmp_path / "durations.json"
-    before = {"tests": {"test_one.py::test_gone": 3.0, "test_two.py::test_other": 4.0}, "fixtures": {}}
+    before = {"tests": {"test_one.py::test_fast": 3.0, "test_two.py::test_other": 4.0}, "fixtures": {}}
     file.write_text(json.dumps(before))
     pytester.makepyfile(test_one=MEASURED)
     result = pytester.inline_run("-q", "-p", "no:cacheprovider", plugins=[durations.DurationWriter(file)])
