@@ -31,8 +31,8 @@ FOLDERS = (
     "rag.evaluation",
     "rag.forgetting",
     "rag.planning",
-    "rag.experiments",
     "rag.report",
+    "rag.experiments",
     "rag.diagnostics",
     "rag.commands",
 )
