@@ -227,7 +227,7 @@ class Encoder:
                 the cosine nor the dot product.
         """
         if dtype not in _DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but {dtype!r} came.")
+            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but got {dtype!r}.")
         folder = Path(encoder_path(name_or_path)).expanduser()
         local = folder.is_dir()
         # Absolute, so that an index finds its encoder from any working directory.
@@ -402,7 +402,7 @@ class Encoder:
     ) -> Vectors:
         """What the model gives for each text, float32 [N, d], not normalised yet."""
         if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
+            raise UsageError(f"batch_size must be at least 1, but got {batch_size}.")
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         step = window_texts(self.max_length)

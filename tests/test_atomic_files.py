@@ -31,7 +31,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(".half") and f.name[0] != "."}
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(".tmp") and f.name[0] != "."}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -54,7 +54,7 @@ def test_a_killed_writer_leaves_old_files_or_new_ones(name: str, tmp_path: Path)
         if ended:
             break
     assert ended and step > 1 and found == new
-    assert not list(folder.glob("*.half"))
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_the_result_of_a_command_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +116,13 @@ def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> 
     for step in range(1, 50):
         place = tmp_path / str(step) / "place"
         place.parent.mkdir()
-        atomic_files.replace_folder(place, make("old"))
-        ended = survives(lambda place=place: atomic_files.replace_folder(place, make("new")), step)
-        stands = atomic_files.standing_folder(place)
+        atomic_files.replace_directory(place, make("old"))
+        ended = survives(lambda place=place: atomic_files.replace_directory(place, make("new")), step)
+        stands = atomic_files.readable_directory(place)
         assert {f.name for f in stands.iterdir()} == {"a", "b"}
         [text] = {f.read_text() for f in stands.iterdir()}
         seen.append((text, stands == place))
-        atomic_files.replace_folder(place, make("newest"))
+        atomic_files.replace_directory(place, make("newest"))
         assert [p.name for p in place.parent.iterdir()] == ["place"]
         if ended:
             break

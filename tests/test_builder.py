@@ -138,14 +138,14 @@ def test_trained_kinds_are_trained_on_a_sample_and_hold_everything(
     sizes = []
     train = FaissIndex.train
     monkeypatch.setattr(FaissIndex, "train", lambda self, sample: (sizes.append(len(sample)), train(self, sample))[1])
-    monkeypatch.setattr(builder, "training_sample", lambda factory, n: 6)
+    monkeypatch.setattr(FaissIndex, "training_sample", lambda config, n: 6)
     built = build(corpus_file, encoder, tmp_path / "ivf", factory="IVF2,Flat", batch_size=1, progress=False)
     assert (sizes, len(built.vectors)) == ([6], 12)
     np.testing.assert_allclose(built.vectors.reconstruct(range(12)), encoder.encode_passages(PASSAGES), atol=1e-6)
 
 
 def test_too_few_passages_for_the_factory_leave_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at least 256 vectors to train on, but 12 came"):
+    with pytest.raises(UsageError, match="at least 256 vectors to train on, but got 12"):
         build(corpus_file, encoder, tmp_path / "index", factory="PQ3", progress=False)
     assert os.listdir(tmp_path) == ["toy.jsonl"]
 
@@ -171,7 +171,7 @@ def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
     assert sorted(os.listdir(tmp_path)) == [".index.building", ".new.building", "index", "toy.jsonl"]
     with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or begin anew"):
         build(corpus, encoder, tmp_path / "new", progress=False)
-    with pytest.raises(MismatchError, match="begun with factory = 'auto', but 'SQ8' came"):
+    with pytest.raises(MismatchError, match="begun with factory = 'auto', but got 'SQ8'"):
         build(corpus, encoder, tmp_path / "new", factory="SQ8", resume=True, progress=False)
     resumed = build(corpus, encoder, tmp_path / "new", resume=True, progress=False)
     assert list(resumed.corpus) == PASSAGES[1:]
@@ -201,9 +201,9 @@ def test_builds_from_before_there_were_some_options_are_known(
             build(corpus_file, breaking, output, progress=False, **options)
     plan = json.loads((tmp_path / ".old.building/plan.json").read_text())
     assert newer.isdisjoint(plan)
-    with pytest.raises(MismatchError, match="begun with quoting = 'auto', but 'none' came"):
+    with pytest.raises(MismatchError, match="begun with quoting = 'auto', but got 'none'"):
         build(corpus_file, encoder, tmp_path / "old", quoting="none", resume=True, progress=False)
-    with pytest.raises(MismatchError, match="begun with quoting = 'csv', but 'auto' came"):
+    with pytest.raises(MismatchError, match="begun with quoting = 'csv', but got 'auto'"):
         build(corpus_file, encoder, tmp_path / "csv", resume=True, progress=False)
     built = build(corpus_file, encoder, tmp_path / "old", resume=True, progress=False)
     assert built.manifest.plan == hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -342,7 +342,7 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     monkeypatch.setattr(builder, "ROWS", 16)
     monkeypatch.setattr(shards, "ROWS", 16)
     monkeypatch.setattr(builder, "index_memory", lambda *_: 60)
-    monkeypatch.setattr(builder, "build_bytes", lambda factory, n, dimension: n)
+    monkeypatch.setattr(FaissIndex, "build_bytes", lambda config, n: n)
     passages = [Passage(f"n{i}", "", PASSAGES[i % 12].contents + f" {QUESTIONS[i % 3]} {i}") for i in range(150)]
     built = build(Corpus.from_passages(passages), encoder, tmp_path / "index", factory="HNSW16", progress=False)
     # Three parts of 50 would be 64 with whole shards; four of 38 are 48.
@@ -375,7 +375,7 @@ def test_words_that_do_not_fit_are_refused_before_encoding(
 def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"max_memory must leave room for Python.* but it is 100 MB"):
         build(corpus_file, encoder, tmp_path / "index", max_memory="100MB", progress=False)
-    with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but \'much\' came'):
+    with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but got \'much\''):
         build(corpus_file, encoder, tmp_path / "index", max_memory="much", progress=False)
     with pytest.raises(UsageError, match=r"Building 'HNSW32' needs at least .* of memory, but 10 B are left"):
         builder.segment_rows("HNSW32", 10**6, 384, 10)
@@ -432,7 +432,7 @@ def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
         PassageIndex.open(tmp_path)
     with pytest.raises(MismatchError, match=r"but .*missing is no directory"):
         PassageIndex.open(tmp_path / "missing")
-    with pytest.raises(UsageError, match="verify must be 'none', 'sizes' or 'checksums', but 'all' came"):
+    with pytest.raises(UsageError, match="verify must be 'none', 'sizes' or 'checksums', but got 'all'"):
         PassageIndex.open(tmp_path, verify="all")  # type: ignore[arg-type]
 
 

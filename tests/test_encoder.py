@@ -65,7 +65,7 @@ def test_weights_are_loaded_in_float32_unless_asked_otherwise(bert: Encoder, ber
     vectors_Bd = half.encode_questions(TEXTS[:3])
     assert vectors_Bd.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors_Bd, axis=1), 1, atol=1e-6)
-    with pytest.raises(UsageError, match="float32, float16, bfloat16, but 'int8' came"):
+    with pytest.raises(UsageError, match="float32, float16, bfloat16, but got 'int8'"):
         Encoder.from_pretrained(bert_folder, dtype="int8")
 
 
@@ -167,7 +167,7 @@ def test_the_progress_bar_counts_passages_and_tokens(bert: Encoder, capsys: pyte
     assert "26/26" in shown and " passages/s, " in shown and " tokens/s]" in shown
     bert.encode_questions(TEXTS, progress=True)
     assert "13/13" in (shown := capsys.readouterr().err) and " questions/s" in shown
-    with pytest.raises(UsageError, match="batch_size must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="batch_size must be at least 1, but got 0"):
         bert.encode_questions(TEXTS, batch_size=0)
 
 

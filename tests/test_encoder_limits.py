@@ -79,11 +79,11 @@ class TestPositions:
 
     @pytest.mark.parametrize("wanted", [21, 2])
     def test_more_positions_than_there_are_and_no_room_for_a_word_are_refused(self, folder: Path, wanted: int) -> None:
-        with pytest.raises(UsageError, match=rf"at least 3 and at most 20, .* 2 special tokens .* but {wanted} came"):
+        with pytest.raises(UsageError, match=rf"at least 3 and at most 20, .* 2 special tokens .* but got {wanted}"):
             Encoder.from_pretrained(folder, device="cpu", max_length=wanted)
 
     def test_the_error_of_a_roberta_comes_before_the_first_passage(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"at most 18, .* but 20 came"):
+        with pytest.raises(UsageError, match=r"at most 18, .* but got 20"):
             Encoder.from_pretrained(make_encoder(tmp_path, "roberta"), device="cpu", max_length=20)
 
 
@@ -187,7 +187,7 @@ class TestPlannedLength:
 
     def test_a_wanted_length_is_taken_or_refused(self, folder: Path) -> None:
         assert max_length(str(folder), 15) == 15
-        with pytest.raises(UsageError, match=r"at most 20, .* but 30 came"):
+        with pytest.raises(UsageError, match=r"at most 20, .* but got 30"):
             max_length(str(folder), 30)
 
     @pytest.mark.parametrize("options", [[], ["--max_length", "15"]])

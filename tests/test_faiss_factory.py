@@ -147,7 +147,7 @@ def test_training_points_are_enough_and_needed(factory: str, fewest: int, vector
     index = FaissIndex.empty(D, factory)
     assert index.is_trained == (fewest == 0)
     if fewest:
-        with pytest.raises(UsageError, match=f"needs at least {fewest} vectors to train on, but {fewest - 1} came"):
+        with pytest.raises(UsageError, match=f"needs at least {fewest} vectors to train on, but got {fewest - 1}"):
             index.train(vectors_Nd[: fewest - 1])
         index.train(vectors_Nd[:fewest])
         assert index.is_trained
@@ -221,9 +221,7 @@ def test_choose_factory_within_memory() -> None:
     assert why.startswith(
         f"1,000,000 vectors need {needed / 1e9:.1f} GB as HNSW32, more than the 1.0 GB allowed: IVF4096"
     )
-    assert choose_factory(10**6, 384, memory=60 * 10**6)[1].endswith(
-        "nothing fits, and EDEN comes closest with 98.0 MB"
-    )
+    assert choose_factory(10**6, 384, memory=60 * 10**6)[1].endswith("nothing fits, and EDEN comes closest with 98 MB")
 
 
 @given(n=st.integers(1, 10**8), dimension=st.integers(2, 1024), memory=st.integers(10**3, 10**11))

@@ -18,8 +18,7 @@ import pytest
 
 from indexes import DataError, FaissIndex, MilvusIndex, MismatchError, ResourceError, UsageError
 from indexes.vectors import milvus_index as module
-from indexes.vectors.faiss.faiss_factory import properties
-from indexes.vectors.milvus_kinds import search_settings
+from indexes.vectors.milvus_kinds import milvus_properties, search_settings
 
 grpc = pytest.importorskip("grpc", reason="Milvus is optional: pip install dro-rag[milvus]")
 pymilvus = pytest.importorskip("pymilvus", reason="Milvus is optional: pip install dro-rag[milvus]")
@@ -247,9 +246,9 @@ def test_drop_takes_the_segment_and_the_last_one_the_collection(path: Path, vect
 
 def test_wrong_vectors(path: Path) -> None:
     with create(path, dimension=3) as index:
-        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but \[1, 4\] came"):
+        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but got \[1, 4\]"):
             index.add(np.zeros((1, 4)))
-        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but \[3\] came"):
+        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but got \[3\]"):
             index.search(np.zeros(3), 1)
         for bad in (np.nan, np.inf):
             with pytest.raises(DataError, match="must be finite"):
@@ -259,7 +258,7 @@ def test_wrong_vectors(path: Path) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 16_385])
 def test_k_out_of_range(k: int, path: Path, queries_Bd: np.ndarray) -> None:
-    with create(path) as index, pytest.raises(UsageError, match=f"from 1 to 16,384, .* but {k} came"):
+    with create(path) as index, pytest.raises(UsageError, match=f"from 1 to 16,384, .* but got {k}"):
         index.search(queries_Bd, k)
 
 
@@ -280,20 +279,20 @@ def test_wrong_parameters(parameters: str, path: Path, queries_Bd: np.ndarray) -
 @pytest.mark.parametrize(
     ("kind", "parameters", "message"),
     [
-        ("HNSW", "ef=0", "ef must be a whole number from 1 to .*, but '0' came"),
-        ("HNSW", "ef=-3", "but '-3' came"),
-        ("HNSW", "ef=2.5", "but '2.5' came"),
-        ("HNSW", "efSearch=64", r"index type 'HNSW' in milvus-lite \(ef\), but 'efSearch' came"),
-        ("HNSW", "ef=64,nprobe=8", "'nprobe' came"),
-        ("HNSW_SQ", "ef=0", "but '0' came"),
-        ("HNSW_SQ", "refine_k=2", "'refine_k' came"),
-        ("AUTOINDEX", "ef=0", "but '0' came"),
-        ("AUTOINDEX", "level=3", "'level' came"),
-        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but '0' came"),
-        ("IVF_FLAT", "ef=64", "'ef' came"),
-        ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "'max_empty_result_buckets' came"),
-        ("IVF_SQ8", "nprobe=70000", "but '70000' came"),
-        ("FLAT", "ef=64", r"\(none\), but 'ef' came"),
+        ("HNSW", "ef=0", "ef must be a whole number from 1 to .*, but got '0'"),
+        ("HNSW", "ef=-3", "but got '-3'"),
+        ("HNSW", "ef=2.5", "but got '2.5'"),
+        ("HNSW", "efSearch=64", r"index type 'HNSW' in milvus-lite \(ef\), but got 'efSearch'"),
+        ("HNSW", "ef=64,nprobe=8", "got 'nprobe'"),
+        ("HNSW_SQ", "ef=0", "but got '0'"),
+        ("HNSW_SQ", "refine_k=2", "got 'refine_k'"),
+        ("AUTOINDEX", "ef=0", "but got '0'"),
+        ("AUTOINDEX", "level=3", "got 'level'"),
+        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but got '0'"),
+        ("IVF_FLAT", "ef=64", "got 'ef'"),
+        ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "got 'max_empty_result_buckets'"),
+        ("IVF_SQ8", "nprobe=70000", "but got '70000'"),
+        ("FLAT", "ef=64", r"\(none\), but got 'ef'"),
     ],
 )
 def test_parameters_are_those_of_the_index_type(
@@ -339,7 +338,7 @@ def test_a_graph_keeps_at_least_as_many_candidates_as_results(
 )
 def test_parameters_of_a_server(index_type: str, parameters: str | None, settings: dict[str, float]) -> None:
     assert search_settings(parameters, index_type, 10, is_lite=False) == settings
-    with pytest.raises(UsageError, match=f"index type '{index_type}' in Milvus .* 'beam' came"):
+    with pytest.raises(UsageError, match=f"index type '{index_type}' in Milvus .* got 'beam'"):
         search_settings("beam=3", index_type, 10, is_lite=False)
     if settings:
         with pytest.raises(UsageError, match=r"must be a .*number from"):
@@ -347,7 +346,7 @@ def test_parameters_of_a_server(index_type: str, parameters: str | None, setting
 
 
 def test_only_flat_promises_exact_results_and_scores_are_told_apart() -> None:
-    kinds = {name: properties(f"Milvus({name})") for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
+    kinds = {name: milvus_properties(name) for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
     assert [kind.is_exhaustive for kind in kinds.values()] == [True, False, False, False]
     assert [kind.scores for kind in kinds.values()] == ["exact", "exact", "other", "other"]
     assert {kind.vectors for kind in kinds.values()} == {"same"}
@@ -363,7 +362,7 @@ def test_which_types_score_by_the_vectors_that_they_give_back(
     with MilvusIndex.open(path, "passages", 0) as index:  # now the index is built
         scores_Bk, rows_Bk = index.search(queries_Bd, K)
     found = np.abs(scores_Bk - np.take_along_axis(queries_Bd @ vectors_Nd.T, rows_Bk, axis=1)).max() < 1e-4
-    assert (found, properties(index.factory).scores == "exact") == (scores, scores)
+    assert (found, index.properties.scores == "exact") == (scores, scores)
 
 
 def test_parameters_that_the_server_refuses(
@@ -390,7 +389,7 @@ def test_wrong_names_of_collections(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize("segment", [-1, 2**23])
 def test_wrong_segments(segment: int, path: Path) -> None:
-    with pytest.raises(UsageError, match=f"from 0 to 8,388,607, but {segment} came"):
+    with pytest.raises(UsageError, match=f"from 0 to 8,388,607, but got {segment}"):
         create(path, segment)
 
 
@@ -438,7 +437,7 @@ def test_a_collection_of_somebody_else(path: Path) -> None:
 
 
 def test_index_types(path: Path) -> None:
-    with pytest.raises(UsageError, match=r"needs an index type of AUTOINDEX, FLAT, .* but 'Flat' came"):
+    with pytest.raises(UsageError, match=r"needs an index type of AUTOINDEX, FLAT, .* but got 'Flat'"):
         create(path, kind="Flat")
     with create(path, kind="AUTOINDEX") as index:
         assert index.factory == "Milvus(AUTOINDEX)"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from indexes import FaissIndex, MismatchError, UsageError
+from indexes.vectors.faiss.faiss_factory import properties, search_parameters
 from indexes.vectors.tuning import Trial, tune
 
 N, D, B, K = 4000, 16, 40, 10
@@ -27,6 +28,7 @@ class Scripted:
 
     def __init__(self, factory: str, clock: list[float]) -> None:
         self.factory, self.clock = factory, clock
+        self.properties, self.search_parameters = properties(factory), search_parameters(factory)
 
     def __len__(self) -> int:
         return 10
@@ -94,7 +96,7 @@ def test_exact_ids_may_be_given(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) 
     worst_Bk = np.argsort(queries_Bd @ vectors_Nd.T, axis=1)[:, :K]
     found = tune(index, queries_Bd, k=K, exact_ids_Bk=worst_Bk)
     assert (found.recall, found.reached) == (0, False)
-    with pytest.raises(MismatchError, match=r"shape \[40, 10 or more\].*but \[39, 10\] came"):
+    with pytest.raises(MismatchError, match=r"shape \[40, 10 or more\].*but got \[39, 10\]"):
         tune(index, queries_Bd, k=K, exact_ids_Bk=worst_Bk[1:])
 
 
@@ -136,11 +138,11 @@ def test_what_cannot_be_is_refused(vectors_Nd: np.ndarray, queries_Bd: np.ndarra
     for recall in (0, 1.01, float("nan")):
         with pytest.raises(UsageError, match="recall to reach must be above 0 and at most 1"):
             tune(index, queries_Bd, recall=recall)
-    with pytest.raises(UsageError, match="k must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="k must be at least 1, but got 0"):
         tune(index, queries_Bd, k=0)
-    with pytest.raises(UsageError, match="0 vectors and 40 queries came"):
+    with pytest.raises(UsageError, match="got 0 vectors and 40 queries"):
         tune(FaissIndex.empty(D), queries_Bd)
-    with pytest.raises(UsageError, match="50 vectors and 0 queries came"):
+    with pytest.raises(UsageError, match="got 50 vectors and 0 queries"):
         tune(index, queries_Bd[:0])
 
 

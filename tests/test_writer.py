@@ -28,7 +28,7 @@ from indexes import (
     build_index,
 )
 from indexes.directory.manifest import Manifest
-from indexes.directory.segments import Rows, Segments
+from indexes.directory.segments import LiveRowMap, Segments
 from indexes.encoder import Vectors
 
 NEW = [
@@ -248,7 +248,7 @@ def test_what_is_not_of_the_index_stays_in_its_folder(index: PassageIndex, encod
         (index.path / name).write_text("mine")
     (index.path / "empty").mkdir()
     (index.path / "link").symlink_to("empty")
-    for half in ("deleted-000007.npy.half", "bm25-000007.half/params", "segments/000007/vectors.faiss.half"):
+    for half in ("deleted-000007.npy.tmp", "bm25-000007.tmp/params", "segments/000007/vectors.faiss.tmp"):
         (index.path / half).parent.mkdir(exist_ok=True)
         (index.path / half).write_text("left by a writer that died")
     with IndexWriter(index.path, encoder, progress=False) as writer:
@@ -261,13 +261,13 @@ def test_what_is_not_of_the_index_stays_in_its_folder(index: PassageIndex, encod
 def test_one_thing_in_place_of_a_list_is_refused(index: PassageIndex, encoder: CountingEncoder) -> None:
     with IndexWriter(index.path, encoder, progress=False) as writer:
         with pytest.raises(
-            UsageError, match=r"ids must be a list, but the text 'p1' came\. Put it into a list: \['p1'\]"
+            UsageError, match=r"ids must be a list, but got the string 'p1'\. Put it into a list: \['p1'\]"
         ):
             writer.delete("p1")
         for one in (NEW[0], {"id": "n0", "text": "x"}):
-            with pytest.raises(UsageError, match=r"must come in a list, but a (Passage|dict) came\. Put it into one"):
+            with pytest.raises(UsageError, match=r"must be in a list, but got a (Passage|dict)\. Put it into a list"):
                 writer.add(one)  # type: ignore[arg-type]
-        with pytest.raises(MismatchError, match="'search_parameters' must be str, but None came"):
+        with pytest.raises(MismatchError, match="'search_parameters' must be str, but got None"):
             writer.set_search_parameters(None)  # type: ignore[arg-type]
     assert PassageIndex.open(index.path).manifest == index.manifest
 
@@ -352,11 +352,11 @@ def test_tuned_parameters_are_kept_and_checked(encoder: CountingEncoder, tmp_pat
 
 def test_rows_and_positions_are_inverse() -> None:
     # Rows 0 1 2 | 3 4 5 6 | 7, of which 1, 3 and 7 are deleted: positions 0 1 2 3 4 are rows 0 2 4 5 6.
-    rows = Rows([3, 4, 1], np.array([1, 3, 7]))
+    rows = LiveRowMap([3, 4, 1], np.array([1, 3, 7]))
     assert len(rows) == 5
     assert rows.of(np.arange(5)).tolist() == [0, 2, 4, 5, 6]
     assert rows.positions(np.array([-1, 0, 1, 2, 3, 4, 5, 6, 7])).tolist() == [-1, 0, -1, 1, -1, 2, 3, 4, -1]
-    assert [rows.deleted_of(n) for n in range(3)] == [1, 1, 1]
+    assert [rows.count_deleted(n) for n in range(3)] == [1, 1, 1]
     assert rows.live().tolist() == [0, 2, 4, 5, 6]
 
 

@@ -10,18 +10,28 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
-from indexes.vectors.milvus_kinds import LITE_TYPES, search_settings
-from indexes.vectors.vector_store import best_first, checked_matrix
+from indexes.vectors.milvus_kinds import LITE_TYPES, milvus_properties, search_settings
+from indexes.vectors.vector_store import (
+    SearchResult,
+    StoreConfig,
+    StoreProperties,
+    VectorStore,
+    best_first,
+    check_k,
+    checked_matrix,
+    checked_rows,
+)
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -40,7 +50,7 @@ _PROBES = 1024
 _CONNECT_SECONDS = 10.0
 
 
-class MilvusIndex:
+class MilvusIndex(VectorStore):
     """Vectors under the rows 0 to N - 1 of one segment, searched by inner product. Make one with `create` or `open`.
 
     A server (`http://host:19530`, or with a database `http://host:19530/name`) may be used from many processes at
@@ -56,10 +66,12 @@ class MilvusIndex:
     `flush`, or by the server in its own time.
     """
 
+    uses_host_memory = False
+
     def __init__(
         self, connection: "_Connection", collection: str, segment: int, *, dimension: int, factory: str, timeout: float
     ) -> None:
-        """Wrap a partition that exists; everybody else uses the constructors named above."""
+        """Wrap a partition that exists; use the constructors named above instead."""
         self._connection: _Connection | None = connection
         self._collection = collection
         self._segment = segment
@@ -110,7 +122,7 @@ class MilvusIndex:
                     )
                 connection.client.create_partition(collection, _partition(segment), timeout=timeout)
                 connection.client.load_collection(collection)
-            factory = f"Milvus({index_type})"
+            factory = cls.factory_name(index_type)
             return cls(connection, collection, segment, dimension=dimension, factory=factory, timeout=timeout)
         except BaseException:
             connection.release()
@@ -147,7 +159,7 @@ class MilvusIndex:
                         "again."
                     )
                 connection.client.load_collection(collection)
-            factory = f"Milvus({index_type})"
+            factory = cls.factory_name(index_type)
             return cls(connection, collection, segment, dimension=dimension, factory=factory, timeout=timeout)
         except BaseException:
             connection.release()
@@ -199,9 +211,14 @@ class MilvusIndex:
         return self._factory
 
     @property
+    def properties(self) -> StoreProperties:
+        """What this index type returns and how it searches (`milvus_kinds`)."""
+        return milvus_properties(self.index_type)
+
+    @property
     def index_type(self) -> str:
         """As Milvus names it, such as "HNSW"."""
-        return self._factory.removeprefix("Milvus(").removesuffix(")")
+        return _index_type(self._factory)
 
     def add(self, vectors_nd: ArrayLike) -> None:
         """Append vectors; they get the next rows.
@@ -242,9 +259,7 @@ class MilvusIndex:
         with self._asking("seal") as client:
             client.flush(self._collection)
 
-    def search(
-        self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None) -> SearchResult:
         """The k nearest vectors of each query, best first; equal scores are ordered by row.
 
         Args:
@@ -263,8 +278,7 @@ class MilvusIndex:
             MismatchError: The queries have another dimension.
             ResourceError: The server cannot be reached or fails.
         """
-        if not 1 <= k <= _MOST_RESULTS:
-            raise UsageError(f"k must be from 1 to {_MOST_RESULTS:,}, the most that Milvus returns, but {k} came.")
+        check_k(k, _MOST_RESULTS)
         settings = search_settings(parameters, self.index_type, k, is_lite=self._open_connection.is_lite)
         queries = self._matrix(queries_Bd)
         scores_Bk = np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -295,7 +309,7 @@ class MilvusIndex:
                 timeout=self._timeout,
             )
 
-    def reconstruct(self, rows: ArrayLike) -> NDArray[np.float32]:
+    def reconstruct(self, rows: ArrayLike, /) -> NDArray[np.float32]:
         """The vectors in these rows, exactly as they were added.
 
         Args:
@@ -308,10 +322,7 @@ class MilvusIndex:
             DataError: A row is not in the segment.
             ResourceError: The server cannot be reached or fails.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        unknown = wanted[(wanted < 0) | (wanted >= len(self))]
-        if unknown.size:
-            raise self._missing(int(unknown[0]))
+        wanted = checked_rows(rows, len(self))
         distinct, where = np.unique(wanted, return_inverse=True)
         vectors_nd = np.empty((len(distinct), self.dimension), dtype=np.float32)
         most = min(_REQUEST_BYTES // vectors_nd.itemsize // self.dimension, _MOST_RESULTS)
@@ -351,6 +362,76 @@ class MilvusIndex:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
+
+    # -- an index directory --------------------------------------------------------------------------------------
+
+    @classmethod
+    def new_options(cls, options: Mapping[str, str]) -> dict[str, str]:
+        """The address, and a new collection, so that no two indexes share one.
+
+        Raises:
+            UsageError: The options do not name the address.
+        """
+        if "uri" not in options:
+            raise UsageError(
+                'Vectors in Milvus need the address of a server or file, but the options have no "uri". Give '
+                'milvus="http://host:19530" (--milvus).'
+            )
+        uri = options["uri"]
+        return {"uri": str(Path(uri).resolve()) if "://" not in uri else uri, "collection": f"rag_{uuid4().hex}"}
+
+    @classmethod
+    def choose_factory(cls, passages: int, dimension: int, *, memory: int | None) -> tuple[str, str]:
+        """AUTOINDEX, with which Milvus chooses an approximate index."""
+        return "AUTOINDEX", "Milvus chooses an approximate index; FLAT would search exactly"
+
+    @classmethod
+    def factory_name(cls, factory: str) -> str:
+        """An index type as the manifest records it: "Milvus(HNSW)"."""
+        return f"Milvus({_index_type(factory)})"
+
+    @classmethod
+    def build_bytes(cls, config: StoreConfig, n: int) -> int:
+        """None: the server holds the vectors."""
+        return 0
+
+    @classmethod
+    def disk_bytes(cls, config: StoreConfig, n: int) -> int:
+        """None: the server keeps the vectors."""
+        return 0
+
+    @classmethod
+    def write_segment(
+        cls, directory: Path, folder: Path, config: StoreConfig, blocks: Iterable[NDArray[np.float32]]
+    ) -> None:
+        """Send the vectors of a segment that the server does not have yet."""
+        uri, collection, number = config.options["uri"], config.options["collection"], int(folder.name)
+        if number in cls.segments(uri, collection):
+            index = cls.open(uri, collection, number)
+        else:
+            index = cls.create(uri, collection, number, config.dimension, index_type=_index_type(config.factory))
+        with index:
+            there = len(index)  # from a build that was interrupted
+            for block_nd in blocks:
+                if there < len(block_nd):
+                    index.add(block_nd[there:])
+                there = max(there - len(block_nd), 0)
+            index.flush()
+
+    @classmethod
+    def open_segments(
+        cls, folders: Sequence[Path], config: StoreConfig, *, mmap: bool | None = None
+    ) -> list[VectorStore]:
+        """Open the partitions of segments; `mmap` has no meaning on a server."""
+        return [cls.open(config.options["uri"], config.options["collection"], int(folder.name)) for folder in folders]
+
+    @classmethod
+    def keep_only(cls, config: StoreConfig, names: Set[str]) -> None:
+        """Drop the partitions of all segments but these; readers of older versions lose the others at once."""
+        uri, collection, kept = config.options["uri"], config.options["collection"], set(map(int, names))
+        for number in cls.segments(uri, collection):
+            if number not in kept:
+                cls.open(uri, collection, number).drop()
 
     @property
     def _first_key(self) -> int:
@@ -396,6 +477,11 @@ class MilvusIndex:
 
     def _matrix(self, vectors: ArrayLike) -> NDArray[np.float32]:
         return checked_matrix(vectors, self.dimension)
+
+
+def _index_type(factory: str) -> str:
+    """The index type of a factory string such as "Milvus(HNSW)", or "HNSW" as the caller of `build_index` names it."""
+    return factory.removeprefix("Milvus(").removesuffix(")")
 
 
 class _Connection:
@@ -450,7 +536,7 @@ class _Connection:
     ) -> None:
         """Make the collection, or check that it is as wanted."""
         if self.is_lite and index_type not in LITE_TYPES:
-            raise UsageError(f"milvus-lite needs an index type of {', '.join(LITE_TYPES)}, but {index_type!r} came.")
+            raise UsageError(f"milvus-lite needs an index type of {', '.join(LITE_TYPES)}, but got {index_type!r}.")
         with self.asking(f"look for the collection {collection!r}"):
             exists = self.client.has_collection(collection, timeout=timeout)
         if not exists:
@@ -459,7 +545,7 @@ class _Connection:
         if found != (dimension, index_type):
             raise MismatchError(
                 f"The collection {collection!r} holds vectors of {found[0]} dimensions in an index {found[1]!r}, but "
-                f"{dimension} and {index_type!r} came. Use the encoder and the index type that it was built with, or "
+                f"got {dimension} and {index_type!r}. Use the encoder and the index type that it was built with, or "
                 "another collection."
             )
 
@@ -518,7 +604,7 @@ def _address(uri: str | Path, token: str | None) -> tuple[str, str]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
             'The address of vectors in Milvus must be like "http://host:19530" or the path of a local file that ends '
-            f'in ".db", but {str(uri)!r} came.'
+            f'in ".db", but got {str(uri)!r}.'
         )
     if parts.username is not None or parts.password is not None:
         raise UsageError(
@@ -638,10 +724,10 @@ def _check_names(collection: str, segment: int) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
         raise UsageError(
             "The name of a collection must be letters, digits and underscores, at most 255 and no digit first, but "
-            f"{collection!r} came."
+            f"got {collection!r}."
         )
     if not 0 <= segment < _SEGMENTS:
-        raise UsageError(f"The number of a segment must be from 0 to {_SEGMENTS - 1:,}, but {segment} came.")
+        raise UsageError(f"The number of a segment must be from 0 to {_SEGMENTS - 1:,}, but got {segment}.")
 
 
 def _is_file(uri: str | Path) -> bool:
