@@ -35,6 +35,7 @@ from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory import builder, shards
 from indexes.directory.segments import Segments
 from indexes.encoder import Vectors
+from indexes.vectors.vector_store import StoreConfig
 
 QUESTIONS = ["which river flows through france", "who wrote hamlet", "symbol of the element radium"]
 
@@ -169,9 +170,9 @@ def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
             build(corpus, breaking, output, overwrite=True, progress=False)
     assert contents_of(tmp_path / "index") == before
     assert sorted(os.listdir(tmp_path)) == [".index.building", ".new.building", "index", "toy.jsonl"]
-    with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or begin anew"):
+    with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or start over"):
         build(corpus, encoder, tmp_path / "new", progress=False)
-    with pytest.raises(MismatchError, match="begun with factory = 'auto', but got 'SQ8'"):
+    with pytest.raises(MismatchError, match="started with factory = 'auto', but got 'SQ8'"):
         build(corpus, encoder, tmp_path / "new", factory="SQ8", resume=True, progress=False)
     resumed = build(corpus, encoder, tmp_path / "new", resume=True, progress=False)
     assert list(resumed.corpus) == PASSAGES[1:]
@@ -201,9 +202,9 @@ def test_builds_from_before_there_were_some_options_are_known(
             build(corpus_file, breaking, output, progress=False, **options)
     plan = json.loads((tmp_path / ".old.building/plan.json").read_text())
     assert newer.isdisjoint(plan)
-    with pytest.raises(MismatchError, match="begun with quoting = 'auto', but got 'none'"):
+    with pytest.raises(MismatchError, match="started with quoting = 'auto', but got 'none'"):
         build(corpus_file, encoder, tmp_path / "old", quoting="none", resume=True, progress=False)
-    with pytest.raises(MismatchError, match="begun with quoting = 'csv', but got 'auto'"):
+    with pytest.raises(MismatchError, match="started with quoting = 'csv', but got 'auto'"):
         build(corpus_file, encoder, tmp_path / "csv", resume=True, progress=False)
     built = build(corpus_file, encoder, tmp_path / "old", resume=True, progress=False)
     assert built.manifest.plan == hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
@@ -278,7 +279,7 @@ def test_places_where_no_index_can_be_are_refused(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in (corpus_file / "index", tmp_path / ("x" * 250)):
-        with pytest.raises(UsageError, match="folder around it in which files can be made, but for"):
+        with pytest.raises(UsageError, match="must be writable, but creating a file there fails"):
             build(corpus_file, encoder, place, progress=False)
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
     with pytest.raises(UsageError, match=r"disk is the root of a file system\. Choose a folder inside it"):
@@ -329,7 +330,7 @@ def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex)
 
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with exclusive_writer_lock(tmp_path / "index"):
-        with pytest.raises(UsageError, match=r"One process writes .*index at a time"):
+        with pytest.raises(UsageError, match=r"Only one process can write .*index at a time"):
             build(corpus_file, encoder, tmp_path / "index", progress=False)
         assert len(build(corpus_file, encoder, tmp_path / "other", progress=False)) == 12
     assert len(build(corpus_file, encoder, tmp_path / "index", progress=False)) == 12
@@ -378,8 +379,8 @@ def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Pa
     with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but got \'much\''):
         build(corpus_file, encoder, tmp_path / "index", max_memory="much", progress=False)
     with pytest.raises(UsageError, match=r"Building 'HNSW32' needs at least .* of memory, but 10 B are left"):
-        builder.segment_rows("HNSW32", 10**6, 384, 10)
-    assert builder.segment_rows("Flat", 10**9, 384, 10**6) == 10**9
+        builder.segment_rows(FaissIndex, StoreConfig(dimension=384, factory="HNSW32"), 10**6, 10)
+    assert builder.segment_rows(FaissIndex, StoreConfig(dimension=384, factory="Flat"), 10**9, 10**6) == 10**9
 
 
 def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> None:
@@ -473,7 +474,7 @@ def test_an_encoder_that_changed_in_its_folder_is_refused(encoder: Encoder, corp
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [("vectors.faiss", "vectors = 12 .*, but 9 was"), ("passages.arrow", "passages = 12 .*, but 9 was")],
+    [("vectors.faiss", "vectors = 12 .*, but it has 9"), ("passages.arrow", "passages = 12 .*, but it has 9")],
 )
 def test_parts_of_another_index_are_refused(
     part: str, message: str, index: PassageIndex, encoder: Encoder, tmp_path: Path
@@ -495,7 +496,7 @@ def test_verify_reports_what_it_checked(index: PassageIndex, encoder: Encoder, c
         "sampled": 5,
     }
     assert lowest == pytest.approx(1, abs=1e-6)
-    with pytest.raises(MismatchError, match="but a corpus of 11 passages"):
+    with pytest.raises(MismatchError, match="but got a corpus of 11 passages"):
         index.verify(corpus=Corpus.from_passages(PASSAGES[:11]))
 
 
@@ -509,7 +510,7 @@ def test_verify_finds_vectors_in_the_wrong_order(index: PassageIndex, encoder: E
 def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
     manifest = replace(index.manifest, corpus_fingerprint="0" * 64)
     assert index.verify()["passages"] == 12
-    with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but a corpus"):
+    with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but got a corpus"):
         PassageIndex(index.path, index.corpus, index.vectors, manifest).verify()
 
 

@@ -258,7 +258,7 @@ def test_wrong_vectors(path: Path) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 16_385])
 def test_k_out_of_range(k: int, path: Path, queries_Bd: np.ndarray) -> None:
-    with create(path) as index, pytest.raises(UsageError, match=f"from 1 to 16,384, .* but got {k}"):
+    with create(path) as index, pytest.raises(UsageError, match=f"at least 1 and at most 16,384, .* but got {k}"):
         index.search(queries_Bd, k)
 
 
@@ -424,7 +424,9 @@ def test_what_is_missing(path: Path, tmp_path: Path) -> None:
 def test_what_does_not_match(path: Path) -> None:
     with create(path, 0, kind="HNSW"):
         for dimension, kind in ((D + 1, "HNSW"), (D, "FLAT")):
-            with pytest.raises(MismatchError, match=f"16 dimensions in an index 'HNSW', but {dimension} and '{kind}'"):
+            with pytest.raises(
+                MismatchError, match=f"16 dimensions in an index 'HNSW', but got {dimension} and '{kind}'"
+            ):
                 create(path, 1, dimension, kind=kind)
 
 

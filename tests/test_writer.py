@@ -128,7 +128,7 @@ def test_delete_hides_passages_without_the_encoder(index: PassageIndex, encoder:
     with IndexWriter(index.path, progress=False) as writer:
         writer._load_encoder = None  # type: ignore[assignment, method-assign]
         assert writer.delete(["p0", "p11", "p5"]) == Change(2, 0, 3, 0, 9, 9)
-        with pytest.raises(DataError, match="Only passages of the index can be deleted, but 'p5' is none of its 9"):
+        with pytest.raises(DataError, match="Only passages of the index can be deleted, but 'p5' is not one of its 9"):
             writer.delete(["p5"])
     newest = check(index.path, encoder, [p for p in PASSAGES if p.id not in ("p0", "p11", "p5")])
     assert (len(newest.manifest.segments), newest.manifest.deleted) == (1, "deleted-000002.npy")
@@ -328,7 +328,7 @@ def test_one_writer_at_a_time_and_only_inside_its_block(index: PassageIndex, enc
     writer = IndexWriter(index.path, encoder, progress=False)
     with pytest.raises(UsageError, match="works inside its with block"):
         writer.add(NEW)
-    with writer, pytest.raises(UsageError, match="One process writes"), IndexWriter(index.path):
+    with writer, pytest.raises(UsageError, match="Only one process can write"), IndexWriter(index.path):
         raise AssertionError("two writers")
     other = tiny_encoder([p.contents for p in PASSAGES], dimension=18, seed=5)
     with pytest.raises(MismatchError, match="its weights differ"), IndexWriter(index.path, other):
@@ -354,7 +354,7 @@ def test_rows_and_positions_are_inverse() -> None:
     # Rows 0 1 2 | 3 4 5 6 | 7, of which 1, 3 and 7 are deleted: positions 0 1 2 3 4 are rows 0 2 4 5 6.
     rows = LiveRowMap([3, 4, 1], np.array([1, 3, 7]))
     assert len(rows) == 5
-    assert rows.of(np.arange(5)).tolist() == [0, 2, 4, 5, 6]
+    assert rows.rows_at(np.arange(5)).tolist() == [0, 2, 4, 5, 6]
     assert rows.positions(np.array([-1, 0, 1, 2, 3, 4, 5, 6, 7])).tolist() == [-1, 0, -1, 1, -1, 2, 3, 4, -1]
     assert [rows.count_deleted(n) for n in range(3)] == [1, 1, 1]
     assert rows.live().tolist() == [0, 2, 4, 5, 6]
@@ -370,7 +370,7 @@ def test_search_looks_past_what_is_deleted() -> None:
     parts = [FaissIndex.build(vectors[:300]), FaissIndex.build(vectors[300:])]
     segments = Segments(parts, deleted)
     scores_1k, positions_1k = segments.search(query, 10)
-    assert segments.rows.of(positions_1k[0]).tolist() == best[150:160].tolist()
+    assert segments.rows.rows_at(positions_1k[0]).tolist() == best[150:160].tolist()
     np.testing.assert_allclose(scores_1k[0], (vectors @ query[0])[best[150:160]], rtol=1e-5)
     _, everything = segments.search(query, 300)
     assert sorted(everything[0, :250].tolist()) == list(range(250)) and (everything[0, 250:] == -1).all()

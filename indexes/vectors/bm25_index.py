@@ -239,9 +239,7 @@ class _Analyzer:
 
     def __init__(self, stemmer: str | None, stopwords: Sequence[str]) -> None:
         if stemmer is not None and stemmer not in Stemmer.algorithms():
-            raise UsageError(
-                f"The stemmer must be one of {sorted(Stemmer.algorithms())} or None, but got {stemmer!r}."
-            )
+            raise UsageError(f"The stemmer must be one of {sorted(Stemmer.algorithms())} or None, but got {stemmer!r}.")
         if isinstance(stopwords, str) or not all(isinstance(word, str) for word in stopwords):
             raise UsageError(f"stopwords must be a list of words, but got {stopwords!r}.")
         self.stemmer = stemmer
