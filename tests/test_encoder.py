@@ -234,7 +234,7 @@ def test_empty_input() -> None:
     assert encoder.encode_passages([]).shape == (0, 6)
     with pytest.raises(DataError, match="question 1 is empty"):
         encoder.encode_questions(["who", " \n"])
-    with pytest.raises(UsageError, match="one string came"):
+    with pytest.raises(UsageError, match="but got a string"):
         encoder.encode_questions("who")
 
 

@@ -118,7 +118,7 @@ def test_an_id_that_is_there_is_not_added_again(index: PassageIndex, encoder: Co
     with IndexWriter(index.path, encoder, progress=False) as writer:
         with pytest.raises(DataError, match=r"need new ids, but 'p4' is in the index already\. Use update"):
             writer.add([*NEW, CHANGED])
-        with pytest.raises(DataError, match="appears twice"):
+        with pytest.raises(DataError, match="must have its own id, got 'n0' twice"):
             writer.add([NEW[0], NEW[0]])
     assert (index.path / "manifest.json").read_bytes() == before
     assert encoder.taken() == []

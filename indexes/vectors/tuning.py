@@ -149,7 +149,8 @@ def _check_stored(index: Searchable) -> None:
     if index.properties.scores == "other" and not index.properties.stores_exact_vectors:
         raise UsageError(
             f"Recall needs the results of exact search, but an index {index.factory!r} does not score by the vectors "
-            "that it gives back. Give exact_ids_Bk (--reference DIR, an index of the same corpus built with --factory Flat)."
+            "that it gives back. Give exact_ids_Bk (--reference DIR, an index of the same corpus built with --factory "
+            "Flat)."
         )
 
 
