@@ -93,7 +93,7 @@ def test_flat_top_k_equals_semantic_search(index: PassageIndex, encoder: Encoder
     np.testing.assert_allclose(scores_Bk, [[hit["score"] for hit in hits] for hits in expected], atol=1e-6)
 
 
-def test_every_way_to_give_a_corpus_and_an_encoder(
+def test_all_types_of_corpus_and_encoder_arguments(
     corpus_file: Path, encoder: Encoder, index: PassageIndex, tmp_path: Path
 ) -> None:
     dataset = datasets.Dataset.from_list([{"_id": p.id, "title": p.title, "text": p.text} for p in PASSAGES])
@@ -105,9 +105,7 @@ def test_every_way_to_give_a_corpus_and_an_encoder(
         )
 
 
-def test_mixed_is_remembered_and_a_float32_encoder_opens_it(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_mixed_dtype_is_recorded_and_matches_float32(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     mixed = Encoder.from_pretrained(encoder.name, dtype="mixed")
     built = build(corpus_file, mixed, tmp_path / "mixed", progress=False)
     assert json.loads((tmp_path / "mixed/manifest.json").read_text())["encoder"]["dtype"] == "mixed"
@@ -159,7 +157,7 @@ def test_a_chunker_cuts_first(encoder: Encoder, corpus_file: Path, tmp_path: Pat
     assert built.verify(encoder=encoder)["passages"] == len(built)
 
 
-def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
+def test_an_interrupted_build_keeps_the_old_index_and_resumes(
     index: PassageIndex, encoder: Encoder, tmp_path: Path
 ) -> None:
     before = contents_of(tmp_path / "index")
@@ -180,7 +178,7 @@ def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
     assert sorted(os.listdir(tmp_path)) == ["index", "new", "toy.jsonl"]
 
 
-def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+def test_resuming_a_complete_build_does_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     built = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
     written = (tmp_path / "index/manifest.json").stat().st_mtime_ns
     again = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
@@ -191,9 +189,7 @@ def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: P
         build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
 
 
-def test_builds_from_before_there_were_some_options_are_known(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_plans_without_later_options_are_recognised(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     """A plan says of an option that came later only what is not its default; the digest of an old plan is the same."""
     newer = {"quoting", "allow_untested"}
     breaking = BreakingEncoder(encoder.model, name=encoder.name)
@@ -210,7 +206,7 @@ def test_builds_from_before_there_were_some_options_are_known(
     assert built.manifest.plan == hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def test_resuming_is_not_content_with_what_a_writer_has_changed(
+def test_resuming_does_not_accept_an_index_that_was_changed(
     encoder: Encoder, corpus_file: Path, tmp_path: Path
 ) -> None:
     build(corpus_file, encoder, tmp_path / "index", progress=False)
@@ -247,7 +243,7 @@ def test_resuming_refuses_a_taken_output_before_it_encodes(
     assert build(corpus_file, encoder, index.path, resume=True, overwrite=True, progress=False).manifest.version == 1
 
 
-def test_a_build_that_died_after_its_last_rename_leaves_nothing(
+def test_a_build_killed_after_its_last_rename_leaves_no_files(
     index: PassageIndex, encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(_: Path) -> None:
@@ -275,7 +271,7 @@ def test_a_quarantine_that_was_cut_off_is_written_again(encoder: Encoder, tmp_pa
     assert json.loads((tmp_path / "index/quarantine.jsonl").read_text())["line"] == 2
 
 
-def test_places_where_no_index_can_be_are_refused(
+def test_impossible_outputs_are_refused(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in (corpus_file / "index", tmp_path / ("x" * 250)):
@@ -312,7 +308,7 @@ def test_a_damaged_list_of_deleted_rows_is_refused(position: int, index: Passage
         PassageIndex.open(index.path)
 
 
-def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex) -> None:
+def test_a_damaged_passage_file_is_refused(index: PassageIndex) -> None:
     file = index.path / "segments/000000/passages.arrow"
     content = file.read_bytes()
     for position in range(len(content) // 2):
@@ -356,7 +352,7 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     assert list(built.corpus) == passages
 
 
-def test_words_that_do_not_fit_are_refused_before_encoding(
+def test_a_bm25_index_that_does_not_fit_is_refused_before_encoding(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Different words of each passage, counted by hand; the margin of 600 bytes is for what stemming makes one.
@@ -373,7 +369,7 @@ def test_words_that_do_not_fit_are_refused_before_encoding(
             build(corpus_file, encoder, tmp_path / "index", factory="Flat", **options)
 
 
-def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_refused(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"max_memory must leave room for Python.* but it is 100 MB"):
         build(corpus_file, encoder, tmp_path / "index", max_memory="100MB", progress=False)
     with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but got \'much\''):
@@ -390,7 +386,7 @@ def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["bad.jsonl"]
 
 
-def test_a_failed_swap_brings_the_old_index_back(
+def test_a_failed_replacement_restores_the_old_index(
     index: PassageIndex, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents_of(index.path)
@@ -428,7 +424,7 @@ def test_an_output_that_is_taken_is_refused(index: PassageIndex, encoder: Encode
     assert (tmp_path / "diary/today.txt").read_text() == "dear diary"
 
 
-def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
+def test_opening_something_else_than_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"directory with a manifest\.json, but .* has none"):
         PassageIndex.open(tmp_path)
     with pytest.raises(MismatchError, match=r"but .*missing is no directory"):
@@ -515,16 +511,14 @@ def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
 
 
 @pytest.mark.parametrize("name", ["vectors.faiss", "passages.arrow"])
-def test_verify_misses_no_file_that_the_manifest_leaves_out(name: str, index: PassageIndex) -> None:
+def test_verify_finds_files_missing_from_the_manifest(name: str, index: PassageIndex) -> None:
     files = {file: record for file, record in index.manifest.files.items() if not file.endswith(name)}
     replace(index.manifest, files=files).save(index.path / "manifest.json")
     with pytest.raises(MismatchError, match=rf"must list every file .* leaves out 'segments/000000/{name}'"):
         PassageIndex.open(index.path).verify()
 
 
-def test_the_encoder_comes_back_with_the_settings_of_the_build(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_load_encoder_restores_the_settings_of_the_build(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     prompts = {"question_prompt": "who ", "passage_prompt": "river "}
     prompted = Encoder.from_pretrained(encoder.name, device="cpu", dtype="float16", **prompts)
     loaded = build(corpus_file, prompted, tmp_path / "index", progress=False).load_encoder(device="cpu")

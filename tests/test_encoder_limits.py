@@ -67,7 +67,7 @@ class TestPositions:
 
     @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "mpnet"])
     @pytest.mark.parametrize("stated", [None, 20])
-    def test_the_right_limit_of_robertas_kin(self, kind: str, stated: int | None, tmp_path: Path) -> None:
+    def test_position_limit_of_roberta_like_models(self, kind: str, stated: int | None, tmp_path: Path) -> None:
         encoder = Encoder.from_pretrained(make_encoder(tmp_path, kind, stated=stated), device="cpu")
         assert (encoder.max_length, encoder.position_limit) == (18, 18)
         vectors_Nd = encoder.encode_passages([passage("a", 60), passage("b", 16)])
@@ -106,11 +106,11 @@ class TestTruncation:
         assert "--max_length, at most 20" in of_passages
         assert "1 of 1 questions (100 %)" in of_questions
 
-    def test_nothing_is_said_where_all_is_read(self, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_warning_without_truncation(self, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
         encoder.encode_passages([passage("a", 8)])
         assert not caplog.records
 
-    def test_an_index_says_it_in_its_manifest_and_its_info(
+    def test_truncation_is_in_manifest_and_info(
         self, encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         corpus = Corpus.from_passages([passage("a", 18), passage("b", 3), passage("c", 8)])
@@ -170,7 +170,9 @@ class TestPlannedLength:
         ("kind", "stated", "length"),
         [("bert", 10, 10), ("bert", None, 20), ("roberta", None, 18), ("roberta", 20, 18), ("mpnet", 12, 12)],
     )
-    def test_it_is_the_encoders(self, kind: str, stated: int | None, length: int, tmp_path: Path) -> None:
+    def test_max_length_without_weights_equals_the_encoders(
+        self, kind: str, stated: int | None, length: int, tmp_path: Path
+    ) -> None:
         folder = make_encoder(tmp_path, kind, stated=stated)
         encoder = Encoder.from_pretrained(folder, device="cpu")
         assert (encoder.max_length, max_length(str(folder))) == (length, length)

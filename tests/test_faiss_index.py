@@ -168,7 +168,7 @@ def test_save_and_load_keep_every_result(
         np.testing.assert_allclose(loaded.reconstruct([N]), loaded.reconstruct([0]), atol=1e-6)
 
 
-def test_where_rows_lie_is_not_saved(unit_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_the_direct_map_is_not_saved(unit_Nd: np.ndarray, tmp_path: Path) -> None:
     index = FaissIndex.build(unit_Nd, factory="IVF4,SQ8")
     index.save(tmp_path / "before")
     index.reconstruct([3])
@@ -188,7 +188,7 @@ def test_default_parameters_are_those_of_the_load(unit_Nd: np.ndarray, queries_B
 
 
 @pytest.mark.parametrize("factory", PARAMETERS)
-def test_every_kind_says_which_parameters_it_understands(factory: str, unit_Nd: np.ndarray) -> None:
+def test_parameters_of_every_kind(factory: str, unit_Nd: np.ndarray) -> None:
     index = FaissIndex.build(unit_Nd, factory=factory)
     assert index.parameters == ",".join(f"{name}={value}" for name, value in PARAMETERS[factory].items())
     for name in ("nprobe", "efSearch", "quantizer_efSearch", "k_factor_rf", "qb"):
@@ -235,7 +235,7 @@ def test_parameters_reach_what_they_are_for_and_only_this_search(
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
 
 
-def test_threads_with_different_parameters_do_not_meet(unit_Nd: np.ndarray) -> None:
+def test_concurrent_searches_keep_their_parameters(unit_Nd: np.ndarray) -> None:
     index = FaissIndex.build(unit_Nd, factory="IVF16,PQ8x4fs,RFlat")
     settings = ["nprobe=1,k_factor_rf=1", "nprobe=16,k_factor_rf=20"] * 40
     expected = {setting: index.search(unit_Nd, K, parameters=setting) for setting in settings[:2]}
@@ -391,7 +391,7 @@ def test_another_layout_of_faiss_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
     _check_flat_layout.cache_clear()
 
 
-def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_an_index_of_another_metric_or_with_ids_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
     faiss.write_index(faiss.IndexIDMap2(faiss.IndexFlatIP(D)), str(tmp_path / "mapped.faiss"))
     faiss.write_index(faiss.IndexFlatL2(D), str(tmp_path / "l2.faiss"))
     with pytest.raises(MismatchError, match="it is 'IndexFlatL2', which compares by distance whatever it is asked for"):
@@ -414,7 +414,7 @@ def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: 
         ("SQ8_direct", "stores whole numbers from 0 to 255 only"),
     ],
 )
-def test_what_faiss_accepts_and_cannot_do_is_refused(factory: str, why: str) -> None:
+def test_unusable_factories_are_refused(factory: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         FaissIndex.empty(D, factory)
 
@@ -459,7 +459,7 @@ def test_equal_input_gives_equal_bytes(factory: str, vectors_Nd: np.ndarray, tmp
 
 
 @pytest.mark.parametrize("factory", ["IVF16,PQ8", "OPQ8,IVF16,PQ8x4fs,RFlat", "IVF16_HNSW32,SQ8", "PQ8x4fs"])
-def test_few_points_are_no_flood_of_warnings(
+def test_few_training_points_do_not_warn(
     factory: str, vectors_Nd: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
     FaissIndex.build(vectors_Nd, factory=factory)
@@ -551,7 +551,7 @@ def test_prefilter_ranks_negative_and_long_vectors(vectors_Nd: np.ndarray, queri
     assert_same_results(FaissIndex.build(vectors_Nd * 1e4), queries_Bd, K)
 
 
-def test_what_cannot_be_proven_is_left_to_faiss(looks: dict[str, int]) -> None:
+def test_unproven_queries_are_searched_by_faiss(looks: dict[str, int]) -> None:
     """Vectors that differ by less than bfloat16 can tell: the first look is a lottery, the result is not."""
     random = np.random.default_rng(2)
     near_Nd = (np.ones((3000, 64)) / 8 + 1e-4 * random.standard_normal((3000, 64))).astype(np.float32)

@@ -169,7 +169,7 @@ def test_a_file_of_another_class_is_not_taken_for_its_base(vectors_Nd: np.ndarra
 
 
 @pytest.mark.parametrize(("code", "stable"), [("SQtq2", False), ("SQtq4", False), ("SQtqmse4", True), ("SQ4", True)])
-def test_turboquant_is_not_moved(code: str, stable: bool) -> None:
+def test_turboquant_codes_are_not_stable(code: str, stable: bool) -> None:
     for factory in (code, f"IVF16,{code}", f"RR,{code}", f"SQ8,Refine({code})"):
         assert reencoding_is_stable(factory) == stable
     assert reencoding_is_stable(f"{code},RFlat")
@@ -182,7 +182,7 @@ def test_lists_without_clusters_are_not_trained(factory: str) -> None:
     assert raw.is_trained and not FaissIndex(raw, factory).is_trained
 
 
-def test_clusters_alone_find_when_the_best_are_scored_again(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_ivf_without_codes_needs_refinement(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     """Every vector of a cluster scores the same, so with all of them scored again the results are exact."""
     with pytest.raises(UsageError, match="'IVF16,SQ0' stores nothing of a vector but its cluster"):
         FaissIndex.build(vectors_Nd, factory="IVF16,SQ0")
@@ -206,7 +206,7 @@ def test_lists_that_faiss_cannot_map_are_read(vectors_Nd: np.ndarray, tmp_path: 
 
 
 @pytest.mark.parametrize("memory", [10**p for p in range(4, 12)])
-def test_auto_chooses_only_what_scores_by_what_it_stores(memory: int) -> None:
+def test_auto_chooses_kinds_that_score_by_their_vectors(memory: int) -> None:
     for n, dimension in product((1, 10**4, 10**6, 10**8), (8, 384)):
         factory, _ = choose_factory(n, dimension, memory=memory)
         found = properties(factory)
@@ -318,7 +318,7 @@ def test_every_index_that_finds_clusters(coarse: str, vectors_Nd: np.ndarray, qu
 @pytest.mark.parametrize(
     "code", [code for row in FAISS_KINDS if row.can_refine for code in row.examples if not row.within]
 )
-def test_what_may_score_again_scores_as_it_would_alone(
+def test_refining_index_scores_as_on_its_own(
     code: str, vectors_Nd: np.ndarray, long_Nd: np.ndarray, queries_Bd: np.ndarray, tmp_path: Path
 ) -> None:
     factory, alone = f"SQ8,Refine({code})", find_kind("", code)
@@ -333,9 +333,7 @@ def test_what_may_score_again_scores_as_it_would_alone(
 
 @pytest.mark.parametrize("factory", REFUSED)
 @pytest.mark.parametrize("allow_untested", [False, True])
-def test_what_is_known_not_to_work_is_refused_by_name_and_never_built(
-    factory: str, allow_untested: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_kinds_are_never_built(factory: str, allow_untested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise AssertionError("FAISS was asked to make it")
 
@@ -345,7 +343,7 @@ def test_what_is_known_not_to_work_is_refused_by_name_and_never_built(
 
 
 @pytest.mark.parametrize("factory", UNTESTED[1:])
-def test_what_the_table_does_not_know_is_refused_by_name_until_it_is_allowed(
+def test_untested_kinds_are_refused_until_allowed(
     factory: str, vectors_Nd: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UsageError, match=r"is untested: .* is not in the table .*--allow_untested"):
@@ -360,12 +358,12 @@ def test_what_the_table_does_not_know_is_refused_by_name_until_it_is_allowed(
     np.testing.assert_array_equal(loaded.search(vectors_Nd[:9], K), index.search(vectors_Nd[:9], K))
 
 
-def test_untested_is_no_way_around_what_faiss_itself_says() -> None:
+def test_allow_untested_does_not_bypass_faults_of_faiss() -> None:
     with pytest.raises(UsageError, match="compares by distance"):
         FaissIndex.empty(D, UNTESTED[0], allow_untested=True)
 
 
 @pytest.mark.parametrize("factory", ["IVF1k,Flat", "IVF16_HNSW8,SQ8", "HR7,SQ8", "L2Norm,Flat"])
-def test_names_that_faiss_takes_too_are_known(factory: str) -> None:
+def test_alternative_names_of_faiss_are_known(factory: str) -> None:
     assert (properties(factory).untested, properties(factory).refused) == ("", "")
     FaissIndex.empty(D, factory)

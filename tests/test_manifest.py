@@ -64,7 +64,7 @@ def test_json_is_deterministic_complete_and_read_back(manifest: Manifest, tmp_pa
     assert set(data["libraries"]) >= {"torch", "faiss-cpu", "sentence-transformers"}
 
 
-def test_a_manifest_from_before_untested_kinds_were_refused_is_read(manifest: Manifest) -> None:
+def test_a_manifest_without_allow_untested_is_read(manifest: Manifest) -> None:
     old = json.loads(manifest.to_json())
     assert old.pop("allow_untested") is False
     assert Manifest.from_json(json.dumps(old)) == manifest
@@ -74,7 +74,7 @@ def test_a_manifest_from_before_untested_kinds_were_refused_is_read(manifest: Ma
         Manifest.from_json(changed(manifest, allow_untested="yes"))
 
 
-def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, folder: Path) -> None:
+def test_encoder_and_file_records(encoder: Encoder, folder: Path) -> None:
     record = EncoderRecord.of(encoder)
     assert (record.name, record.dtype, record.max_length, record.revision) == ("tiny", "float32", None, None)
     assert record.fingerprint == encoder.fingerprint
@@ -106,7 +106,7 @@ def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, 
         ),
     ],
 )
-def test_a_manifest_that_is_not_one_is_refused(changes: dict, message: str, manifest: Manifest) -> None:
+def test_an_invalid_manifest_is_refused(changes: dict, message: str, manifest: Manifest) -> None:
     with pytest.raises(MismatchError, match=message):
         Manifest.from_json(changed(manifest, **changes))
 

@@ -86,7 +86,7 @@ def test_equal_scores_are_ordered_by_row(path: Path) -> None:
     assert scores_Bk.tolist() == [[3] * 4 + [-2] * 4 + [-np.inf] * 2, [2] * 4 + [-3] * 4 + [-np.inf] * 2]
 
 
-def test_requests_are_split_without_a_trace(
+def test_split_requests_give_the_same_results(
     path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven vectors, or two queries, at once; then 301 rows need several rounds of probes as well."""
@@ -227,14 +227,14 @@ def test_rows_that_are_sent_twice_replace_each_other(
     assert (np.sort(rows_Bk, axis=1) == np.arange(-1, N)).all()
 
 
-def test_drop_takes_the_segment_and_the_last_one_the_collection(path: Path, vectors_Nd: np.ndarray) -> None:
+def test_dropping_the_last_segment_drops_the_collection(path: Path, vectors_Nd: np.ndarray) -> None:
     with create(path, segment=0) as first, create(path, segment=1) as second:
         first.add(vectors_Nd)
         second.add(vectors_Nd[:3])
         first.drop()
         assert MilvusIndex.segments(path, "passages") == [1]
         assert second.search(vectors_Nd[:1], 9)[1].max() == 2
-        with pytest.raises(MismatchError, match="must have segment 0, but it has not"):
+        with pytest.raises(MismatchError, match="must have segment 0, but it does not"):
             MilvusIndex.open(path, "passages", 0)
         with pytest.raises(UsageError, match="is closed"):
             first.search(vectors_Nd, 1)
@@ -345,7 +345,7 @@ def test_parameters_of_a_server(index_type: str, parameters: str | None, setting
             search_settings(f"{next(iter(settings))}=-1", index_type, 10, is_lite=False)
 
 
-def test_only_flat_promises_exact_results_and_scores_are_told_apart() -> None:
+def test_properties_of_index_types() -> None:
     kinds = {name: milvus_properties(name) for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
     assert [kind.is_exhaustive for kind in kinds.values()] == [True, False, False, False]
     assert [kind.scores for kind in kinds.values()] == ["exact", "exact", "other", "other"]
@@ -353,7 +353,7 @@ def test_only_flat_promises_exact_results_and_scores_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(("kind", "scores"), [("FLAT", True), ("HNSW", True), ("HNSW_SQ", False), ("IVF_SQ8", False)])
-def test_which_types_score_by_the_vectors_that_they_give_back(
+def test_scores_property_of_index_types(
     kind: str, scores: bool, path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
 ) -> None:
     with create(path, kind=kind, index_parameters={"nlist": 4} if kind.startswith("IVF") else {}) as index:
@@ -417,7 +417,7 @@ def test_what_is_missing(path: Path, tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(UsageError, match=r"folder that exists, but .*nowhere does not"):
         create(tmp_path / "nowhere/vectors.db")
-    with create(path), pytest.raises(MismatchError, match="must have the collection 'others', but it has not"):
+    with create(path), pytest.raises(MismatchError, match="must have the collection 'others', but it does not"):
         MilvusIndex.open(path, "others", 0)
 
 
@@ -430,7 +430,7 @@ def test_what_does_not_match(path: Path) -> None:
                 create(path, 1, dimension, kind=kind)
 
 
-def test_a_collection_of_somebody_else(path: Path) -> None:
+def test_a_collection_with_other_fields_is_refused(path: Path) -> None:
     """pymilvus's own default: another metric, and fields that are made up as they come."""
     with create(path) as index, index._asking("spoil") as client:
         client.create_collection("others", dimension=D, metric_type="L2")
@@ -450,7 +450,7 @@ def test_a_refused_index_leaves_no_collection(path: Path, monkeypatch: pytest.Mo
         raise pymilvus.MilvusException(message="no such knob")
 
     monkeypatch.setattr(pymilvus.MilvusClient, "create_index", refuse)
-    with pytest.raises(UsageError, match=r"index 'HNSW' and {'M': -1}, but it says: no such knob"):
+    with pytest.raises(UsageError, match=r"index 'HNSW' and {'M': -1}, but it reports: no such knob"):
         create(path, kind="HNSW", index_parameters={"M": -1})
     monkeypatch.undo()
     with create(path, kind="FLAT") as index:
@@ -464,7 +464,7 @@ def test_damaged_files(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.unlink()
     path.mkdir()
     (path / "LOCK").mkdir()
-    with pytest.raises(ResourceError, match=r"must be able to open .*vectors\.db, but it cannot: .*LOCK"):
+    with pytest.raises(ResourceError, match=r"must be able to open .*vectors\.db, but it reports: .*LOCK"):
         create(path)
     assert caplog.records == []
 
@@ -603,7 +603,7 @@ def test_a_server_with_a_token(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that was free a moment ago."""
     import socket
 
@@ -617,7 +617,7 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._connections == {}
 
 
-def test_a_server_that_goes_away(
+def test_a_server_that_stops_is_a_resource_error(
     tmp_path: Path, vectors_Nd: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from milvus_lite.adapter.grpc.server import start_server_in_thread

@@ -72,7 +72,7 @@ def test_the_ranking_is_the_models_own(encoder: Encoder, index: PassageIndex) ->
     assert not np.allclose(by_cosine, encoder.encode_passages(PASSAGES))
 
 
-def test_it_is_said_and_kept(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
+def test_similarity_is_recorded_and_restored(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
     assert (encoder.similarity, index.info()["similarity"], index.manifest.metric) == ("dot", "dot", "inner_product")
     assert json.loads((index.path / MANIFEST_FILE).read_text())["encoder"]["similarity"] == "dot"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["similarity_fn_name"] == "dot"
@@ -124,7 +124,7 @@ def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) ->
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
-def test_what_inner_products_cannot_follow_is_refused(similarity: str) -> None:
+def test_other_similarities_are_refused(similarity: str) -> None:
     model = tiny_encoder(TEXTS).model
     model.similarity_fn_name = similarity
     with pytest.raises(UsageError, match=f"one of cosine, dot, but this one says '{similarity}'.*--similarity"):

@@ -65,7 +65,7 @@ def test_the_fastest_that_finds_enough_is_chosen(clock: list[float]) -> None:
     assert "nprobe=256,k_factor_rf=1" not in {trial.parameters for trial in found.tried}
 
 
-def test_a_recall_out_of_reach_is_said(clock: list[float]) -> None:
+def test_unreachable_recall_is_reported(clock: list[float]) -> None:
     """With 16 lists nprobe ends at 16, which finds 5 + 3 of ten; factor 2 is the smallest that allows 8."""
     found = tune(Scripted("IVF16,PQ4x4fs,RFlat", clock), np.ones((6, 1)), recall=0.95, k=10)
     assert (found.parameters, found.recall, found.reached) == ("nprobe=16,k_factor_rf=2", 0.8, False)
@@ -74,9 +74,7 @@ def test_a_recall_out_of_reach_is_said(clock: list[float]) -> None:
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "IVF16,Flat", "IVF16,PQ8x4fs,RFlat", "IVF16_HNSW8,SQ8,RFlat"])
-def test_real_indexes_reach_it_with_what_they_understand(
-    factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
-) -> None:
+def test_real_indexes_reach_the_recall(factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd, factory=factory)
     seen: list[Trial] = []
     found = tune(index, queries_Bd, recall=0.9, k=K, on_trial=seen.append)
@@ -112,7 +110,7 @@ def test_lossy_kinds_say_what_recall_is_measured_against(vectors_Nd: np.ndarray,
 
 
 @pytest.mark.parametrize("factory", ["RaBitQ8", "IVF16,RaBitQ", "PCA8,Flat"])
-def test_kinds_that_score_by_something_else_need_exact_ids(
+def test_kinds_without_inner_product_scores_need_exact_ids(
     factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
 ) -> None:
     """RaBitQ8 finds nearly all of the best, and hardly what the one bit that it gives back would find."""
@@ -133,7 +131,7 @@ def test_fewer_vectors_than_results_are_all_found(vectors_Nd: np.ndarray, querie
     assert tune(FaissIndex.build(vectors_Nd[:5]), queries_Bd, k=20).recall == 1
 
 
-def test_what_cannot_be_is_refused(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_impossible_arguments_are_refused(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd[:50])
     for recall in (0, 1.01, float("nan")):
         with pytest.raises(UsageError, match="recall to reach must be above 0 and at most 1"):

@@ -104,7 +104,7 @@ def test_add_makes_a_segment_and_encodes_only_what_is_new(index: PassageIndex, e
     assert newest.newest() is newest
 
 
-def test_an_old_version_still_finds_its_words(index: PassageIndex, encoder: CountingEncoder) -> None:
+def test_an_old_version_keeps_its_bm25_index(index: PassageIndex, encoder: CountingEncoder) -> None:
     old = PassageIndex.open(index.path)
     with IndexWriter(index.path, encoder, progress=False) as writer:
         writer.delete(["p0"])
@@ -232,7 +232,7 @@ def test_chunks_follow_their_document(encoder: CountingEncoder, tmp_path: Path) 
     index.verify(encoder=encoder, corpus=wanted)
 
 
-def test_a_name_like_that_of_a_chunk_is_no_chunk(encoder: CountingEncoder, tmp_path: Path) -> None:
+def test_an_id_like_that_of_a_chunk_is_kept_apart(encoder: CountingEncoder, tmp_path: Path) -> None:
     chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
     whole = [Passage("a", "", "Paris is"), Passage("b", "", "Berlin is")]
     build_index(Corpus.from_passages(whole), encoder, tmp_path / "index", chunker=chunker, progress=False)
@@ -242,7 +242,7 @@ def test_a_name_like_that_of_a_chunk_is_no_chunk(encoder: CountingEncoder, tmp_p
     assert sorted(PassageIndex.open(tmp_path / "index").corpus.ids) == ["a", "a#1", "b", "b#7"]
 
 
-def test_what_is_not_of_the_index_stays_in_its_folder(index: PassageIndex, encoder: CountingEncoder) -> None:
+def test_foreign_files_in_the_directory_are_kept(index: PassageIndex, encoder: CountingEncoder) -> None:
     mine = ["deleted-ids.txt", "bm25-notes.md", "notes.txt"]
     for name in mine:
         (index.path / name).write_text("mine")
@@ -258,7 +258,7 @@ def test_what_is_not_of_the_index_stays_in_its_folder(index: PassageIndex, encod
     assert os.listdir(index.path / "segments") == ["000000"]
 
 
-def test_one_thing_in_place_of_a_list_is_refused(index: PassageIndex, encoder: CountingEncoder) -> None:
+def test_a_single_item_instead_of_a_list_is_refused(index: PassageIndex, encoder: CountingEncoder) -> None:
     with IndexWriter(index.path, encoder, progress=False) as writer:
         with pytest.raises(
             UsageError, match=r"ids must be a list, but got the string 'p1'\. Put it into a list: \['p1'\]"
@@ -279,7 +279,7 @@ def test_a_mistyped_path_makes_no_folders(encoder: CountingEncoder, tmp_path: Pa
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_goes_while_an_index_is_opened_means_a_newer_version(
+def test_opening_retries_with_the_newer_version(
     index: PassageIndex, encoder: CountingEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = Manifest.verify_files
@@ -360,7 +360,7 @@ def test_rows_and_positions_are_inverse() -> None:
     assert rows.live().tolist() == [0, 2, 4, 5, 6]
 
 
-def test_search_looks_past_what_is_deleted() -> None:
+def test_search_skips_deleted_rows() -> None:
     from indexes import FaissIndex
 
     vectors = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
@@ -468,7 +468,7 @@ writer() if sys.argv[3] == "writer" else reader(int(sys.argv[3]))
 """
 
 
-def test_readers_beside_a_writer_see_whole_versions_and_never_an_old_one(tmp_path: Path) -> None:
+def test_concurrent_readers_see_complete_versions(tmp_path: Path) -> None:
     """Two readers and one writer with random changes; RAG_CONCURRENCY_SECONDS=120 makes it the long one."""
     seconds = os.environ.get("RAG_CONCURRENCY_SECONDS", "6")
     texts = [" ".join([f"w{n}" for n in range(97)] + [f"e{n}" for n in range(2000)])]
@@ -499,7 +499,7 @@ def test_readers_beside_a_writer_see_whole_versions_and_never_an_old_one(tmp_pat
     assert all(reader["checks"] > 5 and reader["versions"] > 2 for reader in read)
 
 
-def test_vectors_on_milvus_live_by_the_same_rules(encoder: CountingEncoder, tmp_path: Path) -> None:
+def test_an_index_on_milvus_is_built_and_changed(encoder: CountingEncoder, tmp_path: Path) -> None:
     """Built, searched, changed, compacted and verified with the vectors in a file of Milvus Lite."""
     pytest.importorskip("milvus_lite", reason="the milvus extra is not installed")
     where = str(tmp_path / "vectors.db")
@@ -543,9 +543,7 @@ def test_segments_stay_as_small_as_the_build_made_them(
 
 
 @pytest.mark.parametrize("factory", ["IVF4,RaBitQ", "SQtq4", "IVF4,SQtq2", "RaBitQ4", "IVF4,EDEN"])
-def test_codes_that_do_not_survive_moving_do_not_wear_out(
-    factory: str, encoder: CountingEncoder, tmp_path: Path
-) -> None:
+def test_unstable_codes_are_encoded_again_when_merged(factory: str, encoder: CountingEncoder, tmp_path: Path) -> None:
     """Merged again and again, they are those that one build makes, since passages are encoded again and not codes."""
     passages = [Passage(f"r{n}", "", f"river {n % 13} germany {n % 7} faust {n}") for n in range(90)]
     build_index(Corpus.from_passages(passages[:80]), encoder, tmp_path / "index", factory=factory, progress=False)
