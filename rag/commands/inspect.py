@@ -1,4 +1,4 @@
-"""`rag inspect ...`: prompts, an E-step and a training batch, laid open."""
+"""`rag inspect ...`: what the model reads, what an E-step samples, and what a training batch contains."""
 
 from collections.abc import Set
 from typing import Any
@@ -19,15 +19,17 @@ def _inspect_prompts_arguments(parser: Any) -> None:
 
 
 def _inspect_prompts(args: Any) -> Report:
-    from rag.diagnostics.inspection import inspect_prompts, prompts_text
+    from rag.diagnostics.inspection import inspect_prompts
 
-    data = inspect_prompts(open_pipeline(args), args.question)
-    return Report(prompts_text(data), data)
+    found = inspect_prompts(open_pipeline(args), args.question)
+    return Report(found.text(), found.to_dict())
 
 
 def _inspect_permutations_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, help="one question, in quotes")
-    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
+    parser.add_argument(
+        "--answer", type=str, nargs="+", required=True, help="golden answers, of which the E-step scores one"
+    )
     parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
     _inspect_arguments(parser, skip={"ignore_identical_ids"})  # a question of the command line has no id
 
@@ -35,16 +37,16 @@ def _inspect_permutations_arguments(parser: Any) -> None:
 def _inspect_arguments(parser: Any, *, skip: Set[str] = frozenset()) -> None:
     bundle_arguments(parser)
     training_options(parser, skip={"training_arguments", *skip})
-    parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
+    parser.add_argument("--round", type=int, default=1, help="round whose samples are shown")
 
 
 def _inspect_permutations(args: Any) -> Report:
-    from rag.diagnostics.inspection import inspect_permutations, permutations_text
+    from rag.diagnostics.inspection import inspect_permutations
     from training import QAExample
 
     example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
-    data = inspect_permutations(open_pipeline(args), example, training_config(args), round=args.round)
-    return Report(permutations_text(data), data)
+    found = inspect_permutations(open_pipeline(args), example, training_config(args), round=args.round)
+    return Report(found.text(), found.to_dict())
 
 
 def _inspect_batch_arguments(parser: Any) -> None:
@@ -54,7 +56,7 @@ def _inspect_batch_arguments(parser: Any) -> None:
 
 
 def _inspect_batch(args: Any) -> Report:
-    from rag.diagnostics.inspection import batch_text, inspect_batch
+    from rag.diagnostics.inspection import inspect_batch
     from training import load_examples
     from training.questions.context_fit import refuse_too_long, that_fit_with_answers, warn_of_too_long
 
@@ -71,23 +73,23 @@ def _inspect_batch(args: Any) -> Report:
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")
     warn_of_too_long(fitted.too_long, len(examples), "questions")  # as training does
-    rows = inspect_batch(rag, fitted.kept, config, round=args.round)
-    return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
+    batch = inspect_batch(rag, fitted.kept, config, round=args.round)
+    return Report(batch.text(rag.generator.language_model.tokenizer.decode), batch.to_dict())
 
 
 COMMANDS: dict[str, Command] = {
     "inspect prompts": Command(
-        "what the model reads for a question, with the chat template's own part",
+        "what the model reads for a question, with the parts that the chat template adds",
         _inspect_prompts_arguments,
         _inspect_prompts,
     ),
     "inspect permutations": Command(
-        "what the E-step draws for a question, and how much each permutation explains the answer",
+        "the permutations that the E-step samples for a question, with their posterior weights",
         _inspect_permutations_arguments,
         _inspect_permutations,
     ),
     "inspect batch": Command(
-        "the generator's rows of a training batch, with the role of every token",
+        "the generator's sequences of a training batch, with the role of every token",
         _inspect_batch_arguments,
         _inspect_batch,
     ),
