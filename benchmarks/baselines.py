@@ -36,11 +36,14 @@ def main() -> int:
     index = str(output / "index")
     if not (output / "index").is_dir():
         corpus = str(source / "corpus.jsonl.gz")
-        if code := rag(["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output", index, *CHUNKS]):
+        if code := rag(
+            ["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output_dir", index, *CHUNKS]
+        ):
             return code
-    files = [word for name in ("train", "dev", "test") for word in (f"--{name}", str(output / f"{name}.jsonl"))]
+    options = {"--train_dataset": "train", "--eval_dataset": "dev", "--test_dataset": "test"}
+    files = [word for option, name in options.items() for word in (option, str(output / f"{name}.jsonl"))]
     settings = str(Path(__file__).with_suffix(".yaml"))
-    where = ["--index", index, *files, "--output", str(output / "sweep"), "--workers", args.workers]
+    where = ["--index", index, *files, "--output_dir", str(output / "sweep"), "--workers", args.workers]
     return rag(["sweep", "--config", settings, *where, *LIMITS])
 
 

@@ -7,7 +7,7 @@ import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before to
 
 if TYPE_CHECKING:
     from generator.chat import Chat
-    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
     from generator.generator import Generator
     from generator.language_model import LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
@@ -21,6 +21,7 @@ _EXPORTS = {
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",
+    "ModelConfig": "generator.configs",
     "RankingPrompt": "generator.prompts",
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "Generator",
     "Identifiers",
     "LanguageModel",
+    "ModelConfig",
     "RankingPrompt",
 ]
 

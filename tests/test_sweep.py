@@ -185,7 +185,7 @@ def test_from_the_shell(
     def fail(trainer: DROTrainer) -> None:
         raise ValueError("no luck")
 
-    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         patch.setattr(DROTrainer, "train", fail)
         assert main(command) == 1

@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 def build_index(
     corpus: str | Path | Corpus | datasets.Dataset,
     encoder: str | Path | Encoder,
-    output: str | Path,
+    output_dir: str | Path,
     *,
     factory: str = "auto",
     batch_size: int = 256,
@@ -101,7 +101,7 @@ def build_index(
     Args:
         corpus: Passages, or a file, folder or address that `Corpus.from_file` reads.
         encoder: The encoder, or the folder or hub id of one.
-        output: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
+        output_dir: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
         factory: FAISS's description of the index; "auto" chooses by the number of passages and the memory.
         batch_size: The most passages that the encoder reads at once; fewer when they are long.
         chunker: Cuts the passages first; passages that are added later are cut in the same way.
@@ -129,7 +129,7 @@ def build_index(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
-    output, team = Path(output).resolve(), Team.of(distributed)
+    output, team = Path(output_dir).resolve(), Team.of(distributed)
     if not isinstance(encoder, Encoder):
         encoder = Encoder.from_pretrained(encoder, device=team.device, trust_remote_code=trust_remote_code)
     if factory != "auto" and milvus is None:

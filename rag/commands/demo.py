@@ -9,7 +9,7 @@ from rag.commands.command import Command, Report, progress
 def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of about a minute")
     parser.add_argument("--full", action="store_true", help="every baseline and ablation: 20 minutes on two cores")
-    parser.add_argument("--output", type=str, help="folder of the run; an unfinished one is continued")
+    parser.add_argument("--output_dir", type=str, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
     parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
     for name, what in _DEMO_SIZES.items():
@@ -39,7 +39,7 @@ def _demo(args: Any) -> Report:
         sizes["rows"] = tuple(args.rows)
     result = run_demo(
         mode="quick" if args.quick else "full" if args.full else "default",
-        output=args.output,
+        output=args.output_dir,
         seed=args.seed,
         progress=progress(args),
         **sizes,

@@ -21,7 +21,7 @@ from rag.commands.options import (
 def _build_arguments(parser: Any) -> None:
     corpus_argument(parser)
     parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
-    parser.add_argument("--output", type=str, required=True, help="index directory to write")
+    parser.add_argument("--output_dir", type=str, required=True, help="index directory to write")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
     quoting_argument(parser)
     on_error_argument(parser, "list it in quarantine.jsonl in the index")
@@ -70,7 +70,7 @@ def _build(args: Any) -> Report:
     index = build_index(
         args.corpus,
         encoder,
-        args.output,
+        args.output_dir,
         factory=args.factory,
         batch_size=args.batch_size,
         chunker=_chunker(args, encoder),
@@ -87,7 +87,7 @@ def _build(args: Any) -> Report:
         progress=progress(args),
     )
     info = index.info()
-    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output}", info)
+    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output_dir}", info)
 
 
 def _folder_argument(parser: Any) -> None:

@@ -1,17 +1,28 @@
 """`rag train`: selector, generator and question adapter, jointly."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.commands.command import Command, Report, cell, progress, table
-from rag.commands.options import create_pipeline, dev_arguments, pipeline_arguments, training_config, training_options
+from rag.commands.command import Command, Report, progress
+from rag.commands.options import (
+    config_options,
+    create_pipeline,
+    eval_arguments,
+    pipeline_arguments,
+    training_config,
+    training_options,
+)
+from rag.text_tables import cell, table
+
+logger = logging.getLogger(__name__)
 
 
 def _train_arguments(parser: Any) -> None:
     pipeline_arguments(parser)
-    parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
-    dev_arguments(parser)
+    parser.add_argument("--train_dataset", type=str, required=True, help="training questions with golden answers")
+    eval_arguments(parser)
     training_options(parser)
     parser.add_argument(
         "--output_dir", type=str, required=True, help="folder of the run: settings, metrics, a checkpoint per round"
@@ -25,17 +36,19 @@ def _train_arguments(parser: Any) -> None:
 
 
 def _train(args: Any) -> Report:
+    config, _ = training_config(args), config_options(args)  # refused settings are found before torch is loaded
     from rag import DROTrainer
     from training import load_examples
 
-    config = training_config(args)
     dev = None
-    if args.dev is not None:
+    if args.eval_dataset is not None:
         limit = args.max_eval_samples
-        dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=limit, quoting=args.quoting)
+        dev = load_examples(
+            args.eval_dataset, require_answers=True, allow_unanswerable=True, limit=limit, quoting=args.quoting
+        )
     rag = create_pipeline(args)
     train = load_examples(
-        args.train,
+        args.train_dataset,
         require_answers=True,
         limit=config.max_train_samples,
         quoting=args.quoting,
@@ -44,7 +57,11 @@ def _train(args: Any) -> Report:
     if args.answerable_only:
         from rag.evaluation.evaluation import answerable
 
-        train = answerable(rag, train)
+        train, total = answerable(rag, train), len(train)
+        if len(train) < total:
+            logger.info(
+                "Left out %d of %d training questions: no candidate holds an answer.", total - len(train), total
+            )
     trainer = DROTrainer(
         rag,
         config,
