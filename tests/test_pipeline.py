@@ -137,7 +137,7 @@ def test_a_model_config_replaces_the_options_of_the_base(base: Path, index: Pass
     config = ModelConfig(name=str(base), device="cpu", context_length=900)
     model = RAG.create(index=index, base=config).generator.language_model
     assert (model.context_length, model.name) == (900, str(base))
-    with pytest.raises(UsageError, match=r"got \['device'\] beside it. Set them in the ModelConfig"):
+    with pytest.raises(UsageError, match=r"got \['device'\] in addition. Set them in the ModelConfig"):
         RAG.create(index=index, base=config, device="cpu")
 
 

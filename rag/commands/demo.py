@@ -1,4 +1,4 @@
-"""`rag demo`: the laboratory."""
+"""`rag demo`: the demo experiment."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _demo(args: Any) -> Report:
     from rag.experiments.demo_sizes import run_demo
 
     if args.quick and args.full:
-        raise UsageError("A demo is either quick or full; both --quick and --full came.")
+        raise UsageError("A demo is either quick or full; got both --quick and --full.")
     sizes = {name: args[name] for name in _DEMO_SIZES if args[name] is not None}
     if args.rows:
         sizes["rows"] = tuple(args.rows)
@@ -49,7 +49,7 @@ def _demo(args: Any) -> Report:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "the laboratory: baselines, DRO and SelfAug on an invented world, with a tiny model",
+        "the demo experiment: baselines, DRO and SelfAug on an invented world, with a tiny model",
         _demo_arguments,
         _demo,
         json_file=True,

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the pipelines that they describe."""
+"""Options that several commands share, and the pipelines that they describe."""
 
 from collections.abc import Set
 from typing import Any
@@ -44,17 +44,17 @@ def quoting_argument(parser: Any) -> None:
 
 
 def on_error_argument(parser: Any, then: str) -> None:
-    """`--on_error`: what becomes of broken rows."""
+    """`--on_error`: what happens to broken records."""
     parser.add_argument(
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help=f"of a broken row: stop, or leave it out and {then}",
+        help=f"for a broken record: stop, or leave it out and {then}",
     )
 
 
 def building_arguments(parser: Any) -> None:
-    """What a build costs depends on these, so that a plan takes them too."""
+    """Options that affect the cost of a build, so that a plan takes them too."""
     parser.add_argument("--encoder", type=str, default="tiny", help="sentence-transformers name or folder")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
@@ -129,16 +129,16 @@ def answer_mode_argument(parser: Any) -> None:
 
 
 def trust_argument(parser: Any, whose: str) -> None:
-    """`--trust_remote_code`: whether models may run code that they bring."""
+    """`--trust_remote_code`: whether models may run code that comes with them."""
     parser.add_argument(
         "--trust_remote_code",
         action="store_true",
-        help=f"run Python code that comes with {whose}; read it first, since it may do whatever you may",
+        help=f"run Python code that comes with {whose}; read it first: it has all your permissions",
     )
 
 
 def context_argument(parser: Any) -> None:
-    """`--context_length`: how much of a prompt the base reads."""
+    """`--context_length`: how many tokens the base model reads."""
     parser.add_argument(
         "--context_length",
         type=int,
@@ -147,14 +147,14 @@ def context_argument(parser: Any) -> None:
 
 
 def pipeline_arguments(parser: Any, *, answer_mode: bool = True) -> None:
-    """What a new pipeline is made of, with or without its answer mode."""
+    """The parts of a new pipeline, with or without its answer mode."""
     from generator import AdapterConfig, ChatConfig, DecodingConfig
     from retriever import SelectorConfig
 
     parser.add_argument("--index", type=str, help="index directory")
     parser.add_argument("--base", type=str, default="tiny", help='causal LM: Hub name, folder, or "tiny"')
     parser.add_argument("--revision", type=str, help="revision on the Hub: of --bundle, or else of --base")
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
@@ -202,7 +202,7 @@ def model_config(args: Any) -> Any:
 
 
 def bundle_arguments(parser: Any) -> None:
-    """A trained pipeline, or what a new one is made of."""
+    """A trained pipeline, or the parts of a new one."""
     parser.add_argument(
         "--bundle",
         type=str,
@@ -223,7 +223,7 @@ def open_pipeline(args: Any) -> Any:
     own = ("base", "context_length", "retriever", "answer_mode", "selector", "decoding", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
-        raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
+        raise UsageError(f"A bundle brings its own {given}; leave those options out, or create a new pipeline.")
     from rag import RAG
 
     return RAG.from_pretrained(
