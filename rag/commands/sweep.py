@@ -36,7 +36,7 @@ _OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
 
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
-    from rag.experiments.sweep_runner import SHARED_DEFAULTS, WorldSettings
+    from rag.experiments.sweep_options import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import Probes
 
     parser.add_argument(
@@ -80,7 +80,8 @@ def settings_of(args: Any) -> Any:
     """`SweepSettings` from parsed options."""
     from dataclasses import fields
 
-    from rag.experiments.sweep_runner import SweepSettings, WorldSettings
+    from rag.experiments.sweep_options import WorldSettings
+    from rag.experiments.sweep_runner import SweepSettings
     from rag.forgetting.retention_tasks import Probes
 
     named = {f.name for f in fields(SweepSettings)}
