@@ -31,13 +31,11 @@ class Line(NamedTuple):
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is gzipped, by its first bytes or its name; a damaged ``.gz`` file must not pass for plain text.
+    """Whether a file is gzipped, by its first bytes, whatever its name: browsers unpack ``.gz`` files on the way.
 
     Raises:
         OSError: It cannot be read.
     """
-    if path.suffix.lower() == ".gz":
-        return True
     with path.open("rb") as file:
         return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 
