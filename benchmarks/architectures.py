@@ -40,7 +40,7 @@ from indexes.tiny_encoder import TINY as TINY_MODEL
 from rag.pipeline import RAG, base_weights
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, SupervisedConfig
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
@@ -255,7 +255,7 @@ def check_rows(rag: RAG) -> None:
     candidates = rag.retriever.search(QUESTIONS, rag.num_candidates)
     z_mK = torch.tensor([[0, 1], [2, 3], [3, 0]])
     with torch.no_grad(), model.use("selector"):
-        together = selector.score(candidates, [z_mK] * len(candidates))
+        together = selector.log_prob(candidates, [z_mK] * len(candidates))
         ids = torch.tensor(selector.identifiers.token_ids)
         for one, found_m in zip(candidates, together, strict=True):
             for z_K, found in zip(z_mK, found_m, strict=True):
@@ -263,7 +263,7 @@ def check_rows(rag: RAG) -> None:
                 row = torch.tensor([selector.prompt_ids(one) + reply])
                 hidden_TH = model.hidden(row, None)[0]
                 lm_Kn = model.logits_for_positions(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
-                logits_Kn = selector._pool(lm_Kn, selector._prior_scores(one, len(one)))
+                logits_Kn = selector._combine(lm_Kn, selector.prior_scores(one))
                 second_n = logits_Kn[1].clone()
                 second_n[z_K[0]] = -torch.inf
                 expected = logits_Kn[0].log_softmax(-1)[z_K[0]] + second_n.log_softmax(-1)[z_K[1]]
@@ -274,9 +274,11 @@ def check_rows(rag: RAG) -> None:
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
     config = DROConfig(
-        output_dir=str(folder), rounds=1, num_permutations=2, supervised_epochs=0, proposals_per_sample=1
+        rounds=1,
+        e_step=EStepConfig(num_permutations=2, proposals_per_sample=1),
+        supervised=SupervisedConfig(num_train_epochs=0),
     )
-    DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
+    DROTrainer(rag, config, train_dataset=EXAMPLES, output_dir=folder, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"
     assert not model.is_untrained("selector"), "the selector did not learn"

@@ -22,8 +22,9 @@ from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import SelectorConfig
 from training.estimation import Posterior, answer_row
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
@@ -195,7 +196,7 @@ class Pipeline:
 
     model: LanguageModel
     retriever: StoredRetriever
-    selector: Selector
+    selector: ListwiseSelector
     generator: Generator
     candidates: list[Candidates]
     examples: list[QAExample]
@@ -221,7 +222,7 @@ def pipeline(
     device = str(model.device)
     found = [candidates(i, n) for i in range(questions)]
     retriever = StoredRetriever(found, device)
-    selector = Selector(
+    selector = ListwiseSelector(
         model,
         retriever,
         prompt=RandomRankingPrompt(length=prompt),

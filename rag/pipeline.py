@@ -29,6 +29,7 @@ from rag.tiny_base import base_path
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever
 from retriever.selector import Selector, SelectorConfig
+from retriever.selectors import config_from_dict, config_to_dict, create_selector
 from training.checkpoint import load_learned, write_learned
 
 CONFIG_FILE = "rag_config.json"
@@ -137,7 +138,7 @@ class RAG:
         finder.adapter.to(model.device)
         return cls(
             finder,
-            Selector(model, finder, prompt=ranking_prompt, config=selector),
+            create_selector(selector or SelectorConfig(), model, finder, prompt=ranking_prompt),
             Generator(model, prompt=answer_prompt, config=generation),
             answering=answering,
         )
@@ -303,7 +304,7 @@ class RAG:
                 "trust_remote_code": model.trust_remote_code,
             },
             "adapter": asdict(model.adapter),
-            "selector": asdict(self.selector.config),
+            "selector": config_to_dict(self.selector.config),
             "generation": asdict(self.generator.config),
             "chat": asdict(model.chat.config),
             "answering": self.answering,
@@ -379,7 +380,7 @@ class RAG:
             index=opened,
             encoder=encoder,
             retriever=config.get("retriever", DenseRetriever.kind),  # bundles were dense before they said so
-            selector=SelectorConfig(**config["selector"]),
+            selector=config_from_dict(config["selector"]),
             generation=DecodingConfig(**config["generation"]),
             answer_prompt=AnswerPrompt(**config["answer_prompt"]),
             ranking_prompt=RankingPrompt(**config["ranking_prompt"]),

@@ -40,7 +40,8 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from rag.pipeline import RAG
-from retriever.dense import DenseRetriever
+from retriever.dense import Candidates, DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
 from retriever.selector import Selector, SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
@@ -204,7 +205,7 @@ def retriever(index: PassageIndex, encoder: Encoder) -> DenseRetriever:
 
 
 @pytest.fixture
-def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
+def make_selector(retriever: DenseRetriever) -> Callable[..., ListwiseSelector]:
     """Builds a selector with a gate that lets the language model speak."""
 
     def make(
@@ -214,15 +215,21 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
         strength: float = 0.9,
         prior: bool = True,
         **settings: object,
-    ) -> Selector:
+    ) -> ListwiseSelector:
         config = SelectorConfig(**{"num_candidates": 6, "num_selected": 3, "use_prior": prior, **settings})
-        selector = Selector(model, retriever, config=config)
+        selector = ListwiseSelector(model, retriever, config=config)
         with torch.no_grad():
             selector.prior.gate.fill_(gate)
             selector.prior.strength.fill_(strength)
         return selector
 
     return make
+
+
+@torch.no_grad()
+def log_probs_of(selector: Selector, candidates: Candidates, z_mK: torch.Tensor) -> torch.Tensor:
+    """Log p_s(z | x) of permutations of one question, without gradient, on the CPU."""
+    return selector.log_prob([candidates], [z_mK])[0].cpu()
 
 
 @pytest.fixture
@@ -240,18 +247,23 @@ def passes(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> li
     return seen
 
 
+def dro_config(**settings: object) -> DROConfig:
+    """Settings of training by their names with a dot or two underscores: `dro_config(e_step__exact=True)`."""
+    return DROConfig().with_settings({name.replace("__", "."): value for name, value in settings.items()})
+
+
 @pytest.fixture
 def make_e_step(
     language_model: LanguageModel,
     retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
     generator: Generator,
 ) -> Callable[..., EStep]:
     """E-steps that read two of four candidates, with any settings."""
 
     def make(**settings: object) -> EStep:
         selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused"} | settings))
+        return EStep(retriever, selector, generator, dro_config(**settings))
 
     return make
 

@@ -40,11 +40,11 @@ def config_of(name: str, tmp_path: Path) -> Any:
 class TestRecipes:
     def test_nobody_is_told_which_passages_are_gold(self, tmp_path: Path) -> None:
         for name in LABELS.keys() - {"base"}:
-            assert config_of(name, tmp_path).supervised_epochs == 0
+            assert config_of(name, tmp_path).supervised.num_train_epochs == 0
 
     def test_what_is_trained(self, tmp_path: Path) -> None:
         trained = {
-            name: (config.train_selector, config.train_generator, config.selfaug_alpha)
+            name: (config.train_selector, config.train_generator, config.selfaug.alpha)
             for name in LABELS.keys() - {"base"}
             for config in [config_of(name, tmp_path)]
         }
@@ -59,7 +59,15 @@ class TestRecipes:
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
         configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
-        assert len({(c.rounds, c.supervised_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
+        assert (
+            len(
+                {
+                    (c.rounds, c.supervised.num_train_epochs, c.m_step.learning_rate, c.seed, c.m_step.num_train_epochs)
+                    for c in configs
+                }
+            )
+            == 1
+        )
 
     def test_an_unknown_domain_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):

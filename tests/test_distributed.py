@@ -20,10 +20,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
 from conftest import randomize_adapters, tiny_language_model
+from retriever.listwise_selector import ListwiseSelector
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
+from training.config import DROConfig, EStepConfig
+from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -34,9 +37,9 @@ rank = dist.get_rank()
 index = PassageIndex.open(index_path)
 model = tiny_language_model()
 retriever = DenseRetriever(index, index.load_encoder())
-selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
+selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
 generator = Generator(model)
-config = DROConfig(output_dir="unused", num_permutations=2)
+config = DROConfig(e_step=EStepConfig(num_permutations=2))
 posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 joint = JointModel(selector, generator, config)
 mine = (posteriors[rank],)
@@ -136,7 +139,7 @@ from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.trainer import DROTrainer
 
 rank = int(os.environ["RANK"])
@@ -145,9 +148,10 @@ make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", ada
                           selector=SelectorConfig(num_candidates=4, num_selected=2),
                           generation=DecodingConfig(max_new_tokens=2))
 rag = make()
-config = DROConfig(output_dir=sys.argv[4], rounds=1, num_permutations=2, supervised_epochs=1, learning_rate=1e-2,
-                   gradient_accumulation_steps=1)
-trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], evaluate=evaluate, progress=False)
+config = DROConfig.from_dict({"rounds": 1, "e_step": {"num_permutations": 2},
+                              "m_step": {"learning_rate": 1e-2, "gradient_accumulation_steps": 1}})
+files = {"output_dir": sys.argv[4], "evaluate": evaluate, "progress": False}
+trainer = DROTrainer(rag, config, train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
 assert trainer.state.num_processes == 2
 shared_out = trainer.e_step.__class__.__call__
 def counted(self, examples, **kwargs):
@@ -167,9 +171,8 @@ if rank == 1:  # sees the metrics as they are while the other process rewrites t
         empty = lambda self, *a, whole=whole, **k: whole(self, *a, **k)[:0 if self.name == "metrics.jsonl" else None]
         setattr(Path, name, empty)
 rag = make()
-resumed = DROTrainer(rag, replace(config, resume=True, rounds=2), EXAMPLES, EXAMPLES[:1], evaluate=evaluate,
-                     progress=False)
-assert [record["round"] for record in resumed.train()] == [0, 1, 2]
+resumed = DROTrainer(rag, replace(config, rounds=2), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
+assert [record["round"] for record in resumed.train(resume_from_checkpoint=True)] == [0, 1, 2]
 model = rag.generator.language_model
 flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])
 both = [torch.empty_like(flat) for _ in range(2)]
@@ -182,9 +185,9 @@ if rank == 0:
     Path(sys.argv[4], "agreed").write_text(str(float(flat.norm())))
     Path(sys.argv[4], "run.json").write_text("{")
 dist.barrier()
-broken = DROTrainer(rag, replace(config, resume=True, rounds=3), EXAMPLES, progress=False)
+broken = DROTrainer(rag, replace(config, rounds=3), train_dataset=EXAMPLES, **files)
 try:
-    broken.train()
+    broken.train(resume_from_checkpoint=True)
 except MismatchError as error:
     assert "run.json must hold a JSON object" in str(error)
 else:

@@ -15,8 +15,8 @@ from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
-from retriever.selector import Selector
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
@@ -25,7 +25,7 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which rive
 
 
 @pytest.fixture
-def rag(make_selector: Callable[..., Selector]) -> RAG:
+def rag(make_selector: Callable[..., ListwiseSelector]) -> RAG:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
@@ -87,7 +87,7 @@ def test_an_answer_that_ends_at_once_is_empty(rag: RAG, monkeypatch: pytest.Monk
     assert answer.log_prob == pytest.approx(0.0, abs=1e-6)
 
 
-def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1, got 2"):
@@ -112,7 +112,7 @@ def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[...,
         make_rag().answering = "rag_token"  # type: ignore[misc]
 
 
-def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
+def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
     with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
@@ -138,11 +138,9 @@ def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, streng
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     config = DROConfig(
-        output_dir="unused",
-        exact=True,
-        marginalization="token",
-        loss_normalization=normalization,  # type: ignore[arg-type]
-        selfaug_alpha=0.0,
+        e_step=EStepConfig(exact=True, marginalization="token"),
+        m_step=MStepConfig(loss_normalization=normalization),
+        selfaug=SelfAugConfig(alpha=0.0),
     )
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=1)[0]
     model, retriever = rag.generator.language_model, rag.retriever
@@ -170,8 +168,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
 
 
 def test_rows_may_be_split_into_parts(rag: RAG) -> None:
-    settings = {"output_dir": "unused", "exact": True, "marginalization": "token", "selfaug_alpha": 0.0}
-    config = DROConfig(**settings)  # type: ignore[arg-type]
+    config = DROConfig(e_step=EStepConfig(exact=True, marginalization="token"), selfaug=SelfAugConfig(alpha=0.0))
     examples = [QAExample(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, ("x", "Bern", "it"), strict=True))]
     posteriors = tuple(EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=1))
     joint = JointModel(rag.selector, rag.generator, config)
@@ -181,9 +178,9 @@ def test_rows_may_be_split_into_parts(rag: RAG) -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_needs_every_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood='sum'; exact=False"):
-        DROConfig(output_dir=tmp_path, marginalization="token")
+def test_it_needs_every_permutation() -> None:
+    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood_exponent=1; got exact=False"):
+        DROConfig(e_step=EStepConfig(marginalization="token"))
 
 
 def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
@@ -207,7 +204,9 @@ def by_documents(rag: RAG, text: str) -> float:
     return float((prior_n1 * mixture_L).sum(0).log().sum())
 
 
-def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selector: Callable[..., Selector]) -> None:
+def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content }}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -222,7 +221,9 @@ def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selecto
     assert answer.log_prob == pytest.approx(by_documents(rag, "Ro"), abs=1e-4)
 
 
-def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector: Callable[..., Selector]) -> None:
+def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     """The log-probability is that of the answer right behind the prompt, as everywhere."""
     template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)

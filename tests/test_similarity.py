@@ -229,7 +229,7 @@ class TestRefresh:
     ) -> None:
         from training import DROConfig
 
-        config = DROConfig(output_dir=str(tmp_path))
+        config = DROConfig()
         refreshed(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
         new_index, new_encoder = open_refreshed(tmp_path / "new", encoder)
         assert (new_index.info()["similarity"], new_encoder.similarity) == ("dot", "dot")

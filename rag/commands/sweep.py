@@ -6,7 +6,13 @@ from typing import Any
 
 from indexes.errors import UsageError
 from rag.commands.command import Command, Report, progress, table
-from rag.commands.options import identical_ids_argument, pipeline_arguments, quoting_argument
+from rag.commands.options import (
+    identical_ids_argument,
+    pipeline_arguments,
+    quoting_argument,
+    training_options,
+    training_settings,
+)
 
 _FILES = {
     "train": "training questions with golden answers",
@@ -15,14 +21,13 @@ _FILES = {
 }
 _LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
 # Every row has its own.
-_OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_samples", "ignore_identical_ids"}
+_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
-    from rag.experiments.sweep_runner import WorldSettings
+    from rag.experiments.sweep_runner import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import Probes
-    from training import DROConfig
 
     parser.add_argument("--output", type=str, required=True, help="folder of the sweep; an unfinished one is continued")
     parser.add_argument("--workers", type=int, help="rows done at the same time (default: one per core; one on a GPU)")
@@ -56,10 +61,9 @@ def _sweep_arguments(parser: Any) -> None:
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
     parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
     parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
-    parser.add_class_arguments(DROConfig, skip=_OF_A_ROW)
-    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+    training_options(parser, skip=_OF_A_ROW)
     # As in the laboratory: nobody is told which passages are gold.
-    parser.set_defaults(supervised_epochs=0, selfaug_rows="one", metric_for_best_model="exact_match")
+    parser.set_defaults(SHARED_DEFAULTS)
 
 
 def settings_of(args: Any) -> Any:
@@ -70,11 +74,9 @@ def settings_of(args: Any) -> Any:
     from rag.experiments.sweep_runner import SweepSettings, WorldSettings
     from rag.forgetting.retention_tasks import Probes
     from retriever import SelectorConfig
-    from training import DROConfig
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
-    training = {f.name: args[f.name] for f in fields(DROConfig) if f.name not in _OF_A_ROW}
     given |= {
         "recipes": tuple(args.recipes),
         "seeds": tuple(args.seeds),
@@ -84,7 +86,7 @@ def settings_of(args: Any) -> Any:
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),
-        "training": training | {"training_arguments": args.training_arguments},
+        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_ROW},
     }
     return SweepSettings(**given)
 

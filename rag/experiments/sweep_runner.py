@@ -61,16 +61,18 @@ from rag.forgetting.measurement import ModelScores, forgetting_table, measure_fo
 from rag.forgetting.retention_tasks import Probes
 from rag.logs import set_up_logs
 from rag.pipeline import RAG, encoder_of
-from rag.report import with_rows, write_report
-from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
+from rag.report import with_evaluation_records, write_report
+from rag.report.result_files import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
+from training.config import flatten
 from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
 from training.questions.loading import write_examples
+from training.trainer import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,15 @@ SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "dev", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
-_OWN = ("output_dir", "seed", "resume", "ignore_identical_ids")
+_OWN = ("seed", "ignore_identical_ids")
+SHARED_DEFAULTS: dict[str, Any] = {
+    # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would only
+    # sharpen the prior until nothing else is ever drawn.
+    "supervised.num_train_epochs": 0,
+    "selfaug.permutations": "one",
+    "metric_for_best_model": "exact_match",
+}
+"""Settings of training in which a sweep differs from `DROConfig`'s defaults."""
 _WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
 
 
@@ -112,8 +122,8 @@ class SweepSettings:
     seeds: tuple[int, ...] = (42,)
     """Of every draw and of the batches; one row for each."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Fields of `DROConfig` with the values to try: one row for each combination. A recipe that sets a field itself
-    keeps its own value, so that its rows for the values to try are the same."""
+    """Settings of `DROConfig` by their dotted names (`m_step.learning_rate`), with the values to try: one row for each
+    combination. A recipe that sets one itself keeps its own value, so that its rows for the values are the same."""
     ours: str = "auto"
     """Which of the recipes is held against every other; "auto": DRO with SelfAug, or without where that is not there,
     else the last."""
@@ -155,7 +165,7 @@ class SweepSettings:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `DROConfig` that all rows share; `selfaug_alpha` is that of the rows with SelfAug."""
+    """Settings of `DROConfig` that all rows share, dotted or nested; `selfaug.alpha` is of the rows with SelfAug."""
     exercises: int = 48
     """General-ability tasks of the tiny base: so many at each round, twice as many at the end. 0: none."""
     exercises_seed: int = 42
@@ -185,20 +195,14 @@ class SweepSettings:
 
     @staticmethod
     def _check_fields(what: str, given: Mapping[str, Any]) -> None:
-        known = {f.name for f in fields(DROConfig)} - set(_OWN)
-        if unknown := sorted(set(given) - known):
-            raise UsageError(f"{what} must name settings of training, {sorted(known)}; {unknown} came.")
+        names = flatten(given)
+        DROConfig.check_names(names)
+        if own := sorted(set(names) & set(_OWN)):
+            raise UsageError(f"{what} must name settings that every row may share; got {own}, which the sweep sets.")
 
-    def shared_config(self, folder: Path, seed: int, changes: Mapping[str, Any]) -> DROConfig:
+    def shared_config(self, seed: int, changes: Mapping[str, Any]) -> DROConfig:
         """What the rows of one cell of the grid share."""
-        defaults = {
-            # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would
-            # only sharpen the prior until nothing else is ever drawn.
-            "supervised_epochs": 0,
-            "selfaug_rows": "one",
-            "metric_for_best_model": "exact_match",
-        }
-        return DROConfig(**{**defaults, **self.training, **changes, "output_dir": folder, "seed": seed})
+        return DROConfig().with_settings({**SHARED_DEFAULTS, **flatten(self.training), **changes, "seed": seed})
 
     def variants(self) -> dict[str, Variant]:
         """What is compared, by name: each once, under the first name that it was given.
@@ -231,7 +235,7 @@ class SweepSettings:
         ]
         unique = {row.name: row for row in rows}
         for row in unique.values():
-            row.variant.config(self.shared_config(Path("unused"), row.seed, row.changes))
+            row.variant.config(self.shared_config(row.seed, row.changes))
         return list(unique.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -346,7 +350,7 @@ class Sweep:
         write_json(data, self.folder / SWEEP_FILE)
         write_json(seconds, self.folder / SECONDS_FILE)
         timed = with_seconds(data, seconds) | {"curves": {r.name: list(r.curve) for r in results if r.curve}}
-        write_report(with_rows(timed, self.folder), self.folder / "report.html")
+        write_report(with_evaluation_records(timed, self.folder), self.folder / "report.html")
         return timed
 
     def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:
@@ -394,15 +398,17 @@ class Sweep:
         config = self.config(row)
         curve: list[dict[str, Any]] = []
         if config is not None:
+            run = self._file(row, "run")
             trainer = DROTrainer(
                 rag,
                 config,
-                questions["train"],
-                questions["dev"],
+                train_dataset=questions["train"],
+                eval_dataset=questions["dev"],
+                output_dir=run,
                 evaluate=evaluation_with_retention(self.tasks),
                 progress=self.progress,
             )
-            curve = trainer.train()
+            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file())
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
@@ -590,9 +596,7 @@ class Sweep:
 
     def config(self, row: Row) -> DROConfig | None:
         """How the row is trained; None: not at all."""
-        folder = self._file(row, "run")
-        config = row.variant.config(self.settings.shared_config(folder, row.seed, row.changes))
-        return config and replace(config, resume=(folder / "run.json").is_file())
+        return row.variant.config(self.settings.shared_config(row.seed, row.changes))
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -636,7 +640,7 @@ class Sweep:
             file = self._file(row, name)
             # One that a kill cut off, or that is being written, is no evidence.
             with suppress(FileNotFoundError, json.JSONDecodeError):
-                found |= json.loads(file.read_text(encoding="utf-8")).get(key) or {}
+                found |= flatten(json.loads(file.read_text(encoding="utf-8")).get(key) or {})
         return found
 
     def folder_of(self, row: Row) -> Path:
@@ -717,8 +721,8 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _comparable(config: DROConfig, row: Row) -> dict[str, Any]:
     """What a sweep asks of a row's training beside its recipe, as JSON has it."""
-    own = {*(row.variant.recipe.training or ()), "output_dir", "resume"}
-    return {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in own}
+    own = row.variant.recipe.training or ()
+    return {k: v for k, v in flatten(json.loads(json.dumps(config.to_dict(), default=str))).items() if k not in own}
 
 
 def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:
