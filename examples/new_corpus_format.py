@@ -2,18 +2,18 @@
 
     python examples/new_corpus_format.py
 
-The same class in an installed package is found without an import: name its module in the entry points
-``dro_rag.plugins``, and ``rag index build --corpus export.nbib`` reads it as well.
+In a package of your own, name the module as an entry point of the group ``dro_rag.plugins``; then
+``rag index build --corpus export.nbib`` reads such files as well.
 """
 
-from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from indexes import Corpus, DataError
-from indexes.corpora.corpus_format import CorpusFormat, ReadOptions
-from indexes.corpora.sources import CORPUS_FORMATS
+from indexes import CORPUS_FORMATS, Corpus, CorpusFormat, DataError
+from indexes.corpora.corpus_format import ReadOptions
 from indexes.records.record import BrokenRecord, Place, Record, RecordStream
-from indexes.records.text_lines import Line, plain_or_gzip, read_lines
+from indexes.records.text_lines import plain_or_gzip, read_lines
 
 EXPORT = """\
 PMID- 101
@@ -29,33 +29,27 @@ AB  - Spring tides follow the full moon.
 
 @CORPUS_FORMATS.register("medline")
 class Medline(CorpusFormat):
-    """Lines ``TAG - value``; a line that begins with six blanks continues the value, an empty line ends the article."""
+    """Lines ``TAG - value``; six blanks at the start of a line continue the value, a blank line ends the article."""
 
     suffixes = (".nbib",)
     may_be_gzipped = True
 
     def records(self, path: Path, name: str, options: ReadOptions) -> RecordStream:
-        for lines in self._articles(read_lines(plain_or_gzip(path), name)):
-            place = Place(name, "line", lines[0].number)
-            fields: dict[str, str] = {}
+        for is_blank, article in groupby(read_lines(plain_or_gzip(path), name), lambda line: not line.text.strip()):
+            if is_blank:
+                continue
+            lines = list(article)
+            place, tag, fields = Place(name, "line", lines[0].number), "", dict[str, str]()
             for line in lines:
-                tag, text = line.text[:4].strip() or tag, line.text[6:].strip()
-                fields[tag] = f"{fields.get(tag, '')} {text}".strip()
+                tag = line.text[:4].strip() or tag
+                fields[tag] = f"{fields.get(tag, '')} {line.text[6:].strip()}".strip()
             if "PMID" in fields:
                 yield Record(place, {"id": fields["PMID"], "title": fields.get("TI"), "text": fields.get("AB", "")})
-            else:  # left out by on_error="skip"
+            else:  # an error, or left out with on_error="skip"
                 yield BrokenRecord(place, DataError(f"{place}: an article must have a PMID, got {sorted(fields)}."))
-
-    def _articles(self, lines: Iterator[Line]) -> Iterator[list[Line]]:
-        article: list[Line] = []
-        for line in [*lines, Line(0, "")]:
-            if line.text.strip():
-                article.append(line)
-            elif article:
-                yield article
-                article = []
 
 
 if __name__ == "__main__":
-    Path("export.nbib").write_text(EXPORT, encoding="utf-8")
-    print(*Corpus.from_file("export.nbib"), sep="\n")
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "export.nbib").write_text(EXPORT, encoding="utf-8")
+        print(*Corpus.from_file(Path(folder) / "export.nbib"), sep="\n")

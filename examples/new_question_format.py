@@ -2,20 +2,19 @@
 
     python examples/new_question_format.py
 
-The same class in an installed package is found without an import: name its module in the entry points
-``dro_rag.plugins``, and ``rag train`` and ``rag evaluate`` read such files as well.
+In a package of your own, name the module as an entry point of the group ``dro_rag.plugins``; then ``rag train`` and
+``rag evaluate`` read such files as well.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from indexes.records.field_types import as_list
 from indexes.records.record import Record
-from training import QAExample, load_examples
-from training.questions.loading import QUESTION_FORMATS
-from training.questions.question_format import QuestionFormat
+from training import QUESTION_FORMATS, QAExample, QuestionFormat, load_examples
 
 RECORD = {
     "QuestionId": "WebQTest-7",
@@ -35,7 +34,7 @@ class WebQSP(QuestionFormat):
         return {"RawQuestion", "Parses"} <= set(fields)
 
     def read(self, record: Record) -> QAExample:
-        parses = as_list(record.fields["Parses"], f"{record.where}: Parses")  # raises a DataError that names the line
+        parses = as_list(record.fields["Parses"], f"{record.where}: Parses")  # its errors name the file and the line
         names = [answer["EntityName"] for parse in parses for answer in parse["Answers"]]
         return QAExample(
             id=record.fields["QuestionId"],
@@ -45,5 +44,7 @@ class WebQSP(QuestionFormat):
 
 
 if __name__ == "__main__":
-    Path("webqsp.jsonl").write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
-    print(*load_examples("webqsp.jsonl"), sep="\n")
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "webqsp.jsonl"
+        file.write_text(json.dumps(RECORD) + "\n", encoding="utf-8")
+        print(*load_examples(file), sep="\n")

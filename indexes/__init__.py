@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indexes.corpora.chunking import Chunker
     from indexes.corpora.corpus import Corpus
+    from indexes.corpora.corpus_format import CorpusFormat
+    from indexes.corpora.corpus_formats import CORPUS_FORMATS
     from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.directory.manifest import Manifest
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from indexes.vectors.milvus_index import MilvusIndex
 
 __all__ = [
+    "CORPUS_FORMATS",
     "BM25Index",
     "Change",
     "Chunker",
     "Corpus",
+    "CorpusFormat",
     "DataError",
     "Encoder",
     "FaissIndex",
@@ -52,7 +56,9 @@ _EXPORTS = {
     "Change": "indexes.directory.writer",
     "BM25Index": "indexes.vectors.bm25_index",
     "Chunker": "indexes.corpora.chunking",
+    "CORPUS_FORMATS": "indexes.corpora.corpus_formats",
     "Corpus": "indexes.corpora.corpus",
+    "CorpusFormat": "indexes.corpora.corpus_format",
     "DataError": "indexes.errors",
     "Encoder": "indexes.encoder",
     "FaissIndex": "indexes.vectors.faiss.faiss_index",

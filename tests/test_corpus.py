@@ -255,7 +255,10 @@ def test_a_shuffled_dataset_keeps_its_new_order() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"id": "a", "text": "x"}\n\n{"id": "b", "text"\n', r"c\.jsonl:3: every line must be one JSON object, got .*Expecting ':'"),
+        (
+            b'{"id": "a", "text": "x"}\n\n{"id": "b", "text"\n',
+            r"c\.jsonl:3: every line must be one JSON object, got .*Expecting ':'",
+        ),
         (b'{"id": "a", "text": "x"}\n["b", "y"]\n', r"c\.jsonl:2: every record must be a JSON object, got list"),
         (b'{"id": "a", "text": "x"}\n{"id": "b", "body": "y"}\n', r"jsonl:2: .*got only \['body', 'id'\]"),
         (b'{"id": "a", "text": "x"}\n{"id": "b", "text": " \\n"}\n', r"jsonl:2: .*got neither \(id 'b'\)"),
@@ -264,7 +267,10 @@ def test_a_shuffled_dataset_keeps_its_new_order() -> None:
             r'jsonl:2: "text" must be a string, got int',
         ),
         (b'{"id": "a", "text": "x"}\n{"id": 1.5, "text": "y"}\n', r"jsonl:2: an id must be .*got 1\.5"),
-        (b'{"id": "a", "text": "x"}\n{"id": "b", "text": "\xff"}\n', r"jsonl:2: text must be UTF-8, got invalid start byte at byte 22"),
+        (
+            b'{"id": "a", "text": "x"}\n{"id": "b", "text": "\xff"}\n',
+            r"jsonl:2: text must be UTF-8, got invalid start byte at byte 22",
+        ),
         (b'{"id": "a", "text": "\\ud800"}\n', r"jsonl:1: text must be valid Unicode, got a lone surrogate"),
         (
             b'{"text": "x", "id": 7}\n\n{"text": "y"}\n{"text": "z", "id": "7"}\n',
@@ -331,16 +337,14 @@ def test_parquet_without_known_columns_names_its_columns(tmp_path: Path) -> None
 def test_missing_file_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nope\.jsonl: a corpus must be an existing file or folder"):
         Corpus.from_file(tmp_path / "nope.jsonl")
-    with pytest.raises(DataError, match="must be a folder that Dataset.save_to_disk wrote"):
+    with pytest.raises(DataError, match=r"must be a folder that Dataset\.save_to_disk wrote"):
         Corpus.load(tmp_path)
     datasets.Dataset.from_list([{"question": "?"}]).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(DataError, match=r"columns id, title and text, got \['question'\]"):
         Corpus.load(tmp_path / "other")
     splits = datasets.DatasetDict(dict.fromkeys(("train", "test"), datasets.Dataset.from_list(ROWS)))
     splits.save_to_disk(str(tmp_path / "splits"))
-    with pytest.raises(
-        DataError, match=r"one of the splits \['test', 'train'\] must be chosen, got no split"
-    ):
+    with pytest.raises(DataError, match=r"one of the splits \['test', 'train'\] must be chosen, got no split"):
         Corpus.from_file(tmp_path / "splits")
 
 

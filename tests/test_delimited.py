@@ -200,7 +200,7 @@ def test_one_column_of_quoted_lines() -> None:
     rows = [["first\nsecond"], ['third "or"\nfourth'], ["fifth"]]
     assert in_memory(written([["text"], *rows], delimiter="\t"))[1:] == rows
     ambiguous = 'text\n"first\nsecond"\nthird\n'  # one row of two lines, or two rows
-    with pytest.raises(DataError, match=":2: .*broken line: its quotes join 2 lines"):
+    with pytest.raises(DataError, match=r":2: .*broken line: its quotes join 2 lines"):
         in_memory(ambiguous)
     assert in_memory(ambiguous, "csv") == [["text"], ["first\nsecond"], ["third"]]
     assert in_memory(ambiguous, "none") == [["text"], ['"first'], ['second"'], ["third"]]

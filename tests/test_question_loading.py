@@ -265,7 +265,9 @@ def test_dataset_rows() -> None:
 
 def test_dataset_error_names_the_row() -> None:
     dataset = datasets.Dataset.from_dict({"id": ["a", "b"], "question": ["q?", ""]})
-    with pytest.raises(DataError, match=r"the dataset, record 1: every question must be text, got an empty one for the id 'b'"):
+    with pytest.raises(
+        DataError, match=r"the dataset, record 1: every question must be text, got an empty one for the id 'b'"
+    ):
         load_examples(dataset)
 
 
@@ -312,17 +314,23 @@ def test_squad_without_questions_is_empty(tmp_path: Path) -> None:
 
 
 def test_empty_dataset() -> None:
-    with pytest.raises(DataError, match="the dataset: .*at least one question, got none"):
+    with pytest.raises(DataError, match=r"the dataset: .*at least one question, got none"):
         load_examples(datasets.Dataset.from_dict({"id": [], "question": []}))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "x", "question": "q?"', r"f\.jsonl:3: every line must be one JSON object, got broken JSON at column 31"),
+        (
+            '{"id": "x", "question": "q?"',
+            r"f\.jsonl:3: every line must be one JSON object, got broken JSON at column 31",
+        ),
         ("not json", r"f\.jsonl:3: .*column 1 .*Correct or remove the line"),
         ('["x", "q?"]', r"f\.jsonl:3: every record must be a JSON object, got list"),
-        ('{"id": "x", "golden_answers": ["y"]}', r"f\.jsonl:3: every question must be text, got an empty one for the id 'x'"),
+        (
+            '{"id": "x", "golden_answers": ["y"]}',
+            r"f\.jsonl:3: every question must be text, got an empty one for the id 'x'",
+        ),
         ('{"id": "x", "question": "  "}', r"f\.jsonl:3: .*got an empty one for the id 'x'"),
         ('{"id": "x", "question": 5}', r"f\.jsonl:3: .*got int: 5 for the id 'x'"),
         ('{"id": true, "question": "q?"}', r"f\.jsonl:3: an id must be text or an integer, got True"),
@@ -422,7 +430,9 @@ def test_dro_prompt_without_question(tmp_path: Path) -> None:
 def test_dro_record_without_response(tmp_path: Path) -> None:
     rows = dro_rows()
     del rows[2]["response"]
-    with pytest.raises(DataError, match="record 2: a record must have prompt, response, query_id, got none of the name response"):
+    with pytest.raises(
+        DataError, match="record 2: a record must have prompt, response, query_id, got none of the name response"
+    ):
         load_examples(write_document(tmp_path / "f.json", rows))
 
 
@@ -543,7 +553,9 @@ def test_real_squad_train_repeats_ids(data_dir: Path) -> None:
     """18 of its 87,599 ids stand twice with different questions, first on line 16091; until then it loads."""
     path = data_dir / "squad/train.jsonl.gz"
     assert len(load_examples(path, require_answers=True, limit=16090)) == 16090
-    with pytest.raises(DataError, match=r"train\.jsonl\.gz:16091: .*got 'squad-3406-q0', which is also the id at .*:16059"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl\.gz:16091: .*got 'squad-3406-q0', which is also the id at .*:16059"
+    ):
         load_examples(path)
 
 

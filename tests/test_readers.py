@@ -518,7 +518,11 @@ DPR = {"question": "q?", "answers": ["x"], "positive_ctxs": [{"title": "T", "tex
         ),
         ("k.jsonl", lines({**KILT, "output": [{"provenance": "4101"}]}), r"k\.jsonl:1: provenance must be a list"),
         ("k.jsonl", lines({**KILT, "output": [{"provenance": [{"wikipedia_id": 1.5}]}]}), r"k\.jsonl:1: an id must be"),
-        ("k.jsonl", lines({"id": "tc_33", "output": []}), r"k\.jsonl:1: .*got a KILT record without input, 'tc_33'.*get_triviaqa_input"),
+        (
+            "k.jsonl",
+            lines({"id": "tc_33", "output": []}),
+            r"k\.jsonl:1: .*got a KILT record without input, 'tc_33'.*get_triviaqa_input",
+        ),
         ("h.json", json.dumps([HOTPOT, {**HOTPOT, "context": 3}]), r"h\.json, record 1: context must be a list"),
         (
             "h.json",
@@ -640,8 +644,10 @@ def test_what_no_file_could_hold_is_refused(tmp_path: Path, row: str) -> None:
 
 
 def test_splits_are_named() -> None:
-    for split, given in ((None, "no split"), ("train", "split='train'")):
-        with pytest.raises(DataError, match=rf"one of the splits \['dev', 'test'\] in the folder qrels must be chosen, got {given}"):
+    for split, chosen in ((None, "no split"), ("train", "split='train'")):
+        with pytest.raises(
+            DataError, match=rf"one of the splits \['dev', 'test'\] in the folder qrels must be chosen, got {chosen}"
+        ):
             load_examples(FIXTURES / "beir/harbour", split=split)
     with pytest.raises(UsageError, match="a split must be part of a dataset with splits, got split='test'"):
         load_examples(FIXTURES / "flashrag/dev.jsonl", split="test")
@@ -835,7 +841,10 @@ def test_chunks_of_a_gold_passage_are_known(tmp_path: Path) -> None:
         ),
         (b'[{"title": "T", "paragraphs": 3}]', r"c\.json, record 0: paragraphs must be a list, got int"),
         (b'{"wikipedia_title": "T", "text": ["T", "x"]}', r"c\.json:1: a KILT page must have a wikipedia_id"),
-        (b'{"wikipedia_title": "T", "wikipedia_id": 1, "text": ["T", 3]}', r"c\.json:1: the text of a KILT page must be"),
+        (
+            b'{"wikipedia_title": "T", "wikipedia_id": 1, "text": ["T", 3]}',
+            r"c\.json:1: the text of a KILT page must be",
+        ),
         (b'[{"_id": "a", "question": "q?", "answer": "x"}]', r'a passage must have a "text"'),
         (b"", "a corpus must have at least one passage"),
     ],

@@ -214,16 +214,16 @@ def test_jsonl_shards_may_be_packed_and_errors_name_the_shard(tmp_path: Path) ->
     write(tmp_path, {"part-1.jsonl": jsonl("a", "b"), "part-2.jsonl.gz": gzip.compress(jsonl("c"))})
     assert list(Corpus.from_file(tmp_path).ids) == ["a", "b", "c"]
     write(tmp_path, {"part-3.jsonl": b"\n" + jsonl("b")})
-    with pytest.raises(
-        DataError, match=r"got 'b' twice: .*part-1\.jsonl:2 and .*part-3\.jsonl:2"
-    ):
+    with pytest.raises(DataError, match=r"got 'b' twice: .*part-1\.jsonl:2 and .*part-3\.jsonl:2"):
         Corpus.from_file(tmp_path)
 
 
 def test_a_split_is_chosen_where_there_are_several(tmp_path: Path) -> None:
     parquet(tmp_path / "train-00000-of-00001.parquet", "a")
     parquet(tmp_path / "test-00000-of-00001-0f3a.parquet", "b")
-    with pytest.raises(DataError, match=r"one of the splits \['test', 'train'\] must be chosen, got no split\. Pass split="):
+    with pytest.raises(
+        DataError, match=r"one of the splits \['test', 'train'\] must be chosen, got no split\. Pass split="
+    ):
         Corpus.from_file(tmp_path)
     assert list(Corpus.from_file(tmp_path, split="test").ids) == ["b"]
     with pytest.raises(DataError, match=r"splits \['test', 'train'\] must be chosen, got split='dev'"):
@@ -278,7 +278,9 @@ def test_html_is_decoded_as_it_declares_and_never_guessed(tmp_path: Path) -> Non
     write(tmp_path, {"a.html": declared, "b.html": marked})
     assert [p.text for p in Corpus.from_file(tmp_path)] == ["Grüße", "Grüße"]
     write(tmp_path / "x", {"a.html": "<p>Grüße</p>".encode("latin-1")})
-    with pytest.raises(DataError, match=r"a\.html: .*UTF-8, or HTML that declares its encoding, got text that is not utf-8"):
+    with pytest.raises(
+        DataError, match=r"a\.html: .*UTF-8, or HTML that declares its encoding, got text that is not utf-8"
+    ):
         Corpus.from_file(tmp_path / "x")
 
 
@@ -353,9 +355,7 @@ def test_without_the_extra_its_name_is_said(
 
     monkeypatch.setattr(builtins, "__import__", without)
     write(tmp_path, {name: content, "b.txt": b"plain"})
-    with pytest.raises(
-        ResourceError, match=r'extra `documents`, got no module .*pip install "dro-rag\[documents\]"'
-    ):
+    with pytest.raises(ResourceError, match=r'extra `documents`, got no module .*pip install "dro-rag\[documents\]"'):
         Corpus.from_file(tmp_path, on_error="skip")
     assert read_document(tmp_path / "b.txt", "b.txt") == ("b", "plain")
 
