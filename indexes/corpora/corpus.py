@@ -52,7 +52,7 @@ class Corpus:
 
         Args:
             dataset: Passages in the string columns id, title and text.
-            source: The name of the file or folder that the passages came from, without its path.
+            source: The name of the file or folder that the passages were read from, without its path.
             fingerprint: The fingerprint of the passages, when it is already known.
             quarantined: How many records of the source were left out.
         """
@@ -175,7 +175,7 @@ class Corpus:
 
     @property
     def source(self) -> str:
-        """The name of the file or folder that the passages came from; empty when there is none."""
+        """The name of the file or folder that the passages were read from; empty when there is none."""
         return self._source
 
     @property

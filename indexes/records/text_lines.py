@@ -1,7 +1,7 @@
 """Lines of text files: plain or gzipped, numbered, of bounded length, decoded as UTF-8.
 
 A line that is no text comes out with the reason, so that the caller may leave it out; a compressed file that breaks off
-is an error, since nobody knows what is missing.
+is an error, since it is unknown what is missing.
 """
 
 import gzip
