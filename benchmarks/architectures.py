@@ -29,15 +29,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import RAGError
 from indexes.tiny_encoder import TINY as TINY_MODEL
-from rag.pipeline import RAG, base_weights
+from rag.pipeline import RAG
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
 from training.config import DROConfig, EStepConfig, SupervisedConfig
@@ -191,7 +190,7 @@ def pipeline(index: Any, base: Path) -> RAG:
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=4),
+        decoding=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype="float32",
         device="cpu",
@@ -229,10 +228,10 @@ def road(rag: RAG, work: Path) -> str:
     learn(rag, work / "run")
     check_batch(rag)
     before = rag.answer(QUESTIONS)
-    weights = base_weights(rag.generator.language_model)
+    weights = rag.generator.language_model.base_weights()
     bundle = rag.save_pretrained(work / "bundle", include_base=True)
     again = RAG.from_pretrained(bundle, device="cpu")
-    found = base_weights(again.generator.language_model)
+    found = again.generator.language_model.base_weights()
     changed = [n for n in weights if n not in found or not torch.equal(weights[n], found[n])]
     assert not changed, f"{len(changed)} weights changed, such as {changed[0]}"
     assert again.answer(QUESTIONS) == before, "the bundle answers otherwise"

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from rag import RAG
-from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
+from retriever.permutations import enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
 from training.config import EStepConfig
 from training.estimation import EStep, Posterior
@@ -172,7 +172,7 @@ class Problem:
     def of(cls, tree: Tree, rag: RAG, exact: Posterior) -> "Problem":
         """An enumerated question: logits from the log-probabilities of the leaves, step by step."""
         # A choice is as probable as the leaves behind it together; what all choices of a node have in common cancels.
-        prob_N = exact.permutations.log_p_m.double().softmax(-1)
+        prob_N = exact.permutations.log_p.double().softmax(-1)
         P, n = tree.used_Pn.shape
         prob_Pn = torch.zeros(P * n, dtype=torch.float64)
         for nodes_N, choices_N in zip(tree.nodes_NK.T, tree.leaves_NK.T, strict=True):
@@ -180,7 +180,7 @@ class Problem:
         logits_Pn = prob_Pn.view(P, n).clamp_min(1e-300).log().float()
         found = exact.candidates
         single_passage_log_likelihood_n = rag.generator.log_probs(
-            [rag.generator.row(found.question, [p], exact.answer) for p in found.passages]
+            [rag.generator.answer_sequence(found.question, [p], exact.answer) for p in found.passages]
         )
         return cls(
             tree,
@@ -274,8 +274,8 @@ def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -
 
 def _guided_log_q(problem: Problem) -> Tensor:
     guide_n = GAMMA * problem.single_passage_log_likelihood_n
-    leaves_CN = torch.stack([problem.log_p_N, problem.log_p_N, problem.tree.log_prob(problem.logits_Pn + guide_n)])
-    return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
+    guided_N = problem.tree.log_prob(problem.logits_Pn + guide_n)
+    return torch.logaddexp(problem.log_p_N, guided_N) - math.log(2)
 
 
 def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:

@@ -223,7 +223,7 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
 
     n, K = selector.config.num_candidates, selector.config.num_selected
     found, answer = selector.retriever.search(example.question, n), example.golden_answers[0]
-    row, alone = (generator.row(example.question, found.passages[:k], answer) for k in (K, 1))
+    row, alone = (generator.answer_sequence(example.question, found.passages[:k], answer) for k in (K, 1))
     choice = 1 + len(selector.separator_ids)
     prompt = len(selector.prompt_ids(found))
     return Job(

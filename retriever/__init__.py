@@ -7,26 +7,32 @@ import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before to
 
 if TYPE_CHECKING:
     from indexes.encoder import Encoder
-    from retriever.dense import Candidates, DenseRetriever, Explanation, QuestionAdapter, Retriever
+    from retriever.candidates import Candidates, Explanation
+    from retriever.dense import DenseRetriever
     from retriever.hybrid import BM25Retriever, HybridRetriever
     from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
     from retriever.permutations import Permutations
     from retriever.plackett_luce_selector import PlackettLuceSelector
+    from retriever.question_adapter import QuestionAdapter
+    from retriever.retriever import Queries, Retriever
+    from retriever.retrievers import RETRIEVERS
     from retriever.selector import SamplingConfig, Selector, SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
     "BM25Retriever": "retriever.hybrid",
-    "Candidates": "retriever.dense",
+    "Candidates": "retriever.candidates",
     "DenseRetriever": "retriever.dense",
     "Encoder": "indexes.encoder",
-    "Explanation": "retriever.dense",
+    "Explanation": "retriever.candidates",
     "HybridRetriever": "retriever.hybrid",
     "ListwiseSelector": "retriever.listwise_selector",
     "Permutations": "retriever.permutations",
     "PlackettLuceSelector": "retriever.plackett_luce_selector",
-    "QuestionAdapter": "retriever.dense",
-    "Retriever": "retriever.dense",
+    "Queries": "retriever.retriever",
+    "QuestionAdapter": "retriever.question_adapter",
+    "RETRIEVERS": "retriever.retrievers",
+    "Retriever": "retriever.retriever",
     "RetrieverPrior": "retriever.listwise_selector",
     "SELECTORS": "retriever.selectors",
     "SamplingConfig": "retriever.selector",
@@ -35,6 +41,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "RETRIEVERS",
     "SELECTORS",
     "BM25Retriever",
     "Candidates",
@@ -45,6 +52,7 @@ __all__ = [
     "ListwiseSelector",
     "Permutations",
     "PlackettLuceSelector",
+    "Queries",
     "QuestionAdapter",
     "Retriever",
     "RetrieverPrior",

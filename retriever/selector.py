@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
 from indexes.errors import DataError, UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations, check_selection, enumerate_permutations
+from retriever.retriever import Retriever
 
 ROLE = "selector"
 """The adapter of the language model that a selector uses, where it uses one."""
@@ -83,18 +84,12 @@ class SamplingConfig:
     """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
     replacement: bool = True
     """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
-    guided_share: float = 0.5
-    """Share of the guided selector in the mixture that is drawn from, where guides are given."""
-    decoding: str | None = None
-    """How the proposal decodes; None: as the selector. "single_pass" draws every id from the first logits and scores
-    the permutations under the selector in one further pass."""
 
     def __post_init__(self) -> None:
-        if self.num_permutations < 1 or self.temperature <= 0 or not 0 < self.guided_share < 1:
+        if self.num_permutations < 1 or self.temperature <= 0:
             raise UsageError(
-                "num_permutations must be at least 1, temperature positive and guided_share between 0 and 1, got "
-                f"num_permutations={self.num_permutations}, temperature={self.temperature}, "
-                f"guided_share={self.guided_share}."
+                "num_permutations must be at least 1 and temperature positive, got "
+                f"num_permutations={self.num_permutations}, temperature={self.temperature}."
             )
 
 
@@ -109,10 +104,10 @@ class Selector(ABC):
 
     Args:
         language_model: The base model; the adapter `"selector"` is the selector's own to train.
-        retriever: What found the candidates; its scores may be part of log p_s.
+        retriever: The retriever that finds the candidates; its scores may be part of log p_s.
         prompt: How question and passages are put to the language model, for selectors that read them together.
         config: Sizes and settings.
-        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+        max_tokens_per_batch: Sequences x longest prompt of one forward pass.
     """
 
     def __init__(
@@ -132,6 +127,11 @@ class Selector(ABC):
         self.modules = nn.ModuleDict()
         """What training changes besides the adapter `"selector"` and the retriever's question adapter, by name."""
 
+    def __repr__(self) -> str:
+        learned = {name: value.item() for name, value in self.state_dict().items() if value.numel() == 1}
+        weights = "".join(f", {name}={value:.3g}" for name, value in learned.items())
+        return f"{type(self).__name__}({self.config}{weights})"
+
     # -- the distribution --------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -144,7 +144,6 @@ class Selector(ABC):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """Draws per question, without gradient.
@@ -152,13 +151,10 @@ class Selector(ABC):
         Args:
             candidates: One set per question.
             sampling: How many permutations, and how they are drawn.
-            guides: Per question one number for each candidate `[n]`, added to its logit at every step: what is known
-                about the posterior. The proposal is then a mixture of the selector and the guided selector, so that a
-                guide that is wrong costs draws and never a large weight.
             generator: Of the draws.
 
         Returns:
-            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
+            Per question: z, its log-probability under the selector (`log_p`) and under the proposal (`log_q`;
             without replacement the log-probability of being drawn at all, less log m).
         """
 
@@ -221,8 +217,8 @@ class Selector(ABC):
         log p_s(z | x) teaches the retriever. Otherwise those of the search are used as they are.
         """
         adapter = self.retriever.adapter
-        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
-        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up.requires_grad
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores
         return standardise(scores_n.to(self.language_model.device))
 
     def retriever_logits(self, scores_n: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
+from generator.configs import AdapterConfig
 from generator.generator import Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
@@ -73,7 +74,7 @@ def test_training_moves_every_adapter(target_modules: list[str]) -> None:
     assert all(torch.equal(others[n], p) for n, p in model.adapter_parameters("selector").items())
 
 
-def test_the_identity_is_recognised() -> None:
+def test_untrained_adapters_are_recognised() -> None:
     model = adapted(BOTH)
     assert model.is_untrained("generator") and model.is_untrained("selector")
     (started_at_zero,) = [p for n, p in model.adapter_parameters("generator").items() if "lora_embedding_A" in n]
@@ -122,7 +123,7 @@ def test_an_incomplete_adapter_is_refused(tmp_path: Path) -> None:
         model.load_adapters(tmp_path)
 
 
-def test_nothing_to_adapt_is_an_error() -> None:
+def test_target_modules_without_a_match_are_refused() -> None:
     with pytest.raises(UsageError, match=r"must name layers of LlamaForCausalLM .*'no_such_layer'"):
         adapted(["no_such_layer"])
 
@@ -130,7 +131,7 @@ def test_nothing_to_adapt_is_an_error() -> None:
 Make = Callable[..., ListwiseSelector]
 
 
-def test_nothing_to_train_is_an_error(make_selector: Make) -> None:
+def test_settings_that_train_nothing_are_refused(make_selector: Make) -> None:
     model = adapted(EMBEDDING)
     joint = JointModel(make_selector(model), Generator(model), DROConfig())
     joint.requires_grad_(False)

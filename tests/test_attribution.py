@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import randomize_adapters
+from tiny_models import randomize_adapters
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import support
@@ -87,7 +87,7 @@ def test_sums_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sums_over_documents_have_no_list_to_leave_out_of(make_rag: Callable[..., RAG]) -> None:
     plain = make_rag()
     plain.selector.config = replace(plain.selector.config, num_selected=1)
-    rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
+    rag = RAG(plain.retriever, plain.selector, plain.generator, answer_mode="rag_token")
     evaluation = evaluate(rag, EXAMPLES[:1], progress=False)
     with pytest.raises(UsageError, match="answers by rag_token"):
         support(rag, evaluation, progress=False)

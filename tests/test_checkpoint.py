@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize_adapters
 from kills import survives
+from tiny_models import randomize_adapters
 
 from generator.language_model import LanguageModel
 from indexes.errors import MismatchError

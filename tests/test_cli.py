@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, byte_tokenizer, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_model
 
 from indexes.encoder import Encoder
 from rag.cli import COMMANDS, main
@@ -21,7 +21,7 @@ QUESTIONS = [
     {"id": "q2", "question": "what is the capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
 ]
 INDEX_VERBS = ["build", "info", "verify", "add", "delete", "update", "sync", "compact", "tune"]
-SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--decoding.max_new_tokens", "3"]
 
 
 def write_jsonl(file: Path, rows: Sequence[object]) -> Path:

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, dro_config, tiny_language_model
+from tiny_models import PASSAGES, byte_tokenizer, dro_config, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
 from generator.prompts import AnswerPrompt
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
@@ -128,7 +128,7 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
     )
@@ -144,9 +144,9 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
 
 def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rag.retriever, "search", refuse)
-    with pytest.raises(DataError, match=r"1 of 3 questions do not, first 'too-long': its answer prompt.*on_error"):
+    with pytest.raises(DataError, match=r"1 of 3 questions that do not, first 'too-long': its answer prompt.*on_error"):
         evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], progress=False)
-    with pytest.raises(DataError, match=r"1 of 1 questions do not"):
+    with pytest.raises(DataError, match=r"1 of 1 questions that do not"):
         evaluate(rag, [TOO_LONG], on_error="skip", progress=False)
 
 
@@ -168,16 +168,16 @@ def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExampl
     assert evaluate(rag, [*SHORT, between], on_error="skip", progress=False).skipped == 1
 
 
-@pytest.mark.parametrize("answering", ["rag_sequence", "rag_token"])
-def test_sums_over_documents_leave_out_the_same(answering: str, base: Path, index: PassageIndex) -> None:
+@pytest.mark.parametrize("answer_mode", ["rag_sequence", "rag_token"])
+def test_sums_over_documents_leave_out_the_same(answer_mode: str, base: Path, index: PassageIndex) -> None:
     rag = RAG.create(
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=2, num_selected=1, use_language_model=False),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
-        answering=answering,
+        answer_mode=answer_mode,
     )
     found = evaluate(rag, [TOO_LONG, *SHORT], on_error="skip", progress=False)
     assert (list(found.too_long), found.metrics["n"]) == (["too-long"], 2)
@@ -311,7 +311,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         exercises=0,
         answerable_only=False,

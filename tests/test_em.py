@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import dro_config
+from tiny_models import dro_config
 
 from rag.pipeline import RAG
 from training import DROTrainer, QAExample

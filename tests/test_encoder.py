@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
+from tiny_models import PASSAGES, tiny_encoder
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from indexes import DataError, Encoder, Passage, ResourceError, UsageError
@@ -51,7 +51,7 @@ def test_vectors_are_the_models_own_after_normalisation(bert: Encoder) -> None:
     np.testing.assert_allclose(vectors_Nd, expected_Nd, atol=1e-6)
 
 
-def test_a_batch_scores_like_its_rows_alone(bert: Encoder) -> None:
+def test_embeddings_do_not_depend_on_the_batch(bert: Encoder) -> None:
     together_Bd = bert.encode_questions(TEXTS, batch_size=5)
     alone_Bd = np.concatenate([bert.encode_questions([text]) for text in TEXTS])
     np.testing.assert_allclose(together_Bd, alone_Bd, atol=1e-6)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PASSAGES, dro_config, learned, tiny_encoder
+from tiny_models import PASSAGES, dro_config, learned, tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
@@ -94,7 +94,7 @@ def test_the_encoder_learns_what_was_read(retriever: DenseRetriever, tmp_path: P
     assert new_index.manifest.corpus_fingerprint == index.manifest.corpus_fingerprint
     assert new_index.manifest.factory == index.manifest.factory
     with torch.no_grad():
-        retriever.adapter.up_dr.fill_(0.1)
+        retriever.adapter.up.fill_(0.1)
     retriever.replace(new_index, new_encoder)
     assert retriever.adapter.is_identity
     after = [retriever.search(e.question, 12).ids.index(g) for e, g in zip(EXAMPLES, gold, strict=True)]

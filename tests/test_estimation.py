@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import log_probs_of
+from tiny_models import log_probs_of
 
 from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from training.estimation import EStep, Posterior, answer_row, stable_seed
+from training.estimation import EStep, Posterior, answer_sequence, stable_seed
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -33,7 +33,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
     step = e_step(e_step__exact=True)
     for posterior in step(EXAMPLES, round=1):
         joint = []
-        for z in posterior.permutations.z_mK:
+        for z in posterior.permutations.z:
             log_p_s = log_probs_of(step.selector, posterior.candidates, z[None])[0]
             passages = [posterior.candidates.passages[i] for i in z.tolist()]
             joint.append(
@@ -55,7 +55,7 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
     assert sampled.answer == exact.answer
     distinct = sampled.distinct()
     found = {tuple(z): float(w) for z, w in zip(distinct.z_uK.tolist(), distinct.weights_u, strict=True)}
-    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
+    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z.tolist(), exact.weights_m, strict=True)}
     assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
     assert sampled.telemetry()["log_marginal"] == pytest.approx(exact.telemetry()["log_marginal"], abs=0.2)
 
@@ -66,8 +66,8 @@ def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[...,
     settings = {"e_step.num_permutations": 40, "e_step.proposal_temperature": 2.0, "e_step.replacement": False}
     sampled = e_step(**settings, e_step__candidate_order="retriever")(EXAMPLES, round=1)
     for one, other in zip(exact, sampled, strict=True):
-        weights = {tuple(z): float(w) for z, w in zip(other.permutations.z_mK.tolist(), other.weights_m, strict=True)}
-        expected = {tuple(z): float(w) for z, w in zip(one.permutations.z_mK.tolist(), one.weights_m, strict=True)}
+        weights = {tuple(z): float(w) for z, w in zip(other.permutations.z.tolist(), other.weights_m, strict=True)}
+        expected = {tuple(z): float(w) for z, w in zip(one.permutations.z.tolist(), one.weights_m, strict=True)}
         assert weights == pytest.approx(expected, abs=1e-4)
         assert other.telemetry()["log_marginal"] == pytest.approx(one.telemetry()["log_marginal"], abs=1e-3)
         assert other.telemetry()["distinct_permutations"] == 1.0
@@ -124,7 +124,7 @@ def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]
     first, again = e_step()(EXAMPLES, round=2), e_step()(EXAMPLES, round=2)
     other = e_step()(EXAMPLES, round=3)
     for a, b in zip(first, again, strict=True):
-        assert torch.equal(a.permutations.z_mK, b.permutations.z_mK)
+        assert torch.equal(a.permutations.z, b.permutations.z)
         assert torch.equal(a.weights_m, b.weights_m)
         assert a.candidates.ids == b.candidates.ids
     assert any(a.candidates.ids != c.candidates.ids for a, c in zip(first, other, strict=True))
@@ -133,7 +133,7 @@ def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]
 def test_telemetry_tells_whether_the_best_permutation_reads_the_gold_passages(e_step: Callable[..., EStep]) -> None:
     for posterior in e_step(e_step__exact=True)(EXAMPLES, round=1):
         telemetry = posterior.telemetry()
-        best = posterior.permutations.z_mK[int(posterior.weights_m.argmax())].tolist()
+        best = posterior.permutations.z[int(posterior.weights_m.argmax())].tolist()
         read = {posterior.candidates.ids[i] for i in best}
         assert telemetry["best_holds_gold"] == float(set(posterior.example.gold_ids) <= read)
         entropy = torch.distributions.Categorical(probs=posterior.weights_m.double()).entropy()
@@ -165,8 +165,8 @@ def test_half_of_the_candidates_may_come_from_a_larger_pool(
         ids = posterior.candidates.ids
         assert ids[:2] == found.ids[:2] and len(set(ids)) == 4
         assert sorted(ids, key=found.ids.index) == ids
-        expected = [float(found.scores_n[found.ids.index(i)]) for i in ids]
-        assert posterior.candidates.scores_n.tolist() == pytest.approx(expected, abs=1e-6)
+        expected = [float(found.scores[found.ids.index(i)]) for i in ids]
+        assert posterior.candidates.scores.tolist() == pytest.approx(expected, abs=1e-6)
         seen |= set(ids[2:])
     assert seen == set(found.ids[2:])
     again = step(EXAMPLES[:1], round=3)[0].candidates.ids
@@ -185,9 +185,9 @@ def test_the_likelihood_exponent_flattens_the_weights(
     settings = {"e_step.replacement": False, "e_step.num_permutations": 3, **settings}
     plain, flat = (e_step(**settings, e_step__likelihood_exponent=tau)(EXAMPLES, round=1) for tau in (1.0, 0.2))
     for one, other in zip(plain, flat, strict=True):
-        assert torch.equal(one.permutations.z_mK, other.permutations.z_mK)
+        assert torch.equal(one.permutations.z, other.permutations.z)
         drawn = other.permutations
-        log_w = (drawn.log_p_m - drawn.log_q_m).double() + 0.2 * other.log_likelihood_m.double()
+        log_w = (drawn.log_p - drawn.log_q).double() + 0.2 * other.log_likelihood_m.double()
         torch.testing.assert_close(other.weights_m.double(), log_w.softmax(-1), rtol=1e-4, atol=1e-6)
         assert other.telemetry()["likelihood_exponent"] == 0.2
         assert other.telemetry()["ess"] > one.telemetry()["ess"]
@@ -228,7 +228,7 @@ def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], genera
     """Trap 8: the generator reads the passages in the permutation's order, gold or not."""
     posterior = e_step(e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     z = torch.tensor([3, 1])
-    row = answer_row(generator, posterior.candidates, z, "x")
+    row = answer_sequence(generator, posterior.candidates, z, "x")
     text = generator.language_model.tokenizer.decode(row.prompt_ids)
     titles = [posterior.candidates.passages[i].title for i in (3, 1)]
     assert f"[1] Title: {titles[0]} Text" in text

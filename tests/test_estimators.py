@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import log_probs_of
+from tiny_models import log_probs_of
 
 from rag import RAG
 from retriever.permutations import sequential_log_prob

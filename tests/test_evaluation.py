@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, randomize_adapters
+from tiny_models import PASSAGES, randomize_adapters
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -106,7 +106,7 @@ def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
     for example, candidates in zip(EXAMPLES, found.candidates, strict=True):
         searched = rag.retriever.search(example.question, 5)
         assert [c["id"] for c in candidates] == searched.ids
-        assert [c["score"] for c in candidates] == pytest.approx(searched.scores_n.tolist(), abs=1e-5)
+        assert [c["score"] for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
 
 
 def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:
@@ -125,7 +125,7 @@ def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
     assert [a.text for a in hot.answers] == [a.text for a in greedy.answers]
     assert rag.generator.config is sampling
     written = evaluation_file(rag, hot, name="hot")
-    assert written["pipeline"]["generation"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+    assert written["pipeline"]["decoding"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
 
 
 # -- odd questions ---------------------------------------------------------------------------------------------

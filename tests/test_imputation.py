@@ -147,26 +147,24 @@ class TestEStep:
         step = e_step(e_step__num_permutations=3)
         for posterior in step(EXAMPLES, round=1):
             assert len(posterior.permutations) == 9 and posterior.scored is not None
-            assert len({tuple(z) for z in posterior.permutations.z_mK.tolist()}) == 9
+            assert len({tuple(z) for z in posterior.permutations.z.tolist()}) == 9
             index = posterior.scored.index_m.tolist()
             assert len(set(index)) == 3
-            for i, z in enumerate(posterior.permutations.z_mK.tolist()):
+            for i, z in enumerate(posterior.permutations.z.tolist()):
                 passages = [posterior.candidates.passages[c] for c in z]
                 truth = step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)
                 found = float(posterior.log_likelihood_m[i])
                 assert (found == pytest.approx(truth, abs=1e-3)) == (i in index)
             torch.testing.assert_close(
                 posterior.weights_m,
-                (posterior.permutations.log_p_m - posterior.permutations.log_q_m + posterior.log_likelihood_m).softmax(
-                    -1
-                ),
+                (posterior.permutations.log_p - posterior.permutations.log_q + posterior.log_likelihood_m).softmax(-1),
             )
 
     def test_the_generator_learns_from_the_scored_ones(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES[:1], round=1)[0]
         assert posterior.scored is not None
         d = posterior.distinct_scored()
-        scored = posterior.permutations.z_mK[posterior.scored.index_m].tolist()
+        scored = posterior.permutations.z[posterior.scored.index_m].tolist()
         assert sorted(d.z_uK.tolist()) == sorted(scored)
         assert len(posterior.distinct().z_uK) == 9
         assert float(d.weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
@@ -182,10 +180,10 @@ class TestEStep:
         )
         drawn, generator = posterior.permutations, torch.Generator().manual_seed(0)
         omega_M = posterior.log_omega_m.exp()
-        x_MF = features(torch.randn(4, generator=generator), drawn.z_mK)
+        x_MF = features(torch.randn(4, generator=generator), drawn.z)
         sums = []
         for _ in range(4000):
-            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p_m - drawn.log_q_m, 3, generator)
+            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p - drawn.log_q, 3, generator)
             sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 
@@ -229,5 +227,5 @@ class TestEStep:
 
 
 def by_permutation(posterior: Posterior) -> dict[tuple[int, ...], float]:
-    z = map(tuple, posterior.permutations.z_mK.tolist())
+    z = map(tuple, posterior.permutations.z.tolist())
     return dict(zip(z, posterior.weights_m.tolist(), strict=True))

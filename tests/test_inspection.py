@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config
+from tiny_models import dro_config
 from torch.nn import functional as F
 
 from generator.generator import Generator

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator
@@ -17,7 +17,7 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_row
+from training.estimation import EStep, Posterior, answer_sequence
 from training.maximization import (
     JointModel,
     MicroBatch,
@@ -113,7 +113,7 @@ def adapter_gradients(parts: tuple[ListwiseSelector, Generator], **settings: obj
     """Of the question adapter, moved from the identity so that both of its factors have one."""
     selector, generator = parts
     with torch.no_grad():
-        selector.retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+        selector.retriever.adapter.up.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
     made = config(e_step__exact=True, **settings)
     posteriors = posteriors_of(parts, made)
     found = gradients(JointModel(selector, generator, made), micro_batches(posteriors)[:1])
@@ -128,22 +128,19 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[ListwiseSelec
     adapter.zero_grad()
     for posterior in posteriors_of(parts, config(e_step__exact=True)):
         read_n = torch.zeros(4)
-        for z, w in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m.tolist(), strict=True):
+        for z, w in zip(posterior.permutations.z.tolist(), posterior.weights_m.tolist(), strict=True):
             read_n[z] += w
         torch.testing.assert_close(posterior.marginals(), read_n, rtol=1e-4, atol=1e-6)
         question = torch.nn.functional.normalize(
-            posterior.candidates.question_vector_d
-            + posterior.candidates.question_vector_d @ adapter.down_rd.T @ adapter.up_dr.T,
+            posterior.candidates.question_vector + posterior.candidates.question_vector @ adapter.down.T @ adapter.up.T,
             dim=-1,
         )
-        scores_n = posterior.candidates.passage_vectors_nd @ question
+        scores_n = posterior.candidates.passage_vectors @ question
         z_scores_n = (scores_n - scores_n.mean()) / scores_n.std(correction=0)
         expected_n = torch.zeros(4)
-        for z, b in zip(
-            posterior.permutations.z_mK.tolist(), posterior.permutations.log_p_m.exp().tolist(), strict=True
-        ):
+        for z, b in zip(posterior.permutations.z.tolist(), posterior.permutations.log_p.exp().tolist(), strict=True):
             expected_n[z] += b
-        found_n = selector.prior.strength.detach() * standardise(posterior.candidates.scores_n)
+        found_n = selector.prior.strength.detach() * standardise(posterior.candidates.scores)
         least = 1 / 24  # half of one permutation of twelve
         odds = [(x / (1 - x)) for x in (read_n.clamp(least, 1 - least), expected_n.clamp(least, 1 - least))]
         target_n = found_n.exp() * odds[0] / odds[1]
@@ -169,7 +166,7 @@ def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector
 
 
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
-    row = answer_row(generator, posterior.candidates, z, posterior.answer)
+    row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
     ids = torch.tensor([row.input_ids])
     logits = generator.language_model.base_model(input_ids=ids).logits[0]
     n = len(row.answer_ids)
@@ -240,8 +237,8 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
         found = joint(micro_batches(posteriors)[1])["selfaug_kl"].item()
     expected = 0.0
     for posterior in posteriors:
-        for z in posterior.permutations.z_mK:
-            row = answer_row(generator, posterior.candidates, z, posterior.answer)
+        for z in posterior.permutations.z:
+            row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
             ids, P = torch.tensor([row.input_ids]), len(row.prompt_ids)
             logits = {}
             for role in ("base", "generator"):
@@ -405,7 +402,7 @@ def test_equal_utilities_leave_the_selector_where_it_is(
         e_step__num_permutations=6, train_generator=False, m_step__num_train_epochs=6, m_step__learning_rate=1e-2
     )
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
-    z = [p.permutations.z_mK for p in flat]
+    z = [p.permutations.z for p in flat]
     before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
     MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()

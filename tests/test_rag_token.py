@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
+from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerSequence, Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
-from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
@@ -30,7 +30,7 @@ def rag(make_selector: Callable[..., ListwiseSelector]) -> RAG:
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
     generator = Generator(model, config=DecodingConfig(max_new_tokens=4), max_tokens_per_batch=2500)
-    return RAG(selector.retriever, selector, generator, answering="rag_token")
+    return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Call
     rag = make_rag()
     rag.selector.config = replace(rag.selector.config, num_selected=1)
     for name in ("rag_sequence", "rag_token"):
-        summing = RAG(rag.retriever, rag.selector, rag.generator, answering=name)
+        summing = RAG(rag.retriever, rag.selector, rag.generator, answer_mode=name)
         rag.selector.config = replace(rag.selector.config, num_selected=2)
         with pytest.raises(UsageError, match="one document at a time: num_selected must be 1, got 2"):
             summing.answer(QUESTIONS[0])
@@ -109,17 +109,17 @@ def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Call
 def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[..., RAG]) -> None:
     """Set later it would be written into bundles and evaluations, while answers came as before."""
     with pytest.raises(AttributeError):
-        make_rag().answering = "rag_token"  # type: ignore[misc]
+        make_rag().answer_mode = "rag_token"  # type: ignore[misc, assignment]
 
 
 def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
     with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
-        RAG(selector.retriever, selector, Generator(model), answering="rag")
+        RAG(selector.retriever, selector, Generator(model), answer_mode="rag")
 
 
-def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+def log_marginal(rag: RAG, rows: list[AnswerSequence], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """log prod_i sum_d p(d|x) p(y_i|x,d,y_<i), each row read alone by the whole model."""
     centred = scores_n - scores_n.mean()
     log_prior_n = (strength * centred / centred.square().mean().sqrt()).log_softmax(-1)
@@ -148,7 +148,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
     learned = [
         *model.adapter_parameters("generator").values(),
         rag.selector.prior.strength,
-        retriever.adapter.up_dr,
+        retriever.adapter.up,
     ]
     length = len(rag.generator.encode_answer("Shakespeare")) if normalization == "token" else 1
     ours: list[torch.Tensor | None] = [None] * len(learned)
@@ -157,7 +157,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
             loss = joint(MicroBatch(role, (posterior,), num_questions=1))["loss"]
             ours[mine] = torch.autograd.grad(loss, learned[mine])
     candidates = posterior.candidates
-    rows = [rag.generator.row(example.question, [p], "Shakespeare") for p in candidates.passages]
+    rows = [rag.generator.answer_sequence(example.question, [p], "Shakespeare") for p in candidates.passages]
     expected = log_marginal(rag, rows, retriever.score(candidates), rag.selector.prior.strength)
     assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.detach()), abs=1e-3)
     with model.use("generator"):
@@ -186,10 +186,10 @@ def test_it_needs_every_permutation() -> None:
 def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     plain = make_rag()
     plain.selector.config = replace(plain.selector.config, num_selected=1)
-    rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
+    rag = RAG(plain.retriever, plain.selector, plain.generator, answer_mode="rag_token")
     rag.save_pretrained(tmp_path / "bundle")
     opened = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
-    assert opened.answering == "rag_token"
+    assert opened.answer_mode.kind == "rag_token"
     assert opened.answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
     assert opened.answer(QUESTIONS[0]).log_prob != plain.answer(QUESTIONS[0]).log_prob
     assert "".join(opened.stream(QUESTIONS[0])) == rag.answer(QUESTIONS[0]).text
@@ -198,7 +198,9 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
 def by_documents(rag: RAG, text: str) -> float:
     """log p of an answer to the first question, each document read in a row of its own."""
     candidates = rag.retriever.search(QUESTIONS[0], 4)
-    rows = [prompt_with_answer(rag.generator, QUESTIONS[0], [p], text) for p in candidates.passages]
+    rows = [
+        rag.generator.generated_sequence(rag.generator.prompt_ids(QUESTIONS[0], [p]), text) for p in candidates.passages
+    ]
     mixture_L = torch.stack([log_p_L.exp() for log_p_L in rag.generator.token_log_probs(rows)])
     prior_n1 = log_priors(rag.selector, [candidates])[0].exp()[:, None]
     return float((prior_n1 * mixture_L).sum(0).log().sum())
@@ -215,7 +217,7 @@ def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(
     successors = {"<|assistant|>": "R", "R": "o", "o": "<eos>"}
     model = LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2))
     selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
-    rag = RAG(selector.retriever, selector, Generator(model), answering="rag_token")
+    rag = RAG(selector.retriever, selector, Generator(model), answer_mode="rag_token")
     answer = rag.answer(QUESTIONS[0])
     assert (answer.text, model.end_of_answer_id) == ("Ro", tokenizer.convert_tokens_to_ids("<|end|>"))
     assert answer.log_prob == pytest.approx(by_documents(rag, "Ro"), abs=1e-4)
@@ -233,7 +235,7 @@ def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(
     selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
     for room, text in ((8, "Ro"), (2, "")):
         generator = Generator(model, config=DecodingConfig(max_new_tokens=room))
-        rag = RAG(selector.retriever, selector, generator, answering="rag_token")
+        rag = RAG(selector.retriever, selector, generator, answer_mode="rag_token")
         answer = rag.answer(QUESTIONS[0])
         assert answer.text == text
         assert answer.log_prob == pytest.approx(by_documents(rag, text), abs=1e-4)

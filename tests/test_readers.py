@@ -20,9 +20,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
@@ -809,13 +809,13 @@ def test_unknown_gold_ids_are_said(caplog: pytest.LogCaptureFixture) -> None:
     assert gold_coverage([*some, *known], corpus) == (2, 1, ("Mara Oduya",))
     assert check_gold_ids(known, corpus, on_unknown="raise") == known
     assert caplog.messages == []
-    with pytest.raises(DataError, match="1 are not, first 'Mara Oduya', and only 0 of 1 questions"):
+    with pytest.raises(DataError, match="got 1 that are not, first 'Mara Oduya', so only 0 of 1 questions"):
         check_gold_ids(some, corpus, on_unknown="raise")
     assert check_gold_ids(some, corpus) == some  # one of its two passages can be found
     assert check_gold_ids(none, corpus, on_unknown="warn") == none
     assert [e.gold_ids for e in check_gold_ids(none, corpus)] == [(), ()]
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
-    assert "4 are not, first '4101', '4102', '4103', and only 0 of 2" in caplog.messages[-1]
+    assert "got 4 that are not, first '4101', '4102', '4103', so only 0 of 2" in caplog.messages[-1]
 
 
 def test_chunks_of_a_gold_passage_are_known(tmp_path: Path) -> None:

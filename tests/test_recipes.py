@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, randomize_adapters, tiny_language_model
+from tiny_models import learned, randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
@@ -92,7 +93,7 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
     variant = Variant.of(name)
     fresh = make_rag()
     selector = ListwiseSelector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
-    rag = RAG(fresh.retriever, selector, fresh.generator, answering=variant.recipe.answering)
+    rag = RAG(fresh.retriever, selector, fresh.generator, answer_mode=variant.recipe.answer_mode)
     before = learned(rag)
     config = variant.config(SHARED.with_settings({"m_step.learning_rate": 1e-2}))
     assert config is not None
@@ -114,7 +115,7 @@ class TestReplug:
             model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
         )
         generator = Generator(model, config=DecodingConfig(max_new_tokens=3))
-        return RAG(selector.retriever, selector, generator, answering="rag_token")
+        return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
     @pytest.mark.parametrize("beta", [0.5, 4.0])
     def test_its_loss_is_the_divergence_of_the_retriever_from_the_language_model(self, rag: RAG, beta: float) -> None:
@@ -124,7 +125,7 @@ class TestReplug:
         )
         config = Variant.of("replug").config(shared)
         assert config is not None
-        rag.retriever.adapter.up_dr.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+        rag.retriever.adapter.up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
         posterior = EStep(rag.retriever, rag.selector, rag.generator, config)(EXAMPLES[:1], round=1)[0]
         candidates = posterior.candidates
         joint = JointModel(rag.selector, rag.generator, config)
@@ -132,9 +133,9 @@ class TestReplug:
         loss = joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"]
         gradient = torch.autograd.grad(loss, list(adapter.parameters()))
 
-        vector_d = candidates.question_vector_d
-        moved_d = vector_d + adapter.up_dr @ (adapter.down_rd @ vector_d)
-        scores_n = candidates.passage_vectors_nd @ (moved_d / moved_d.norm())
+        vector_d = candidates.question_vector
+        moved_d = vector_d + adapter.up @ (adapter.down @ vector_d)
+        scores_n = candidates.passage_vectors @ (moved_d / moved_d.norm())
         logits_n = 1.3 * (scores_n - scores_n.mean()) / scores_n.std(correction=0)
         explained_n = torch.tensor(
             [rag.generator.log_prob(EXAMPLES[0].question, [p], "Shakespeare") for p in candidates.passages]
@@ -184,7 +185,7 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
     assert config is not None
     posterior = EStep(selector.retriever, selector, generator, config)(EXAMPLES[:1], round=1)[0]
     joint = JointModel(selector, generator, config)
-    parameters = [selector.prior.strength, selector.retriever.adapter.up_dr]
+    parameters = [selector.prior.strength, selector.retriever.adapter.up]
     ours = torch.autograd.grad(joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"], parameters)
     candidates = posterior.candidates
     scores_n = selector.retriever.score(candidates)

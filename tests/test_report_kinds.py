@@ -51,7 +51,7 @@ def evaluation() -> dict[str, Any]:
 
     return {
         "kind": "evaluation", "format_version": 1, "name": "dro", "label": "DRO, \u00fcber alles",
-        "pipeline": {"bundle_sha256": "ab" * 32, "selector": {"num_selected": 2}, "answering": "selection"},
+        "pipeline": {"bundle_sha256": "ab" * 32, "selector": {"num_selected": 2}, "answer_mode": "permutation"},
         "dataset": {"sha256": "cd" * 32, "file": "dev.jsonl", "n": 3, "skipped": 2}, "n": 3, "n_scored": 3,
         "metrics": {
             "exact_match": 0.25, "f1": 0.5, "selector_recall@1": 0.5, "selector_recall@3": 0.75,

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers.util import cos_sim, dot_score
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, IndexWriter, MismatchError, PassageIndex, UsageError, build_index
 from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.vectors.faiss.faiss_index import FaissIndex
-from rag.pipeline import encoder_of
+from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
-from retriever.dense import QuestionAdapter
+from retriever.question_adapter import QuestionAdapter
 from training.encoder_update import _loss, open_refreshed, refreshed
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]
@@ -66,7 +66,7 @@ def test_the_ranking_is_the_models_own(encoder: Encoder, index: PassageIndex) ->
     found = DenseRetriever(index, encoder).search(QUESTIONS, 12)
     for candidates, scores_N in zip(found, scores_BN, strict=True):
         assert candidates.ids == [PASSAGES[i].id for i in scores_N.argsort(descending=True).tolist()]
-        np.testing.assert_allclose(candidates.scores_n, scores_N.sort(descending=True).values, rtol=1e-5)
+        np.testing.assert_allclose(candidates.scores, scores_N.sort(descending=True).values, rtol=1e-5)
     by_cosine = Encoder(encoder.model, similarity="cosine").encode_passages(PASSAGES)
     encoder.model.similarity_fn_name = "dot"
     assert not np.allclose(by_cosine, encoder.encode_passages(PASSAGES))
@@ -179,15 +179,15 @@ class TestQuestionAdapter:
     def test_an_adapted_question_keeps_the_length_of_the_question(self, encoder: Encoder, index: PassageIndex) -> None:
         adapter = QuestionAdapter(encoder.dimension, rank=3)
         with torch.no_grad():
-            adapter.up_dr.normal_(generator=torch.Generator().manual_seed(2))
+            adapter.up.normal_(generator=torch.Generator().manual_seed(2))
         retriever = DenseRetriever(index, encoder, adapter=adapter)
         base_Bd = torch.from_numpy(encoder.encode_questions(QUESTIONS))
-        changed_Bd = base_Bd + base_Bd @ adapter.down_rd.T @ adapter.up_dr.T
+        changed_Bd = base_Bd + base_Bd @ adapter.down.T @ adapter.up.T
         expected_Bd = changed_Bd * (base_Bd.norm(dim=1) / changed_Bd.norm(dim=1)).unsqueeze(1)
         scores_BN = expected_Bd @ torch.from_numpy(encoder.encode_passages(PASSAGES)).T
         for candidates, scores_N in zip(retriever.search(QUESTIONS, 12), scores_BN, strict=True):
-            torch.testing.assert_close(candidates.scores_n, scores_N.sort(descending=True).values, rtol=1e-4, atol=1e-3)
-            torch.testing.assert_close(retriever.score(candidates), candidates.scores_n, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(candidates.scores, scores_N.sort(descending=True).values, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(retriever.score(candidates), candidates.scores, rtol=1e-4, atol=1e-3)
 
     def test_an_untrained_adapter_scores_what_was_found(self, encoder: Encoder, index: PassageIndex) -> None:
         for retriever in (
@@ -196,7 +196,7 @@ class TestQuestionAdapter:
             BM25Retriever(index, encoder, index.load_bm25()),
         ):
             candidates = retriever.search(QUESTIONS[1], 7)
-            torch.testing.assert_close(retriever.score(candidates), candidates.scores_n, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(retriever.score(candidates), candidates.scores, rtol=1e-5, atol=1e-5)
 
     def test_fused_scores_change_by_cosines_and_not_by_dot_products(
         self, encoder: Encoder, index: PassageIndex
@@ -205,8 +205,8 @@ class TestQuestionAdapter:
         candidates = retriever.search(QUESTIONS[1], 7)
         before = retriever.score(candidates).detach()
         with torch.no_grad():
-            retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(2))
-        question_d, passages_nd = candidates.question_vector_d, candidates.passage_vectors_nd
+            retriever.adapter.up.normal_(generator=torch.Generator().manual_seed(2))
+        question_d, passages_nd = candidates.question_vector, candidates.passage_vectors
         adapted_d = retriever.adapter(question_d.unsqueeze(0))[0] * question_d.norm()
         scale = question_d.norm() * passages_nd.norm(dim=1).mean()
         expected_n = (passages_nd @ (adapted_d - question_d)) / scale

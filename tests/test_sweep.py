@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES_FOR_WORKERS
+from tiny_models import EXAMPLES_FOR_WORKERS
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import RAGError, UsageError
@@ -39,7 +37,7 @@ def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
         device="cpu",
         selector=SelectorConfig(num_candidates=4, num_selected=2),
         documents=2,
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={
             "rounds": 1,
@@ -76,7 +74,7 @@ def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path:
     against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
     assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
     evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
-    assert evaluation["pipeline"]["answering"] == "rag_token"
+    assert evaluation["pipeline"]["answer_mode"] == "rag_token"
     assert evaluation["pipeline"]["selector"]["num_candidates"] == 2
     assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.items() if k != "rows"}
     assert {q["list"] for q in written["questions"]} == {"best", "worst"}
@@ -176,7 +174,7 @@ def test_from_the_shell(
                 **settings.training,
                 "recipes": ["vanilla", "sft"],
                 "selector": {"num_candidates": 4, "num_selected": 2},
-                "generation": {"max_new_tokens": 3},
+                "decoding": {"max_new_tokens": 3},
                 "exercises": 0,
                 "answerable_only": False,
                 "workers": 1,
@@ -203,7 +201,7 @@ def test_from_the_shell(
 class TestSettings:
     def test_a_row_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
         grid = {"m_step.learning_rate": [0.1, 0.2], "rounds": [1]}
-        some = replace(settings, recipes=("vanilla", "dro"), selfaug=True, seeds=(1, 2), grid=grid)
+        some = replace(settings, recipes=("vanilla", "dro"), with_selfaug=True, seeds=(1, 2), grid=grid)
         names = [row.name for row in some.rows()]
         assert names == [
             "vanilla",
@@ -238,7 +236,7 @@ class TestSettings:
             ({"grid": {"seed": [1]}}, r"grid must name settings that every row may share; got \['seed'\]"),
             ({"grid": {"rounds": []}}, r"needs values to try; \['rounds'\] has none"),
             ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; got 0"),
-            ({"selfaug": True, "training": {"selfaug.alpha": 0.0}}, "needs selfaug.alpha above 0"),
+            ({"with_selfaug": True, "training": {"selfaug.alpha": 0.0}}, "needs selfaug.alpha above 0"),
             ({"ours": "dro_selfaug"}, r"ours must be one of the rows, \['vanilla', 'rag_token', 'dro'\], or auto"),
             ({"documents": 0}, "documents must be at least 1; 0 came"),
         ],
@@ -364,10 +362,10 @@ class TestComparisons:
 @pytest.mark.slow
 def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     settings = SweepSettings(
-        selfaug=True,
+        with_selfaug=True,
         world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
-        generation=DecodingConfig(max_new_tokens=24),
+        decoding=DecodingConfig(max_new_tokens=24),
         training={"rounds": 1, "e_step.num_permutations": 2, "m_step.learning_rate": 2e-3},
         exercises=12,
     )

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, dro_config, learned
 from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import PASSAGES, dro_config, learned
 from transformers import TrainerCallback
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
@@ -344,8 +344,8 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
         EXAMPLES, rag.retriever, rag.selector.config, config.with_settings({"supervised.target": "retriever"})
     )
     for posterior in only:
-        best = posterior.candidates.scores_n.argsort(descending=True)[:2]
-        assert posterior.permutations.z_mK[0].tolist() == best.tolist()
+        best = posterior.candidates.scores.argsort(descending=True)[:2]
+        assert posterior.permutations.z[0].tolist() == best.tolist()
 
 
 def test_output_dir_must_be_new_empty_or_a_run_to_continue(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
@@ -384,7 +384,13 @@ def test_eval_questions_without_a_function_that_scores_them_are_refused(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"got evaluate=None. Pass evaluate=rag.evaluate"):
-        DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2])
+        DROTrainer(
+            make_rag(),
+            settings(),
+            train_dataset=EXAMPLES,
+            eval_dataset=EXAMPLES[:2],
+            output_dir=tmp_path / "run",
+        )
 
 
 def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

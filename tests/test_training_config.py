@@ -77,7 +77,7 @@ def test_an_unknown_name_says_the_nearest(name: str, message: str) -> None:
         ({"train_selector": False, "train_generator": False}, "both are false"),
         (
             {"retriever_training": {"objective": "lsr"}},
-            r"got \{'e_step.exact': False, 'supervised.num_train_epochs': 1",
+            "got {'e_step.exact': False, 'supervised.num_train_epochs': 1",
         ),
     ],
 )

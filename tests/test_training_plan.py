@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dro_config, tiny_model
 from sentence_transformers import SentenceTransformer
+from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
@@ -293,7 +293,7 @@ def test_the_text_says_what_to_change() -> None:
         (["--train_questions", "10"], 2, "--corpus FILE, --index DIR, or --passages N"),
         ([*COUNTS, "--selector.num_candidates", "2"], 2, "K=5, n=2"),
         ([*COUNTS, "--rounds", "0"], 2, "rounds must be at least 1"),
-        ([*COUNTS, "--dtype", "float64"], 2, "'float64' came"),
+        ([*COUNTS, "--dtype", "float64"], 2, "got 'float64'"),
         ([*COUNTS, "--corpus", "/no/corpus.jsonl"], 0, ""),  # numbers win
         (["--train_questions", "10", "--corpus", "/no/corpus.jsonl"], 3, "/no/corpus.jsonl"),
     ],

@@ -29,7 +29,7 @@ from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
 from indexes.vectors.faiss.faiss_factory import properties
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior
 
@@ -97,7 +97,7 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for posterior in posteriors:
         marginals_n, passages = posterior.marginals(), posterior.candidates.passages
-        ranked = posterior.candidates.scores_n.argsort(descending=True).tolist()
+        ranked = posterior.candidates.scores.argsort(descending=True).tolist()
         unread = next((i for i in ranked if float(marginals_n[i]) <= UNREAD), None)
         if unread is None:
             continue

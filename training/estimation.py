@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations
+from retriever.retriever import Retriever
 from retriever.selector import SamplingConfig, Selector
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
@@ -75,10 +76,10 @@ class Posterior:
         if self.baseline_m is not None:
             return self._read(self.baseline_m)
         drawn = self.permutations
-        return None if len(drawn) == 1 else self._read(baseline_weights(drawn.log_p_m, drawn.log_q_m))
+        return None if len(drawn) == 1 else self._read(baseline_weights(drawn.log_p, drawn.log_q))
 
     def _read(self, weights_m: Tensor) -> Tensor:
-        z_mK = self.permutations.z_mK
+        z_mK = self.permutations.z
         weights_mK = weights_m[:, None].expand_as(z_mK)
         return torch.zeros(len(self.candidates)).index_add(0, z_mK.flatten(), weights_mK.flatten())
 
@@ -188,7 +189,7 @@ class DistinctPermutations:
 
         return cls(
             z_uK=z_uK,
-            log_p_old_u=drawn.log_p_m[first_u],
+            log_p_old_u=drawn.log_p[first_u],
             weights_u=added(weights_m),
             baseline_u=None if baseline_m is None else added(baseline_m),
             share_u=added(torch.full((len(inverse_m),), 1.0 / len(inverse_m))),
@@ -263,7 +264,7 @@ class EStep:
         if self.config.e_step.marginalization == "token":
             return self._by_token(cases, permutations)
         chosen = [self._choose(case, drawn, round) for case, drawn in zip(cases, permutations, strict=True)]
-        z = [drawn.z_mK[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
+        z = [drawn.z[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
         log_likelihoods = self._log_likelihoods(cases, z)
         if not self._oversamples:
             return [self._posterior(*parts) for parts in zip(cases, permutations, log_likelihoods, strict=True)]
@@ -304,7 +305,11 @@ class EStep:
 
     def _single_passage_log_likelihoods(self, cases: Sequence[_Case]) -> list[_Case]:
         """The same with log p(y | x, d_i) of every candidate alone."""
-        rows = [self.generator.row(c.candidates.question, [p], c.answer) for c in cases for p in c.candidates.passages]
+        rows = [
+            self.generator.answer_sequence(c.candidates.question, [p], c.answer)
+            for c in cases
+            for p in c.candidates.passages
+        ]
         alone = self.generator.log_probs(rows).split([len(c.candidates) for c in cases])
         return [
             replace(case, single_passage_log_likelihood_n=single_passage_log_likelihood_n)
@@ -334,9 +339,8 @@ class EStep:
         m = self.config.e_step.num_permutations
         seed = stable_seed(self.config.seed, round, "scored", case.example.id, m)
         return choose(
-            self.config.e_step.likelihood_exponent
-            * features(_present(case.single_passage_log_likelihood_n), drawn.z_mK),
-            drawn.log_p_m - drawn.log_q_m,
+            self.config.e_step.likelihood_exponent * features(_present(case.single_passage_log_likelihood_n), drawn.z),
+            drawn.log_p - drawn.log_q,
             m,
             torch.Generator().manual_seed(seed),
         )
@@ -345,7 +349,7 @@ class EStep:
         """Log p_g per question `[m]` of given permutations `[m, K]`; equal ones are scored once."""
         distinct = [list(dict.fromkeys(map(tuple, z_mK.tolist()))) for z_mK in permutations]
         sequences = [
-            answer_row(self.generator, case.candidates, torch.tensor(z), case.answer)
+            answer_sequence(self.generator, case.candidates, torch.tensor(z), case.answer)
             for case, of_case in zip(cases, distinct, strict=True)
             for z in of_case
         ]
@@ -361,15 +365,15 @@ class EStep:
     def _by_token(self, cases: Sequence[_Case], permutations: Sequence[Permutations]) -> list[Posterior]:
         """Posteriors at every answer token, over permutations that are all scored."""
         rows = [
-            answer_row(self.generator, case.candidates, z_K, case.answer)
+            answer_sequence(self.generator, case.candidates, z_K, case.answer)
             for case, drawn in zip(cases, permutations, strict=True)
-            for z_K in drawn.z_mK
+            for z_K in drawn.z
         ]
         found = iter(self.generator.token_log_probs(rows))
         posteriors = []
         for case, drawn in zip(cases, permutations, strict=True):
             log_p_mL = torch.stack([next(found) for _ in range(len(drawn))])
-            weights_mL, log_marginal = token_posterior_weights(drawn.log_p_m, drawn.log_q_m, log_p_mL)
+            weights_mL, log_marginal = token_posterior_weights(drawn.log_p, drawn.log_q, log_p_mL)
             # No control variate: over all permutations the selector's gradient has no noise to take away.
             whole = replace(self._posterior(case, drawn, log_p_mL.sum(-1)), baseline_m=None)
             by_token = ByToken(weights_mL, float(log_marginal))
@@ -385,8 +389,7 @@ class EStep:
     ) -> list[Posterior]:
         """Posteriors over all permutations that were drawn; the log-likelihoods that are missing are guessed."""
         said = [
-            features(_present(c.single_passage_log_likelihood_n), p.z_mK)
-            for c, p in zip(cases, permutations, strict=True)
+            features(_present(c.single_passage_log_likelihood_n), p.z) for c, p in zip(cases, permutations, strict=True)
         ]
         scored = [x_MF[index_m] for x_MF, (index_m, _) in zip(said, chosen, strict=True)]
         surrogate = Surrogate.fit(scored, log_likelihoods)
@@ -403,8 +406,8 @@ class EStep:
 
     def _posterior(self, case: _Case, permutations: Permutations, log_likelihood_m: Tensor) -> Posterior:
         exponent = self.config.e_step.likelihood_exponent
-        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, exponent * log_likelihood_m)
-        baseline_m = baseline_weights(permutations.log_p_m, permutations.log_q_m)
+        log_omega_m = log_importance_weights(permutations.log_p, permutations.log_q, exponent * log_likelihood_m)
+        baseline_m = baseline_weights(permutations.log_p, permutations.log_q)
         return Posterior(
             example=case.example,
             answer=case.answer,
@@ -423,10 +426,10 @@ def _present(single_passage_log_likelihood_n: Tensor | None) -> Tensor:
     return single_passage_log_likelihood_n
 
 
-def answer_row(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerRow:
+def answer_sequence(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerSequence:
     """The generator's row for one permutation of one question's candidates."""
     passages = [candidates.passages[i] for i in z_K.tolist()]
-    return generator.row(candidates.question, passages, answer)
+    return generator.answer_sequence(candidates.question, passages, answer)
 
 
 def stable_seed(*parts: object) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.log_probs import log_normaliser, rows_in_cache
+from generator.log_probs import log_normaliser, logit_bytes, rows_in_cache
 from indexes.errors import UsageError
 
 Head = Callable[[Tensor], Tensor]
@@ -247,13 +247,13 @@ class SelfAugKL(torch.autograd.Function):
 
 
 def default_chunk_tokens(row_bytes: int, *, cuda: bool = False) -> int:
-    """C at which logits fill a tensor that is large enough for a fast product and small beside everything else.
+    """C, the tokens whose logits exist at one time, so that they fill `generator.log_probs.logit_bytes`.
 
     Args:
         row_bytes: Of the logits of one token.
-        cuda: A GPU needs more rows to be busy, and has more memory for them.
+        cuda: Whether they are on a GPU.
     """
-    fitting = max((2**28 if cuda else 2**25) // row_bytes, 1)
+    fitting = max(logit_bytes(cuda=cuda) // row_bytes, 1)
     return min(max(1 << round(math.log2(fitting)), 16), 1024 if cuda else 256)
 
 

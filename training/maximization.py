@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from generator.generator import AnswerRow, Generator
-from generator.language_model import BASE, ROLES
+from generator.adapters import BASE, ROLES
+from generator.generator import AnswerSequence, Generator
 from indexes.errors import UsageError
 from retriever.selector import Selector
 from training.config import DROConfig
-from training.estimation import Posterior, answer_row, stable_seed
+from training.estimation import Posterior, answer_sequence, stable_seed
 from training.losses import (
     distillation_loss,
     distillation_target,
@@ -114,7 +114,7 @@ class JointModel(nn.Module):
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
         total = (choices_B * losses_B / self._tokens(self._selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
-        if self.question_adapter.up_dr.requires_grad and self._config.retriever_training.objective != "prior":
+        if self.question_adapter.up.requires_grad and self._config.retriever_training.objective != "prior":
             distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
@@ -152,25 +152,25 @@ class JointModel(nn.Module):
         loss = nll + self._config.selfaug.alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
-    def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, "_Aligned"]:
+    def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, "_Aligned"]:
         """The generator's rows of a micro-batch, the posterior weight of each, and those that SelfAug runs on."""
         rows, weights_R, share_R = self._weighted_rows(micro_batch)
         return rows, weights_R, self._aligned_rows(micro_batch, share_R)
 
-    def _weighted_rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, Tensor]:
+    def _weighted_rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, Tensor]:
         """This part's rows of every question, with their posterior weight and their share of the draws."""
-        rows: list[AnswerRow] = []
+        rows: list[AnswerSequence] = []
         weights: list[Tensor] = []
         shares: list[Tensor] = []
         for posterior in micro_batch.posteriors:
             d = posterior.distinct_scored()
             mine = torch.tensor(range(micro_batch.part, len(d.z_uK), micro_batch.parts), dtype=torch.long)
             if len(mine) == 0:  # fewer distinct rows than parts: a row of weight 0 keeps the passes in step
-                rows.append(answer_row(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
+                rows.append(answer_sequence(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
                 weights.append(torch.zeros(1))
                 shares.append(torch.zeros(1))
                 continue
-            rows += [answer_row(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine]
+            rows += [answer_sequence(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine]
             weights.append(d.weights_u[mine])
             shares.append(d.share_u[mine])
         return rows, torch.cat(weights), torch.cat(shares)
@@ -210,7 +210,7 @@ class JointModel(nn.Module):
         return _Aligned(chosen, [1.0] * len(chosen))
 
     @torch.no_grad()
-    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned") -> Tensor:
+    def _base_hidden(self, rows: list[AnswerSequence], aligned: "_Aligned") -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
             hidden_ATH, _, prompt_A, _ = self._generator.forward(rows)
@@ -256,7 +256,7 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
 def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
     """Of the selector's retriever, for one question, with gradient to its question adapter."""
     candidates = posterior.candidates
-    found_n = selector.retriever_logits(candidates.scores_n)
+    found_n = selector.retriever_logits(candidates.scores)
     expected_n = posterior.expected_marginals()
     target_n = distillation_target(
         posterior.marginals().to(found_n),
@@ -272,7 +272,7 @@ def replug_loss(selector: Selector, posterior: Posterior, temperature: float) ->
     candidates = posterior.candidates
     logits_n = selector.retriever_logits(selector.retriever.score(candidates))
     log_likelihood_n = torch.empty(len(candidates))
-    log_likelihood_n[posterior.permutations.z_mK[:, 0]] = posterior.log_likelihood_m
+    log_likelihood_n[posterior.permutations.z[:, 0]] = posterior.log_likelihood_m
     return lsr_loss(logits_n, log_likelihood_n.to(logits_n.device), temperature)
 
 

@@ -44,7 +44,7 @@ def fit_prior_weights(
         if not components:
             return {}
         baseline_m = torch.zeros(0) if posterior.baseline_m is None else posterior.baseline_m
-        drawn = (posterior.permutations.z_mK, posterior.permutations.log_p_m)
+        drawn = (posterior.permutations.z, posterior.permutations.log_p)
         tensors = (*(components[name] for name in weights), *drawn, posterior.weights_m, baseline_m)
         groups[tuple(t.shape for t in tensors)].append(tensors)
         progress(1)

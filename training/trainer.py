@@ -27,12 +27,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from generator.base_config import DEFAULT_CONTEXT, stated_context
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from generator.generator import Generator
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
 from indexes.launcher_check import warn_of_one_process
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig, flatten
@@ -61,9 +61,20 @@ T = TypeVar("T")
 class TrainableRAG(Protocol):
     """What the trainer needs of a pipeline; `rag.RAG` is one."""
 
-    retriever: Retriever
-    selector: Selector
-    generator: Generator
+    @property
+    def retriever(self) -> Retriever:
+        """Finds candidates."""
+        ...
+
+    @property
+    def selector(self) -> Selector:
+        """Ranks them."""
+        ...
+
+    @property
+    def generator(self) -> Generator:
+        """Answers."""
+        ...
 
 
 class EvaluationResult(Protocol):
@@ -413,7 +424,7 @@ class DROTrainer:
             "context_length": model.context_length,
             "adapter": asdict(model.adapter),
             "selector": asdict(selector.config),
-            "generation": asdict(generator.config),
+            "decoding": asdict(generator.config),
             "prompts": [asdict(selector.prompt), asdict(generator.prompt)],
             "retriever": {"kind": self.rag.retriever.kind, **self.rag.retriever.settings},
             "index": self.rag.retriever.index.manifest.corpus_fingerprint,

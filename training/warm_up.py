@@ -12,8 +12,9 @@ from torch import Tensor
 
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import DataError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations
+from retriever.retriever import Retriever
 from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.estimation import Posterior, stable_seed
@@ -27,7 +28,7 @@ def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) 
 
     Of a gold document that was cut into chunks the best chunk stands for all.
     """
-    by_score = torch.argsort(candidates.scores_n, descending=True, stable=True).tolist()
+    by_score = torch.argsort(candidates.scores, descending=True, stable=True).tolist()
     best: dict[str | None, int] = {}
     for i in by_score:
         best.setdefault(gold_document(candidates.ids[i], gold_ids), i)

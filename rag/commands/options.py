@@ -112,9 +112,9 @@ def retriever_argument(parser: Any) -> None:
     """`--retriever`: how candidates are found."""
     parser.add_argument(
         "--retriever",
-        choices=["dense", "bm25", "hybrid"],
+        type=str,
         default="dense",
-        help="how candidates are found: by vectors, by words (BM25), or by both rankings together",
+        help="how candidates are found: dense (vectors), bm25 (words), hybrid (both fused), or a plugin's kind",
     )
 
 
@@ -152,7 +152,7 @@ def pipeline_arguments(parser: Any) -> None:
     trust_argument(parser, "base or encoder")
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
-    parser.add_class_arguments(DecodingConfig, "generation")
+    parser.add_class_arguments(DecodingConfig, "decoding")
     parser.add_class_arguments(AdapterConfig, "adapter")
     parser.add_class_arguments(ChatConfig, "chat")
 
@@ -171,7 +171,7 @@ def create_pipeline(args: Any) -> Any:
         encoder=args.encoder,
         retriever=args.retriever,
         selector=SelectorConfig(**vars(args.selector)),
-        generation=DecodingConfig(**vars(args.generation)),
+        decoding=DecodingConfig(**vars(args.decoding)),
         adapter=AdapterConfig(**vars(args.adapter)),
         revision=args.revision,
         dtype=args.dtype,
@@ -204,7 +204,7 @@ def open_pipeline(args: Any) -> Any:
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    own = ("base", "context_length", "retriever", "selector", "generation", "adapter", "chat")
+    own = ("base", "context_length", "retriever", "selector", "decoding", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")

@@ -73,7 +73,7 @@ def _plan(args: Any) -> Report:
             texts=texts,
             question=question,
             alone_row=alone_row,
-            max_new_tokens=args.generation.max_new_tokens,
+            max_new_tokens=args.decoding.max_new_tokens,
         )
     )
     return Report(render(data), data)

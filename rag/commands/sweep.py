@@ -38,7 +38,7 @@ def _sweep_arguments(parser: Any) -> None:
         help=f"of {', '.join(RECIPES)}; with _selfaug behind it a recipe has the SelfAug term",
     )
     parser.add_argument(
-        "--selfaug", type=bool, default=False, help="also the SelfAug twin of each recipe whose generator learns"
+        "--with_selfaug", type=bool, default=False, help="also the SelfAug twin of each recipe whose generator learns"
     )
     parser.add_argument("--seeds", type=list[int], default=[42], help="of draws and batches; a row for each")
     parser.add_argument(
@@ -82,7 +82,7 @@ def settings_of(args: Any) -> Any:
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         "selector": SelectorConfig(**vars(args.selector)),
-        "generation": DecodingConfig(**vars(args.generation)),
+        "decoding": DecodingConfig(**vars(args.decoding)),
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),

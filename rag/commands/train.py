@@ -25,8 +25,8 @@ def _train_arguments(parser: Any) -> None:
 
 
 def _train(args: Any) -> Report:
-    from rag import evaluate
-    from training import DROTrainer, load_examples
+    from rag import DROTrainer
+    from training import load_examples
 
     config = training_config(args)
     dev = None
@@ -51,7 +51,6 @@ def _train(args: Any) -> Report:
         train_dataset=train,
         eval_dataset=dev,
         output_dir=args.output_dir,
-        evaluate=evaluate,
         progress=progress(args),
     )
     history = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
@@ -34,7 +34,7 @@ def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
     """
     model = rag.generator.language_model
     candidates = rag.retriever.search(question, rag.num_candidates)
-    z = rag.selector.select([candidates])[0].z_mK[0].tolist()
+    z = rag.selector.select([candidates])[0].z[0].tolist()
     ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
     name = model.tokenizer.convert_ids_to_tokens
@@ -102,8 +102,8 @@ def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
                 "positions": z_K,
                 "ids": [posterior.candidates.ids[i] for i in z_K],
                 "times": inverse_m.count(u),
-                "log_p": float(drawn.log_p_m[first]),
-                "log_q": float(drawn.log_q_m[first]),
+                "log_p": float(drawn.log_p[first]),
+                "log_q": float(drawn.log_q[first]),
                 "log_likelihood": float(posterior.log_likelihood_m[first]),
                 "scored": first in scored,
                 "weight": float(d.weights_u[u]),
@@ -124,7 +124,7 @@ def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]
             "gold": gold_document(passage.id, example.gold_ids) is not None,
             "marginal": marginals[i],
         }
-        for i, (passage, score) in enumerate(zip(found.passages, found.scores_n, strict=True))
+        for i, (passage, score) in enumerate(zip(found.passages, found.scores, strict=True))
     ]
 
 
@@ -197,7 +197,7 @@ def inspect_batch(
     ]
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int]) -> list[list[Token]]:
+def _tokens(rag: RAG, rows: Sequence[AnswerSequence], aligned_rows: set[int]) -> list[list[Token]]:
     model = rag.generator.language_model
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
     answers_B = torch.tensor([len(row.answer_ids) for row in rows])

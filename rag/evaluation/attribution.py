@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.permutation_mode import PermutationMode
 from rag.evaluation.evaluation import Evaluation, by_id, progress_bar
 from rag.evaluation.significance import estimate
@@ -60,8 +59,8 @@ def support(
     """
     if not isinstance(rag.answer_mode, PermutationMode):
         raise UsageError(
-            f"Support is of passages that were read together; this pipeline answers by {rag.answering}, document by "
-            "document. Leave the audit out."
+            f"Support is of passages that were read together; this pipeline answers by "
+            f"{rag.answer_mode.kind}. Leave the audit out."
         )
     rows: list[list[dict[str, Any]]] = [[] for _ in evaluation.answers]
     order = by_id(evaluation.examples)
@@ -104,11 +103,11 @@ def _log_prob(answer: Answer) -> float:
     return answer.log_prob
 
 
-def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerRow]:
+def _rows(rag: RAG, answer: Answer) -> Iterator[AnswerSequence]:
     """The answer behind a prompt without its first passage, without its second and so on."""
     for i in range(len(answer.passages)):
         rest = [*answer.passages[:i], *answer.passages[i + 1 :]]
-        yield prompt_with_answer(rag.generator, answer.question, rest, answer.text)
+        yield rag.generator.generated_sequence(rag.generator.prompt_ids(answer.question, rest), answer.text)
 
 
 def _summary(rows: Sequence[Sequence[dict[str, Any]]], threshold: float) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from indexes.errors import DataError, check_on_error
 from rag.answering.answer import Answer
 from rag.evaluation.significance import bootstrap_intervals
 from rag.metrics import aggregate, answer_recall, exact_match, f1, gold_recall, ranking_quality
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from training.questions.context_fit import Fitted, refuse_too_long, split_by_length, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
@@ -235,7 +236,7 @@ def _ranking(stage: str, passages: Sequence[Passage], example: QAExample, cutoff
 def _hits(candidates: Candidates) -> list[dict[str, Any]]:
     return [
         {"id": passage.id, "title": passage.title, "score": value}
-        for passage, value in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+        for passage, value in zip(candidates.passages, candidates.scores.tolist(), strict=True)
     ]
 
 

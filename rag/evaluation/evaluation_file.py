@@ -16,12 +16,13 @@ import torch
 from generator.language_model import LanguageModel
 from indexes.atomic_files import write_text
 from indexes.errors import DataError, MismatchError, UsageError
+from rag.bundle import CONFIG_FILE, LEARNED_FOLDER, read_config
 from rag.evaluation.attribution import Support
 from rag.evaluation.evaluation import Evaluation, by_id
 from rag.evaluation.order_bias import OrderBias
 from rag.evaluation.significance import RESAMPLES
-from rag.pipeline import CONFIG_FILE, LEARNED_FOLDER, RAG, base_weights, read_config
-from retriever.dense import Retriever
+from rag.pipeline import RAG
+from retriever.retriever import Retriever
 from training.questions.example import QAExample
 from training.questions.self_retrieval import identical_ids
 
@@ -177,13 +178,14 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str
         "base": describe_base(rag.generator.language_model),
         "retriever": {"kind": rag.retriever.kind, **rag.retriever.settings},
         "selector": asdict(rag.selector.config),
-        "generation": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
+        "decoding": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
         "chat": asdict(rag.generator.language_model.chat.config),
         "context_length": rag.generator.language_model.context_length,
         "ranking_prompt": asdict(rag.selector.prompt),
         "answer_prompt": asdict(rag.generator.prompt),
         "index": _describe_index(rag.retriever),
-        "answering": rag.answering,
+        "answer_mode": rag.answer_mode.kind,
+        **({"answer_mode_settings": dict(settings)} if (settings := rag.answer_mode.settings) else {}),
     }
 
 
@@ -228,7 +230,7 @@ def bundle_digest(folder: str | Path) -> str:
         MismatchError: Not a bundle.
     """
     folder = Path(folder)
-    config = _without_places(read_config(folder))
+    config = _without_places(read_config(folder).to_dict())
     digest = hashlib.sha256(json.dumps({CONFIG_FILE: config}, sort_keys=True).encode())
     for file in sorted((folder / LEARNED_FOLDER).rglob("*.safetensors")):
         with file.open("rb") as stream:
@@ -249,7 +251,7 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
 def base_digest(model: LanguageModel) -> str:
     """SHA-256 (hex) of the base's weights as they are in memory, by name: the same wherever and however they lie."""
     digest = hashlib.sha256()
-    for name, weight in sorted(base_weights(model).items()):
+    for name, weight in sorted(model.base_weights().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

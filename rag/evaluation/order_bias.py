@@ -31,7 +31,7 @@ from rag.evaluation.evaluation import Answerer, Evaluation, accepted_answers, by
 from rag.evaluation.significance import estimate
 from rag.metrics import exact_match, f1, normalize_answer
 from rag.pipeline import RAG
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 from training.estimation import stable_seed
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, best_device
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.cpu_features import fast_bfloat16
@@ -107,7 +107,7 @@ class LabSettings:
             selector=SelectorConfig(
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
-            generation=DecodingConfig(max_new_tokens=24),
+            decoding=DecodingConfig(max_new_tokens=24),
             dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={

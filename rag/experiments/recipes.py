@@ -48,7 +48,7 @@ class Recipe:
     """Each document is read alone: K is 1."""
     summed_documents: str = "few"
     """Where documents are read alone: "few", or "candidates", all that are retrieved."""
-    answering: str = PERMUTATION
+    answer_mode: str = PERMUTATION
     """As `rag.RAG` takes it."""
 
     @property
@@ -105,7 +105,7 @@ RECIPES: dict[str, Recipe] = {
             selector=_BY_SCORES,
             reads_alone=True,
             summed_documents="candidates",
-            answering="rag_token",
+            answer_mode="rag_token",
         ),
         Recipe(
             name="rag_sequence",
@@ -113,7 +113,7 @@ RECIPES: dict[str, Recipe] = {
             training=_ALONE,
             selector=_BY_SCORES,
             reads_alone=True,
-            answering="rag_sequence",
+            answer_mode="rag_sequence",
         ),
         Recipe(
             name="rag_token",
@@ -121,7 +121,7 @@ RECIPES: dict[str, Recipe] = {
             training=_ALONE | {"e_step.marginalization": "token"},
             selector=_BY_SCORES,
             reads_alone=True,
-            answering="rag_token",
+            answer_mode="rag_token",
         ),
         Recipe(
             name="dro_no_selector",

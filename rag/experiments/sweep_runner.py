@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import BASE, AdapterConfig, best_device
+from generator.adapters import BASE
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.directory.passage_index import PassageIndex
@@ -60,7 +60,8 @@ from rag.forgetting.general_tasks import GeneralTask, exercises
 from rag.forgetting.measurement import ModelScores, forgetting_table, measure_forgetting, measure_model
 from rag.forgetting.retention_tasks import Probes
 from rag.logs import set_up_logs
-from rag.pipeline import RAG, encoder_of
+from rag.model_loading import encoder_of
+from rag.pipeline import RAG
 from rag.report import with_evaluation_records, write_report
 from rag.report.result_files import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
@@ -95,7 +96,7 @@ SHARED_DEFAULTS: dict[str, Any] = {
     "metric_for_best_model": "exact_match",
 }
 """Settings of training in which a sweep differs from `DROConfig`'s defaults."""
-_WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
+_WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class SweepSettings:
 
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Names from `rag.experiments.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
-    selfaug: bool = False
+    with_selfaug: bool = False
     """Also the SelfAug twin of each recipe whose generator learns."""
     seeds: tuple[int, ...] = (42,)
     """Of every draw and of the batches; one row for each."""
@@ -166,7 +167,7 @@ class SweepSettings:
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
     """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
-    generation: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -216,7 +217,7 @@ class SweepSettings:
             UsageError: An unknown recipe, or SelfAug where nothing is trained that it could hold back.
         """
         found = [(name, Variant.of(name)) for name in self.recipes]
-        if self.selfaug:
+        if self.with_selfaug:
             found += [(twin.name, twin) for _, variant in found if (twin := variant.twin) is not None]
         first: dict[str, tuple[str, Variant]] = {}
         for name, variant in found:
@@ -253,7 +254,7 @@ class SweepSettings:
         data = _as_written_now(data)
         kinds = {
             "selector": SelectorConfig,
-            "generation": DecodingConfig,
+            "decoding": DecodingConfig,
             "adapter": AdapterConfig,
             "chat": ChatConfig,
         }
@@ -588,7 +589,7 @@ class Sweep:
             base=s.base,
             revision=s.revision,
             selector=row.variant.selector(s.selector, documents),
-            generation=s.generation,
+            decoding=s.decoding,
             adapter=s.adapter,
             chat=s.chat,
             dtype=s.dtype,
@@ -596,7 +597,7 @@ class Sweep:
             quantization=s.quantization,
             context_length=s.context_length,
             trust_remote_code=s.trust_remote_code,
-            answering=row.variant.recipe.answering,
+            answer_mode=row.variant.recipe.answer_mode,
         )
 
     def config(self, row: Row) -> DROConfig | None:
@@ -696,7 +697,7 @@ def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
         "world": WorldSettings,
         "selector": SelectorConfig,
-        "generation": DecodingConfig,
+        "decoding": DecodingConfig,
         "adapter": AdapterConfig,
         "chat": ChatConfig,
         "probes": Probes,

@@ -21,10 +21,12 @@ from typing import Any
 
 from scipy import stats
 
-from generator.chat import ChatConfig
+from generator.adapters import BASE
+from generator.configs import ChatConfig, ModelConfig
 from generator.generator import Generator
-from generator.language_model import BASE, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
+from rag.bundle import load_generator
 from rag.evaluation.evaluation_file import bundle_digest, describe_base, write_json
 from rag.evaluation.significance import holm
 from rag.forgetting.general_tasks import GeneralTask
@@ -39,7 +41,7 @@ from rag.forgetting.task_scores import (
     measure_text,
 )
 from rag.hub import bundle_folder
-from rag.pipeline import load_generator, load_language_model
+from rag.model_loading import load_language_model
 
 FORMAT_VERSION = 1
 _FINDING = ("revision", "token", "cache_dir", "local_files_only")
@@ -368,8 +370,9 @@ def _check_base(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 
 
 def load_base(base: str | Path, **loading: Any) -> Generator:
-    """A base without any bundle: a Hub name, a folder, or "tiny"; the rest as `LanguageModel.from_pretrained`."""
-    return Generator(load_language_model(base, **loading))
+    """A base model without any bundle: a Hub id, a folder, or "tiny"; the rest as in `ModelConfig`, and `chat`."""
+    chat = loading.pop("chat", None)
+    return Generator(load_language_model(ModelConfig(name=str(base), **loading), chat=chat))
 
 
 def _score_from(entry: Mapping[str, Any]) -> Score:

@@ -205,7 +205,7 @@ def _evaluation(file: _Object) -> EvaluationData:
         dataset=_dataset(file),
         n=_number(file.get("n")),
         n_scored=_number(file.get("n_scored")),
-        answer_mode=_text(pipeline.get("answering")),
+        answer_mode=_text(pipeline.get("answer_mode")),
         bundle=_text(pipeline.get("bundle_sha256")),
         order_bias=_order_bias(_object(file.get("order_bias"))),
         attribution=_attribution_audit(_object(file.get("support"))),

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from indexes.corpora.corpus import Corpus
 from indexes.directory.passage_index import PassageIndex
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from training.questions.example import QAExample
 
 
@@ -43,8 +44,8 @@ def identical_ids(examples: Sequence[QAExample], passages: PassageIndex | Corpus
     return IdenticalIds(len(ignoring), len(found), sum(example.id in example.gold_ids for example in found))
 
 
-def retrieve(retriever: Retriever, examples: Sequence[QAExample], k: int) -> list[Candidates]:
-    """The k best candidates of each question, without those that it ignores."""
+def retrieve(retriever: Retriever, examples: Sequence[QAExample], k: int, *, explain: bool = False) -> list[Candidates]:
+    """The k best candidates of each question, without those that it ignores; `explain` as in `Retriever.search`."""
     questions = [example.question for example in examples]
     ignored = [example.ignored_id for example in examples]
-    return retriever.search(questions, k, ignored_ids=ignored) if any(ignored) else retriever.search(questions, k)
+    return retriever.search(questions, k, ignored_ids=ignored if any(ignored) else (), explain=explain)

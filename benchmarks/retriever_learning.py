@@ -1,6 +1,6 @@
 """Does the question adapter find more on held-out questions? Trained from a posterior, the index as it is.
 
-    python benchmarks/question_adapter.py --index DIR --train FILE --test FILE [--objectives prior distillation both]
+    python benchmarks/retriever_learning.py --index DIR --train FILE --test FILE [--objectives prior distillation both]
 
 The E-step is the library's, with a reader that knows the gold passages in place of a language model: an answer is
 `--utility` nats likelier for each gold passage that is read (`gold_ids` in the question file). The selector is the
