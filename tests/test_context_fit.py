@@ -144,9 +144,9 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
 
 def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rag.retriever, "search", refuse)
-    with pytest.raises(DataError, match=r"1 of 3 questions do not, first 'too-long': its answer prompt.*on_error"):
+    with pytest.raises(DataError, match=r"1 of 3 questions that do not, first 'too-long': its answer prompt.*on_error"):
         evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], progress=False)
-    with pytest.raises(DataError, match=r"1 of 1 questions do not"):
+    with pytest.raises(DataError, match=r"1 of 1 questions that do not"):
         evaluate(rag, [TOO_LONG], on_error="skip", progress=False)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from training.questions.example import QAExample
     from training.questions.gold_ids import check_gold_ids
     from training.questions.loading import load_examples
+    from training.questions.question_format import QuestionFormat
+    from training.questions.question_formats import QUESTION_FORMATS
     from training.questions.self_retrieval import identical_ids, retrieve
     from training.trainer import DROTrainer
 
@@ -22,6 +24,8 @@ _EXPORTS = {
     "MStepTrainer": "training.maximization",
     "Posterior": "training.estimation",
     "QAExample": "training.questions.example",
+    "QUESTION_FORMATS": "training.questions.question_formats",
+    "QuestionFormat": "training.questions.question_format",
     "check_gold_ids": "training.questions.gold_ids",
     "identical_ids": "training.questions.self_retrieval",
     "load_examples": "training.questions.loading",
@@ -29,6 +33,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "QUESTION_FORMATS",
     "DROConfig",
     "DROTrainer",
     "EStep",
@@ -36,6 +41,7 @@ __all__ = [
     "MStepTrainer",
     "Posterior",
     "QAExample",
+    "QuestionFormat",
     "check_gold_ids",
     "identical_ids",
     "load_examples",

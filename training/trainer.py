@@ -40,7 +40,7 @@ from training.encoder_update import open_refreshed, refreshed
 from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
 from training.prior_weights import fit_prior_weights
-from training.questions.context_fit import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
 from training.questions.loading import ignoring_identical_ids, load_examples
@@ -177,13 +177,13 @@ class DROTrainer:
 
     def _fitted_train(self, examples: list[QAExample]) -> list[QAExample]:
         selector, generator = self.rag.selector, self.rag.generator
-        found = that_fit_with_answers(examples, selector, generator, learning=self.config.train_selector)
+        found = filter_fitting_with_answers(examples, selector, generator, learning=self.config.train_selector)
         self.left_out["train"] = found.too_long
         return _kept(found, len(examples), "training questions", generator.language_model.context_length)
 
     def _fitted_dev(self, examples: list[QAExample]) -> list[QAExample]:
         selector, generator = self.rag.selector, self.rag.generator
-        found = that_fit(examples, selector, generator, learning=self.config.train_selector)
+        found = filter_fitting(examples, selector, generator, learning=self.config.train_selector)
         self.left_out["dev"] = found.too_long
         return _kept(found, len(examples), "dev questions", generator.language_model.context_length)
 

@@ -71,7 +71,12 @@ from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
-from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.context_fit import (
+    filter_fitting,
+    filter_fitting_with_answers,
+    refuse_too_long,
+    warn_of_too_long,
+)
 from training.questions.loading import write_examples
 from training.trainer import RUN_FILE
 
@@ -524,7 +529,7 @@ class Sweep:
 
         Rows are compared on the same questions, so one that does not fit some of them is left out of all.
         """
-        fitting = that_fit_with_answers if split == "train" else that_fit
+        fitting = filter_fitting_with_answers if split == "train" else filter_fitting
         fitted = fitting(examples, rag.selector, rag.generator, learning=True)
         if not fitted.kept:
             refuse_too_long(fitted.too_long, len(examples), f"{split} questions", "give other questions")
