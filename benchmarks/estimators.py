@@ -42,9 +42,10 @@ from rag import RAG
 from retriever.permutations import enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
 from training.config import EStepConfig
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
 from training.imputation import Surrogate, choose, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights
+from training.posterior import Posterior
 
 SHARPNESS = {"flat": 0.5, "medium": 1.5, "sharp": 3.0}
 LIKELIHOOD = {"mild": 1.5, "peaked": 6.0}

@@ -17,7 +17,8 @@ from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
-from training.maximization import JointModel, _parameter_groups
+from training.joint_model import JointModel
+from training.maximization import _parameter_groups
 
 IDS = torch.tensor([[20, 30, 40, 50, 60]])
 EMBEDDING = ["embed_tokens"]

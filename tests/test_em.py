@@ -49,10 +49,10 @@ def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[floa
             train_dataset=EXAMPLES,
             eval_dataset=EXAMPLES,
             output_dir=tmp_path / name,
-            evaluate=measured,
+            compute_metrics=measured,
             progress=False,
         )
-        history = trainer.train()
+        history = trainer.train().history
         return [row["eval_f1"] for row in history]
 
     return run

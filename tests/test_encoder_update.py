@@ -17,7 +17,7 @@ from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from training import DROConfig, DROTrainer, QAExample
 from training.encoder_update import open_refreshed, refreshed, training_pairs
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 QUESTIONS = {"who wrote Hamlet?": "p0", "what is the capital of Germany?": "p4", "who designed Python?": "p5"}
 EXAMPLES = [QAExample(f"q{i}", q, ("x",), (gold,)) for i, (q, gold) in enumerate(QUESTIONS.items())]
@@ -168,7 +168,7 @@ def test_the_first_round_brings_its_index_back(
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES,
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     ).train()
     assert rag.retriever.index is original

@@ -12,7 +12,8 @@ from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from training.estimation import EStep, Posterior, answer_sequence, stable_seed
+from training.estimation import EStep
+from training.posterior import Posterior, answer_sequence, stable_seed
 from training.questions.example import QAExample
 
 EXAMPLES = [

@@ -8,8 +8,9 @@ import torch
 from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig, EStepConfig
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
 from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
+from training.posterior import Posterior
 from training.questions.example import QAExample
 
 EXAMPLES = [

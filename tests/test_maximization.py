@@ -17,15 +17,10 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_sequence
-from training.maximization import (
-    JointModel,
-    MicroBatch,
-    MStepTrainer,
-    _parameter_groups,
-    micro_batches_per_batch,
-    plan_micro_batches,
-)
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
+from training.maximization import MStepTrainer, _parameter_groups, micro_batches_per_batch, plan_micro_batches
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 Make = Callable[..., ListwiseSelector]

@@ -18,7 +18,7 @@ from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]

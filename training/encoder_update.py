@@ -30,7 +30,7 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
 from retriever.retriever import Retriever
 from training.config import DROConfig
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,13 @@ Legend: m permutations (M, where only m of them are scored), u distinct ones amo
 L answer tokens.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerSequence, Generator
-from indexes.corpora.chunk_ids import gold_document
+from generator.generator import Generator
 from indexes.errors import UsageError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations
@@ -32,169 +30,14 @@ from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
 from training.losses import (
     baseline_weights,
-    effective_sample_size,
     log_importance_weights,
-    log_marginal,
     posterior_weights,
     token_posterior_weights,
 )
+from training.posterior import ByToken, Posterior, Scored, answer_sequence, stable_seed
 from training.questions.example import QAExample
 from training.questions.loading import draw_alias
 from training.questions.self_retrieval import retrieve
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """One question after the E-step: its permutations, and how much each explains the answer."""
-
-    example: QAExample
-    answer: str
-    """The golden answer drawn for this round."""
-    candidates: Candidates
-    """In the order in which the selector saw them."""
-    permutations: Permutations
-    log_likelihood_m: Tensor
-    """log p_g(y | x, d_z), nats, sum over answer tokens; a guess where it was not scored."""
-    weights_m: Tensor
-    """w: posterior over the drawn permutations."""
-    baseline_m: Tensor | None
-    """b: control variate, None for the paper's estimator (and in warm-up)."""
-    log_omega_m: Tensor
-    scored: "Scored | None" = None
-    """Which permutations the generator scored; None: all of them."""
-    exponent: float = 1.0
-    """tau, the power of p_g(y|x,d_z) in the weights."""
-    by_token: "ByToken | None" = None
-    """The posterior at each answer token, where that is marginalised; `weights_m` is then its mean over tokens."""
-
-    def marginals(self) -> Tensor:
-        """Posterior probability that each candidate is read `[n]`; sums to K."""
-        return self._read(self.weights_m)
-
-    def expected_marginals(self) -> Tensor | None:
-        """The same before the answer was seen, by b; None for a single permutation that was given, and not drawn."""
-        if self.baseline_m is not None:
-            return self._read(self.baseline_m)
-        drawn = self.permutations
-        return None if len(drawn) == 1 else self._read(baseline_weights(drawn.log_p, drawn.log_q))
-
-    def _read(self, weights_m: Tensor) -> Tensor:
-        z_mK = self.permutations.z
-        weights_mK = weights_m[:, None].expand_as(z_mK)
-        return torch.zeros(len(self.candidates)).index_add(0, z_mK.flatten(), weights_mK.flatten())
-
-    def distinct(self) -> "DistinctPermutations":
-        """Each different permutation once; weights of duplicates are added, so multiplicity is kept."""
-        weights_mL = None if self.by_token is None else self.by_token.weights_mL
-        return DistinctPermutations.of(self.permutations, self.weights_m, self.baseline_m, weights_mL)
-
-    def distinct_scored(self) -> "DistinctPermutations":
-        """What the generator learns from: those that it scored, which stand for all."""
-        if self.scored is None:
-            return self.distinct()
-        return DistinctPermutations.of(self.permutations.at(self.scored.index_m), self.scored.weights_m, None)
-
-    def telemetry(self) -> dict[str, float]:
-        """Health of this E-step: ESS, share of distinct permutations, and `log_marginal`.
-
-        The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration); where
-        likelihoods are guessed, it is as good as the guesses.
-        """
-        d = self.distinct()
-        return {
-            "ess": float(effective_sample_size(self.weights_m)),
-            "distinct_permutations": len(d.z_uK) / len(self.permutations),
-            "log_marginal": float(log_marginal(self.log_omega_m))
-            if self.by_token is None
-            else self.by_token.log_marginal,
-            "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
-            "posterior_entropy": float(torch.special.entr(d.weights_u).sum()),
-            "permutations": len(self.permutations),
-            "likelihood_exponent": self.exponent,
-            **self._of_scored(),
-            **self._gold(d),
-        }
-
-    def _of_scored(self) -> dict[str, float]:
-        """How many were scored, how much of the weight they have, and how far off the guesses may be."""
-        if self.scored is None:
-            return {}
-        return {
-            "scored_permutations": len(self.scored.index_m),
-            "scored_weight": float(self.weights_m[self.scored.index_m].sum()),
-            "scored_ess": float(effective_sample_size(self.scored.weights_m)),
-            "imputation_rmse": float(self.scored.residual_m.square().mean().sqrt()),
-        }
-
-    def _gold(self, d: "DistinctPermutations") -> dict[str, float]:
-        """Whether the heaviest permutation reads all gold passages; nothing where they are not known."""
-        if not self.example.gold_ids:
-            return {}
-        ids, gold_ids = self.candidates.ids, self.example.gold_ids
-        read = {gold_document(ids[i], gold_ids) for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
-        return {"best_holds_gold": float(read >= set(gold_ids))}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The m permutations of M that the generator scored."""
-
-    index_m: Tensor
-    """Their positions among the M."""
-    weights_m: Tensor
-    """Their posterior weights as a sample of the M: corrected for how they were chosen, summing to 1."""
-    log_inclusion_m: Tensor
-    """Log-probability of each to be among the scored."""
-    residual_m: Tensor
-    """log p_g of each less what would have been guessed without it, nats; 0 where that cannot be told."""
-
-
-@dataclass(frozen=True)
-class ByToken:
-    """The posterior of one question where a list is drawn anew for every answer token."""
-
-    weights_mL: Tensor
-    """w: posterior over the permutations at each token; columns sum to 1."""
-    log_marginal: float
-    """log p(y|x), the sum over tokens, nats."""
-
-
-@dataclass(frozen=True)
-class DistinctPermutations:
-    """The distinct permutations of a question, with what the M-step needs of each."""
-
-    z_uK: Tensor
-    log_p_old_u: Tensor
-    weights_u: Tensor
-    baseline_u: Tensor | None
-    share_u: Tensor
-    """Share of the draws that this permutation is: the row weights of SelfAug."""
-    weights_uL: Tensor | None = None
-    """The weights at each answer token, where that is marginalised."""
-
-    @classmethod
-    def of(
-        cls,
-        drawn: Permutations,
-        weights_m: Tensor,
-        baseline_m: Tensor | None,
-        weights_mL: Tensor | None = None,
-    ) -> "DistinctPermutations":
-        """Merge equal draws."""
-        z_uK, inverse_m = drawn.distinct()
-        first_u = torch.zeros(len(z_uK), dtype=torch.long).scatter_(0, inverse_m, torch.arange(len(inverse_m)))
-
-        def added(values_m: Tensor) -> Tensor:
-            return torch.zeros(len(z_uK), *values_m.shape[1:]).index_add(0, inverse_m, values_m)
-
-        return cls(
-            z_uK=z_uK,
-            log_p_old_u=drawn.log_p[first_u],
-            weights_u=added(weights_m),
-            baseline_u=None if baseline_m is None else added(baseline_m),
-            share_u=added(torch.full((len(inverse_m),), 1.0 / len(inverse_m))),
-            weights_uL=None if weights_mL is None else added(weights_mL),
-        )
 
 
 @dataclass(frozen=True)
@@ -424,15 +267,3 @@ class EStep:
 def _present(single_passage_log_likelihood_n: Tensor | None) -> Tensor:
     assert single_passage_log_likelihood_n is not None, "each candidate alone was not heard"
     return single_passage_log_likelihood_n
-
-
-def answer_sequence(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerSequence:
-    """The generator's row for one permutation of one question's candidates."""
-    passages = [candidates.passages[i] for i in z_K.tolist()]
-    return generator.answer_sequence(candidates.question, passages, answer)
-
-
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable, the same in every process (unlike `hash`)."""
-    digest = hashlib.blake2b("\x1f".join(str(p) for p in parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

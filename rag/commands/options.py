@@ -246,7 +246,6 @@ def training_settings(args: Any) -> dict[str, Any]:
 def dev_arguments(parser: Any) -> None:
     """Which questions a run is steered by, and which it leaves out."""
     parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
-    parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
     quoting_argument(parser)
     parser.add_argument(
         "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"

@@ -21,7 +21,7 @@ _FILES = {
 }
 _LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
 # Every row has its own.
-_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
+_OF_A_ROW = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:

@@ -31,7 +31,7 @@ def _train(args: Any) -> Report:
     config = training_config(args)
     dev = None
     if args.dev is not None:
-        limit = args.max_eval_samples
+        limit = config.max_eval_samples
         dev = load_examples(args.dev, require_answers=True, allow_unanswerable=True, limit=limit, quoting=args.quoting)
     rag = create_pipeline(args)
     train = load_examples(
@@ -53,13 +53,14 @@ def _train(args: Any) -> Report:
         output_dir=args.output_dir,
         progress=progress(args),
     )
-    history = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    output = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    history = output.history
     bundle = rag.save_pretrained(trainer.output_dir / "bundle", report=history)
-    data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    data = {"bundle": str(bundle), "best_round": output.best_round, "rounds": history}
     data["left_out"] = {split: sorted(too_long) for split, too_long in trainer.left_out.items()}
-    if trainer.state.is_main_process:
-        data["report"] = str(_write_report(trainer.output_dir, trainer.best_round()))
-    return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+    if trainer.distributed.is_main_process:
+        data["report"] = str(_write_report(trainer.output_dir, output.best_round))
+    return Report(f"{_history_text(history)}\nKept round {output.best_round}; bundle in {bundle}", data)
 
 
 def _write_report(folder: Path, kept: int) -> Path:

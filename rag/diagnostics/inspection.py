@@ -18,9 +18,10 @@ from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
 from training import DROConfig, QAExample
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import selfaug_positions
-from training.maximization import JointModel, MicroBatch
+from training.posterior import Posterior
 
 
 def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:

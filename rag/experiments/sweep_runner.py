@@ -73,7 +73,7 @@ from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
 from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
 from training.questions.loading import write_examples
-from training.trainer import RUN_FILE
+from training.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -406,10 +406,10 @@ class Sweep:
                 train_dataset=questions["train"],
                 eval_dataset=questions["dev"],
                 output_dir=run,
-                evaluate=evaluation_with_retention(self.tasks),
+                compute_metrics=evaluation_with_retention(self.tasks),
                 progress=self.progress,
             )
-            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file())
+            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file()).history
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
