@@ -33,7 +33,7 @@ SHARED = {
 def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[float]]:
     def exact_log_marginal(rag: RAG) -> float:
         e_step = EStep(rag.retriever, rag.selector, rag.generator, dro_config(e_step__exact=True, **SHARED))
-        found = [p.telemetry()["log_marginal"] for p in e_step(EXAMPLES, round=0)]
+        found = [p.diagnostics().log_marginal for p in e_step(EXAMPLES, round=0)]
         return sum(found) / len(found)
 
     def measured(rag: RAG, examples: object, **options: object) -> SimpleNamespace:

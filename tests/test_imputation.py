@@ -10,7 +10,7 @@ from retriever.permutations import enumerate_permutations
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
-from training.posterior import Posterior
+from training.posterior import EStepDiagnostics, Posterior
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -142,7 +142,7 @@ class TestEStep:
         for one, other in zip(exact, found, strict=True):
             assert by_permutation(other) == pytest.approx(by_permutation(one), abs=1e-4)
             assert other.scored is not None and len(other.scored.index_m) == 12
-            assert other.telemetry()["scored_weight"] == pytest.approx(1.0, abs=1e-5)
+            assert other.diagnostics().scored_weight == pytest.approx(1.0, abs=1e-5)
 
     def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
         step = e_step(e_step__num_permutations=3)
@@ -188,18 +188,20 @@ class TestEStep:
             sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 
-    def test_telemetry(self, e_step: Callable[..., EStep]) -> None:
+    def test_diagnostics_of_the_scored_permutations(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES, round=1)[0]
-        telemetry = posterior.telemetry()
+        diagnostics = posterior.diagnostics()
         assert posterior.scored is not None
-        assert (telemetry["permutations"], telemetry["scored_permutations"]) == (9, 3)
+        assert (diagnostics.permutations, diagnostics.scored_permutations) == (9, 3)
         expected = float(posterior.weights_m[posterior.scored.index_m].sum())
-        assert telemetry["scored_weight"] == pytest.approx(expected)
-        assert telemetry["imputation_rmse"] > 0
-        assert (
-            "scored_weight"
-            not in e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].telemetry()
-        )
+        assert diagnostics.scored_weight == pytest.approx(expected)
+        assert diagnostics.imputation_rmse > 0
+        plain = e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].diagnostics()
+        assert plain.scored_weight is None and "scored_weight" not in plain.to_dict()
+        assert EStepDiagnostics.from_dict(diagnostics.to_dict()) == diagnostics
+        mean = EStepDiagnostics.mean([plain, diagnostics])
+        assert mean.ess == pytest.approx((plain.ess + diagnostics.ess) / 2)
+        assert mean.scored_weight == diagnostics.scored_weight, "the mean is over the questions that have the number"
 
     def test_no_guess_is_likelier_than_certain(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch

@@ -380,7 +380,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
     values = []
     for round in range(3):
         posteriors = posteriors_of(parts, settings)
-        values.append(sum(p.telemetry()["log_marginal"] for p in posteriors))
+        values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
         MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
         joint.eval()

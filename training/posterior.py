@@ -5,7 +5,10 @@ L answer tokens.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,45 +72,82 @@ class Posterior:
             return self.distinct()
         return DistinctPermutations.of(self.permutations.at(self.scored.index_m), self.scored.weights_m, None)
 
-    def telemetry(self) -> dict[str, float]:
-        """Health of this E-step: ESS, share of distinct permutations, and `log_marginal`.
+    def diagnostics(self) -> "EStepDiagnostics":
+        """How well this E-step covered the posterior."""
+        d, scored = self.distinct(), self.scored
+        return EStepDiagnostics(
+            ess=float(effective_sample_size(self.weights_m)),
+            distinct_permutations=len(d.z_uK) / len(self.permutations),
+            log_marginal=float(log_marginal(self.log_omega_m)) if self.by_token is None else self.by_token.log_marginal,
+            log_likelihood=float((self.weights_m * self.log_likelihood_m).sum()),
+            posterior_entropy=float(torch.special.entr(d.weights_u).sum()),
+            permutations=len(self.permutations),
+            likelihood_exponent=self.exponent,
+            scored_permutations=None if scored is None else len(scored.index_m),
+            scored_weight=None if scored is None else float(self.weights_m[scored.index_m].sum()),
+            scored_ess=None if scored is None else float(effective_sample_size(scored.weights_m)),
+            imputation_rmse=None if scored is None else float(scored.residual_m.square().mean().sqrt()),
+            best_holds_gold=self._best_holds_gold(d),
+        )
 
-        The last is the importance-weighted ELBO, an estimate of log p(y|x) from below (exact under enumeration); where
-        likelihoods are guessed, it is as good as the guesses.
-        """
-        d = self.distinct()
-        return {
-            "ess": float(effective_sample_size(self.weights_m)),
-            "distinct_permutations": len(d.z_uK) / len(self.permutations),
-            "log_marginal": float(log_marginal(self.log_omega_m))
-            if self.by_token is None
-            else self.by_token.log_marginal,
-            "log_likelihood": float((self.weights_m * self.log_likelihood_m).sum()),
-            "posterior_entropy": float(torch.special.entr(d.weights_u).sum()),
-            "permutations": len(self.permutations),
-            "likelihood_exponent": self.exponent,
-            **self._of_scored(),
-            **self._gold(d),
-        }
-
-    def _of_scored(self) -> dict[str, float]:
-        """How many were scored, how much of the weight they have, and how far off the guesses may be."""
-        if self.scored is None:
-            return {}
-        return {
-            "scored_permutations": len(self.scored.index_m),
-            "scored_weight": float(self.weights_m[self.scored.index_m].sum()),
-            "scored_ess": float(effective_sample_size(self.scored.weights_m)),
-            "imputation_rmse": float(self.scored.residual_m.square().mean().sqrt()),
-        }
-
-    def _gold(self, d: "DistinctPermutations") -> dict[str, float]:
-        """Whether the heaviest permutation reads all gold passages; nothing where they are not known."""
+    def _best_holds_gold(self, d: "DistinctPermutations") -> float | None:
         if not self.example.gold_ids:
-            return {}
+            return None
         ids, gold_ids = self.candidates.ids, self.example.gold_ids
-        read = {gold_document(ids[i], gold_ids) for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
-        return {"best_holds_gold": float(read >= set(gold_ids))}
+        selected = {gold_document(ids[i], gold_ids) for i in d.z_uK[int(d.weights_u.argmax())].tolist()}
+        return float(selected >= set(gold_ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EStepDiagnostics:
+    """How well the permutations of one question, or on average of several, cover its posterior.
+
+    None stands for what does not apply.
+    """
+
+    ess: float
+    """Effective sample size of the weights, between 1 and m."""
+    distinct_permutations: float
+    """Share of distinct permutations among those drawn."""
+    log_marginal: float
+    """Importance-weighted ELBO, nats: an estimate of log p(y|x) from below (exact under enumeration; with predicted
+    log-likelihoods as good as the predictions)."""
+    log_likelihood: float
+    """Posterior mean of log p_g(y|x,d_z), nats."""
+    posterior_entropy: float
+    """Entropy of the weights over distinct permutations, nats."""
+    permutations: float
+    """Permutations that were drawn."""
+    likelihood_exponent: float
+    """tau, the power of the likelihood in the weights."""
+    scored_permutations: float | None = None
+    """How many of them the generator scored, where the others were predicted."""
+    scored_weight: float | None = None
+    """Posterior weight of the scored ones."""
+    scored_ess: float | None = None
+    """Effective sample size of the weights that the generator learns from."""
+    imputation_rmse: float | None = None
+    """Leave-one-out error of the predicted log-likelihoods, nats."""
+    best_holds_gold: float | None = None
+    """1 where the heaviest permutation holds all gold passages, else 0; None where they are not known."""
+
+    def to_dict(self) -> dict[str, float]:
+        """By name, without what does not apply."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "EStepDiagnostics":
+        """From what `to_dict` made, or from a record of a round; other keys are ignored."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+    @classmethod
+    def mean(cls, several: Sequence["EStepDiagnostics"]) -> "EStepDiagnostics":
+        """Means, each over the questions to which the number applies."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for one in several:
+            for name, value in one.to_dict().items():
+                values[name].append(value)
+        return cls(**{name: sum(found) / len(found) for name, found in values.items()})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import logging
 import math
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,7 +36,7 @@ from training.encoder_update import open_refreshed, refreshed
 from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
-from training.posterior import Posterior, stable_seed
+from training.posterior import EStepDiagnostics, Posterior, stable_seed
 from training.prior_weights import fit_prior_weights
 from training.questions.context_fit import Fitted, that_fit, that_fit_with_answers, warn_of_too_long
 from training.questions.example import QAExample
@@ -277,7 +276,7 @@ class DROTrainer:
         self.state.round = round
         self._call("on_round_begin")
         posteriors = self._estimate(round)
-        diagnostics = _mean_telemetry(posteriors)
+        diagnostics = EStepDiagnostics.mean([p.diagnostics() for p in posteriors]).to_dict()
         self._call("on_e_step_end", posteriors, diagnostics)
         prior_weights = self._fit_prior_weights(posteriors, round)
         losses = self._maximize(posteriors, round)
@@ -575,12 +574,3 @@ def _kept(fitted: Fitted, total: int, what: str, limit: int) -> list[QAExample]:
 
 def _digest(examples: Sequence[QAExample]) -> str:
     return hashlib.sha256(json.dumps([e.to_dict() for e in examples]).encode()).hexdigest()
-
-
-def _mean_telemetry(posteriors: Sequence[Posterior]) -> dict[str, float]:
-    """Means over the questions that have the number: not every question says which passages are gold."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for posterior in posteriors:
-        for name, value in posterior.telemetry().items():
-            values[name].append(value)
-    return {name: sum(found) / len(found) for name, found in values.items()}
