@@ -9,7 +9,7 @@ from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
-from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
+from training.imputation import RIDGE, Surrogate, choose_permutations_to_score, features, prior_coefficients
 from training.posterior import EStepDiagnostics, Posterior
 from training.questions.example import QAExample
 
@@ -44,7 +44,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
     counts, inverse = torch.zeros(3), torch.zeros(3)
     draws = 20_000
     for _ in range(draws):
-        scored_m, log_inclusion_m = choose(x, log_ratio, 2, generator)
+        scored_m, log_inclusion_m = choose_permutations_to_score(x, log_ratio, 2, generator)
         assert len(set(scored_m.tolist())) == 2
         counts[scored_m] += 1
         inverse[scored_m] += (-log_inclusion_m).exp()
@@ -55,7 +55,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
 
 
 def test_all_are_scored_where_no_more_were_drawn() -> None:
-    scored_m, log_inclusion_m = choose(torch.randn(3, 3), torch.zeros(3), 5, None)
+    scored_m, log_inclusion_m = choose_permutations_to_score(torch.randn(3, 3), torch.zeros(3), 5, None)
     assert scored_m.tolist() == [0, 1, 2]
     assert log_inclusion_m.tolist() == [0.0, 0.0, 0.0]
 
@@ -184,7 +184,7 @@ class TestEStep:
         x_MF = features(torch.randn(4, generator=generator), drawn.z)
         sums = []
         for _ in range(4000):
-            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p - drawn.log_q, 3, generator)
+            scored_m, log_inclusion_m = choose_permutations_to_score(x_MF, drawn.log_p - drawn.log_q, 3, generator)
             sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 

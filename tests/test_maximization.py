@@ -19,7 +19,7 @@ from retriever.selector import standardise
 from training.config import DROConfig
 from training.estimation import EStep
 from training.joint_model import JointModel, MicroBatch
-from training.maximization import MStepTrainer, _parameter_groups, micro_batches_per_batch, plan_micro_batches
+from training.maximization import MStepTrainer, micro_batches_per_batch, plan_micro_batches
 from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
@@ -275,7 +275,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
 
 def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
+    groups = joint.parameter_groups(config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 

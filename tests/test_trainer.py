@@ -24,6 +24,7 @@ from training.config import DROConfig
 from training.questions.example import QAExample
 from training.questions.loading import write_examples
 from training.round_callback import RoundCallback, TrainingState
+from training.run_folder import RunFolder
 from training.trainer import DROTrainer
 from training.warm_up import target_permutation, warm_up_posteriors
 
@@ -75,7 +76,7 @@ def train(
     dev: Sequence[QAExample] | None = EXAMPLES[:2],
     *,
     resume: bool = False,
-    evaluate: Callable[..., Any] = evaluate,
+    compute_metrics: Callable[..., Any] = evaluate,
 ) -> DROTrainer:
     trainer = DROTrainer(
         rag,
@@ -83,7 +84,7 @@ def train(
         train_dataset=EXAMPLES,
         eval_dataset=dev,
         output_dir=output_dir,
-        compute_metrics=evaluate,
+        compute_metrics=compute_metrics,
         progress=False,
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -153,9 +154,9 @@ def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
     begun = list(trainer.history)
     found = []
     for step in range(1, 200):
-        trainer.output_dir = tmp_path / str(step)
+        trainer.folder = RunFolder(tmp_path / str(step))
         shutil.copytree(tmp_path / "begun", trainer.output_dir)
-        trainer.history = list(begun)
+        trainer.state.log_history = list(begun)
         ended = survives(lambda: trainer._finish_round(1, {"ess": 2.0}, trainer._now()), step)
         rounds = [record["round"] for record in trainer._finished_rounds()]
         trainer._load_round(rounds[-1])

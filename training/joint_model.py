@@ -7,14 +7,16 @@ Where every answer token has its own posterior (RAG-Token), w_j stands before ea
 Legend: R sequences of a micro-batch, T tokens, H hidden size, N aligned positions, u distinct permutations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from generator.adapters import BASE, ROLES
 from generator.generator import AnswerSequence, Generator
+from indexes.errors import UsageError
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.losses import (
@@ -85,6 +87,39 @@ class JointModel(nn.Module):
         if micro_batch.role == "selector":
             return self._selector_loss(micro_batch)
         return self._generator_loss(micro_batch)
+
+    def parameter_groups(self, config: DROConfig | None = None, model: nn.Module | None = None) -> list[dict[str, Any]]:
+        """Trainable parameters by learner, each with its learning rate and weight decay, as optimizers take them.
+
+        Args:
+            config: Rates and weight decay; None: the model's own.
+            model: Whose trainable parameters are grouped: what wraps this module; None: this module. A parameter that
+                no learner owns has the rates of the generator.
+
+        Raises:
+            UsageError: Nothing is trainable.
+        """
+        config = config or self._config
+        m_step, adapters = config.m_step, self.language_model.adapter_parameters
+        rate, decay = m_step.learning_rate, m_step.weight_decay
+        selector_rate = rate if m_step.selector_learning_rate is None else m_step.selector_learning_rate
+        learners: list[tuple[Iterable[nn.Parameter], float, float]] = [
+            (self.question_adapter.parameters(), config.retriever_training.learning_rate, 0.0),
+            (self.selector_modules.parameters(), m_step.prior_learning_rate, 0.0),
+            (adapters("selector").values(), selector_rate, decay),
+            (adapters("generator").values(), rate, decay),
+        ]
+        group_of = {id(parameter): i for i, (mine, _, _) in enumerate(learners) for parameter in mine}
+        groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": d} for _, lr, d in learners]
+        for parameter in (self if model is None else model).parameters():
+            if parameter.requires_grad:
+                groups[group_of.get(id(parameter), len(groups) - 1)]["params"].append(parameter)
+        if not any(group["params"] for group in groups):
+            raise UsageError(
+                "Something must be there to train; these settings leave 0 parameters trainable. Set train_selector or "
+                "train_generator, and let target_modules name layers of the base."
+            )
+        return [group for group in groups if group["params"]]
 
     # -- selector ----------------------------------------------------------------------------------------------
 

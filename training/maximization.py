@@ -8,7 +8,7 @@ the number of questions of the step, so the sum over the step is the mean over q
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,42 +185,9 @@ class MStepTrainer(Trainer):
         """One parameter group per learner, each with its own learning rate."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = _parameter_groups(self._joint, self._dro_config, model)
+            groups = self._joint.parameter_groups(self._dro_config, model)
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
-
-
-def _parameter_groups(joint: JointModel, config: DROConfig, model: nn.Module | None = None) -> list[dict[str, Any]]:
-    """Parameter groups by learner.
-
-    Args:
-        joint: Says whose each parameter is.
-        config: Rates and weight decay.
-        model: Whose trainable parameters are grouped: what wraps `joint`; None: `joint` itself.
-
-    Raises:
-        UsageError: Nothing is trainable.
-    """
-    settings = config.m_step
-    rate, decay = settings.learning_rate, settings.weight_decay
-    selector_rate = rate if settings.selector_learning_rate is None else settings.selector_learning_rate
-    learners: list[tuple[Iterable[nn.Parameter], float, float]] = [
-        (joint.question_adapter.parameters(), config.retriever_training.learning_rate, 0.0),
-        (joint.selector_modules.parameters(), settings.prior_learning_rate, 0.0),
-        (joint.language_model.adapter_parameters("selector").values(), selector_rate, decay),
-        (joint.language_model.adapter_parameters("generator").values(), rate, decay),
-    ]
-    group_of = {id(parameter): i for i, (mine, _, _) in enumerate(learners) for parameter in mine}
-    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": d} for _, lr, d in learners]
-    for parameter in (joint if model is None else model).parameters():
-        if parameter.requires_grad:
-            groups[group_of.get(id(parameter), len(groups) - 1)]["params"].append(parameter)
-    if not any(group["params"] for group in groups):
-        raise UsageError(
-            "Something must be there to train; these settings leave 0 parameters trainable. Set train_selector or "
-            "train_generator, and let target_modules name layers of the base."
-        )
-    return [group for group in groups if group["params"]]
 
 
 def training_arguments(

@@ -32,7 +32,7 @@ from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
 from training.config import DROConfig
-from training.encoder_update import open_refreshed, refreshed
+from training.encoder_update import open_trained_retrieval, train_encoder_and_reindex
 from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
@@ -358,7 +358,7 @@ class DROTrainer:
         if main:
             shutil.rmtree(folder, ignore_errors=True)  # of a round that was killed
         self.distributed.wait_for_everyone()
-        refreshed(
+        train_encoder_and_reindex(
             self.rag.retriever,
             posteriors,
             folder,
@@ -368,7 +368,7 @@ class DROTrainer:
             progress=self.progress and self.distributed.is_local_main_process,
         )
         self.distributed.wait_for_everyone()
-        self.rag.retriever.replace(*open_refreshed(folder, self._first_retrieval[1]))
+        self.rag.retriever.replace(*open_trained_retrieval(folder, self._first_retrieval[1]))
 
     def _now(self) -> tuple[float, int]:
         """The time, and how many tokens this process has read by now."""
@@ -440,7 +440,7 @@ class DROTrainer:
     def _load_round(self, round: int) -> None:
         if self.config.train_encoder:
             folder, first = self.folder.retrieval(round), self._first_retrieval
-            self.rag.retriever.replace(*(open_refreshed(folder, first[1]) if round else first))
+            self.rag.retriever.replace(*(open_trained_retrieval(folder, first[1]) if round else first))
         load_learned(self.rag.selector, self.folder.checkpoint(round))
 
     def _remove_retrieval(self) -> None:
@@ -495,7 +495,7 @@ class DROTrainer:
         )
         return self.state.round + 1
 
-    def _finished_rounds(self, last_round: int | None) -> list[dict[str, Any]]:
+    def _finished_rounds(self, last_round: int | None = None) -> list[dict[str, Any]]:
         self.folder.check_fingerprint(self._fingerprint())
         return self.folder.finished_rounds(last_round, with_retrieval=self.config.train_encoder)
 
