@@ -117,7 +117,7 @@ def test_another_retriever_in_a_bundle(
 ) -> None:
     words = ["train", "--index", files["index"], "--base", files["base"], *SMALL, "--retriever", "hybrid"]
     words += [
-        "--train",
+        "--train_dataset",
         files["questions"],
         "--rounds",
         "1",
@@ -159,7 +159,14 @@ def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture
         "rounds: 3\ne_step:\n  num_permutations: 2\nm_step:\n  learning_rate: 0.001\nselector:\n  num_candidates: 4\n"
     )
     words = ["train", "--config", str(config), "--index", files["index"], "--base", files["base"], *SMALL]
-    words += ["--train", files["questions"], "--dev", files["questions"], "--output_dir", str(tmp_path / "run")]
+    words += [
+        "--train_dataset",
+        files["questions"],
+        "--eval_dataset",
+        files["questions"],
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     trained = result([*words, "--rounds", "1"], capsys)
     assert [row["round"] for row in trained["rounds"]] == [0, 1]
     bundle = trained["bundle"]
@@ -184,7 +191,7 @@ def test_training_can_leave_out_what_no_candidate_answers(
     questions = tmp_path / "unanswerable.jsonl"
     questions.write_text('{"id": "x", "question": "who wrote Hamlet?", "golden_answers": ["Nobody Ever"]}\n')
     words = ["train", "--index", files["index"], "--base", files["base"], *SMALL, "--selector.num_candidates", "4"]
-    words += ["--train", str(questions), "--output_dir", str(tmp_path / "run"), "--answerable_only", "true"]
+    words += ["--train_dataset", str(questions), "--output_dir", str(tmp_path / "run"), "--answerable_only", "true"]
     code, _, err = run(words, capsys)
     assert code != 0
     assert "no candidate of any of 1 holds an answer" in err
@@ -252,7 +259,15 @@ def test_what_the_chat_template_is_given(
     shown = run([*words, *settings], capsys)[1]
     assert "system message of the chat template itself: none" in shown
     assert given["answer_prompt"] in shown
-    train = ["train", *pipeline, *settings, "--train", files["questions"], "--output_dir", str(tmp_path / "run")]
+    train = [
+        "train",
+        *pipeline,
+        *settings,
+        "--train_dataset",
+        files["questions"],
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     bundle = result([*train, "--rounds", "1", "--e_step.num_permutations", "2"], capsys)["bundle"]
     assert result(["inspect", "prompts", "who wrote Hamlet?", "--bundle", bundle], capsys)["chat"] == given["chat"]
     code, _, err = run(["ask", "who?", "--bundle", bundle, *settings], capsys)
@@ -340,7 +355,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
         return [*words, "--output", str(tmp_path / "new"), *more]
 
     pipeline = ["--index", files["index"], "--base", files["base"]]
-    train = ["train", *pipeline, *SMALL, "--output_dir", str(tmp_path / "new"), "--train"]
+    train = ["train", *pipeline, *SMALL, "--output_dir", str(tmp_path / "new"), "--train_dataset"]
     long_question = "what " * 2000 + "?"
     return {
         "broken line": (build(broken), 3, "broken.jsonl, line 2"),
@@ -384,7 +399,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
         "bad value": ([*train, files["questions"], "--rounds", "0"], 2, "rounds must be at least 1; got 0"),
         "wrong type": ([*train, files["questions"], "--rounds", "many"], 2, "rounds"),
         "run folder taken": (
-            ["train", *pipeline, *SMALL, "--train", files["questions"], "--output_dir", str(taken)],
+            ["train", *pipeline, *SMALL, "--train_dataset", files["questions"], "--output_dir", str(taken)],
             2,
             "holds something else",
         ),

@@ -243,10 +243,9 @@ def training_settings(args: Any) -> dict[str, Any]:
     return {name: args[name] for name in DROConfig.names() if name in args}
 
 
-def dev_arguments(parser: Any) -> None:
+def eval_arguments(parser: Any) -> None:
     """Which questions a run is steered by, and which it leaves out."""
-    parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
-    parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
+    parser.add_argument("--eval_dataset", type=str, help="evaluation questions; they pick the round to keep")
     quoting_argument(parser)
     parser.add_argument(
         "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"

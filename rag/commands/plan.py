@@ -7,7 +7,7 @@ from indexes.errors import UsageError
 from rag.commands.command import Command, Report
 from rag.commands.options import (
     building_arguments,
-    dev_arguments,
+    eval_arguments,
     on_error_argument,
     pipeline_arguments,
     quoting_argument,
@@ -20,8 +20,8 @@ def _plan_arguments(parser: Any) -> None:
     """Those of `rag train`, none of them required, and numbers in place of files."""
     pipeline_arguments(parser)
     parser.add_argument("--corpus", type=str, help="what an index would be built from")
-    parser.add_argument("--train", type=str, help="training questions with golden answers")
-    dev_arguments(parser)
+    parser.add_argument("--train_dataset", type=str, help="training questions with golden answers")
+    eval_arguments(parser)
     for name, what in _PLAN_SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=what)
     training_options(parser)
@@ -35,7 +35,7 @@ _PLAN_SIZES = {
     "passages": "number of passages, in place of a corpus or an index",
     "passage_tokens": "mean tokens of a passage (four characters are taken for one token)",
     "train_questions": "number of training questions, in place of a file",
-    "dev_questions": "number of dev questions, in place of a file",
+    "eval_questions": "number of evaluation questions, in place of a file",
     "question_tokens": "mean tokens of a question",
     "answer_tokens": "mean tokens of an answer, end-of-answer token included",
 }
@@ -86,23 +86,25 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
 
     passages, tokens, dimension = _plan_passages(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
-    if args.train is not None:
-        count, question, answer = count_questions(args.train, limit, quoting=args.quoting)
+    if args.train_dataset is not None:
+        count, question, answer = count_questions(args.train_dataset, limit, quoting=args.quoting)
         found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
-    if args.dev is not None:
-        dev = load_examples(
-            args.dev,
+    if args.eval_dataset is not None:
+        eval_examples = load_examples(
+            args.eval_dataset,
             require_answers=True,
             allow_unanswerable=True,
             limit=args.max_eval_samples,
             quoting=args.quoting,
         )
-        found["eval_questions"] = len(dev)
-    given = {"train_questions": "questions", "dev_questions": "eval_questions"}
+        found["eval_questions"] = len(eval_examples)
+    given = {"train_questions": "questions", "eval_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}
     if "questions" not in found:
-        raise UsageError("Say how much there is to learn from: --train FILE or --train_questions N; neither came.")
+        raise UsageError(
+            "Say how much there is to learn from: --train_dataset FILE or --train_questions N; neither came."
+        )
     return Texts(**found), dimension
 
 

@@ -15,13 +15,13 @@ from rag.commands.options import (
 )
 
 _FILES = {
-    "train": "training questions with golden answers",
-    "dev": "questions that choose the round that is kept",
-    "test": "questions that fill the table",
+    "train_dataset": "training questions with golden answers",
+    "eval_dataset": "questions that choose the round that is kept",
+    "test_dataset": "questions that fill the table",
 }
-_LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
+_LIMITS = {"max_train_samples": "training", "max_eval_samples": "evaluation", "max_test_samples": "test"}
 # Every row has its own.
-_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
+_OF_A_ROW = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
