@@ -18,7 +18,7 @@ from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]
@@ -159,7 +159,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
     candidates = posterior.candidates
     rows = [rag.generator.answer_sequence(example.question, [p], "Shakespeare") for p in candidates.passages]
     expected = log_marginal(rag, rows, retriever.score(candidates), rag.selector.prior.strength)
-    assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.detach()), abs=1e-3)
+    assert posterior.diagnostics().log_marginal == pytest.approx(float(expected.detach()), abs=1e-3)
     with model.use("generator"):
         reference = torch.autograd.grad(-expected / length, learned)
     for one, other in zip(ours, reference, strict=True):

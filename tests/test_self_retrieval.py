@@ -245,7 +245,7 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
             train_dataset=source,
             eval_dataset=source,
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
         assert trainer.eval_examples is not None

@@ -185,7 +185,7 @@ def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     assert count_questions(str(questions)) == (1, 6, 4)
 
 
-def test_dev_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
+def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
     dev = tmp_path / "dev.jsonl"
     dev.write_text('{"question": "a"}\n{"question": "b", "unanswerable": true}\n')
     words = ["plan", "--base", config_only, *COUNTS, "--eval_dataset", str(dev)]

@@ -264,7 +264,6 @@ def training_settings(args: Any) -> dict[str, Any]:
 def eval_arguments(parser: Any) -> None:
     """Which questions choose the round that is kept, and which training questions are left out."""
     parser.add_argument("--eval_dataset", type=str, help="evaluation questions, which choose the round that is kept")
-    parser.add_argument("--max_eval_samples", type=int, help="use only the first so many evaluation questions")
     quoting_argument(parser)
     answerable_argument(parser)
 

@@ -90,14 +90,14 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
         count, question, answer = count_questions(args.train_dataset, limit, quoting=args.quoting)
         found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
     if args.eval_dataset is not None:
-        dev = load_examples(
+        eval_examples = load_examples(
             args.eval_dataset,
             require_answers=True,
             allow_unanswerable=True,
             limit=args.max_eval_samples,
             quoting=args.quoting,
         )
-        found["eval_questions"] = len(dev)
+        found["eval_questions"] = len(eval_examples)
     given = {"train_questions": "questions", "eval_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}

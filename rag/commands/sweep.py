@@ -23,15 +23,8 @@ _FILES = {
     "test_dataset": "questions that fill the table",
 }
 _LIMITS = {"max_train_samples": "training", "max_eval_samples": "evaluation", "max_test_samples": "test"}
-_FIELDS = {
-    "train": "train_dataset",
-    "dev": "eval_dataset",
-    "test": "test_dataset",
-    "max_dev_samples": "max_eval_samples",
-}
-"""Fields of `SweepSettings` whose options have the names of `DROTrainer`."""
 # Every trial has its own.
-_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
+_OF_A_TRIAL = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
@@ -71,7 +64,7 @@ def _sweep_arguments(parser: Any) -> None:
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
     parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
     parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
-    training_options(parser, skip=_OF_A_ROW)
+    training_options(parser, skip=_OF_A_TRIAL)
     # As in the laboratory: nobody is told which passages are gold.
     parser.set_defaults(SHARED_DEFAULTS)
 
@@ -86,14 +79,13 @@ def settings_of(args: Any) -> Any:
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
-    given |= {field: args[name] for field, name in _FIELDS.items()}
     given |= {
         "recipes": tuple(args.recipes),
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         **config_options(args),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),
-        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_ROW},
+        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_TRIAL},
     }
     return SweepSettings(**given)
 

@@ -40,10 +40,10 @@ def _train(args: Any) -> Report:
     from rag import DROTrainer
     from training import load_examples
 
-    dev = None
+    eval_examples = None
     if args.eval_dataset is not None:
-        limit = args.max_eval_samples
-        dev = load_examples(
+        limit = config.max_eval_samples
+        eval_examples = load_examples(
             args.eval_dataset, require_answers=True, allow_unanswerable=True, limit=limit, quoting=args.quoting
         )
     rag = create_pipeline(args)
@@ -66,17 +66,18 @@ def _train(args: Any) -> Report:
         rag,
         config,
         train_dataset=train,
-        eval_dataset=dev,
+        eval_dataset=eval_examples,
         output_dir=args.output_dir,
         progress=progress(args),
     )
-    history = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    output = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    history = output.history
     bundle = rag.save_pretrained(trainer.output_dir / "bundle", report=history)
-    data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
+    data = {"bundle": str(bundle), "best_round": output.best_round, "rounds": history}
     data["left_out"] = {split: sorted(too_long) for split, too_long in trainer.left_out.items()}
-    if trainer.state.is_main_process:
-        data["report"] = str(_write_report(trainer.output_dir, trainer.best_round()))
-    return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
+    if trainer.distributed.is_main_process:
+        data["report"] = str(_write_report(trainer.output_dir, output.best_round))
+    return Report(f"{_history_text(history)}\nKept round {output.best_round}; bundle in {bundle}", data)
 
 
 def _write_report(folder: Path, kept: int) -> Path:

@@ -27,7 +27,7 @@ class WorldSettings:
     similar_names: int = 6
     """Number of other entities with names similar to the one asked about."""
     train_questions: int = 256
-    dev_questions: int = 64
+    eval_questions: int = 64
     test_questions: int = 320
 
     def __post_init__(self) -> None:

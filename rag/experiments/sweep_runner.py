@@ -2,7 +2,7 @@
 
     questions, index -> for each row: fresh pipeline -> train -> bundle -> score -> compare
 
-All rows are trained on the same questions for the same number of rounds; the round that is kept is chosen on dev
+All rows are trained on the same questions for the same number of rounds; the round that is kept is chosen on evaluation
 questions, and the table is filled from test questions that nothing was chosen by. A row lives in a folder of its own:
 
     rows/NAME/run/             the run of the trainer (`rag train` writes the same)
@@ -72,18 +72,23 @@ from retriever.dense import DenseRetriever
 from retriever.selector_config import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
-from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.context_fit import (
+    filter_fitting,
+    filter_fitting_with_answers,
+    refuse_too_long,
+    warn_of_too_long,
+)
 from training.questions.loading import write_examples
-from training.trainer import RUN_FILE
+from training.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
 DOMAINS: dict[str, Callable[[], Domain]] = dict(zip(DOMAIN_NAMES, (lambda: UNSEEN, encyclopedia), strict=True))
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
-SPLITS = ("train", "dev", "test")
+SPLITS = ("train", "eval", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
-_OWN = ("seed", "ignore_identical_ids")
+_OWN = ("seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids")
 _WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
 
 
@@ -106,13 +111,13 @@ class SweepSettings:
 
     index: str | None = None
     """Index directory (with files of questions)."""
-    train: str | None = None
-    dev: str | None = None
+    train_dataset: str | None = None
+    eval_dataset: str | None = None
     """Questions that choose the round that is kept, and draw the curves."""
-    test: str | None = None
+    test_dataset: str | None = None
     """Questions that fill the table."""
     max_train_samples: int | None = None
-    max_dev_samples: int | None = None
+    max_eval_samples: int | None = None
     max_test_samples: int | None = None
     world: WorldSettings | None = None
     """An invented world in place of index and files."""
@@ -152,11 +157,11 @@ class SweepSettings:
         for name in ("recipes", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"A sweep needs at least one of its {name}; none came.")
-        files = {name: getattr(self, name) for name in ("index", *SPLITS)}
+        files = {name: getattr(self, name) for name in ("index", *(f"{split}_dataset" for split in SPLITS))}
         missing = [name for name, file in files.items() if file is None]
         if (self.world is None and missing) or (self.world is not None and len(missing) < len(files)):
             raise UsageError(
-                "A sweep needs either a world, or an index with train, dev and test questions; "
+                "A sweep needs either a world, or an index with train_dataset, eval_dataset and test_dataset; "
                 f"{'a world' if self.world else 'no world'} and {[n for n in files if n not in missing]} came."
             )
         self._check_fields("training", self.training)
@@ -379,12 +384,12 @@ class Sweep:
                 rag,
                 config,
                 train_dataset=questions["train"],
-                eval_dataset=questions["dev"],
+                eval_dataset=questions["eval"],
                 output_dir=run,
-                evaluate=evaluation_with_retention(self.tasks),
+                compute_metrics=evaluation_with_retention(self.tasks),
                 progress=self.progress,
             )
-            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file())
+            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file()).history
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
@@ -476,10 +481,10 @@ class Sweep:
         if s.world is not None:
             found = self._of_world(s.world)
         else:
-            limits = {"train": s.max_train_samples, "dev": s.max_dev_samples, "test": s.max_test_samples}
+            limits = {"train": s.max_train_samples, "eval": s.max_eval_samples, "test": s.max_test_samples}
             found = {
                 split: load_examples(
-                    getattr(s, split),
+                    getattr(s, f"{split}_dataset"),
                     require_answers=True,
                     allow_unanswerable=split != "train",
                     limit=limit,
@@ -499,7 +504,7 @@ class Sweep:
 
         Rows are compared on the same questions, so one that does not fit some of them is left out of all.
         """
-        fitting = that_fit_with_answers if split == "train" else that_fit
+        fitting = filter_fitting_with_answers if split == "train" else filter_fitting
         fitted = fitting(examples, rag.selector, rag.generator, learning=True)
         if not fitted.kept:
             refuse_too_long(fitted.too_long, len(examples), f"{split} questions", "give other questions")
@@ -529,11 +534,11 @@ class Sweep:
                 domain=DOMAINS[world.domain](),
                 similar_names=world.similar_names,
                 train_questions=world.train_questions,
-                dev_questions=world.dev_questions + world.test_questions,
+                dev_questions=world.eval_questions + world.test_questions,
             )
         held_out = load_examples(folder / "dev.jsonl", require_answers=True)
         train = load_examples(folder / "train.jsonl", require_answers=True)
-        return {"train": train, "dev": held_out[: world.dev_questions], "test": held_out[world.dev_questions :]}
+        return {"train": train, "eval": held_out[: world.eval_questions], "test": held_out[world.eval_questions :]}
 
     def _vanilla(self) -> RAG:
         return self.pipeline(Row.of("vanilla", Variant.of("vanilla"), 0, {}, self.settings), self.index())
