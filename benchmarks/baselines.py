@@ -36,13 +36,15 @@ def main() -> int:
     index = str(output / "index")
     if not (output / "index").is_dir():
         corpus = str(source / "corpus.jsonl.gz")
-        if code := rag(["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output", index, *CHUNKS]):
+        if code := rag(
+            ["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output_dir", index, *CHUNKS]
+        ):
             return code
     files = [
         word for name in ("train", "eval", "test") for word in (f"--{name}_dataset", str(output / f"{name}.jsonl"))
     ]
     settings = str(Path(__file__).with_suffix(".yaml"))
-    where = ["--index", index, *files, "--output", str(output / "sweep"), "--workers", args.workers]
+    where = ["--index", index, *files, "--output_dir", str(output / "sweep"), "--workers", args.workers]
     return rag(["sweep", "--config", settings, *where, *LIMITS])
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from retriever.question_adapter import QuestionAdapter
     from retriever.retriever import Queries, Retriever
     from retriever.retrievers import RETRIEVERS
-    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.selector import SamplingConfig, Selector
+    from retriever.selector_config import SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
@@ -36,7 +37,7 @@ _EXPORTS = {
     "SELECTORS": "retriever.selectors",
     "SamplingConfig": "retriever.selector",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from rag.experiments.sweep_results import RowResult, cells, compare, extremes, r
 from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
 from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROTrainer, QAExample
 
 DATASETS = ("train_dataset", "eval_dataset", "test_dataset")
@@ -187,7 +187,7 @@ def test_from_the_shell(
     def fail(trainer: DROTrainer) -> None:
         raise ValueError("no luck")
 
-    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         patch.setattr(DROTrainer, "train", fail)
         assert main(command) == 1

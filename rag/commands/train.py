@@ -1,11 +1,22 @@
 """`rag train`: selector, generator and question adapter, jointly."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.commands.command import Command, Report, cell, progress, table
-from rag.commands.options import create_pipeline, eval_arguments, pipeline_arguments, training_config, training_options
+from rag.commands.command import Command, Report, progress
+from rag.commands.options import (
+    config_options,
+    create_pipeline,
+    eval_arguments,
+    pipeline_arguments,
+    training_config,
+    training_options,
+)
+from rag.text_tables import cell, table
+
+logger = logging.getLogger(__name__)
 
 
 def _train_arguments(parser: Any) -> None:
@@ -25,10 +36,10 @@ def _train_arguments(parser: Any) -> None:
 
 
 def _train(args: Any) -> Report:
+    config, _ = training_config(args), config_options(args)  # refused settings are found before torch is loaded
     from rag import DROTrainer
     from training import load_examples
 
-    config = training_config(args)
     eval_examples = None
     if args.eval_dataset is not None:
         limit = config.max_eval_samples
@@ -46,7 +57,11 @@ def _train(args: Any) -> Report:
     if args.answerable_only:
         from rag.evaluation.evaluation import answerable
 
-        train = answerable(rag, train)
+        train, total = answerable(rag, train), len(train)
+        if len(train) < total:
+            logger.info(
+                "Left out %d of %d training questions: no candidate holds an answer.", total - len(train), total
+            )
     trainer = DROTrainer(
         rag,
         config,

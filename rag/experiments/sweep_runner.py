@@ -68,7 +68,7 @@ from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
 from training.questions.context_fit import (
@@ -548,7 +548,7 @@ class Sweep:
     def _too_long(self) -> dict[str, list[str]]:
         """Ids of the questions of each split that do not fit the model's context and were left out."""
         file = self._too_long_file
-        return read_json(file, "Name another folder with --output.") if file.is_file() else {}
+        return read_json(file, "Name another folder with --output_dir.") if file.is_file() else {}
 
     def _of_world(self, world: WorldSettings) -> dict[str, list[QAExample]]:
         folder = self.folder / "world"
@@ -608,7 +608,7 @@ class Sweep:
 
     def _open_folder(self) -> None:
         file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
-        written = _as_written_now(read_json(file, "Name another folder with --output.")) if file.is_file() else None
+        written = _as_written_now(read_json(file, "Name another folder with --output_dir.")) if file.is_file() else None
         if written is None and self.folder.exists() and any(self.folder.iterdir()):
             what = "something else"
         elif written is not None and _data_of(written) != _data_of(ours):
@@ -620,7 +620,7 @@ class Sweep:
             return
         raise UsageError(
             f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
-            f"{what}. Name another folder with --output."
+            f"{what}. Name another folder with --output_dir."
         )
 
     def _check_rows(self) -> None:
@@ -636,7 +636,7 @@ class Sweep:
                     f"A row must be what its name says; {self.folder_of(row)} was trained with "
                     f"{ {name: written[name] for name in different} }, and now "
                     f"{ {name: ours[name] for name in different} } came. Name both values, so that each has a row of "
-                    "its own, or another folder with --output."
+                    "its own, or another folder with --output_dir."
                 )
 
     def _trained_with(self, row: Row) -> dict[str, Any]:
