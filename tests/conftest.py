@@ -215,7 +215,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
     """Builds untrained pipelines over the toy passages."""
     from generator.configs import AdapterConfig, DecodingConfig
