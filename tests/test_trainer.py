@@ -91,19 +91,26 @@ def train(
     return trainer
 
 
+@pytest.fixture(scope="module")
+def whole(make_rag: Callable[[], RAG], tmp_path_factory: pytest.TempPathFactory) -> tuple[RAG, DROTrainer]:
+    """A pipeline after two rounds and its trainer, for tests that only read them."""
+    rag = make_rag()
+    return rag, train(rag, settings(), tmp_path_factory.mktemp("trainer") / "whole")
+
+
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in history]
 
 
-def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    one, two, other = make_rag(), make_rag(), make_rag()
-    first = train(one, settings(), tmp_path / "a")
+def test_same_seed_same_everything(whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    one, first = whole
+    two, other = make_rag(), make_rag()
     second = train(two, settings(), tmp_path / "b")
     third = train(other, settings(seed=7), tmp_path / "c")
     assert without_seconds(first.history) == without_seconds(second.history)
     assert all(torch.equal(a, b) for a, b in zip(learned(one).values(), learned(two).values(), strict=True))
     assert without_seconds(first.history) != without_seconds(third.history)
-    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (first.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines == first.history
     assert {"ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"} <= set(
         lines[1]
@@ -114,10 +121,14 @@ def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) 
 
 @pytest.mark.parametrize("killed_in", ["_estimate", "_maximize", "_scores"])
 def test_a_killed_run_resumes_to_the_same_weights(
-    killed_in: str, make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed_in: str,
+    whole: tuple[RAG, DROTrainer],
+    make_rag: Callable[[], RAG],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, broken, resumed = make_rag(), make_rag(), make_rag()
-    reference = train(whole, settings(), tmp_path / "whole")
+    trained, reference = whole
+    broken, resumed = make_rag(), make_rag()
     trainer = DROTrainer(
         broken,
         settings(),
@@ -141,7 +152,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     metrics.write_text(metrics.read_text() + '{"round": 2, "cut o')  # what a kill in the middle of a write leaves
     again = train(resumed, settings(), tmp_path / "run", resume=True)
     assert without_seconds(again.history) == without_seconds(reference.history)
-    assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learned(trained).values(), learned(resumed).values(), strict=True))
 
 
 def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
@@ -216,14 +227,16 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> 
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
 
 
-def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_records_hold_the_intervals_of_the_dev_metrics(
+    whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
     """They choose no round, and survive a killed run as they were."""
-    trainer = train(make_rag(), settings(rounds=1), tmp_path / "run")
+    _, trainer = whole
     record = trainer.history[-1]
     assert {f"eval_{name}" for name in record["eval_intervals"]} <= set(record)
     low, high = record["eval_intervals"]["f1"]
     assert low <= record["eval_f1"] <= high
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (trainer.output_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == trainer.history
     with pytest.raises(UsageError, match="must be one of") as error:
         train(make_rag(), settings(rounds=1, metric_for_best_model="intervals"), tmp_path / "other")
