@@ -27,7 +27,7 @@ from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
 from retriever.question_adapter import QuestionAdapter
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.estimation import Posterior, answer_sequence
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample

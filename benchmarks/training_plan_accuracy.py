@@ -181,7 +181,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     from generator.language_model import LanguageModel
     from rag.tiny_base import base_path
     from retriever.listwise_selector import ListwiseSelector
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=4096, tie_word_embeddings=True)

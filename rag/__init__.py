@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from rag.pipeline import RAG
     from retriever.candidates import Candidates
     from retriever.retriever import Retriever
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.selector import Selector
+    from retriever.selector_config import SelectorConfig
     from training.config import DROConfig
     from training.questions.example import QAExample
     from training.questions.loading import load_examples
@@ -63,7 +64,7 @@ _EXPORTS = {
     "Retriever": "retriever.dense",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
     "UsageError": "indexes.errors",
     "build_index": "indexes.directory.builder",
     "evaluate": "rag.evaluation.evaluation",

@@ -23,7 +23,8 @@ from retriever.candidates import Candidates
 from retriever.dense import DenseRetriever
 from retriever.retriever import Retriever
 from retriever.retrievers import create_retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from retriever.selectors import create_selector
 
 logger = logging.getLogger(__name__)

@@ -129,7 +129,7 @@ def make_selector(retriever: "DenseRetriever") -> "Callable[..., ListwiseSelecto
     import torch
 
     from retriever.listwise_selector import ListwiseSelector
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     def make(
         model: "LanguageModel",
@@ -202,7 +202,7 @@ def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
     """Builds untrained pipelines over the toy passages."""
     from generator.configs import AdapterConfig, DecodingConfig
     from rag.pipeline import RAG
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     def make(num_candidates: int = 5) -> RAG:
         return RAG.create(

@@ -29,7 +29,7 @@ from rag.experiments.sweep_runner import Sweep, SweepSettings
 from rag.forgetting.measurement import measure_model
 from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 from training.questions.context_fit import why_too_long
 from training.questions.example import QAExample

@@ -26,7 +26,7 @@ from tiny_models import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -163,7 +163,7 @@ from generator.configs import AdapterConfig
 from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.trainer import DROTrainer
 

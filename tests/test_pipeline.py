@@ -43,7 +43,7 @@ from rag.forgetting.measurement import forgetting
 from rag.forgetting.retention_tasks import Probes
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]

@@ -25,7 +25,7 @@ from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
 from rag.pipeline import RAG
 from rag.planning.training_plan import encoder_shape, shape_of
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 QUESTION = "who wrote Hamlet?"
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)

@@ -19,7 +19,7 @@ from rag.experiments.sweep_results import RowResult, cells, compare, extremes, r
 from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
 from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROTrainer, QAExample
 
 

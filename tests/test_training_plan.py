@@ -37,7 +37,7 @@ from rag.planning.training_plan import (
     size,
     steps,
 )
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 SHAPE = ModelShape(

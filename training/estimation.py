@@ -27,7 +27,8 @@ from indexes.errors import UsageError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations
 from retriever.retriever import Retriever
-from retriever.selector import SamplingConfig, Selector
+from retriever.selector import Selector
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
 from training.losses import (

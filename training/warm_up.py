@@ -15,7 +15,7 @@ from indexes.errors import DataError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations
 from retriever.retriever import Retriever
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 from training.estimation import Posterior, stable_seed
 from training.questions.example import QAExample

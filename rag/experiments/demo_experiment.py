@@ -38,7 +38,7 @@ from rag.experiments.recipes import Variant
 from rag.experiments.sweep_results import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
 from rag.experiments.sweep_runner import Row, Sweep, SweepSettings, WorldSettings
 from rag.worlds.encyclopedia import write
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import QAExample, load_examples
 from training.checkpoint import load_learned
 

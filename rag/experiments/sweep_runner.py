@@ -68,7 +68,7 @@ from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
 from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long

@@ -42,7 +42,7 @@ from rag.planning.training_memory import (
     optimizer_bytes,
 )
 from rag.tiny_base import base_path
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 from training.questions.loading import write_examples
 
