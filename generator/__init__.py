@@ -1,9 +1,8 @@
 """One causal language model, its adapters, its prompts, its log-probabilities and its answers."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from generator.chat import Chat
@@ -36,12 +35,4 @@ __all__ = [
     "RankingPrompt",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'generator' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

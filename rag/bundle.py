@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.atomic_files import read_json, replace_folder
+from indexes.atomic_files import read_json, replace_directory
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
@@ -278,7 +278,7 @@ def _write_bundle(
             pipeline.generator.language_model.save_base(partial / "base")
         (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
 
-    replace_folder(folder, write)
+    replace_directory(folder, write)
 
 
 def _pointer(name: str, folder: Path) -> str:

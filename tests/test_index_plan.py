@@ -305,11 +305,11 @@ def test_invented_passages_have_the_length_asked_for() -> None:
     ("words", "code", "message"),
     [
         ([], 2, "--corpus FILE, or --passages N"),
-        (["--passages", "0"], 2, "--passages must be at least 1, but 0 came"),
+        (["--passages", "0"], 2, "--passages must be at least 1, but got 0"),
         (["--passages", "10", "--processes", "0"], 2, "--processes must be at least 1"),
         (["--passages", "10", "--encoder", "/no/encoder"], 5, "config.json must be found"),
         (["--passages", "10", "--factory", "IVF"], 2, "factory"),
-        (["--passages", "10", "--max_memory", "lots"], 2, "'lots' came"),
+        (["--passages", "10", "--max_memory", "lots"], 2, "got 'lots'"),
         (["--passages", "10", "--chunk_tokens", "4", "--chunk_overlap", "4"], 2, "--chunk_overlap 4 came"),
         (["--corpus", "/no/corpus.jsonl"], 3, "/no/corpus.jsonl"),
     ],

@@ -12,7 +12,7 @@ from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
-from indexes.host_memory import host_memory, resident_bytes
+from indexes.host_memory import format_seconds, host_memory, resident_bytes
 from rag.cli import main
 from rag.planning.flops import ModelShape, Question, e_sample_flops, m_generator_flops
 from rag.planning.machine import Machine, gemm_rate
@@ -25,7 +25,6 @@ from rag.planning.training_plan import (
     count_index,
     count_passages,
     count_questions,
-    duration,
     encoder_shape,
     index_size,
     mean_question,
@@ -238,7 +237,7 @@ def test_the_rate_of_products_is_positive_for_every_dtype() -> None:
 
 def test_numbers_for_people() -> None:
     assert [size(n) for n in (0, 5 * 2**20, 3 * 2**30)] == ["-", "5.0 MiB", "3.00 GiB"]
-    assert [duration(s) for s in (0.012, 12, 600, 7200)] == ["12.0 ms", "12.0 s", "10 min", "2.0 h"]
+    assert [format_seconds(s) for s in (0.012, 12, 600, 7200)] == ["12.0 ms", "12.0 s", "10 min", "2.0 h"]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """The EM loop: estimate which documents explain the answer, then make them and the answer more likely."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from training.config import DROConfig
@@ -43,12 +42,4 @@ __all__ = [
     "retrieve",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'training' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

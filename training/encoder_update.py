@@ -28,7 +28,6 @@ from transformers import PrinterCallback
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
-from indexes.vectors.faiss.faiss_factory import properties
 from retriever.retriever import Retriever
 from training.config import DROConfig
 from training.estimation import Posterior
@@ -84,10 +83,11 @@ def refreshed(
         index.corpus,
         new,
         folder / "index",
-        factory=index.manifest.factory.removeprefix("Milvus(").removesuffix(")"),
-        milvus=index.manifest.milvus.get("uri"),
+        factory=index.manifest.factory,
+        store=index.manifest.store_kind,
+        store_options=index.manifest.store_options,
         bm25=bool(index.manifest.bm25),
-        allow_untested=bool(properties(index.manifest.factory).untested),  # the kind that is in use already
+        allow_untested=bool(index.vectors.properties.untested),  # the kind that is in use already
         progress=progress,
     )
 

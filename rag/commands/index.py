@@ -51,7 +51,7 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
 def _build(args: Any) -> Report:
     from indexes import Encoder, build_index
-    from indexes.directory.builder import Team
+    from indexes.directory.builder import DistributedContext
     from indexes.launcher_check import warn_of_one_process
 
     # Each process of `accelerate launch` encodes on its own device.
@@ -61,7 +61,7 @@ def _build(args: Any) -> Report:
         args.encoder,
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
-        device=Team.of(True).device if distributed and args.device is None else args.device,
+        device=DistributedContext.of(True).device if distributed and args.device is None else args.device,
         dtype=args.dtype,
         max_length=args.max_length,
         similarity=args.similarity,

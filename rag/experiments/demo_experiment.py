@@ -27,11 +27,11 @@ from generator.configs import AdapterConfig, DecodingConfig
 from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock
-from indexes.cpu_features import fast_bfloat16
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.tiny_encoder import TINY
+from indexes.vectors.bf16_prefilter import has_fast_bfloat16
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.recipes import Variant
@@ -108,7 +108,7 @@ class LabSettings:
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
             decoding=DecodingConfig(max_new_tokens=24),
-            dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
+            dtype="mixed" if best_device() == "cpu" and has_fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={
                 "rounds": self.rounds,
