@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from rag.dro_trainer import DROTrainer
     from rag.evaluation.evaluation import Evaluation, evaluate
     from rag.pipeline import RAG
-    from retriever.dense import Candidates, Retriever
+    from retriever.candidates import Candidates
+    from retriever.retriever import Retriever
     from retriever.retrievers import RETRIEVERS
     from retriever.selector import Selector
     from retriever.selector_config import SelectorConfig
@@ -44,7 +45,7 @@ _EXPORTS = {
     "AnswerMode": "rag.answering.answer_mode",
     "AnswerPrompt": "generator.prompts",
     "CORPUS_FORMATS": "indexes.corpora.corpus_formats",
-    "Candidates": "retriever.dense",
+    "Candidates": "retriever.candidates",
     "ChatConfig": "generator.configs",
     "Chunker": "indexes.corpora.chunking",
     "Corpus": "indexes.corpora.corpus",
@@ -67,7 +68,7 @@ _EXPORTS = {
     "RETRIEVERS": "retriever.retrievers",
     "RankingPrompt": "generator.prompts",
     "ResourceError": "indexes.errors",
-    "Retriever": "retriever.dense",
+    "Retriever": "retriever.retriever",
     "SELECTORS": "retriever.selectors",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
