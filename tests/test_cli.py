@@ -212,7 +212,7 @@ def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert sum(row["scored"] for row in found["permutations"]) == 3 < len(found["permutations"])
     assert [c["id"] for c in found["candidates"] if c["gold"]] == ["p0"]
     assert result([*words, "--round", "2"], capsys)["candidates"] != found["candidates"]
-    assert "answer that is explained: Shakespeare" in run(words, capsys)[1]
+    assert "answer that is scored: Shakespeare" in run(words, capsys)[1]
     batch = ["inspect", "batch", "--questions", files["questions"], *pipeline]
     rows = result(batch, capsys)["rows"]
     assert {row["question"] for row in rows} == {QUESTIONS[0]["question"]}
