@@ -4,8 +4,14 @@ from rag.text_tables import cell, interval, table
 
 
 def test_table_aligns_columns_and_prints_cells_as_they_are() -> None:
-    lines = table(["metric", "mean"], [["exact_match", "0.5000"], ["[bold]f1[/bold]", "-"]]).splitlines()
-    assert lines == ["metric             mean", "exact_match      0.5000", "[bold]f1[/bold]       -"]
+    rows = [["exact_match", "0.5000", "p0"], ["[bold]f1[/bold]", "-", "p10"], ["recall", "+12.0 [1, 2]", ""]]
+    lines = table(["metric", "mean", "id"], rows).splitlines()
+    assert lines == [
+        "metric                   mean  id",
+        "exact_match            0.5000  p0",
+        "[bold]f1[/bold]             -  p10",
+        "recall           +12.0 [1, 2]",
+    ]
 
 
 def test_wide_tables_are_not_wrapped() -> None:
