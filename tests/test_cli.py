@@ -312,7 +312,7 @@ def test_the_demo_has_three_sizes(
 def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(["demo", "--quick", "--full"], capsys)
     assert code == 2
-    assert "either quick or full; both --quick and --full came" in err
+    assert "either quick or full; got both --quick and --full" in err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
