@@ -32,7 +32,7 @@ from rag.planning.flops import (
     m_generator_flops,
     m_selector_flops,
 )
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
 from training.joint_model import JointModel
 

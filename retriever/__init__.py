@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from retriever.retriever import Queries, Retriever
     from retriever.retrievers import RETRIEVERS
     from retriever.selector import SamplingConfig, Selector
-    from retriever.selector_config import SelectorConfig
+    from retriever.selector_config import SamplingConfig, SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
@@ -35,7 +35,7 @@ _EXPORTS = {
     "Retriever": "retriever.retriever",
     "RetrieverPrior": "retriever.listwise_selector",
     "SELECTORS": "retriever.selectors",
-    "SamplingConfig": "retriever.selector",
+    "SamplingConfig": "retriever.selector_config",
     "Selector": "retriever.selector",
     "SelectorConfig": "retriever.selector_config",
 }

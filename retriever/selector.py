@@ -14,40 +14,20 @@ Legend: B questions, m permutations each, n candidates, K selected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations, enumerate_permutations
 from retriever.retriever import Retriever
-from retriever.selector_config import SelectorConfig
+from retriever.selector_config import SamplingConfig, SelectorConfig
 
 ROLE = "selector"
 """The adapter of the language model that a selector uses, where it uses one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How permutations are drawn from a selector."""
-
-    num_permutations: int = 1
-    """m: draws per question; without replacement there are fewer where fewer permutations exist."""
-    temperature: float = 1.0
-    """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
-    replacement: bool = True
-    """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
-
-    def __post_init__(self) -> None:
-        if self.num_permutations < 1 or self.temperature <= 0:
-            raise UsageError(
-                "num_permutations must be at least 1 and temperature positive, got "
-                f"num_permutations={self.num_permutations}, temperature={self.temperature}."
-            )
 
 
 def standardise(scores_n: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""`SelectorConfig`: which selector, and its settings; this module imports no torch, so that `--help` is fast."""
+"""Settings of selectors, as dataclasses.
+
+This module imports neither torch nor transformers, so that `--help` and argument errors of the command line are fast.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +50,25 @@ class SelectorConfig:
             raise UsageError(
                 f"prior_strength must be positive (0 would ignore the retriever), got {self.prior_strength}. "
                 "Use use_prior=False to leave the retriever out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How permutations are drawn from a selector."""
+
+    num_permutations: int = 1
+    """m: draws per question; without replacement there are fewer where fewer permutations exist."""
+    temperature: float = 1.0
+    """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
+    replacement: bool = True
+    """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
+
+    def __post_init__(self) -> None:
+        if self.num_permutations < 1 or self.temperature <= 0:
+            raise UsageError(
+                "num_permutations must be at least 1 and temperature positive, got "
+                f"num_permutations={self.num_permutations}, temperature={self.temperature}."
             )
 
 

@@ -24,7 +24,7 @@ from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 
 KINDS = {
     "bloom": "attention biased by distance, no context length",

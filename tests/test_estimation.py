@@ -239,7 +239,7 @@ def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], genera
 def test_fewer_than_k_retrieved(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
     step = e_step()
     search = step.retriever.search
-    monkeypatch.setattr(step.retriever, "search", lambda questions, k: [search(q, 1) for q in questions])
+    monkeypatch.setattr(step.retriever, "search", lambda questions, k, **options: [search(q, 1) for q in questions])
     with pytest.raises(DataError, match="At least K=2 candidates must be retrieved"):
         step(EXAMPLES, round=1)
 
