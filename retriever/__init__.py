@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from retriever.question_adapter import QuestionAdapter
     from retriever.retriever import Queries, Retriever
     from retriever.retrievers import RETRIEVERS
-    from retriever.selector import SamplingConfig, Selector
+    from retriever.selector import Selector
     from retriever.selector_config import SamplingConfig, SelectorConfig
     from retriever.selectors import SELECTORS
 
