@@ -23,7 +23,8 @@ from torch import Tensor
 from generator.generator import Generator
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations
-from retriever.selector import SamplingConfig, Selector
+from retriever.selector import Selector
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
 from training.imputation import Surrogate, choose_permutations_to_score, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights, token_posterior_weights
