@@ -325,7 +325,7 @@ def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelec
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
     settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
-    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
+    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_permutations=8)
     assert micro_batches_per_batch(settings, 8) == 4
     assert len(plan) == 4 * 4
     for rank in range(2):
@@ -357,7 +357,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     expected = {n: g / 3 for n, g in gradients(joint, micro_batches(posteriors)).items()}
     joint.zero_grad()
     before = {n: p.detach().clone() for n, p in joint.named_parameters()}
-    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_rows=2)
+    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_permutations=2)
     trainer.train()
     moved = {n: before[n] - p.detach() for n, p in joint.named_parameters() if not torch.equal(before[n], p)}
     assert_same(moved, {n: g for n, g in expected.items() if n in moved})
@@ -382,7 +382,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
         posteriors = posteriors_of(parts, settings)
         values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
-        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
+        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_permutations=12).train()
         joint.eval()
     assert all(later >= earlier - 1e-3 for earlier, later in pairwise(values))
     assert values[-1] > values[0] + 0.1
@@ -400,7 +400,7 @@ def test_equal_utilities_leave_the_selector_where_it_is(
     z = [p.permutations.z for p in flat]
     before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
-    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
+    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_permutations=6).train()
     joint.eval()
     after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
@@ -412,4 +412,4 @@ def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):
-        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_rows=2).train()
+        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_permutations=2).train()

@@ -1,4 +1,4 @@
-"""The EM loop: estimate which documents explain the answer, then make them and the answer more likely."""
+"""The EM loop: estimate which passages explain the answer, then make them and the answer more likely."""
 
 from typing import TYPE_CHECKING
 

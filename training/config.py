@@ -336,7 +336,7 @@ def flatten(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Whole names first, then the last part alone: `num_permutation` is near `e_step.num_permutations`."""
+    """Whole names first, then only their last parts: `num_permutation` is near `e_step.num_permutations`."""
     found = difflib.get_close_matches(name, known, n=1)
     by_last = {full.rpartition(".")[2]: full for full in known}
     found = found or [by_last[last] for last in difflib.get_close_matches(name, by_last, n=1)]
