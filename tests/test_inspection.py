@@ -71,7 +71,7 @@ class TestPermutations:
         assert {row["baseline"] for row in data["permutations"]} == {None}
         assert "      -" in permutations_text(data)
 
-    def test_guesses_are_marked(self, rag: RAG, tmp_path: Path) -> None:
+    def test_predicted_likelihoods_are_marked(self, rag: RAG, tmp_path: Path) -> None:
         data = inspect_permutations(
             rag,
             EXAMPLES[0],

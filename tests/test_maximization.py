@@ -182,7 +182,9 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSele
 
 @pytest.mark.parametrize("parts_count", [2, 3, 9])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_rows_changes_nothing(parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str) -> None:
+def test_splitting_sequences_into_micro_batches_changes_no_gradient(
+    parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str
+) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
     settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
@@ -244,7 +246,7 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_selfaug_on_one_permutation_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
@@ -261,7 +263,7 @@ def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
 
 
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
+def test_a_correct_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
@@ -279,7 +281,7 @@ def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector,
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
-def test_a_broken_reference_is_noticed(
+def test_a_wrong_reference_is_refused(
     parts: tuple[ListwiseSelector, Generator],
     retriever: DenseRetriever,
     make_selector: Make,
@@ -302,7 +304,7 @@ def test_a_broken_reference_is_noticed(
         joint(batch)
 
 
-def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_which_parameters_are_trainable(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
