@@ -91,8 +91,7 @@ class RunFolder:
         """Refuse to continue a run that was started with other settings, data or models.
 
         Raises:
-            DataError: `run.json` is damaged.
-            MismatchError: It names what is different.
+            MismatchError: `run.json` is damaged, or something is different, which it names.
         """
         written = read_json(self.path / RUN_FILE, f"Delete {self.path} and train again, or restore the file.")
         now = json.loads(json.dumps(fingerprint, default=str))

@@ -225,8 +225,7 @@ class DROTrainer:
             The records of all rounds, and which of them is the best by `config.metric_for_best_model`.
 
         Raises:
-            DataError: `run.json` is damaged.
-            MismatchError: The run was started with other settings, or another file of it is damaged.
+            MismatchError: The run was started with other settings, or a file of it is damaged.
             UsageError: `output_dir` holds something else, or no such round.
         """
         last = self.folder.round_to_resume(resume_from_checkpoint)
