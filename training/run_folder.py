@@ -17,7 +17,7 @@ from typing import Any
 
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import MismatchError, UsageError
-from training.config import DROConfig, flatten
+from training.config import flatten
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -97,7 +97,7 @@ class RunFolder:
         now = json.loads(json.dumps(fingerprint, default=str))
         config = written.get("config")
         settings = flatten(now["config"])
-        before = flatten(DROConfig().to_dict()) | flatten(config if isinstance(config, dict) else {})
+        before = flatten(config) if isinstance(config, dict) else {}
         different = sorted(name for name, value in settings.items() if value != before.get(name))
         different += [name for name in now if name != "config" and now[name] != written.get(name)]
         if different:
