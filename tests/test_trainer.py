@@ -546,7 +546,7 @@ def test_evaluation_questions_may_be_unanswerable_and_training_questions_not(
         )
         assert trainer.eval_examples is not None
         assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
-    assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer.evaluate())
+    assert {"eval_exact_match_answerable", "eval_exact_match_unanswerable"} <= set(trainer.evaluate())
     for train in ([*EXAMPLES, none], file):
         with pytest.raises(DataError, match="golden answer"):
             DROTrainer(make_rag(), settings(), train_dataset=train, output_dir=tmp_path / "other", progress=False)
