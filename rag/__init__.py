@@ -3,10 +3,9 @@
 Everything below is imported on first use: ``import rag`` imports neither torch nor transformers nor faiss.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from rag.pipeline import RAG
     from retriever.candidates import Candidates
     from retriever.retriever import Retriever
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.selector import Selector
+    from retriever.selector_config import SelectorConfig
     from training.config import DROConfig
     from training.questions.example import QAExample
     from training.questions.loading import load_examples
@@ -63,7 +63,7 @@ _EXPORTS = {
     "Retriever": "retriever.dense",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
     "UsageError": "indexes.errors",
     "build_index": "indexes.directory.builder",
     "evaluate": "rag.evaluation.evaluation",
@@ -107,14 +107,4 @@ __all__ = [
     "load_examples",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'rag' has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

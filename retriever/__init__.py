@@ -1,9 +1,8 @@
 """From a question to candidates, and from candidates to permutations."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from indexes.encoder import Encoder
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
     from retriever.question_adapter import QuestionAdapter
     from retriever.retriever import Queries, Retriever
     from retriever.retrievers import RETRIEVERS
-    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.selector import SamplingConfig, Selector
+    from retriever.selector_config import SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
@@ -37,7 +37,7 @@ _EXPORTS = {
     "SELECTORS": "retriever.selectors",
     "SamplingConfig": "retriever.selector",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
 }
 
 __all__ = [
@@ -61,12 +61,4 @@ __all__ = [
     "SelectorConfig",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'retriever' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

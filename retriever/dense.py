@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from indexes.vectors.faiss.faiss_factory import properties
 from retriever.candidates import Candidates, Explanation
 from retriever.retriever import Queries, Retriever
 
@@ -19,7 +18,7 @@ class DenseRetriever(Retriever):
     def rank(self, queries: Queries, k: int, *, explain: bool = False) -> list[Candidates]:
         """The nearest vectors; arguments and result as `Retriever.rank`."""
         scores_BD, ids_BD = self.nearest(queries.vectors, k + queries.max_ignored)
-        exact = properties(self.index.manifest.factory).scores == "exact"
+        exact = self.index.vectors.properties.scores == "exact"
         found = []
         for i, (scores_D, ids_D) in enumerate(zip(scores_BD, ids_BD, strict=True)):
             # FAISS pads short results with -1, which a list would read as its last passage.

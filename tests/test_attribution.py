@@ -11,7 +11,7 @@ from rag.evaluation.attribution import support
 from rag.evaluation.evaluation import evaluate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 EXAMPLES = [

@@ -138,7 +138,7 @@ def test_without_left_padding_prompts_are_batched_by_length(monkeypatch: pytest.
 
 
 def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None:
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
     decoding = DecodingConfig(max_new_tokens=4)

@@ -280,7 +280,7 @@ def test_the_option_reaches_builds_writers_and_commands(
     with IndexWriter(tmp_path / "built", encoder, quoting="csv", progress=False) as writer:
         assert writer.sync(file).updated == 2
     made, plainly = str(tmp_path / "made"), ["--quoting", "none"]
-    assert main(["index", "build", "--corpus", str(file), "--output", made, "--quiet", *plainly]) == 0
+    assert main(["index", "build", "--corpus", str(file), "--output_dir", made, "--quiet", *plainly]) == 0
     verify = ["index", "verify", made, "--corpus", str(file)]
     assert main([*verify, *plainly]) == 0
     assert main(verify) != 0

@@ -14,7 +14,7 @@ from rag.evaluation.evaluation import Evaluation, evaluate
 from rag.evaluation.order_bias import order_bias, other_orders
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 EXAMPLES = [

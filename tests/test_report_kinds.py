@@ -198,7 +198,7 @@ def test_evaluation_facts_and_settings(evaluation: dict[str, Any]) -> None:
     assert text(tree.findall("body/header/h1")[0]) == "Evaluation: DRO, \u00fcber alles"
     facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
     assert facts == {
-        "Name": "dro", "Questions": "3, 2 skipped", "Question file": "dev.jsonl", "Answers by": "selection",
+        "Name": "dro", "Questions": "3, 2 skipped", "Question file": "dev.jsonl", "Answers by": "permutation",
         "Its questions, sha256": "cdcdcdcdcdcd\u2026", "Scored": "3 of 3", "Bundle, sha256": "abababababab\u2026",
     }  # fmt: skip
     assert [code.get("title") for code in tree.iter("code")] == ["cd" * 32, "ab" * 32]

@@ -19,7 +19,7 @@ from indexes.vectors.faiss.faiss_index import FaissIndex
 from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from retriever.question_adapter import QuestionAdapter
-from training.encoder_update import _loss, open_refreshed, refreshed
+from training.encoder_update import _loss, open_trained_retrieval, train_encoder_and_reindex
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]
 TEXTS = [p.contents for p in PASSAGES] + QUESTIONS
@@ -72,7 +72,7 @@ def test_the_ranking_is_the_models_own(encoder: Encoder, index: PassageIndex) ->
     assert not np.allclose(by_cosine, encoder.encode_passages(PASSAGES))
 
 
-def test_it_is_said_and_kept(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
+def test_similarity_is_recorded_and_restored(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
     assert (encoder.similarity, index.info()["similarity"], index.manifest.metric) == ("dot", "dot", "inner_product")
     assert json.loads((index.path / MANIFEST_FILE).read_text())["encoder"]["similarity"] == "dot"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["similarity_fn_name"] == "dot"
@@ -124,7 +124,7 @@ def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) ->
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
-def test_what_inner_products_cannot_follow_is_refused(similarity: str) -> None:
+def test_other_similarities_are_refused(similarity: str) -> None:
     model = tiny_encoder(TEXTS).model
     model.similarity_fn_name = similarity
     with pytest.raises(UsageError, match=f"one of cosine, dot, but this one says '{similarity}'.*--similarity"):
@@ -163,14 +163,14 @@ def test_added_vectors_keep_their_length(encoder: Encoder, tmp_path: Path) -> No
     np.testing.assert_array_equal(changed.vectors.reconstruct(order), encoder.encode_passages(PASSAGES))
 
 
-def test_screening_in_bfloat16_finds_the_same_for_vectors_of_any_length() -> None:
+def test_prefilter_in_bfloat16_finds_the_same_for_vectors_of_any_length() -> None:
     generator = np.random.default_rng(0)
     lengths_N1 = np.exp(generator.normal(0, 1.5, (700, 1)))
     vectors_Nd = (generator.normal(size=(700, 24)) * lengths_N1).astype(np.float32)
     queries_Bd = (generator.normal(size=(40, 24)) * np.exp(generator.normal(0, 1.5, (40, 1)))).astype(np.float32)
     index = FaissIndex.build(vectors_Nd)
     exact_BN = queries_Bd.astype(np.float64) @ vectors_Nd.T.astype(np.float64)
-    scores_Bk, rows_Bk = index.search(queries_Bd, 5, screen=True)
+    scores_Bk, rows_Bk = index.search(queries_Bd, 5, prefilter=True)
     np.testing.assert_array_equal(rows_Bk, np.argsort(-exact_BN, axis=1)[:, :5])
     np.testing.assert_allclose(scores_Bk, -np.sort(-exact_BN, axis=1)[:, :5], rtol=1e-4)
 
@@ -230,7 +230,7 @@ class TestRefresh:
         from training import DROConfig
 
         config = DROConfig()
-        refreshed(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
-        new_index, new_encoder = open_refreshed(tmp_path / "new", encoder)
+        train_encoder_and_reindex(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
+        new_index, new_encoder = open_trained_retrieval(tmp_path / "new", encoder)
         assert (new_index.info()["similarity"], new_encoder.similarity) == ("dot", "dot")
         assert new_encoder.fingerprint == encoder.fingerprint
