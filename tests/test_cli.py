@@ -356,7 +356,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
     train = ["train", *pipeline, *SMALL, "--output_dir", str(tmp_path / "new"), "--train_dataset"]
     long_question = "what " * 2000 + "?"
     return {
-        "broken line": (build(broken), 3, "broken.jsonl, line 2"),
+        "broken line": (build(broken), 3, "broken.jsonl:2"),
         "duplicate id": (build(twice), 3, "'a'"),
         "empty corpus": (build(empty), 3, "empty.jsonl"),
         "missing corpus": (build(tmp_path / "nowhere.jsonl"), 3, "nowhere.jsonl"),

@@ -73,14 +73,14 @@ def test_add_delete_update_sync_compact(built: Path, tmp_path: Path, capsys: pyt
     assert result(["index", "verify", built, "--corpus", tmp_path / "corpus.jsonl"], capsys)["corpus_checked"] is True
 
 
-def test_broken_rows_are_left_out_listed_and_followed(
+def test_broken_records_are_left_out_listed_and_followed(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(rows(PASSAGES[:2]) + '{"id": "x", "text": ""}\n{broken\n' + rows(PASSAGES[2:]))
     words = ["index", "build", "--corpus", corpus, "--encoder", encoder.name, "--output_dir", tmp_path / "index"]
     code, _, err = run(words, capsys)
-    assert code == 3 and "line 3" in err
+    assert code == 3 and "corpus.jsonl:3: " in err
     assert result([*words, "--on_error", "skip"], capsys)["passages"] == 12
     listed = [json.loads(line) for line in (tmp_path / "index/quarantine.jsonl").read_text().splitlines()]
     assert [row["line"] for row in listed] == [3, 4]
