@@ -73,7 +73,7 @@ def test_add_delete_update_sync_compact(built: Path, tmp_path: Path, capsys: pyt
     assert result(["index", "verify", built, "--corpus", tmp_path / "corpus.jsonl"], capsys)["corpus_checked"] is True
 
 
-def test_broken_rows_are_left_out_listed_and_followed(
+def test_broken_records_are_left_out_listed_and_followed(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = tmp_path / "corpus.jsonl"

@@ -372,7 +372,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     write_examples([SHORT[0], TOO_LONG, between], tmp_path / "q.jsonl")
     evaluation = ["evaluate", "--bundle", bundle, "--questions", tmp_path / "q.jsonl", "--device", "cpu", "--quiet"]
     code, _, err = run(evaluation, capsys)
-    assert code == 3 and "2 of 3 questions do not, first 'too-long'" in err
+    assert code == 3 and "2 of 3 questions that do not, first 'too-long'" in err
     code, out, err = run([*evaluation, "--on_error", "skip", "--json"], capsys)
     dataset = json.loads(out)["dataset"]
     assert (code, dataset["n"], dataset["skipped"], dataset["too_long"]) == (0, 1, 2, ["between", "too-long"])

@@ -200,7 +200,7 @@ def test_take_keeps_the_order_asked_for_and_repeats() -> None:
 
 
 @pytest.mark.parametrize("position", [-1, 3])
-def test_a_position_outside_is_refused_because_faiss_says_minus_one_for_nothing(position: int) -> None:
+def test_a_position_outside_the_corpus_is_refused(position: int) -> None:
     with pytest.raises(IndexError, match=f"at least 0 and below 3, got {position}"):
         Corpus.from_passages(PASSAGES).take([0, position])
 
@@ -212,7 +212,7 @@ def test_position_finds_every_id_and_names_an_unknown_one() -> None:
         corpus.position("nope")
 
 
-def test_the_fingerprint_is_the_sum_of_the_digests_in_whatever_order() -> None:
+def test_the_fingerprint_is_the_sum_of_the_digests_in_any_order() -> None:
     """Written out by hand: SHA-256 over three little-endian lengths of 8 bytes and the fields in UTF-8."""
     one = hashlib.sha256(bytes([1, *[0] * 7, 2, *[0] * 7, 3, *[0] * 7]) + b"1ab\xc3\xa4c")
     two = hashlib.sha256(bytes([1, *[0] * 7, 0, *[0] * 7, 1, *[0] * 7]) + b"2d")
@@ -231,7 +231,7 @@ def test_the_fingerprint_wraps_and_is_the_same_when_a_saved_corpus_is_read(tmp_p
     assert int(Corpus.load(tmp_path / "saved").fingerprint, 16) == total % 2**256
 
 
-def test_the_fingerprint_sees_every_passage_and_the_border_between_fields() -> None:
+def test_the_fingerprint_depends_on_every_passage_and_on_field_boundaries() -> None:
     one, two = Passage("1", "ab", "c"), Passage("2", "", "d")
     variants = [(one, two), (one,), (Passage("1", "a", "bc"), two), (Passage("1a", "b", "c"), two)]
     assert len({Corpus.from_passages(variant).fingerprint for variant in variants}) == len(variants)
@@ -358,7 +358,7 @@ def test_progress_bars_are_silent_unless_asked_for(tmp_path: Path, capfd: pytest
     assert "reading: 3 passages" in capfd.readouterr().err
 
 
-def test_importing_the_package_is_cheap_and_tames_openmp() -> None:
+def test_importing_the_package_is_cheap_and_sets_the_openmp_wait_policy() -> None:
     code = (
         "import os, sys, indexes; heavy = {'torch', 'datasets', 'faiss', 'numpy', 'sentence_transformers'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"

@@ -87,7 +87,7 @@ def test_a_long_list_of_answers_is_read(quoted: bool, tmp_path: Path) -> None:
     ]
 
 
-def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a limit that a program has raised further is left as it is."""
     monkeypatch.setattr("indexes.records.delimited.LONGEST_LINE", 1000)
     before = csv.field_size_limit(2000)
@@ -105,7 +105,7 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     "text", ['"quoted, with ""quotes"" ' + "x" * 5000 + '"', '"' + "x" * 5000 + ' ""end"""', "x" * 5000]
 )
-def test_a_line_beyond_the_limit_costs_no_other_row(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_beyond_the_limit_breaks_no_other(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexes.records.text_lines.LONGEST_LINE", 1000)
     file = put(tmp_path / "c.csv", f"id,text,title\na,x,\nb,{text},\nc,z,\n")
     with pytest.raises(DataError, match=r"c\.csv:3: .*at most 1000 bytes, got more"):
@@ -137,7 +137,7 @@ def in_memory(content: str, quoting: str = "auto") -> list[list[str]]:
 
 
 @pytest.mark.parametrize("order", [HEADER, ("id", "title", "text"), ("text", "title", "id")])
-def test_text_without_quoting_keeps_its_quotes_and_its_rows(order: tuple[str, ...], tmp_path: Path) -> None:
+def test_text_without_quoting_keeps_quotes_and_records(order: tuple[str, ...], tmp_path: Path) -> None:
     rows = [[dict(zip(HEADER, row, strict=True))[name] for name in order] for row in PLAIN]
     file = put(tmp_path / "c.tsv", plain([order, *rows]))
     assert list(Corpus.from_file(file)) == passages(PLAIN)
@@ -149,7 +149,7 @@ def test_text_without_quoting_keeps_its_quotes_and_its_rows(order: tuple[str, ..
 
 @pytest.mark.parametrize("first", ['"Hello, he said.', '"He said "no" twice.', '""'])
 @pytest.mark.parametrize("second", ['And so on."', '"x', 'a "quoted" word', 'She "left".', "no quote"])
-def test_two_rows_never_become_one(first: str, second: str) -> None:
+def test_two_records_are_never_joined(first: str, second: str) -> None:
     """Every pair is two rows, or an error that names the first; the text between two quotes may look like a field."""
     content = plain([HEADER, ("1", first, "T"), ("2", second, "U")])
     try:
@@ -206,13 +206,13 @@ def test_one_column_of_quoted_lines() -> None:
     assert in_memory(ambiguous, "none") == [["text"], ['"first'], ['second"'], ["third"]]
 
 
-def test_a_quote_behind_many_lines_without_one_decides(tmp_path: Path) -> None:
+def test_the_first_quote_after_many_lines_decides(tmp_path: Path) -> None:
     rows = [(str(n), f"text {n}", "") for n in range(2500)]
     late = [*rows, ("q", '"Unclosed', ""), ("r", 'closed"', ""), *[(f"s{n}", "x", "") for n in range(3)]]
     assert list(Corpus.from_file(put(tmp_path / "c.tsv", plain([HEADER, *late])))) == passages(late)
 
 
-def test_rows_are_not_joined_in_a_file_that_is_quoted(tmp_path: Path) -> None:
+def test_records_of_a_quoted_file_are_not_joined(tmp_path: Path) -> None:
     """Most rows are quoted, so one that is not is broken: it is named, and what follows it is kept."""
     rows = [(str(n), f'text "{n}"', "T") for n in range(9)]
     content = written([HEADER, *rows], delimiter="\t") + '9\t"open\tT\n10\tclosed"\tT\n'
@@ -226,7 +226,7 @@ def test_rows_are_not_joined_in_a_file_that_is_quoted(tmp_path: Path) -> None:
     assert joined[9] == Passage("9", "T", "open\tT\n10\tclosed")
 
 
-def test_commas_are_quoted_unless_it_is_said_otherwise(tmp_path: Path) -> None:
+def test_csv_is_quoted_by_default(tmp_path: Path) -> None:
     file = put(tmp_path / "c.csv", 'id,text\n1,"one\ntwo, three"\n2,"x"\n')
     assert list(Corpus.from_file(file)) == [Passage("1", "", "one\ntwo, three"), Passage("2", "", "x")]
     file = put(tmp_path / "d.csv", 'id,text\n1,"Hello\n2,there"\n')
@@ -263,7 +263,7 @@ def test_judgements_keep_the_quotes_of_ids(tmp_path: Path) -> None:
     assert load_examples(tmp_path, quoting="none")[0].gold_ids == ('"Heroes"',)
 
 
-def test_there_is_no_other_quoting(tmp_path: Path) -> None:
+def test_unknown_quoting_is_refused(tmp_path: Path) -> None:
     file = put(tmp_path / "c.tsv", plain([HEADER, *PLAIN]))
     for read in (Corpus.from_file, load_examples):
         with pytest.raises(UsageError, match="quoting must be one of auto, csv, none, got 'minimal'"):

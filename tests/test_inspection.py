@@ -72,7 +72,7 @@ class TestPermutations:
         permutations = permutations_text(data).split("permutation", 1)[1].split("\n\n")[0].splitlines()[1:]
         assert permutations and all(line.endswith(" -") for line in permutations)
 
-    def test_guesses_are_marked(self, rag: RAG, tmp_path: Path) -> None:
+    def test_predicted_likelihoods_are_marked(self, rag: RAG, tmp_path: Path) -> None:
         data = inspect_permutations(
             rag,
             EXAMPLES[0],

@@ -163,7 +163,7 @@ def test_gzip_is_recognised_by_content(tmp_path: Path) -> None:
         assert load_examples(tmp_path / name) == FLASHRAG_EXAMPLES
 
 
-def test_byte_order_mark_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+def test_byte_order_mark_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     lines = [json.dumps(row) for row in FLASHRAG]
     path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(["", *lines, "  ", ""]).encode())
@@ -253,7 +253,7 @@ def test_dro_groups_the_responses_of_a_query(tmp_path: Path) -> None:
     ]
 
 
-def test_dataset_rows() -> None:
+def test_dataset_records() -> None:
     columns = {
         "id": ["a", "b"],
         "question": ["q?", "r?"],
@@ -263,7 +263,7 @@ def test_dataset_rows() -> None:
     assert examples == [QAExample("a", "q?", ("x", "y")), QAExample("b", "r?")]
 
 
-def test_dataset_error_names_the_row() -> None:
+def test_dataset_error_names_the_record() -> None:
     dataset = datasets.Dataset.from_dict({"id": ["a", "b"], "question": ["q?", ""]})
     with pytest.raises(
         DataError, match=r"the dataset, record 1: every question must be text, got an empty one for the id 'b'"
@@ -341,7 +341,7 @@ def test_empty_dataset() -> None:
         ('{"id": "train_1", "question": "q?"}', r"f\.jsonl:3: .*got 'train_1', which is also the id at .*f\.jsonl:2"),
     ],
 )
-def test_bad_rows_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+def test_broken_records_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
     path = write_lines(tmp_path / "f.jsonl", FLASHRAG[:2])
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -581,7 +581,7 @@ def test_broken_records_are_named(tmp_path: Path, name: str, content: str, messa
         ("q?\t['" + "x" * 2**20 + "']", "must be a list of texts"),
     ],
 )
-def test_broken_dpr_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, message: str) -> None:
+def test_broken_dpr_lines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "test.qa.csv").write_text(f"who?\t['x']\n{row}\nwhere?\t['y']\n")
     with pytest.raises(DataError, match=rf"test\.qa\.csv:2: .*{message}"):
@@ -590,7 +590,7 @@ def test_broken_dpr_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_literal_has_a_longest_length() -> None:
+def test_a_literal_has_a_maximum_length() -> None:
     assert answer_literal(repr(["x" * 131_072]), "here") == ["x" * 131_072]  # beyond the limit that `csv` has by itself
     with pytest.raises(DataError, match="here: the answers must be a list of texts"):
         answer_literal(repr(["x" * 2**20]), "here")
@@ -633,7 +633,7 @@ def test_a_second_question_of_one_id_is_not_lost(tmp_path: Path) -> None:
         '{"question": "a", "answer": NaN}',
     ],
 )
-def test_what_no_file_could_hold_is_refused(tmp_path: Path, row: str) -> None:
+def test_lone_surrogates_and_infinite_answers_are_refused(tmp_path: Path, row: str) -> None:
     """JSON can write half a character, and Python reads numbers that JSON does not have."""
     file = tmp_path / "f.jsonl"
     file.write_text(f'{row}\n{{"question": "b \\ud83d\\ude00", "answer": "\U0001f600"}}\n')
@@ -668,7 +668,7 @@ def test_broken_archives_and_tables(tmp_path: Path) -> None:
         load_examples(tmp_path / "c.parquet")
 
 
-def test_broken_aliases_are_nobodys_record(tmp_path: Path) -> None:
+def test_a_broken_aliases_file_is_never_skipped(tmp_path: Path) -> None:
     shutil.copy(FIXTURES / "2wikimultihopqa/dev.json", tmp_path)
     (tmp_path / "id_aliases.json").write_text('{"Q_id": "Q13", "aliases": []}\n{"Q_id"\n')
     with pytest.raises(DataError, match=r"id_aliases\.json:2: every line must be one JSON object"):
@@ -709,7 +709,7 @@ def test_long_arrays_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "tail", [', {"id": 9, "question" "r?"}]', ", {broken", "", "] x", ', "unclosed', ", nul]", ", ]"]
 )
-def test_what_breaks_behind_the_limit_is_not_read(tmp_path: Path, tail: str) -> None:
+def test_broken_records_after_the_limit_are_not_read(tmp_path: Path, tail: str) -> None:
     rows = [{"id": n, "question": "q" * 4000} for n in range(600)]
     whole = json.dumps(rows, indent=1)[:-2]
     (tmp_path / "f.json").write_text(whole + tail)
@@ -800,7 +800,7 @@ def test_everything_survives_writing(tmp_path: Path) -> None:
 # Gold ids that an index does not have
 
 
-def test_unknown_gold_ids_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_gold_ids_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     corpus = Corpus.from_file(FIXTURES / "hotpotqa/hotpot_dev_fullwiki_v1.json")
     some = load_examples(FIXTURES / "hotpotqa/hotpot_dev_fullwiki_v1.json")
     none = load_examples(FIXTURES / "kilt/nq-dev-kilt.jsonl")

@@ -172,7 +172,7 @@ def test_digests_of_questions_that_ignore_nothing_are_what_they_were() -> None:
     assert dataset_digest([example]) != dataset_digest([ignoring])
 
 
-def test_what_is_said(index: PassageIndex) -> None:
+def test_the_message_about_identical_ids(index: PassageIndex) -> None:
     asked = [*ASKED[:2], QAExample("elsewhere", "q", ignore_identical_id=True), QAExample("p5", "q")]
     assert identical_ids(asked, index) == (3, 2, 0)
     gold = [replace(ASKED[0], gold_ids=("p0", "p1"))]

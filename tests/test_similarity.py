@@ -127,7 +127,7 @@ def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) ->
 def test_other_similarities_are_refused(similarity: str) -> None:
     model = tiny_encoder(TEXTS).model
     model.similarity_fn_name = similarity
-    with pytest.raises(UsageError, match=f"one of cosine, dot, but this one says '{similarity}'.*--similarity"):
+    with pytest.raises(UsageError, match=f"one of cosine, dot, but got '{similarity}'.*--similarity"):
         Encoder(model)
     assert Encoder(model, similarity="cosine").similarity == "cosine"
 

@@ -175,7 +175,7 @@ def test_dpr_passages(name: str, tmp_path: Path) -> None:
     assert list(Corpus.from_file(tmp_path / name)) == DPR_PASSAGES
 
 
-def test_flashrag_rows(tmp_path: Path) -> None:
+def test_flashrag_records(tmp_path: Path) -> None:
     (tmp_path / "wiki18.jsonl").write_bytes(b'{"id": "0", "contents": "\\"Aaron\\"\\nAaron is a prophet."}\n')
     assert list(Corpus.from_file(tmp_path / "wiki18.jsonl")) == [Passage("0", "Aaron", "Aaron is a prophet.")]
 
@@ -323,7 +323,7 @@ def test_documents_of_all_kinds_in_the_order_of_their_paths(tmp_path: Path) -> N
     assert [(p.id, p.text) for p in Corpus.from_file(tmp_path)] == expected
 
 
-def test_external_entities_are_not_loaded_and_bombs_do_not_go_off(tmp_path: Path) -> None:
+def test_external_entities_are_not_loaded_and_entity_expansion_is_limited(tmp_path: Path) -> None:
     secret = write(tmp_path / "s", {"secret": b"SECRET"}) / "secret"
     outside = f'<!DOCTYPE d [<!ENTITY x SYSTEM "{secret.as_uri()}">]>'
     (tmp_path / "a.docx").write_bytes(docx(paragraph("seen &x;"), declaration=outside))
@@ -335,7 +335,7 @@ def test_external_entities_are_not_loaded_and_bombs_do_not_go_off(tmp_path: Path
         Corpus.from_file(tmp_path / "b.docx")
 
 
-def test_a_word_file_that_unpacks_to_a_flood_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_file_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexes.corpora.documents._LARGEST_DOCX", 10_000)
     (tmp_path / "a.docx").write_bytes(docx(paragraph("x" * 20_000)))
     with pytest.raises(DataError, match=r"a\.docx: .* unpack to at most 10000 bytes, got 2\d{4}"):
@@ -343,9 +343,7 @@ def test_a_word_file_that_unpacks_to_a_flood_is_refused(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.pdf", pdf("x")), ("a.docx", docx("")), ("a.html", b"<p>x</p>")])
-def test_without_the_extra_its_name_is_said(
-    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(module: str, *args: Any, **kwargs: Any) -> Any:
@@ -381,7 +379,7 @@ def test_links_out_of_the_folder_are_never_opened(tmp_path: Path) -> None:
 # -- leaving rows out ------------------------------------------------------------------------------------
 
 
-def test_broken_rows_are_left_out_and_written_down(tmp_path: Path) -> None:
+def test_broken_records_are_left_out_and_quarantined(tmp_path: Path) -> None:
     path, quarantine = tmp_path / "c.jsonl", tmp_path / "deep/broken.jsonl"
     lines = [
         b'{"id": "a", "text": "x"}',
@@ -406,7 +404,7 @@ def test_broken_rows_are_left_out_and_written_down(tmp_path: Path) -> None:
     assert json.loads(entries[2]["content"])["text"] == "again"
 
 
-def test_nothing_left_out_leaves_no_file_and_removes_an_older_one(tmp_path: Path) -> None:
+def test_without_broken_records_there_is_no_quarantine_and_an_older_one_is_removed(tmp_path: Path) -> None:
     path, quarantine = write(tmp_path, {"c.jsonl": jsonl("a"), "q.jsonl": OLD_ENTRY}) / "c.jsonl", tmp_path / "q.jsonl"
     assert Corpus.from_file(path, on_error="skip", quarantine=quarantine).quarantined == 0
     assert not quarantine.exists()
@@ -414,7 +412,7 @@ def test_nothing_left_out_leaves_no_file_and_removes_an_older_one(tmp_path: Path
     assert Corpus.from_file(path).quarantined == 0
 
 
-def test_a_corpus_in_which_no_row_is_left_is_an_error_that_tells_the_first(tmp_path: Path) -> None:
+def test_a_corpus_without_valid_records_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
     path = write(tmp_path, {"c.jsonl": b"[]\n{}\n"}) / "c.jsonl"
     with pytest.raises(DataError, match=r"c\.jsonl: .*got 2 broken records and no other\. The first: .*:1: .*got list"):
         Corpus.from_file(path, on_error="skip", quarantine=tmp_path / "q.jsonl")
@@ -422,7 +420,7 @@ def test_a_corpus_in_which_no_row_is_left_is_an_error_that_tells_the_first(tmp_p
 
 
 @pytest.mark.parametrize("compared", [1, 2, 100])
-def test_of_equal_ids_the_first_stays(compared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_equal_ids_is_kept(compared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexes.corpora.ingest._HASHES_PER_PASS", compared)
     ids = [number * 7 % 5 for number in range(12)] + list(range(5, 3000))
     path = tmp_path / "c.jsonl"
@@ -441,7 +439,7 @@ def test_of_equal_ids_the_first_stays(compared: int, tmp_path: Path, monkeypatch
     assert list(Corpus.load(tmp_path / "saved")) == expected
 
 
-def test_a_long_row_is_shortened_in_the_quarantine_and_stays_valid_utf8(tmp_path: Path) -> None:
+def test_a_long_record_is_shortened_in_the_quarantine_and_stays_valid_utf8(tmp_path: Path) -> None:
     rows = [{"id": "a", "text": "x"}, {"id": "b", "text": "y", "title": ["ä" * 5000]}, {"id": "c\ud800", "text": "z"}]
     path = tmp_path / "c.jsonl"
     path.write_text(
@@ -469,7 +467,7 @@ def test_a_line_longer_than_the_limit_is_left_out_without_being_held(
     assert "at most 1000 bytes" in entry["error"]
 
 
-def test_behind_a_broken_quote_nothing_is_believed_until_three_whole_rows(tmp_path: Path) -> None:
+def test_after_a_broken_quote_lines_are_left_out_until_three_whole_records(tmp_path: Path) -> None:
     """Row d is lost although it is sound: nothing tells it from the middle of the text that was opened in row c."""
     lines = [
         "id,title,text",
@@ -501,7 +499,7 @@ def test_behind_a_broken_quote_nothing_is_believed_until_three_whole_rows(tmp_pa
     assert "got a line after line 3, whose quotes are broken" in entries[1]["error"]
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_contradicting_options_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in", {"c.jsonl": jsonl("a")}) / "c.jsonl"
     before = path.read_bytes()
     with pytest.raises(UsageError, match='on_error must be "raise" or "skip", got \'ignore\''):
@@ -553,7 +551,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_an_address_is_downloaded_read_and_forgotten(server: str, tmp_path: Path) -> None:
+def test_a_download_is_read_and_removed(server: str, tmp_path: Path) -> None:
     write(
         tmp_path / "served", {"a b/corpus.jsonl.gz": gzip.compress(jsonl("a")), "x.tsv": DPR, "d.html": HTML.encode()}
     )
@@ -581,7 +579,7 @@ def test_errors_of_a_download_name_the_address(server: str, tmp_path: Path) -> N
         Corpus.from_file(f"{server}/page")
 
 
-def test_an_address_that_nobody_answers_is_a_missing_resource() -> None:
+def test_an_unreachable_address_is_a_resource_error() -> None:
     with pytest.raises(ResourceError, match=r"http://127\.0\.0\.1:9/c\.jsonl: an address must be reachable"):
         Corpus.from_file("http://127.0.0.1:9/c.jsonl")
 
@@ -633,7 +631,7 @@ def test_a_dataset_of_the_hub_is_streamed(hub: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr().err == ""
 
 
-def test_rows_of_the_hub_are_checked_like_all_others(hub: Path, tmp_path: Path) -> None:
+def test_records_of_the_hub_are_checked(hub: Path, tmp_path: Path) -> None:
     (hub / "x.jsonl").parent.mkdir()
     (hub / "x.jsonl").write_bytes(jsonl("a", "a") + b'{"id": "b", "title": "", "text": ""}\n')
     with pytest.raises(DataError, match=r"hf://datasets/owner/name, record 2: .*got neither \(id 'b'\)"):
@@ -656,9 +654,7 @@ def test_a_file_of_the_hub_is_fetched_by_its_library(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("address", ["hf://datasets/owner/name", "hf://datasets/owner/name/c.jsonl"])
-def test_a_hub_that_cannot_be_reached_is_a_missing_resource(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_hub_is_a_resource_error(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests run with HF_HUB_OFFLINE, and the cache is empty."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ResourceError, match=rf"{address}: an address must be reachable"):

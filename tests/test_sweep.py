@@ -151,7 +151,7 @@ def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSet
 
 
 def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: Path) -> None:
-    with exclusive_writer_lock(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is at it now"):
+    with exclusive_writer_lock(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is writing it"):
         Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert not (tmp_path / "sweep/questions").exists()
 

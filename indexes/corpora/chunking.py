@@ -233,11 +233,11 @@ class _Cutter:
         It lies after `new`, the position where the text that the last chunk did not have begins.
         """
         half = max(self._reach(start, self._room // 2), new)
-        behind = self._without_blanks(reach)  # where the next word begins, if the text that fits ends with a word
+        limit = self._without_blanks(reach)  # where the next word begins, if the text that fits ends with a word
         for places in self._places:
-            if (found := _last(places, behind)) > half:
+            if (found := _last(places, limit)) > half:
                 return self._rstripped(found)
-        found = self._rstripped(_last(self._words, behind))
+        found = self._rstripped(_last(self._words, limit))
         return found if found > new else reach
 
     def _rstripped(self, end: int) -> int:
@@ -346,8 +346,8 @@ def _is_heading(lines: Sequence[tuple[int, str]], number: int) -> bool:
         return True
     if not line.strip() or number + 1 == len(lines) or _LIST_ITEM.match(line):
         return False
-    alone = number == 0 or not lines[number - 1][1].strip()
-    return alone and _UNDERLINE.match(lines[number + 1][1]) is not None
+    follows_blank = number == 0 or not lines[number - 1][1].strip()
+    return follows_blank and _UNDERLINE.match(lines[number + 1][1]) is not None
 
 
 def _lines_of_blocks(text: str) -> list[int]:

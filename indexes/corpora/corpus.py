@@ -186,7 +186,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits that are equal for equal passages, in whatever order and from whatever source.
+        """64 hex digits that are equal for equal passages, in any order and from any source.
 
         The sum of every passage's `passage_digest` modulo 2^256. It distinguishes corpora that differ by accident; it
         is not collision-resistant against chosen passages.

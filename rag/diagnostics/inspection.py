@@ -205,8 +205,8 @@ def inspect_batch(
     posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
-    rows, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.rows))
+    rows, weights_R, aligned = joint.sequences(micro_batch)
+    tokens = _tokens(rag, rows, set(aligned.sequences))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {
