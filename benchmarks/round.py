@@ -23,7 +23,8 @@ from generator.language_model import LanguageModel
 from rag.planning.flops import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
 from training.config import DROConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MStepTrainer
+from training.joint_model import JointModel
+from training.maximization import MStepTrainer
 
 M, PROMPT, ROW = 8, 640, 248
 AS_THE_PAPER: dict[str, Any] = {

@@ -28,8 +28,8 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
 from retriever.question_adapter import QuestionAdapter
 from retriever.selector_config import SelectorConfig
-from training.estimation import Posterior, answer_sequence
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 DIMENSION = 64

@@ -124,7 +124,8 @@ def run(case: Case) -> dict[str, Any]:
     from rag.planning.training_plan import measured
     from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
-    from training.maximization import JointModel, MStepTrainer
+    from training.joint_model import JointModel
+    from training.maximization import MStepTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         retriever = _retriever(Path(folder))

@@ -140,7 +140,7 @@ class BundleConfig:
 
         Raises:
             MismatchError: It was written by another version, or something is missing or damaged.
-            UsageError: A part is of a kind that nobody registered.
+            UsageError: A part is of an unregistered kind.
         """
         if data.get("format_version") != FORMAT_VERSION:
             raise MismatchError(

@@ -94,7 +94,7 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
     try:
         rows = [("a", "x" * 1500, ""), ("b", "y" * 2001, ""), ("c", "z", ""), ("d", "z", ""), ("e", "z", "")]
         file = put(tmp_path / "c.csv", written([HEADER, *rows]))
-        with pytest.raises(DataError, match=r"at most 2,000 characters, but .*c\.csv, line 3 is broken: field larger"):
+        with pytest.raises(DataError, match=r"c\.csv:3: .*at most 2,000 characters, got a broken line: field larger"):
             Corpus.from_file(file)
         assert list(Corpus.from_file(file, on_error="skip").ids) == ["a", "c", "d", "e"]
         assert csv.field_size_limit() == 2000
@@ -108,7 +108,7 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
 def test_a_line_beyond_the_limit_costs_no_other_row(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexes.records.text_lines.LONGEST_LINE", 1000)
     file = put(tmp_path / "c.csv", f"id,text,title\na,x,\nb,{text},\nc,z,\n")
-    with pytest.raises(DataError, match=r"at most 1000 bytes, but .*c\.csv, line 3 has more"):
+    with pytest.raises(DataError, match=r"c\.csv:3: .*at most 1000 bytes, got more"):
         Corpus.from_file(file)
     corpus = Corpus.from_file(file, on_error="skip")
     assert (list(corpus.ids), corpus.quarantined) == (["a", "c"], 1)
@@ -155,7 +155,7 @@ def test_two_rows_never_become_one(first: str, second: str) -> None:
     try:
         records = in_memory(content)
     except DataError as error:
-        assert "f, line 2 is broken" in str(error)
+        assert "f:2: " in str(error)
         return
     assert [record[0] for record in records] == ["id", "1", "2"]
 
@@ -200,7 +200,7 @@ def test_one_column_of_quoted_lines() -> None:
     rows = [["first\nsecond"], ['third "or"\nfourth'], ["fifth"]]
     assert in_memory(written([["text"], *rows], delimiter="\t"))[1:] == rows
     ambiguous = 'text\n"first\nsecond"\nthird\n'  # one row of two lines, or two rows
-    with pytest.raises(DataError, match="line 2 is broken: its quotes join 2 lines"):
+    with pytest.raises(DataError, match=r":2: .*broken line: its quotes join 2 lines"):
         in_memory(ambiguous)
     assert in_memory(ambiguous, "csv") == [["text"], ["first\nsecond"], ["third"]]
     assert in_memory(ambiguous, "none") == [["text"], ['"first'], ['second"'], ["third"]]
@@ -218,7 +218,7 @@ def test_rows_are_not_joined_in_a_file_that_is_quoted(tmp_path: Path) -> None:
     content = written([HEADER, *rows], delimiter="\t") + '9\t"open\tT\n10\tclosed"\tT\n'
     content += written([(f"s{n}", "x", "T") for n in range(3)], delimiter="\t")
     file = put(tmp_path / "c.tsv", content)
-    with pytest.raises(DataError, match=r"c\.tsv, line 11 is broken: its quotes join 2 lines.*quoting='none'"):
+    with pytest.raises(DataError, match=r"c\.tsv:11: .*its quotes join 2 lines.*quoting='none'"):
         Corpus.from_file(file)
     corpus = Corpus.from_file(file, on_error="skip")
     assert list(corpus.ids) == [*map(str, range(9)), "s0", "s1", "s2"]
@@ -266,7 +266,7 @@ def test_judgements_keep_the_quotes_of_ids(tmp_path: Path) -> None:
 def test_there_is_no_other_quoting(tmp_path: Path) -> None:
     file = put(tmp_path / "c.tsv", plain([HEADER, *PLAIN]))
     for read in (Corpus.from_file, load_examples):
-        with pytest.raises(UsageError, match="quoting must be one of auto, csv, none, but 'minimal' came"):
+        with pytest.raises(UsageError, match="quoting must be one of auto, csv, none, got 'minimal'"):
             read(file, quoting="minimal")
 
 
@@ -280,7 +280,7 @@ def test_the_option_reaches_builds_writers_and_commands(
     with IndexWriter(tmp_path / "built", encoder, quoting="csv", progress=False) as writer:
         assert writer.sync(file).updated == 2
     made, plainly = str(tmp_path / "made"), ["--quoting", "none"]
-    assert main(["index", "build", "--corpus", str(file), "--output", made, "--quiet", *plainly]) == 0
+    assert main(["index", "build", "--corpus", str(file), "--output_dir", made, "--quiet", *plainly]) == 0
     verify = ["index", "verify", made, "--corpus", str(file)]
     assert main([*verify, *plainly]) == 0
     assert main(verify) != 0

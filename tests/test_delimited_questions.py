@@ -54,8 +54,8 @@ def test_an_array_that_numpy_printed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("question,answer\nwho?,Ada,Bob\n", r"q\.csv:2: a row must have the 2 fields of the header"),
-        ("question,answer,answer\nwho?,Ada,Bob\n", r"a column must appear once; \['answer'\]"),
+        ("question,answer\nwho?,Ada,Bob\n", r"q\.csv:2: every record must have the 2 fields of the header"),
+        ("question,answer,answer\nwho?,Ada,Bob\n", r"a column must appear once, got \['answer'\]"),
     ],
 )
 def test_rows_that_do_not_fit_the_header(text: str, message: str, tmp_path: Path) -> None:

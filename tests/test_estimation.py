@@ -12,7 +12,8 @@ from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from training.estimation import EStep, Posterior, answer_sequence, stable_seed
+from training.estimation import EStep
+from training.posterior import Posterior, answer_sequence, stable_seed
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -42,7 +43,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
         expected = torch.stack(joint)
         assert len(posterior.permutations) == 12
         torch.testing.assert_close(posterior.weights_m.double(), expected.softmax(-1), rtol=1e-3, atol=1e-5)
-        assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.logsumexp(-1)), abs=1e-3)
+        assert posterior.diagnostics().log_marginal == pytest.approx(float(expected.logsumexp(-1)), abs=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -57,7 +58,7 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
     found = {tuple(z): float(w) for z, w in zip(distinct.z_uK.tolist(), distinct.weights_u, strict=True)}
     expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z.tolist(), exact.weights_m, strict=True)}
     assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
-    assert sampled.telemetry()["log_marginal"] == pytest.approx(exact.telemetry()["log_marginal"], abs=0.2)
+    assert sampled.diagnostics().log_marginal == pytest.approx(exact.diagnostics().log_marginal, abs=0.2)
 
 
 def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[..., EStep]) -> None:
@@ -69,8 +70,8 @@ def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[...,
         weights = {tuple(z): float(w) for z, w in zip(other.permutations.z.tolist(), other.weights_m, strict=True)}
         expected = {tuple(z): float(w) for z, w in zip(one.permutations.z.tolist(), one.weights_m, strict=True)}
         assert weights == pytest.approx(expected, abs=1e-4)
-        assert other.telemetry()["log_marginal"] == pytest.approx(one.telemetry()["log_marginal"], abs=1e-3)
-        assert other.telemetry()["distinct_permutations"] == 1.0
+        assert other.diagnostics().log_marginal == pytest.approx(one.diagnostics().log_marginal, abs=1e-3)
+        assert other.diagnostics().distinct_permutations == 1.0
 
 
 def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Callable[..., EStep]) -> None:
@@ -83,8 +84,8 @@ def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Call
         e_step__batch_size=300,
     )
     copies = [replace(EXAMPLES[0], id=f"copy-{i}", golden_answers=(exact.answer,)) for i in range(300)]
-    found = torch.tensor([p.telemetry()["log_marginal"] for p in step(copies, round=1)]).double().exp()
-    expected = math.exp(exact.telemetry()["log_marginal"])
+    found = torch.tensor([p.diagnostics().log_marginal for p in step(copies, round=1)]).double().exp()
+    expected = math.exp(exact.diagnostics().log_marginal)
     assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / len(found) ** 0.5)
 
 
@@ -108,16 +109,16 @@ def test_duplicates_keep_their_multiplicity() -> None:
     assert distinct.baseline_u is not None
     assert distinct.baseline_u[a].item() == pytest.approx(2 / 3)
     assert distinct.log_p_old_u.tolist() == [-2.0 if i != a else -1.0 for i in range(2)]
-    assert posterior.telemetry()["distinct_permutations"] == pytest.approx(2 / 3)
+    assert posterior.diagnostics().distinct_permutations == pytest.approx(2 / 3)
 
 
 def test_the_effective_sample_size_is_that_of_the_weights(e_step: Callable[..., EStep]) -> None:
     """5 for equal weights, 1 / sum w^2 otherwise."""
     posterior = e_step(e_step__num_permutations=5)(EXAMPLES, round=1)[0]
     expected = 1 / sum(w**2 for w in posterior.weights_m.tolist())
-    assert posterior.telemetry()["ess"] == pytest.approx(expected)
+    assert posterior.diagnostics().ess == pytest.approx(expected)
     even = replace(posterior, weights_m=torch.full((5,), 0.2))
-    assert even.telemetry()["ess"] == pytest.approx(5.0)
+    assert even.diagnostics().ess == pytest.approx(5.0)
 
 
 def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]) -> None:
@@ -130,17 +131,17 @@ def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]
     assert any(a.candidates.ids != c.candidates.ids for a, c in zip(first, other, strict=True))
 
 
-def test_telemetry_tells_whether_the_best_permutation_reads_the_gold_passages(e_step: Callable[..., EStep]) -> None:
+def test_diagnostics_say_whether_the_best_permutation_holds_the_gold_passages(e_step: Callable[..., EStep]) -> None:
     for posterior in e_step(e_step__exact=True)(EXAMPLES, round=1):
-        telemetry = posterior.telemetry()
+        diagnostics = posterior.diagnostics()
         best = posterior.permutations.z[int(posterior.weights_m.argmax())].tolist()
         read = {posterior.candidates.ids[i] for i in best}
-        assert telemetry["best_holds_gold"] == float(set(posterior.example.gold_ids) <= read)
+        assert diagnostics.best_holds_gold == float(set(posterior.example.gold_ids) <= read)
         entropy = torch.distributions.Categorical(probs=posterior.weights_m.double()).entropy()
-        assert telemetry["posterior_entropy"] == pytest.approx(float(entropy), abs=1e-4)
-        assert telemetry["permutations"] == 12
+        assert diagnostics.posterior_entropy == pytest.approx(float(entropy), abs=1e-4)
+        assert diagnostics.permutations == 12
     unknown = replace(EXAMPLES[0], gold_ids=())
-    assert "best_holds_gold" not in e_step()([unknown], round=1)[0].telemetry()
+    assert e_step()([unknown], round=1)[0].diagnostics().best_holds_gold is None
 
 
 def test_candidate_order(e_step: Callable[..., EStep], retriever: DenseRetriever) -> None:
@@ -189,8 +190,8 @@ def test_the_likelihood_exponent_flattens_the_weights(
         drawn = other.permutations
         log_w = (drawn.log_p - drawn.log_q).double() + 0.2 * other.log_likelihood_m.double()
         torch.testing.assert_close(other.weights_m.double(), log_w.softmax(-1), rtol=1e-4, atol=1e-6)
-        assert other.telemetry()["likelihood_exponent"] == 0.2
-        assert other.telemetry()["ess"] > one.telemetry()["ess"]
+        assert other.diagnostics().likelihood_exponent == 0.2
+        assert other.diagnostics().ess > one.diagnostics().ess
 
 
 def test_paper_mode_has_no_baseline(e_step: Callable[..., EStep]) -> None:

@@ -8,8 +8,9 @@ import torch
 from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig, EStepConfig
-from training.estimation import EStep, Posterior
-from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
+from training.estimation import EStep
+from training.imputation import RIDGE, Surrogate, choose_permutations_to_score, features, prior_coefficients
+from training.posterior import EStepDiagnostics, Posterior
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -43,7 +44,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
     counts, inverse = torch.zeros(3), torch.zeros(3)
     draws = 20_000
     for _ in range(draws):
-        scored_m, log_inclusion_m = choose(x, log_ratio, 2, generator)
+        scored_m, log_inclusion_m = choose_permutations_to_score(x, log_ratio, 2, generator)
         assert len(set(scored_m.tolist())) == 2
         counts[scored_m] += 1
         inverse[scored_m] += (-log_inclusion_m).exp()
@@ -54,7 +55,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
 
 
 def test_all_are_scored_where_no_more_were_drawn() -> None:
-    scored_m, log_inclusion_m = choose(torch.randn(3, 3), torch.zeros(3), 5, None)
+    scored_m, log_inclusion_m = choose_permutations_to_score(torch.randn(3, 3), torch.zeros(3), 5, None)
     assert scored_m.tolist() == [0, 1, 2]
     assert log_inclusion_m.tolist() == [0.0, 0.0, 0.0]
 
@@ -141,7 +142,7 @@ class TestEStep:
         for one, other in zip(exact, found, strict=True):
             assert by_permutation(other) == pytest.approx(by_permutation(one), abs=1e-4)
             assert other.scored is not None and len(other.scored.index_m) == 12
-            assert other.telemetry()["scored_weight"] == pytest.approx(1.0, abs=1e-5)
+            assert other.diagnostics().scored_weight == pytest.approx(1.0, abs=1e-5)
 
     def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
         step = e_step(e_step__num_permutations=3)
@@ -183,22 +184,24 @@ class TestEStep:
         x_MF = features(torch.randn(4, generator=generator), drawn.z)
         sums = []
         for _ in range(4000):
-            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p - drawn.log_q, 3, generator)
+            scored_m, log_inclusion_m = choose_permutations_to_score(x_MF, drawn.log_p - drawn.log_q, 3, generator)
             sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 
-    def test_telemetry(self, e_step: Callable[..., EStep]) -> None:
+    def test_diagnostics_of_the_scored_permutations(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES, round=1)[0]
-        telemetry = posterior.telemetry()
+        diagnostics = posterior.diagnostics()
         assert posterior.scored is not None
-        assert (telemetry["permutations"], telemetry["scored_permutations"]) == (9, 3)
+        assert (diagnostics.permutations, diagnostics.scored_permutations) == (9, 3)
         expected = float(posterior.weights_m[posterior.scored.index_m].sum())
-        assert telemetry["scored_weight"] == pytest.approx(expected)
-        assert telemetry["imputation_rmse"] > 0
-        assert (
-            "scored_weight"
-            not in e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].telemetry()
-        )
+        assert diagnostics.scored_weight == pytest.approx(expected)
+        assert diagnostics.imputation_rmse > 0
+        plain = e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].diagnostics()
+        assert plain.scored_weight is None and "scored_weight" not in plain.to_dict()
+        assert EStepDiagnostics.from_dict(diagnostics.to_dict()) == diagnostics
+        mean = EStepDiagnostics.mean([plain, diagnostics])
+        assert mean.ess == pytest.approx((plain.ess + diagnostics.ess) / 2)
+        assert mean.scored_weight == diagnostics.scored_weight, "the mean is over the questions that have the number"
 
     def test_no_guess_is_likelier_than_certain(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch

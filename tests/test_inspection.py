@@ -17,7 +17,7 @@ from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from training import DROConfig, QAExample
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

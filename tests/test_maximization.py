@@ -17,15 +17,10 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_sequence
-from training.maximization import (
-    JointModel,
-    MicroBatch,
-    MStepTrainer,
-    _parameter_groups,
-    micro_batches_per_batch,
-    plan_micro_batches,
-)
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
+from training.maximization import MStepTrainer, micro_batches_per_batch, plan_micro_batches
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 Make = Callable[..., ListwiseSelector]
@@ -280,7 +275,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
 
 def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
+    groups = joint.parameter_groups(config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
@@ -385,7 +380,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
     values = []
     for round in range(3):
         posteriors = posteriors_of(parts, settings)
-        values.append(sum(p.telemetry()["log_marginal"] for p in posteriors))
+        values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
         MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
         joint.eval()

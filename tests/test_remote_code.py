@@ -230,7 +230,7 @@ def test_the_commands_have_the_option(
     (tmp_path / "drift.jsonl").write_text('{"prompt": "some words"}\n')
     counts = ["--passages", "20", "--train_questions", "3"]
     commands = [
-        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output", index],
+        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output_dir", index],
         ["search", QUESTION, "--index", index],
         ["index", "verify", index, "--encoder", str(own_encoder)],
         ["index", "add", index, "--corpus", str(more)],

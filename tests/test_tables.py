@@ -271,13 +271,13 @@ def test_the_metadata_of_other_rows_are_refused(kept: slice, tmp_path: Path) -> 
     pq.write_table(pa.concat_tables([table, table]), tmp_path / "longer.parquet")
     pq.write_table(table[kept], tmp_path / "shorter.parquet")
     for name in ("longer", "shorter"):
-        with pytest.raises(DataError, match="has one for 3 rows"):
+        with pytest.raises(DataError, match="each of its records, got 3 values"):
             Corpus.from_file(tmp_path / f"{name}.parquet")
 
 
 def test_a_missing_label_is_refused(tmp_path: Path) -> None:
     frame = pd.DataFrame(TEXTS, index=pd.Index(["a", None, "c"]))
-    with pytest.raises(DataError, match="has one that misses some"):
+    with pytest.raises(DataError, match="each of its records, got missing values"):
         Corpus.from_file(as_parquet(frame, tmp_path))
 
 

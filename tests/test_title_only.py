@@ -90,7 +90,7 @@ def test_a_title_without_a_text_is_a_passage_of_every_container(write: object, o
     ],
 )
 def test_a_row_without_title_and_text_is_still_refused(row: dict) -> None:
-    with pytest.raises(DataError, match=r"row 0 (\(id 'a'\) has neither|has only)"):
+    with pytest.raises(DataError, match=r"record 0: a passage must have .*got (neither \(id 'a'\)|only)"):
         Corpus.from_passages([row])
 
 

@@ -107,11 +107,14 @@ def test_a_command_says_the_new_name_of_an_old_option(
 ) -> None:
     file = tmp_path / "old.yaml"
     file.write_text("selfaug_rows: one\n")
-    required = {"train": ["--train", "a", "--output_dir", "b"], "sweep": ["--output", "a"]}
+    required = {"train": ["--train_dataset", "a", "--output_dir", "b"], "sweep": ["--output_dir", "a"]}
     words = [*command.split(), *required.get(command, [])] + (["--questions", "a"] if "batch" in command else [])
     for wrong in (["--selfaug_rows", "one"], ["--config", str(file)]):
         assert main([*words, *wrong]) == 2
         assert "It is now called 'selfaug.permutations'." in capsys.readouterr().err
+    if command in ("train", "sweep"):
+        assert main([*words, "--dev", "dev.jsonl"]) == 2
+        assert "It is now called 'eval_dataset'." in capsys.readouterr().err
     if command != "plan":
         assert main([*words, "--guidance", "0.5"]) == 2
         assert "It was removed: at equal cost" in capsys.readouterr().err

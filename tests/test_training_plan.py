@@ -185,10 +185,10 @@ def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     assert count_questions(str(questions)) == (1, 6, 4)
 
 
-def test_dev_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
+def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
     dev = tmp_path / "dev.jsonl"
     dev.write_text('{"question": "a"}\n{"question": "b", "unanswerable": true}\n')
-    words = ["plan", "--base", config_only, *COUNTS, "--dev", str(dev)]
+    words = ["plan", "--base", config_only, *COUNTS, "--eval_dataset", str(dev)]
     assert main(words) == 3
     dev.write_text('{"question": "a", "answer": "b"}\n{"question": "b", "unanswerable": true}\n')
     assert main(words) == 0
@@ -258,7 +258,7 @@ def test_nothing_is_loaded(config_only: str, tmp_path: Path, capsys: pytest.Capt
     """The options of `rag train`, as YAML and flags; what is not there yet is not missed."""
     config = tmp_path / "train.yaml"
     config.write_text(f"base: {config_only}\nindex: not-yet\noutput_dir: run\nrounds: 2\nadapter:\n  r: 4\n")
-    assert main(["plan", "--config", str(config), *COUNTS, "--dev_questions", "3", "--json"]) == 0
+    assert main(["plan", "--config", str(config), *COUNTS, "--eval_questions", "3", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data) == {
         *("base", "adapter_parameters", "encoder", "texts", "question", "machine", "time", "memory", "disk", "fits"),
@@ -288,7 +288,7 @@ def test_the_text_says_what_to_change() -> None:
     ("words", "code", "message"),
     [
         (["--base", "/no/base", *COUNTS], 5, "config.json must be found at '/no/base'"),
-        (["--passages", "10"], 2, "--train FILE or --train_questions N"),
+        (["--passages", "10"], 2, "--train_dataset FILE or --train_questions N"),
         (["--train_questions", "10"], 2, "--corpus FILE, --index DIR, or --passages N"),
         ([*COUNTS, "--selector.num_candidates", "2"], 2, "K=5, n=2"),
         ([*COUNTS, "--rounds", "0"], 2, "rounds must be at least 1"),

@@ -131,7 +131,7 @@ def test_ids_that_nobody_reads_may_be_what_a_float_cannot_hold(tmp_path: Path) -
 
 def test_a_float_among_texts_is_no_id(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"id": "a", "text": "x"}\n{"_id": 7.0, "text": "y"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl, line 2 has 7\.0"):
+    with pytest.raises(DataError, match=r"c\.jsonl:2: an id must be .*got 7\.0"):
         Corpus.from_file(tmp_path / "c.jsonl")
     assert list(Corpus.from_file(tmp_path / "c.jsonl", on_error="skip").ids) == ["a"]
 
@@ -151,7 +151,7 @@ def test_rows_of_a_data_frame() -> None:
     corpus = Corpus.from_passages(frame.to_dict("records"))
     assert [(p.id, p.title) for p in corpus] == [("10", "One"), ("1", "")]
     assert list(Corpus.from_passages([{"id": np.int64(5), "text": "x"}]).ids) == ["5"]
-    with pytest.raises(DataError, match=r"the passages, row 0.*7\.5"):
+    with pytest.raises(DataError, match=r"the passages, record 0.*7\.5"):
         Corpus.from_passages([{"id": 7.5, "text": "x"}])
 
 

@@ -6,22 +6,32 @@ from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait 
 
 if TYPE_CHECKING:
     from training.config import DROConfig
-    from training.estimation import EStep, Posterior
-    from training.maximization import JointModel, MStepTrainer
+    from training.estimation import EStep
+    from training.joint_model import JointModel
+    from training.maximization import MStepTrainer
+    from training.posterior import Posterior
     from training.questions.example import QAExample
     from training.questions.gold_ids import check_gold_ids
     from training.questions.loading import load_examples
+    from training.questions.question_format import QuestionFormat
+    from training.questions.question_formats import QUESTION_FORMATS
     from training.questions.self_retrieval import identical_ids, retrieve
+    from training.round_callback import RoundCallback, TrainingState, TrainOutput
     from training.trainer import DROTrainer
 
 _EXPORTS = {
     "DROConfig": "training.config",
     "DROTrainer": "training.trainer",
     "EStep": "training.estimation",
-    "JointModel": "training.maximization",
+    "JointModel": "training.joint_model",
     "MStepTrainer": "training.maximization",
-    "Posterior": "training.estimation",
+    "Posterior": "training.posterior",
     "QAExample": "training.questions.example",
+    "QUESTION_FORMATS": "training.questions.question_formats",
+    "QuestionFormat": "training.questions.question_format",
+    "RoundCallback": "training.round_callback",
+    "TrainOutput": "training.round_callback",
+    "TrainingState": "training.round_callback",
     "check_gold_ids": "training.questions.gold_ids",
     "identical_ids": "training.questions.self_retrieval",
     "load_examples": "training.questions.loading",
@@ -29,6 +39,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "QUESTION_FORMATS",
     "DROConfig",
     "DROTrainer",
     "EStep",
@@ -36,6 +47,10 @@ __all__ = [
     "MStepTrainer",
     "Posterior",
     "QAExample",
+    "QuestionFormat",
+    "RoundCallback",
+    "TrainOutput",
+    "TrainingState",
     "check_gold_ids",
     "identical_ids",
     "load_examples",

@@ -227,6 +227,8 @@ class DROConfig:
     """Stop after this many rounds without a better evaluation metric."""
     max_train_samples: int | None = None
     """Use only the first so many training questions."""
+    max_eval_samples: int | None = None
+    """Use only the first so many evaluation questions."""
     ignore_identical_ids: bool | None = None
     """Leave the passage with a question's own id, and chunks of that document, out of its candidates: it would be the
     question itself. None: as the files say, which BEIR's do and others do not."""
@@ -238,7 +240,7 @@ class DROConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "rounds", "logging_steps")
-        _at_least(1, self, "early_stopping_patience", "max_train_samples", none=True)
+        _at_least(1, self, "early_stopping_patience", "max_train_samples", "max_eval_samples", none=True)
         if self.retriever_training.objective == "lsr":
             self._check_lsr()
         if not (self.train_selector or self.train_generator):
@@ -387,6 +389,16 @@ RENAMED = {
 }
 """Settings by their old names."""
 
+RENAMED_OPTIONS = {
+    "train": "train_dataset",
+    "dev": "eval_dataset",
+    "test": "test_dataset",
+    "max_dev_samples": "max_eval_samples",
+    "dev_questions": "eval_questions",
+    "validation_questions": "eval_questions",
+}
+"""Other options of the commands that train, by their old names."""
+
 REMOVED = {
     "output_dir": "give it to the trainer: DROTrainer(..., output_dir=...)",
     "resume": "continue a run with train(resume_from_checkpoint=True), in the shell --resume_from_checkpoint true",
@@ -403,6 +415,6 @@ REMOVED = {
 
 def what_became_of(name: str) -> str:
     """What to write instead of a renamed or removed setting; empty for any other name."""
-    if name in RENAMED:
-        return f"It is now called {RENAMED[name]!r}."
+    if new := (RENAMED | RENAMED_OPTIONS).get(name):
+        return f"It is now called {new!r}."
     return f"It was removed: {REMOVED[name]}." if name in REMOVED else ""

@@ -30,17 +30,17 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
 from retriever.retriever import Retriever
 from training.config import DROConfig
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 logger = logging.getLogger(__name__)
 
-READ = 0.5
+POSITIVE_ABOVE = 0.5
 """A candidate whose posterior probability of being read is at least this is a positive."""
-UNREAD = 0.05
+NEGATIVE_BELOW = 0.05
 """One whose probability is at most this may be a hard negative."""
 
 
-def refreshed(
+def train_encoder_and_reindex(
     retriever: Retriever,
     posteriors: Sequence[Posterior],
     folder: Path,
@@ -66,7 +66,7 @@ def refreshed(
     if pairs := training_pairs(posteriors):
         _train(model, old, pairs, folder, config, seed)
     else:
-        logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", READ)
+        logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", POSITIVE_ABOVE)
     if not is_main_process:
         return
     name = str((folder / "encoder").resolve())
@@ -98,7 +98,7 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
     for posterior in posteriors:
         marginals_n, passages = posterior.marginals(), posterior.candidates.passages
         ranked = posterior.candidates.scores.argsort(descending=True).tolist()
-        unread = next((i for i in ranked if float(marginals_n[i]) <= UNREAD), None)
+        unread = next((i for i in ranked if float(marginals_n[i]) <= NEGATIVE_BELOW), None)
         if unread is None:
             continue
         rows += [
@@ -108,7 +108,7 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
                 "negative": passages[unread].contents,
             }
             for i in ranked
-            if float(marginals_n[i]) >= READ
+            if float(marginals_n[i]) >= POSITIVE_ABOVE
         ]
     return rows
 
@@ -166,8 +166,8 @@ def _loss(model: SentenceTransformer, similarity: str) -> MultipleNegativesRanki
     return MultipleNegativesRankingLoss(model)
 
 
-def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
-    """What `refreshed` wrote, with the prompts and on the device of `like`."""
+def open_trained_retrieval(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
+    """What `train_encoder_and_reindex` wrote, with the prompts and on the device of `like`."""
     encoder = Encoder.from_pretrained(
         folder / "encoder",
         question_prompt=like.question_prompt,

@@ -44,7 +44,7 @@ def prior_coefficients(num_features: int) -> Tensor:
     return torch.tensor([0.5 / k] * k + [0.5])
 
 
-def choose(
+def choose_permutations_to_score(
     features_MF: Tensor, log_ratio_M: Tensor, m: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Which m permutations are scored: drawn without replacement in proportion to the posterior they promise.

@@ -17,7 +17,7 @@ from retriever.permutations import Permutations
 from retriever.retriever import Retriever
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
-from training.estimation import Posterior, stable_seed
+from training.posterior import Posterior, stable_seed
 from training.questions.example import QAExample
 from training.questions.loading import draw_alias
 from training.questions.self_retrieval import retrieve

@@ -18,9 +18,10 @@ from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
 from training import DROConfig, QAExample
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import selfaug_positions
-from training.maximization import JointModel, MicroBatch
+from training.posterior import Posterior
 
 
 def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     Returns:
         `candidates` in the order of the selector's prompt, each with its posterior `marginal` (the probability that
         it is read); `permutations`, heaviest first, each with how often it was drawn, log p_s, log q,
-        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `telemetry` of the E-step.
+        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `diagnostics` of the E-step.
     """
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
     rows = _drawn(posterior)
@@ -85,7 +86,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
         "answer": posterior.answer,
         "candidates": _candidates(posterior, example),
         "permutations": sorted(rows, key=lambda row: -row["weight"]),
-        "telemetry": posterior.telemetry(),
+        "diagnostics": posterior.diagnostics().to_dict(),
     }
 
 
@@ -145,7 +146,7 @@ def permutations_text(data: Mapping[str, Any]) -> str:
             f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f} {mark}{row['log_likelihood']:10.3f} "
             f"{row['weight']:7.4f} {baseline}  {order}"
         )
-    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["telemetry"].items())])
+    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["diagnostics"].items())])
 
 
 # -- rows of the M-step ----------------------------------------------------------------------------------------

@@ -908,7 +908,9 @@ def _changes(
             held = max(peak.held for peak in memory.values())
             changes.append({"change": name, "factory": other.factory, "segments": other.segments, "peak": held})
     if fits["disk"] is False:
-        changes.append({"change": "another --output", "factory": found.factory, "segments": found.segments, "peak": 0})
+        changes.append(
+            {"change": "another --output_dir", "factory": found.factory, "segments": found.segments, "peak": 0}
+        )
     return changes
 
 

@@ -495,7 +495,7 @@ def _again(shape: ModelShape, job: Job, rows: Sequence[int]) -> int:
 
 
 def _evaluation(job: Job) -> list[Step]:
-    """Greedy selection and a greedy answer of every dev question, before the first round and after each."""
+    """Greedy selection and a greedy answer of every evaluation question, before the first round and after each."""
     if not job.texts.eval_questions:
         return []
     one = replace(
