@@ -142,7 +142,7 @@ def run(case: Case) -> dict[str, Any]:
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
         trainer = MStepTrainer(
-            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
+            model, config, posteriors, output_dir=Path(folder), seed=0, max_permutations=config.e_step.num_permutations
         )
 
         def train() -> None:

@@ -1,15 +1,19 @@
 """Text tables for terminals: one renderer for all commands, by rich."""
 
+import re
 from collections.abc import Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 _WIDTH = 500
 """Columns of the virtual terminal: a table is never wrapped, because the output may be piped or parsed."""
 
+_NUMBER = re.compile(r"[~+\-\[]*\d|-?$")
+"""What a cell with a number begins with: a sign, the bracket of an interval, or nothing; "-" is a missing one."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column left-aligned, the others right-aligned.
+    """A table as text: columns of numbers are right-aligned, the others left-aligned.
 
     Args:
         header: Titles of the columns.
@@ -21,12 +25,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     found = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
     for i, title in enumerate(header):
-        found.add_column(Text(title), justify="left" if i == 0 else "right", no_wrap=True)
+        found.add_column(Text(title), justify=_justify([row[i] for row in rows]), no_wrap=True)
     for row in rows:
         found.add_row(*(Text(cell) for cell in row))  # as they are: square brackets are no markup
     buffer = StringIO()
     Console(file=buffer, width=_WIDTH, color_system=None).print(found)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def _justify(cells: Sequence[str]) -> Literal["left", "right"]:
+    return "right" if cells and all(_NUMBER.match(cell) for cell in cells) else "left"
 
 
 def cell(value: Any) -> str:

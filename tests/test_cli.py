@@ -212,12 +212,12 @@ def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert sum(row["scored"] for row in found["permutations"]) == 3 < len(found["permutations"])
     assert [c["id"] for c in found["candidates"] if c["gold"]] == ["p0"]
     assert result([*words, "--round", "2"], capsys)["candidates"] != found["candidates"]
-    assert "answer that is explained: Shakespeare" in run(words, capsys)[1]
+    assert "answer that is scored: Shakespeare" in run(words, capsys)[1]
     batch = ["inspect", "batch", "--questions", files["questions"], *pipeline]
     rows = result(batch, capsys)["rows"]
     assert {row["question"] for row in rows} == {QUESTIONS[0]["question"]}
     assert {token["part"] for row in rows for token in row["tokens"]} >= {"prompt", "answer"}
-    assert "answer + scored" in run([*batch, "--per_device_train_batch_size", "2"], capsys)[1]
+    assert "answer + scored" in run([*batch, "--m_step.per_device_train_batch_size", "2"], capsys)[1]
     code, _, err = run([*words, "--ignore_identical_ids", "true"], capsys)
     assert code == 2 and "ignore_identical_ids" in err, "the question of a command line has no id"
     code, _, err = run(["inspect", "everything"], capsys)
@@ -231,7 +231,7 @@ def test_a_batch_is_inspected_as_training_sees_it(
     """A question that is a passage reads itself, or does not where training would not let it."""
     passage = PASSAGES[0]
     asked = {"id": passage.id, "question": passage.contents, "golden_answers": ["Shakespeare"]}
-    words = ["--questions", str(write_jsonl(tmp_path / "q.jsonl", [asked])), "--exact", "true"]
+    words = ["--questions", str(write_jsonl(tmp_path / "q.jsonl", [asked])), "--e_step.exact", "true"]
     words = ["inspect", "batch", "--index", files["index"], "--base", files["base"], *SMALL, *words]
     for ignore, found in (("false", True), ("true", False)):
         rows = result([*words, "--ignore_identical_ids", ignore], capsys)["rows"]
@@ -312,7 +312,7 @@ def test_the_demo_has_three_sizes(
 def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(["demo", "--quick", "--full"], capsys)
     assert code == 2
-    assert "either quick or full; both --quick and --full came" in err
+    assert "either quick or full; got both --quick and --full" in err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,7 +356,7 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
     train = ["train", *pipeline, *SMALL, "--output_dir", str(tmp_path / "new"), "--train_dataset"]
     long_question = "what " * 2000 + "?"
     return {
-        "broken line": (build(broken), 3, "broken.jsonl, line 2"),
+        "broken line": (build(broken), 3, "broken.jsonl:2: "),
         "duplicate id": (build(twice), 3, "'a'"),
         "empty corpus": (build(empty), 3, "empty.jsonl"),
         "missing corpus": (build(tmp_path / "nowhere.jsonl"), 3, "nowhere.jsonl"),

@@ -80,7 +80,7 @@ def test_broken_rows_are_left_out_listed_and_followed(
     corpus.write_text(rows(PASSAGES[:2]) + '{"id": "x", "text": ""}\n{broken\n' + rows(PASSAGES[2:]))
     words = ["index", "build", "--corpus", corpus, "--encoder", encoder.name, "--output_dir", tmp_path / "index"]
     code, _, err = run(words, capsys)
-    assert code == 3 and "line 3" in err
+    assert code == 3 and "corpus.jsonl:3: " in err
     assert result([*words, "--on_error", "skip"], capsys)["passages"] == 12
     listed = [json.loads(line) for line in (tmp_path / "index/quarantine.jsonl").read_text().splitlines()]
     assert [row["line"] for row in listed] == [3, 4]

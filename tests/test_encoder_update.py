@@ -47,7 +47,7 @@ def certain_of(retriever: DenseRetriever, example: QAExample, gold: str, n: int 
 
 
 class TestPairs:
-    def test_what_was_probably_read_beside_what_was_not(self, retriever: DenseRetriever) -> None:
+    def test_pairs_of_selected_and_unselected_candidates(self, retriever: DenseRetriever) -> None:
         # Read with probability: 2: 1.0, 1: 0.6, 0: 0.36, 3: 0.04, 4 and 5: 0.
         one = posterior(retriever, EXAMPLES[0], [[2, 1], [0, 2], [2, 3]], [0.6, 0.36, 0.04])
         contents = [p.contents for p in one.candidates.passages]
@@ -56,7 +56,7 @@ class TestPairs:
             {"question": "who wrote Hamlet?", "positive": contents[2], "negative": contents[3]},
         ]
 
-    def test_a_posterior_that_knows_nothing_teaches_nothing(self, retriever: DenseRetriever) -> None:
+    def test_a_flat_posterior_gives_no_pairs(self, retriever: DenseRetriever) -> None:
         flat = posterior(retriever, EXAMPLES[0], [[0, 1], [2, 3], [4, 5]], [1 / 3] * 3)
         assert training_pairs([flat]) == []
 
@@ -77,7 +77,7 @@ def settings(**changes: object) -> DROConfig:
     return dro_config(**defaults | refresh | changes)
 
 
-def test_the_encoder_learns_what_was_read(retriever: DenseRetriever, tmp_path: Path) -> None:
+def test_the_encoder_learns_the_selected_passages(retriever: DenseRetriever, tmp_path: Path) -> None:
     """Passages that share no word with their question; the old index and the old encoder stay as they are."""
     gold = ["p2", "p6", "p10"]
     posteriors = [certain_of(retriever, e, g) for e, g in zip(EXAMPLES, gold, strict=True)]
@@ -150,7 +150,7 @@ def test_a_run_resumes_restores_and_cleans_up(
     assert RAG.from_pretrained(bundle).answer("who wrote Hamlet?") == answer
 
 
-def test_the_first_round_brings_its_index_back(
+def test_restoring_round_0_restores_its_index(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.encoder_update.POSITIVE_ABOVE", 0.3)

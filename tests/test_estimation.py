@@ -47,7 +47,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: float) -> None:
+def test_sampling_converges_to_the_enumerated_posterior(e_step: Callable[..., EStep], temperature: float) -> None:
     exact = e_step(e_step__exact=True, e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     step = e_step(
         e_step__num_permutations=1200, e_step__proposal_temperature=temperature, e_step__candidate_order="retriever"
@@ -61,7 +61,7 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
     assert sampled.diagnostics().log_marginal == pytest.approx(exact.diagnostics().log_marginal, abs=0.2)
 
 
-def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[..., EStep]) -> None:
+def test_drawing_all_without_replacement_is_the_posterior(e_step: Callable[..., EStep]) -> None:
     """Twelve exist: twelve different draws leave nothing to estimate."""
     exact = e_step(e_step__exact=True, e_step__candidate_order="retriever")(EXAMPLES, round=1)
     settings = {"e_step.num_permutations": 40, "e_step.proposal_temperature": 2.0, "e_step.replacement": False}
@@ -198,7 +198,7 @@ def test_paper_mode_has_no_baseline(e_step: Callable[..., EStep]) -> None:
     assert e_step(e_step__control_variate=False)(EXAMPLES, round=1)[0].baseline_m is None
 
 
-def test_what_was_expected_is_known_without_the_control_variate_too(e_step: Callable[..., EStep]) -> None:
+def test_expected_marginals_do_not_need_the_control_variate(e_step: Callable[..., EStep]) -> None:
     """The same marginals before the answer; of a single permutation that was given there are none."""
     paper, ours = e_step(e_step__control_variate=False)(EXAMPLES, round=1), e_step()(EXAMPLES, round=1)
     for one, other in zip(paper, ours, strict=True):
@@ -210,7 +210,7 @@ def test_what_was_expected_is_known_without_the_control_variate_too(e_step: Call
     assert given.expected_marginals() is None
 
 
-def test_exact_mode_needs_no_candidate_alone(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_mode_scores_no_single_passages(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
     step = e_step(e_step__exact=True, e_step__proposals_per_sample=8)
     rows: list[int] = []
     log_probs = step.generator.log_probs

@@ -26,17 +26,17 @@ def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
     return lambda **settings: make_e_step(**defaults | settings)
 
 
-def test_features_are_what_is_read_in_order_and_the_best_of_it() -> None:
+def test_features_are_single_passage_likelihoods_in_order_and_their_maximum() -> None:
     found = features(torch.tensor([-1.0, -5.0, -3.0]), torch.tensor([[1, 2], [2, 0]]))
     assert found.tolist() == [[-5.0, -3.0, -3.0], [-3.0, -1.0, -1.0]]
 
 
-def test_before_anything_is_scored_mean_and_best_count_half_each() -> None:
+def test_prior_coefficients_weigh_mean_and_maximum_equally() -> None:
     x = features(torch.tensor([-2.0, -8.0]), torch.tensor([[0, 1]]))
     assert float(x[0] @ prior_coefficients(3)) == pytest.approx((-5.0 + -2.0) / 2)
 
 
-def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
+def test_choice_is_without_replacement_in_proportion_to_predicted_weight() -> None:
     """Frequencies of being chosen against enumerated draws of two of three without replacement."""
     x = torch.zeros(3, 3)
     log_ratio = torch.tensor([0.6, 0.3, 0.1]).log()
@@ -95,7 +95,7 @@ def test_slopes_are_those_of_least_squares_with_a_level_for_each_question() -> N
     assert (found - prior_coefficients(3)).abs().max() > 0.02  # something was learned
 
 
-def test_several_e_steps_at_once_are_each_alone() -> None:
+def test_batched_e_steps_are_independent() -> None:
     first, second = questions(1, 0.5), questions(2, 0.5)
     stacked = [[torch.stack(pair) for pair in zip(a, b, strict=True)] for a, b in zip(first, second, strict=True)]
     both = Surrogate.fit(*stacked)
@@ -125,7 +125,7 @@ def test_residuals_leave_one_out() -> None:
     assert surrogate.residuals(xs[0][:1], ys[0][:1]).tolist() == [0.0]
 
 
-def test_what_was_scored_stays_and_what_was_not_is_guessed() -> None:
+def test_scored_likelihoods_are_kept_and_the_others_predicted() -> None:
     xs, ys = questions(4, noise=0.0)
     surrogate = Surrogate.fit([x.repeat(50, 1) for x in xs], [y.repeat(50) for y in ys])  # the ridge fades
     scored = torch.tensor([0, 3])
@@ -144,7 +144,7 @@ class TestEStep:
             assert other.scored is not None and len(other.scored.index_m) == 12
             assert other.diagnostics().scored_weight == pytest.approx(1.0, abs=1e-5)
 
-    def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
+    def test_scored_likelihoods_are_the_generators_and_the_others_predicted(self, e_step: Callable[..., EStep]) -> None:
         step = e_step(e_step__num_permutations=3)
         for posterior in step(EXAMPLES, round=1):
             assert len(posterior.permutations) == 9 and posterior.scored is not None
@@ -171,7 +171,7 @@ class TestEStep:
         assert float(d.weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
         assert d.share_u.tolist() == pytest.approx([1 / 3] * 3)
 
-    def test_its_weights_stand_for_all_that_were_drawn(self, e_step: Callable[..., EStep]) -> None:
+    def test_scored_weights_are_corrected_for_inclusion(self, e_step: Callable[..., EStep]) -> None:
         """omega_j over the probability that j was scored; averaged over choices such sums are those over all nine."""
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES[:1], round=1)[0]
         scored = posterior.scored
@@ -203,7 +203,7 @@ class TestEStep:
         assert mean.ess == pytest.approx((plain.ess + diagnostics.ess) / 2)
         assert mean.scored_weight == diagnostics.scored_weight, "the mean is over the questions that have the number"
 
-    def test_no_guess_is_likelier_than_certain(
+    def test_predictions_are_at_most_probability_one(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         step = e_step(e_step__num_permutations=3)

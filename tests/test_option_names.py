@@ -15,7 +15,7 @@ from rag.commands.option_names import RENAMED, renamed
 from training import DROConfig, load_examples
 from training import trainer as training_trainer
 
-EVERYWHERE = {"config", "json", "debug", "quiet", "help"}
+EVERYWHERE = {"config", "json", "debug", "quiet", "help", "print_config"}
 PIPELINE = {"index", "base", "encoder", "retriever", "selector", "decoding", "adapter", "chat", "answer_mode"}
 # What a command adds to the names of the functions that it calls.
 ADDED: dict[str, set[str]] = {

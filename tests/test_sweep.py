@@ -15,8 +15,9 @@ from indexes.errors import RAGError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation_file import read_evaluation
 from rag.experiments.recipes import RECIPES
+from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
-from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
+from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings
 from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
 from retriever.selector_config import SelectorConfig
@@ -251,7 +252,7 @@ class TestSettings:
             replace(settings, **change)
 
     def test_an_unknown_domain_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
+        with pytest.raises(UsageError, match=r"domain must be one of .*, got 'law'"):
             WorldSettings(domain="law")
 
     def test_a_folder_of_something_else_is_refused(self, settings: SweepSettings, tmp_path: Path) -> None:

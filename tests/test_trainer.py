@@ -227,7 +227,7 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> 
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
 
 
-def test_records_hold_the_intervals_of_the_dev_metrics(
+def test_records_hold_the_intervals_of_the_evaluation_metrics(
     whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     """They choose no round, and survive a killed run as they were."""
@@ -256,7 +256,7 @@ def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
 
 
-def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_ablations_train_only_one_model(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     for frozen in ("selector", "generator"):
         rag = make_rag()
         before = learned(rag)
@@ -394,7 +394,7 @@ def test_training_questions_need_answers(make_rag: Callable[[], RAG], tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_an_unknown_evaluation_metric_is_refused(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """Found at round 0, and the run goes on under the right name."""
     with pytest.raises(UsageError, match=r"must be one of \['exact_match'"):
         train(make_rag(), settings(rounds=1, metric_for_best_model="bleu"), tmp_path / "run")
@@ -483,7 +483,7 @@ def test_config_is_checked(bad: dict[str, object], message: str) -> None:
         settings(**bad)
 
 
-def test_the_toy_corpus_is_what_these_tests_think() -> None:
+def test_the_toy_corpus_has_one_passage_on_berlin() -> None:
     assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
 
 
@@ -497,7 +497,7 @@ def test_a_ranking_prompt_that_does_not_fit_is_found_before_the_first_round(
         DROTrainer(rag, settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
 
 
-def test_answers_that_no_row_has_room_for_are_left_out(
+def test_answers_longer_than_the_context_are_left_out(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found before the first round; another answer of the same question stays."""
@@ -527,7 +527,7 @@ def test_answers_that_no_row_has_room_for_are_left_out(
         rag.generator.log_prob("who?", rag.retriever.search("who?", 2).passages, long)
 
 
-def test_dev_questions_may_be_unanswerable_and_training_questions_not(
+def test_evaluation_questions_may_be_unanswerable_and_training_questions_not(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     """Nothing can be learned from a question whose answer is none, but it is known what is right."""
@@ -546,13 +546,13 @@ def test_dev_questions_may_be_unanswerable_and_training_questions_not(
         )
         assert trainer.eval_examples is not None
         assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
-    assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer.evaluate())
+    assert {"eval_exact_match_answerable", "eval_exact_match_unanswerable"} <= set(trainer.evaluate())
     for train in ([*EXAMPLES, none], file):
         with pytest.raises(DataError, match="golden answer"):
             DROTrainer(make_rag(), settings(), train_dataset=train, output_dir=tmp_path / "other", progress=False)
 
 
-def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
+def test_gold_ids_of_another_corpus_give_no_recall(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = [replace(e, gold_ids=("elsewhere",)) for e in EXAMPLES]

@@ -112,9 +112,6 @@ def test_a_command_says_the_new_name_of_an_old_option(
     for wrong in (["--selfaug_rows", "one"], ["--config", str(file)]):
         assert main([*words, *wrong]) == 2
         assert "It is now called 'selfaug.permutations'." in capsys.readouterr().err
-    if command in ("train", "sweep"):
-        assert main([*words, "--dev", "dev.jsonl"]) == 2
-        assert "It is now called 'eval_dataset'." in capsys.readouterr().err
     if command != "plan":
         assert main([*words, "--guidance", "0.5"]) == 2
         assert "It was removed: at equal cost" in capsys.readouterr().err

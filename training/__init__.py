@@ -1,15 +1,23 @@
-"""The EM loop: estimate which documents explain the answer, then make them and the answer more likely."""
+"""The EM loop: estimate which passages explain the answer, then make them and the answer more likely."""
 
 from typing import TYPE_CHECKING
 
 from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
-    from training.config import DROConfig
+    from training.config import (
+        DROConfig,
+        EncoderTrainingConfig,
+        EStepConfig,
+        MStepConfig,
+        RetrieverTrainingConfig,
+        SelfAugConfig,
+        SupervisedConfig,
+    )
     from training.estimation import EStep
     from training.joint_model import JointModel
     from training.maximization import MStepTrainer
-    from training.posterior import Posterior
+    from training.posterior import EStepDiagnostics, Posterior
     from training.questions.example import QAExample
     from training.questions.gold_ids import check_gold_ids
     from training.questions.loading import load_examples
@@ -21,6 +29,13 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "DROConfig": "training.config",
+    "EStepConfig": "training.config",
+    "EncoderTrainingConfig": "training.config",
+    "MStepConfig": "training.config",
+    "RetrieverTrainingConfig": "training.config",
+    "SelfAugConfig": "training.config",
+    "SupervisedConfig": "training.config",
+    "EStepDiagnostics": "training.posterior",
     "DROTrainer": "training.trainer",
     "EStep": "training.estimation",
     "JointModel": "training.joint_model",
@@ -43,12 +58,19 @@ __all__ = [
     "DROConfig",
     "DROTrainer",
     "EStep",
+    "EStepConfig",
+    "EStepDiagnostics",
+    "EncoderTrainingConfig",
     "JointModel",
+    "MStepConfig",
     "MStepTrainer",
     "Posterior",
     "QAExample",
     "QuestionFormat",
+    "RetrieverTrainingConfig",
     "RoundCallback",
+    "SelfAugConfig",
+    "SupervisedConfig",
     "TrainOutput",
     "TrainingState",
     "check_gold_ids",

@@ -336,7 +336,7 @@ def flatten(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Whole names first, then the last part alone: `num_permutation` is near `e_step.num_permutations`."""
+    """Whole names first, then only their last parts: `num_permutation` is near `e_step.num_permutations`."""
     found = difflib.get_close_matches(name, known, n=1)
     by_last = {full.rpartition(".")[2]: full for full in known}
     found = found or [by_last[last] for last in difflib.get_close_matches(name, by_last, n=1)]
@@ -389,16 +389,6 @@ RENAMED = {
 }
 """Settings by their old names."""
 
-RENAMED_OPTIONS = {
-    "train": "train_dataset",
-    "dev": "eval_dataset",
-    "test": "test_dataset",
-    "max_dev_samples": "max_eval_samples",
-    "dev_questions": "eval_questions",
-    "validation_questions": "eval_questions",
-}
-"""Other options of the commands that train, by their old names."""
-
 REMOVED = {
     "output_dir": "give it to the trainer: DROTrainer(..., output_dir=...)",
     "resume": "continue a run with train(resume_from_checkpoint=True), in the shell --resume_from_checkpoint true",
@@ -415,6 +405,6 @@ REMOVED = {
 
 def what_became_of(name: str) -> str:
     """What to write instead of a renamed or removed setting; empty for any other name."""
-    if new := (RENAMED | RENAMED_OPTIONS).get(name):
-        return f"It is now called {new!r}."
+    if name in RENAMED:
+        return f"It is now called {RENAMED[name]!r}."
     return f"It was removed: {REMOVED[name]}." if name in REMOVED else ""

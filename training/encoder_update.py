@@ -1,10 +1,10 @@
-"""The whole encoder as a learner: trained on what the posterior says was read, then the corpus is encoded anew.
+"""Train the whole encoder on the posterior of a round, and encode the corpus again.
 
-    pairs   <- per question each candidate that was probably read, beside one that was not
+    pairs   <- per question each candidate that was probably selected, with one that was not
     encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer, by its own similarity
     index   <- the same passages, encoded by it
 
-The question adapter learns without this and leaves the index as it is; `DROConfig.train_encoder` asks for both.
+The question adapter learns without this and leaves the index as it is; `DROConfig.train_encoder` turns both on.
 
 Legend: n candidates.
 """
@@ -35,7 +35,7 @@ from training.posterior import Posterior
 logger = logging.getLogger(__name__)
 
 POSITIVE_ABOVE = 0.5
-"""A candidate whose posterior probability of being read is at least this is a positive."""
+"""A candidate whose posterior probability of being selected is at least this is a positive."""
 NEGATIVE_BELOW = 0.05
 """One whose probability is at most this may be a hard negative."""
 
@@ -50,7 +50,7 @@ def train_encoder_and_reindex(
     is_main_process: bool = True,
     progress: bool = True,
 ) -> None:
-    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded anew.
+    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded by it.
 
     Args:
         retriever: Left as it is; `Retriever.replace` takes what was written.
@@ -93,15 +93,15 @@ def train_encoder_and_reindex(
 
 
 def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
-    """Rows `question`, `positive`, `negative`: the negative is the unread candidate that the retriever liked best."""
-    rows: list[dict[str, str]] = []
+    """Triples `question`, `positive`, `negative`: the negative is the best-ranked candidate that was not selected."""
+    triples: list[dict[str, str]] = []
     for posterior in posteriors:
         marginals_n, passages = posterior.marginals(), posterior.candidates.passages
         ranked = posterior.candidates.scores.argsort(descending=True).tolist()
         unread = next((i for i in ranked if float(marginals_n[i]) <= NEGATIVE_BELOW), None)
         if unread is None:
             continue
-        rows += [
+        triples += [
             {
                 "question": posterior.example.question,
                 "positive": passages[i].contents,
@@ -110,7 +110,7 @@ def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
             for i in ranked
             if float(marginals_n[i]) >= POSITIVE_ABOVE
         ]
-    return rows
+    return triples
 
 
 def _train(
@@ -122,7 +122,7 @@ def _train(
     seed: int,
 ) -> None:
     """Train the model in place, with the prompts of `encoder`."""
-    model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
+    model.model_card_data.generate_widget_examples = False  # no model card is written here
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "logs"),
         num_train_epochs=config.encoder_training.num_train_epochs,

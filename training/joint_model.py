@@ -44,13 +44,13 @@ class MicroBatch:
     role: str
     posteriors: tuple[Posterior, ...]
     part: int = 0
-    """Which share of each question's generator rows."""
+    """Which share of each question's generator sequences."""
     parts: int = 1
     """Shares in all: the same for every question, so that all processes make the same number of passes."""
     num_questions: int = 0
     """Questions this micro-batch starts (0 for a later micro-batch of the same questions)."""
     seed: int = 0
-    """Draws the aligned row when SelfAug runs on one of them."""
+    """Draws the aligned permutation when SelfAug runs on one of them."""
 
 
 class JointModel(nn.Module):
@@ -125,13 +125,13 @@ class JointModel(nn.Module):
 
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         if self._config.retriever_training.objective == "lsr":
-            alone = torch.stack(
+            loss = torch.stack(
                 [
                     replug_loss(self._selector, p, self._config.retriever_training.lsr_temperature)
                     for p in micro_batch.posteriors
                 ]
             ).sum()
-            return {"loss": alone, "retriever_loss": alone.detach()}
+            return {"loss": loss, "retriever_loss": loss.detach()}
         through_prior = self._config.retriever_training.objective != "distillation"
         losses_B = selection_losses(self._selector, micro_batch.posteriors, teach_retriever=through_prior)
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
@@ -143,7 +143,7 @@ class JointModel(nn.Module):
         return found
 
     def _choices(self, posterior: Posterior) -> int:
-        """How often a list is drawn for this answer: once, or, unless its tokens are averaged, for each token."""
+        """How often a permutation is drawn for the answer: once, or, unless tokens are averaged, for each token."""
         by_token = posterior.by_token
         return 1 if by_token is None else by_token.weights_mL.shape[1] // self._tokens(by_token.weights_mL.shape[1])
 
@@ -153,16 +153,16 @@ class JointModel(nn.Module):
     # -- generator and SelfAug ---------------------------------------------------------------------------------
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        rows, weights_R, aligned = self.rows(micro_batch)
+        sequences, weights_R, aligned = self.sequences(micro_batch)
         token_weights_N = self._token_weights(micro_batch)
-        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if aligned.rows else None
-        log_p_R, hidden_RTH = self._generator.score(rows, token_weights_N)
-        lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
+        base_NH = self._base_hidden([sequences[i] for i in aligned.sequences], aligned) if aligned.sequences else None
+        log_p_R, hidden_RTH = self._generator.score(sequences, token_weights_N)
+        lengths_R = torch.tensor([self._tokens(len(one.answer_ids)) for one in sequences], device=log_p_R.device)
         weights_R = weights_R if token_weights_N is None else torch.ones_like(weights_R)  # they are in log_p_R
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
         if base_NH is None:
             return {"loss": nll, "generator_loss": nll.detach()}
-        tuned_NH = hidden_RTH[aligned.rows_N(hidden_RTH.device), aligned.positions_N]
+        tuned_NH = hidden_RTH[aligned.sequences_N(hidden_RTH.device), aligned.positions_N]
         kl = selfaug_loss(
             tuned_NH,
             base_NH,
@@ -171,35 +171,37 @@ class JointModel(nn.Module):
             direction=self._config.selfaug.direction,
             chunk_tokens=self._config.selfaug.chunk_tokens,
         )
-        self._check_first_kl(kl, exact=len(aligned.rows) == len(rows))
+        self._check_first_kl(kl, exact=len(aligned.sequences) == len(sequences))
         loss = nll + self._config.selfaug.alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
-    def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, "_Aligned"]:
-        """The generator's rows of a micro-batch, the posterior weight of each, and those that SelfAug runs on."""
-        rows, weights_R, share_R = self._weighted_rows(micro_batch)
-        return rows, weights_R, self._aligned_rows(micro_batch, share_R)
+    def sequences(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, "_Aligned"]:
+        """The generator's sequences of a micro-batch, the posterior weight of each, and those that SelfAug runs on."""
+        sequences, weights_R, share_R = self._weighted_sequences(micro_batch)
+        return sequences, weights_R, self._aligned_sequences(micro_batch, share_R)
 
-    def _weighted_rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, Tensor]:
-        """This part's rows of every question, with their posterior weight and their share of the draws."""
-        rows: list[AnswerSequence] = []
+    def _weighted_sequences(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, Tensor]:
+        """This part's sequences of every question, with their posterior weight and their share of the draws."""
+        sequences: list[AnswerSequence] = []
         weights: list[Tensor] = []
         shares: list[Tensor] = []
         for posterior in micro_batch.posteriors:
             d = posterior.distinct_scored()
             mine = torch.tensor(range(micro_batch.part, len(d.z_uK), micro_batch.parts), dtype=torch.long)
-            if len(mine) == 0:  # fewer distinct rows than parts: a row of weight 0 keeps the passes in step
-                rows.append(answer_sequence(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
+            if len(mine) == 0:  # fewer distinct ones than parts: a sequence of weight 0 keeps the passes in step
+                sequences.append(answer_sequence(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
                 weights.append(torch.zeros(1))
                 shares.append(torch.zeros(1))
                 continue
-            rows += [answer_sequence(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine]
+            sequences += [
+                answer_sequence(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine
+            ]
             weights.append(d.weights_u[mine])
             shares.append(d.share_u[mine])
-        return rows, torch.cat(weights), torch.cat(shares)
+        return sequences, torch.cat(weights), torch.cat(shares)
 
     def _token_weights(self, micro_batch: MicroBatch) -> Tensor | None:
-        """The weight of every answer token of `_weighted_rows`, row by row; None where whole answers are weighed."""
+        """The weight of each answer token of `_weighted_sequences`, in order; None for weights of whole answers."""
         if self._config.e_step.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
             return None
         weights: list[Tensor] = []
@@ -210,15 +212,15 @@ class JointModel(nn.Module):
             weights.append(mine.flatten() if len(mine) else torch.zeros_like(weights_uL[0]))
         return torch.cat(weights).to(self.language_model.device)
 
-    def _aligned_rows(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
+    def _aligned_sequences(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
         if self._config.selfaug.alpha == 0:
             return _Aligned([], [])
         if self._config.selfaug.permutations == "all":
             chosen = torch.nonzero(share_R).flatten().tolist()
             return _Aligned(chosen, share_R[chosen].tolist())
-        return self._one_row_each(micro_batch, share_R)
+        return self._one_per_question(micro_batch, share_R)
 
-    def _one_row_each(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
+    def _one_per_question(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
         """One draw of each question, uniformly: it stands for all of them (unbiased)."""
         chosen: list[int] = []
         start = 0
@@ -233,19 +235,19 @@ class JointModel(nn.Module):
         return _Aligned(chosen, [1.0] * len(chosen))
 
     @torch.no_grad()
-    def _base_hidden(self, rows: list[AnswerSequence], aligned: "_Aligned") -> Tensor:
+    def _base_hidden(self, sequences: list[AnswerSequence], aligned: "_Aligned") -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
-            hidden_ATH, _, prompt_A, _ = self._generator.forward(rows)
-        aligned.row_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
-            prompt_A, torch.tensor(aligned.row_weights, device=hidden_ATH.device)
+            hidden_ATH, _, prompt_A, _ = self._generator.forward(sequences)
+        aligned.sequence_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
+            prompt_A, torch.tensor(aligned.sequence_weights, device=hidden_ATH.device)
         )
-        return hidden_ATH[aligned.row_of_N, aligned.positions_N]
+        return hidden_ATH[aligned.sequence_of_N, aligned.positions_N]
 
     def _check_first_kl(self, kl: Tensor, *, exact: bool) -> None:
         """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference.
 
-        When the reference sees only some of the rows, its batch has another shape and kernels may round otherwise.
+        When the reference sees only some of the sequences, its batch has another shape and kernels may round otherwise.
         """
         if not self._must_start_at_zero:
             return
@@ -260,7 +262,7 @@ class JointModel(nn.Module):
 
 
 def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, teach_retriever: bool = True) -> Tensor:
-    """Of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
+    """Loss of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
     distinct = [p.distinct() for p in posteriors]
     candidates = [p.candidates for p in posteriors]
     log_p = selector.log_prob(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
@@ -291,7 +293,7 @@ def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
 
 
 def replug_loss(selector: Selector, posterior: Posterior, temperature: float) -> Tensor:
-    """Of the selector's retriever, for one question whose candidates were each read alone."""
+    """Of the selector's retriever, for one question whose permutations are its single candidates."""
     candidates = posterior.candidates
     logits_n = selector.retriever_logits(selector.retriever.score(candidates))
     log_likelihood_n = torch.empty(len(candidates))
@@ -300,15 +302,15 @@ def replug_loss(selector: Selector, posterior: Posterior, temperature: float) ->
 
 
 class _Aligned:
-    """The rows SelfAug runs on, and (once the reference has run) its positions."""
+    """The sequences SelfAug runs on, and (once the reference has run) its positions."""
 
-    def __init__(self, rows: list[int], row_weights: list[float]) -> None:
-        self.rows = rows
-        self.row_weights = row_weights
-        self.row_of_N = torch.empty(0, dtype=torch.long)
+    def __init__(self, sequences: list[int], sequence_weights: list[float]) -> None:
+        self.sequences = sequences
+        self.sequence_weights = sequence_weights
+        self.sequence_of_N = torch.empty(0, dtype=torch.long)
         self.positions_N = torch.empty(0, dtype=torch.long)
         self.weights_N = torch.empty(0)
 
-    def rows_N(self, device: torch.device) -> Tensor:
-        """Row of the micro-batch for each aligned position."""
-        return torch.tensor(self.rows, device=device)[self.row_of_N]
+    def sequences_N(self, device: torch.device) -> Tensor:
+        """Sequence of the micro-batch for each aligned position."""
+        return torch.tensor(self.sequences, device=device)[self.sequence_of_N]

@@ -24,7 +24,7 @@ from training.tracking import RunCallbacks
 
 
 def plan_micro_batches(
-    posteriors: Sequence[Posterior], config: DROConfig, *, seed: int, world_size: int = 1, max_rows: int
+    posteriors: Sequence[Posterior], config: DROConfig, *, seed: int, world_size: int = 1, max_permutations: int
 ) -> list[MicroBatch]:
     """All micro-batches of one M-step, in order.
 
@@ -36,9 +36,9 @@ def plan_micro_batches(
         config: Batch sizes, epochs, what is trained.
         seed: Of the shuffling.
         world_size: Number of processes.
-        max_rows: The most distinct permutations a question can have (decides the number of parts).
+        max_permutations: The most distinct permutations a question can have (decides the number of parts).
     """
-    parts = _generator_parts(config, max_rows)
+    parts = _generator_parts(config, max_permutations)
     plan: list[MicroBatch] = []
     for epoch in range(config.m_step.num_train_epochs):
         generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
@@ -59,15 +59,15 @@ def _group(batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: i
             yield MicroBatch(role, batch, part, of, len(batch) if i == 0 else 0, seed)
 
 
-def micro_batches_per_batch(config: DROConfig, max_rows: int) -> int:
+def micro_batches_per_batch(config: DROConfig, max_permutations: int) -> int:
     """How many micro-batches one batch of questions becomes."""
-    return config.train_selector + _generator_parts(config, max_rows) * config.train_generator
+    return config.train_selector + _generator_parts(config, max_permutations) * config.train_generator
 
 
-def _generator_parts(config: DROConfig, max_rows: int) -> int:
-    """Into how many micro-batches a question batch's generator rows are split."""
+def _generator_parts(config: DROConfig, max_permutations: int) -> int:
+    """Into how many micro-batches the generator's sequences of a question batch are split."""
     most = config.m_step.sequences_per_micro_batch
-    return math.ceil(max_rows / most) if most else 1
+    return math.ceil(max_permutations / most) if most else 1
 
 
 def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:
@@ -86,7 +86,7 @@ class MStepTrainer(Trainer):
         posteriors: The E-step's result.
         output_dir: Where the trainer logs.
         seed: Of this M-step.
-        max_rows: As in `plan_micro_batches`.
+        max_permutations: As in `plan_micro_batches`.
         callbacks: Further trainer callbacks.
         on_questions: Called with the number of questions each micro-batch starts.
     """
@@ -99,15 +99,17 @@ class MStepTrainer(Trainer):
         *,
         output_dir: Path,
         seed: int,
-        max_rows: int,
+        max_permutations: int,
         callbacks: list[TrainerCallback] | None = None,
         on_questions: Callable[[int], object] = lambda count: None,
     ) -> None:
         use_cpu = model.language_model.device.type == "cpu"
-        args = training_arguments(config, output_dir, seed=seed, max_rows=max_rows, use_cpu=use_cpu)
+        args = training_arguments(config, output_dir, seed=seed, max_permutations=max_permutations, use_cpu=use_cpu)
         if any(isinstance(callback, RunCallbacks) for callback in callbacks or ()):
             args.report_to = []  # one tracker over all rounds, and not one more for this
-        plan = plan_micro_batches(posteriors, config, seed=seed, world_size=args.world_size, max_rows=max_rows)
+        plan = plan_micro_batches(
+            posteriors, config, seed=seed, world_size=args.world_size, max_permutations=max_permutations
+        )
         super().__init__(model=model, args=args, train_dataset=plan, data_collator=_only, callbacks=callbacks)
         # The trainer's own console lines would tear the run's progress bar; loggers chosen by report_to stay.
         self.remove_callback(PrinterCallback)
@@ -191,9 +193,9 @@ class MStepTrainer(Trainer):
 
 
 def training_arguments(
-    config: DROConfig, output_dir: Path, *, seed: int, max_rows: int, use_cpu: bool
+    config: DROConfig, output_dir: Path, *, seed: int, max_permutations: int, use_cpu: bool
 ) -> TrainingArguments:
-    """What `transformers.Trainer` is told for one M-step.
+    """`transformers.TrainingArguments` of one M-step.
 
     Raises:
         UsageError: transformers refuses a setting.
@@ -203,7 +205,8 @@ def training_arguments(
         "output_dir": str(output_dir),
         "num_train_epochs": 1,  # epochs are part of the plan
         "per_device_train_batch_size": 1,  # one planned micro-batch
-        "gradient_accumulation_steps": m_step.gradient_accumulation_steps * micro_batches_per_batch(config, max_rows),
+        "gradient_accumulation_steps": m_step.gradient_accumulation_steps
+        * micro_batches_per_batch(config, max_permutations),
         "learning_rate": m_step.learning_rate,
         "weight_decay": m_step.weight_decay,
         "max_grad_norm": m_step.max_grad_norm,
@@ -222,7 +225,7 @@ def training_arguments(
     try:
         arguments = TrainingArguments(**{**settings, **config.training_arguments})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"transformers.TrainingArguments must accept the settings; it says: {error}") from error
+        raise UsageError(f"transformers.TrainingArguments must accept the settings; it raised: {error}") from error
     if arguments.n_gpu > 1:
         # One process that sees several GPUs would wrap the model into DataParallel, which cannot split a plan;
         # several GPUs are used by `accelerate launch` or torchrun, one process each.

@@ -32,7 +32,7 @@ class Posterior:
     """In the order in which the selector saw them."""
     permutations: Permutations
     log_likelihood_m: Tensor
-    """log p_g(y | x, d_z), nats, sum over answer tokens; a guess where it was not scored."""
+    """log p_g(y | x, d_z), nats, sum over answer tokens; predicted where it was not scored."""
     weights_m: Tensor
     """w: posterior over the drawn permutations."""
     baseline_m: Tensor | None
@@ -46,7 +46,7 @@ class Posterior:
     """The posterior at each answer token, where that is marginalised; `weights_m` is then its mean over tokens."""
 
     def marginals(self) -> Tensor:
-        """Posterior probability that each candidate is read `[n]`; sums to K."""
+        """Posterior probability that each candidate is selected `[n]`; sums to K."""
         return self._read(self.weights_m)
 
     def expected_marginals(self) -> Tensor | None:
@@ -161,12 +161,12 @@ class Scored:
     log_inclusion_m: Tensor
     """Log-probability of each to be among the scored."""
     residual_m: Tensor
-    """log p_g of each less what would have been guessed without it, nats; 0 where that cannot be told."""
+    """log p_g of each less its prediction from the others, nats; 0 where there is none."""
 
 
 @dataclass(frozen=True)
 class ByToken:
-    """The posterior of one question where a list is drawn anew for every answer token."""
+    """The posterior of one question with a permutation drawn for every answer token."""
 
     weights_mL: Tensor
     """w: posterior over the permutations at each token; columns sum to 1."""
@@ -183,7 +183,7 @@ class DistinctPermutations:
     weights_u: Tensor
     baseline_u: Tensor | None
     share_u: Tensor
-    """Share of the draws that this permutation is: the row weights of SelfAug."""
+    """Share of the draws that this permutation is: its weight in SelfAug."""
     weights_uL: Tensor | None = None
     """The weights at each answer token, where that is marginalised."""
 
@@ -213,7 +213,7 @@ class DistinctPermutations:
 
 
 def answer_sequence(generator: Generator, candidates: Candidates, z_K: Tensor, answer: str) -> AnswerSequence:
-    """The generator's row for one permutation of one question's candidates."""
+    """The generator's input for one permutation of one question's candidates: prompt and answer."""
     passages = [candidates.passages[i] for i in z_K.tolist()]
     return generator.answer_sequence(candidates.question, passages, answer)
 

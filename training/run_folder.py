@@ -17,7 +17,7 @@ from typing import Any
 
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import MismatchError, UsageError
-from training.config import DROConfig, flatten
+from training.config import flatten
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -91,14 +91,13 @@ class RunFolder:
         """Refuse to continue a run that was started with other settings, data or models.
 
         Raises:
-            DataError: `run.json` is damaged.
-            MismatchError: It names what is different.
+            MismatchError: `run.json` is damaged, or something is different, which it names.
         """
         written = read_json(self.path / RUN_FILE, f"Delete {self.path} and train again, or restore the file.")
         now = json.loads(json.dumps(fingerprint, default=str))
         config = written.get("config")
         settings = flatten(now["config"])
-        before = flatten(DROConfig().to_dict()) | flatten(config if isinstance(config, dict) else {})
+        before = flatten(config) if isinstance(config, dict) else {}
         different = sorted(name for name, value in settings.items() if value != before.get(name))
         different += [name for name in now if name != "config" and now[name] != written.get(name)]
         if different:

@@ -161,7 +161,11 @@ class DROTrainer:
         self.round_callbacks = [c for c in callbacks or [] if isinstance(c, RoundCallback)]
         self.run_callbacks = RunCallbacks(
             training_arguments(
-                config, self.folder.logs, seed=config.seed, max_rows=self._max_permutations(), use_cpu=self._on_cpu
+                config,
+                self.folder.logs,
+                seed=config.seed,
+                max_permutations=self._max_permutations(),
+                use_cpu=self._on_cpu,
             ),
             [c for c in callbacks or [] if isinstance(c, TrainerCallback | type)],
         )
@@ -215,14 +219,13 @@ class DROTrainer:
 
         Args:
             resume_from_checkpoint: True continues the run in `output_dir` after its last finished round; a folder
-                `output_dir/round-N` after that round, and what came after it is removed.
+                `output_dir/round-N` after that round, and later rounds are removed.
 
         Returns:
             The records of all rounds, and which of them is the best by `config.metric_for_best_model`.
 
         Raises:
-            DataError: `run.json` is damaged.
-            MismatchError: The run was started with other settings, or another file of it is damaged.
+            MismatchError: The run was started with other settings, or a file of it is damaged.
             UsageError: `output_dir` holds something else, or no such round.
         """
         last = self.folder.round_to_resume(resume_from_checkpoint)
@@ -340,7 +343,7 @@ class DROTrainer:
                 posteriors,
                 output_dir=self.folder.logs,
                 seed=stable_seed(self.config.seed, round),
-                max_rows=self._max_permutations() if round else 1,
+                max_permutations=self._max_permutations() if round else 1,
                 callbacks=[self.run_callbacks],
                 on_questions=advance,
             )
@@ -565,7 +568,7 @@ def _kept(fitted: Fitted, total: int, what: str, limit: int) -> list[QAExample]:
     if not fitted.kept:
         reason = next(iter(fitted.too_long.values()))
         raise DataError(
-            f"Some of the {what} must fit into {limit} tokens, with its answer and beside passages that are cut to "
+            f"Some of the {what} must fit into {limit} tokens, with its answer and passages that are cut to "
             f"nothing; none of {total} does. The first: {reason}."
         )
     warn_of_too_long(fitted.too_long, total, what)

@@ -26,7 +26,7 @@ from training.questions.self_retrieval import retrieve
 def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:
     """The first k candidates, int64 `[k]`: gold ones (in the order of `gold_ids`) first, the rest by score.
 
-    Of a gold document that was cut into chunks the best chunk stands for all.
+    Of a gold document that was cut into chunks only the best chunk counts.
     """
     by_score = torch.argsort(candidates.scores, descending=True, stable=True).tolist()
     best: dict[str | None, int] = {}

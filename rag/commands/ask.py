@@ -40,7 +40,8 @@ def _answer_text(question: str, answer: Any) -> str:
     lines = [answer.question, f"  {answer.text or '(no answer)'}{log_prob}"]
     for passage, rank in zip(answer.passages, answer.permutation, strict=True):
         mark = "*" if passage.id in answer.citations else " "
-        lines.append(f"  {mark} {passage.id}  {passage.title}  (retriever rank {rank + 1})")
+        found = f"retriever rank {rank + 1}, score {answer.candidates[rank].score:.4f}"
+        lines.append(f"  {mark} {passage.id}  {passage.title}  ({found})")
     return "\n".join(lines)
 
 

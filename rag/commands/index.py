@@ -30,6 +30,7 @@ def _build_arguments(parser: Any) -> None:
         "--similarity", choices=["cosine", "dot"], help="of questions and passages (default: the encoder's own)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing index or an unfinished build")
+    parser.add_argument("--store", type=str, default="faiss", help="vector store: faiss, milvus, or a plugin's kind")
     building_arguments(parser)
 
 
@@ -75,6 +76,7 @@ def _build(args: Any) -> Report:
         split=args.split,
         quoting=args.quoting,
         bm25=args.bm25,
+        store=args.store,
         milvus=args.milvus,
         max_memory=args.max_memory,
         allow_untested=args.allow_untested,

@@ -27,7 +27,7 @@ def _inspect_prompts(args: Any) -> Report:
 
 def _inspect_permutations_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, help="one question, in quotes")
-    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
+    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is scored")
     parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
     _inspect_arguments(parser, skip={"ignore_identical_ids"})  # a question of the command line has no id
 

@@ -11,7 +11,6 @@ RENAMED = {
     "max_dev_samples": "max_eval_samples",
     "output": "output_dir",
     "resume": "resume_from_checkpoint",
-    "selfaug": "with_selfaug",
     "test": "test_dataset",
     "train": "train_dataset",
 }

@@ -24,12 +24,12 @@ _FILES = {
 }
 _LIMITS = {"max_train_samples": "training", "max_eval_samples": "evaluation", "max_test_samples": "test"}
 # Every trial has its own.
-_OF_A_ROW = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
+_OF_A_TRIAL = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
-    from rag.experiments.sweep_runner import SHARED_DEFAULTS, WorldSettings
+    from rag.experiments.sweep_options import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import Probes
 
     parser.add_argument(
@@ -64,7 +64,7 @@ def _sweep_arguments(parser: Any) -> None:
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
     parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
     parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
-    training_options(parser, skip=_OF_A_ROW)
+    training_options(parser, skip=_OF_A_TRIAL)
     # As in the laboratory: nobody is told which passages are gold.
     parser.set_defaults(SHARED_DEFAULTS)
 
@@ -73,7 +73,8 @@ def settings_of(args: Any) -> Any:
     """`SweepSettings` from parsed options."""
     from dataclasses import fields
 
-    from rag.experiments.sweep_runner import SweepSettings, WorldSettings
+    from rag.experiments.sweep_options import WorldSettings
+    from rag.experiments.sweep_runner import SweepSettings
     from rag.forgetting.retention_tasks import Probes
 
     named = {f.name for f in fields(SweepSettings)}
@@ -84,7 +85,7 @@ def settings_of(args: Any) -> Any:
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         **config_options(args),
         "probes": None if args.probes is None else Probes(**vars(args.probes)),
-        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_ROW},
+        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_TRIAL},
     }
     return SweepSettings(**given)
 

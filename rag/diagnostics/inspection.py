@@ -17,6 +17,7 @@ from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
+from rag.text_tables import cell, table
 from training import DROConfig, QAExample
 from training.estimation import EStep
 from training.joint_model import JointModel, MicroBatch
@@ -130,23 +131,43 @@ def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]
 
 
 def permutations_text(data: Mapping[str, Any]) -> str:
-    """What `inspect_permutations` found, for people."""
-    lines = [data["question"], f"answer that is explained: {data['answer']}", "", "candidates (* gold):"]
-    for c in data["candidates"]:
-        mark = "*" if c["gold"] else " "
-        numbers = f"read {c['marginal']:.3f}  score {c['score']:.4f}"
-        lines.append(f"  [{c['position'] + 1}] {mark} {numbers}  {c['id']}  {c['title']}")
-    guessed = "" if all(row["scored"] for row in data["permutations"]) else "   (~ guessed)"
-    lines += ["", f"  times    log p    log q  log p(y|z)       w       b  permutation{guessed}"]
-    for row in data["permutations"]:
-        order = " > ".join(f"[{i + 1}]" for i in row["positions"])
-        baseline = "      -" if row["baseline"] is None else f"{row['baseline']:7.4f}"
-        mark = " " if row["scored"] else "~"
-        lines.append(
-            f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f} {mark}{row['log_likelihood']:10.3f} "
-            f"{row['weight']:7.4f} {baseline}  {order}"
-        )
-    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["diagnostics"].items())])
+    """What `inspect_permutations` found, as text."""
+    candidates = [
+        [
+            f"[{c['position'] + 1}]{' *' if c['gold'] else ''}",
+            f"{c['marginal']:.3f}",
+            cell(c["score"]),
+            c["id"],
+            c["title"],
+        ]
+        for c in data["candidates"]
+    ]
+    permutations = [
+        [
+            " > ".join(f"[{i + 1}]" for i in p["positions"]),
+            str(p["times"]),
+            f"{p['log_p']:.3f}",
+            f"{p['log_q']:.3f}",
+            f"{'' if p['scored'] else '~'}{p['log_likelihood']:.3f}",
+            cell(p["weight"]),
+            cell(p["baseline"]),
+        ]
+        for p in data["permutations"]
+    ]
+    notes = [] if all(p["scored"] for p in data["permutations"]) else ["~: predicted, not scored by the generator"]
+    return "\n".join(
+        [
+            data["question"],
+            f"answer that is scored: {data['answer']}",
+            "",
+            table(["candidate (* gold)", "P(read)", "score", "id", "title"], candidates),
+            "",
+            table(["permutation", "times", "log p", "log q", "log p(y|z)", "w", "b"], permutations),
+            *notes,
+            "",
+            *(f"{name}: {value:.4g}" for name, value in data["diagnostics"].items()),
+        ]
+    )
 
 
 # -- rows of the M-step ----------------------------------------------------------------------------------------
@@ -184,8 +205,8 @@ def inspect_batch(
     posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
-    rows, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.rows))
+    rows, weights_R, aligned = joint.sequences(micro_batch)
+    tokens = _tokens(rag, rows, set(aligned.sequences))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {

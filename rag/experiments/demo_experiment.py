@@ -35,8 +35,9 @@ from indexes.vectors.bf16_prefilter import has_fast_bfloat16
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.recipes import Variant
+from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
-from rag.experiments.sweep_runner import Row, Sweep, SweepSettings, WorldSettings
+from rag.experiments.sweep_runner import Row, Sweep, SweepSettings
 from rag.worlds.encyclopedia import write
 from retriever.selector_config import SelectorConfig
 from training import QAExample, load_examples

@@ -43,6 +43,7 @@ from indexes.tiny_encoder import TINY
 from rag.evaluation.evaluation import Evaluation, answerable, evaluate
 from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
 from rag.experiments.recipes import RECIPES, Variant
+from rag.experiments.sweep_options import DOMAIN_NAMES, SHARED_DEFAULTS, WorldSettings
 from rag.experiments.sweep_results import (
     SAMPLES,
     RowResult,
@@ -82,39 +83,13 @@ from training.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-DOMAINS: dict[str, Callable[[], Domain]] = {"unseen": lambda: UNSEEN, "encyclopedia": encyclopedia}
+DOMAINS: dict[str, Callable[[], Domain]] = dict(zip(DOMAIN_NAMES, (lambda: UNSEEN, encyclopedia), strict=True))
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "eval", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
 _OWN = ("seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids")
-SHARED_DEFAULTS: dict[str, Any] = {
-    # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would only
-    # sharpen the prior until nothing else is ever drawn.
-    "supervised.num_train_epochs": 0,
-    "selfaug.permutations": "one",
-    "metric_for_best_model": "exact_match",
-}
-"""Settings of training in which a sweep differs from `DROConfig`'s defaults."""
 _WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldSettings:
-    """An invented world in place of files: see `rag.worlds.world`."""
-
-    seed: int = 42
-    domain: str = "unseen"
-    """"unseen", of which the tiny base has never read, or "encyclopedia", whose wording it was made on."""
-    similar_names: int = 6
-    """Other entities that are easily taken for the one that is asked about."""
-    train_questions: int = 256
-    eval_questions: int = 64
-    test_questions: int = 320
-
-    def __post_init__(self) -> None:
-        if self.domain not in DOMAINS:
-            raise UsageError(f"domain must be one of {list(DOMAINS)}; {self.domain!r} came.")
 
 
 @dataclass(frozen=True, kw_only=True)
