@@ -83,7 +83,7 @@ durations: install
 	@$(PYTEST) --write-durations
 
 demo: install-demo
-	@echo "Training and comparing three models on an invented world (3 to 4 minutes on 2 cores)."
+	@echo "Training and comparing three models on an invented world (3 to 5 minutes on 2 cores)."
 	@$(BIN)/rag demo
 
 lint: install

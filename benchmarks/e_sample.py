@@ -16,7 +16,8 @@ from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipelin
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import QuestionShape, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
-from retriever.selector import SamplingConfig, standardise
+from retriever.selector import standardise
+from retriever.selector_config import SamplingConfig
 
 M = 8
 

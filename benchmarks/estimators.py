@@ -42,9 +42,10 @@ from rag import RAG
 from retriever.permutations import enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
 from training.config import EStepConfig
-from training.estimation import EStep, Posterior
-from training.imputation import Surrogate, choose, features
+from training.estimation import EStep
+from training.imputation import Surrogate, choose_permutations_to_score, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights
+from training.posterior import Posterior
 
 SHARPNESS = {"flat": 0.5, "medium": 1.5, "sharp": 3.0}
 LIKELIHOOD = {"mild": 1.5, "peaked": 6.0}
@@ -281,7 +282,7 @@ def _guided_log_q(problem: Problem) -> Tensor:
 def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
     """Many permutations, few of them scored, the others guessed from those of all problems."""
     drawn = [_oversampled(p, m, repeats, generator) for p in problems]
-    scored = [choose(x, ratio_RM, m, generator)[0] for _, ratio_RM, x in drawn]
+    scored = [choose_permutations_to_score(x, ratio_RM, m, generator)[0] for _, ratio_RM, x in drawn]
     known = [
         p.log_likelihood_N[index_RM.gather(1, scored_Rm)]
         for p, (index_RM, _, _), scored_Rm in zip(problems, drawn, scored, strict=True)
@@ -329,7 +330,7 @@ def nothing(problem: Problem, m: int, repeats: int, generator: torch.Generator) 
 def scored_only(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
     """What the generator learns from where others are guessed: the scored ones, which stand for all."""
     index_RM, ratio_RM, said = _oversampled(problem, m, repeats, generator)
-    scored_Rm, log_inclusion_Rm = choose(said, ratio_RM, m, generator)
+    scored_Rm, log_inclusion_Rm = choose_permutations_to_score(said, ratio_RM, m, generator)
     index_Rm = index_RM.gather(1, scored_Rm)
     log_ratio_Rm = ratio_RM.gather(1, scored_Rm) - log_inclusion_Rm
     weights_Rm = posterior_weights(log_ratio_Rm + problem.log_likelihood_N[index_Rm])

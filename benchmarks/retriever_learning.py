@@ -25,8 +25,9 @@ from rag.tiny_base import TINY
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples, retrieve
 from training.config import EStepConfig
-from training.estimation import EStep, Posterior
-from training.maximization import distilled_loss, selection_losses
+from training.estimation import EStep
+from training.joint_model import distilled_loss, selection_losses
+from training.posterior import Posterior
 
 CUTS = (1, 5, 20)
 

@@ -18,7 +18,7 @@ from generator.language_model import LanguageModel
 from generator.padding import length_mask, pad_right
 from retriever.permutations import sequential_log_prob
 from retriever.selector import standardise
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 REPLY_TOKENS = 24
 """That "[3] > [1] > [20] > [7] > [12]" takes."""

@@ -27,9 +27,9 @@ from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
 from retriever.question_adapter import QuestionAdapter
-from retriever.selector import SelectorConfig
-from training.estimation import Posterior, answer_sequence
-from training.maximization import JointModel, MicroBatch
+from retriever.selector_config import SelectorConfig
+from training.joint_model import JointModel, MicroBatch
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 DIMENSION = 64

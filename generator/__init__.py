@@ -6,7 +6,7 @@ from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait 
 
 if TYPE_CHECKING:
     from generator.chat import Chat
-    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
     from generator.generator import Generator
     from generator.language_model import LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
@@ -20,6 +20,7 @@ _EXPORTS = {
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",
+    "ModelConfig": "generator.configs",
     "RankingPrompt": "generator.prompts",
 }
 
@@ -32,6 +33,7 @@ __all__ = [
     "Generator",
     "Identifiers",
     "LanguageModel",
+    "ModelConfig",
     "RankingPrompt",
 ]
 

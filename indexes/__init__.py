@@ -16,6 +16,8 @@ from indexes.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from indexes.corpora.chunking import Chunker
     from indexes.corpora.corpus import Corpus
+    from indexes.corpora.corpus_format import CorpusFormat
+    from indexes.corpora.corpus_formats import CORPUS_FORMATS
     from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.directory.manifest import Manifest
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     from indexes.vectors.vector_stores import VECTOR_STORES
 
 __all__ = [
+    "CORPUS_FORMATS",
     "VECTOR_STORES",
     "BM25Index",
     "Change",
     "Chunker",
     "Corpus",
+    "CorpusFormat",
     "DataError",
     "Encoder",
     "FaissIndex",
@@ -61,7 +65,9 @@ _EXPORTS = {
     "Change": "indexes.directory.writer",
     "BM25Index": "indexes.vectors.bm25_index",
     "Chunker": "indexes.corpora.chunking",
+    "CORPUS_FORMATS": "indexes.corpora.corpus_formats",
     "Corpus": "indexes.corpora.corpus",
+    "CorpusFormat": "indexes.corpora.corpus_format",
     "DataError": "indexes.errors",
     "Encoder": "indexes.encoder",
     "FaissIndex": "indexes.vectors.faiss.faiss_index",

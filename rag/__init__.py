@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from generator.prompts import AnswerPrompt, RankingPrompt
     from indexes.corpora.chunking import Chunker
     from indexes.corpora.corpus import Corpus
+    from indexes.corpora.corpus_formats import CORPUS_FORMATS
     from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.directory.passage_index import PassageIndex
     from indexes.directory.writer import IndexWriter
     from indexes.encoder import Encoder
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
+    from indexes.vectors.vector_stores import VECTOR_STORES
     from rag.answering.answer import Answer, ScoredPassage
     from rag.answering.answer_mode import AnswerMode
     from rag.answering.answer_modes import ANSWER_MODES
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from rag.pipeline import RAG
     from retriever.candidates import Candidates
     from retriever.retriever import Retriever
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.retrievers import RETRIEVERS
+    from retriever.selector import Selector
+    from retriever.selector_config import SelectorConfig
+    from retriever.selectors import SELECTORS
     from training.config import DROConfig
     from training.questions.example import QAExample
     from training.questions.loading import load_examples
+    from training.questions.question_formats import QUESTION_FORMATS
 
 _EXPORTS = {
     "ANSWER_MODES": "rag.answering.answer_modes",
@@ -38,7 +44,8 @@ _EXPORTS = {
     "Answer": "rag.answering.answer",
     "AnswerMode": "rag.answering.answer_mode",
     "AnswerPrompt": "generator.prompts",
-    "Candidates": "retriever.dense",
+    "CORPUS_FORMATS": "indexes.corpora.corpus_formats",
+    "Candidates": "retriever.candidates",
     "ChatConfig": "generator.configs",
     "Chunker": "indexes.corpora.chunking",
     "Corpus": "indexes.corpora.corpus",
@@ -55,15 +62,19 @@ _EXPORTS = {
     "Passage": "indexes.corpora.passage",
     "PassageIndex": "indexes.directory.passage_index",
     "QAExample": "training.questions.example",
+    "QUESTION_FORMATS": "training.questions.question_formats",
     "RAG": "rag.pipeline",
     "RAGError": "indexes.errors",
+    "RETRIEVERS": "retriever.retrievers",
     "RankingPrompt": "generator.prompts",
     "ResourceError": "indexes.errors",
-    "Retriever": "retriever.dense",
+    "Retriever": "retriever.retriever",
+    "SELECTORS": "retriever.selectors",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
     "UsageError": "indexes.errors",
+    "VECTOR_STORES": "indexes.vectors.vector_stores",
     "build_index": "indexes.directory.builder",
     "evaluate": "rag.evaluation.evaluation",
     "load_examples": "training.questions.loading",
@@ -71,7 +82,12 @@ _EXPORTS = {
 
 __all__ = [
     "ANSWER_MODES",
+    "CORPUS_FORMATS",
+    "QUESTION_FORMATS",
     "RAG",
+    "RETRIEVERS",
+    "SELECTORS",
+    "VECTOR_STORES",
     "AdapterConfig",
     "Answer",
     "AnswerMode",

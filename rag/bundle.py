@@ -34,7 +34,8 @@ from rag.model_loading import is_model_folder, load_language_model
 from retriever.question_adapter import QuestionAdapter
 from retriever.retriever import Retriever
 from retriever.retrievers import retriever_to_dict
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from retriever.selectors import config_from_dict, config_to_dict
 from training.checkpoint import load_learned, write_learned
 
@@ -139,7 +140,7 @@ class BundleConfig:
 
         Raises:
             MismatchError: It was written by another version, or something is missing or damaged.
-            UsageError: A part is of a kind that nobody registered.
+            UsageError: A part is of an unregistered kind.
         """
         if data.get("format_version") != FORMAT_VERSION:
             raise MismatchError(

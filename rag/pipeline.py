@@ -23,7 +23,8 @@ from retriever.candidates import Candidates
 from retriever.dense import DenseRetriever
 from retriever.retriever import Retriever
 from retriever.retrievers import create_retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from retriever.selectors import create_selector
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class RAG:
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
             ResourceError: Base model or encoder cannot be loaded.
-            UsageError: K > n, an unknown retriever, options beside a `ModelConfig`, and the like.
+            UsageError: K > n, an unknown retriever, options in addition to a `ModelConfig`, and the like.
         """
         config = _model_config(base, model_options)
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
@@ -338,7 +339,7 @@ class RAG:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
             ResourceError: The bundle, its base model or its encoder cannot be found.
             UsageError: The bundle was uploaded without its index, and none is given; a revision of a local folder; or a
-                part of a kind that nobody registered.
+                part of an unregistered kind.
         """
         given = {"index": index, "encoder": encoder}
         folder = bundle_folder(
@@ -431,7 +432,7 @@ def _model_config(base: str | Path | ModelConfig, options: ModelOptions) -> Mode
         return ModelConfig(name=str(base), **options)
     if options:
         raise UsageError(
-            f"A base=ModelConfig(...) has all settings of the base model, got {sorted(options)} beside it. "
+            f"A base=ModelConfig(...) has all settings of the base model, got {sorted(options)} in addition. "
             "Set them in the ModelConfig."
         )
     return base

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from retriever.question_adapter import QuestionAdapter
     from retriever.retriever import Queries, Retriever
     from retriever.retrievers import RETRIEVERS
-    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.selector import Selector
+    from retriever.selector_config import SamplingConfig, SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
@@ -34,9 +35,9 @@ _EXPORTS = {
     "Retriever": "retriever.retriever",
     "RetrieverPrior": "retriever.listwise_selector",
     "SELECTORS": "retriever.selectors",
-    "SamplingConfig": "retriever.selector",
+    "SamplingConfig": "retriever.selector_config",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
 }
 
 __all__ = [

@@ -34,7 +34,8 @@ from retriever.drawing import (
 )
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
 from retriever.retriever import Retriever
-from retriever.selector import ROLE, SamplingConfig, Selector, SelectorConfig, standardise
+from retriever.selector import ROLE, Selector, standardise
+from retriever.selector_config import SamplingConfig, SelectorConfig
 
 
 class RetrieverPrior(nn.Module):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from indexes.errors import UsageError
+from retriever.selector_config import check_selection
 
 NEGATIVE_INFINITY = float("-inf")
 
@@ -170,12 +171,3 @@ def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:
         grown = torch.cat([rows.repeat_interleave(n, 0), torch.arange(n).repeat(len(rows)).unsqueeze(-1)], -1)
         rows = grown[(grown[:, :-1] != grown[:, -1:]).all(-1)]
     return rows
-
-
-def check_selection(n: int, k: int) -> None:
-    """Raise UsageError unless 1 <= K <= n."""
-    if not 1 <= k <= n:
-        raise UsageError(
-            f"The number of selected passages K must lie between 1 and the number of candidates n, got K={k}, n={n}. "
-            "Lower num_selected, raise num_candidates, or index more passages."
-        )

@@ -16,7 +16,8 @@ from torch import Tensor
 from retriever.candidates import Candidates
 from retriever.drawing import Greedy, IndependentDraws, Policy, StepLogits, StochasticBeams, draw, padded
 from retriever.permutations import Permutations, Proposal, plackett_luce_log_prob
-from retriever.selector import SamplingConfig, Selector
+from retriever.selector import Selector
+from retriever.selector_config import SamplingConfig
 
 
 class _ConstantLogits(StepLogits):

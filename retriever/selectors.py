@@ -17,7 +17,8 @@ from generator.prompts import RankingPrompt
 from indexes.errors import MismatchError
 from indexes.registry import Registry
 from retriever.retriever import Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 
 SELECTORS: Registry[type[Selector]] = Registry(
     "selector", builtin={"listwise": "retriever.listwise_selector:ListwiseSelector"}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ FOLDERS = (
 PICKLING = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
 LOADERS = ("indexes/registry.py", "indexes/lazy_exports.py")
 NAMELESS = ("utils", "util", "common", "types", "helpers", "misc")
+
+
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    """Parsed once for all rules: no test changes a file that another one reads."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -115,7 +122,7 @@ def violations(root: Path) -> list[str]:
             module = path.parent.name if path.name == "__init__.py" else path.stem
             if module in NAMELESS:
                 found.append(f"{name}: a module must be named after what it holds, not {module!r}")
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = syntax_tree(path)
             # Both import what tables name that are read above: `_EXPORTS` and `Registry(builtin={...})`.
             for line in hidden_imports(tree) if name not in LOADERS else ():
                 found.append(f"{name}:{line}: a module that is imported on first use must be named in _EXPORTS")
@@ -138,7 +145,7 @@ def import_graph(root: Path) -> dict[str, set[str]]:
     return {
         module: {
             found
-            for _, name in imported_modules(ast.parse(path.read_text(encoding="utf-8")))
+            for _, name in imported_modules(syntax_tree(path))
             if (found := _longest_known(name, files)) and found != module
         }
         for module, path in files.items()

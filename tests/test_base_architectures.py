@@ -24,7 +24,7 @@ from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 
 KINDS = {
     "bloom": "attention biased by distance, no context length",
@@ -138,7 +138,7 @@ def test_without_left_padding_prompts_are_batched_by_length(monkeypatch: pytest.
 
 
 def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None:
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
     decoding = DecodingConfig(max_new_tokens=4)

@@ -22,7 +22,7 @@ from rag.cli import main
 from rag.evaluation.evaluation_file import describe_pipeline
 from rag.pipeline import RAG
 from rag.planning.model_sizes import base_shape, encoder_shape
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)
 

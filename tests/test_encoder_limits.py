@@ -155,11 +155,11 @@ def test_max_length_from_the_shell_is_recorded(
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "a", "title": "", "text": "' + passage("a", 14).text + '"}\n')
     build = ["index", "build", "--corpus", str(corpus), "--encoder", str(folder), "--quiet"]
-    assert main([*build, "--output", str(tmp_path / "index"), "--max_length", "16"]) == 0
+    assert main([*build, "--output_dir", str(tmp_path / "index"), "--max_length", "16"]) == 0
     manifest = PassageIndex.open(tmp_path / "index").manifest
     assert (manifest.encoder.max_length, manifest.truncation["truncated"]) == (16, 0)
     assert PassageIndex.open(tmp_path / "index").load_encoder().max_length == 16
-    assert main([*build, "--output", str(tmp_path / "other"), "--max_length", "21"]) == 2
+    assert main([*build, "--output_dir", str(tmp_path / "other"), "--max_length", "21"]) == 2
     assert "at most 20" in capsys.readouterr().err
 
 

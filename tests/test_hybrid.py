@@ -17,7 +17,7 @@ from retriever.dense import DenseRetriever
 from retriever.hybrid import BM25Retriever, HybridRetriever, LexicalRetriever, reciprocal_rank_fusion
 from retriever.listwise_selector import ListwiseSelector
 from retriever.retriever import Retriever
-from retriever.selector import SamplingConfig, SelectorConfig
+from retriever.selector_config import SamplingConfig, SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.questions.example import QAExample

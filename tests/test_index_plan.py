@@ -84,7 +84,7 @@ def test_bytes_and_segments_equal_those_of_the_index(
     words = ["--corpus", str(corpus), "--factory", factory, "--device", "cpu", *options]
     assert main(["plan", "index", *words, "--json"]) == 0
     plan = Plan.from_dict(json.loads(capsys.readouterr().out))
-    assert main(["index", "build", *words, "--output", str(corpus.parent / "index"), "--quiet", "--json"]) == 0
+    assert main(["index", "build", *words, "--output_dir", str(corpus.parent / "index"), "--quiet", "--json"]) == 0
     built = json.loads(capsys.readouterr().out)
     assert built["segments"] == segments
     layout = plan.setting.layout
@@ -221,7 +221,7 @@ def test_changes_are_proposed_for_what_does_not_fit() -> None:
     assert planned(job(factory="HNSW32")).changes == ()
     full = planned(job(), limits=replace(LIMITS, disk=10**6))
     assert {fit.limit: fit.fits for fit in full.fits} == {"builder": True, "memory": True, "disk": False}
-    assert full.changes[-1].change == "another --output"
+    assert full.changes[-1].change == "another --output_dir"
 
 
 def test_text_of_a_plan_that_nothing_makes_fit() -> None:
@@ -269,7 +269,7 @@ def test_a_refusal_by_the_builder_is_part_of_the_plan(
 
 
 def test_json_of_an_index_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output", str(tmp_path / "no/index")]
+    words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output_dir", str(tmp_path / "no/index")]
     assert main(["plan", "index", *words, "--max_memory", "1GB", "--processes", "2", "--device", "cpu", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     plan = Plan.from_dict(data)

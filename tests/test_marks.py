@@ -157,3 +157,13 @@ def test_durations_of_tests_that_ran_are_replaced(
     assert written["tests"]["test_two.py::test_other"] == 4.0
     assert list(written["fixtures"]) == ["test_one.py::shared"]
     assert min(written["tests"].values()) >= 0.05
+
+
+def test_a_report_with_broken_text_can_be_sent_by_a_worker(request: pytest.FixtureRequest) -> None:
+    report = pytest.TestReport(
+        "a.py::t", ("a.py", 1, "t"), {}, "failed", "not \udc80", "call", sections=[("stdout", "\ud800")]
+    )
+    data = request.config.hook.pytest_report_to_serializable(config=request.config, report=report)
+    assert data["longrepr"] == "not \\udc80"
+    assert data["sections"] == [("stdout", "\\ud800")]
+    assert data["nodeid"] == "a.py::t"

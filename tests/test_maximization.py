@@ -17,15 +17,10 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_sequence
-from training.maximization import (
-    JointModel,
-    MicroBatch,
-    MStepTrainer,
-    _parameter_groups,
-    micro_batches_per_batch,
-    plan_micro_batches,
-)
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
+from training.maximization import MStepTrainer, micro_batches_per_batch, plan_micro_batches
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 Make = Callable[..., ListwiseSelector]
@@ -187,7 +182,9 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSele
 
 @pytest.mark.parametrize("parts_count", [2, 3, 9])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_rows_changes_nothing(parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str) -> None:
+def test_splitting_sequences_into_micro_batches_changes_no_gradient(
+    parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str
+) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
     settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
@@ -249,7 +246,7 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_selfaug_on_one_permutation_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
@@ -266,7 +263,7 @@ def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
 
 
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
+def test_a_correct_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
@@ -280,11 +277,11 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
 
 def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
+    groups = joint.parameter_groups(config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
-def test_a_broken_reference_is_noticed(
+def test_a_wrong_reference_is_refused(
     parts: tuple[ListwiseSelector, Generator],
     retriever: DenseRetriever,
     make_selector: Make,
@@ -307,7 +304,7 @@ def test_a_broken_reference_is_noticed(
         joint(batch)
 
 
-def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_which_parameters_are_trainable(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
@@ -330,7 +327,7 @@ def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelec
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
     settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
-    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
+    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_permutations=8)
     assert micro_batches_per_batch(settings, 8) == 4
     assert len(plan) == 4 * 4
     for rank in range(2):
@@ -362,7 +359,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     expected = {n: g / 3 for n, g in gradients(joint, micro_batches(posteriors)).items()}
     joint.zero_grad()
     before = {n: p.detach().clone() for n, p in joint.named_parameters()}
-    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_rows=2)
+    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_permutations=2)
     trainer.train()
     moved = {n: before[n] - p.detach() for n, p in joint.named_parameters() if not torch.equal(before[n], p)}
     assert_same(moved, {n: g for n, g in expected.items() if n in moved})
@@ -385,9 +382,9 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
     values = []
     for round in range(3):
         posteriors = posteriors_of(parts, settings)
-        values.append(sum(p.telemetry()["log_marginal"] for p in posteriors))
+        values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
-        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
+        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_permutations=12).train()
         joint.eval()
     assert all(later >= earlier - 1e-3 for earlier, later in pairwise(values))
     assert values[-1] > values[0] + 0.1
@@ -405,7 +402,7 @@ def test_equal_utilities_leave_the_selector_where_it_is(
     z = [p.permutations.z for p in flat]
     before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
-    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
+    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_permutations=6).train()
     joint.eval()
     after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
@@ -417,4 +414,4 @@ def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):
-        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_rows=2).train()
+        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_permutations=2).train()

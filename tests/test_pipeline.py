@@ -18,6 +18,7 @@ from tiny_models import (
     added_tokenizer,
     byte_tokenizer,
     randomize_adapters,
+    reply_with,
     successor_model,
     tiny_encoder,
     tiny_language_model,
@@ -43,7 +44,7 @@ from rag.forgetting.measurement import forgetting
 from rag.forgetting.retention_tasks import Probes
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]
@@ -137,12 +138,12 @@ def test_a_model_config_replaces_the_options_of_the_base(base: Path, index: Pass
     config = ModelConfig(name=str(base), device="cpu", context_length=900)
     model = RAG.create(index=index, base=config).generator.language_model
     assert (model.context_length, model.name) == (900, str(base))
-    with pytest.raises(UsageError, match=r"got \['device'\] beside it. Set them in the ModelConfig"):
+    with pytest.raises(UsageError, match=r"got \['device'\] in addition. Set them in the ModelConfig"):
         RAG.create(index=index, base=config, device="cpu")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+def test_log_prob_comes_from_the_generating_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
     """Its log-probability comes from the pass that generates it, unless it was cut off or reads otherwise."""
     end = rag.generator.language_model.end_of_answer_id
     with torch.no_grad():
@@ -159,14 +160,14 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
 
 
-@pytest.mark.parametrize("answering", ["permutation", "rag_sequence"])
+@pytest.mark.parametrize("answer_mode", ["permutation", "rag_sequence"])
 def test_prompts_are_tokenized_once(
-    answering: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
+    answer_mode: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is scored follows the prompt it was generated from: its token ids are there already."""
-    one = answering == "rag_sequence"
+    one = answer_mode == "rag_sequence"
     config = SelectorConfig(num_candidates=3, num_selected=1 if one else 2)
-    rag = RAG.create(index=index, base=base, selector=config, answering=answering, device="cpu")
+    rag = RAG.create(index=index, base=base, selector=config, answer_mode=answer_mode, device="cpu")
     calls: list[str] = []
     encode = AnswerPrompt.encode
     monkeypatch.setattr(
@@ -178,7 +179,7 @@ def test_prompts_are_tokenized_once(
     assert len(calls) == len(QUESTIONS) * (3 if one else 1)
 
 
-def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_prob_false_saves_the_second_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that are cut off cost a second pass each, which is then saved."""
     expected = [answer.text for answer in rag.answer(QUESTIONS)]
     monkeypatch.setattr(rag.generator, "log_probs", lambda rows: pytest.fail("an answer was read again"))
@@ -187,16 +188,14 @@ def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, mo
 
 
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
-    )
+    reply_with(monkeypatch, lambda question, passages: passages[1].title)
     answer = rag.answer(QUESTIONS[0])
     assert answer.passages[1].id in answer.citations
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: ["nowhere to be found"])
+    reply_with(monkeypatch, lambda question, passages: "nowhere to be found")
     assert rag.answer(QUESTIONS[0]).citations == []
 
 
-def test_a_batch_answers_like_its_questions_alone(rag: RAG) -> None:
+def test_batched_answers_equal_single_answers(rag: RAG) -> None:
     together = rag.answer(QUESTIONS)
     for one, question in zip(together, QUESTIONS, strict=True):
         alone = rag.answer(question)
@@ -250,7 +249,7 @@ def test_saving_a_bundle_onto_itself_keeps_its_parts(rag: RAG, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_path: Path) -> None:
+def test_bundle_records_the_precision(base: Path, index: PassageIndex, tmp_path: Path) -> None:
     made = RAG.create(index=index, base=base, dtype="bfloat16", device="cpu")
     bundle = made.save_pretrained(tmp_path / "bundle")
     assert RAG.from_pretrained(bundle, device="cpu").generator.language_model.base_model.dtype == torch.bfloat16
@@ -270,7 +269,7 @@ def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_p
         ),
     ],
 )
-def test_a_bundle_remembers_its_retriever(
+def test_bundle_records_the_retriever(
     base: Path, index: PassageIndex, tmp_path: Path, retriever: str | dict, expected: dict
 ) -> None:
     small = SelectorConfig(num_candidates=6, num_selected=2)
@@ -294,7 +293,7 @@ def test_a_bundle_remembers_its_retriever(
     ("retriever", "message"),
     [
         ("sparse", r"must be one of \['dense', 'bm25', 'hybrid'\], got 'sparse'"),
-        ({"depth": 3}, "got None"),
+        ({"depth": 3}, "got ''"),
         ({"kind": "hybrid", "width": 3}, r"are \['depth', 'rrf_k', 'weights'\], got \['width'\]"),
         ({"kind": "bm25", "depth": 3}, r"options of a bm25 retriever are \[\], got \['depth'\]"),
     ],
@@ -324,7 +323,7 @@ def test_selector_and_generator_share_one_model(rag: RAG) -> None:
         RAG(rag.retriever, rag.selector, Generator(tiny_language_model()))
 
 
-def test_asking_while_an_answer_streams(rag: RAG) -> None:
+def test_answering_during_a_stream(rag: RAG) -> None:
     """One set of adapters: the second call waits, and both answers are what they are alone."""
     alone = [rag.answer(q).text for q in QUESTIONS[:2]]
     stream = rag.stream(QUESTIONS[0])
@@ -338,7 +337,7 @@ def test_asking_while_an_answer_streams(rag: RAG) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_a_bundle_outlives_changes_of_its_index(
+def test_bundle_opens_after_changes_of_its_index(
     kind: str, base: Path, index: PassageIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(index.path, tmp_path / "index")
@@ -519,13 +518,13 @@ def test_pointers_hold_when_the_directory_changes(
     assert not (tmp_path / "later").exists()
 
 
-def test_a_bundle_is_no_file(rag: RAG, tmp_path: Path) -> None:
+def test_bundle_over_a_file_is_refused(rag: RAG, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("{}")
     with pytest.raises(UsageError, match=r"must be a folder, but .* is a file"):
         rag.save_pretrained(tmp_path / "corpus.jsonl")
 
 
-def test_what_is_pushed_opens_anywhere(
+def test_pushed_bundle_opens_elsewhere(
     movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rag, parts = movable
@@ -565,9 +564,7 @@ def pushed(movable: tuple[RAG, Path], hub: SimpleNamespace) -> tuple[RAG, Path]:
 
 
 @pytest.mark.parametrize("part", ["index", "encoder", "base"])
-def test_what_only_this_machine_has_is_not_pointed_to(
-    movable: tuple[RAG, Path], hub: SimpleNamespace, part: str
-) -> None:
+def test_push_refuses_parts_that_are_only_local(movable: tuple[RAG, Path], hub: SimpleNamespace, part: str) -> None:
     others = {f"include_{name}": True for name in {"index", "encoder", "base"} - {part}}
     with pytest.raises(UsageError, match=rf"its {part} is only here .*include_{part}=True"):
         movable[0].push_to_hub("me/my-rag", **others)
@@ -607,7 +604,7 @@ def test_an_index_that_is_left_out_on_purpose_must_be_given(
     assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
 
 
-def test_a_folder_wins_over_the_hub(
+def test_local_folder_takes_precedence_over_the_hub(
     rag: RAG, hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rag.save_pretrained(tmp_path / "me/my-rag")
@@ -697,7 +694,7 @@ def test_a_bundle_keeps_the_revision_of_its_encoder(
         ("", False),
     ],
 )
-def test_models_that_other_machines_find(
+def test_which_model_names_are_valid_elsewhere(
     name: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -738,7 +735,9 @@ def test_a_mixed_bundle_opens_mixed(base: Path, index: PassageIndex, tmp_path: P
     assert describe_pipeline(exact)["base"]["dtype"] == "float32"
 
 
-def test_a_bundle_that_is_nowhere(hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_bundle_is_a_resource_error(
+    hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ResourceError, match=r"there is no folder 'me/gone', and downloading it failed: it is not in"):
         RAG.from_pretrained("me/gone")
     with pytest.raises(MismatchError, match="is neither"):
@@ -767,8 +766,8 @@ EXAMPLES = [
 
 def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers "Shakespeare", "Paris France", "the danube!": EM (1 + 0 + 1)/3, F1 (1 + 2/3 + 1)/3."""
-    replies = iter(["Shakespeare", "Paris France", "the danube!"])
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [next(replies) for _ in questions])
+    replies = dict(zip(QUESTIONS, ["Shakespeare", "Paris France", "the danube!"], strict=True))
+    reply_with(monkeypatch, lambda question, passages: replies[question])
     result = evaluate(rag, EXAMPLES, progress=False)
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     assert result.metrics["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
@@ -853,7 +852,7 @@ def thinking_rag(base: Path, index: PassageIndex, chat: ChatConfig | None) -> RA
 
 
 @pytest.mark.parametrize("include_base", [False, True])
-def test_a_bundle_keeps_what_the_chat_template_is_given(
+def test_bundle_records_the_chat_options(
     thinking_base: Path, index: PassageIndex, tmp_path: Path, include_base: bool
 ) -> None:
     chat = ChatConfig(chat_template_kwargs={"enable_thinking": False}, system_message="Be short.", date="2025-01-02")
@@ -873,7 +872,7 @@ def test_a_bundle_keeps_what_the_chat_template_is_given(
     }
 
 
-def test_the_same_bundle_answers_the_same_tomorrow(
+def test_answers_do_not_depend_on_the_date(
     thinking_base: Path, index: PassageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sglang#3296: the clock of transformers 5.23, which templates read by `strftime_now`, says another day."""

@@ -12,7 +12,8 @@ from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.posterior import Posterior
 from training.prior_weights import RIDGE, fit_prior_weights
 from training.questions.example import QAExample
 

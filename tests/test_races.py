@@ -25,9 +25,9 @@ from benchmarks.setting import (
 )
 from benchmarks.timing import Case, Make, Options
 from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 
 SIZES = {
     "vocab_size": 270,

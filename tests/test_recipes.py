@@ -15,11 +15,11 @@ from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig, SelfAugConfig, SupervisedConfig
 from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import lsr_loss
-from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
@@ -72,7 +72,7 @@ class TestVariants:
             Variant.of("dpo")
 
     def test_selfaug_of_no_weight_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="'sft_selfaug' needs selfaug_alpha above 0"):
+        with pytest.raises(UsageError, match=r"'sft_selfaug' needs selfaug\.alpha above 0"):
             Variant.of("sft_selfaug").config(SHARED.with_settings({"selfaug.alpha": 0.0}))
 
 

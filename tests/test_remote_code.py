@@ -25,7 +25,7 @@ from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
 from rag.pipeline import RAG
 from rag.planning.model_sizes import base_shape, encoder_shape
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 QUESTION = "who wrote Hamlet?"
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)
@@ -230,7 +230,7 @@ def test_the_commands_have_the_option(
     (tmp_path / "drift.jsonl").write_text('{"prompt": "some words"}\n')
     counts = ["--passages", "20", "--train_questions", "3"]
     commands = [
-        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output", index],
+        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output_dir", index],
         ["search", QUESTION, "--index", index],
         ["index", "verify", index, "--encoder", str(own_encoder)],
         ["index", "add", index, "--corpus", str(more)],

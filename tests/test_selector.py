@@ -11,7 +11,8 @@ from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations, enumerate_permutations
-from retriever.selector import SamplingConfig, SelectorConfig, standardise
+from retriever.selector import standardise
+from retriever.selector_config import SamplingConfig, SelectorConfig
 
 Make = Callable[..., ListwiseSelector]
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which river does it lie?"]

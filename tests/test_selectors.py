@@ -19,11 +19,11 @@ from rag.pipeline import RAG
 from retriever.candidates import Candidates
 from retriever.dense import DenseRetriever
 from retriever.plackett_luce_selector import PlackettLuceSelector
-from retriever.selector import SamplingConfig, SelectorConfig
+from retriever.selector_config import SamplingConfig, SelectorConfig
 from retriever.selectors import SELECTORS, config_from_dict, config_to_dict
 from training.config import DROConfig, EStepConfig, MStepConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 from training.prior_weights import fit_prior_weights
 from training.questions.example import QAExample
 

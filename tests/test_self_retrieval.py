@@ -172,7 +172,7 @@ def test_digests_of_questions_that_ignore_nothing_are_what_they_were() -> None:
     assert dataset_digest([example]) != dataset_digest([ignoring])
 
 
-def test_what_is_said(index: PassageIndex) -> None:
+def test_the_message_about_identical_ids(index: PassageIndex) -> None:
     asked = [*ASKED[:2], QAExample("elsewhere", "q", ignore_identical_id=True), QAExample("p5", "q")]
     assert identical_ids(asked, index) == (3, 2, 0)
     gold = [replace(ASKED[0], gold_ids=("p0", "p1"))]
@@ -245,7 +245,7 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
             train_dataset=source,
             eval_dataset=source,
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
         assert trainer.eval_examples is not None
@@ -308,7 +308,7 @@ def test_tuning_does_not_count_the_query_itself() -> None:
 def test_search_of_argu_ana(argu: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With identical ids the counterpart is second at best: nDCG@3 is 1 / log2(3) = .6309."""
     folder = tmp_path / "index"
-    assert run(["index", "build", "--corpus", argu, "--output", folder, "--quiet"], capsys)[0] == 0
+    assert run(["index", "build", "--corpus", argu, "--output_dir", folder, "--quiet"], capsys)[0] == 0
     asked = ["search", "--index", folder, "--questions", argu, "--split", "test", "-k", 3]
     code, out, err = run(asked, capsys)
     assert (code, err) == (0, "")

@@ -19,7 +19,7 @@ from indexes.vectors.faiss.faiss_index import FaissIndex
 from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from retriever.question_adapter import QuestionAdapter
-from training.encoder_update import _loss, open_refreshed, refreshed
+from training.encoder_update import _loss, open_trained_retrieval, train_encoder_and_reindex
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]
 TEXTS = [p.contents for p in PASSAGES] + QUESTIONS
@@ -127,7 +127,7 @@ def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) ->
 def test_other_similarities_are_refused(similarity: str) -> None:
     model = tiny_encoder(TEXTS).model
     model.similarity_fn_name = similarity
-    with pytest.raises(UsageError, match=f"one of cosine, dot, but this one says '{similarity}'.*--similarity"):
+    with pytest.raises(UsageError, match=f"one of cosine, dot, but got '{similarity}'.*--similarity"):
         Encoder(model)
     assert Encoder(model, similarity="cosine").similarity == "cosine"
 
@@ -230,7 +230,7 @@ class TestRefresh:
         from training import DROConfig
 
         config = DROConfig()
-        refreshed(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
-        new_index, new_encoder = open_refreshed(tmp_path / "new", encoder)
+        train_encoder_and_reindex(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
+        new_index, new_encoder = open_trained_retrieval(tmp_path / "new", encoder)
         assert (new_index.info()["similarity"], new_encoder.similarity) == ("dot", "dot")
         assert new_encoder.fingerprint == encoder.fingerprint

@@ -30,7 +30,7 @@ from rag.planning.text_sizes import (
 from rag.planning.training_job import TrainingJob, mean_question
 from rag.planning.training_plan import always_used, auto_index_bytes, peaks, plan_training, possible_changes
 from rag.planning.training_steps import training_steps
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 SHAPE = ModelShape(
@@ -183,7 +183,7 @@ def test_sizes_are_read_from_samples(index: PassageIndex, tmp_path: Path) -> Non
 def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
     dev = tmp_path / "dev.jsonl"
     dev.write_text('{"question": "a"}\n{"question": "b", "unanswerable": true}\n')
-    words = ["plan", "--base", config_only, *COUNTS, "--dev", str(dev)]
+    words = ["plan", "--base", config_only, *COUNTS, "--eval_dataset", str(dev)]
     assert main(words) == 3
     dev.write_text('{"question": "a", "answer": "b"}\n{"question": "b", "unanswerable": true}\n')
     assert main(words) == 0
@@ -254,7 +254,7 @@ def test_json_of_a_training_plan_without_weights(
     """The options of `rag train`, as YAML and flags; the index and the output need not exist."""
     config = tmp_path / "train.yaml"
     config.write_text(f"base: {config_only}\nindex: not-yet\noutput_dir: run\nrounds: 2\nadapter:\n  r: 4\n")
-    assert main(["plan", "--config", str(config), *COUNTS, "--dev_questions", "3", "--json"]) == 0
+    assert main(["plan", "--config", str(config), *COUNTS, "--eval_questions", "3", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     plan = Plan.from_dict(data)
     assert plan.to_dict() == data
@@ -296,7 +296,7 @@ def test_text_names_what_to_change() -> None:
     ("words", "code", "message"),
     [
         (["--base", "/no/base", *COUNTS], 5, "config.json must be found at '/no/base'"),
-        (["--passages", "10"], 2, "--train FILE or --train_questions N"),
+        (["--passages", "10"], 2, "--train_dataset FILE or --train_questions N"),
         (["--train_questions", "10"], 2, "--corpus FILE, --index DIR, or --passages N"),
         ([*COUNTS, "--selector.num_candidates", "2"], 2, "K=5, n=2"),
         ([*COUNTS, "--rounds", "0"], 2, "rounds must be at least 1"),

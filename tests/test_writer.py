@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -377,7 +376,7 @@ def test_search_skips_deleted_rows() -> None:
 
 
 PROCESSES = """
-import json, os, random, sys, time
+import json, os, random, sys, time, traceback
 from pathlib import Path
 
 import numpy as np
@@ -431,7 +430,7 @@ def writer():
                 done = index.add([passage(n, 1) for n in numbers])
             shadow, version, changes = new, done.version, changes + 1  # nothing to compact makes no version
             (folder / "published").write_text(str(version))
-    print(json.dumps({"versions": version}))
+    return {"versions": version}
 
 
 def reader(seed):
@@ -461,13 +460,27 @@ def reader(seed):
             np.testing.assert_allclose((found @ queries.T).max(), 1, atol=1e-5)
         seen.add(version)
         checks += 1
-    print(json.dumps({"checks": checks, "versions": len(seen)}))
+    return {"checks": checks, "versions": len(seen)}
 
 
-writer() if sys.argv[3] == "writer" else reader(int(sys.argv[3]))
+# Three processes, forks of this one, which has imported what they need.
+roles = {"writer": writer, "reader-1": lambda: reader(1), "reader-2": lambda: reader(2)}
+children = []
+for name, role in roles.items():
+    if child := os.fork():
+        children.append(child)
+        continue
+    try:
+        (folder / name).write_text(json.dumps(role()))
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
 def test_concurrent_readers_see_complete_versions(tmp_path: Path) -> None:
     """Two readers and one writer with random changes; RAG_CONCURRENCY_SECONDS=120 makes it the long one."""
     seconds = os.environ.get("RAG_CONCURRENCY_SECONDS", "6")
@@ -479,21 +492,10 @@ def test_concurrent_readers_see_complete_versions(tmp_path: Path) -> None:
     (tmp_path / "shadow-1.json").write_text(json.dumps({p.id: 1 for p in rows}))
     (tmp_path / "published").write_text("1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    script = textwrap.dedent(PROCESSES)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), seconds, role],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for role in ("writer", "1", "2")
-    ]
-    ended = [process.communicate(timeout=float(seconds) + 200) for process in processes]
-    for process, (_, errors) in zip(processes, ended, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    wrote, *read = (json.loads(printed) for printed, _ in ended)
+    command = [sys.executable, "-W", "ignore", "-c", PROCESSES, str(tmp_path), seconds]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=float(seconds) + 200)
+    assert done.returncode == 0, done.stderr[-6000:]
+    wrote, *read = (json.loads((tmp_path / name).read_text()) for name in ("writer", "reader-1", "reader-2"))
     print(wrote, read)
     assert wrote["versions"] > 5
     assert all(reader["checks"] > 5 and reader["versions"] > 2 for reader in read)

@@ -1,7 +1,7 @@
 """What was learned, as files: adapters, retriever prior and question adapter (safetensors, no pickle).
 
-A checkpoint is written beside its place, synced to the disk and renamed: a process that is killed while it replaces one
-leaves the old one or the new one.
+A checkpoint is written under another name in the same folder, synced to the disk and renamed: a process that is killed
+while it replaces one leaves the old one or the new one.
 """
 
 from pathlib import Path

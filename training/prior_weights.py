@@ -17,8 +17,8 @@ from torch import Tensor
 
 from retriever.permutations import sequential_log_prob
 from retriever.selector import Selector
-from training.estimation import Posterior
 from training.losses import marginal_selector_loss, selector_loss
+from training.posterior import Posterior
 
 RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""

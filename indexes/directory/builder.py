@@ -115,7 +115,7 @@ class BuildConfig:
 def build_index(
     corpus: Source,
     encoder: str | Path | Encoder,
-    output: str | Path,
+    output_dir: str | Path,
     *,
     factory: str = "auto",
     store: str = FAISS,
@@ -144,7 +144,7 @@ def build_index(
     Args:
         corpus: Passages, or a file, folder or address that `Corpus.from_file` reads.
         encoder: The encoder, or the folder or Hub id of one.
-        output: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
+        output_dir: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
         factory: The kind of index, in the store's own notation: a FAISS factory string such as "IVF1024,Flat", or an
             index type of Milvus such as "HNSW". "auto" lets the store choose: FAISS by the number of passages and the
             memory, Milvus by itself (AUTOINDEX, which is approximate; "FLAT" is exact).
@@ -194,7 +194,7 @@ def build_index(
         distributed=distributed,
         progress=progress,
     )
-    output, context = Path(output).resolve(), DistributedContext.of(distributed)
+    output, context = Path(output_dir).resolve(), DistributedContext.of(distributed)
     if not isinstance(encoder, Encoder):
         encoder = Encoder.from_pretrained(encoder, device=context.device, trust_remote_code=trust_remote_code)
     build = Build(output, corpus, encoder, config)

@@ -13,7 +13,8 @@ from generator.generator import Generator
 from rag.answering.answer import Answer
 from retriever.candidates import Candidates
 from retriever.retriever import Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from training.questions.context_fit import why_too_long
 
 

@@ -25,7 +25,8 @@ from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode
 from retriever.candidates import Candidates
 from retriever.retriever import Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 
 
 class PerDocumentReader(AnswerMode):

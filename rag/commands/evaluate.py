@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.command import Command, Report, progress
 from rag.commands.options import (
     bundle_arguments,
     identical_ids_argument,
@@ -14,6 +14,7 @@ from rag.commands.options import (
     quoting_argument,
     split_argument,
 )
+from rag.text_tables import cell, interval, table
 
 
 def _evaluate_arguments(parser: Any) -> None:
@@ -152,7 +153,7 @@ def _paragraphs(data: Mapping[str, Any]) -> list[str]:
 
 def _metrics_table(data: Mapping[str, Any]) -> str:
     rows = [
-        [name, cell(value), _interval(data["intervals"][name]), str(data["counts"][name])]
+        [name, cell(value), interval(data["intervals"][name]), str(data["counts"][name])]
         for name, value in data["metrics"].items()
     ]
     return table(["metric", "mean", "95 % interval", "questions"], rows)
@@ -193,7 +194,7 @@ def _support_text(summary: Mapping[str, Any]) -> str:
 
 
 def _estimates_table(named: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [[name, cell(e["value"]), _interval(e["interval"]), str(e["n"])] for name, e in named.items()]
+    rows = [[name, cell(e["value"]), interval(e["interval"]), str(e["n"])] for name, e in named.items()]
     return table(["", "mean", "95 % interval", "questions"], rows)
 
 
@@ -203,7 +204,7 @@ def _comparison_text(compared: Sequence[Mapping[str, Any]]) -> str:
             f"{row['name']} - {row['against']}",
             row["metric"],
             f"{row['difference']:+.4f}",
-            _interval(row["interval"]),
+            interval(row["interval"]),
             *(f"{row[p]:.4f}" for p in ("p", "p_adjusted", "p_exact", "p_exact_adjusted")),
             str(row["questions"]),
         ]
@@ -211,10 +212,6 @@ def _comparison_text(compared: Sequence[Mapping[str, Any]]) -> str:
     ]
     header = ["", "metric", "difference", "95 % interval", "p", "Holm", "p exact", "Holm", "questions"]
     return table(header, rows)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "-" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 COMMANDS: dict[str, Command] = {

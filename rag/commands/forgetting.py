@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.command import Command, Report, progress
 from rag.commands.options import context_argument, trust_argument
+from rag.text_tables import cell, interval, table
 
 
 def _forgetting_arguments(parser: Any) -> None:
@@ -132,7 +133,7 @@ def _values(data: Mapping[str, Any]) -> str:
 
 
 def _value(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else f"{cell(found['value'])} {_interval(found['interval'])}"
+    return "-" if found is None else f"{cell(found['value'])} {interval(found['interval'])}"
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -142,16 +143,12 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
             row["task"],
             row["metric"],
             "-" if row["difference"] is None else f"{row['difference']:+.4f}",
-            _interval(row["interval"]),
+            interval(row["interval"]),
             cell(row["p"]),
         ]
         for row in rows
     ]
     return table(["", "task", "metric", "difference", "95 % interval", "p"], cells)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 COMMANDS: dict[str, Command] = {

@@ -58,7 +58,7 @@ def _inspect_batch_arguments(parser: Any) -> None:
 def _inspect_batch(args: Any) -> Report:
     from rag.diagnostics.inspection import inspect_batch
     from training import load_examples
-    from training.questions.context_fit import refuse_too_long, that_fit_with_answers, warn_of_too_long
+    from training.questions.context_fit import filter_fitting_with_answers, refuse_too_long, warn_of_too_long
 
     config, rag = training_config(args), open_pipeline(args)
     limit = config.m_step.per_device_train_batch_size
@@ -69,7 +69,7 @@ def _inspect_batch(args: Any) -> Report:
         quoting=args.quoting,
         ignore_identical_ids=config.ignore_identical_ids,
     )
-    fitted = that_fit_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
+    fitted = filter_fitting_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")
     warn_of_too_long(fitted.too_long, len(examples), "questions")  # as training does

@@ -8,7 +8,7 @@ from indexes.errors import UsageError
 from rag.commands.command import Command, Report
 from rag.commands.options import (
     building_arguments,
-    dev_arguments,
+    eval_arguments,
     on_error_argument,
     pipeline_arguments,
     quoting_argument,
@@ -27,8 +27,8 @@ def _plan_arguments(parser: Any) -> None:
     """The options of `rag train`, none of them required, and numbers in place of files."""
     pipeline_arguments(parser)
     parser.add_argument("--corpus", type=str, help="what an index would be built from")
-    parser.add_argument("--train", type=str, help="training questions with golden answers")
-    dev_arguments(parser)
+    parser.add_argument("--train_dataset", type=str, help="training questions with golden answers")
+    eval_arguments(parser)
     for name, what in _PLAN_SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=what)
     training_options(parser)
@@ -42,7 +42,7 @@ _PLAN_SIZES = {
     "passages": "number of passages, in place of a corpus or an index",
     "passage_tokens": "mean tokens of a passage (four characters count as one token)",
     "train_questions": "number of training questions, in place of a file",
-    "dev_questions": "number of dev questions, in place of a file",
+    "eval_questions": "number of evaluation questions, in place of a file",
     "question_tokens": "mean tokens of a question",
     "answer_tokens": "mean tokens of an answer, end-of-answer token included",
 }
@@ -96,22 +96,24 @@ def _text_sizes(args: Any, limit: int | None) -> "tuple[TextSizes, int | None]":
 
     passages, tokens, dimension = _passage_sizes(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
-    if args.train is not None:
-        found |= asdict(question_sizes(args.train, limit, quoting=args.quoting))
-    if args.dev is not None:
-        dev = load_examples(
-            args.dev,
+    if args.train_dataset is not None:
+        found |= asdict(question_sizes(args.train_dataset, limit, quoting=args.quoting))
+    if args.eval_dataset is not None:
+        examples = load_examples(
+            args.eval_dataset,
             require_answers=True,
             allow_unanswerable=True,
             limit=args.max_eval_samples,
             quoting=args.quoting,
         )
-        found["eval_questions"] = len(dev)
-    given = {"train_questions": "questions", "dev_questions": "eval_questions"}
+        found["eval_questions"] = len(examples)
+    given = {"train_questions": "questions", "eval_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}
     if "questions" not in found:
-        raise UsageError("Say how much there is to train on: --train FILE or --train_questions N; got neither.")
+        raise UsageError(
+            "A plan needs the number of training questions: --train_dataset FILE or --train_questions N, got neither."
+        )
     return TextSizes(**found), dimension
 
 
@@ -126,7 +128,8 @@ def _passage_sizes(args: Any) -> tuple[int, int, int | None]:
         return count, args.passage_tokens or tokens, None
     if args.index is None:
         raise UsageError(
-            "Say how much there is to index: --corpus FILE, --index DIR, or --passages N --passage_tokens L; got none."
+            "A plan needs the number of passages: --corpus FILE, --index DIR, or --passages N --passage_tokens L; "
+            "got none."
         )
     index = index_sizes(args.index)
     return index.passages, args.passage_tokens or index.passage_tokens, index.dimension
@@ -141,10 +144,10 @@ def _plan_index_arguments(parser: Any) -> None:
         "--processes", type=int, default=1, help="number of processes of `accelerate launch`, which share the encoding"
     )
     parser.add_argument(
-        "--output", type=str, help="where the index would be written; only the free disk space there is read"
+        "--output_dir", type=str, help="where the index would be written; only its free space is checked"
     )
     quoting_argument(parser)
-    on_error_argument(parser, "go on")
+    on_error_argument(parser, "continue")
     building_arguments(parser)
 
 
@@ -154,7 +157,7 @@ def _plan_index(args: Any) -> Report:
 
     for name in ("passages", "passage_tokens", "processes", "batch_size"):
         if args[name] is not None and args[name] < 1:
-            raise UsageError(f"--{name} must be at least 1, but got {args[name]}.")
+            raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
     plan = plan_index(_index_job(args))
     return Report(plan_text(plan), plan.to_dict())
 
@@ -189,7 +192,7 @@ def _index_job(args: Any) -> "IndexJob":
         bm25=args.bm25,
         milvus=args.milvus is not None,
         processes=args.processes,
-        output=None if args.output is None else Path(args.output),
+        output=None if args.output_dir is None else Path(args.output_dir),
     )
 
 
@@ -202,7 +205,9 @@ def _passage_sample(args: Any) -> "tuple[int, list[Passage], str]":
         counted = "counted" if args.passages is None else "number as given"
         return args.passages or count, sample, f"{counted}, sizes from {len(sample):,} of {args.corpus}"
     if args.passages is None:
-        raise UsageError("Say how much there is to index: --corpus FILE, or --passages N --passage_tokens L; got none.")
+        raise UsageError(
+            "A plan needs the number of passages: --corpus FILE, or --passages N --passage_tokens L, got none."
+        )
     tokens = args.passage_tokens or DEFAULT_PASSAGE_TOKENS
     return args.passages, synthetic_passages(args.passages, tokens), "number as given, synthetic texts"
 

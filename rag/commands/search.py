@@ -1,4 +1,4 @@
-"""`rag search`: what a retriever finds, and how good that is."""
+"""`rag search`: what a retriever finds, with its recall where there are answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def _search_arguments(parser: Any) -> None:
     identical_ids_argument(parser)
     quoting_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
     retriever_argument(parser)
@@ -56,8 +56,8 @@ def _search(args: Any) -> Report:
     metrics = search_metrics(examples, found, args.k)
     hits = [] if args.questions and not args.explain else [_hits_text(found)]
     identical = identical_ids(examples, index)
-    said = [str(identical)] if identical.ignoring else []
-    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else []), *said])
+    note = [str(identical)] if identical.ignoring else []
+    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else []), *note])
     return Report(text, {"results": results, "metrics": metrics, "identical_ids": identical._asdict()})
 
 

@@ -18,10 +18,12 @@ from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
+from rag.text_tables import cell, table
 from training import DROConfig, QAExample
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import selfaug_positions
-from training.maximization import JointModel, MicroBatch
+from training.posterior import Posterior
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
@@ -98,6 +100,11 @@ class InspectedCandidate:
     marginal: float
     """Posterior probability that it is selected."""
 
+    def cells(self) -> list[str]:
+        """Of its line in the table of candidates."""
+        gold = " *" if self.gold else ""
+        return [f"[{self.position + 1}]{gold}", f"{self.marginal:.3f}", cell(self.score), self.id, self.title]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedPermutation:
@@ -120,6 +127,18 @@ class InspectedPermutation:
     baseline: float | None
     """b: of the control variate; None without one."""
 
+    def cells(self) -> list[str]:
+        """Of its line in the table of permutations."""
+        return [
+            " > ".join(f"[{i + 1}]" for i in self.positions),
+            str(self.times),
+            f"{self.log_p:.3f}",
+            f"{self.log_q:.3f}",
+            f"{'' if self.scored else '~'}{self.log_likelihood:.3f}",
+            cell(self.weight),
+            cell(self.baseline),
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedPermutations:
@@ -132,8 +151,8 @@ class InspectedPermutations:
     """In the order of the selector's prompt."""
     permutations: tuple[InspectedPermutation, ...]
     """Largest weight first."""
-    telemetry: dict[str, float]
-    """The E-step's diagnostics."""
+    diagnostics: dict[str, float]
+    """Of the E-step."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary."""
@@ -141,35 +160,25 @@ class InspectedPermutations:
 
     def text(self) -> str:
         """The same for people."""
-        predicted = "" if all(p.scored for p in self.permutations) else "   (~ predicted)"
+        predicted = any(not permutation.scored for permutation in self.permutations)
         return "\n".join(
             [
                 self.question,
-                f"scored answer: {self.answer}",
-                "\ncandidates (* gold):",
-                *map(_candidate_line, self.candidates),
-                f"\n  times    log p    log q  log p(y|z)       w       b  permutation{predicted}",
-                *map(_permutation_line, self.permutations),
+                f"answer that is scored: {self.answer}",
                 "",
-                *(f"{name}: {value:.4g}" for name, value in self.telemetry.items()),
+                table(
+                    ["candidate (* gold)", "P(selected)", "score", "id", "title"], [c.cells() for c in self.candidates]
+                ),
+                "",
+                table(
+                    ["permutation", "times", "log p", "log q", "log p(y|z)", "w", "b"],
+                    [p.cells() for p in self.permutations],
+                ),
+                *(["~: predicted, not scored by the generator"] if predicted else []),
+                "",
+                *(f"{name}: {value:.4g}" for name, value in self.diagnostics.items()),
             ]
         )
-
-
-def _candidate_line(candidate: InspectedCandidate) -> str:
-    mark = "*" if candidate.gold else " "
-    numbers = f"selected {candidate.marginal:.3f}  score {candidate.score:.4f}"
-    return f"  [{candidate.position + 1}] {mark} {numbers}  {candidate.id}  {candidate.title}"
-
-
-def _permutation_line(permutation: InspectedPermutation) -> str:
-    order = " > ".join(f"[{i + 1}]" for i in permutation.positions)
-    baseline = "      -" if permutation.baseline is None else f"{permutation.baseline:7.4f}"
-    mark = " " if permutation.scored else "~"
-    return (
-        f"  {permutation.times:5d} {permutation.log_p:8.3f} {permutation.log_q:8.3f} "
-        f"{mark}{permutation.log_likelihood:10.3f} {permutation.weight:7.4f} {baseline}  {order}"
-    )
 
 
 def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> InspectedPermutations:
@@ -190,7 +199,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
         answer=posterior.answer,
         candidates=_candidates(posterior, example),
         permutations=tuple(sorted(_permutations(posterior), key=lambda permutation: -permutation.weight)),
-        telemetry=posterior.telemetry(),
+        diagnostics=posterior.diagnostics().to_dict(),
     )
 
 
@@ -305,8 +314,8 @@ def inspect_batch(rag: RAG, examples: Sequence[QAExample], config: DROConfig, *,
     posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
-    sequences, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, sequences, set(aligned.rows))
+    sequences, weights_R, aligned = joint.sequences(micro_batch)
+    tokens = _tokens(rag, sequences, set(aligned.sequences))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return InspectedBatch(
         sequences=tuple(

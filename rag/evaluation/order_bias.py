@@ -32,7 +32,7 @@ from rag.evaluation.significance import estimate
 from rag.metrics import exact_match, f1, normalize_answer
 from rag.pipeline import RAG
 from retriever.candidates import Candidates
-from training.estimation import stable_seed
+from training.posterior import stable_seed
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
 

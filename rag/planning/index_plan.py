@@ -171,7 +171,7 @@ def _changes(
                 peak, detail = checks[0].needed, _segments_text(other)
                 yield Change(limit=memory[0], change=name, peak=peak, fits=True, detail=detail)
     if "disk" in broken:
-        yield Change(limit="disk", change="another --output", peak=0, fits=True, detail=_segments_text(layout))
+        yield Change(limit="disk", change="another --output_dir", peak=0, fits=True, detail=_segments_text(layout))
 
 
 def _segments_text(layout: PlannedLayout) -> str:

@@ -4,39 +4,50 @@ from collections.abc import Iterator, Sequence
 
 from indexes.host_memory import format_bytes, format_seconds
 from rag.planning.cost_plan import Change, Fit, Plan
+from rag.text_tables import table
 
 
 def plan_text(plan: Plan) -> str:
     """The plan's setting, a table of times, a table of memory, disk space and the verdict."""
-    parts = (plan.setting.summary(), _time_lines(plan), _memory_lines(plan), _verdict_lines(plan), _limits_lines(plan))
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    verdict = "\n".join(_verdict_lines(plan))
+    limits = "\n".join(["Not modelled:", *(f"  {text}" for text in plan.not_modelled)])
+    return "\n\n".join(["\n".join(plan.setting.summary()), _time_text(plan), _memory_text(plan), verdict, limits])
 
 
-def _time_lines(plan: Plan) -> Iterator[str]:
-    width = _name_width(plan)
-    yield f"{'time':<{width}}{'once':>10}{'times':>7}{'total':>10}   rests on"
-    for phase in plan.phases:
-        if phase.basis:
-            once, total = format_seconds(phase.seconds), format_seconds(phase.total_seconds)
-            yield f"  {phase.name:<{width - 2}}{once:>10}{phase.times:>7}{total:>10}   {phase.basis}"
-    a_round = "" if plan.round_seconds is None else f"a round {format_seconds(plan.round_seconds)}, "
-    yield f"  {a_round}total {format_seconds(plan.seconds)}"
+def _time_text(plan: Plan) -> str:
+    cells = [
+        [phase.name, format_seconds(phase.seconds), str(phase.times), format_seconds(phase.total_seconds), phase.basis]
+        for phase in plan.phases
+        if phase.basis
+    ]
+    one_round = "" if plan.round_seconds is None else f"one round {format_seconds(plan.round_seconds)}, "
+    return "\n".join(
+        [
+            table(["time", "once", "times", "total", "rests on"], cells),
+            f"{one_round}total {format_seconds(plan.seconds)}",
+        ]
+    )
 
 
-def _memory_lines(plan: Plan) -> Iterator[str]:
-    memory, width = plan.memory, _name_width(plan)
-    always = ", ".join(f"{name} {_size(size)}" for name, size in memory.always.items())
+def _memory_text(plan: Plan) -> str:
     names = list(dict.fromkeys(name for phase in plan.phases for name in phase.parts))
-    yield f"{'memory':<{width}}{'peak':>10}{'files':>10}" + "".join(f"{name:>12}" for name in names)
-    for phase in plan.phases:
-        parts = "".join(f"{_size(phase.parts.get(name, 0)):>12}" for name in names)
-        yield f"  {phase.name:<{width - 2}}{_size(phase.peak):>10}{_size(phase.mapped):>10}{parts}"
-    yield f"  always: {always}"
-    if memory.optimizer:
-        yield f"  in M-steps also: gradients and Adam {_size(memory.optimizer)}"
+    files = ["mapped files"] if any(phase.mapped for phase in plan.phases) else []
+    cells = [
+        [phase.name, _size(phase.peak), *(_size(phase.mapped) for _ in files)]
+        + [_size(phase.parts.get(name, 0)) for name in names]
+        for phase in plan.phases
+    ]
+    always = ", ".join(f"{name} {_size(size)}" for name, size in plan.memory.always.items())
+    optimizer = f"; in M-steps also gradients and Adam {_size(plan.memory.optimizer)}" if plan.memory.optimizer else ""
     disk = ", ".join(f"{name} {_size(size)}" for name, size in plan.disk.parts.items() if size)
     temporary = f", with {_size(plan.disk.temporary)} of temporary files" if plan.disk.temporary else ""
-    yield f"disk: {_size(plan.disk.after)} in the end ({disk}); at most {_size(plan.disk.peak)}{temporary}"
+    return "\n".join(
+        [
+            table(["memory", "peak", *files, *names], cells),
+            f"always in use, part of the peak: {always}{optimizer}",
+            f"disk: {_size(plan.disk.after)} in the end ({disk}); at most {_size(plan.disk.peak)}{temporary}",
+        ]
+    )
 
 
 def _verdict_lines(plan: Plan) -> Iterator[str]:
@@ -68,15 +79,6 @@ def _fit_line(fit: Fit) -> str:
 def _change_line(change: Change) -> str:
     detail = f"  {change.detail}" if change.detail else ""
     return f"  {change.change:<40} {_size(change.peak):>8}{'  fits' if change.fits else ''}{detail}"
-
-
-def _limits_lines(plan: Plan) -> Iterator[str]:
-    yield "Not modelled:"
-    yield from (f"  {text}" for text in plan.not_modelled)
-
-
-def _name_width(plan: Plan) -> int:
-    return max(len(phase.name) for phase in plan.phases) + 4
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from rag.planning.flops import ModelShape, QuestionShape
 from rag.planning.machine import Machine
 from rag.planning.model_sizes import EncoderShape
 from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, TextSizes
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch  # noqa: F401
 
 # isort: split
-import faiss
+# The modules of this folder import faiss from here.
+import faiss as faiss
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from indexes.vectors.faiss.faiss_factory import parse

@@ -85,6 +85,6 @@ def rotations_for_codes(index: Any) -> Iterator[None]:
 
 
 def _rotations(index: Any) -> list[Any]:
-    chains = [layer.chain for layer in layers_of(index) if isinstance(layer, faiss.IndexPreTransform)]
+    chains: list[Any] = [layer.chain for layer in layers_of(index) if isinstance(layer, faiss.IndexPreTransform)]
     steps = [faiss.downcast_VectorTransform(chain.at(i)) for chain in chains for i in range(chain.size())]
     return [step for step in steps if isinstance(step, faiss.OPQMatrix)]
