@@ -286,7 +286,7 @@ def test_a_plan_of_another_version_is_refused() -> None:
 def test_text_names_what_to_change() -> None:
     text = plan_text(plan_training(job(), MACHINE))
     assert "here: DOES NOT FIT" in text
-    assert "6.4 GB may be used" in text  # 85 % of 7 GiB
+    assert "6.4 GB usable" in text  # 85 % of 7 GiB
     assert "gradient_checkpointing: true" in text
     hopeless = plan_text(plan_training(job(), replace(MACHINE, available=2**30)))
     assert "take a smaller base" in hopeless

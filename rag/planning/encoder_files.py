@@ -82,12 +82,14 @@ def _stated_length(encoder: str) -> int | None:
     name = str(folder) if folder.is_dir() else encoder
     written: dict[str, Any] = Transformer.load_config(name, local_files_only=True)
     options = (written.get("tokenizer_args") or {}) | (written.get("processor_kwargs") or {})
-    return options.get("model_max_length") or written.get("max_seq_length") or None
+    stated: int | None = options.get("model_max_length") or written.get("max_seq_length") or None
+    return stated
 
 
 def _tokenizer_length(encoder: str) -> int | None:
     file = _find_file(encoder, "tokenizer_config.json")
-    return None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+    stated: int | None = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+    return stated
 
 
 def _find_file(encoder: str, name: str) -> Path | None:

@@ -1,6 +1,6 @@
 """A plan as text, for a training run and an index build alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from indexes.host_memory import format_bytes, format_seconds
 from rag.planning.cost_plan import Change, Fit, Plan
@@ -55,25 +55,24 @@ def _verdict_lines(plan: Plan) -> Iterator[str]:
     files = "" if memory.resident == memory.peak else f", {_size(memory.resident)} with mapped files"
     yield f"Peak memory {_size(memory.peak)} ({memory.peak_phase}){files}."
     for fit in plan.fits:
-        yield _fit_line(fit)
         changes = [change for change in plan.changes if change.limit == fit.limit]
+        yield _fit_line(fit)
         yield from map(_change_line, changes)
-        if not fit.fits and not any(change.fits for change in changes) and not _helped(plan, fit):
-            yield f"  None of this is enough: {plan.setting.last_resort}."
+        if not (plan.setting.joint_changes or fit.fits or any(change.fits for change in changes)):
+            yield _no_change_is_enough(plan)
+    if plan.setting.joint_changes and not plan.changes and not all(fit.fits for fit in plan.fits):
+        yield _no_change_is_enough(plan)
 
 
-def _helped(plan: Plan, fit: Fit) -> bool:
-    """Whether a change that is listed under an earlier limit was chosen so that this one holds as well."""
-    limits: Sequence[str] = [other.limit for other in plan.fits]
-    earlier = limits[: limits.index(fit.limit)]
-    return plan.setting.joint_changes and any(change.fits and change.limit in earlier for change in plan.changes)
+def _no_change_is_enough(plan: Plan) -> str:
+    return f"  No change of a setting is enough: {plan.setting.last_resort}."
 
 
 def _fit_line(fit: Fit) -> str:
-    verdict = "fits" if fit.fits else "DOES NOT FIT"
     if fit.available is None:
-        return f"{fit.limit}: {verdict}{f' ({fit.reason})' if fit.reason else ''}"
-    return f"{fit.limit}: {verdict} ({_size(fit.needed)} needed, {_size(fit.available)} may be used)"
+        return f"{fit.limit}: accepts the settings" if fit.fits else f"{fit.limit}: REFUSES the settings: {fit.reason}"
+    verdict = "fits" if fit.fits else "DOES NOT FIT"
+    return f"{fit.limit}: {verdict}, {_size(fit.needed)} needed and {_size(fit.available)} usable"
 
 
 def _change_line(change: Change) -> str:

@@ -114,13 +114,14 @@ def _scoring(job: TrainingJob, name: str, q: QuestionShape) -> TrainingStep:
 
 def _m_step(job: TrainingJob, rounds: int = 1) -> list[TrainingStep]:
     """Training of selector and generator; gradient checkpointing adds one forward pass."""
-    config, times, steps = job.config, rounds * job.config.m_step.num_train_epochs, []
-    if config.train_selector:
-        flops = _selector_flops
-        steps.append(_step(job, "M: selector", times, lambda s: flops(s, job), _selector_memory(job), training=True))
-    if config.train_generator:
+    times = rounds * job.config.m_step.num_train_epochs
+    steps: list[TrainingStep] = []
+    if job.config.train_selector:
+        name, memory = "M: selector", _selector_memory(job)
+        steps.append(_step(job, name, times, lambda shape: _selector_flops(shape, job), memory, training=True))
+    if job.config.train_generator:
         name, memory = "M: generator + SelfAug", _generator_memory(job)
-        steps.append(_step(job, name, times, lambda s: _generator_flops(s, job), memory, training=True))
+        steps.append(_step(job, name, times, lambda shape: _generator_flops(shape, job), memory, training=True))
     return steps
 
 
