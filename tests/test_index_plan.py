@@ -229,7 +229,8 @@ def test_text_of_a_plan_that_nothing_makes_fit() -> None:
     plan = planned(job(factory="Flat", max_memory=400 * 10**6), limits=replace(LIMITS, memory=500 * 10**6))
     assert {fit.limit: fit.fits for fit in plan.fits} == {"builder": False, "memory": False, "max_memory": False}
     assert plan.changes == ()
-    assert "use more memory, a smaller encoder, or fewer passages" in plan_text(plan)
+    limits = "builder, memory, max_memory"
+    assert f"is enough for {limits}: use more memory, a smaller encoder, or fewer passages" in plan_text(plan)
 
 
 def test_max_memory_makes_segments_that_fit() -> None:

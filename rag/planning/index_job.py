@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from indexes.corpora.passage import Passage
 from rag.planning.model_sizes import EncoderShape
@@ -159,9 +159,9 @@ class IndexSetting:
     encoding_speedup: float
     """How many times as fast as one process all of them encode."""
 
-    joint_changes = True
-    """A proposed change makes all limits of memory hold together."""
-    last_resort = "use more memory, a smaller encoder, or fewer passages"
+    joint_limits: ClassVar[tuple[str, ...]] = ("builder", "memory", "max_memory")
+    """Limits that a change proposed for one of them makes hold together."""
+    last_resort: ClassVar[str] = "use more memory, a smaller encoder, or fewer passages"
     """Advice where no change is enough."""
 
     @classmethod

@@ -58,14 +58,15 @@ def _verdict_lines(plan: Plan) -> Iterator[str]:
         changes = [change for change in plan.changes if change.limit == fit.limit]
         yield _fit_line(fit)
         yield from map(_change_line, changes)
-        if not (plan.setting.joint_changes or fit.fits or any(change.fits for change in changes)):
-            yield _no_change_is_enough(plan)
-    if plan.setting.joint_changes and not plan.changes and not all(fit.fits for fit in plan.fits):
-        yield _no_change_is_enough(plan)
+    if without_help := [fit.limit for fit in plan.fits if not fit.fits and not _is_helped(plan, fit.limit)]:
+        yield f"No change of a setting is enough for {', '.join(without_help)}: {plan.setting.last_resort}."
 
 
-def _no_change_is_enough(plan: Plan) -> str:
-    return f"  No change of a setting is enough: {plan.setting.last_resort}."
+def _is_helped(plan: Plan, limit: str) -> bool:
+    """Whether a proposed change makes this limit hold."""
+    joint = plan.setting.joint_limits
+    limits = joint if limit in joint else (limit,)
+    return any(change.fits and change.limit in limits for change in plan.changes)
 
 
 def _fit_line(fit: Fit) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from rag.planning.flops import ModelShape, QuestionShape
@@ -95,9 +96,9 @@ class TrainingSetting:
     efficiency: float
     """Share of the machine's rate that whole steps are expected to reach."""
 
-    joint_changes = False
+    joint_limits: ClassVar[tuple[str, ...]] = ()
     """Each limit has changes of its own."""
-    last_resort = "take a smaller base, shorter passages or fewer candidates"
+    last_resort: ClassVar[str] = "take a smaller base, shorter passages or fewer candidates"
     """Advice where no change is enough."""
 
     @classmethod
