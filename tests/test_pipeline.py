@@ -159,14 +159,14 @@ def test_log_prob_comes_from_the_generating_pass(rag: RAG, monkeypatch: pytest.M
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
 
 
-@pytest.mark.parametrize("answering", ["permutation", "rag_sequence"])
+@pytest.mark.parametrize("answer_mode", ["permutation", "rag_sequence"])
 def test_prompts_are_tokenized_once(
-    answering: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
+    answer_mode: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is scored follows the prompt it was generated from: its token ids are there already."""
-    one = answering == "rag_sequence"
+    one = answer_mode == "rag_sequence"
     config = SelectorConfig(num_candidates=3, num_selected=1 if one else 2)
-    rag = RAG.create(index=index, base=base, selector=config, answering=answering, device="cpu")
+    rag = RAG.create(index=index, base=base, selector=config, answer_mode=answer_mode, device="cpu")
     calls: list[str] = []
     encode = AnswerPrompt.encode
     monkeypatch.setattr(
@@ -187,12 +187,11 @@ def test_log_prob_false_saves_the_second_pass(rag: RAG, monkeypatch: pytest.Monk
 
 
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
-    )
+    read = rag.answer(QUESTIONS[0]).passages
+    monkeypatch.setattr(rag.generator, "complete", lambda prompts: [read[1].title])
     answer = rag.answer(QUESTIONS[0])
-    assert answer.passages[1].id in answer.citations
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: ["nowhere to be found"])
+    assert answer.passages == read and read[1].id in answer.citations
+    monkeypatch.setattr(rag.generator, "complete", lambda prompts: ["nowhere to be found"])
     assert rag.answer(QUESTIONS[0]).citations == []
 
 
@@ -294,7 +293,7 @@ def test_bundle_records_the_retriever(
     ("retriever", "message"),
     [
         ("sparse", r"must be one of \['dense', 'bm25', 'hybrid'\], got 'sparse'"),
-        ({"depth": 3}, "got None"),
+        ({"depth": 3}, "got ''"),
         ({"kind": "hybrid", "width": 3}, r"are \['depth', 'rrf_k', 'weights'\], got \['width'\]"),
         ({"kind": "bm25", "depth": 3}, r"options of a bm25 retriever are \[\], got \['depth'\]"),
     ],
@@ -768,7 +767,7 @@ EXAMPLES = [
 def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers "Shakespeare", "Paris France", "the danube!": EM (1 + 0 + 1)/3, F1 (1 + 2/3 + 1)/3."""
     replies = iter(["Shakespeare", "Paris France", "the danube!"])
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [next(replies) for _ in questions])
+    monkeypatch.setattr(rag.generator, "complete", lambda prompts: [next(replies) for _ in prompts])
     result = evaluate(rag, EXAMPLES, progress=False)
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     assert result.metrics["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
