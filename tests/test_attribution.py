@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tiny_models import randomize_adapters
+from tiny_models import randomize_adapters, reply_with
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import support
@@ -33,7 +33,7 @@ def test_drops_are_differences_of_log_probabilities(rag: RAG, k: int, monkeypatc
     """One passage alone is compared with none."""
     rag.selector.config = SelectorConfig(num_candidates=5, num_selected=k)
     texts = {e.question: e.golden_answers[0] for e in EXAMPLES}
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [texts[q] for q in questions])
+    reply_with(monkeypatch, lambda question, passages: texts[question])
     evaluation = evaluate(rag, EXAMPLES, progress=False)
     monkeypatch.undo()
     found = support(rag, evaluation, progress=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import PASSAGES, randomize_adapters
+from tiny_models import PASSAGES, randomize_adapters, reply_with
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -61,7 +61,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def replies(rag: RAG, monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [texts[q] for q in questions])
+    reply_with(monkeypatch, lambda question, passages: texts[question])
 
 
 def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -18,6 +18,7 @@ from tiny_models import (
     added_tokenizer,
     byte_tokenizer,
     randomize_adapters,
+    reply_with,
     successor_model,
     tiny_encoder,
     tiny_language_model,
@@ -187,11 +188,10 @@ def test_log_prob_false_saves_the_second_pass(rag: RAG, monkeypatch: pytest.Monk
 
 
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = rag.answer(QUESTIONS[0]).passages
-    monkeypatch.setattr(rag.generator, "complete", lambda prompts: [read[1].title])
+    reply_with(monkeypatch, lambda question, passages: passages[1].title)
     answer = rag.answer(QUESTIONS[0])
-    assert answer.passages == read and read[1].id in answer.citations
-    monkeypatch.setattr(rag.generator, "complete", lambda prompts: ["nowhere to be found"])
+    assert answer.passages[1].id in answer.citations
+    reply_with(monkeypatch, lambda question, passages: "nowhere to be found")
     assert rag.answer(QUESTIONS[0]).citations == []
 
 
@@ -766,8 +766,8 @@ EXAMPLES = [
 
 def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers "Shakespeare", "Paris France", "the danube!": EM (1 + 0 + 1)/3, F1 (1 + 2/3 + 1)/3."""
-    replies = iter(["Shakespeare", "Paris France", "the danube!"])
-    monkeypatch.setattr(rag.generator, "complete", lambda prompts: [next(replies) for _ in prompts])
+    replies = dict(zip(QUESTIONS, ["Shakespeare", "Paris France", "the danube!"], strict=True))
+    reply_with(monkeypatch, lambda question, passages: replies[question])
     result = evaluate(rag, EXAMPLES, progress=False)
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     assert result.metrics["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
