@@ -153,11 +153,11 @@ def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypa
 def test_an_evaluation_leaves_out_what_does_not_fit(rag: RAG, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], on_error="skip", progress=False)
     alone = evaluate(rag, SHORT, progress=False)
-    assert (found.metrics, found.rows) == (alone.metrics, alone.rows)
+    assert (found.metrics, found.scores) == (alone.metrics, alone.scores)
     assert (found.skipped, list(found.too_long)) == (1, ["too-long"])
     assert "Left out 1 of 3 questions" in caplog.text and "'too-long'" in caplog.text
-    assert evaluation_file(rag, found, name="x")["dataset"]["too_long"] == ["too-long"]
-    assert "too_long" not in evaluation_file(rag, alone, name="x")["dataset"]
+    assert evaluation_file(rag, found, name="x").dataset.too_long == ["too-long"]
+    assert "too_long" not in evaluation_file(rag, alone, name="x").to_dict()["dataset"]
 
 
 def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExample) -> None:
@@ -355,7 +355,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     batch = ["inspect", "batch", "--bundle", bundle, "--device", "cpu", "--questions", tmp_path / "q.jsonl"]
     small = ["--num_permutations", "2", "--proposals_per_sample", "1", "--per_device_train_batch_size", "3", "--json"]
     code, out, _ = run([*batch, *small], capsys)
-    assert code == 0 and {row["question"] for row in json.loads(out)["rows"]} == {SHORT[0].question}
+    assert code == 0 and {row["question"] for row in json.loads(out)["records"]} == {SHORT[0].question}
 
 
 def test_the_question_alone_decides(rag: RAG) -> None:

@@ -39,7 +39,7 @@ def question(id: str, f1: float, log_prob: float, gold: list[str], **more: Any) 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
-    support = [
+    attribution = [
         {"id": "p2", "cited": True, "log_prob_drop": 2.345, "answer_changed": True},
         {"id": "p0", "cited": False, "log_prob_drop": -0.1, "answer_changed": False},
     ]
@@ -66,9 +66,9 @@ def evaluation() -> dict[str, Any]:
                 "exact_match_by_gold_position": {"1": estimate(0.333), "2": estimate(0.444)},
             },
         },
-        "support": {"threshold": 0.1, "citations": 3, "supported": 2, "supported_citations": estimate(0.666)},
-        "rows": [
-            question("q1", 1.0, -0.5, ["p0", "p9"], support=support),
+        "attribution": {"threshold": 0.1, "citations": 3, "supported": 2, "supported_citations": estimate(0.666)},
+        "records": [
+            question("q1", 1.0, -0.5, ["p0", "p9"], attribution=attribution),
             question("q2", 0.5, -1.0, ["p2", "p0", "p4"]),
             question("q3", 0.0, -9.0, []),
         ],
@@ -131,7 +131,7 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
         about = {"id": f"q{n}", "question": f"{kind} {n}?", "golden_answers": ["42 km"], "gold_ids": ["p0", "p7"]}
         return {**about, "list": kind, "candidates": CANDIDATES, "answers": answers}
 
-    alone = {key: value for key, value in evaluation.items() if key not in ("rows", "order_bias", "support")}
+    alone = {key: value for key, value in evaluation.items() if key not in ("records", "order_bias", "attribution")}
     like_retriever = {**alone, "metrics": {**alone["metrics"], "selector_recall@1": 0.125, "selector_recall@3": 0.625}}
     metrics = ("exact_match", "f1", "general", "selector_mrr", "recall_at_1")
     return {

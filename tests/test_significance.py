@@ -15,7 +15,7 @@ from rag.evaluation.significance import (
     holm,
     paired_bootstrap,
     sign_flip_test,
-    surest_p,
+    smallest_p,
 )
 
 
@@ -72,8 +72,8 @@ def test_one_question_leaves_nothing_to_resample() -> None:
 def test_few_questions_that_all_improve_alike_are_as_sure_as_a_sign_test(n: int) -> None:
     """Their resamples never vary; 2 / 2^n is what all heads in n tosses, or all tails, come out with."""
     found = paired_bootstrap([1.0] * n + [0.0], [0.0] * n + [0.0])
-    assert found.p >= surest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
-    assert paired_bootstrap([1.0] * n, [0.0] * n).p == surest_p(n)
+    assert found.p >= smallest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
+    assert paired_bootstrap([1.0] * n, [0.0] * n).p == smallest_p(n)
 
 
 def test_no_score_is_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import EXAMPLES_FOR_WORKERS
+from evaluation_records import evaluation_of
 
 from generator.chat import ChatConfig
 from generator.generator import DecodingConfig
@@ -71,14 +72,14 @@ def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path:
     against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
     assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
     evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
-    assert evaluation["pipeline"]["answering"] == "rag_token"
-    assert evaluation["pipeline"]["selector"]["num_candidates"] == 2
-    assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.items() if k != "rows"}
+    assert evaluation.pipeline.answering == "rag_token"
+    assert evaluation.pipeline.selector["num_candidates"] == 2
+    assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.to_dict().items() if k != "records"}
     assert {q["list"] for q in written["questions"]} == {"best", "worst"}
     assert [a["row"] for a in written["questions"][0]["answers"]] == ["vanilla", "rag_token", "dro"]
     assert (tmp_path / "sweep/report.html").is_file()
     bundle = RAG.from_pretrained(tmp_path / "sweep/rows/rag_token/bundle", device="cpu")
-    assert bundle.answer(EXAMPLES[0].question).text == evaluation["rows"][0]["prediction"]
+    assert bundle.answer(EXAMPLES[0].question).text == evaluation.records[0].prediction
 
 
 def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
@@ -253,31 +254,6 @@ class TestSettings:
 def result(name: str, right: list[float]) -> RowResult:
     """A row whose only questions are right or wrong."""
     selfaug = name.endswith("_selfaug")
-    rows = [
-        {
-            "id": f"q{i}",
-            "question": f"question {i}",
-            "golden_answers": ["x"],
-            "gold_ids": [],
-            "prediction": "x",
-            "log_prob": -1.0,
-            "citations": [],
-            "permutation": [0],
-            "passages": [],
-            "candidates": [],
-            "scores": {"exact_match": score, "f1": score},
-        }
-        for i, score in enumerate(right)
-    ]
-    metrics = {"exact_match": 0.0, "f1": 0.0}
-    index = {"corpus_fingerprint": "c"}
-    evaluation = {
-        "name": name,
-        "rows": rows,
-        "metrics": metrics,
-        "pipeline": {"index": index},
-        "dataset": {"sha256": "d"},
-    }
     return RowResult(
         name=name,
         label=name,
@@ -285,7 +261,7 @@ def result(name: str, right: list[float]) -> RowResult:
         selfaug=selfaug,
         seed=1,
         changes={},
-        evaluation=evaluation,
+        evaluation=evaluation_of(name, {"exact_match": right, "f1": right}),
         general=[1.0, 0.0],
         kl_drift=0.0,
         curve=[],
@@ -297,18 +273,18 @@ class TestComparisons:
     def test_ours_against_all_twins_and_the_base(self) -> None:
         names = ("vanilla", "sft", "sft_selfaug", "dro", "dro_selfaug")
         found = compare(sweep_pairs([result(name, [1.0, 0.0]) for name in names], "dro_selfaug"))
-        pairs = [(c["name"], c["against"]) for c in found if c["metric"] == "f1"]
+        pairs = [(c.name, c.against) for c in found if c.metric == "f1"]
         assert pairs == [
             *[("dro_selfaug", other) for other in names[:-1]],
             ("sft_selfaug", "sft"),
             *[(name, "vanilla") for name in names[1:-1]],
         ]
-        assert {c["metric"] for c in found} == {"exact_match", "f1", "general"}
+        assert {c.metric for c in found} == {"exact_match", "f1", "general"}
 
     def test_p_values_are_adjusted_within_a_metric(self) -> None:
         right = {"vanilla": [0.0] * 12, "sft": [1.0] * 6 + [0.0] * 6, "dro": [1.0] * 12}
         found = compare(sweep_pairs([result(name, scores) for name, scores in right.items()], "dro"))
-        p = {(c["name"], c["against"]): (c["p"], c["p_adjusted"]) for c in found if c["metric"] == "f1"}
+        p = {(c.name, c.against): (c.p, c.p_adjusted) for c in found if c.metric == "f1"}
         assert p["dro", "vanilla"][1] == pytest.approx(3 * p["dro", "vanilla"][0])  # the smallest of three
         assert max(p.values())[0] == pytest.approx(max(p.values())[1], rel=1.0)
         assert all(plain <= adjusted <= 1 for plain, adjusted in p.values())
@@ -328,7 +304,7 @@ class TestComparisons:
         base = result("vanilla", [0.0, 1.0, 0.0, 1.0])
         ours = result("dro", [1.0, 0.0, 0.0, 1.0])
         found = [(q["list"], q["id"]) for q in extremes([base, ours], "dro")]
-        assert found == [("best", "q0"), ("best", "q3"), ("worst", "q1"), ("worst", "q2")]
+        assert found == [("best", "q000"), ("best", "q003"), ("worst", "q001"), ("worst", "q002")]
 
     def test_of_equals_the_smaller_id_comes_first_in_both_lists(self) -> None:
         base, ours = result("vanilla", [0.0] * 30), result("dro", [0.0] * 30)
@@ -339,7 +315,7 @@ class TestComparisons:
     def test_the_retriever_is_the_one_that_training_did_not_move(self) -> None:
         def found(name: str, recall: float) -> RowResult:
             row = result(name, [0.0])
-            return replace(row, evaluation={**row.evaluation, "metrics": {"retriever_recall@1": recall}})
+            return replace(row, evaluation=replace(row.evaluation, metrics={"retriever_recall@1": recall}))
 
         base, sft, dro = found("vanilla", 0.1), found("sft", 0.1), found("dro", 0.9)
         unknown = {"recall_at_3": None, "recall_at_5": None}

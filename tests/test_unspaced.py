@@ -11,7 +11,7 @@ import pytest
 
 from indexes.corpora.passage import Passage
 from rag.answering.answer import citations
-from rag.evaluation.evaluation import answerable
+from rag.evaluation.evaluation import filter_answerable
 from rag.forgetting.retention_tasks import Task, final_number
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
 from training.questions.example import QAExample
@@ -115,7 +115,7 @@ def test_answerable_questions() -> None:
     retriever = SimpleNamespace(search=lambda questions, k, **options: found)
     rag: Any = SimpleNamespace(retriever=retriever, num_candidates=1)
     examples = [QAExample("zh", "x", ("北京",)), QAExample("ja", "y", ("京都",)), QAExample("th", "z", ("ประเทศไทย",))]
-    assert [example.id for example in answerable(rag, examples)] == ["zh", "th"]
+    assert [example.id for example in filter_answerable(rag, examples)] == ["zh", "th"]
 
 
 def test_replies_to_probes() -> None:

@@ -101,15 +101,6 @@ def _sweep(args: Any) -> Report:
 
 # -- for people ------------------------------------------------------------------------------------------------
 
-_PERCENT = {
-    "exact_match": "EM",
-    "f1": "F1",
-    "recall_at_1": "recall@1",
-    "recall_at_3": "recall@3",
-    "recall_at_5": "recall@5",
-    "general": "general",
-}
-
 
 def sweep_text(data: Mapping[str, Any], report: Path) -> str:
     """The table, the paired tests and what failed."""
@@ -127,41 +118,30 @@ def sweep_text(data: Mapping[str, Any], report: Path) -> str:
 
 
 def _rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    shown = [name for name in _PERCENT if any(name in row for row in rows)]
-    drift = any("kl_drift" in row for row in rows)
-    header = ["", *(_PERCENT[name] for name in shown), *["KL"] * drift, "seconds"]
+    from rag.evaluation.metric import columns
+
+    shown = [column for column in columns("trials") if any(column.name in row for row in rows)]
     cells = [
-        [
-            row["name"],
-            *(_share(row, name) for name in shown),
-            *[f"{row['kl_drift']:.3f}" if "kl_drift" in row else "-"] * drift,
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
+        [row["name"], *(c.metric.format(row.get(c.name), row["intervals"].get(c.name)) for c in shown)] for row in rows
     ]
-    return table(header, cells)
-
-
-def _share(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        return "-"
-    low, high = row["intervals"][name]
-    return f"{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return table(["", *(column.heading for column in shown)], cells)
 
 
 def _comparisons_text(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    from rag.evaluation.metric import METRICS, metric_heading
+
     cells = [
         [
             f"{c['name']} - {c['against']}",
-            c["metric"],
-            f"{100 * c['difference']:+.1f} [{100 * c['interval'][0]:+.1f}, {100 * c['interval'][1]:+.1f}]",
+            metric_heading(c["metric"]),
+            METRICS.get(c["metric"]).format_difference(c["difference"], c["interval"]),
             f"{c['p']:.4f}",
             f"{c['p_adjusted']:.4f}",
             f"{c['p_exact_adjusted']:.4f}",
         ]
         for c in comparisons
     ]
-    return table(["", "metric", "points", "p", "Holm", "exact, Holm"], cells) if cells else ""
+    return table(["", "metric", "difference", "p", "Holm", "exact, Holm"], cells) if cells else ""
 
 
 COMMANDS: dict[str, Command] = {

@@ -38,9 +38,9 @@ def _train(args: Any) -> Report:
         ignore_identical_ids=config.ignore_identical_ids,
     )
     if args.answerable_only:
-        from rag.evaluation.evaluation import answerable
+        from rag.evaluation.evaluation import filter_answerable
 
-        train = answerable(rag, train)
+        train = filter_answerable(rag, train)
     trainer = DROTrainer(rag, config, train, dev, evaluate=evaluate, progress=progress(args))
     history = trainer.train()
     bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
@@ -59,7 +59,9 @@ def _write_report(folder: Path, kept: int) -> Path:
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:
-    wanted = ["round", "eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"]
+    from rag.evaluation.metric import columns
+
+    wanted = ["round", *(f"eval_{column.name}" for column in columns("rounds"))]
     wanted += [
         "ess",
         "distinct_permutations",

@@ -176,7 +176,7 @@ class Lab:
             "answerable_questions": len(questions["train"]),
             "rows": [{**r.table_row(), "seconds": r.seconds} for r in results],
             "retriever": retriever_recall(results),
-            "comparisons": compare(lab_pairs(results)),
+            "comparisons": [c.to_dict() for c in compare(lab_pairs(results))],
             "curves": {r.name: list(r.curve) for r in results if r.curve},
             "samples": samples(results, questions["test"]),
             "encyclopedia": self._encyclopedia(self.sweep.rows[-1]),
@@ -220,5 +220,5 @@ def lab_pairs(results: Sequence[RowResult]) -> list[Pair]:
 
 def samples(results: Sequence[RowResult], examples: Sequence[QAExample]) -> list[dict[str, Any]]:
     """The first questions, each with what every row made of it."""
-    place = {row["id"]: i for i, row in enumerate(results[0].evaluation["rows"])}
+    place = {record.id: i for i, record in enumerate(results[0].evaluation.records)}
     return [question_of(results, place[example.id]) for example in examples[:SAMPLES]]

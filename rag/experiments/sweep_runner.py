@@ -35,13 +35,20 @@ from generator.generator import DecodingConfig
 from generator.language_model import BASE, AdapterConfig, best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
+from indexes.dataclass_json import to_json_object
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.records.delimited import Quoting
 from indexes.tiny_encoder import TINY
-from rag.evaluation.evaluation import Evaluation, answerable, evaluate
-from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
+from rag.evaluation.evaluation import Evaluation, evaluate, filter_answerable
+from rag.evaluation.evaluation_file import (
+    EvaluationFile,
+    bundle_digest,
+    evaluation_file,
+    read_evaluation,
+    write_json,
+)
 from rag.experiments.recipes import RECIPES, Variant
 from rag.experiments.sweep_results import (
     SAMPLES,
@@ -405,8 +412,8 @@ class Sweep:
             curve = trainer.train()
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
-        data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
-        write_json(data, folder / "evaluation.json")
+        file = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
+        write_json(file.to_dict(), folder / "evaluation.json")
         write_json(self._forgetting(rag), folder / "forgetting.json")
         self._probe(row, rag, bundle)
         seconds = time.perf_counter() - started
@@ -460,15 +467,17 @@ class Sweep:
             "kind": "sweep",
             "format_version": FORMAT_VERSION,
             "settings": self.settings.to_json(),
-            "dataset": results[0].evaluation["dataset"],
+            "dataset": to_json_object(results[0].evaluation.dataset),
             "answerable_questions": len(questions["train"]),
             **({"too_long": too_long} if (too_long := self._too_long()) else {}),
             "rows": [r.table_row() for r in results],
             "retriever": retriever_recall(results),
-            "comparisons": compare(sweep_pairs(results, ours)),
-            "evaluations": {r.name: {k: v for k, v in r.evaluation.items() if k != "rows"} for r in results},
+            "comparisons": [c.to_dict() for c in compare(sweep_pairs(results, ours))],
+            "evaluations": {
+                r.name: {k: v for k, v in r.evaluation.to_dict().items() if k != "records"} for r in results
+            },
             "curves": {r.name: r.timeless_curve() for r in results if r.curve},
-            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation["rows"])))],
+            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation.records)))],
             "questions": extremes(results, ours),
             **self._forgotten(),
         }
@@ -509,7 +518,7 @@ class Sweep:
         rag = self._vanilla()
         found = {split: self._that_fit(rag, split, examples) for split, examples in found.items()}
         if s.answerable_only:
-            found["train"] = answerable(rag, found["train"])
+            found["train"] = filter_answerable(rag, found["train"])
         return found
 
     def _that_fit(self, rag: RAG, split: str, examples: list[QAExample]) -> list[QAExample]:
@@ -650,7 +659,7 @@ class Sweep:
         """Whether it is trained and scored."""
         return self._file(row, "row.json").is_file()
 
-    def result(self, row: Row, *, evaluation: Mapping[str, Any] | None = None) -> RowResult:
+    def result(self, row: Row, *, evaluation: EvaluationFile | None = None) -> RowResult:
         """What was written of a finished row; `evaluation` stands in place of that on the test questions."""
         done, forgetting = (
             read_json(self._file(row, f"{name}.json"), f"Delete {self.folder_of(row)} to train it again.")

@@ -99,7 +99,7 @@ def _in_order(parts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
 def _reliability(result: Mapping[str, Any], names: Names) -> str:
     evaluations = {str(name): mapping(entry) for name, entry in mapping(result.get("evaluations")).items()}
     ranked = of_rows(mappings(result["rows"]), mapping(result.get("retriever")))
-    with_rows = next((mappings(entry.get("rows")) for entry in evaluations.values() if entry.get("rows")), [])
+    with_rows = next((mappings(entry.get("records")) for entry in evaluations.values() if entry.get("records")), [])
     base = base_of(mappings(result["rows"]))  # training moves the retrievers of others
     return reliability_section(evaluations or ranked, ceilings_of(with_rows), names, untrained=base)
 

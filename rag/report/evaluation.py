@@ -57,14 +57,14 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> str:
     name = str(evaluation.get("name") or "evaluation")
     label = str(evaluation.get("label") or name)
     names = Names.of([{"name": name, "label": label}], _models(evaluation), first_look=2)
-    rows = mappings(evaluation.get("rows"))
+    rows = mappings(evaluation.get("records"))
     questions = question_lists(best_and_worst(rows, name), names, _ORDER)
     shown = left_out(min(20, len(rows)), len(rows), "questions") if questions else ""
     sections = [
         Section("metrics", "Metrics", _metrics(evaluation, names.style(name))),
         Section("reliability", "The selector", _reliability(evaluation, name, names)),
         Section("order", "Order bias", _order_bias(mapping(evaluation.get("order_bias")))),
-        Section("support", "Support of citations", _support(mapping(evaluation.get("support")))),
+        Section("support", "Support of citations", _support(mapping(evaluation.get("attribution")))),
         Section("forgetting", "Forgetting", forgetting_section(mapping(evaluation.get("forgetting")), names)),
         Section("questions", "Best and worst questions", questions + shown),
         Section("settings", "Settings", _settings(evaluation)),
@@ -137,7 +137,7 @@ def _cell(metric: str, evaluation: Mapping[str, Any], style: str) -> str:
 
 
 def _reliability(evaluation: Mapping[str, Any], name: str, names: Names) -> str:
-    ceilings = ceilings_of(mappings(evaluation.get("rows")))
+    ceilings = ceilings_of(mappings(evaluation.get("records")))
     return reliability_section({name: evaluation}, ceilings, names, table=False)
 
 

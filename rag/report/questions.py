@@ -69,7 +69,7 @@ def _score(row: Mapping[str, Any]) -> tuple[float, float]:
 def _entry(row: Mapping[str, Any], name: str, kind: str) -> Mapping[str, Any]:
     scores = row.get("scores")
     answer = {
-        **{key: row.get(key) for key in ("citations", "passages", "permutation", "log_prob", "support")},
+        **{key: row.get(key) for key in ("citations", "passages", "permutation", "log_prob", "attribution")},
         **(scores if isinstance(scores, Mapping) else {}),
         "row": name,
         "text": row.get("prediction"),
@@ -149,7 +149,7 @@ def _read(candidate: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) ->
 
 
 def _support(answer: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    return {str(entry.get("id")): entry for entry in mappings(answer.get("support"))}
+    return {str(entry.get("id")): entry for entry in mappings(answer.get("attribution"))}
 
 
 def _supported(entry: Mapping[str, Any] | None) -> str:

@@ -121,8 +121,9 @@ def with_rows(sweep: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
         file = Path(folder) / "rows" / str(name) / "evaluation.json"
         if Path(str(name)).name == name and file.is_file():
             with contextlib.suppress(ValueError):  # the page is the sweep's; what stands beside it only adds to it
-                rows = mapping(json.loads(file.read_text(encoding="utf-8"))).get("rows")
-                return {**sweep, "evaluations": {**evaluations, name: {**mapping(evaluations[name]), "rows": rows}}}
+                records = mapping(json.loads(file.read_text(encoding="utf-8"))).get("records")
+                with_records = {**mapping(evaluations[name]), "records": records}
+                return {**sweep, "evaluations": {**evaluations, name: with_records}}
     return dict(sweep)
 
 
