@@ -9,6 +9,7 @@ from scipy import stats
 
 from indexes.errors import UsageError
 from rag.evaluation.significance import (
+    Estimate,
     bootstrap_interval,
     bootstrap_intervals,
     estimate,
@@ -77,7 +78,7 @@ def test_few_questions_that_all_improve_alike_are_as_sure_as_a_sign_test(n: int)
 
 
 def test_no_score_is_refused() -> None:
-    with pytest.raises(UsageError, match="at least one score; none came"):
+    with pytest.raises(UsageError, match="at least one score, got none"):
         bootstrap_interval([])
 
 
@@ -98,8 +99,8 @@ def test_holm_stops_at_one_and_leaves_a_single_comparison_alone() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
-def test_holm_refuses_what_is_no_probability(wrong: float) -> None:
-    with pytest.raises(UsageError, match=r"lies in \[0, 1\]"):
+def test_holm_refuses_values_outside_of_0_and_1(wrong: float) -> None:
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\], got"):
         holm([0.5, wrong])
 
 
@@ -127,8 +128,8 @@ def test_intervals_do_not_depend_on_how_many_are_resampled_at_once(monkeypatch: 
 
 
 def test_an_estimate_of_nothing_has_no_value() -> None:
-    assert estimate([]) == {"value": None, "interval": None, "n": 0}
-    assert estimate([0.5, 0.5]) == {"value": 0.5, "interval": [0.5, 0.5], "n": 2}
+    assert estimate([]) == Estimate(None, None, 0)
+    assert estimate([0.5, 0.5]) == Estimate(0.5, (0.5, 0.5), 2)
 
 
 def test_the_sign_flip_test_of_right_and_wrong_is_mcnemars() -> None:

@@ -23,7 +23,7 @@ from typing import Protocol
 from generator.generator import AnswerRow, Generator
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import prompt_with_answer
+from rag.answering.answer_mode import AnswerMode, prompt_with_answer
 from rag.answering.permutation_mode import PermutationMode
 from rag.evaluation.evaluation import Evaluation, argsort_by_id, progress_bar
 from rag.evaluation.significance import Estimate, estimate
