@@ -29,7 +29,7 @@ TINY = LabSettings(
     num_candidates=4,
     num_selected=2,
     num_permutations=2,
-    exercises=12,
+    general_tasks=12,
     encyclopedia_questions=2,
 )
 

@@ -38,8 +38,8 @@ from rag.answering.answer_mode import prompt_with_answer
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import describe_pipeline
-from rag.forgetting.measurement import forgetting
-from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.measurement import measure_forgetting
+from rag.forgetting.retention_tasks import RetentionTasks
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG, load_generator
 from retriever.selector import SelectorConfig
@@ -576,8 +576,10 @@ def test_forgetting_downloads_one_revision_without_index_and_encoder(
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"good": "It rains.", "bad": "It rain."}\n')
-    probes = Probes(pairs=(str(pairs),))
-    found = forgetting([("ours", "me/my-rag")], probes, revision="v2", token="t", progress=False, device="cpu")
+    tasks = RetentionTasks(pairs=(str(pairs),))
+    found = measure_forgetting(
+        [("ours", "me/my-rag")], tasks, revision="v2", token="t", progress=False, device="cpu"
+    ).to_dict()
     options = {"revision": "v2", "token": "t", "cache_dir": None, "local_files_only": False}
     options["ignore_patterns"] = ["index/*", "encoder/*"]
     assert hub.calls["download"] == ("me/my-rag", options)

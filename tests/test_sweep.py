@@ -20,7 +20,6 @@ from rag.evaluation.evaluation_file import read_evaluation
 from rag.experiments.recipes import RECIPES
 from rag.experiments.sweep_results import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
 from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
-from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 from training import DROTrainer, QAExample
@@ -43,7 +42,7 @@ def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
         generation=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={"rounds": 1, "num_permutations": 2, "proposals_per_sample": 1, "learning_rate": 1e-3},
-        exercises=0,
+        general_tasks=0,
         answerable_only=False,
     )
 
@@ -170,7 +169,7 @@ def test_from_the_shell(
                 "recipes": ["vanilla", "sft"],
                 "selector": {"num_candidates": 4, "num_selected": 2},
                 "generation": {"max_new_tokens": 3},
-                "exercises": 0,
+                "general_tasks": 0,
                 "answerable_only": False,
                 "workers": 1,
             }
@@ -332,7 +331,7 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
         generation=DecodingConfig(max_new_tokens=24),
         training={"rounds": 1, "num_permutations": 2, "learning_rate": 2e-3},
-        exercises=12,
+        general_tasks=12,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
@@ -360,19 +359,20 @@ def test_settings_of_the_chat_template_are_those_of_every_row(settings: SweepSet
 def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: SweepSettings, tmp_path: Path) -> None:
     """Its file has no setting that came later, at the top or in a part."""
     (tmp_path / "text.txt").write_text("Some words.")
-    probes = Probes(text=(str(tmp_path / "text.txt"),))
-    settings = replace(settings, probes=probes)
+    settings = replace(settings, retention={"text": [str(tmp_path / "text.txt")]})
     Sweep(tmp_path / "sweep", settings, progress=False)
     file = tmp_path / "sweep" / SETTINGS_FILE
     newer = ("chat", "context_length", "trust_remote_code", "ignore_identical_ids", "quoting")
     older = {key: value for key, value in json.loads(file.read_text()).items() if key not in newer}
-    assert older["probes"].pop("on_error") == "raise"
     file.write_text(json.dumps(older))
     assert SweepSettings.from_json(older) == settings
     Sweep(tmp_path / "sweep", settings, progress=False)
     file.write_text(json.dumps(older))
-    with pytest.raises(UsageError, match=r"other values of \['probes'\]"):
-        Sweep(tmp_path / "sweep", replace(settings, probes=replace(probes, on_error="skip")), progress=False)
+    skipping = {**settings.retention, "on_error": "skip"}
+    with pytest.raises(UsageError, match=r"other values of \['retention'\]"):
+        Sweep(tmp_path / "sweep", replace(settings, retention=skipping), progress=False)
+    with pytest.raises(UsageError, match=r"Retention tasks must be among .*got 'txt'\. Did you mean 'text'\?"):
+        replace(settings, retention={"txt": ["a.txt"]})
 
 
 @pytest.mark.parametrize(("quoting", "asked"), [("csv", "who wrote Hamlet?"), ("none", '"who wrote Hamlet?"')])

@@ -12,7 +12,7 @@ import pytest
 from indexes.corpora.passage import Passage
 from rag.answering.answer import citations
 from rag.evaluation.evaluation import filter_answerable
-from rag.forgetting.retention_tasks import Task, final_number
+from rag.forgetting.retention_items import AnsweredPrompt, final_number
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
 from training.questions.example import QAExample
 
@@ -119,8 +119,8 @@ def test_answerable_questions() -> None:
 
 
 def test_replies_to_probes() -> None:
-    assert Task("q", ("北京",), "normalised").is_right("「北京」。")
-    assert not Task("q", ("北京",), "normalised").is_right("北京市")
+    assert AnsweredPrompt("q", ("北京",), "normalised").is_right("「北京」。")
+    assert not AnsweredPrompt("q", ("北京",), "normalised").is_right("北京市")
     assert final_number("所以答案是-5。") == Decimal(-5)
     assert final_number("答えは\uff0d\uff11\uff0c\uff12\uff15\uff10\uff0e\uff15です") == Decimal("-1250.5")
     assert final_number("需要10-12小时") == Decimal(12)

@@ -21,7 +21,7 @@ _OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_sa
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
     from rag.experiments.sweep_runner import WorldSettings
-    from rag.forgetting.retention_tasks import Probes
+    from rag.forgetting.retention_tasks import task_options
     from training import DROConfig
 
     parser.add_argument("--output", type=str, required=True, help="folder of the sweep; an unfinished one is continued")
@@ -54,8 +54,13 @@ def _sweep_arguments(parser: Any) -> None:
     )
     pipeline_arguments(parser)
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
-    parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
-    parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
+    parser.add_argument("--general_tasks", type=int, default=48, help="general tasks of the tiny base model; 0: none")
+    parser.add_argument(
+        "--retention",
+        type=dict[str, Any],
+        default={},
+        help=f"retention tasks by kind, as `rag forgetting` takes them: {', '.join(o.name for o in task_options())}",
+    )
     parser.add_class_arguments(DROConfig, skip=_OF_A_ROW)
     parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
     # As in the laboratory: nobody is told which passages are gold.
@@ -68,7 +73,6 @@ def settings_of(args: Any) -> Any:
 
     from generator import AdapterConfig, ChatConfig, DecodingConfig
     from rag.experiments.sweep_runner import SweepSettings, WorldSettings
-    from rag.forgetting.retention_tasks import Probes
     from retriever import SelectorConfig
     from training import DROConfig
 
@@ -83,7 +87,6 @@ def settings_of(args: Any) -> Any:
         "generation": DecodingConfig(**vars(args.generation)),
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
-        "probes": None if args.probes is None else Probes(**vars(args.probes)),
         "training": training | {"training_arguments": args.training_arguments},
     }
     return SweepSettings(**given)

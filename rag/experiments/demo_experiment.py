@@ -79,7 +79,7 @@ class LabSettings:
     lora_r: int = 16
     selfaug_alpha: float = 4.0
     gradient_accumulation_steps: int = 2
-    exercises: int = 48
+    general_tasks: int = 48
     """General-ability tasks behind the last columns."""
     encyclopedia_questions: int = 32
     """Real-facts questions that the last row answers at the end."""
@@ -120,8 +120,8 @@ class LabSettings:
                 "gradient_accumulation_steps": self.gradient_accumulation_steps,
                 "selfaug_alpha": self.selfaug_alpha,
             },
-            exercises=self.exercises,
-            exercises_seed=self.seed,
+            general_tasks=self.general_tasks,
+            general_tasks_seed=self.seed,
         )
 
 

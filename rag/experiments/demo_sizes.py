@@ -25,7 +25,7 @@ MODES: dict[str, LabSettings] = {
         test_questions=24,
         rounds=1,
         num_candidates=5,
-        exercises=24,
+        general_tasks=24,
         encyclopedia_questions=8,
     ),
     "default": LabSettings(),
@@ -36,7 +36,7 @@ MODES: dict[str, LabSettings] = {
         validation_questions=64,
         test_questions=320,
         rounds=3,
-        exercises=96,
+        general_tasks=96,
     ),
 }
 

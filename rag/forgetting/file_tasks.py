@@ -1,27 +1,28 @@
-"""What one model under one role can do: one score per item of a probe file, whichever model it is.
+"""The retention tasks that are read from files; each item gets one score, whichever model it is.
 
-| kind | metric | an item's part |
+| kind | metric | value of an item |
 |---|---|---|
-| answers | exact_match | 1 when the greedy reply is right (`rag.forgetting.retention_tasks.Task.is_right`) |
-| pairs | accuracy | 1 when log p(good) > log p(bad); a tie is 0 |
+| answers | exact_match | 1 if the greedy reply is right (`rag.forgetting.retention_items.AnsweredPrompt.is_right`) |
+| pairs | accuracy | 1 if log p(good) > log p(bad); a tie is 0 |
 | text | word_perplexity, byte_perplexity, bits_per_byte | -log p of the document, over its words or bytes |
 | drift | kl_drift | KL(base or tuned) per token of the prompt, nats |
 | | total_variation | half the L1 distance of the two distributions, per token: 0 to 1 |
-| | top1_agreement | share of tokens after which both find the same token the most probable |
+| | top1_agreement | share of tokens at which both have the same most probable next token |
 
-Words are what stands between white space, or the characters of a text in a script without any
-(`indexes.word_segmentation.word_count`), and bytes are those of UTF-8, so neither depends on the tokenizer: models with
-different ones can be compared, which a perplexity per token does not allow.
+Words are separated by white space, or are the characters of a text in a script without spaces
+(`indexes.word_segmentation.word_count`), and bytes are those of UTF-8. Neither depends on the tokenizer, so that models
+with different ones can be compared, which a perplexity per token does not allow.
 
 Legend: N token positions, C of them at a time, H hidden size, V vocabulary.
 """
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,57 +43,30 @@ from generator.prompts import encode_document
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError
 from indexes.word_segmentation import word_count
-from rag.evaluation.ratios import Ratio
-from rag.forgetting.retention_tasks import (
+from rag.forgetting.retention_items import (
+    AnsweredPrompt,
     Item,
     ItemType,
     Pair,
-    Probes,
     Prompt,
-    Task,
+    read_answered_prompts,
     read_pairs,
     read_prompts,
-    read_tasks,
     read_texts,
     task_name,
 )
+from rag.forgetting.retention_task import RetentionOptions, RetentionTask, Score, check_at_least_one
 
 logger = logging.getLogger(__name__)
 
 Encoded = TypeVar("Encoded")
-# A core's cache holds the activations of so many tokens: a fifth faster on the tiny base than four times as many.
+# The activations of this many tokens fit into a core's cache: a fifth faster on the tiny base than four times as many.
 _CPU_TOKENS = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One metric of one task: an item is a row of the probe file, sorted by its id."""
-
-    task: str
-    metric: str
-    higher_is_better: bool
-    is_exponential: bool = False
-    """Whether the value is exp(sum of numerators / sum of denominators): a perplexity."""
-    items: tuple[str, ...] = ()
-    """Their ids, the same for every model."""
-    groups: tuple[tuple[str, ...], ...] = ()
-    """Of each item."""
-    numerators: tuple[float, ...] = ()
-    denominators: tuple[float, ...] = ()
-    reported: float | None = None
-    """The value as somebody else computed it (lm-evaluation-harness) where it is no ratio of sums over items."""
-    stderr: float | None = None
-    """Its standard error, if that was reported too."""
-
-    def ratio(self, group: str | None = None) -> Ratio:
-        """Of all items, or of those in a group."""
-        kept = [i for i, groups in enumerate(self.groups) if group is None or group in groups]
-        return Ratio([self.numerators[i] for i in kept], [self.denominators[i] for i in kept], self.is_exponential)
-
-
 @dataclass(frozen=True)
-class Drift:
-    """How far a model moved from its base on the tokens of one prompt; means over its positions."""
+class DriftValues:
+    """The distance of a model from its base model on the tokens of one prompt; means over positions."""
 
     kl: float
     """KL(base || tuned), nats."""
@@ -100,105 +74,245 @@ class Drift:
     top1_agreement: float
 
 
-def check_lengths(generator: Generator, probes: Probes) -> None:
-    """Find what does not fit the model's context, before hours of measuring.
+@dataclass(frozen=True)
+class PreparedFile(Generic[ItemType]):
+    """The items of a file that fit a model's context, tokenised."""
 
-    Raises:
-        DataError: An item of a file that does not fit, unless they are left out; or none of a file that does.
-    """
-    for file in probes.answers:
-        _tasks(generator, file, probes.max_new_tokens, probes.on_error)
-    for file in probes.pairs:
-        _pairs(generator, file, probes.on_error)
-    for file in probes.drift:
-        _prompts(generator, file, probes.on_error)
+    task: str
+    items: list[Item[ItemType]]
+    encoded: list[Any]
+    """One for each item; the class that prepared it knows of what type."""
 
+    def mean(
+        self, metric: str, values: Sequence[float], *, higher_is_better: bool = True, is_distance: bool = False
+    ) -> Score:
+        """A metric that is the mean of one value per item."""
+        return self.ratio(
+            metric, values, [1.0] * len(values), higher_is_better=higher_is_better, is_distance=is_distance
+        )
 
-def measure_answers(
-    generator: Generator,
-    role: str,
-    file: str | Path,
-    *,
-    max_new_tokens: int = 256,
-    on_error: str = "raise",
-    progress: bool = True,
-) -> list[Score]:
-    """Let `role` reply to every prompt of a file, greedily, as one chat turn.
-
-    Args:
-        generator: Whose model it is.
-        role: Who replies.
-        file: Prompts with answers.
-        max_new_tokens: Of a reply.
-        on_error: Of a prompt that does not fit the context: "raise", or "skip" it and count it.
-        progress: Show a progress bar.
-
-    Raises:
-        DataError: As `rag.forgetting.retention_tasks.read_tasks`, or a prompt that does not fit the context.
-    """
-    items, prompts = _tasks(generator, file, max_new_tokens, on_error)
-    model, config = generator.language_model, replace(generator.config, max_new_tokens=max_new_tokens, temperature=0.0)
-    greedy = Generator(model, config=config, max_tokens_per_batch=generator.max_tokens_per_batch)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    replies = [""] * len(items)
-    for batch in _batches(lengths, generator, f"{task_name(file)}: replies", progress):
-        for i, text in zip(batch, greedy.continuations([prompts[i] for i in batch], role=role), strict=True):
-            replies[i] = text
-    right = [float(item.content.is_right(reply)) for item, reply in zip(items, replies, strict=True)]
-    return [_mean(file, "exact_match", items, right)]
+    def ratio(
+        self,
+        metric: str,
+        numerators: Sequence[float],
+        denominators: Sequence[float],
+        *,
+        higher_is_better: bool,
+        is_exponential: bool = False,
+        is_distance: bool = False,
+    ) -> Score:
+        """A metric that is a ratio of two sums over items, or its exponential."""
+        return Score(
+            task=self.task,
+            metric=metric,
+            higher_is_better=higher_is_better,
+            is_exponential=is_exponential,
+            is_distance=is_distance,
+            items=tuple(item.id for item in self.items),
+            groups=tuple(item.groups for item in self.items),
+            numerators=tuple(numerators),
+            denominators=tuple(denominators),
+        )
 
 
-def measure_pairs(
-    generator: Generator, role: str, file: str | Path, *, on_error: str = "raise", progress: bool = True
-) -> list[Score]:
-    """Ask which of two sentences `role` finds more probable, whole sentences behind the beginning of a sequence.
+@dataclass(frozen=True)
+class FileTask(RetentionTask, Generic[ItemType]):
+    """A retention task whose sources are files; a subclass says how a file is read and how an item is encoded."""
 
-    Raises:
-        DataError: As `read_pairs`, or a sentence that does not fit the context; `on_error` as
-            `measure_answers`.
-    """
-    items, encoded = _pairs(generator, file, on_error)
-    rows = {text: row for of_item in encoded for text, row in of_item.items()}
-    texts = sorted(rows)
-    found = likelihoods(generator, role, [rows[text] for text in texts], f"{task_name(file)}: pairs", progress)
-    log_p = {text: likelihood.log_prob for text, likelihood in zip(texts, found, strict=True)}
-    right = [float(log_p[item.content.good] > log_p[item.content.bad]) for item in items]
-    return [_mean(file, "accuracy", items, right)]
+    @abstractmethod
+    def read(self, file: str | Path) -> list[Item[ItemType]]:
+        """The items of a file.
+
+        Raises:
+            DataError: The file is broken.
+        """
+
+    @abstractmethod
+    def encode(self, generator: Generator, item: Item[ItemType], options: RetentionOptions) -> Any:
+        """The tokens of an item.
+
+        Raises:
+            DataError: It does not fit the model's context.
+        """
+
+    def prepare(self, generator: Generator, source: str | Path, options: RetentionOptions) -> PreparedFile[ItemType]:
+        """Read a file and encode its items; see `RetentionTask.prepare`."""
+
+        def encode(item: Item[ItemType]) -> Any:
+            return self.encode(generator, item, options)
+
+        items, encoded = _that_fit(self.read(source), encode, source, options.on_error)
+        return PreparedFile(task_name(source), items, encoded)
 
 
-def measure_text(
-    generator: Generator, role: str, file: str | Path, *, window: int | None = None, progress: bool = True
-) -> list[Score]:
-    """Perplexity of plain text per word and per byte, and bits per byte; each token is scored once.
+@dataclass(frozen=True)
+class AnsweredPrompts(FileTask[AnsweredPrompt]):
+    """Prompts with right replies, each asked as one chat turn and answered greedily: exact_match."""
 
-    Args:
-        generator: Whose model it is.
-        role: Who reads.
-        file: One document per row, or per paragraph of a .txt file.
-        window: Tokens of context; None: as many as the model reads. No token is scored twice.
-        progress: Show a progress bar.
+    kind = "answers"
+    sources = "JSONL of prompts with answers"
 
-    Raises:
-        DataError: As `rag.forgetting.retention_tasks.read_texts`.
-    """
-    items = read_texts(file)
-    nats = text_nats(
-        generator,
-        role,
-        [item.content for item in items],
-        [item.where for item in items],
-        window=window,
-        title=f"{task_name(file)}: text",
-        progress=progress,
-    )
-    words = [float(word_count(item.content)) for item in items]
-    sizes = [float(len(item.content.encode())) for item in items]
-    bits = [value / math.log(2) for value in nats]
-    return [
-        _score(file, "word_perplexity", items, nats, words, higher_is_better=False, is_exponential=True),
-        _score(file, "byte_perplexity", items, nats, sizes, higher_is_better=False, is_exponential=True),
-        _score(file, "bits_per_byte", items, bits, sizes, higher_is_better=False),
-    ]
+    def read(self, file: str | Path) -> list[Item[AnsweredPrompt]]:
+        """See `read_answered_prompts`."""
+        return read_answered_prompts(file)
+
+    def encode(self, generator: Generator, item: Item[AnsweredPrompt], options: RetentionOptions) -> list[int]:
+        """The chat turn; the context must have room for the reply."""
+        return _chat_ids(generator, item, item.content.prompt, reserve=options.max_new_tokens)
+
+    def score(
+        self,
+        generator: Generator,
+        role: str,
+        prepared: PreparedFile[AnsweredPrompt],
+        options: RetentionOptions,
+        *,
+        progress: bool = True,
+    ) -> list[Score]:
+        """See `RetentionTask.score`."""
+        config = replace(generator.config, max_new_tokens=options.max_new_tokens, temperature=0.0)
+        greedy = Generator(generator.language_model, config=config, max_tokens_per_batch=generator.max_tokens_per_batch)
+        prompts = prepared.encoded
+        lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
+        replies = [""] * len(prompts)
+        for batch in _batches(lengths, generator, f"{prepared.task}: replies", progress):
+            for i, text in zip(batch, greedy.continuations([prompts[i] for i in batch], role=role), strict=True):
+                replies[i] = text
+        right = [float(item.content.is_right(reply)) for item, reply in zip(prepared.items, replies, strict=True)]
+        return [prepared.mean("exact_match", right)]
+
+
+@dataclass(frozen=True)
+class MinimalPairs(FileTask[Pair]):
+    """Pairs of sentences: accuracy of giving the grammatical one the higher probability (BLiMP, arXiv 1912.00582)."""
+
+    kind = "pairs"
+    sources = "JSONL of minimal pairs, as BLiMP's"
+
+    def read(self, file: str | Path) -> list[Item[Pair]]:
+        """See `read_pairs`."""
+        return read_pairs(file)
+
+    def encode(self, generator: Generator, item: Item[Pair], options: RetentionOptions) -> dict[str, Continuation]:
+        """Both sentences after the beginning of a sequence, by their text."""
+        model = generator.language_model
+        prefix = prefix_id(model.tokenizer)
+        texts = (item.content.good, item.content.bad)
+        sentences = {text: Continuation([prefix], _plain_ids(generator, text, item.where)) for text in texts}
+        for text, sentence in sentences.items():
+            if len(sentence) > model.context_length:
+                raise DataError(
+                    f"{item.where}: a sentence must fit into {model.context_length} tokens; {text[:60]!r} has "
+                    f"{len(sentence)}. Shorten it, or leave it out (--on_error skip)."
+                )
+        return sentences
+
+    def score(
+        self,
+        generator: Generator,
+        role: str,
+        prepared: PreparedFile[Pair],
+        options: RetentionOptions,
+        *,
+        progress: bool = True,
+    ) -> list[Score]:
+        """See `RetentionTask.score`."""
+        sentences = {text: one for of_item in prepared.encoded for text, one in of_item.items()}
+        texts = sorted(sentences)
+        encoded = [sentences[text] for text in texts]
+        found = likelihoods(generator, role, encoded, f"{prepared.task}: pairs", progress)
+        log_p = {text: likelihood.log_prob for text, likelihood in zip(texts, found, strict=True)}
+        right = [float(log_p[item.content.good] > log_p[item.content.bad]) for item in prepared.items]
+        return [prepared.mean("accuracy", right)]
+
+
+@dataclass(frozen=True)
+class PlainText(FileTask[str]):
+    """Documents: perplexity per word and per byte, and bits per byte; each token is scored once."""
+
+    kind = "text"
+    sources = "plain text: JSONL with text, or .txt"
+
+    window: int | None = None
+    """Tokens of context in which text is read; None: the context length of the model."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(text_window=self.window)
+
+    def read(self, file: str | Path) -> list[Item[str]]:
+        """See `read_texts`."""
+        return read_texts(file)
+
+    def encode(self, generator: Generator, item: Item[str], options: RetentionOptions) -> None:
+        """Nothing: a text of any length is read in windows."""
+
+    def score(
+        self,
+        generator: Generator,
+        role: str,
+        prepared: PreparedFile[str],
+        options: RetentionOptions,
+        *,
+        progress: bool = True,
+    ) -> list[Score]:
+        """See `RetentionTask.score`."""
+        texts = [item.content for item in prepared.items]
+        nats = text_nats(
+            generator,
+            role,
+            texts,
+            [item.where for item in prepared.items],
+            window=self.window,
+            title=f"{prepared.task}: text",
+            progress=progress,
+        )
+        words = [float(word_count(text)) for text in texts]
+        sizes = [float(len(text.encode())) for text in texts]
+        bits = [value / math.log(2) for value in nats]
+        return [
+            prepared.ratio("word_perplexity", nats, words, higher_is_better=False, is_exponential=True),
+            prepared.ratio("byte_perplexity", nats, sizes, higher_is_better=False, is_exponential=True),
+            prepared.ratio("bits_per_byte", bits, sizes, higher_is_better=False),
+        ]
+
+
+@dataclass(frozen=True)
+class Drift(FileTask[Prompt]):
+    """Distance from the base model on the tokens of prompts (chat turns) or of plain text (its first window)."""
+
+    kind = "drift"
+    sources = "prompts on which the distance from the base model is measured"
+
+    def read(self, file: str | Path) -> list[Item[Prompt]]:
+        """See `read_prompts`."""
+        return read_prompts(file)
+
+    def encode(self, generator: Generator, item: Item[Prompt], options: RetentionOptions) -> list[int]:
+        """A chat turn, which must fit; or text, truncated to the context."""
+        if item.content.is_chat:
+            return _chat_ids(generator, item, item.content.text)
+        model = generator.language_model
+        ids = [prefix_id(model.tokenizer), *_plain_ids(generator, item.content.text, item.where)]
+        return ids[: model.context_length]
+
+    def score(
+        self,
+        generator: Generator,
+        role: str,
+        prepared: PreparedFile[Prompt],
+        options: RetentionOptions,
+        *,
+        progress: bool = True,
+    ) -> list[Score]:
+        """See `RetentionTask.score`."""
+        found = drifts(generator, role, prepared.encoded, title=f"{prepared.task}: drift", progress=progress)
+        return [
+            prepared.mean("kl_drift", [d.kl for d in found], higher_is_better=False, is_distance=True),
+            prepared.mean(
+                "total_variation", [d.total_variation for d in found], higher_is_better=False, is_distance=True
+            ),
+            prepared.mean("top1_agreement", [d.top1_agreement for d in found], is_distance=True),
+        ]
 
 
 def text_nats(
@@ -226,24 +340,6 @@ def text_nats(
     return [math.fsum(part) for part in parts]
 
 
-def measure_drift(
-    generator: Generator, role: str, file: str | Path, *, on_error: str = "raise", progress: bool = True
-) -> list[Score]:
-    """How far `role` is from the base on the tokens of prompts (chat turns) or plain text (its first window).
-
-    Raises:
-        DataError: As `read_prompts`, or a prompt that does not fit the context; `on_error` as
-            `measure_answers`.
-    """
-    items, prompts = _prompts(generator, file, on_error)
-    found = drifts(generator, role, prompts, title=f"{task_name(file)}: drift", progress=progress)
-    return [
-        _mean(file, "kl_drift", items, [drift.kl for drift in found], higher_is_better=False),
-        _mean(file, "total_variation", items, [drift.total_variation for drift in found], higher_is_better=False),
-        _mean(file, "top1_agreement", items, [drift.top1_agreement for drift in found]),
-    ]
-
-
 # -- models ------------------------------------------------------------------------------------------------------
 
 
@@ -268,10 +364,10 @@ def drifts(
     *,
     title: str = "drift",
     progress: bool = False,
-) -> list[Drift]:
+) -> list[DriftValues]:
     """Distance between the next-token distributions of the base and of `role` at every position of each prompt."""
     model = generator.language_model
-    found = [Drift(0.0, 0.0, 1.0)] * len(prompts)
+    found = [DriftValues(0.0, 0.0, 1.0)] * len(prompts)
     for batch in _batches([len(prompt) for prompt in prompts], generator, title, progress):
         input_ids_BT, lengths_B = pad_right([prompts[i] for i in batch], model.end_of_answer_id, model.device)
         seen_BT = torch.arange(input_ids_BT.shape[1], device=model.device) < lengths_B[:, None]
@@ -281,7 +377,7 @@ def drifts(
             tuned_NH = base_NH if role == BASE else model.hidden(input_ids_BT, None)[seen_BT]
         distances_N3 = _distances(base_NH, tuned_NH, generator)
         for i, part in zip(batch, distances_N3.split(lengths_B.tolist()), strict=True):
-            found[i] = Drift(*part.mean(0).tolist())
+            found[i] = DriftValues(*part.mean(0).tolist())
     return found
 
 
@@ -309,40 +405,7 @@ def _batches(lengths: Sequence[int], generator: Generator, title: str, progress:
             bar.update(len(batch))
 
 
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
-def _tasks(
-    generator: Generator, file: str | Path, reserve: int, on_error: str
-) -> tuple[list[Item[Task]], list[list[int]]]:
-    def encode(item: Item[Task]) -> list[int]:
-        return _chat_ids(generator, item, item.content.prompt, reserve=reserve)
-
-    return _that_fit(read_tasks(file), encode, file, on_error)
-
-
-def _pairs(
-    generator: Generator, file: str | Path, on_error: str
-) -> tuple[list[Item[Pair]], list[dict[str, Continuation]]]:
-    model = generator.language_model
-    prefix = prefix_id(model.tokenizer)
-
-    def encode(item: Item[Pair]) -> dict[str, Continuation]:
-        texts = (item.content.good, item.content.bad)
-        rows = {text: Continuation([prefix], _plain_ids(generator, text, item.where)) for text in texts}
-        for text, row in rows.items():
-            if len(row) > model.context_length:
-                raise DataError(
-                    f"{file}: a sentence must fit into {model.context_length} tokens; {text[:60]!r} ({item.where}) has "
-                    f"{len(row)}. Cut it, or leave it out (--on_error skip)."
-                )
-        return rows
-
-    return _that_fit(read_pairs(file), encode, file, on_error)
-
-
-def _prompts(generator: Generator, file: str | Path, on_error: str) -> tuple[list[Item[Prompt]], list[list[int]]]:
-    return _that_fit(read_prompts(file), lambda item: _read_ids(generator, item), file, on_error)
+# -- items -------------------------------------------------------------------------------------------------------
 
 
 def _that_fit(
@@ -361,7 +424,7 @@ def _that_fit(
     if errors and not kept:
         raise errors[0]
     if errors:
-        logger.warning("Left out %d of %d rows of %s. The first: %s", len(errors), len(items), file, errors[0])
+        logger.warning("Left out %d of %d records of %s. The first: %s", len(errors), len(items), file, errors[0])
     return kept, encoded
 
 
@@ -372,7 +435,9 @@ def _plain_ids(generator: Generator, text: str, where: str) -> list[int]:
     return ids
 
 
-def _chat_ids(generator: Generator, item: Item[Task] | Item[Prompt], text: str, *, reserve: int = 0) -> list[int]:
+def _chat_ids(
+    generator: Generator, item: Item[AnsweredPrompt] | Item[Prompt], text: str, *, reserve: int = 0
+) -> list[int]:
     model = generator.language_model
     ids = model.chat.encode(model.chat.escape_special_tokens(text))
     if (room := model.context_length - reserve) < len(ids):
@@ -382,39 +447,3 @@ def _chat_ids(generator: Generator, item: Item[Task] | Item[Prompt], text: str, 
             "it out (--on_error skip)."
         )
     return ids
-
-
-def _read_ids(generator: Generator, item: Item[Prompt]) -> list[int]:
-    if item.content.is_chat:
-        return _chat_ids(generator, item, item.content.text)
-    model = generator.language_model
-    ids = [prefix_id(model.tokenizer), *_plain_ids(generator, item.content.text, item.where)]
-    return ids[: model.context_length]
-
-
-def _mean(
-    file: str | Path, metric: str, items: Sequence[Item], values: Sequence[float], *, higher_is_better: bool = True
-) -> Score:
-    return _score(file, metric, items, values, [1.0] * len(items), higher_is_better=higher_is_better)
-
-
-def _score(
-    file: str | Path,
-    metric: str,
-    items: Sequence[Item],
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    higher_is_better: bool,
-    is_exponential: bool = False,
-) -> Score:
-    return Score(
-        task=task_name(file),
-        metric=metric,
-        higher_is_better=higher_is_better,
-        is_exponential=is_exponential,
-        items=tuple(item.id for item in items),
-        groups=tuple(item.groups for item in items),
-        numerators=tuple(numerators),
-        denominators=tuple(denominators),
-    )

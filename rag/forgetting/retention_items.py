@@ -1,15 +1,15 @@
-"""Probe files: what a model is asked to find out what it still can do.
+"""Files of retention tasks: readers, items and their groups.
 
-| kind | a row | read as |
+| kind | a record | measured |
 |---|---|---|
-| answers | `prompt` or `question`, and `answer`, `answers` or `golden_answers` | one chat turn, a greedy reply |
+| answers | `prompt` or `question`, and `answer`, `answers` or `golden_answers` | the greedy reply to one chat turn |
 | pairs | `sentence_good` and `sentence_bad` (BLiMP), or `good` and `bad` | which of the two is more probable |
-| text | `text`, or the paragraphs of a .txt file | how probable all of it is |
-| drift | `prompt`, `question` or `text` | how far the distribution over input tokens moved |
+| text | `text`, or the paragraphs of a .txt file | the probability of the text |
+| drift | `prompt`, `question` or `text` | the change of the next-token distributions on it |
 
-Rows are JSON lines, plain or gzipped. A row belongs to the groups that it names: `task`, `group`, `ability`, and
-BLiMP's `UID`, `linguistics_term` and `field`. What an item is called comes from what it says, not from where it
-stands, and items are sorted by that name: a shuffled file gives the same numbers to the last digit.
+Records are JSON lines, plain or gzipped. A record belongs to the groups that it names: `task`, `group`, `ability`, and
+BLiMP's `UID`, `linguistics_term` and `field`. The id of an item is a digest of its content, and items are sorted by id:
+a shuffled file gives the same numbers to the last digit.
 """
 
 import gzip
@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 import regex
 
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError
 from indexes.records.formats import BrokenRow, Row, read_jsonl
 from indexes.records.question_files import check_unicode
 from indexes.records.whole_numbers import restored_rows
@@ -47,62 +47,14 @@ _HALF_WIDTH = {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
 _FINAL = re.compile(r"####\s*(\S[^\n]*)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probes:
-    """Which files to measure on; the name of a task is the name of its file without suffixes."""
-
-    answers: tuple[str | Path, ...] = ()
-    """Prompts with answers."""
-    pairs: tuple[str | Path, ...] = ()
-    """Minimal pairs."""
-    text: tuple[str | Path, ...] = ()
-    """Plain text."""
-    drift: tuple[str | Path, ...] = ()
-    """Prompts whose input distribution is compared with the base's."""
-    harness: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness (`pip install "dro-rag[harness]"`)."""
-    harness_path: str | Path | None = None
-    """A folder with further task files of the harness."""
-    harness_limit: int | None = None
-    """Only the first so many documents of each harness task."""
-    harness_chat: bool = False
-    """Write the harness's prompts through the model's chat template."""
-    max_new_tokens: int = 256
-    """Tokens a reply to a prompt may have."""
-    window: int | None = None
-    """Tokens of context in which plain text is read; None: as many as the model reads."""
-    on_error: str = "raise"
-    """Of a prompt or a sentence that does not fit the model's context: "raise", or "skip" it for all models alike."""
-
-    def __post_init__(self) -> None:
-        if not (self.answers or self.pairs or self.text or self.drift or self.harness):
-            raise UsageError(
-                "Forgetting is measured on something: give at least one of answers, pairs, text, drift (files) or "
-                "harness (task names)."
-            )
-        if self.on_error not in ("raise", "skip"):
-            raise UsageError(f'on_error must be "raise" or "skip"; {self.on_error!r} came.')
-        for name in ("max_new_tokens", "window", "harness_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1; {value} came.")
-        for name in ("answers", "pairs", "text", "drift"):
-            tasks = Counter(task_name(file) for file in getattr(self, name))
-            if twice := sorted(task for task, count in tasks.items() if count > 1):
-                raise UsageError(
-                    f"Files of one kind must have different names, which are their tasks; {twice} came twice among "
-                    f"{name}. Rename one."
-                )
-
-
 @dataclass(frozen=True)
-class Task:
-    """A prompt whose reply is right or wrong."""
+class AnsweredPrompt:
+    """A prompt with the replies that count as right."""
 
     prompt: str
     answers: tuple[str, ...]
     match: str
-    """How a reply is compared: one of `MATCHES`."""
+    """How a reply is compared; one of `MATCHES`."""
 
     def is_right(self, reply: str) -> bool:
         """Whether the reply counts.
@@ -121,14 +73,14 @@ class Task:
 
 
 def _compared(text: str) -> str:
-    """Normalised, or what is left of it before articles, or signs too, would be taken away; empty if it is blank."""
+    """Normalised; where that leaves nothing, without case and outer punctuation, else without spaces."""
     words = (word.strip(string.punctuation) for word in text.lower().split())
     return normalize_answer(text) or " ".join(word for word in words if word) or "".join(text.split())
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sentences that differ in one thing, which makes the second ungrammatical."""
+    """Two sentences with a minimal difference, which makes the second ungrammatical."""
 
     good: str
     bad: str
@@ -136,21 +88,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to read: the user's turn of a chat, or plain text."""
+    """The user's turn of a chat, or plain text."""
 
     text: str
     is_chat: bool
 
 
-ItemType = TypeVar("ItemType", Task, Pair, Prompt, str)
+ItemType = TypeVar("ItemType", AnsweredPrompt, Pair, Prompt, str)
 
 
 @dataclass(frozen=True)
 class Item(Generic[ItemType]):
-    """One row of a probe file."""
+    """One record of a file."""
 
     id: str
-    """From what the row says; the same row twice is "...", "...#2"."""
+    """A digest of the content; the second record with the same content is "...#2"."""
     groups: tuple[str, ...]
     content: ItemType
     where: str
@@ -158,7 +110,7 @@ class Item(Generic[ItemType]):
 
 
 def task_name(file: str | Path) -> str:
-    """`a/b/blimp.jsonl.gz` to `blimp`.
+    """The name of the task in a file: the file name without suffixes.
 
     >>> task_name("a/b/wikitext2_test.jsonl.gz")
     'wikitext2_test'
@@ -194,32 +146,32 @@ def final_number(text: str) -> Decimal | None:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def read_tasks(file: str | Path) -> list[Item[Task]]:
+def read_answered_prompts(file: str | Path) -> list[Item[AnsweredPrompt]]:
     """Prompts with answers.
 
-    `match` of a row says how its reply is compared; without it an answer with "####" is a number, any other is
+    `match` of a record says how its reply is compared; without it an answer with "####" is a number, any other is
     normalised.
 
     Raises:
-        DataError: No such file, an empty one, a row without prompt or answer; file and line are named.
+        DataError: No such file, an empty one, a record without prompt or answer; file and line are named.
     """
-    return _items(file, _task)
+    return _items(file, _answered_prompt)
 
 
 def read_pairs(file: str | Path) -> list[Item[Pair]]:
-    """Minimal pairs; errors as `read_tasks`."""
+    """Minimal pairs; errors as `read_answered_prompts`."""
     return _items(file, _pair)
 
 
 def read_texts(file: str | Path) -> list[Item[str]]:
-    """Documents: `text` of each row, or the paragraphs (blank lines apart) of a .txt file; errors as `read_tasks`."""
+    """Documents: `text` of each record, or the paragraphs of a .txt file; errors as `read_answered_prompts`."""
     if _is_text_file(file):
         return _named([(*paragraph, ()) for paragraph in _paragraphs(Path(file))], file)
     return _items(file, _text)
 
 
 def read_prompts(file: str | Path) -> list[Item[Prompt]]:
-    """Prompts or questions, answered or not (IFEval's are not), or plain text; errors as `read_tasks`."""
+    """Prompts or questions, answered or not (IFEval's are not), or plain text; errors as `read_answered_prompts`."""
     if _is_text_file(file):
         return _named([(where, Prompt(text, False), ()) for where, text in _paragraphs(Path(file))], file)
     return _items(file, _prompt)
@@ -238,9 +190,9 @@ def _items(file: str | Path, content: Callable[[Mapping[str, Any], str], ItemTyp
 
 
 def _named(rows: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Path) -> list[Item[ItemType]]:
-    """Sorted by what they say."""
+    """Sorted by their ids."""
     if not rows:
-        raise DataError(f"{file}: a probe file must hold at least one row; it is empty. Check the path.")
+        raise DataError(f"{file}: a retention task must have at least one record; the file is empty. Check the path.")
     named = sorted(
         ((_fingerprint(content, groups), where, content, groups) for where, content, groups in rows), key=lambda r: r[0]
     )
@@ -253,15 +205,16 @@ def _named(rows: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Pa
 
 
 def _fingerprint(content: Any, groups: tuple[str, ...]) -> str:
-    said = [list(vars(content).values()) if isinstance(content, Task | Pair | Prompt) else content, groups]
-    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+    is_plain = isinstance(content, str)
+    identity = [content if is_plain else list(vars(content).values()), groups]
+    return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _rows(file: str | Path) -> Iterator[Row]:
     path = Path(file)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"A probe file must be JSON lines (or .txt for plain text); {path} {found}. Check the path.")
+        raise DataError(f"Retention tasks are JSON lines (or .txt for plain text); {path} {found}. Check the path.")
     for row in restored_rows(lambda: read_jsonl(path, str(path)), ANSWER_FIELDS):
         if isinstance(row, BrokenRow):
             raise DataError(f"{row.place.source}:{row.place.number}: {row.error}") from row.error
@@ -285,31 +238,31 @@ def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
         line += part.count("\n")
 
 
-# -- rows --------------------------------------------------------------------------------------------------------
+# -- records -----------------------------------------------------------------------------------------------------
 
 
-def _task(fields: Mapping[str, Any], where: str) -> Task:
-    prompt = _said(fields, PROMPT_FIELDS, where)
+def _answered_prompt(fields: Mapping[str, Any], where: str) -> AnsweredPrompt:
+    prompt = _text_field(fields, PROMPT_FIELDS, where)
     name = next((name for name in ANSWER_FIELDS if name in fields), None)
     if name is None:
         raise DataError(
-            f"{where}: a prompt must have one of {list(ANSWER_FIELDS)}; this row has {sorted(fields)}. Prompts without "
+            f"{where}: a prompt must have one of {list(ANSWER_FIELDS)}; it has {sorted(fields)}. Prompts without "
             "answers (IFEval's, say) only measure drift: give the file as drift."
         )
     answers = tuple(_answers(fields[name], f"{where}: {name}"))
     match = fields.get("match", "number" if all("####" in answer for answer in answers) else "normalised")
     if match not in MATCHES:
-        raise DataError(f"{where}: match must be one of {list(MATCHES)}; {match!r} came. Mend the row.")
+        raise DataError(f"{where}: match must be one of {list(MATCHES)}, got {match!r}. Correct the record.")
     if match == "number" and any(final_number(answer) is None for answer in answers):
-        raise DataError(f"{where}: an answer that is compared as a number must hold one; {answers} came. Mend the row.")
-    return Task(prompt, answers, match)
+        raise DataError(f"{where}: an answer that is compared as a number must hold one, got {answers}. Correct it.")
+    return AnsweredPrompt(prompt, answers, match)
 
 
 def _answers(value: Any, where: str) -> list[str]:
     """A text, a number, or a list of them; at least one, and none empty."""
     found = [str(v) if _is_number(v) else v for v in _as_list(value)]
     if not found or not all(isinstance(v, str) and v.strip() for v in found):
-        raise DataError(f"{where} must be text, a number, or a list of at least one; {value!r} came. Mend the row.")
+        raise DataError(f"{where} must be text, a number, or a list of at least one, got {value!r}. Correct it.")
     return [check_unicode(text, where) for text in found]
 
 
@@ -326,35 +279,35 @@ def _pair(fields: Mapping[str, Any], where: str) -> Pair:
     names = next((names for names in PAIR_FIELDS if any(name in fields for name in names)), None)
     if names is None:
         raise DataError(
-            f"{where}: a minimal pair must have {' or '.join(' and '.join(names) for names in PAIR_FIELDS)}; this row "
-            f"has {sorted(fields)}. Mend the row."
+            f"{where}: a minimal pair must have {' or '.join(' and '.join(names) for names in PAIR_FIELDS)}; it "
+            f"has {sorted(fields)}. Correct the record."
         )
-    return Pair(*(_said(fields, (name,), where) for name in names))
+    return Pair(*(_text_field(fields, (name,), where) for name in names))
 
 
 def _text(fields: Mapping[str, Any], where: str) -> str:
-    return _said(fields, ("text",), where)
+    return _text_field(fields, ("text",), where)
 
 
 def _prompt(fields: Mapping[str, Any], where: str) -> Prompt:
     is_chat = any(name in fields for name in PROMPT_FIELDS)
-    return Prompt(_said(fields, (*PROMPT_FIELDS, "text"), where), is_chat)
+    return Prompt(_text_field(fields, (*PROMPT_FIELDS, "text"), where), is_chat)
 
 
-def _said(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """The first of the fields that is there; it must be text that shows."""
+def _text_field(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """The first of the fields that the record has; it must be text with a visible character."""
     name = next((name for name in names if name in fields), None)
     if name is None:
-        raise DataError(f"{where}: a row must have {' or '.join(names)}; this one has {sorted(fields)}. Mend the row.")
+        raise DataError(f"{where}: a record must have {' or '.join(names)}; this one has {sorted(fields)}. Correct it.")
     value = fields[name]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {name} must be text with a visible character; {value!r} came. Mend the row.")
+        raise DataError(f"{where}: {name} must be text with a visible character, got {value!r}. Correct the record.")
     return check_unicode(value, f"{where}: {name}")
 
 
 def _groups(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Every group that the row names, each once, sorted."""
+    """Every group that the record names, each once, sorted."""
     found = {fields[name] for name in GROUP_FIELDS if isinstance(fields.get(name), str) and fields[name]}
     if WHOLE in found:
-        raise DataError(f"{where}: a group may not be called {WHOLE!r}, which is the whole file. Rename it.")
+        raise DataError(f"{where}: a group must not be named {WHOLE!r}, which means the whole file. Rename it.")
     return tuple(sorted(found))

@@ -99,7 +99,7 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
             "gradient_accumulation_steps": 2,
             "fit_prior_weights": False,
         },
-        exercises=2,
+        general_tasks=2,
         answerable_only=False,
     )
     with pytest.MonkeyPatch.context() as patch:
