@@ -25,6 +25,8 @@ from rag.evaluation.evaluation_file import bundle_digest, write_json
 from rag.forgetting.file_tasks import AnsweredPrompts, Drift, MinimalPairs, PlainText
 from rag.forgetting.general_tasks import GeneralTask
 from rag.forgetting.measurement import (
+    ForgettingTable,
+    MeasuredBase,
     ModelScores,
     forgetting_table,
     kl_drift,
@@ -32,6 +34,7 @@ from rag.forgetting.measurement import (
     measure_forgetting,
     measure_general_tasks,
     measure_model,
+    read_forgetting,
 )
 from rag.forgetting.retention_items import read_pairs, read_texts
 from rag.forgetting.retention_task import RetentionOptions, Score
@@ -472,9 +475,9 @@ def test_wrong_options_of_the_command_are_refused(
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
         (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
         (["--bundle", "not-opened", "--name", "base", *pairs], 2, "only the base model is named 'base'"),
-        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders; got 'a/b'"),
+        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders, got 'a/b'"),
         (
-            ["--base", "tiny", *pairs, "--output", str(tasks.sources["pairs"][0].parent)],
+            ["--base", "tiny", *pairs, "--output", str(Path(tasks.sources["pairs"][0]).parent)],
             2,
             "must be a file in a folder",
         ),
