@@ -29,18 +29,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from indexes.errors import RAGError
 from indexes.tiny_encoder import TINY as TINY_MODEL
-from rag.pipeline import RAG, base_weights
+from rag.pipeline import RAG
 from rag.tiny_base import base_path
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, SupervisedConfig
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
@@ -191,7 +190,7 @@ def pipeline(index: Any, base: Path) -> RAG:
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=4),
+        decoding=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype="float32",
         device="cpu",
@@ -229,10 +228,10 @@ def road(rag: RAG, work: Path) -> str:
     learn(rag, work / "run")
     check_batch(rag)
     before = rag.answer(QUESTIONS)
-    weights = base_weights(rag.generator.language_model)
+    weights = rag.generator.language_model.base_weights()
     bundle = rag.save_pretrained(work / "bundle", include_base=True)
     again = RAG.from_pretrained(bundle, device="cpu")
-    found = base_weights(again.generator.language_model)
+    found = again.generator.language_model.base_weights()
     changed = [n for n in weights if n not in found or not torch.equal(weights[n], found[n])]
     assert not changed, f"{len(changed)} weights changed, such as {changed[0]}"
     assert again.answer(QUESTIONS) == before, "the bundle answers otherwise"
@@ -255,7 +254,7 @@ def check_rows(rag: RAG) -> None:
     candidates = rag.retriever.search(QUESTIONS, rag.num_candidates)
     z_mK = torch.tensor([[0, 1], [2, 3], [3, 0]])
     with torch.no_grad(), model.use("selector"):
-        together = selector.score(candidates, [z_mK] * len(candidates))
+        together = selector.log_prob(candidates, [z_mK] * len(candidates))
         ids = torch.tensor(selector.identifiers.token_ids)
         for one, found_m in zip(candidates, together, strict=True):
             for z_K, found in zip(z_mK, found_m, strict=True):
@@ -263,7 +262,7 @@ def check_rows(rag: RAG) -> None:
                 row = torch.tensor([selector.prompt_ids(one) + reply])
                 hidden_TH = model.hidden(row, None)[0]
                 lm_Kn = model.logits_for_positions(hidden_TH[[-1 - len(reply), -1]], ids[: len(one)])
-                logits_Kn = selector._pool(lm_Kn, selector._prior_scores(one, len(one)))
+                logits_Kn = selector._combine(lm_Kn, selector.prior_scores(one))
                 second_n = logits_Kn[1].clone()
                 second_n[z_K[0]] = -torch.inf
                 expected = logits_Kn[0].log_softmax(-1)[z_K[0]] + second_n.log_softmax(-1)[z_K[1]]
@@ -274,9 +273,11 @@ def check_rows(rag: RAG) -> None:
 def learn(rag: RAG, folder: Path) -> None:
     """One step of training for both roles."""
     config = DROConfig(
-        output_dir=str(folder), rounds=1, num_permutations=2, supervised_epochs=0, proposals_per_sample=1
+        rounds=1,
+        e_step=EStepConfig(num_permutations=2, proposals_per_sample=1),
+        supervised=SupervisedConfig(num_train_epochs=0),
     )
-    DROTrainer(rag, config, EXAMPLES, None, progress=False).train()
+    DROTrainer(rag, config, train_dataset=EXAMPLES, output_dir=folder, progress=False).train()
     model = rag.generator.language_model
     assert not model.is_untrained("generator"), "the generator did not learn"
     assert not model.is_untrained("selector"), "the selector did not learn"

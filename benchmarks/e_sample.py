@@ -16,7 +16,7 @@ from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipelin
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import Question, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
-from retriever.selector import standardise
+from retriever.selector import SamplingConfig, standardise
 
 M = 8
 
@@ -33,7 +33,7 @@ def build(options: Options, decoding: str, prompt: int, target: float | None) ->
         path=f"E-sample, {decoding}",
         shape=f"{name}, {questions} prompts of {prompt}",
         rival=lambda: rivals.sample(p, M),
-        ours=lambda: p.selector.sample(p.candidates, M, generator=generator),
+        ours=lambda: p.selector.propose(p.candidates, SamplingConfig(num_permutations=M), generator=generator),
         check=lambda: check(p),
         flops=questions * e_sample_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
@@ -44,7 +44,9 @@ def build(options: Options, decoding: str, prompt: int, target: float | None) ->
 @torch.no_grad()
 def check(p: Pipeline) -> None:
     """The log-probabilities of what was drawn are those of whole sequences, one for each permutation."""
-    drawn = p.selector.sample(p.candidates, M, generator=torch.Generator().manual_seed(1))[0]
+    drawn = p.selector.propose(
+        p.candidates, SamplingConfig(num_permutations=M), generator=torch.Generator().manual_seed(1)
+    )[0]
     if p.selector.config.decoding == "single_pass":
         first_n = first_logits(p)
         expected = plackett_luce_log_prob(first_n, drawn.z_mK)

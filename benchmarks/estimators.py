@@ -41,6 +41,7 @@ from torch import Tensor
 from rag import RAG
 from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
+from training.config import EStepConfig
 from training.estimation import EStep, Posterior
 from training.imputation import Surrogate, choose, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights
@@ -103,7 +104,7 @@ def _regimes(args: argparse.Namespace) -> Iterator[tuple[str, str, list["Problem
 def measured(args: argparse.Namespace) -> list["Problem"]:
     """Questions of a saved pipeline."""
     rag = RAG.from_pretrained(args.pipeline)
-    settings = DROConfig(output_dir="unused", exact=True, candidate_order="retriever")
+    settings = DROConfig(e_step=EStepConfig(exact=True, candidate_order="retriever"))
     selector = rag.selector.config
     tree = Tree.of(selector.num_candidates, selector.num_selected)
     examples = load_examples(args.questions, limit=args.limit)

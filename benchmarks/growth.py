@@ -32,6 +32,7 @@ from rag.planning.flops import (
     m_generator_flops,
     m_selector_flops,
 )
+from retriever.selector import SamplingConfig
 from training.config import DROConfig
 from training.maximization import JointModel
 
@@ -79,14 +80,14 @@ STEPS: dict[str, Callable[..., int]] = {
 def steps(p: Pipeline, m: int) -> dict[str, Callable[[], object]]:
     """What is run."""
     found, rows = posteriors(p, m), answer_rows(p, m)
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False))
+    joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))
     generator = torch.Generator().manual_seed(0)
 
     def learn(role: str) -> object:
         return step(p, role, lambda: our_loss(joint, role, found))
 
     return {
-        "E-sample": lambda: p.selector.sample(p.candidates, m, generator=generator),
+        "E-sample": lambda: p.selector.propose(p.candidates, SamplingConfig(num_permutations=m), generator=generator),
         "E-score": lambda: p.generator.log_probs(rows),
         "M-selector": lambda: learn("selector"),
         "M-generator": lambda: learn("generator"),

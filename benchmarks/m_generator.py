@@ -51,11 +51,11 @@ def build(
     model = language_model(config, options.dtype, options.device)
     p = pipeline(model, questions=1, row=row)
     found = posteriors(p, m)
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", **settings))
-    exact = JointModel(p.selector, p.generator, DROConfig(output_dir="unused"))
+    joint = JointModel(p.selector, p.generator, DROConfig().with_settings(settings))
+    exact = JointModel(p.selector, p.generator, DROConfig())
     answer = len(p.generator.encode_answer(found[0].answer))
     question = Question(20, 5, m, 0, row + answer, answer)
-    aligned = 1 if settings.get("selfaug_rows") == "one" else None
+    aligned = 1 if settings.get("selfaug.permutations") == "one" else None
     return Case(
         path="M-generator + SelfAug" + (", row KL" if aligned else ""),
         shape=f"{options.shape or name}, V = {config.vocab_size:,}, {m} rows of {row + answer}",
@@ -80,7 +80,7 @@ def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.d
 
 
 EXACT: dict[str, Any] = {}
-ROW: dict[str, Any] = {"selfaug_rows": "one"}
+ROW: dict[str, Any] = {"selfaug.permutations": "one"}
 
 MAKES = [
     Make(lambda o: build(o, "small", small_qwen(32000), EXACT, 4.0)),

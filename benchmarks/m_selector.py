@@ -35,7 +35,7 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     model = language_model(CONFIGS[name](), options.dtype, options.device)
     p = pipeline(model, questions=1, prompt=prompt, decoding=decoding)
     found = posteriors(p, M)
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False))
+    joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))
     question = Question(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
     return Case(
         path=f"M-selector, {decoding}",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retriever.permutations import sequential_log_prob
-from training.prior_weights import best_pooling
+from training.prior_weights import best_prior_weights
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         pooling, line = torch.tensor([0.0, 1.0]), []
         for _ in range(args.rounds):
             stack = world.estimate(pooling, with_baseline=method == "gain")
-            pooling = best_pooling([stack], pooling, args.questions)
+            pooling = best_prior_weights([stack], pooling, args.questions)
             line.append(f"gate {pooling[0]:.2f} strength {pooling[1]:.2f} first {world.first(pooling):.3f}")
         print(f"{method:17s} " + " | ".join(line))
 

@@ -24,6 +24,7 @@ from rag.evaluation.significance import paired_bootstrap
 from rag.tiny_base import TINY
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples, retrieve
+from training.config import EStepConfig
 from training.estimation import EStep, Posterior
 from training.maximization import distilled_loss, selection_losses
 
@@ -86,13 +87,14 @@ class GoldReader:
 def learn(rag: RAG, examples: Sequence[QAExample], objective: str, seed: int, args: argparse.Namespace) -> None:
     """Rounds of an E-step and one pass over its posteriors."""
     config = DROConfig(
-        output_dir="unused",
-        num_permutations=args.samples,
-        replacement=False,
-        proposals_per_sample=1,
-        candidate_pool=args.pool or None,
-        e_step_batch_size=64,
         seed=seed,
+        e_step=EStepConfig(
+            num_permutations=args.samples,
+            replacement=False,
+            proposals_per_sample=1,
+            candidate_pool=args.pool or None,
+            batch_size=64,
+        ),
     )
     reader: Any = GoldReader(examples, args.utility)
     e_step = EStep(rag.retriever, rag.selector, reader, config)

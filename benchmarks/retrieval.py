@@ -20,7 +20,7 @@ from typing import Any
 import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 from indexes import BM25Index, Corpus, Encoder, PassageIndex, build_index
 from rag.metrics import gold_recall
-from rag.pipeline import retriever_of
+from rag.model_loading import retriever_of
 from training import QAExample, load_examples, retrieve
 
 DATA_SETS = ("2wiki", "hotpotqa", "nq", "squad")

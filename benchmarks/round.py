@@ -26,7 +26,11 @@ from training.estimation import EStep
 from training.maximization import JointModel, MStepTrainer
 
 M, PROMPT, ROW = 8, 640, 248
-AS_THE_PAPER: dict[str, Any] = {"num_permutations": M, "replacement": True, "proposals_per_sample": 1}
+AS_THE_PAPER: dict[str, Any] = {
+    "e_step.num_permutations": M,
+    "e_step.replacement": True,
+    "e_step.proposals_per_sample": 1,
+}
 RATE = 1e-4
 
 
@@ -38,7 +42,7 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
     p = pipeline(model, questions=questions, prompt=PROMPT, row=ROW)
     answer = len(p.generator.encode_answer(p.examples[0].golden_answers[0]))
     question = Question(20, 5, M, PROMPT, ROW + answer, answer, 1 + len(p.selector.separator_ids))
-    aligned = 1 if settings.get("selfaug_rows") == "one" else None
+    aligned = 1 if settings.get("selfaug.permutations") == "one" else None
     flops = e_sample_flops(p.shape, question) + e_score_flops(p.shape, question)
     flops += m_selector_flops(p.shape, question) + m_generator_flops(p.shape, question, aligned_rows=aligned)
     return Case(
@@ -57,10 +61,13 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
 def our_round(p: Pipeline, settings: dict[str, Any]) -> int:
     """The number of questions learned from."""
     with tempfile.TemporaryDirectory() as folder:
-        config = DROConfig(output_dir=folder, learning_rate=RATE, fit_prior_weights=False, **settings)
+        fixed = {"m_step.learning_rate": RATE, "m_step.fit_prior_weights": False}
+        config = DROConfig().with_settings(fixed | settings)
         found = EStep(p.retriever, p.selector, p.generator, config)(p.examples, round=1)
         joint = JointModel(p.selector, p.generator, config)
-        trainer = MStepTrainer(joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.num_permutations)
+        trainer = MStepTrainer(
+            joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
+        )
         trainer.train()
         return trainer.total_questions
 
@@ -111,7 +118,7 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
     }
 
 
-ROW_KL = {"selfaug_rows": "one"}
+ROW_KL = {"selfaug.permutations": "one"}
 MAKES = [
     Make(partial(build, name="exact", settings=AS_THE_PAPER, target=3.5)),
     Make(partial(build, name="row KL", settings=AS_THE_PAPER | ROW_KL, target=4.5), quick=False),

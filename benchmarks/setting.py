@@ -16,14 +16,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerRow, Generator
+from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape
 from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector import SelectorConfig
 from training.estimation import Posterior, answer_row
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
@@ -195,7 +197,7 @@ class Pipeline:
 
     model: LanguageModel
     retriever: StoredRetriever
-    selector: Selector
+    selector: ListwiseSelector
     generator: Generator
     candidates: list[Candidates]
     examples: list[QAExample]
@@ -221,7 +223,7 @@ def pipeline(
     device = str(model.device)
     found = [candidates(i, n) for i in range(questions)]
     retriever = StoredRetriever(found, device)
-    selector = Selector(
+    selector = ListwiseSelector(
         model,
         retriever,
         prompt=RandomRankingPrompt(length=prompt),

@@ -122,7 +122,7 @@ def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
     from indexes.host_memory import resident_bytes
     from rag.planning.training_plan import measured
-    from training.config import DROConfig
+    from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
     from training.maximization import JointModel, MStepTrainer
 
@@ -131,11 +131,8 @@ def run(case: Case) -> dict[str, Any]:
         process = resident_bytes()
         selector, generator = _pipeline(case, retriever)
         config = DROConfig(
-            output_dir=folder,
-            num_permutations=case.num_permutations,
-            gradient_checkpointing=case.checkpointing,
-            gradient_accumulation_steps=1,
-            e_step_batch_size=QUESTIONS,
+            e_step=EStepConfig(num_permutations=case.num_permutations, batch_size=QUESTIONS),
+            m_step=MStepConfig(gradient_checkpointing=case.checkpointing, gradient_accumulation_steps=1),
         )
         examples = _examples()
         job = _job(case, config, selector, generator, examples[0])
@@ -144,7 +141,7 @@ def run(case: Case) -> dict[str, Any]:
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
         trainer = MStepTrainer(
-            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.num_permutations
+            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
         )
 
         def train() -> None:
@@ -183,7 +180,8 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     from generator.generator import Generator
     from generator.language_model import LanguageModel
     from rag.tiny_base import base_path
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.listwise_selector import ListwiseSelector
+    from retriever.selector import SelectorConfig
 
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=4096, tie_word_embeddings=True)
@@ -192,7 +190,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     model = LanguageModel(base, AutoTokenizer.from_pretrained(base_path("tiny")))
     model.mixed = case.dtype == "mixed"
     retriever.adapter.to(model.device)
-    selector = Selector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
+    selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
     with torch.no_grad():
         selector.prior.gate.fill_(0.5)  # else the language model goes unheard, and costs nothing
     return selector, Generator(model)

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 
 if TYPE_CHECKING:
-    from generator.chat import Chat, ChatConfig
-    from generator.generator import DecodingConfig, Generator
-    from generator.language_model import AdapterConfig, LanguageModel
+    from generator.chat import Chat
+    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+    from generator.generator import Generator
+    from generator.language_model import LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
 
 _EXPORTS = {
-    "AdapterConfig": "generator.language_model",
+    "AdapterConfig": "generator.configs",
     "AnswerPrompt": "generator.prompts",
     "Chat": "generator.chat",
-    "ChatConfig": "generator.chat",
-    "DecodingConfig": "generator.generator",
+    "ChatConfig": "generator.configs",
+    "DecodingConfig": "generator.configs",
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",

@@ -7,20 +7,16 @@ turns: its prompts are plain text.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from generator.configs import TODAY, ChatConfig, moment_of
 from indexes.errors import UsageError
-
-DEFAULT_DATE = "2024-07-26"
-"""The date that the template of Llama 3.1 writes unless it is told another one ("26 Jul 2024")."""
-TODAY = "today"
 
 # A prompt is measured before it is cut, so a too long one is no reason for the tokenizer to warn.
 QUIETLY: dict[str, Any] = {"verbose": False}
@@ -31,63 +27,6 @@ _SYSTEM, _USER, _ASSISTANT = "SYSTEM-5c1e", "USER-5c1e", "ASSISTANT-5c1e"
 # Of C's strftime; the forms without a leading zero are GNU's, which templates of Linux users have.
 _DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 _WITHOUT_ZERO = "dmHIMSj"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig:
-    """What the chat template of a base is given, and how a thought is told from an answer."""
-
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Variables of the chat template, such as `{"enable_thinking": false}` (Qwen3, SmolLM3, GLM-4.5)."""
-    system_message: str | None = None
-    """Stands before every prompt, in place of the system message that a template may add by itself. None: none."""
-    date: str = DEFAULT_DATE
-    """What a template writes that asks for the date (`strftime_now`, `date_string`), as YYYY-MM-DD with or without a
-    time; or "today", which reads the clock for every prompt, so that answers and their log-probabilities change."""
-    prefill: str = ""
-    r"""Every reply begins with this text, which is part of the prompt: "</think>\n\n" ends a thought that a template
-    opens and has no variable to leave out (DeepSeek-R1)."""
-    thought_start: str = "<think>"
-    """A reply may begin with a thought, from this mark (or at once, where the template wrote the mark) ..."""
-    thought_end: str = "</think>"
-    """... to this one. Thoughts are left out of answers; with both marks empty they are not looked for."""
-
-    def __post_init__(self) -> None:
-        _moment(self.date)
-        if bool(self.thought_start) != bool(self.thought_end):
-            raise UsageError(
-                "thought_start and thought_end must both be given, or both be empty; "
-                f"{self.thought_start!r} and {self.thought_end!r} came."
-            )
-        if taken := sorted(_taken() & set(self.chat_template_kwargs)):
-            raise UsageError(
-                f"chat_template_kwargs must name variables of the chat template; {taken} are set by the library itself "
-                "(a system message has an option of its own, system_message)."
-            )
-        try:
-            json.dumps(self.chat_template_kwargs)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"chat_template_kwargs must be JSON, as bundles keep them; {error}.") from error
-
-
-def _taken() -> set[str]:
-    """Parameters of `apply_chat_template` that are no variables of a template, and what the template iterates over."""
-    named = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"}
-    return named - {"tools", "documents"} | {"messages"}
-
-
-def _moment(date: str) -> datetime:
-    """A date as a point in time.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if date == TODAY:
-        return datetime.now()
-    try:
-        return datetime.fromisoformat(date)
-    except ValueError as error:
-        raise UsageError(f'date must be YYYY-MM-DD, with or without a time, or "{TODAY}"; {date!r} came.') from error
 
 
 @dataclass(frozen=True)
@@ -191,7 +130,7 @@ class Chat:
         source = self._source
         if source is None:
             raise UsageError("A conversation needs a chat template; this tokenizer has none.")
-        moment = _moment(self.config.date)
+        moment = moment_of(self.config.date)
         variables = {"date_string": moment.strftime("%d %b %Y")} if _mentions(source, "date_string") else {}
         # transformers lets a template read the clock, and takes no other function in place of `strftime_now` (5.23
         # turns every variable into plain data), so the template gets a macro of that name.

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from generator.chat import Chat, ReplyReader
+from generator.configs import DecodingConfig
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
 from generator.padding import length_mask, pad_right
@@ -29,29 +30,11 @@ from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.recording import Recorded, StepLogProbs, is_recording
 from indexes.batching import token_budget_batches
 from indexes.corpora.passage import Passage
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 ROLE = "generator"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
-    """How an answer is decoded. Greedy by default: the same input gives the same answer."""
-
-    max_new_tokens: int = 32
-    """Tokens an answer may have; this much of the context is kept free."""
-    temperature: float = 0.0
-    """0 is greedy; above 0 samples at that temperature."""
-    top_p: float = 1.0
-    """Nucleus mass when sampling."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1; {self.max_new_tokens} came.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(f"temperature must be >= 0 and top_p in (0, 1]; {self.temperature} and {self.top_p} came.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import RLock
 from typing import Any, cast
@@ -36,7 +36,8 @@ from transformers import (
 )
 
 from generator.base_config import choose_context, text_config
-from generator.chat import Chat, ChatConfig
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig
 from generator.padding import Branches, branch_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
@@ -54,24 +55,6 @@ _KNOWN_WINDOWS = {
 }
 """Fields of configs about how far attention looks back that `shared_prefix_masks` heeds or that change nothing."""
 BASE = "base"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """LoRA settings, the same for every role; names and meaning are those of `peft.LoraConfig`."""
-
-    r: int = 16
-    """Rank. More rank, more capacity and more to forget."""
-    lora_alpha: int = 32
-    """Scale of the update: it is multiplied by lora_alpha / r."""
-    lora_dropout: float = 0.0
-    """Dropout inside the adapter during the M-step; the SelfAug KL is then noisy, so 0 is the default."""
-    target_modules: str | list[str] = "all-linear"
-    """Modules that get an adapter; the output head may not be among them."""
-
-    def to_peft(self) -> LoraConfig:
-        """The same settings as a `peft.LoraConfig`."""
-        return LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self))
 
 
 class LanguageModel(nn.Module):
@@ -244,7 +227,7 @@ class LanguageModel(nn.Module):
         return peft_model
 
     def _lora_config(self, model: PreTrainedModel) -> LoraConfig:
-        config = self.adapter.to_peft()
+        config = LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self.adapter))
         if self.adapter.target_modules != "all-linear":
             return config
         # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.

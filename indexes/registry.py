@@ -89,6 +89,10 @@ class Registry(Generic[T]):
         load_plugins()
         return list(dict.fromkeys([*self._builtin, *self._registered]))
 
+    def is_builtin(self, kind: str) -> bool:
+        """Whether a kind belongs to this library."""
+        return kind in self._builtin
+
     def __contains__(self, kind: object) -> bool:
         return kind in self._builtin or kind in self.kinds()
 

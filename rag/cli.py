@@ -140,9 +140,14 @@ def _parse(name: str, words: list[str]) -> Any:
 
 
 def _suggestion(message: str, parser: Any) -> str:
+    from training.config import what_became_of
+
     unknown = re.search(r"(?:[Kk]ey|[Oo]ption|arguments?)[ :]+['\"]?(?:--)?([\w.-]+)", message)
     known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
-    return _nearest(unknown.group(1), known) if unknown and unknown.group(1) not in known else ""
+    if unknown is None or unknown.group(1) in known:
+        return ""
+    moved = what_became_of(unknown.group(1)) if "rounds" in known else ""  # a command with the settings of training
+    return f" {moved}" if moved else _nearest(unknown.group(1), known)
 
 
 def _check_json_file(args: Any) -> None:

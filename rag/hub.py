@@ -1,4 +1,4 @@
-"""Bundles on the Hugging Face Hub: a bundle by its folder or repository, and what of it can be uploaded."""
+"""Bundles on the Hugging Face Hub: finding one by folder or repository, and which parts need no upload."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,24 +24,24 @@ def bundle_folder(
     """The folder of a bundle: a local one, or the snapshot of a repository on the Hub, downloaded once.
 
     Args:
-        bundle: A folder, or the id of a repository ("user/name"); a folder of that name always wins.
-        revision: Branch, tag or commit of the repository; a local folder has none.
+        bundle: A folder, or the id of a repository ("user/name"); a folder of that name takes precedence.
+        revision: Branch, tag or commit of the repository; not for a local folder.
         token: Access token; None takes the one that is logged in, False none.
         cache_dir: Where snapshots are kept; default: the Hub's cache (HF_HOME).
         local_files_only: Take what is in the cache, without the network.
         leave_out: Parts that are not needed: "index", "encoder" or "base".
 
     Raises:
-        MismatchError: It is no folder, and cannot be the id of a repository.
-        ResourceError: It is no folder, and cannot be downloaded.
+        MismatchError: It is neither a folder nor a possible id of a repository.
+        ResourceError: It is not a folder, and cannot be downloaded.
         UsageError: A revision of a local folder.
     """
     folder = standing_folder(Path(bundle))
     if folder.is_dir():
         if revision is not None:
             raise UsageError(
-                f"A revision belongs to a repository on the Hub, but {bundle} is a local folder; revision {revision!r} "
-                "came. Leave the revision out, or run where no folder has the name of the repository."
+                f"A revision belongs to a repository on the Hub, but {bundle} is a local folder; got revision "
+                f"{revision!r}. Leave the revision out, or run where no folder has the name of the repository."
             )
         return folder
     if isinstance(bundle, Path) or not is_repo_id(bundle):
@@ -68,14 +68,14 @@ def bundle_folder(
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether a text can be the id of a repository on the Hub that a bundle was pushed to: "owner/name"."""
+    """Whether a text can be the id of a repository with a bundle: "owner/name"."""
     return "/" in name and is_model_id(name)
 
 
 def is_model_id(name: str) -> bool:
-    """Whether a text can name a model on the Hub; some have no owner.
+    """Whether a text can be the id of a model on the Hub, with or without an owner.
 
-    Those are the Hub's first models ("gpt2"), and what sentence-transformers looks up among its own
+    Models without an owner are the Hub's first ones ("gpt2"), and names that sentence-transformers completes
     ("all-MiniLM-L6-v2").
     """
     try:
@@ -86,5 +86,5 @@ def is_model_id(name: str) -> bool:
 
 
 def can_be_found_elsewhere(model: str) -> bool:
-    """Whether the recorded name of a model means the same on another machine: a Hub id, or "tiny"."""
+    """Whether the recorded name of a model is valid on another machine: a Hub id, or "tiny"."""
     return model == TINY or (bool(model) and not Path(model).exists() and is_model_id(model))

@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from indexes.encoder import Encoder
     from retriever.dense import Candidates, DenseRetriever, Explanation, QuestionAdapter, Retriever
     from retriever.hybrid import BM25Retriever, HybridRetriever
+    from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
     from retriever.permutations import Permutations
-    from retriever.selector import RetrieverPrior, Selector, SelectorConfig
+    from retriever.plackett_luce_selector import PlackettLuceSelector
+    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.selectors import SELECTORS
 
 _EXPORTS = {
     "BM25Retriever": "retriever.hybrid",
@@ -19,25 +22,33 @@ _EXPORTS = {
     "Encoder": "indexes.encoder",
     "Explanation": "retriever.dense",
     "HybridRetriever": "retriever.hybrid",
+    "ListwiseSelector": "retriever.listwise_selector",
     "Permutations": "retriever.permutations",
+    "PlackettLuceSelector": "retriever.plackett_luce_selector",
     "QuestionAdapter": "retriever.dense",
     "Retriever": "retriever.dense",
-    "RetrieverPrior": "retriever.selector",
+    "RetrieverPrior": "retriever.listwise_selector",
+    "SELECTORS": "retriever.selectors",
+    "SamplingConfig": "retriever.selector",
     "Selector": "retriever.selector",
     "SelectorConfig": "retriever.selector",
 }
 
 __all__ = [
+    "SELECTORS",
     "BM25Retriever",
     "Candidates",
     "DenseRetriever",
     "Encoder",
     "Explanation",
     "HybridRetriever",
+    "ListwiseSelector",
     "Permutations",
+    "PlackettLuceSelector",
     "QuestionAdapter",
     "Retriever",
     "RetrieverPrior",
+    "SamplingConfig",
     "Selector",
     "SelectorConfig",
 ]

@@ -1,88 +1,64 @@
-"""Tiny models, built in memory: a byte-level tokenizer, causal LMs of five architectures, an encoder, an index.
+"""Fixtures of all tests, and the marks that tests get by what they use. Heavy imports wait for the first fixture.
 
 Nothing is downloaded and nothing is written outside `tmp_path`.
 """
 
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import durations
+import marks
 import pytest
-import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    GemmaConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
-from indexes.corpora.corpus import Corpus
-from indexes.corpora.passage import Passage
-from indexes.directory.builder import build_index
-from indexes.directory.passage_index import PassageIndex
-from indexes.encoder import Encoder
-from rag.pipeline import RAG
-from retriever.dense import DenseRetriever
-from retriever.selector import Selector, SelectorConfig
-from training.config import DROConfig
-from training.estimation import EStep
-from training.questions.example import QAExample
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-PASSAGES = [
-    Passage("p0", "Hamlet", "Hamlet is a tragedy that William Shakespeare wrote around 1600."),
-    Passage("p1", "Faust", "Faust is a play by Goethe about a scholar and the devil."),
-    Passage("p2", "Oxygen", "Oxygen is a chemical element with symbol O and atomic number 8."),
-    Passage("p3", "Paris", "Paris is the capital of France and lies on the river Seine."),
-    Passage("p4", "Berlin", "Berlin is the capital of Germany."),
-    Passage("p5", "Python", "Python is a programming language that Guido van Rossum designed in 1991."),
-    Passage("p6", "Mars", "Mars is the fourth planet from the Sun and has two moons."),
-    Passage("p7", "Seine", "The Seine is a river in France that flows into the English Channel."),
-    Passage("p8", "Ohio", "Ohio is a state of the United States; its capital is Columbus."),
-    Passage("p9", "Curie", "Marie Curie was a physicist born in Warsaw who discovered radium."),
-    Passage("p10", "Danube", "The Danube is a river that flows into the Black Sea."),
-    Passage("p11", "Radium", "Radium is a chemical element with symbol Ra."),
-]
-
-EXAMPLES_FOR_WORKERS = [
-    QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
-    QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
-]
-
-ARCHITECTURES = {
-    "llama": LlamaConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "mistral": MistralConfig,
-    "gemma": GemmaConfig,
-}
+if TYPE_CHECKING:
+    from generator.generator import Generator
+    from generator.language_model import LanguageModel
+    from indexes.directory.passage_index import PassageIndex
+    from indexes.encoder import Encoder
+    from rag.pipeline import RAG
+    from retriever.dense import DenseRetriever
+    from retriever.listwise_selector import ListwiseSelector
+    from training.estimation import EStep
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--write_golden`, the only way to write the golden files again."""
     parser.addoption("--write_golden", action="store_true", help="write the content of tests/golden/*.json again")
+    parser.addoption("--write-durations", action="store_true", help="measure every test and write durations.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-durations"):
+        config.pluginmanager.register(durations.DurationWriter())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it uses (marks.py), and by what it took when it was last measured (durations.py)."""
+    measured = durations.read_durations()
+    for item in items:
+        if isinstance(item, pytest.Function):
+            # pytest has no public way from a test to the functions of its fixtures.
+            fixtures = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]
+            parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            for kind in marks.kinds(item.function, [f.func for f in fixtures], parameters):
+                item.add_marker(kind)
+            shared = [durations.fixture_id(f) for f in fixtures if f.scope != "function"]
+            if durations.is_slow(item.nodeid, shared, measured):
+                item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector off what was imported: full collections, one after each round of training, would walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -103,86 +79,23 @@ def real_encoder_dir(data_dir: Path) -> Path:
     return folder
 
 
-def byte_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: every ASCII character is one token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    specials = ["<pad>", "<eos>", "<|user|>", "<|assistant|>", "<|end|>"]
-    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        additional_special_tokens=specials[2:],
-    )
-    fast.chat_template = CHAT_TEMPLATE if chat else None
-    return fast
-
-
-def tiny_model(
-    architecture: str = "llama", *, seed: int = 0, context: int = 4096, **changes: object
-) -> PreTrainedModel:
-    """A random causal LM whose logits are far from uniform (wide initialisation)."""
-    settings: dict[str, object] = {
-        "vocab_size": len(byte_tokenizer()),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": context,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": False,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": None,
-    }
-    config = ARCHITECTURES[architecture](**{**settings, **changes})
-    torch.manual_seed(seed)
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-
-
-def tiny_language_model(architecture: str = "llama", *, chat: bool = True, **changes: object) -> LanguageModel:
-    """A `LanguageModel` over `tiny_model`."""
-    return LanguageModel(
-        tiny_model(architecture, **changes),
-        byte_tokenizer(chat=chat),
-        adapter=AdapterConfig(r=3, lora_alpha=6),
-    )
-
-
-def randomize_adapters(model: LanguageModel, *, scale: float = 0.3, seed: int = 1) -> None:
-    """Give both adapters random weights, so that roles differ from each other and from the base."""
-    generator = torch.Generator().manual_seed(seed)
-    for role in ("selector", "generator"):
-        for parameter in model.adapter_parameters(role).values():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
-
-
 @pytest.fixture
-def language_model() -> LanguageModel:
+def language_model() -> "LanguageModel":
     """A tiny Llama with shaken adapters."""
+    from tiny_models import randomize_adapters, tiny_language_model
+
     model = tiny_language_model()
     randomize_adapters(model)
     return model
 
 
-def tiny_encoder(texts: list[str], *, dimension: int = 24, seed: int = 0) -> Encoder:
-    """A bag-of-words sentence-transformers model with random word vectors."""
-    words = sorted({w for t in texts for w, _ in Whitespace().pre_tokenize_str(t.lower())})
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
-    torch.manual_seed(seed)
-    return Encoder(SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu"))
-
-
 @pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> "Encoder":
     """A tiny encoder over the toy passages, saved and loaded, so that its name is a real folder."""
+    from tiny_models import PASSAGES, tiny_encoder
+
+    from indexes.encoder import Encoder
+
     folder = tmp_path_factory.mktemp("encoder") / "tiny-encoder"
     tiny_encoder([p.contents for p in PASSAGES] + ["who what where wrote capital of river designed"]).save_pretrained(
         folder
@@ -191,32 +104,43 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 
 
 @pytest.fixture(scope="session")
-def index(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
+def index(encoder: "Encoder", tmp_path_factory: pytest.TempPathFactory) -> "PassageIndex":
     """The twelve toy passages, indexed."""
+    from tiny_models import PASSAGES
+
+    from indexes.corpora.corpus import Corpus
+    from indexes.directory.builder import build_index
+
     folder = tmp_path_factory.mktemp("index") / "toy"
     return build_index(Corpus.from_passages(PASSAGES), encoder, folder, progress=False)
 
 
 @pytest.fixture
-def retriever(index: PassageIndex, encoder: Encoder) -> DenseRetriever:
+def retriever(index: "PassageIndex", encoder: "Encoder") -> "DenseRetriever":
     """A dense retriever with a fresh question adapter."""
+    from retriever.dense import DenseRetriever
+
     return DenseRetriever(index, encoder)
 
 
 @pytest.fixture
-def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
+def make_selector(retriever: "DenseRetriever") -> "Callable[..., ListwiseSelector]":
     """Builds a selector with a gate that lets the language model speak."""
+    import torch
+
+    from retriever.listwise_selector import ListwiseSelector
+    from retriever.selector import SelectorConfig
 
     def make(
-        model: LanguageModel,
+        model: "LanguageModel",
         *,
         gate: float = 0.7,
         strength: float = 0.9,
         prior: bool = True,
         **settings: object,
-    ) -> Selector:
+    ) -> "ListwiseSelector":
         config = SelectorConfig(**{"num_candidates": 6, "num_selected": 3, "use_prior": prior, **settings})
-        selector = Selector(model, retriever, config=config)
+        selector = ListwiseSelector(model, retriever, config=config)
         with torch.no_grad():
             selector.prior.gate.fill_(gate)
             selector.prior.strength.fill_(strength)
@@ -226,13 +150,16 @@ def make_selector(retriever: DenseRetriever) -> Callable[..., Selector]:
 
 
 @pytest.fixture
-def generator(language_model: LanguageModel) -> Generator:
+def generator(language_model: "LanguageModel") -> "Generator":
     """A generator over the tiny model."""
+    from generator.configs import DecodingConfig
+    from generator.generator import Generator
+
     return Generator(language_model, config=DecodingConfig(max_new_tokens=5))
 
 
 @pytest.fixture
-def passes(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def passes(language_model: "LanguageModel", monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every forward pass of the tiny model."""
     seen: list[int] = []
     hidden = language_model.hidden
@@ -242,16 +169,19 @@ def passes(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> li
 
 @pytest.fixture
 def make_e_step(
-    language_model: LanguageModel,
-    retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
-    generator: Generator,
-) -> Callable[..., EStep]:
+    language_model: "LanguageModel",
+    retriever: "DenseRetriever",
+    make_selector: "Callable[..., ListwiseSelector]",
+    generator: "Generator",
+) -> "Callable[..., EStep]":
     """E-steps that read two of four candidates, with any settings."""
+    from tiny_models import dro_config
 
-    def make(**settings: object) -> EStep:
+    from training.estimation import EStep
+
+    def make(**settings: object) -> "EStep":
         selector = make_selector(language_model, num_candidates=4, num_selected=2)
-        return EStep(retriever, selector, generator, DROConfig(**{"output_dir": "unused"} | settings))
+        return EStep(retriever, selector, generator, dro_config(**settings))
 
     return make
 
@@ -259,6 +189,8 @@ def make_e_step(
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama and its tokenizer."""
+    from tiny_models import byte_tokenizer, tiny_model
+
     folder = tmp_path_factory.mktemp("base")
     tiny_model().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -266,77 +198,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_rag(base: Path, index: PassageIndex) -> Callable[..., RAG]:
+def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
     """Builds untrained pipelines over the toy passages."""
+    from generator.configs import AdapterConfig, DecodingConfig
+    from rag.pipeline import RAG
+    from retriever.selector import SelectorConfig
 
     def make(num_candidates: int = 5) -> RAG:
         return RAG.create(
             index=index,
             base=base,
             selector=SelectorConfig(num_candidates=num_candidates, num_selected=2),
-            generation=DecodingConfig(max_new_tokens=3),
+            decoding=DecodingConfig(max_new_tokens=3),
             adapter=AdapterConfig(r=3),
             device="cpu",
         )
 
     return make
-
-
-def learned(rag: RAG) -> dict[str, torch.Tensor]:
-    """Copies of everything that a pipeline learns, by name."""
-    model = rag.generator.language_model
-    tensors = {n: p for role in ("selector", "generator") for n, p in model.adapter_parameters(role).items()}
-    tensors |= {f"prior.{n}": p for n, p in rag.selector.prior.named_parameters()}
-    tensors |= {f"question.{n}": p for n, p in rag.retriever.adapter.named_parameters()}
-    return {n: p.detach().clone() for n, p in tensors.items()}
-
-
-def added_tokenizer(
-    special: Sequence[str] = (),
-    *,
-    plain: Sequence[str] = (),
-    template: str | None = None,
-    eos: str = "<eos>",
-    **roles: object,
-) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with added tokens that no role names: marked special, or `plain`."""
-    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (eos, *special)])
-    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, **roles)
-    fast.chat_template = template
-    return fast
-
-
-def successor_model(tokenizer: PreTrainedTokenizerFast, successors: dict[str, str]) -> LlamaForCausalLM:
-    """A Llama that looks at the last token only and says its successor; the rest of its mass is uniform.
-
-    Attention and MLP add nothing, so a token's hidden state is its own one-hot vector, normalised, and the head reads
-    the successor off it.
-    """
-    size = -(-len(tokenizer) // 8) * 8
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
-        model.model.layers[0].mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(size)[: len(tokenizer)])
-        model.lm_head.weight.zero_()
-        for token, successor in successors.items():
-            now, then = tokenizer.convert_tokens_to_ids([token, successor])
-            model.lm_head.weight[then, now] = 1.0
-    return model

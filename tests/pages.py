@@ -1,4 +1,4 @@
-"""Reading a report back: a parser that knows nothing of how the page was written, and a real browser."""
+"""Tools to check the pages of reports: an independent parser, and a real browser."""
 
 import os
 import re
@@ -17,7 +17,7 @@ VOID = {"meta", "link", "input", "br"}
 
 
 class TreeParser(HTMLParser):
-    """HTML as an element tree; an end tag that closes something else is an error, where browsers would guess."""
+    """HTML as an element tree; unlike in browsers, an end tag that closes another element is an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class TreeParser(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} comes twice: {attrs}"
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} is there twice: {attrs}"
         self.builder.start(tag, {name: value or "" for name, value in attrs})
         if tag in VOID:
             self.builder.end(tag)
@@ -71,14 +71,14 @@ def sections(tree: ET.Element) -> list[str]:
     return [element.get("id", "") for element in tree.iter("section")]
 
 
-# Whatever could be loaded or run.
+# Loading and running.
 
 LOADING_TAGS = set("script img image iframe frame object embed audio video source track base form use portal".split())
 LOADING_ATTRIBUTES = set("src srcset data poster action formaction background ping xlink:href".split())
 
 
 def loads(tree: ET.Element) -> Iterator[str]:
-    """Whatever could fetch or run something."""
+    """Everything in the page that could fetch or run something."""
     for element in tree.iter():
         if element.tag in LOADING_TAGS:
             yield f"<{element.tag}>"
@@ -95,15 +95,25 @@ def loads(tree: ET.Element) -> Iterator[str]:
 HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="throw 2">&lt;<!-- """
 
 
-# What chooses the parts of a page: attacked, it would choose others.
+# Names that select parts of a page, so that hostile ones would select others.
 CHOOSING = {
-    *("base", "vanilla", "exact_match", "f1", "general", "accuracy", "word_perplexity", "recall_at_1", "selector_mrr"),
+    *(
+        "base",
+        "vanilla",
+        "exact_match",
+        "f1",
+        "general",
+        "accuracy",
+        "word_perplexity",
+        "selector_recall@1",
+        "selector_mrr",
+    ),
     *("all", "best", "worst", "evaluation", "forgetting", "run", "sweep"),
 }
 
 
 def hostile(value: Any, *, keys: bool = False) -> Any:
-    """The same result with an attack before every text, and before the keys that are data."""
+    """The same result with markup before every text, and before the keys that are data."""
     if isinstance(value, str):
         return value if value in CHOOSING else HOSTILE + value
     if isinstance(value, list):
@@ -124,7 +134,7 @@ def number(shown: str) -> float:
 
 
 def ticks(tree: ET.Element, key: str) -> tuple[dict[float, float], dict[float, float]]:
-    """Value to place of the ticks, of the x axis and of the y axis."""
+    """The ticks of the x axis and of the y axis, from value to place."""
     found = [e for e in by_class(by_id(tree, f"chart-{key}"), "tick")]
     below = {number(text(e)): float(e.get("x", "")) for e in found if e.get("text-anchor") == "middle"}
     left = {number(text(e)): float(e.get("y", "")) - 4 for e in found if e.get("text-anchor") == "end"}
@@ -132,7 +142,7 @@ def ticks(tree: ET.Element, key: str) -> tuple[dict[float, float], dict[float, f
 
 
 def placed(axis: dict[float, float], value: float) -> float:
-    """Where a value must stand, by the first and the last tick alone."""
+    """The place of a value, from only the first and the last tick."""
     (low, start), (high, end) = min(axis.items()), max(axis.items())
     return start + (end - start) * (value - low) / (high - low)
 
@@ -144,16 +154,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @dataclass(frozen=True)
 class Visit:
-    """What a browser made of a page: every line of its console, and the document as it stood in the end."""
+    """Console messages of a browser, and the document after loading."""
 
     messages: list[str]
     dom: str
 
 
 def visit(browser: str, file: Path, scratch: Path, *more: str) -> Visit:
-    """Open a file in a headless browser, which tells every message of the console and no severity.
+    """Open a file in a headless browser and collect the messages of its console, whatever their severity.
 
-    What a content policy blocks is a message too. A file that is merely not there is none.
+    A load that the content security policy blocks is a message; a missing local file is none.
     """
     home = scratch / "home"
     home.mkdir(exist_ok=True)
@@ -172,7 +182,7 @@ def visit(browser: str, file: Path, scratch: Path, *more: str) -> Visit:
 
 
 def find_browser() -> str:
-    """A Chromium that starts; some systems have a command of that name that only asks for its installation."""
+    """A Chromium that starts; on some systems the command only offers to install it."""
     for name in filter(shutil.which, BROWSERS):
         if subprocess.run([name, "--version"], capture_output=True, check=False).returncode == 0:
             return name

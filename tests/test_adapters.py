@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters, tiny_model
 from safetensors.torch import load_file, save_file
+from tiny_models import byte_tokenizer, randomize_adapters, tiny_model
 from torch import nn
 
+from generator.configs import AdapterConfig
 from generator.generator import Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
-from retriever.selector import Selector
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
 from training.maximization import JointModel, _parameter_groups
 
 IDS = torch.tensor([[20, 30, 40, 50, 60]])
@@ -127,15 +128,15 @@ def test_nothing_to_adapt_is_an_error() -> None:
         adapted(["no_such_layer"])
 
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 
 
 def test_nothing_to_train_is_an_error(make_selector: Make) -> None:
     model = adapted(EMBEDDING)
-    joint = JointModel(make_selector(model), Generator(model), DROConfig(output_dir="unused"))
+    joint = JointModel(make_selector(model), Generator(model), DROConfig())
     joint.requires_grad_(False)
     with pytest.raises(UsageError, match="leave 0 parameters trainable"):
-        _parameter_groups(joint, DROConfig(output_dir="unused"))
+        _parameter_groups(joint, DROConfig())
 
 
 def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
@@ -145,11 +146,8 @@ def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
         layer.mlp.down_proj = nn.Sequential(OrderedDict(prior=layer.mlp.down_proj))
     model = LanguageModel(base, byte_tokenizer(), adapter=AdapterConfig(r=3, target_modules=["prior", "embed_tokens"]))
     settings = DROConfig(
-        output_dir="unused",
-        learning_rate=0.1,
-        selector_learning_rate=0.2,
-        prior_learning_rate=0.3,
-        retriever_learning_rate=0.4,
+        m_step=MStepConfig(learning_rate=0.1, selector_learning_rate=0.2, prior_learning_rate=0.3),
+        retriever_training=RetrieverTrainingConfig(learning_rate=0.4),
     )
     joint = JointModel(make_selector(model), Generator(model), settings)
     found = {group["lr"]: sum(p.numel() for p in group["params"]) for group in _parameter_groups(joint, settings)}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from indexes.errors import DataError
-from indexes.records.answer_lists import answer_literal, written_list
+from indexes.records.answer_lists import answer_literal, list_in_text
 from training.questions.loading import load_examples
 
 
@@ -84,7 +84,7 @@ def test_aliases_in_a_text_column() -> None:
 @pytest.mark.parametrize("text", ["[0, 1]", "[citation needed]", "[", "New York", "[x] or [y]", "{1, 2}"])
 def test_other_texts_stay_answers(text: str) -> None:
     """An interval, say, is a right answer to a question."""
-    assert written_list(text, "here") is None
+    assert list_in_text(text, "here") is None
     assert load_examples(rows(golden_answers=text))[0].golden_answers == (text,)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import randomize_adapters
+from tiny_models import randomize_adapters
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import PassageAttribution, leave_one_out_attribution, summarize
@@ -85,7 +85,7 @@ def test_means_by_hand() -> None:
 def test_attribution_is_rejected_for_rag_token(make_rag: Callable[..., RAG]) -> None:
     plain = make_rag()
     plain.selector.config = replace(plain.selector.config, num_selected=1)
-    rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
+    rag = RAG(plain.retriever, plain.selector, plain.generator, answer_mode="rag_token")
     evaluation = evaluate(rag, EXAMPLES[:1], progress=False)
     with pytest.raises(UsageError, match="answers by rag_token"):
         leave_one_out_attribution(rag, evaluation, progress=False)

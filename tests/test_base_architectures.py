@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters, tiny_language_model
+from tiny_models import byte_tokenizer, randomize_adapters, tiny_language_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, run_all, tiny_config
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
@@ -21,7 +22,8 @@ from indexes.encoder import Encoder
 from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
 from rag.pipeline import RAG
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
+from retriever.selector import SamplingConfig
 
 KINDS = {
     "bloom": "attention biased by distance, no context length",
@@ -87,7 +89,9 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         )
 
 
-def test_replies_in_rows_of_their_own_have_the_same_probabilities(make_selector: Callable[..., Selector]) -> None:
+def test_replies_in_rows_of_their_own_have_the_same_probabilities(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     """The same Llama reads them in both ways: drawing, beam search, scoring, and the gradient."""
     model = tiny_language_model()
     randomize_adapters(model)
@@ -97,12 +101,12 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(make_selector:
 
     def everything() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         draw = {"generator": torch.Generator().manual_seed(3)}
-        drawn = [*selector.select(asked), *selector.sample(asked, 3, **draw)]
-        drawn += selector.sample(asked, 3, replacement=False, **draw)
-        drawn += selector.sample(asked, 3, decoding="single_pass", **draw)
+        drawn = [*selector.select(asked), *selector.propose(asked, SamplingConfig(num_permutations=3), **draw)]
+        drawn += selector.propose(asked, SamplingConfig(num_permutations=3, replacement=False), **draw)
+        drawn += selector.propose(asked, SamplingConfig(num_permutations=3, decoding="single_pass"), **draw)
         model.zero_grad()
         with model.use("selector"):
-            scored = selector.score(asked, z)
+            scored = selector.log_prob(asked, z)
             torch.stack(scored).sum().backward()
         gradients = [p.grad for p in model.adapter_parameters("selector").values() if p.grad is not None]
         return [*(p.z_mK.double() for p in drawn), *(p.log_p_m.double() for p in drawn), *scored], gradients
@@ -136,10 +140,8 @@ def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) 
     from retriever.selector import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
-    generation = DecodingConfig(max_new_tokens=4)
-    rag = RAG.create(
-        index=index, base=base, selector=config, generation=generation, answering="rag_token", device="cpu"
-    )
+    decoding = DecodingConfig(max_new_tokens=4)
+    rag = RAG.create(index=index, base=base, selector=config, decoding=decoding, answer_mode="rag_token", device="cpu")
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
     rag.generator.language_model.reads_left_padding = False

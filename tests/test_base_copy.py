@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, randomize_adapters
 from safetensors.torch import load_file
+from tiny_models import byte_tokenizer, randomize_adapters
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import LanguageModel
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError
-from rag.pipeline import RAG, base_weights
+from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
 
 SIZES = {
@@ -58,7 +58,7 @@ def test_the_weights_of_the_base_by_their_own_names(kind: str, target_modules: s
     model = LanguageModel(plain_model(kind), byte_tokenizer(), adapter=adapter)
     randomize_adapters(model)
     wrapped = {n for n, _ in model.base_model.named_modules()}
-    found = base_weights(model)
+    found = model.base_weights()
     assert found.keys() == expected.keys()
     assert [n for n in expected if not torch.equal(found[n], expected[n])] == []
     assert {n for n, _ in model.base_model.named_modules()} == wrapped  # the adapters stand where they stood
@@ -72,7 +72,7 @@ def test_a_bundle_with_its_base_answers_the_same(kind: str, index: PassageIndex,
         index=index,
         base=saved_base(kind, tmp_path / "base"),
         selector=SelectorConfig(num_candidates=4, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=4),
+        decoding=DecodingConfig(max_new_tokens=4),
         adapter=AdapterConfig(r=2),
         dtype=dtype,
         device="cpu",
@@ -82,7 +82,7 @@ def test_a_bundle_with_its_base_answers_the_same(kind: str, index: PassageIndex,
         rag.selector.prior.gate.fill_(0.4)
     before = rag.answer("who wrote Hamlet?")
     again = RAG.from_pretrained(rag.save_pretrained(tmp_path / "bundle", include_base=True), device="cpu")
-    old, new = base_weights(rag.generator.language_model), base_weights(again.generator.language_model)
+    old, new = rag.generator.language_model.base_weights(), again.generator.language_model.base_weights()
     assert old.keys() == new.keys()
     assert [n for n in old if old[n].dtype != new[n].dtype or not torch.equal(old[n], new[n])] == []
     assert again.answer("who wrote Hamlet?") == before

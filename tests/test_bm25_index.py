@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import Stemmer
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage

@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers import util
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import (
     Chunker,

@@ -8,14 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, added_tokenizer, byte_tokenizer, successor_model, tiny_language_model
 from test_control_tokens import CHATML, NEWLINE, gemma_tokenizer
+from tiny_models import PASSAGES, added_tokenizer, byte_tokenizer, successor_model, tiny_language_model
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 
 SMOLLM = (  # as SmolLM2-Instruct's: a system message of its own
@@ -86,7 +87,7 @@ def test_a_template_gets_its_variables() -> None:
         ({"chat_template_kwargs": {"add_generation_prompt": False}}, r"\['add_generation_prompt'\] are set by the lib"),
         ({"chat_template_kwargs": {"messages": []}}, r"\['messages'\] are set by the library"),
         ({"chat_template_kwargs": {"enable_thinking": object()}}, "must be JSON"),
-        ({"date": "yesterday"}, "date must be YYYY-MM-DD.*'yesterday' came"),
+        ({"date": "yesterday"}, "date must be YYYY-MM-DD.*got 'yesterday'"),
         ({"thought_end": ""}, "must both be given, or both be empty"),
     ],
 )

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize_adapters
 from kills import survives
+from tiny_models import randomize_adapters
 
 from generator.language_model import LanguageModel
 from indexes.errors import MismatchError
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training.checkpoint import load_learned, save_learned
 
 
 @pytest.fixture
-def selector(language_model: LanguageModel, make_selector: Callable[..., Selector]) -> Selector:
+def selector(language_model: LanguageModel, make_selector: Callable[..., ListwiseSelector]) -> ListwiseSelector:
     return make_selector(language_model)
 
 
-def learn(selector: Selector, seed: int) -> None:
+def learn(selector: ListwiseSelector, seed: int) -> None:
     randomize_adapters(selector.language_model, seed=seed)
     with torch.no_grad():
         selector.prior.gate.fill_(seed / 10)
 
 
-def tensors(selector: Selector) -> list[torch.Tensor]:
+def tensors(selector: ListwiseSelector) -> list[torch.Tensor]:
     model = selector.language_model
     adapters = [p for role in ("selector", "generator") for p in model.adapter_parameters(role).values()]
     return [p.detach().clone() for p in [*adapters, *selector.prior.parameters()]]
@@ -38,7 +38,7 @@ def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 
 
 def test_a_process_killed_at_any_step_leaves_the_old_checkpoint_or_the_new_one(
-    selector: Selector, tmp_path: Path
+    selector: ListwiseSelector, tmp_path: Path
 ) -> None:
     learn(selector, 2)
     old = tensors(selector)
@@ -66,7 +66,7 @@ def test_a_process_killed_at_any_step_leaves_the_old_checkpoint_or_the_new_one(
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
-    selector: Selector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    selector: ListwiseSelector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
     named: list[set[int]] = []
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 
 
 @pytest.mark.parametrize("file", ["retrieval.safetensors", "selector/adapter_model.safetensors"])
-def test_a_damaged_checkpoint_is_refused_by_name(selector: Selector, tmp_path: Path, file: str) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(selector: ListwiseSelector, tmp_path: Path, file: str) -> None:
     save_learned(selector, tmp_path / "round-0")
     whole = (tmp_path / "round-0" / file).read_bytes()
     (tmp_path / "round-0" / file).write_bytes(whole[: len(whole) // 2])

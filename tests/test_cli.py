@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, byte_tokenizer, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_model
 
 from indexes.encoder import Encoder
 from rag.cli import COMMANDS, main
@@ -21,7 +21,7 @@ QUESTIONS = [
     {"id": "q2", "question": "what is the capital of Germany?", "golden_answers": ["Berlin"], "gold_ids": ["p4"]},
 ]
 INDEX_VERBS = ["build", "info", "verify", "add", "delete", "update", "sync", "compact", "tune"]
-SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+SMALL = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--decoding.max_new_tokens", "3"]
 
 
 def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
@@ -121,7 +121,7 @@ def test_another_retriever_in_a_bundle(
         files["questions"],
         "--rounds",
         "1",
-        "--num_permutations",
+        "--e_step.num_permutations",
         "2",
         "--output_dir",
         str(tmp_path / "run"),
@@ -155,7 +155,9 @@ def test_verify_a_chunked_index(files: dict[str, str], capsys: pytest.CaptureFix
 def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """YAML and flags together: the flag wins."""
     config = tmp_path / "train.yaml"
-    config.write_text("rounds: 3\nnum_samples: 2\nlearning_rate: 0.001\nselector:\n  num_candidates: 4\n")
+    config.write_text(
+        "rounds: 3\ne_step:\n  num_permutations: 2\nm_step:\n  learning_rate: 0.001\nselector:\n  num_candidates: 4\n"
+    )
     words = ["train", "--config", str(config), "--index", files["index"], "--base", files["base"], *SMALL]
     words += ["--train", files["questions"], "--dev", files["questions"], "--output_dir", str(tmp_path / "run")]
     trained = result([*words, "--rounds", "1"], capsys)
@@ -197,7 +199,7 @@ def test_a_noun_explains_its_verbs(noun: str, verbs: list[str], capsys: pytest.C
 
 
 def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--num_permutations", "3"]
+    pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--e_step.num_permutations", "3"]
     words = ["inspect", "permutations", "who wrote Hamlet?", "--answer", "Shakespeare", *pipeline]
     found = result([*words, "--gold_ids", "p0"], capsys)
     assert sum(row["scored"] for row in found["permutations"]) == 3 < len(found["permutations"])
@@ -251,7 +253,7 @@ def test_what_the_chat_template_is_given(
     assert "system message of the chat template itself: none" in shown
     assert given["answer_prompt"] in shown
     train = ["train", *pipeline, *settings, "--train", files["questions"], "--output_dir", str(tmp_path / "run")]
-    bundle = result([*train, "--rounds", "1", "--num_permutations", "2"], capsys)["bundle"]
+    bundle = result([*train, "--rounds", "1", "--e_step.num_permutations", "2"], capsys)["bundle"]
     assert result(["inspect", "prompts", "who wrote Hamlet?", "--bundle", bundle], capsys)["chat"] == given["chat"]
     code, _, err = run(["ask", "who?", "--bundle", bundle, *settings], capsys)
     assert (code, "A bundle brings its own ['chat']" in err) == (2, True)
@@ -368,9 +370,18 @@ def bad(files: dict[str, str], tmp_path: Path) -> dict[str, tuple[list[str], int
         "K > n": (["ask", *pipeline, "--selector.num_candidates", "2", "who?"], 2, "K=5, n=2"),
         "fewer than K": (["ask", *pipeline, "--selector.num_selected", "13", "who?"], 3, "At least K=13 candidates"),
         "question longer than the context": (["ask", *pipeline, *SMALL, long_question], 3, "Shorten the question"),
-        "unknown key": ([*train, files["questions"], "--config", str(config)], 2, "Did you mean 'learning_rate'?"),
+        "unknown key": (
+            [*train, files["questions"], "--config", str(config)],
+            2,
+            "Did you mean 'm_step.learning_rate'?",
+        ),
+        "old name of an option": (
+            [*train, files["questions"], "--selfaug_alpha", "1"],
+            2,
+            "It is now called 'selfaug.alpha'.",
+        ),
         "unknown flag": ([*train, files["questions"], "--ronds", "3"], 2, "Did you mean 'rounds'?"),
-        "bad value": ([*train, files["questions"], "--rounds", "0"], 2, "rounds must be at least 1; 0 came"),
+        "bad value": ([*train, files["questions"], "--rounds", "0"], 2, "rounds must be at least 1; got 0"),
         "wrong type": ([*train, files["questions"], "--rounds", "many"], 2, "rounds"),
         "run folder taken": (
             ["train", *pipeline, *SMALL, "--train", files["questions"], "--output_dir", str(taken)],
@@ -409,7 +420,16 @@ BAD = [
         "train without answers",
     ),
     *("empty question in a file", "missing base", "K > n", "fewer than K", "question longer than the context"),
-    *("unknown key", "unknown flag", "bad value", "wrong type", "run folder taken", "not a bundle", "no index"),
+    *(
+        "unknown key",
+        "old name of an option",
+        "unknown flag",
+        "bad value",
+        "wrong type",
+        "run folder taken",
+        "not a bundle",
+        "no index",
+    ),
     *("unknown command", "half a command", "unknown variable of the chat template"),
 ]
 

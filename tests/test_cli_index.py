@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, tiny_language_model
+from tiny_models import PASSAGES, byte_tokenizer, dro_config, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import Generator
 from generator.prompts import AnswerPrompt
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
@@ -70,7 +70,7 @@ def between(rag: RAG) -> QAExample:
     room = model.context_length - 2 * (1 + len(selector.separator_ids)) + 2 - bare
     example = QAExample("between", question(room // 2 + 30), ("the owner",))
     assert rag.generator.why_too_long(example.question, 2) is None
-    assert selector.why_too_long(example.question) is not None
+    assert selector.why_too_long(example.question, learning=True) is not None
     return example
 
 
@@ -128,7 +128,7 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
     )
@@ -168,16 +168,16 @@ def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExampl
     assert evaluate(rag, [*SHORT, between], on_error="skip", progress=False).skipped == 1
 
 
-@pytest.mark.parametrize("answering", ["rag_sequence", "rag_token"])
-def test_sums_over_documents_leave_out_the_same(answering: str, base: Path, index: PassageIndex) -> None:
+@pytest.mark.parametrize("answer_mode", ["rag_sequence", "rag_token"])
+def test_sums_over_documents_leave_out_the_same(answer_mode: str, base: Path, index: PassageIndex) -> None:
     rag = RAG.create(
         index=index,
         base=base,
         selector=SelectorConfig(num_candidates=2, num_selected=1, use_language_model=False),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         device="cpu",
-        answering=answering,
+        answer_mode=answer_mode,
     )
     found = evaluate(rag, [TOO_LONG, *SHORT], on_error="skip", progress=False)
     assert (list(found.too_long), found.metrics["n"]) == (["too-long"], 2)
@@ -216,15 +216,15 @@ def test_a_list_of_questions_is_not_lost(
 # -- training --------------------------------------------------------------------------------------------------
 
 
-def config(folder: Path, **changes: object) -> DROConfig:
+def config(**changes: object) -> DROConfig:
     defaults = {
         "rounds": 1,
-        "num_permutations": 2,
-        "proposals_per_sample": 1,
-        "supervised_epochs": 0,
-        "learning_rate": 1e-3,
+        "e_step.num_permutations": 2,
+        "e_step.proposals_per_sample": 1,
+        "supervised.num_train_epochs": 0,
+        "m_step.learning_rate": 1e-3,
     }
-    return DROConfig(**{"output_dir": folder, **defaults, **changes})
+    return dro_config(**defaults | changes)
 
 
 def test_training_leaves_out_what_does_not_fit(
@@ -232,7 +232,15 @@ def test_training_leaves_out_what_does_not_fit(
 ) -> None:
     """Also a question whose ranking prompt will be read only when the gate has opened."""
     examples = [SHORT[0], TOO_LONG, between, SHORT[1]]
-    trainer = DROTrainer(rag, config(tmp_path / "run"), examples, examples, evaluate=evaluate, progress=False)
+    trainer = DROTrainer(
+        rag,
+        config(),
+        train_dataset=examples,
+        eval_dataset=examples,
+        output_dir=tmp_path / "run",
+        evaluate=evaluate,
+        progress=False,
+    )
     assert [e.id for e in trainer.train_examples] == ["q1", "q2"]
     assert trainer.eval_examples is not None and [e.id for e in trainer.eval_examples] == ["q1", "q2"]
     assert {split: list(ids) for split, ids in trainer.left_out.items()} == {
@@ -246,8 +254,16 @@ def test_training_leaves_out_what_does_not_fit(
 def test_a_selector_that_does_not_learn_keeps_what_it_does_not_read(
     rag: RAG, between: QAExample, tmp_path: Path
 ) -> None:
-    settings = config(tmp_path / "run", train_selector=False)
-    trainer = DROTrainer(rag, settings, [between, *SHORT], [between], evaluate=evaluate, progress=False)
+    settings = config(train_selector=False)
+    trainer = DROTrainer(
+        rag,
+        settings,
+        train_dataset=[between, *SHORT],
+        eval_dataset=[between],
+        output_dir=tmp_path / "run",
+        evaluate=evaluate,
+        progress=False,
+    )
     assert [e.id for e in trainer.train_examples] == ["between", "q1", "q2"]
     assert trainer.left_out == {"train": {}, "dev": {}}
     assert [row["eval_n"] for row in trainer.train()] == [1, 1]
@@ -255,15 +271,31 @@ def test_a_selector_that_does_not_learn_keeps_what_it_does_not_read(
 
 def test_nothing_that_fits_is_an_error_before_the_first_round(rag: RAG, between: QAExample, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dev questions must fit into 4096 tokens.*none of 1 does.*its ranking prompt"):
-        DROTrainer(rag, config(tmp_path / "run"), SHORT, [between], evaluate=evaluate, progress=False)
+        DROTrainer(
+            rag,
+            config(),
+            train_dataset=SHORT,
+            eval_dataset=[between],
+            output_dir=tmp_path / "run",
+            evaluate=evaluate,
+            progress=False,
+        )
     with pytest.raises(DataError, match=r"training questions must fit.*none of 2 does"):
-        DROTrainer(rag, config(tmp_path / "run"), [between, TOO_LONG], SHORT, evaluate=evaluate, progress=False)
+        DROTrainer(
+            rag,
+            config(),
+            train_dataset=[between, TOO_LONG],
+            eval_dataset=SHORT,
+            output_dir=tmp_path / "run",
+            evaluate=evaluate,
+            progress=False,
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_two_questions_of_one_id_are_told_apart(rag: RAG, tmp_path: Path) -> None:
     twin = replace(SHORT[0], id=TOO_LONG.id)
-    trainer = DROTrainer(rag, config(tmp_path / "run"), [TOO_LONG, twin], None, progress=False)
+    trainer = DROTrainer(rag, config(), train_dataset=[TOO_LONG, twin], output_dir=tmp_path / "run", progress=False)
     assert trainer.train_examples == [twin]
 
 
@@ -279,7 +311,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=5, num_selected=2),
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
         general_tasks=0,
         answerable_only=False,

@@ -5,12 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, added_tokenizer, successor_model
+from tiny_models import PASSAGES, added_tokenizer, successor_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from generator.chat import Chat, ChatConfig
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig
 from generator.generator import Generator
-from generator.language_model import AdapterConfig, LanguageModel, _end_of_answer_id
+from generator.language_model import LanguageModel, _end_of_answer_id
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError

@@ -106,7 +106,7 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
     "text", ['"quoted, with ""quotes"" ' + "x" * 5000 + '"', '"' + "x" * 5000 + ' ""end"""', "x" * 5000]
 )
 def test_a_line_beyond_the_limit_costs_no_other_row(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.records.formats.LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.records.text_lines.LONGEST_LINE", 1000)
     file = put(tmp_path / "c.csv", f"id,text,title\na,x,\nb,{text},\nc,z,\n")
     with pytest.raises(DataError, match=r"at most 1000 bytes, but .*c\.csv, line 3 has more"):
         Corpus.from_file(file)

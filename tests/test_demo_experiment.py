@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,27 @@ TINY = LabSettings(
 )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    """What a run in one process with one thread returns, and the rows that it did: shared, because others only read."""
+    threads = torch.get_num_threads()
+    done: list[str] = []
+    try:
+        torch.set_num_threads(1)
+        return Lab(tmp_path_factory.mktemp("lab") / "whole", TINY, progress=False, on_row=done.append).run(), done
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So that every sum is taken in the same order as in `whole`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def config_of(name: str, tmp_path: Path) -> Any:
     sweep = Lab(tmp_path / "lab", replace(TINY, rows=(name,)), progress=False).sweep
     return sweep.config(sweep.rows[0])
@@ -42,11 +64,11 @@ def config_of(name: str, tmp_path: Path) -> Any:
 class TestRecipes:
     def test_nobody_is_told_which_passages_are_gold(self, tmp_path: Path) -> None:
         for name in LABELS.keys() - {"base"}:
-            assert config_of(name, tmp_path).supervised_epochs == 0
+            assert config_of(name, tmp_path).supervised.num_train_epochs == 0
 
     def test_what_is_trained(self, tmp_path: Path) -> None:
         trained = {
-            name: (config.train_selector, config.train_generator, config.selfaug_alpha)
+            name: (config.train_selector, config.train_generator, config.selfaug.alpha)
             for name in LABELS.keys() - {"base"}
             for config in [config_of(name, tmp_path)]
         }
@@ -61,7 +83,15 @@ class TestRecipes:
 
     def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
         configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
-        assert len({(c.rounds, c.supervised_epochs, c.learning_rate, c.seed, c.num_train_epochs) for c in configs}) == 1
+        assert (
+            len(
+                {
+                    (c.rounds, c.supervised.num_train_epochs, c.m_step.learning_rate, c.seed, c.m_step.num_train_epochs)
+                    for c in configs
+                }
+            )
+            == 1
+        )
 
     def test_an_unknown_domain_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
@@ -104,7 +134,6 @@ class TestCompare:
         assert compare(lab_pairs(results))[0].relative is None
 
 
-@pytest.mark.slow
 def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "rows", "seed")}
     result = run_demo(mode="full", output=tmp_path / "lab", seed=5, progress=False, **sizes)
@@ -128,34 +157,31 @@ def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
 
 
-@pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(tmp_path: Path, whole: tuple[dict[str, Any], list[str]]) -> None:
     """Each with the thread that the lone one has, so that every sum is taken in the same order."""
     threads = torch.get_num_threads()
-    done: dict[str, list[str]] = {"one": [], "two": []}
+    alone, done_alone = whole
+    done: list[str] = []
 
     def after_the_helper(name: str) -> None:
         """The rows are so small that none would be left when the helper has imported torch."""
-        done["two"].append(name)
+        done.append(name)
         end = time.monotonic() + 120
         while not (tmp_path / "two" / CLAIMS_FOLDER / "base").is_file():
             assert time.monotonic() < end, "the helper claims nothing"
             time.sleep(0.1)
 
     try:
-        torch.set_num_threads(1)
-        alone = Lab(tmp_path / "one", TINY, progress=False, on_row=done["one"].append).run()
         torch.set_num_threads(2)
         shared = Lab(tmp_path / "two", TINY, progress=False, on_row=after_the_helper, workers=2).run()
     finally:
         torch.set_num_threads(threads)
-    assert done["one"] == ["base", "dro_selfaug"]
-    assert done["two"] == ["dro_selfaug"]  # the longest first; the helper did the other
+    assert done_alone == ["base", "dro_selfaug"]
+    assert done == ["dro_selfaug"]  # the longest first; the helper did the other
     assert [{**row, "seconds": 0} for row in shared["rows"]] == [{**row, "seconds": 0} for row in alone["rows"]]
     assert shared["curves"].keys() == {"dro_selfaug"}
 
 
-@pytest.mark.slow
 def test_what_a_dead_helper_leaves_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,9 +214,9 @@ def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Lab(tmp_path, TINY, workers=0)
 
 
-@pytest.mark.slow
-def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path) -> None:
-    whole = Lab(tmp_path / "whole", TINY, progress=False).run()
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path, whole: tuple[dict[str, Any], list[str]]) -> None:
+    alone, _ = whole
 
     class Killed(Exception):
         pass
@@ -208,7 +234,7 @@ def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path) -> None:
     (tmp_path / "killed/rows/dro_selfaug/row.json").unlink()  # trained, but not scored
     scored = Lab(tmp_path / "killed", TINY, progress=False).run()
     for other in (again, scored):
-        for one, two in zip(whole["rows"], other["rows"], strict=True):
+        for one, two in zip(alone["rows"], other["rows"], strict=True):
             assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 

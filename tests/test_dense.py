@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage

@@ -18,12 +18,17 @@ sys.path.insert(0, sys.argv[3])
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
-from conftest import randomize_adapters, tiny_language_model
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import randomize_adapters, tiny_language_model
+from retriever.listwise_selector import ListwiseSelector
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
 from retriever.selector import Selector, SelectorConfig
+from training.config import DROConfig, EStepConfig
+from retriever.selector import SelectorConfig
 from training.config import DROConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -34,9 +39,9 @@ rank = dist.get_rank()
 index = PassageIndex.open(index_path)
 model = tiny_language_model()
 retriever = DenseRetriever(index, index.load_encoder())
-selector = Selector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
+selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
 generator = Generator(model)
-config = DROConfig(output_dir="unused", num_permutations=2)
+config = DROConfig(e_step=EStepConfig(num_permutations=2))
 posteriors = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
 joint = JointModel(selector, generator, config)
 mine = (posteriors[rank],)
@@ -85,18 +90,29 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run_two(script: str, arguments: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "worker.py"
-    file.write_text(script)
+# Runs one script after another, so that torch is imported once for all of them: each with a process group of its own.
+SCRIPTS_IN_TURN = """
+import json, os, sys
+from pathlib import Path
+for port, script, arguments in json.loads(Path(sys.argv[1]).read_text()):
+    os.environ["MASTER_PORT"] = port
+    sys.argv[1:] = arguments
+    exec(script, {"__name__": "__main__"})
+"""
+
+
+def run_two(scripts: list[tuple[str, list[str]]], folder: Path) -> None:
+    """Run scripts with their arguments, one after another, in two processes."""
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps([(str(free_port()), script, arguments) for script, arguments in scripts]))
     root = Path(__file__).parents[1]
-    port = str(free_port())
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"}
     workers = [
         subprocess.Popen(
-            [sys.executable, str(file), *arguments],
+            [sys.executable, "-c", SCRIPTS_IN_TURN, str(jobs)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=tmp_path,
+            cwd=folder,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -106,12 +122,26 @@ def run_two(script: str, arguments: list[str], tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(e[-3000:] for e in errors)
 
 
+@pytest.fixture(scope="module")
+def finished(index: PassageIndex, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two processes that have computed gradients, under DDP and under FSDP, and have trained."""
+    folder = tmp_path_factory.mktemp("distributed")
+    tests = str(Path(__file__).parent)
+    run_two(
+        [
+            (WORKER, ["ddp", str(index.path), tests, str(folder / "ddp.json")]),
+            (WORKER, ["fsdp", str(index.path), tests, str(folder / "fsdp.json")]),
+            (TRAIN, [str(index.path), tests, str(base), str(folder / "run")]),
+        ],
+        folder,
+    )
+    return folder
+
+
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_gradients_agree_and_the_reference_is_the_base(mode: str, index: PassageIndex, tmp_path: Path) -> None:
+def test_gradients_agree_and_the_reference_is_the_base(mode: str, finished: Path) -> None:
     """Trap 3. Each process has another question; both adapters' gradients must come out equal on both."""
-    arguments = [mode, str(index.path), str(Path(__file__).parent), str(tmp_path / "report.json")]
-    run_two(WORKER, arguments, tmp_path)
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((finished / f"{mode}.json").read_text())
     assert report["kl"] == 0.0
     assert report["roles"] == ["generator", "selector"]
     assert report["norm"] > 1e-3
@@ -128,26 +158,27 @@ import torch.distributed as dist
 
 # Processes that do not meet are a failure after half a minute, not after half an hour.
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
-from conftest import EXAMPLES_FOR_WORKERS as EXAMPLES
-from conftest import byte_tokenizer, tiny_model
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import byte_tokenizer, tiny_model
+from generator.configs import DecodingConfig
+from generator.configs import AdapterConfig
 from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
 from retriever.selector import SelectorConfig
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig
 from training.trainer import DROTrainer
 
 rank = int(os.environ["RANK"])
 torch.manual_seed(rank)  # the same adapters must come out anyway
 make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", adapter=AdapterConfig(r=2),
                           selector=SelectorConfig(num_candidates=4, num_selected=2),
-                          generation=DecodingConfig(max_new_tokens=2))
+                          decoding=DecodingConfig(max_new_tokens=2))
 rag = make()
-config = DROConfig(output_dir=sys.argv[4], rounds=1, num_permutations=2, supervised_epochs=1, learning_rate=1e-2,
-                   gradient_accumulation_steps=1)
-trainer = DROTrainer(rag, config, EXAMPLES, EXAMPLES[:1], evaluate=evaluate, progress=False)
+config = DROConfig.from_dict({"rounds": 1, "e_step": {"num_permutations": 2},
+                              "m_step": {"learning_rate": 1e-2, "gradient_accumulation_steps": 1}})
+files = {"output_dir": sys.argv[4], "evaluate": evaluate, "progress": False}
+trainer = DROTrainer(rag, config, train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
 assert trainer.state.num_processes == 2
 shared_out = trainer.e_step.__class__.__call__
 def counted(self, examples, **kwargs):
@@ -167,9 +198,8 @@ if rank == 1:  # sees the metrics as they are while the other process rewrites t
         empty = lambda self, *a, whole=whole, **k: whole(self, *a, **k)[:0 if self.name == "metrics.jsonl" else None]
         setattr(Path, name, empty)
 rag = make()
-resumed = DROTrainer(rag, replace(config, resume=True, rounds=2), EXAMPLES, EXAMPLES[:1], evaluate=evaluate,
-                     progress=False)
-assert [record["round"] for record in resumed.train()] == [0, 1, 2]
+resumed = DROTrainer(rag, replace(config, rounds=2), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
+assert [record["round"] for record in resumed.train(resume_from_checkpoint=True)] == [0, 1, 2]
 model = rag.generator.language_model
 flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])
 both = [torch.empty_like(flat) for _ in range(2)]
@@ -182,9 +212,9 @@ if rank == 0:
     Path(sys.argv[4], "agreed").write_text(str(float(flat.norm())))
     Path(sys.argv[4], "run.json").write_text("{")
 dist.barrier()
-broken = DROTrainer(rag, replace(config, resume=True, rounds=3), EXAMPLES, progress=False)
+broken = DROTrainer(rag, replace(config, rounds=3), train_dataset=EXAMPLES, **files)
 try:
-    broken.train()
+    broken.train(resume_from_checkpoint=True)
 except MismatchError as error:
     assert "run.json must hold a JSON object" in str(error)
 else:
@@ -194,17 +224,12 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_train_one_model(index: PassageIndex, tmp_path: Path) -> None:
+def test_two_processes_train_one_model(finished: Path) -> None:
     """The whole loop under two processes: E-step shared out, adapters equal afterwards, files written once.
 
     A resumed run starts at the round that the main process found, whatever another one reads of its files.
     """
-    from conftest import byte_tokenizer, tiny_model
-
-    tiny_model().save_pretrained(tmp_path / "base")
-    byte_tokenizer().save_pretrained(tmp_path / "base")
-    arguments = [str(index.path), str(Path(__file__).parent), str(tmp_path / "base"), str(tmp_path / "run")]
-    run_two(TRAIN, arguments, tmp_path)
-    assert (tmp_path / "run/history-0").read_text() == (tmp_path / "run/history-1").read_text()
-    assert float((tmp_path / "run/agreed").read_text()) > 0
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 3
+    run = finished / "run"
+    assert (run / "history-0").read_text() == (run / "history-1").read_text()
+    assert float((run / "agreed").read_text()) > 0
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3

@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tiny_models import dro_config
 
 from rag.pipeline import RAG
-from training import DROConfig, DROTrainer, QAExample
+from training import DROTrainer, QAExample
 from training.estimation import EStep
 
 EXAMPLES = [
@@ -19,19 +20,19 @@ EXAMPLES = [
 # The candidates stay as they are, so that every round is about the same log p(y | x): a question adapter that learns
 # brings others, and what is summed over is then another set.
 SHARED = {
-    "candidate_order": "retriever",
+    "e_step.candidate_order": "retriever",
     "train_retriever": False,
-    "supervised_epochs": 0,
-    "selfaug_alpha": 0.0,
-    "loss_normalization": "sum",
-    "gradient_accumulation_steps": 3,
+    "supervised.num_train_epochs": 0,
+    "selfaug.alpha": 0.0,
+    "m_step.loss_normalization": "sum",
+    "m_step.gradient_accumulation_steps": 3,
 }
 
 
 @pytest.fixture
 def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[float]]:
     def exact_log_marginal(rag: RAG) -> float:
-        e_step = EStep(rag.retriever, rag.selector, rag.generator, DROConfig(output_dir=tmp_path, exact=True, **SHARED))
+        e_step = EStep(rag.retriever, rag.selector, rag.generator, dro_config(e_step__exact=True, **SHARED))
         found = [p.telemetry()["log_marginal"] for p in e_step(EXAMPLES, round=0)]
         return sum(found) / len(found)
 
@@ -41,20 +42,29 @@ def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[floa
     def run(name: str, **changes: object) -> list[float]:
         """Exact log p(y | x), mean over the questions, after rounds 0 to 10."""
         rag = make_rag(num_candidates=4)
-        config = DROConfig(output_dir=tmp_path / name, rounds=10, learning_rate=3e-3, **SHARED, **changes)
-        history = DROTrainer(rag, config, EXAMPLES, EXAMPLES, evaluate=measured, progress=False).train()
+        config = dro_config(rounds=10, m_step__learning_rate=3e-3, **SHARED, **changes)
+        trainer = DROTrainer(
+            rag,
+            config,
+            train_dataset=EXAMPLES,
+            eval_dataset=EXAMPLES,
+            output_dir=tmp_path / name,
+            evaluate=measured,
+            progress=False,
+        )
+        history = trainer.train()
         return [row["eval_f1"] for row in history]
 
     return run
 
 
 def test_log_p_of_the_answers_never_falls_and_sampling_follows(run: Callable[..., list[float]]) -> None:
-    exact = run("exact", exact=True, rows_per_micro_batch=12)
+    exact = run("exact", e_step__exact=True, m_step__sequences_per_micro_batch=12)
     assert len(exact) == 11
     assert all(later >= earlier for earlier, later in itertools.pairwise(exact))
     gain = exact[-1] - exact[0]
     assert gain > 1.0
 
-    sampled = run("sampled", num_permutations=6, seed=1)
+    sampled = run("sampled", e_step__num_permutations=6, seed=1)
     assert sampled[0] == pytest.approx(exact[0])
     assert max(abs(s - e) for s, e in zip(sampled, exact, strict=True)) < 0.2 * gain

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Router, Transformer
+from tiny_models import PASSAGES, tiny_encoder
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from indexes import DataError, Encoder, Passage, ResourceError, UsageError

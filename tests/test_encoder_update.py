@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PASSAGES, learned, tiny_encoder
+from tiny_models import PASSAGES, dro_config, learned, tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
@@ -61,10 +61,20 @@ class TestPairs:
         assert training_pairs([flat]) == []
 
 
-def settings(folder: Path, **changes: object) -> DROConfig:
-    defaults = {"rounds": 2, "num_permutations": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
-    refresh = {"refresh_index": True, "encoder_learning_rate": 0.05, "encoder_batch_size": 2, "supervised_epochs": 0}
-    return DROConfig(**{"output_dir": folder, **defaults, **refresh, **changes})
+def settings(**changes: object) -> DROConfig:
+    defaults = {
+        "rounds": 2,
+        "e_step.num_permutations": 3,
+        "m_step.learning_rate": 5e-3,
+        "m_step.gradient_accumulation_steps": 2,
+    }
+    refresh = {
+        "train_encoder": True,
+        "encoder_training.learning_rate": 0.05,
+        "encoder_training.per_device_train_batch_size": 2,
+        "supervised.num_train_epochs": 0,
+    }
+    return dro_config(**defaults | refresh | changes)
 
 
 def test_the_encoder_learns_what_was_read(retriever: DenseRetriever, tmp_path: Path) -> None:
@@ -73,7 +83,9 @@ def test_the_encoder_learns_what_was_read(retriever: DenseRetriever, tmp_path: P
     posteriors = [certain_of(retriever, e, g) for e, g in zip(EXAMPLES, gold, strict=True)]
     before = [retriever.search(e.question, 12).ids.index(g) for e, g in zip(EXAMPLES, gold, strict=True)]
     fingerprint, index = retriever.encoder.fingerprint, retriever.index
-    refreshed(retriever, posteriors, tmp_path / "new", settings(tmp_path, encoder_epochs=40), seed=1, progress=False)
+    refreshed(
+        retriever, posteriors, tmp_path / "new", settings(encoder_training__num_train_epochs=40), seed=1, progress=False
+    )
     assert retriever.encoder.fingerprint == fingerprint
     assert retriever.index is index
 
@@ -109,12 +121,14 @@ def test_a_run_resumes_restores_and_cleans_up(
     monkeypatch.setattr("training.encoder_update.UNREAD", 0.3)
     whole, broken, resumed = make_rag(), make_rag(), make_rag()
     original = whole.retriever.encoder.fingerprint
-    DROTrainer(whole, settings(tmp_path / "whole", rounds=3), EXAMPLES, None, progress=False).train()
+    DROTrainer(whole, settings(rounds=3), train_dataset=EXAMPLES, output_dir=tmp_path / "whole", progress=False).train()
     assert whole.retriever.encoder.fingerprint != original
     kept = {p.name for p in (tmp_path / "whole").glob("retrieval-*")}
     assert kept == {"retrieval-3"}
 
-    trainer = DROTrainer(broken, settings(tmp_path / "run", rounds=3), EXAMPLES, None, progress=False)
+    trainer = DROTrainer(
+        broken, settings(rounds=3), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False
+    )
     finish = trainer._finish_round
 
     def until_round_2(round: int, *args: object) -> None:
@@ -125,7 +139,9 @@ def test_a_run_resumes_restores_and_cleans_up(
     monkeypatch.setattr(trainer, "_finish_round", until_round_2)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    DROTrainer(resumed, settings(tmp_path / "run", rounds=3, resume=True), EXAMPLES, None, progress=False).train()
+    DROTrainer(resumed, settings(rounds=3), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False).train(
+        resume_from_checkpoint=True
+    )
     assert resumed.retriever.encoder.fingerprint == whole.retriever.encoder.fingerprint
     assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
 
@@ -146,6 +162,14 @@ def test_the_first_round_brings_its_index_back(
     def evaluate(rag: RAG, examples: object, *, progress: bool = True) -> SimpleNamespace:
         return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
-    DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES, EXAMPLES, evaluate=evaluate, progress=False).train()
+    DROTrainer(
+        rag,
+        settings(),
+        train_dataset=EXAMPLES,
+        eval_dataset=EXAMPLES,
+        output_dir=tmp_path / "run",
+        evaluate=evaluate,
+        progress=False,
+    ).train()
     assert rag.retriever.index is original
     assert (tmp_path / "run/retrieval-2").is_dir()

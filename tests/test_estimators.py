@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_models import log_probs_of
 
 from rag import RAG
 from retriever.permutations import sequential_log_prob
@@ -98,7 +99,7 @@ def test_questions_of_a_pipeline_are_problems_like_others(
     (one,) = estimators.measured(args)
     found = rag.retriever.search("who wrote Hamlet?", 4)
     leaves = one.tree.leaves_NK
-    torch.testing.assert_close(one.log_p_N, rag.selector.log_prob(found, leaves), atol=1e-4, rtol=0)
+    torch.testing.assert_close(one.log_p_N, log_probs_of(rag.selector, found, leaves), atol=1e-4, rtol=0)
     for z, value in zip(leaves.tolist(), one.log_likelihood_N.tolist(), strict=True):
         read = [found.passages[i] for i in z]
         assert value == pytest.approx(rag.generator.log_prob(found.question, read, "Shakespeare"), abs=1e-3)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, randomize_adapters
 from evaluation_records import evaluation_of
+from tiny_models import PASSAGES, randomize_adapters
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -126,7 +126,7 @@ def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
     assert [a.text for a in hot.answers] == [a.text for a in greedy.answers]
     assert rag.generator.config is sampling
     written = evaluation_file(rag, hot, name="hot")
-    assert written.pipeline.generation == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+    assert written.pipeline.decoding == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
 
 
 # -- odd questions ---------------------------------------------------------------------------------------------

@@ -12,14 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_retention_tasks import write
+from tiny_models import (
+    ARCHITECTURES,
+    PASSAGES,
+    added_tokenizer,
+    randomize_adapters,
+    successor_model,
+    tiny_language_model,
+)
 
-from generator.chat import Chat, ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.chat import Chat
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
+from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation_file import bundle_digest, write_json
 from rag.forgetting.file_tasks import AnsweredPrompts, Drift, MinimalPairs, PlainText
@@ -39,7 +48,7 @@ from rag.forgetting.measurement import (
 from rag.forgetting.retention_items import read_pairs, read_texts
 from rag.forgetting.retention_task import RetentionOptions, Score
 from rag.forgetting.retention_tasks import RetentionTasks
-from rag.pipeline import RAG, load_generator
+from rag.pipeline import RAG
 
 PROMPTS = ["Repeat: abc", "What is 2 + 2?", "Sort these: 3 1 2, please."]
 PAIRS = [

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, PASSAGES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, PASSAGES, randomize_adapters, tiny_language_model
 from torch.nn import functional as F
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import DataError, UsageError
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which river does it lie?", "O?"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from generator.generator import Generator
 from indexes.corpora.corpus import Corpus
@@ -16,8 +16,9 @@ from indexes.errors import MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
 from retriever.dense import DenseRetriever, Retriever
 from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
-from retriever.selector import Selector, SelectorConfig
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from retriever.selector import SamplingConfig, SelectorConfig
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
 
@@ -265,18 +266,20 @@ def test_selector_and_e_step(
 ) -> None:
     """An untrained selector ranks as the retriever does, draws, and teaches the question adapter of a hybrid."""
     retriever = kind(index, encoder, bm25)
-    selector = Selector(generator.language_model, retriever, config=SelectorConfig(num_candidates=5, num_selected=2))
+    selector = ListwiseSelector(
+        generator.language_model, retriever, config=SelectorConfig(num_candidates=5, num_selected=2)
+    )
     found = retriever.search(QUESTIONS, 5)
     assert [p.z_mK.tolist() for p in selector.select(found)] == [[[0, 1]], [[0, 1]]]
-    drawn = selector.sample(found, 4, generator=torch.Generator().manual_seed(0))
+    drawn = selector.propose(found, SamplingConfig(num_permutations=4), generator=torch.Generator().manual_seed(0))
     assert [p.z_mK.shape for p in drawn] == [(4, 2), (4, 2)]
-    scored = selector.score(found, [p.z_mK for p in drawn])
+    scored = selector.log_prob(found, [p.z_mK for p in drawn])
     for log_p_m, permutations in zip(scored, drawn, strict=True):
         torch.testing.assert_close(log_p_m.detach().cpu(), permutations.log_p_m, rtol=1e-4, atol=1e-4)
     torch.stack([log_p_m.sum() for log_p_m in scored]).sum().backward()
     assert retriever.adapter.up_dr.grad is not None
     assert bool(retriever.adapter.up_dr.grad.any()) == (kind is HybridRetriever)
-    config = DROConfig(output_dir="unused", candidate_pool=9)
+    config = DROConfig(e_step=EStepConfig(candidate_pool=9))
     posterior = EStep(retriever, selector, generator, config)(
         [QAExample("q1", QUESTIONS[0], ("Shakespeare",), ("p0",))], round=1
     )[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import dro_config
 from torch.nn import functional as F
 
 from generator.generator import Generator
@@ -13,7 +14,7 @@ from generator.language_model import LanguageModel
 from rag.diagnostics.inspection import batch_text, inspect_batch, inspect_permutations, permutations_text
 from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
-from retriever.selector import Selector
+from retriever.listwise_selector import ListwiseSelector
 from training import DROConfig, QAExample
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
@@ -28,20 +29,20 @@ EXAMPLES = [
 def rag(
     language_model: LanguageModel,
     retriever: DenseRetriever,
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
     generator: Generator,
 ) -> RAG:
     return RAG(retriever, make_selector(language_model, num_candidates=4, num_selected=2), generator)
 
 
-def config(tmp_path: Path, **settings: object) -> DROConfig:
-    plain = {"num_permutations": 6, "replacement": True, "proposals_per_sample": 1}
-    return DROConfig(**{"output_dir": tmp_path} | plain | settings)  # type: ignore[arg-type]
+def config(**settings: object) -> DROConfig:
+    plain = {"e_step.num_permutations": 6, "e_step.replacement": True, "e_step.proposals_per_sample": 1}
+    return dro_config(**plain | settings)
 
 
 class TestPermutations:
     def test_numbers_are_those_of_the_pipeline(self, rag: RAG, tmp_path: Path) -> None:
-        data = inspect_permutations(rag, EXAMPLES[0], config(tmp_path, proposal_temperature=2.0))
+        data = inspect_permutations(rag, EXAMPLES[0], config(e_step__proposal_temperature=2.0))
         passages = {p.id: p for p in rag.retriever.search([EXAMPLES[0].question], 4)[0].passages}
         assert sum(row["times"] for row in data["permutations"]) == 6
         assert sum(row["weight"] for row in data["permutations"]) == pytest.approx(1.0, abs=1e-5)
@@ -58,7 +59,7 @@ class TestPermutations:
         assert [r["weight"] for r in data["permutations"]] == sorted(r["weight"] for r in data["permutations"])[::-1]
 
     def test_marginals_say_how_likely_each_candidate_is_read(self, rag: RAG, tmp_path: Path) -> None:
-        data = inspect_permutations(rag, EXAMPLES[0], config(tmp_path))
+        data = inspect_permutations(rag, EXAMPLES[0], config())
         assert sum(c["marginal"] for c in data["candidates"]) == pytest.approx(2.0, abs=1e-5)
         for c in data["candidates"]:
             holding = [row["weight"] for row in data["permutations"] if c["id"] in row["ids"]]
@@ -66,27 +67,31 @@ class TestPermutations:
             assert c["gold"] == (c["id"] == "p0")
 
     def test_the_paper_has_no_baseline(self, rag: RAG, tmp_path: Path) -> None:
-        data = inspect_permutations(rag, EXAMPLES[0], config(tmp_path, control_variate=False))
+        data = inspect_permutations(rag, EXAMPLES[0], config(e_step__control_variate=False))
         assert {row["baseline"] for row in data["permutations"]} == {None}
         assert "      -" in permutations_text(data)
 
     def test_guesses_are_marked(self, rag: RAG, tmp_path: Path) -> None:
         data = inspect_permutations(
-            rag, EXAMPLES[0], config(tmp_path, num_permutations=2, replacement=False, proposals_per_sample=3)
+            rag,
+            EXAMPLES[0],
+            config(e_step__num_permutations=2, e_step__replacement=False, e_step__proposals_per_sample=3),
         )
         assert [row["scored"] for row in data["permutations"]].count(True) == 2
         assert len(data["permutations"]) == 6
         lines = permutations_text(data).split("(~ guessed)\n")[1].splitlines()[:6]
         assert [" ~" not in line for line in lines] == [row["scored"] for row in data["permutations"]]
         rows = inspect_batch(
-            rag, EXAMPLES[:1], config(tmp_path, num_permutations=2, replacement=False, proposals_per_sample=3)
+            rag,
+            EXAMPLES[:1],
+            config(e_step__num_permutations=2, e_step__replacement=False, e_step__proposals_per_sample=3),
         )
         scored = [row["ids"] for row in data["permutations"] if row["scored"]]
         assert sorted(row["ids"] for row in rows) == sorted(scored)
         assert sum(row["weight"] for row in rows) == pytest.approx(1.0, abs=1e-5)
 
     def test_as_text(self, rag: RAG, tmp_path: Path) -> None:
-        data = inspect_permutations(rag, EXAMPLES[0], config(tmp_path))
+        data = inspect_permutations(rag, EXAMPLES[0], config())
         text = permutations_text(data)
         assert (
             "guessed" not in text
@@ -102,7 +107,7 @@ class TestBatch:
     def test_scored_tokens_add_up_to_the_log_likelihood(self, rag: RAG, tmp_path: Path) -> None:
         """Computed here from full logits and `F.cross_entropy` over the tokens that are marked."""
         model = rag.generator.language_model
-        for row in inspect_batch(rag, EXAMPLES, config(tmp_path, selfaug_alpha=0.0)):
+        for row in inspect_batch(rag, EXAMPLES, config(selfaug__alpha=0.0)):
             ids = torch.tensor([[t["id"] for t in row["tokens"] if t["part"] != "padding"]])
             scored = torch.tensor([t["scored"] for t in row["tokens"] if t["part"] != "padding"])
             with torch.no_grad(), model.use("generator"):
@@ -113,9 +118,8 @@ class TestBatch:
             found = rag.generator.log_prob(row["question"], [passages[i] for i in row["ids"]], answer)
             assert float(expected) == pytest.approx(found, abs=1e-2)
 
-    @pytest.mark.parametrize("include_last", [False, True])
-    def test_input_tokens_are_aligned_and_padding_never(self, rag: RAG, tmp_path: Path, include_last: bool) -> None:
-        rows = inspect_batch(rag, EXAMPLES, config(tmp_path, selfaug_include_last=include_last))
+    def test_input_tokens_are_aligned_and_padding_never(self, rag: RAG) -> None:
+        rows = inspect_batch(rag, EXAMPLES, config())
         assert len({len(row["tokens"]) for row in rows}) == 1
         assert any(t["part"] == "padding" for row in rows for t in row["tokens"])
         for row in rows:
@@ -123,18 +127,18 @@ class TestBatch:
             first = parts.index("answer")
             assert parts == sorted(parts, key=["prompt", "answer", "padding"].index)
             aligned = [i for i, t in enumerate(row["tokens"]) if t["aligned"]]
-            assert aligned == list(range(1, first + include_last))  # nothing predicts the first token of a row
+            assert aligned == list(range(1, first))  # nothing predicts the first token of a row
             assert [t["scored"] for t in row["tokens"]] == [part == "answer" for part in parts]
 
     def test_one_aligned_row_for_each_question(self, rag: RAG, tmp_path: Path) -> None:
-        rows = inspect_batch(rag, EXAMPLES, config(tmp_path, selfaug_rows="one"))
+        rows = inspect_batch(rag, EXAMPLES, config(selfaug__permutations="one"))
         for example in EXAMPLES:
             mine = [row for row in rows if row["question"] == example.question]
             assert sum(any(t["aligned"] for t in row["tokens"]) for row in mine) == 1
             assert sum(row["weight"] for row in mine) == pytest.approx(1.0, abs=1e-5)
 
     def test_it_is_the_batch_that_is_trained_on(self, rag: RAG, tmp_path: Path) -> None:
-        settings = config(tmp_path, selfaug_alpha=0.0)
+        settings = config(selfaug__alpha=0.0)
         rows = inspect_batch(rag, EXAMPLES, settings)
         posteriors = EStep(rag.retriever, rag.selector, rag.generator, settings)(EXAMPLES, round=1)
         joint = JointModel(rag.selector, rag.generator, settings)
@@ -150,6 +154,6 @@ class TestBatch:
         assert math.isclose(by_hand, float(loss), rel_tol=1e-3)
 
     def test_as_text(self, rag: RAG, tmp_path: Path) -> None:
-        rows = inspect_batch(rag, EXAMPLES[:1], config(tmp_path, num_permutations=2))
+        rows = inspect_batch(rag, EXAMPLES[:1], config(e_step__num_permutations=2))
         text = batch_text(rows, rag.generator.language_model.tokenizer.decode)
         assert "prompt + KL" in text and "answer + scored" in text and "Shakespeare" in text

@@ -4,15 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model, tiny_model
+from tiny_models import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model, tiny_model
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
-from generator.language_model import (
-    AdapterConfig,
-    LanguageModel,
-    resolve_dtype,
-)
+from generator.configs import AdapterConfig
+from generator.language_model import LanguageModel, resolve_dtype
 from generator.padding import Branches
 from indexes.batching import token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, byte_tokenizer, randomize_adapters, tiny_language_model
 
 from generator.language_model import LanguageModel
 from generator.likelihood import Continuation, continuation_likelihoods, prefix_id, rolling_windows

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 from test_forgetting import log_prob
 from test_retention_tasks import write
+from tiny_models import PASSAGES, added_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.generator import Generator
+from generator.language_model import LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
 from rag.forgetting.file_tasks import PlainText

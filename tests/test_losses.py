@@ -22,7 +22,6 @@ from training.losses import (
     selector_loss,
     selfaug_loss,
     selfaug_positions,
-    tempered_exponent,
 )
 
 
@@ -68,24 +67,6 @@ class TestDistillationTarget:
     def test_without_draws_the_marginals_are_the_target(self) -> None:
         found = distillation_target(torch.tensor([1.0, 1.0, 0.0]), None, self.logits_n[:3], 1)
         assert found.tolist() == [0.5, 0.5, 0.0]
-
-
-def test_the_tempered_exponent_is_the_largest_that_leaves_the_effective_sample_size() -> None:
-    """Against a fine grid."""
-    generator = torch.Generator().manual_seed(0)
-    for floor in (1.5, 3.0, 5.0):
-        log_ratio, log_likelihood = 0.2 * torch.randn(8, generator=generator), 9 * torch.randn(8, generator=generator)
-        grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)
-        weights = (log_ratio.double() + grid[:, None] * log_likelihood.double()).softmax(-1)
-        expected = float(grid[(1 / weights.square().sum(-1) >= floor).nonzero()[-1]])
-        assert tempered_exponent(log_ratio, log_likelihood, floor) == pytest.approx(expected, abs=1e-4)
-    assert tempered_exponent(torch.zeros(4), torch.zeros(4), 3.0) == 1.0
-    # The likelihood corrects an uneven proposal up to 6 b = 3 + log(1.5 ... ), where both weights are uneven again.
-    found = tempered_exponent(torch.tensor([0.0, -3.0]), torch.tensor([0.0, 6.0]), 1.5)
-    weights = torch.tensor([0.0, -3.0 + 6.0 * found]).softmax(-1)
-    assert float(1 / weights.square().sum()) == pytest.approx(1.5, abs=1e-4) and found > 0.5
-    # No power leaves as many: nothing of the answer is heard.
-    assert tempered_exponent(torch.tensor([0.0, -9.0, -9.0]), torch.tensor([0.0, -1.0, -2.0]), 2.0) == 0.0
 
 
 def test_the_proposal_is_corrected() -> None:
@@ -275,32 +256,10 @@ def test_logits_exist_only_for_a_chunk() -> None:
 
 def test_positions_average_per_row_then_over_rows() -> None:
     """P = 4 and 2: three and one predictions of input tokens. Row weights 1/2: each row counts the same (trap 10)."""
-    rows, positions, weights = selfaug_positions(torch.tensor([4, 2]), torch.tensor([0.5, 0.5]), include_last=False)
+    rows, positions, weights = selfaug_positions(torch.tensor([4, 2]), torch.tensor([0.5, 0.5]))
     assert rows.tolist() == [0, 0, 0, 1]
     assert positions.tolist() == [0, 1, 2, 0]
     torch.testing.assert_close(weights, torch.tensor([1 / 6, 1 / 6, 1 / 6, 1 / 2]))
-
-
-def test_the_last_prompt_position_is_an_option() -> None:
-    _, positions, weights = selfaug_positions(torch.tensor([3]), torch.tensor([1.0]), include_last=True)
-    assert positions.tolist() == [0, 1, 2]
-    assert weights.sum().item() == pytest.approx(1.0)
-
-
-def test_a_share_of_the_positions_stands_for_all() -> None:
-    """P = 9 and 3, half of 8 and of 2: four positions and one, each row's weights still add up to the row's."""
-    seen = torch.zeros(2, 8)
-    for seed in range(400):
-        generator = torch.Generator().manual_seed(seed)
-        rows, positions, weights = selfaug_positions(
-            torch.tensor([9, 3]), torch.tensor([0.25, 0.75]), include_last=False, share=0.5, generator=generator
-        )
-        assert rows.tolist() == [0, 0, 0, 0, 1]
-        assert len(set(positions[:4].tolist())) == 4
-        torch.testing.assert_close(weights, torch.tensor([1 / 16] * 4 + [3 / 4]))
-        seen[rows, positions] += weights / 400
-    torch.testing.assert_close(seen[0], torch.full((8,), 0.25 / 8), rtol=0.25, atol=0.0)
-    torch.testing.assert_close(seen[1, :2], torch.full((2,), 0.375), rtol=0.25, atol=0.0)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])

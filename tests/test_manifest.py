@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, tiny_encoder
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, Manifest, MismatchError
 from indexes.directory.manifest import EncoderRecord, FileRecord, SegmentRecord

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
 from torch import nn
 
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
-from retriever.selector import Selector, standardise
+from retriever.selector import standardise
 from training.config import DROConfig
 from training.estimation import EStep, Posterior, answer_row
 from training.maximization import (
@@ -27,7 +28,7 @@ from training.maximization import (
 )
 from training.questions.example import QAExample
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),
     QAExample("q2", "what is the capital of Germany?", ("Berlin",), ("p4",)),
@@ -36,16 +37,18 @@ EXAMPLES = [
 
 
 def config(**settings: object) -> DROConfig:
-    plain = {"num_permutations": 8, "replacement": True, "proposals_per_sample": 1}
-    return DROConfig(**{"output_dir": "unused", "selfaug_alpha": 0.0, "loss_normalization": "sum"} | plain | settings)
+    plain = {"e_step.num_permutations": 8, "e_step.replacement": True, "e_step.proposals_per_sample": 1}
+    return dro_config(**{"selfaug.alpha": 0.0, "m_step.loss_normalization": "sum"} | plain | settings)
 
 
 @pytest.fixture
-def parts(language_model: LanguageModel, retriever: DenseRetriever, make_selector: Make) -> tuple[Selector, Generator]:
+def parts(
+    language_model: LanguageModel, retriever: DenseRetriever, make_selector: Make
+) -> tuple[ListwiseSelector, Generator]:
     return make_selector(language_model, num_candidates=4, num_selected=2), Generator(language_model)
 
 
-def posteriors_of(parts: tuple[Selector, Generator], settings: DROConfig) -> list[Posterior]:
+def posteriors_of(parts: tuple[ListwiseSelector, Generator], settings: DROConfig) -> list[Posterior]:
     selector, generator = parts
     return EStep(selector.retriever, selector, generator, settings)(EXAMPLES, round=1)
 
@@ -76,11 +79,11 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("control_variate", [True, False])
 def test_exact_mode_gradient_is_that_of_the_marginal(
-    control_variate: bool, parts: tuple[Selector, Generator], retriever: DenseRetriever
+    control_variate: bool, parts: tuple[ListwiseSelector, Generator], retriever: DenseRetriever
 ) -> None:
     """- grad log sum_z p_s(z|x) p_g(y|x,d_z), by autograd through every permutation, full-vocabulary logits."""
     selector, generator = parts
-    settings = config(exact=True, control_variate=control_variate)
+    settings = config(e_step__exact=True, e_step__control_variate=control_variate)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     found = gradients(joint, micro_batches(posteriors))
@@ -92,7 +95,7 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
         # marginal's gradient is assembled by the chain rule on detached copies of the two log-probabilities.
         z_NK = enumerate_permutations(4, 2)
         with model.use("selector"):
-            log_s = selector.score([posterior.candidates], [z_NK])[0]
+            log_s = selector.log_prob([posterior.candidates], [z_NK])[0]
         with model.use("generator"):
             log_g = torch.stack([_full_logit_log_prob(generator, posterior, z) for z in z_NK])
         leaf_s, leaf_g = log_s.detach().requires_grad_(), log_g.detach().requires_grad_()
@@ -103,27 +106,27 @@ def test_exact_mode_gradient_is_that_of_the_marginal(
     expected = {n: p.grad.clone() for n, p in joint.named_parameters() if p.grad is not None}
     assert_same(found, expected)
     assert any("question_adapter" in n for n in found)
-    assert any(n.startswith("prior.") for n in found)
+    assert any(n.startswith("selector_modules.prior.") for n in found)
 
 
-def adapter_gradients(parts: tuple[Selector, Generator], **settings: object) -> dict[str, torch.Tensor]:
+def adapter_gradients(parts: tuple[ListwiseSelector, Generator], **settings: object) -> dict[str, torch.Tensor]:
     """Of the question adapter, moved from the identity so that both of its factors have one."""
     selector, generator = parts
     with torch.no_grad():
         selector.retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
-    made = config(exact=True, **settings)
+    made = config(e_step__exact=True, **settings)
     posteriors = posteriors_of(parts, made)
     found = gradients(JointModel(selector, generator, made), micro_batches(posteriors)[:1])
     return {n: g for n, g in found.items() if "question_adapter" in n}
 
 
-def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Generator]) -> None:
+def test_the_retriever_learns_the_posterior_marginals(parts: tuple[ListwiseSelector, Generator]) -> None:
     """Distillation against soft-target `F.cross_entropy` on scores computed here; "both" is the sum of the two ways."""
-    distilled = adapter_gradients(parts, retriever_objective="distillation")
+    distilled = adapter_gradients(parts, retriever_training__objective="distillation")
     selector = parts[0]
     adapter = selector.retriever.adapter
     adapter.zero_grad()
-    for posterior in posteriors_of(parts, config(exact=True)):
+    for posterior in posteriors_of(parts, config(e_step__exact=True)):
         read_n = torch.zeros(4)
         for z, w in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m.tolist(), strict=True):
             read_n[z] += w
@@ -148,21 +151,21 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[Selector, Gen
         torch.nn.functional.cross_entropy(logits_n, target_n / target_n.sum()).backward()
     expected = {f"question_adapter.{n}": p.grad for n, p in adapter.named_parameters()}
     assert_same(distilled, expected)  # type: ignore[arg-type]
-    through_prior = adapter_gradients(parts, retriever_objective="prior")
-    both = adapter_gradients(parts, retriever_objective="both")
+    through_prior = adapter_gradients(parts, retriever_training__objective="prior")
+    both = adapter_gradients(parts, retriever_training__objective="both")
     assert_same(both, {n: through_prior[n] + distilled[n] for n in both})
     assert any(not torch.allclose(through_prior[n], distilled[n]) for n in both)
 
 
-def test_distillation_leaves_the_selector_as_it_is(parts: tuple[Selector, Generator]) -> None:
+def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
 
     def others(**settings: object) -> dict[str, torch.Tensor]:
-        made = config(exact=True, **settings)
+        made = config(e_step__exact=True, **settings)
         found = gradients(JointModel(selector, generator, made), micro_batches(posteriors_of(parts, made)))
         return {n: g for n, g in found.items() if "question_adapter" not in n}
 
-    assert_same(others(retriever_objective="both"), others(retriever_objective="prior"))
+    assert_same(others(retriever_training__objective="both"), others(retriever_training__objective="prior"))
 
 
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
@@ -173,12 +176,12 @@ def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Te
     return -nn.functional.cross_entropy(logits[-n - 1 : -1], ids[0, -n:], reduction="sum")
 
 
-def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Generator]) -> None:
+def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posterior = posteriors_of(parts, config())[:1]
     batches = micro_batches(posterior)
     summed = gradients(JointModel(selector, generator, config()), batches)
-    token = gradients(JointModel(selector, generator, config(loss_normalization="token")), batches)
+    token = gradients(JointModel(selector, generator, config(m_step__loss_normalization="token")), batches)
     tokens = {"selector": 2, "generator": len("Shakespeare") + 1}
     for name, gradient in summed.items():
         role = "generator" if ".generator." in name else "selector"
@@ -187,10 +190,10 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[Selector, Ge
 
 @pytest.mark.parametrize("parts_count", [2, 3, 9])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts_count: int, rows: str) -> None:
+def test_splitting_rows_changes_nothing(parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
-    settings = config(num_permutations=8, selfaug_alpha=0.5, selfaug_rows=rows)
+    settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     whole = gradients(joint, micro_batches(posteriors, seed=3)[1:])
@@ -198,9 +201,9 @@ def test_splitting_rows_changes_nothing(parts: tuple[Selector, Generator], parts
     assert_same(gradients(joint, split), whole)
 
 
-def test_padding_batch_and_order_invariance(parts: tuple[Selector, Generator]) -> None:
+def test_padding_batch_and_order_invariance(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
-    settings = config(num_permutations=3, selfaug_alpha=0.5)
+    settings = config(e_step__num_permutations=3, selfaug__alpha=0.5)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     together = gradients(joint, micro_batches(posteriors))
@@ -216,7 +219,7 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
     assert architecture in ARCHITECTURES
     model = tiny_language_model(architecture, attention_dropout=0.4)
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=3)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=3)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings).train()
     with model.use("generator"):
@@ -226,10 +229,10 @@ def test_selfaug_is_exactly_zero_before_the_first_update(
         assert joint(batch)["selfaug_kl"].item() > 1e-3
 
 
-def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
+def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -> None:
     """Mean over a row's P-1 input predictions, over the question's draws, summed over questions."""
     selector, generator = parts
-    settings = config(selfaug_alpha=0.5, num_permutations=3, selfaug_chunk_tokens=7)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=3, selfaug__chunk_tokens=7)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
     model = joint.language_model
@@ -249,9 +252,9 @@ def test_selfaug_equals_full_logits(parts: tuple[Selector, Generator]) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
+def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
-    every = config(selfaug_alpha=1.0, num_permutations=4)
+    every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
     model = selector.language_model
 
@@ -260,7 +263,7 @@ def test_one_row_is_unbiased(parts: tuple[Selector, Generator]) -> None:
             batch = replace(micro_batches(posteriors)[1], seed=seed)
             return JointModel(selector, generator, settings)(batch)["selfaug_kl"].item()
 
-    drawn = torch.tensor([kl(replace(every, selfaug_rows="one"), seed) for seed in range(60)])
+    drawn = torch.tensor([kl(every.with_settings({"selfaug.permutations": "one"}), seed) for seed in range(60)])
     assert drawn.std().item() > 0
     assert drawn.mean().item() == pytest.approx(kl(every, 0), abs=4 * drawn.std().item() / 60**0.5)
 
@@ -270,7 +273,7 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=6, selfaug_rows=rows)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=6, selfaug__permutations=rows)
     posteriors = posteriors_of((selector, generator), settings)
     for seed in range(5):
         joint = JointModel(selector, generator, settings)
@@ -278,19 +281,22 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
             assert abs(joint(MicroBatch("generator", tuple(posteriors), seed=seed))["selfaug_kl"].item()) < 1e-4
 
 
-def test_a_zero_selector_learning_rate_means_zero(parts: tuple[Selector, Generator]) -> None:
+def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(selector_learning_rate=0.0, learning_rate=0.5))
+    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
 def test_a_broken_reference_is_noticed(
-    parts: tuple[Selector, Generator], retriever: DenseRetriever, make_selector: Make, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ListwiseSelector, Generator],
+    retriever: DenseRetriever,
+    make_selector: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trap 1, at run time: if the reference pass saw anything else than the base, training stops."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
-    settings = config(selfaug_alpha=0.5, num_permutations=2)
+    settings = config(selfaug__alpha=0.5, e_step__num_permutations=2)
     batch = micro_batches(posteriors_of((selector, generator), settings))[1]
     joint = JointModel(selector, generator, settings)
     real = generator.forward
@@ -304,7 +310,7 @@ def test_a_broken_reference_is_noticed(
         joint(batch)
 
 
-def test_who_learns(parts: tuple[Selector, Generator]) -> None:
+def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
@@ -317,16 +323,16 @@ def test_who_learns(parts: tuple[Selector, Generator]) -> None:
             for n in gradients(joint, kept)
         }
 
-    assert names() == {"selector", "generator", "prior", "question_adapter"}
+    assert names() == {"selector", "generator", "selector_modules", "question_adapter"}
     assert names(train_selector=False) == {"generator"}
-    assert names(train_generator=False) == {"selector", "prior", "question_adapter"}
-    assert names(train_retriever=False) == {"selector", "generator", "prior"}
+    assert names(train_generator=False) == {"selector", "selector_modules", "question_adapter"}
+    assert names(train_retriever=False) == {"selector", "generator", "selector_modules"}
 
 
-def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Generator]) -> None:
+def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelector, Generator]) -> None:
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
-    settings = config(per_device_train_batch_size=2, rows_per_micro_batch=3)
+    settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
     plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
     assert micro_batches_per_batch(settings, 8) == 4
     assert len(plan) == 4 * 4
@@ -339,19 +345,19 @@ def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[Selector, Gen
 
 
 def test_the_trainer_steps_on_the_mean_over_questions(
-    parts: tuple[Selector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: tuple[ListwiseSelector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gradient accumulation over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
     selector, generator = parts
     settings = config(
-        selfaug_alpha=0.5,
-        num_permutations=2,
-        gradient_accumulation_steps=3,
-        learning_rate=1.0,
-        prior_learning_rate=1.0,
-        retriever_learning_rate=1.0,
-        max_grad_norm=0.0,
-        lr_scheduler_type="constant",
+        selfaug__alpha=0.5,
+        e_step__num_permutations=2,
+        m_step__gradient_accumulation_steps=3,
+        m_step__learning_rate=1.0,
+        m_step__prior_learning_rate=1.0,
+        retriever_training__learning_rate=1.0,
+        m_step__max_grad_norm=0.0,
+        m_step__lr_scheduler_type="constant",
         training_arguments={"optim": "sgd"},
     )
     posteriors = posteriors_of(parts, settings)
@@ -367,17 +373,17 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     assert set(trainer.totals) == {"selector_loss", "generator_loss", "selfaug_kl"}
 
 
-def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, Generator], tmp_path: Path) -> None:
     """Three rounds of exact E-step and a small M-step: log p(y|x) summed over questions never falls."""
     selector, generator = parts
     settings = config(
-        exact=True,
-        control_variate=False,
-        candidate_order="retriever",
-        gradient_accumulation_steps=3,
-        learning_rate=2e-3,
-        prior_learning_rate=2e-3,
-        lr_scheduler_type="constant",
+        e_step__exact=True,
+        e_step__control_variate=False,
+        e_step__candidate_order="retriever",
+        m_step__gradient_accumulation_steps=3,
+        m_step__learning_rate=2e-3,
+        m_step__prior_learning_rate=2e-3,
+        m_step__lr_scheduler_type="constant",
     )
     values = []
     for round in range(3):
@@ -390,23 +396,27 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[Selector, Generator
     assert values[-1] > values[0] + 0.1
 
 
-def test_equal_utilities_leave_the_selector_where_it_is(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_equal_utilities_leave_the_selector_where_it_is(
+    parts: tuple[ListwiseSelector, Generator], tmp_path: Path
+) -> None:
     """With the control variate, 6 passes over samples of equal weight move nothing."""
     selector, generator = parts
-    settings = config(num_permutations=6, train_generator=False, num_train_epochs=6, learning_rate=1e-2)
+    settings = config(
+        e_step__num_permutations=6, train_generator=False, m_step__num_train_epochs=6, m_step__learning_rate=1e-2
+    )
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
     z = [p.permutations.z_mK for p in flat]
-    before = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
     MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
     joint.eval()
-    after = [selector.log_prob(p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
+    after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
 
 
-def test_not_finite_losses_stop_the_run(parts: tuple[Selector, Generator], tmp_path: Path) -> None:
+def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator], tmp_path: Path) -> None:
     selector, generator = parts
-    settings = config(num_permutations=2)
+    settings = config(e_step__num_permutations=2)
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):

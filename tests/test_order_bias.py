@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import randomize_adapters
+from tiny_models import randomize_adapters
 
 from generator.generator import Generator
 from indexes.corpora.passage import Passage
@@ -134,7 +134,7 @@ def test_single_passages_cannot_be_shuffled(make_rag: Callable[..., RAG]) -> Non
     assert found.summary.passages.questions == 0
     assert found.summary.passages.exact_match.value is None
     assert all(record.passages is None for record in found.records)
-    summed = RAG(rag.retriever, rag.selector, rag.generator, answering="rag_sequence")
+    summed = RAG(rag.retriever, rag.selector, rag.generator, answer_mode="rag_sequence")
     found = order_bias(summed, evaluate(summed, EXAMPLES, progress=False), shuffles=1, progress=False)
     assert found.summary.passages is None
     assert found.summary.candidates.changed.value == 0.0  # a sum over documents has no order

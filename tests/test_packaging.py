@@ -158,7 +158,7 @@ def test_wheel_holds_the_packages_their_data_and_nothing_else(tmp_path: Path) ->
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".tsv", ".typed")
+        if path.suffix in (".css", ".jinja", ".py", ".tsv", ".typed")
     ]
     assert sorted(set(shipped) - names) == []
 

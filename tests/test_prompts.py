@@ -8,7 +8,7 @@ import string
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, byte_tokenizer
+from tiny_models import PASSAGES, byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import dro_config
 from transformers import LlamaConfig, Qwen2Config
 
 from benchmarks import growth, rag_sequence_loss, rivals, timing
@@ -24,6 +25,7 @@ from benchmarks.setting import (
 )
 from benchmarks.timing import Case, Make, Options
 from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
+from retriever.selector import SamplingConfig
 from training.config import DROConfig
 from training.maximization import JointModel, MicroBatch
 
@@ -54,7 +56,7 @@ def gradient(p: Pipeline, role: str, loss: Callable[[], torch.Tensor]) -> tuple[
 
 
 def ours(p: Pipeline, role: str, m: int = 5, **settings: object) -> Callable[[], torch.Tensor]:
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", train_retriever=False, **settings))
+    joint = JointModel(p.selector, p.generator, dro_config(train_retriever=False, **settings))
     found = tuple(posteriors(p, m))
     return lambda: joint(MicroBatch(role, found, num_questions=len(found)))["loss"]
 
@@ -62,7 +64,9 @@ def ours(p: Pipeline, role: str, m: int = 5, **settings: object) -> Callable[[],
 @pytest.mark.parametrize("replacement", [True, False])
 def test_what_was_drawn_is_as_probable_as_in_whole_sequences(p: Pipeline, replacement: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    found = p.selector.sample(p.candidates, 6, replacement=replacement, generator=generator)
+    found = p.selector.propose(
+        p.candidates, SamplingConfig(num_permutations=6, replacement=replacement), generator=generator
+    )
     for c, drawn in zip(p.candidates, found, strict=True):
         posterior = replace(posteriors(p, 1)[0], candidates=c, permutations=drawn)
         with torch.no_grad(), p.model.use("selector"):
@@ -92,7 +96,7 @@ def test_one_prompt_with_many_replies_has_the_gradient_of_many_sequences(p: Pipe
 def test_generator_and_selfaug_have_the_gradient_of_full_logits(p: Pipeline, chunk: int | None) -> None:
     """With a KL that weighs as much as the answers do."""
     value, expected = gradient(p, "generator", lambda: rivals.generator_loss(p, posteriors(p, 5), alpha=50.0))
-    found, slopes = gradient(p, "generator", ours(p, "generator", selfaug_alpha=50.0, selfaug_chunk_tokens=chunk))
+    found, slopes = gradient(p, "generator", ours(p, "generator", selfaug__alpha=50.0, selfaug__chunk_tokens=chunk))
     assert found == pytest.approx(value, rel=1e-4)
     assert relative_error(slopes, expected) < 1e-4
     without, other = gradient(p, "generator", lambda: rivals.generator_loss(p, posteriors(p, 5), alpha=0.0))
@@ -100,11 +104,10 @@ def test_generator_and_selfaug_have_the_gradient_of_full_logits(p: Pipeline, chu
     assert relative_error(other, expected) > 0.1
 
 
-@pytest.mark.parametrize("settings", [{"selfaug_rows": "one"}, {"selfaug_token_share": 0.25}])
-def test_a_sampled_kl_has_the_gradient_of_the_whole_on_average(p: Pipeline, settings: dict) -> None:
+def test_a_sampled_kl_has_the_gradient_of_the_whole_on_average(p: Pipeline) -> None:
     """60 draws: the mean is nearer to the exact gradient than single draws are, by more than chance would bring."""
-    _, expected = gradient(p, "generator", ours(p, "generator", selfaug_alpha=50.0))
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused", selfaug_alpha=50.0, **settings))
+    _, expected = gradient(p, "generator", ours(p, "generator", selfaug__alpha=50.0))
+    joint = JointModel(p.selector, p.generator, dro_config(selfaug__alpha=50.0, selfaug__permutations="one"))
     found = tuple(posteriors(p, 5))
     drawn = [
         gradient(p, "generator", lambda s=seed: joint(MicroBatch("generator", found, num_questions=3, seed=s))["loss"])[
@@ -155,7 +158,7 @@ def test_the_kl_starts_at_exactly_zero_and_fifty_steps_stay_finite(device: str, 
         for name, parameter in model.adapter_parameters("generator").items():
             parameter.mul_(0.0 if "lora_B" in name else 1.0)
     p = pipeline(model, questions=1, n=7, K=3, prompt=60, row=45, answer="Bach")
-    joint = JointModel(p.selector, p.generator, DROConfig(output_dir="unused"))
+    joint = JointModel(p.selector, p.generator, DROConfig())
     batch = MicroBatch("generator", tuple(posteriors(p, 3)), num_questions=1)
     optimizer = torch.optim.AdamW(model.adapter_parameters("generator").values(), lr=1e-2)
     for step in range(50):

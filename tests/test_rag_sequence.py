@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import randomize_adapters, tiny_language_model
+from tiny_models import randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import RAGSequence
-from retriever.selector import Selector
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.losses import generator_loss
 from training.questions.example import QAExample
@@ -20,7 +21,7 @@ QUESTION = "who wrote Hamlet?"
 
 
 @pytest.fixture
-def baseline(make_selector: Callable[..., Selector]) -> RAGSequence:
+def baseline(make_selector: Callable[..., ListwiseSelector]) -> RAGSequence:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1)
@@ -59,7 +60,7 @@ def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(ba
 
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline: RAGSequence) -> None:
     example = QAExample("q", QUESTION, ("Shakespeare",))
-    config = DROConfig(output_dir="unused", exact=True, train_selector=False, candidate_order="retriever")
+    config = DROConfig(train_selector=False, e_step=EStepConfig(exact=True, candidate_order="retriever"))
     posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]
     parameters = list(baseline.generator.language_model.adapter_parameters("generator").values())
     passages = [posterior.candidates.passages[i] for i in posterior.permutations.z_mK[:, 0].tolist()]
@@ -76,7 +77,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="num_selected must be 1, got 2"):

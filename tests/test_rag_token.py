@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
+from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
-from generator.generator import AnswerRow, DecodingConfig, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.generator import AnswerRow, Generator
+from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
-from retriever.selector import Selector
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
 from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
@@ -25,12 +26,12 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which rive
 
 
 @pytest.fixture
-def rag(make_selector: Callable[..., Selector]) -> RAG:
+def rag(make_selector: Callable[..., ListwiseSelector]) -> RAG:
     model = tiny_language_model()
     randomize_adapters(model)
     selector = make_selector(model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False)
     generator = Generator(model, config=DecodingConfig(max_new_tokens=4), max_tokens_per_batch=2500)
-    return RAG(selector.retriever, selector, generator, answering="rag_token")
+    return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
 
 @torch.no_grad()
@@ -87,7 +88,7 @@ def test_an_answer_that_ends_at_once_is_empty(rag: RAG, monkeypatch: pytest.Monk
     assert answer.log_prob == pytest.approx(0.0, abs=1e-6)
 
 
-def test_reads_one_document_at_a_time(make_selector: Callable[..., Selector]) -> None:
+def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_candidates=4, num_selected=2)
     with pytest.raises(UsageError, match="RAG-Token reads one document at a time: num_selected must be 1, got 2"):
@@ -99,7 +100,7 @@ def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Call
     rag = make_rag()
     rag.selector.config = replace(rag.selector.config, num_selected=1)
     for name in ("rag_sequence", "rag_token"):
-        summing = RAG(rag.retriever, rag.selector, rag.generator, answering=name)
+        summing = RAG(rag.retriever, rag.selector, rag.generator, answer_mode=name)
         rag.selector.config = replace(rag.selector.config, num_selected=2)
         with pytest.raises(UsageError, match="one document at a time: num_selected must be 1, got 2"):
             summing.answer(QUESTIONS[0])
@@ -109,14 +110,14 @@ def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Call
 def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[..., RAG]) -> None:
     """Set later it would be written into bundles and evaluations, while answers came as before."""
     with pytest.raises(AttributeError):
-        make_rag().answering = "rag_token"  # type: ignore[misc]
+        make_rag().answer_mode = "rag_token"  # type: ignore[misc, assignment]
 
 
-def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., Selector]) -> None:
+def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
     with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
-        RAG(selector.retriever, selector, Generator(model), answering="rag")
+        RAG(selector.retriever, selector, Generator(model), answer_mode="rag")
 
 
 def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
@@ -138,11 +139,9 @@ def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, streng
 def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     config = DROConfig(
-        output_dir="unused",
-        exact=True,
-        marginalization="token",
-        loss_normalization=normalization,  # type: ignore[arg-type]
-        selfaug_alpha=0.0,
+        e_step=EStepConfig(exact=True, marginalization="token"),
+        m_step=MStepConfig(loss_normalization=normalization),
+        selfaug=SelfAugConfig(alpha=0.0),
     )
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=1)[0]
     model, retriever = rag.generator.language_model, rag.retriever
@@ -170,8 +169,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
 
 
 def test_rows_may_be_split_into_parts(rag: RAG) -> None:
-    settings = {"output_dir": "unused", "exact": True, "marginalization": "token", "selfaug_alpha": 0.0}
-    config = DROConfig(**settings)  # type: ignore[arg-type]
+    config = DROConfig(e_step=EStepConfig(exact=True, marginalization="token"), selfaug=SelfAugConfig(alpha=0.0))
     examples = [QAExample(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, ("x", "Bern", "it"), strict=True))]
     posteriors = tuple(EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=1))
     joint = JointModel(rag.selector, rag.generator, config)
@@ -181,18 +179,18 @@ def test_rows_may_be_split_into_parts(rag: RAG) -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_needs_every_list(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood='sum'; exact=False"):
-        DROConfig(output_dir=tmp_path, marginalization="token")
+def test_it_needs_every_permutation() -> None:
+    with pytest.raises(UsageError, match=r"it needs exact=True and likelihood_exponent=1; got exact=False"):
+        DROConfig(e_step=EStepConfig(marginalization="token"))
 
 
 def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     plain = make_rag()
     plain.selector.config = replace(plain.selector.config, num_selected=1)
-    rag = RAG(plain.retriever, plain.selector, plain.generator, answering="rag_token")
+    rag = RAG(plain.retriever, plain.selector, plain.generator, answer_mode="rag_token")
     rag.save_pretrained(tmp_path / "bundle")
     opened = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
-    assert opened.answering == "rag_token"
+    assert opened.answer_mode.kind == "rag_token"
     assert opened.answer(QUESTIONS[0]) == rag.answer(QUESTIONS[0])
     assert opened.answer(QUESTIONS[0]).log_prob != plain.answer(QUESTIONS[0]).log_prob
     assert "".join(opened.stream(QUESTIONS[0])) == rag.answer(QUESTIONS[0]).text
@@ -207,7 +205,9 @@ def by_documents(rag: RAG, text: str) -> float:
     return float((prior_n1 * mixture_L).sum(0).log().sum())
 
 
-def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selector: Callable[..., Selector]) -> None:
+def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{% endif %}{{ m.content }}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -216,13 +216,15 @@ def test_the_end_of_the_answer_is_scored_whichever_token_stopped_it(make_selecto
     successors = {"<|assistant|>": "R", "R": "o", "o": "<eos>"}
     model = LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2))
     selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
-    rag = RAG(selector.retriever, selector, Generator(model), answering="rag_token")
+    rag = RAG(selector.retriever, selector, Generator(model), answer_mode="rag_token")
     answer = rag.answer(QUESTIONS[0])
     assert (answer.text, model.end_of_answer_id) == ("Ro", tokenizer.convert_tokens_to_ids("<|end|>"))
     assert answer.log_prob == pytest.approx(by_documents(rag, "Ro"), abs=1e-4)
 
 
-def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector: Callable[..., Selector]) -> None:
+def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(
+    make_selector: Callable[..., ListwiseSelector],
+) -> None:
     """The log-probability is that of the answer right behind the prompt, as everywhere."""
     template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
@@ -232,7 +234,7 @@ def test_a_thought_is_neither_in_the_answer_nor_in_its_probability(make_selector
     selector = make_selector(model, gate=0.0, num_candidates=4, num_selected=1, use_language_model=False)
     for room, text in ((8, "Ro"), (2, "")):
         generator = Generator(model, config=DecodingConfig(max_new_tokens=room))
-        rag = RAG(selector.retriever, selector, generator, answering="rag_token")
+        rag = RAG(selector.retriever, selector, generator, answer_mode="rag_token")
         answer = rag.answer(QUESTIONS[0])
         assert answer.text == text
         assert answer.log_prob == pytest.approx(by_documents(rag, text), abs=1e-4)

@@ -20,15 +20,15 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_models import tiny_encoder
 
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.errors import DataError, UsageError
-from indexes.records.containers import answer_literal
+from indexes.records.answer_lists import answer_literal
 from indexes.records.json_documents import read_json_document
 from rag.metrics import gold_recall
 from retriever.dense import DenseRetriever

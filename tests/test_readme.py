@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
 from indexes import PassageIndex
 from rag.cli import COMMANDS, _parse, main

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import learned, randomize_adapters, tiny_language_model
+from tiny_models import learned, randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
-from retriever.selector import Selector, SelectorConfig
-from training.config import DROConfig
+from retriever.listwise_selector import ListwiseSelector
+from retriever.selector import SelectorConfig
+from training.config import DROConfig, EStepConfig, SelfAugConfig, SupervisedConfig
 from training.estimation import EStep
 from training.losses import lsr_loss
 from training.maximization import JointModel, MicroBatch
@@ -22,7 +24,10 @@ from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
 SHARED = DROConfig(
-    output_dir="unused", supervised_epochs=0, selfaug_alpha=2.0, num_permutations=2, proposals_per_sample=2, rounds=1
+    rounds=1,
+    supervised=SupervisedConfig(num_train_epochs=0),
+    selfaug=SelfAugConfig(alpha=2.0),
+    e_step=EStepConfig(num_permutations=2, proposals_per_sample=2),
 )
 SELECTOR = SelectorConfig(num_candidates=4, num_selected=2)
 EXAMPLES = [
@@ -40,8 +45,8 @@ class TestVariants:
                 continue
             plain, twin = Variant.of(name).config(SHARED), Variant.of(f"{name}_selfaug").config(SHARED)
             assert plain is not None and twin is not None
-            assert (plain.selfaug_alpha, twin.selfaug_alpha) == (0.0, 2.0)
-            assert replace(plain, selfaug_alpha=2.0) == twin
+            assert (plain.selfaug.alpha, twin.selfaug.alpha) == (0.0, 2.0)
+            assert plain.with_settings({"selfaug.alpha": 2.0}) == twin
             assert Variant.of(name).twin == Variant.of(f"{name}_selfaug")
 
     def test_the_laboratory_calls_vanilla_base(self) -> None:
@@ -68,7 +73,7 @@ class TestVariants:
 
     def test_selfaug_of_no_weight_is_refused(self) -> None:
         with pytest.raises(UsageError, match="'sft_selfaug' needs selfaug_alpha above 0"):
-            Variant.of("sft_selfaug").config(replace(SHARED, selfaug_alpha=0.0))
+            Variant.of("sft_selfaug").config(SHARED.with_settings({"selfaug.alpha": 0.0}))
 
 
 TRAINED = {
@@ -87,12 +92,12 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
     """And what it does not: the weights of everything else are the same to the last bit."""
     variant = Variant.of(name)
     fresh = make_rag()
-    selector = Selector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
-    rag = RAG(fresh.retriever, selector, fresh.generator, answering=variant.recipe.answering)
+    selector = ListwiseSelector(fresh.generator.language_model, fresh.retriever, config=variant.selector(SELECTOR, 3))
+    rag = RAG(fresh.retriever, selector, fresh.generator, answer_mode=variant.recipe.answer_mode)
     before = learned(rag)
-    config = variant.config(replace(SHARED, output_dir=tmp_path / "run", learning_rate=1e-2))
+    config = variant.config(SHARED.with_settings({"m_step.learning_rate": 1e-2}))
     assert config is not None
-    DROTrainer(rag, config, EXAMPLES, progress=False).train()
+    DROTrainer(rag, config, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False).train()
     changed = {n for n, value in learned(rag).items() if not torch.equal(value, before[n])}
     marks = {"selector": ".selector.", "generator": ".generator.", "prior": "prior.", "question": "question."}
     parts = {part for part, mark in marks.items() if any(mark in n for n in changed)}
@@ -103,19 +108,21 @@ def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path:
 
 class TestReplug:
     @pytest.fixture
-    def rag(self, make_selector: Callable[..., Selector]) -> RAG:
+    def rag(self, make_selector: Callable[..., ListwiseSelector]) -> RAG:
         model = tiny_language_model()
         randomize_adapters(model)
         selector = make_selector(
             model, gate=0.0, strength=1.3, num_candidates=4, num_selected=1, use_language_model=False
         )
         generator = Generator(model, config=DecodingConfig(max_new_tokens=3))
-        return RAG(selector.retriever, selector, generator, answering="rag_token")
+        return RAG(selector.retriever, selector, generator, answer_mode="rag_token")
 
     @pytest.mark.parametrize("beta", [0.5, 4.0])
     def test_its_loss_is_the_divergence_of_the_retriever_from_the_language_model(self, rag: RAG, beta: float) -> None:
         """KL(p_R || Q) by torch's own function, p_R from inner products with a question vector, both by hand."""
-        shared = replace(SHARED, lsr_temperature=beta, candidate_order="shuffled")
+        shared = SHARED.with_settings(
+            {"retriever_training.lsr_temperature": beta, "e_step.candidate_order": "shuffled"}
+        )
         config = Variant.of("replug").config(shared)
         assert config is not None
         rag.retriever.adapter.up_dr.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
@@ -149,16 +156,16 @@ class TestReplug:
     @pytest.mark.parametrize(
         ("change", "came"),
         [
-            ({"exact": False}, "{'exact': False} came"),
-            ({"train_retriever": False}, "{'train_retriever': False} came"),
-            ({"supervised_epochs": 1}, "{'supervised_epochs': 1} came"),
+            ({"e_step.exact": False}, "got {'e_step.exact': False}"),
+            ({"train_retriever": False}, "got {'train_retriever': False}"),
+            ({"supervised.num_train_epochs": 1}, "got {'supervised.num_train_epochs': 1}"),
         ],
     )
     def test_needs_every_candidate_alone(self, change: dict[str, Any], came: str) -> None:
         config = Variant.of("replug").config(SHARED)
         assert config is not None
         with pytest.raises(UsageError, match=came):
-            replace(config, **change)
+            config.with_settings(change)
 
     def test_needs_a_selector_that_picks_one(self, make_rag: Callable[..., RAG]) -> None:
         config, rag = Variant.of("replug").config(SHARED), make_rag()
@@ -168,7 +175,7 @@ class TestReplug:
 
 
 def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelihood(
-    make_selector: Callable[..., Selector],
+    make_selector: Callable[..., ListwiseSelector],
 ) -> None:
     model = tiny_language_model()
     randomize_adapters(model)
@@ -201,27 +208,34 @@ class TestSharedSettings:
     """What suits DRO must not make something else of a baseline."""
 
     def test_supervised_reads_the_top_k_whatever_is_shared(self) -> None:
-        shared = replace(SHARED, exact=True, guidance=2.0, candidate_pool=50, refresh_index=True)
+        shared = SHARED.with_settings({"e_step.exact": True, "e_step.candidate_pool": 50, "train_encoder": True})
         config = Variant.of("sft").config(shared)
         assert config is not None
-        assert not (config.exact or config.guidance or config.refresh_index or config.train_selector)
-        assert (config.num_permutations, config.candidate_pool) == (1, None)
-
-    @pytest.mark.parametrize("name", ["sft", "replug", "rag_sequence", "rag_token"])
-    def test_a_floor_of_the_effective_sample_size_is_for_lists_that_are_drawn(self, name: str) -> None:
-        config = Variant.of(name).config(replace(SHARED, num_permutations=4, ess_floor=2.0, max_samples=8))
-        assert config is not None and (config.ess_floor, config.max_samples) == (0.0, None)
+        assert not (config.e_step.exact or config.train_encoder or config.train_selector)
+        assert (config.e_step.num_permutations, config.e_step.candidate_pool) == (1, None)
 
     def test_baselines_keep_their_objectives(self) -> None:
-        shared = replace(SHARED, retriever_objective="distillation", likelihood="mean", supervised_epochs=2)
+        shared = SHARED.with_settings(
+            {
+                "retriever_training.objective": "distillation",
+                "e_step.likelihood_exponent": 0.5,
+                "supervised.num_train_epochs": 2,
+            }
+        )
         found = {name: Variant.of(name).config(shared) for name in ("replug", "rag_sequence", "rag_token")}
-        objectives = {name: (c.retriever_objective, c.likelihood) for name, c in found.items() if c is not None}
-        assert objectives == {"replug": ("lsr", "sum"), "rag_sequence": ("prior", "sum"), "rag_token": ("prior", "sum")}
+        objectives = {
+            name: (c.retriever_training.objective, c.e_step.likelihood_exponent)
+            for name, c in found.items()
+            if c is not None
+        }
+        assert objectives == {"replug": ("lsr", 1.0), "rag_sequence": ("prior", 1.0), "rag_token": ("prior", 1.0)}
 
     def test_an_ablation_is_the_only_row_without_its_part(self) -> None:
-        shared = replace(SHARED, train_selector=False, exact=True, marginalization="token")
+        shared = SHARED.with_settings(
+            {"train_selector": False, "e_step.exact": True, "e_step.marginalization": "token"}
+        )
         trained = {name: Variant.of(name).config(shared) for name in ("dro_no_selector", "dro_no_generator", "dro")}
-        parts = {n: (c.train_selector, c.train_generator, c.marginalization) for n, c in trained.items() if c}
+        parts = {n: (c.train_selector, c.train_generator, c.e_step.marginalization) for n, c in trained.items() if c}
         assert parts == {
             "dro_no_selector": (False, True, "sequence"),
             "dro_no_generator": (True, False, "sequence"),
@@ -237,16 +251,22 @@ class TestSharedSettings:
         """A run of the laboratory or of a sweep with default settings is continued only with these very settings."""
         changed = {
             "sft": {
-                *("train_selector", "num_permutations", "proposal_temperature", "proposals_per_sample", "replacement"),
+                *(
+                    "train_selector",
+                    "e_step.num_permutations",
+                    "e_step.proposal_temperature",
+                    "e_step.proposals_per_sample",
+                    "e_step.replacement",
+                ),
             },
-            "replug": {"exact", "train_generator", "retriever_objective"},
-            "rag_sequence": {"exact"},
-            "rag_token": {"exact", "marginalization"},
+            "replug": {"e_step.exact", "train_generator", "retriever_training.objective"},
+            "rag_sequence": {"e_step.exact"},
+            "rag_token": {"e_step.exact", "e_step.marginalization"},
             "dro_no_selector": {"train_selector"},
             "dro_no_generator": {"train_generator"},
             "dro": set(),
         }
-        plain = replace(SHARED, selfaug_alpha=0.0)
+        plain = SHARED.with_settings({"selfaug.alpha": 0.0})
         for name, fields in changed.items():
             config = Variant.of(name).config(plain)
-            assert {key for key, value in vars(config).items() if value != getattr(plain, key)} == fields
+            assert {key for key in config.names() if config.get(key) != plain.get(key)} == fields

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import PASSAGES, randomize_adapters, tiny_language_model
+from tiny_models import PASSAGES, randomize_adapters, tiny_language_model
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from generator.recording import recording
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "who?", "which river flows into the Black Sea?"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
+from tiny_models import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import LanguageModel
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
@@ -20,9 +20,10 @@ from indexes.directory.manifest import Manifest
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import ResourceError
+from rag.bundle import load_generator
 from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
-from rag.pipeline import RAG, load_generator
+from rag.pipeline import RAG
 from rag.planning.training_plan import encoder_shape, shape_of
 from retriever.selector import SelectorConfig
 
@@ -193,7 +194,7 @@ def test_a_bundle_records_it_and_does_not_grant_it(
 ) -> None:
     """Everything is inside the bundle, so that what it records could speak for nobody else's code."""
     index = own_index(own_encoder, tmp_path / "index")
-    settings = {"selector": SMALL, "generation": DecodingConfig(max_new_tokens=3), "device": "cpu"}
+    settings = {"selector": SMALL, "decoding": DecodingConfig(max_new_tokens=3), "device": "cpu"}
     with pytest.raises(ResourceError, match=REFUSED):
         RAG.create(index=index, base=own_base, **settings)
     rag = RAG.create(index=index, base=own_base, trust_remote_code=True, **settings)
@@ -224,7 +225,7 @@ def test_the_commands_have_the_option(
     more = tmp_path / "more.jsonl"
     more.write_text('{"id": "new", "text": "something new"}\n')
     index = str(tmp_path / "index")
-    small = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--generation.max_new_tokens", "3"]
+    small = ["--selector.num_candidates", "4", "--selector.num_selected", "2", "--decoding.max_new_tokens", "3"]
     probes = ["--drift", str(tmp_path / "drift.jsonl"), "--max_new_tokens", "2"]
     (tmp_path / "drift.jsonl").write_text('{"prompt": "some words"}\n')
     counts = ["--passages", "20", "--train_questions", "3"]

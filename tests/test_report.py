@@ -1,4 +1,4 @@
-"""The report page: read back by a parser that knows nothing of how it was written, and opened in a real browser."""
+"""The page of a comparison: parsed independently of how it was written, and opened in a real browser."""
 
 import copy
 import html
@@ -31,8 +31,8 @@ from pages import (
 )
 
 from indexes.errors import DataError
-from rag.report import render_report, write_report
-from rag.report.comparison import run_sentence
+from rag.report import parse_result, render_report, write_report
+from rag.report.pages.comparison_page import run_sentence
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ def answer(row: str, said: str, em: float | None, permutation: list[int], cited:
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """Every part once, every count another one."""
+    """Every part of a page once; all counts differ."""
     sample = {
         "question": "how long is the Brost?",
         "golden_answers": ["2,914 km", "2914 km"],
@@ -74,7 +74,7 @@ def result() -> dict[str, Any]:
                 "label": "Base model, retrieved top-K",
                 "exact_match": 0.41,
                 "f1": 0.5,
-                "recall_at_1": 0.4,
+                "selector_recall@1": 0.4,
                 "general": 0.93,
                 "kl_drift": 0.0,
                 "seconds": 60.2,
@@ -94,11 +94,11 @@ def result() -> dict[str, Any]:
                 "label": "DRO",
                 "exact_match": 0.62,
                 "f1": float("nan"),
-                "recall_at_1": 0.6,
+                "selector_recall@1": 0.6,
                 "general": 0.8,
             },
         ],
-        "retriever": {"recall_at_1": 0.42, "recall_at_3": 0.6},
+        "retriever": {"retriever_recall@1": 0.42, "retriever_recall@3": 0.6},
         "comparisons": [
             {
                 "name": "dro",
@@ -156,7 +156,7 @@ def tree(result: dict[str, Any]) -> ET.Element:
 # The file.
 
 
-def test_the_file_is_written_where_it_is_asked_for(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_write_report_creates_folders_and_replaces_the_file(tmp_path: Path, result: dict[str, Any]) -> None:
     file = tmp_path / "new" / "folder" / "report.html"
     assert write_report(result, str(file)) == file
     first = file.read_text(encoding="utf-8")
@@ -165,7 +165,7 @@ def test_the_file_is_written_where_it_is_asked_for(tmp_path: Path, result: dict[
     assert file.read_text(encoding="utf-8") != first
 
 
-def test_text_that_utf_8_cannot_hold_costs_one_character(tmp_path: Path) -> None:
+def test_lone_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> None:
     file = write_report(
         {"rows": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]}, tmp_path / "report.html"
     )
@@ -173,7 +173,7 @@ def test_text_that_utf_8_cannot_hold_costs_one_character(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("broken", "came"),
+    ("broken", "found"),
     [
         ({}, r"got the keys \[\]"),
         ({"mode": "quick", "curves": {}}, r"got the keys \['curves', 'mode'\]"),
@@ -181,13 +181,13 @@ def test_text_that_utf_8_cannot_hold_costs_one_character(tmp_path: Path) -> None
         ({"rows": None}, "got NoneType"),
     ],
 )
-def test_a_result_without_rows_is_refused(tmp_path: Path, broken: dict[str, Any], came: str) -> None:
-    with pytest.raises(DataError, match=f"must hold 'rows', a list with one mapping per pipeline; {came}. Pass the"):
+def test_comparison_without_rows_is_rejected(tmp_path: Path, broken: dict[str, Any], found: str) -> None:
+    with pytest.raises(DataError, match=f"must hold 'rows', a list with one mapping per pipeline; {found}. Pass the"):
         write_report(broken, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_module_imports_nothing_heavy() -> None:
+def test_importing_the_report_loads_no_dependency() -> None:
     code = "import sys; before = set(sys.modules); import rag.report; print(*sorted({m.partition('.')[0] for m in \
 set(sys.modules) - before} - sys.stdlib_module_names))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -212,11 +212,11 @@ set(sys.modules) - before} - sys.stdlib_module_names))"
         '<svg><use href="x.svg#a"></use></svg>',
     ],
 )
-def test_the_load_finder_finds(element: str) -> None:
+def test_loads_finds_everything_that_loads_or_runs(element: str) -> None:
     assert list(loads(parse(f"<html>{element}</html>")))
 
 
-def test_nothing_is_loaded_and_nothing_runs(tree: ET.Element) -> None:
+def test_page_loads_and_runs_nothing(tree: ET.Element) -> None:
     assert list(loads(tree)) == []
     (policy,) = [e.get("content", "") for e in tree.iter("meta") if e.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
@@ -226,8 +226,8 @@ def test_nothing_is_loaded_and_nothing_runs(tree: ET.Element) -> None:
     }
 
 
-def test_text_stays_text(result: dict[str, Any]) -> None:
-    """The attacked page has element for element and attribute for attribute the build of the peaceful one."""
+def test_text_from_data_is_escaped(result: dict[str, Any]) -> None:
+    """A page of hostile texts has the same elements and attributes as one of harmless texts."""
     result["rows"][0]["seed"] = "42"  # what should be a number may be a text as well
     result["samples"][0]["answers"][0]["permutation"] = ["0", "1"]
     # Some settings choose the words of the introduction by their name, so these keep it.
@@ -245,7 +245,7 @@ def test_text_stays_text(result: dict[str, Any]) -> None:
 # The tables.
 
 
-def test_every_row_stands_in_the_table_with_its_numbers(tree: ET.Element) -> None:
+def test_results_table_has_the_numbers_of_every_trial(tree: ET.Element) -> None:
     (table,) = by_class(by_id(tree, "results"), "results")
     headings = [text(cell) for cell in table.findall("thead/tr/th")]
     assert headings == [
@@ -264,7 +264,7 @@ def test_every_row_stands_in_the_table_with_its_numbers(tree: ET.Element) -> Non
     assert explained == headings[1:]
 
 
-def test_bars_are_as_long_as_their_values(tree: ET.Element) -> None:
+def test_length_of_bars_is_proportional_to_values(tree: ET.Element) -> None:
     (table,) = by_class(by_id(tree, "results"), "results")
     first, second, _, _ = table.findall("tbody/tr")
     track, bar = first.findall("td")[0].findall("svg/rect")
@@ -275,7 +275,7 @@ def test_bars_are_as_long_as_their_values(tree: ET.Element) -> None:
     assert [float(width or "nan") for width in seconds] == pytest.approx([100 * 60.2 / 1234, 100], abs=0.01)
 
 
-def test_every_header_says_what_it_heads(tree: ET.Element) -> None:
+def test_header_cells_have_a_scope(tree: ET.Element) -> None:
     cells = list(tree.iter("th"))
     assert len(cells) > 40
     assert {cell.get("scope") for cell in cells} == {"col", "row"}
@@ -284,7 +284,7 @@ def test_every_header_says_what_it_heads(tree: ET.Element) -> None:
         assert region.get("aria-label")
 
 
-def test_comparisons(tree: ET.Element) -> None:
+def test_paired_tests_table(tree: ET.Element) -> None:
     rows = by_id(tree, "comparisons").findall(".//tbody/tr")
     base, none = "Base model, retrieved top-K", "\u2013"
     assert [[text(cell) for cell in row] for row in rows] == [
@@ -297,15 +297,15 @@ def test_comparisons(tree: ET.Element) -> None:
     assert [(float(bar.get("x", "")), float(bar.get("width", ""))) for bar in bars] == [(50, 50), (25, 25)]
 
 
-def test_what_was_run(tree: ET.Element) -> None:
+def test_introduction_describes_the_run(tree: ET.Element) -> None:
     introduction = text(by_class(tree, "lead")[0])
     assert (
-        "This run: mode quick, 400 training questions, 3 rounds, 4 lists scored per question, 5 min 21 s in all."
+        "This run: mode quick, 400 training questions, 3 rounds, 4 permutations scored per question, 5 min 21 s in all."
         in (introduction)
     )
     assert "invented" in introduction
-    short = {"settings": {"domain": "unseen", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
-    assert run_sentence(short) == (
+    short = {"rows": [], "settings": {"domain": "unseen", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
+    assert run_sentence(parse_result(short)) == (
         "This run: domain unseen, 9 training questions, 7 of which some candidate answers, and no others were learned "
         "from, 1 round."
     )
@@ -327,11 +327,11 @@ def lines(tree: ET.Element, key: str) -> list[list[tuple[float, float]]]:
     ]
 
 
-def test_the_reference_of_the_curves_is_measured_on_their_questions(result: dict[str, Any]) -> None:
+def test_retriever_line_of_the_curves_is_measured_on_their_questions(result: dict[str, Any]) -> None:
     curves = {
         "dro": [{"round": r, "eval_selector_recall@1": 0.5 + r / 10, "eval_retriever_recall@1": 0.5} for r in (0, 1)]
     }
-    tree = parse(render_report({**result, "retriever": {"recall_at_1": 0.1}, "curves": curves}))
+    tree = parse(render_report({**result, "retriever": {"retriever_recall@1": 0.1}, "curves": curves}))
     y_axis = ticks(tree, "selector")[1]
     assert [y for _, y in lines(tree, "selector")[-1]] == pytest.approx([placed(y_axis, 0.5)] * 2, abs=0.11)
 
@@ -356,9 +356,7 @@ def test_the_reference_of_the_curves_is_measured_on_their_questions(result: dict
         ("drift", [[(0.0, 0.93), (0.1, 0.85), (0.3, 0.8)]]),
     ],
 )
-def test_one_line_per_series_through_its_points(
-    tree: ET.Element, key: str, expected: list[list[tuple[float, float]]]
-) -> None:
+def test_lines_go_through_their_points(tree: ET.Element, key: str, expected: list[list[tuple[float, float]]]) -> None:
     x_axis, y_axis = ticks(tree, key)
     found = lines(tree, key)
     assert [len(line) for line in found] == [len(line) for line in expected]
@@ -367,7 +365,7 @@ def test_one_line_per_series_through_its_points(
             assert point == pytest.approx((placed(x_axis, x), placed(y_axis, y)), abs=0.11)  # one decimal is written
 
 
-def test_charts_are_drawn_in_order_and_describe_themselves(tree: ET.Element) -> None:
+def test_charts_are_in_order_and_have_descriptions(tree: ET.Element) -> None:
     figures = [figure for figure in by_id(tree, "rounds").iter("figure")]
     assert [figure.get("id") for figure in figures] == [
         f"chart-{key}" for key in ("eval-exact-match", "eval-f1", "selector", "ess", "log-marginal", "drift")
@@ -384,7 +382,7 @@ def test_charts_are_drawn_in_order_and_describe_themselves(tree: ET.Element) -> 
     )
 
 
-def test_the_numbers_of_a_chart_stand_in_its_table(tree: ET.Element) -> None:
+def test_table_of_a_chart_has_its_numbers(tree: ET.Element) -> None:
     rows = by_id(tree, "chart-ess").findall(".//tr")
     assert [[text(cell) for cell in row] for row in rows] == [
         ["Round", "1", "2"],
@@ -417,7 +415,7 @@ def drawn(values: list[float | None], key: str = "eval_exact_match") -> ET.Eleme
         ([10.0, 260000.0], [0.0, 1e5, 2e5, 3e5]),
     ],
 )
-def test_ticks_are_round_numbers_around_the_values(values: list[float | None], shown: list[float]) -> None:
+def test_ticks_are_round_numbers_that_enclose_the_values(values: list[float | None], shown: list[float]) -> None:
     x_axis, y_axis = ticks(drawn(values), "eval-exact-match")
     assert sorted(y_axis) == shown
     places = [y_axis[value] for value in shown]
@@ -426,26 +424,26 @@ def test_ticks_are_round_numbers_around_the_values(values: list[float | None], s
     assert sorted(x_axis) == list(range(max(len(values), 2)))
 
 
-def test_many_rounds_share_few_ticks() -> None:
+def test_ticks_of_many_rounds_are_few() -> None:
     x_axis, _ = ticks(drawn([0.1 * (i % 3) for i in range(61)]), "eval-exact-match")
     assert sorted(x_axis) == [0, 10, 20, 30, 40, 50, 60]
 
 
 @pytest.mark.parametrize("hole", [None, math.nan, math.inf, -math.inf, "0.5", [0.5]])
-def test_what_is_no_number_leaves_a_hole(hole: Any) -> None:
+def test_values_that_are_no_finite_numbers_are_left_out(hole: Any) -> None:
     (line,) = lines(drawn([0.1, hole, 0.3]), "eval-exact-match")
     assert len(line) == 2
     nothing = drawn([hole, hole])
     assert sections(nothing) == ["results"]
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_scalars_are_numbers() -> None:
     values: list[Any] = [np.float32(0.25), np.float64(0.5), np.int64(1)]
     assert len(lines(drawn(values), "eval-exact-match")[0]) == 3
 
 
 @pytest.mark.parametrize("value", [1.0, 2.0])
-def test_names_at_the_ends_of_lines_never_overlap(value: float) -> None:
+def test_names_of_lines_do_not_overlap(value: float) -> None:
     """Eight lines end at the lower or at the upper end of the axis, one at the other."""
     values = [value] * 8 + [3.0 - value]
     curves = {
@@ -462,7 +460,7 @@ def test_names_at_the_ends_of_lines_never_overlap(value: float) -> None:
     assert {text(name)[1:] for name in names} == {" a row with a very\u2026"}
 
 
-def test_names_stand_beside_the_last_point(tree: ET.Element) -> None:
+def test_names_are_next_to_the_last_point(tree: ET.Element) -> None:
     for key in ("ess", "drift"):
         names = by_class(by_id(tree, f"chart-{key}"), "name")
         for name, line in zip(names, lines(tree, key), strict=True):
@@ -474,7 +472,7 @@ def styles(elements: list[ET.Element]) -> set[str]:
     return {name for element in elements for name in element.get("class", "").split() if re.fullmatch(r"s\d+", name)}
 
 
-def test_a_row_has_one_colour_and_one_shape_all_over_the_page(tree: ET.Element) -> None:
+def test_trial_has_one_colour_and_one_shape_on_the_whole_page(tree: ET.Element) -> None:
     shapes: dict[str, set[str]] = {}
     for key in by_class(tree, "key"):
         (style,) = styles([key])
@@ -490,7 +488,7 @@ def test_a_row_has_one_colour_and_one_shape_all_over_the_page(tree: ET.Element) 
     assert [sorted(styles(list(article.iter()))) for article in tree.iter("article")] == [["s0"], ["s2"], ["s1"]] * 2
 
 
-def test_ten_rows_have_ten_looks() -> None:
+def test_ten_trials_differ_in_colour_or_shape() -> None:
     tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(10)]}))
     colours = re.findall(r"\.s\d+{--c:(#\w+)}", text(tree.findall("head/style")[0]))[:10]
     shapes = [key.findall("path")[0].get("d") for key in by_class(tree, "key")]
@@ -511,17 +509,17 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_contrast_by_hand() -> None:
+def test_contrast_equals_known_values() -> None:
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)  # the usual example of just too little
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_and_lines_have_enough_contrast(dark: bool) -> None:
+def test_contrast_of_text_and_lines(dark: bool) -> None:
     tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(8)]}))
     style = text(tree.findall("head/style")[0])
-    theme = re.findall(r":root{(.*?)}", style)[dark]
-    names = dict(re.findall(r"--(\w+):(#\w+)", theme))
+    theme = re.findall(r":root {(.*?)}", style)[dark]
+    names = dict(re.findall(r"--(\w+): (#\w+)", theme))
     series = re.findall(r"\.s\d+{--c:(#\w+)}", style)[8 * dark :][:8]
     for ground in ("bg", "card"):
         for ink in ("ink", "soft", "link", "right", "wrong"):
@@ -535,7 +533,7 @@ def test_text_and_lines_have_enough_contrast(dark: bool) -> None:
 # Sample answers.
 
 
-def test_a_sample_shows_what_was_read_and_what_came_of_it(tree: ET.Element) -> None:
+def test_sample_shows_passages_and_answers(tree: ET.Element) -> None:
     (sample,) = by_class(by_id(tree, "samples"), "sample")
     assert text(by_class(sample, "question")[0]) == "how long is the Brost?"
     assert "Golden answers: 2,914 km \u00b7 2914 km" in text(sample)
@@ -561,16 +559,16 @@ def test_a_sample_shows_what_was_read_and_what_came_of_it(tree: ET.Element) -> N
     assert "Cited without" not in text(base) + text(sft)
 
 
-def test_the_encyclopedia(tree: ET.Element) -> None:
+def test_encyclopedia_section(tree: ET.Element) -> None:
     section = by_id(tree, "encyclopedia")
     assert "Read by: DRO. Exact match 0.400 on 40 questions." in text(section)
     assert [text(question) for question in by_class(section, "question")] == ["what is the Nile?"]
 
 
-# Parts that are not there.
+# Missing parts.
 
 SECTIONS = [
-    "results", "comparisons", "plane", "rounds", "reliability", "samples", "encyclopedia", "settings",
+    "results", "comparisons", "tradeoff", "rounds", "recall", "samples", "encyclopedia", "settings",
 ]  # fmt: skip
 PARTS = {
     "comparisons": "comparisons",
@@ -580,7 +578,7 @@ PARTS = {
 }
 
 
-def test_every_part_has_its_section(tree: ET.Element) -> None:
+def test_navigation_links_every_section(tree: ET.Element) -> None:
     assert sections(tree) == SECTIONS
     links = [link.get("href") for link in tree.findall("body/header/nav/a")]
     assert links == [f"#{section}" for section in sections(tree)]
@@ -588,7 +586,7 @@ def test_every_part_has_its_section(tree: ET.Element) -> None:
 
 @pytest.mark.parametrize("empty", ["gone", None, [], {}, float("nan")])
 @pytest.mark.parametrize("part", ["mode", "settings", "retriever", "seconds", *PARTS])
-def test_a_missing_part_takes_only_its_section(result: dict[str, Any], part: str, empty: Any) -> None:
+def test_missing_part_removes_only_its_section(result: dict[str, Any], part: str, empty: Any) -> None:
     if empty == "gone":
         del result[part]
     else:
@@ -598,7 +596,7 @@ def test_a_missing_part_takes_only_its_section(result: dict[str, Any], part: str
     assert sections(tree) == [section for section in SECTIONS if section not in gone]
 
 
-def test_rows_alone_and_nothing_at_all() -> None:
+def test_sections_of_trials_only_and_of_nothing() -> None:
     tree = parse(render_report({"rows": [{"name": "base"}]}))
     assert sections(tree) == ["results"]
     assert "base" in text(by_id(tree, "results"))
@@ -606,8 +604,8 @@ def test_rows_alone_and_nothing_at_all() -> None:
     assert sections(parse(render_report({"rows": [{}]}))) == ["results"]
 
 
-def test_every_field_may_be_missing(result: dict[str, Any]) -> None:
-    """One field after the other is taken away, at every depth, and a page is still written."""
+def test_any_field_may_be_missing(result: dict[str, Any]) -> None:
+    """A page is written without any one field, at every depth."""
     places = list(fields(result, ()))
     assert len(places) > 150
     for place in places:
@@ -641,7 +639,7 @@ def open_page(browser: str, tmp_path: Path) -> Callable[[Path], Visit]:
     return lambda file: visit(browser, file, tmp_path)
 
 
-def test_the_page_opens_without_a_word_in_the_console(
+def test_browser_reports_no_console_message(
     open_page: Callable[[Path], Visit], tmp_path: Path, result: dict[str, Any]
 ) -> None:
     visited = open_page(write_report(result, tmp_path / "report.html"))
@@ -667,13 +665,15 @@ def test_the_page_opens_without_a_word_in_the_console(
         ),
     ],
 )
-def test_a_faulty_page_is_heard(open_page: Callable[[Path], Visit], tmp_path: Path, content: str, message: str) -> None:
-    """Control: the same helper on pages that do complain."""
+def test_browser_reports_faults_of_a_page(
+    open_page: Callable[[Path], Visit], tmp_path: Path, content: str, message: str
+) -> None:
+    """Control: the same helper on pages with faults."""
     file = tmp_path / "faulty.html"
     file.write_text(f'<!DOCTYPE html><link rel="icon" href="data:,">{content}<p>here</p>', encoding="utf-8")
     visited = open_page(file)
     assert "<p>here</p>" in visited.dom
-    assert any(message in heard for heard in visited.messages), visited.messages
+    assert any(message in found for found in visited.messages), visited.messages
 
 
 # The page in a frame of a phone's width; the frame's load precedes the end of the outer page's.
@@ -688,7 +688,7 @@ document.getElementById("frame").onload = (event) => {
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_on_a_phone_nothing_sticks_out_and_boxes_hide_their_series(
+def test_phone_width_has_no_overflow_and_switches_hide_series(
     open_page: Callable[[Path], Visit], tmp_path: Path, result: dict[str, Any], wide: bool
 ) -> None:
     page = render_report(result)

@@ -1,4 +1,4 @@
-"""Pages of evaluations, runs, forgetting files and sweeps: their numbers are those of the data, also in a browser."""
+"""Pages of evaluations, runs, forgetting files and sweeps: their numbers equal those of the data, also in a browser."""
 
 import html
 import json
@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from pages import by_class, by_id, find_browser, hostile, loads, number, parse, 
 
 from indexes.errors import DataError
 from rag.cli import main
-from rag.report import read_source, render_report, with_rows, write_report
-from rag.report.charts import ticks as axis_ticks
-from rag.report.names import Names
-from rag.report.questions import best_and_worst
+from rag.report import parse_result, read_source, render_report, with_evaluation_records, write_report
+from rag.report.drawing.axes import ticks as axis_ticks
+from rag.report.report_data import ComparisonData, EvaluationData, RunData
+from rag.report.sections.question_lists import best_and_worst
+from rag.report.series_style import SeriesStyles
 
 NONE = "\u2013"
 CANDIDATES = [{"id": f"p{i}", "title": f"Brost {i}", "score": 0.9 - i / 10} for i in range(5)]
@@ -49,7 +51,7 @@ def evaluation() -> dict[str, Any]:
 
     return {
         "kind": "evaluation", "format_version": 1, "name": "dro", "label": "DRO, \u00fcber alles",
-        "pipeline": {"bundle_sha256": "ab" * 32, "selector": {"num_selected": 2}, "answering": "selection"},
+        "pipeline": {"bundle_sha256": "ab" * 32, "selector": {"num_selected": 2}, "answer_mode": "permutation"},
         "dataset": {"sha256": "cd" * 32, "file": "dev.jsonl", "n": 3, "skipped": 2}, "n": 3, "n_scored": 3,
         "metrics": {
             "exact_match": 0.25, "f1": 0.5, "selector_recall@1": 0.5, "selector_recall@3": 0.75,
@@ -133,11 +135,11 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
 
     alone = {key: value for key, value in evaluation.items() if key not in ("records", "order_bias", "attribution")}
     like_retriever = {**alone, "metrics": {**alone["metrics"], "selector_recall@1": 0.125, "selector_recall@3": 0.625}}
-    metrics = ("exact_match", "f1", "general", "selector_mrr", "recall_at_1")
+    metrics = ("exact_match", "f1", "general", "selector_mrr", "selector_recall@1")
     return {
         "kind": "sweep", "format_version": 1, "settings": {"rounds": 2, "training": {"lora": {"r": 16}}},
         "dataset": evaluation["dataset"], "rows": [row(name) for name in ROWS],
-        "retriever": {"recall_at_1": 0.125},
+        "retriever": {"retriever_recall@1": 0.125},
         "comparisons": [compared(n, m, -g if m == "general" else g, 0.02) for m in metrics for n, g in GAINS.items()],
         "evaluations": {name: alone if name == "dro_selfaug" else like_retriever for name in ROWS},
         "curves": {
@@ -155,7 +157,7 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
 
 def run_folder(folder: Path, rounds: int = 2) -> Path:
     folder.mkdir()
-    config = {"rounds": rounds, "num_permutations": 4, "proposals_per_sample": 8}
+    config = {"rounds": rounds, "e_step": {"num_permutations": 4, "proposals_per_sample": 8}}
     (folder / "run.json").write_text(json.dumps({"config": config, "index": "ab" * 32, "base": "tiny"}))
     records = [
         {
@@ -173,7 +175,10 @@ def pages(
     tmp_path: Path, evaluation: dict[str, Any], forgetting: dict[str, Any], sweep: dict[str, Any]
 ) -> dict[str, Any]:
     """One result of each kind."""
-    run = read_source(run_folder(tmp_path / "my run"))
+    folder = run_folder(tmp_path / "my run")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    written = json.loads((folder / "run.json").read_text())
+    run = {"kind": "run", "name": folder.name, "run": written, "records": records}
     return {"evaluation": evaluation, "forgetting": forgetting, "sweep": sweep, "run": run}
 
 
@@ -188,7 +193,7 @@ def tables(tree: ET.Element, section: str) -> list[list[list[str]]]:
 # An evaluation.
 
 
-def test_an_evaluation_says_what_was_measured_on_what(evaluation: dict[str, Any]) -> None:
+def test_evaluation_facts_and_settings(evaluation: dict[str, Any]) -> None:
     tree = parse(render_report(evaluation))
     assert text(tree.findall("body/header/h1")[0]) == "Evaluation: DRO, \u00fcber alles"
     facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
@@ -198,12 +203,12 @@ def test_an_evaluation_says_what_was_measured_on_what(evaluation: dict[str, Any]
     }  # fmt: skip
     assert [code.get("title") for code in tree.iter("code")] == ["cd" * 32, "ab" * 32]
     assert "some were not scored" in text(parse(render_report({**evaluation, "n_scored": 2})))
-    assert sections(tree) == ["metrics", "reliability", "order", "support", "questions", "settings"]
+    assert sections(tree) == ["metrics", "recall", "order", "support", "questions", "settings"]
     settings = dict(row[:2] for row in tables(tree, "settings")[0])
     assert settings["pipeline.selector.num_selected"] == "2"
 
 
-def test_metrics_of_an_evaluation_with_their_intervals_and_counts(evaluation: dict[str, Any]) -> None:
+def test_evaluation_metrics_with_intervals_and_counts(evaluation: dict[str, Any]) -> None:
     answers, passages = tables(parse(render_report(evaluation)), "metrics")
     assert answers == [
         ["Answers", "Mean", "Questions"],
@@ -219,13 +224,13 @@ def test_metrics_of_an_evaluation_with_their_intervals_and_counts(evaluation: di
     assert passages[4][1:] == ["0.750", "0.625", NONE]
 
 
-def test_ceilings_by_hand(evaluation: dict[str, Any]) -> None:
+def test_recall_ceilings_computed_by_hand(evaluation: dict[str, Any]) -> None:
     """q1: gold p0 and p9, of which only p0 is a candidate; q2: three, all candidates; q3 has none and does not count.
 
     All gold first: k=1 (1/2 + 1/3)/2, k=3 (1 + 1)/2, k=5 the same. The best order of the candidates: k=1 the same
     5/12, k=3 and k=5 (1/2 + 1)/2.
     """
-    rows = {row[0]: row[1:] for row in table(by_id(parse(render_report(evaluation)), "chart-reliability"))}
+    rows = {row[0]: row[1:] for row in table(by_id(parse(render_report(evaluation)), "chart-recall-vs-ceiling"))}
     values = {name: [cell[:5] for cell in cells] for name, cells in rows.items()}
     assert values["all gold first"] == ["0.417", "1.000"]
     assert values["best order"] == ["0.417", "0.750"]
@@ -235,7 +240,7 @@ def test_ceilings_by_hand(evaluation: dict[str, Any]) -> None:
     assert rows["dro"][0] == "0.5000.375 to 0.625"
 
 
-def test_audits_of_an_evaluation(evaluation: dict[str, Any]) -> None:
+def test_evaluation_audits(evaluation: dict[str, Any]) -> None:
     tree = parse(render_report(evaluation))
     candidates, passages, positions = tables(tree, "order")
     assert candidates[1] == ["questions whose answer some shuffle changes", "0.1110.061 to 0.161", *[NONE] * 3, "3"]
@@ -253,7 +258,7 @@ def test_audits_of_an_evaluation(evaluation: dict[str, Any]) -> None:
     assert "by more than 0.1 nats. 3 citations, 2 of them supported." in text(by_id(tree, "support"))
 
 
-def test_a_question_with_candidates_permutation_citations_and_support(evaluation: dict[str, Any]) -> None:
+def test_question_shows_candidates_permutation_citations_and_attribution(evaluation: dict[str, Any]) -> None:
     tree = parse(render_report(evaluation))
     samples = by_class(by_id(tree, "questions"), "sample")
     assert [text(by_class(sample, "question")[0]) for sample in samples] == [f"how long is q{i}?" for i in (1, 2, 3)]
@@ -271,7 +276,7 @@ def test_a_question_with_candidates_permutation_citations_and_support(evaluation
     assert "Support" not in text(samples[1])
 
 
-def test_a_chunk_of_a_gold_document_is_gold(evaluation: dict[str, Any]) -> None:
+def test_chunk_of_a_gold_document_is_gold(evaluation: dict[str, Any]) -> None:
     chunked = json.loads(json.dumps(evaluation).replace('"id": "p0"', '"id": "p0#3"'))
     tree = parse(render_report(chunked))
     sample = by_class(by_id(tree, "questions"), "sample")[0]
@@ -280,30 +285,49 @@ def test_a_chunk_of_a_gold_document_is_gold(evaluation: dict[str, Any]) -> None:
     assert said[1][-1] == "2 (cited) 0 (gold)"
     assert "Gold, but no candidate: p9" in text(sample)
     plain = parse(render_report(evaluation))
-    assert table(by_id(tree, "chart-reliability")) == table(by_id(plain, "chart-reliability"))
+    assert table(by_id(tree, "chart-recall-vs-ceiling")) == table(by_id(plain, "chart-recall-vs-ceiling"))
 
 
-def test_best_and_worst_are_ordered_whatever_order_the_rows_have() -> None:
-    """By F1, then log p; ids settle ties in both lists; nobody is in both."""
+def test_best_and_worst_do_not_depend_on_the_order_of_records() -> None:
+    """By F1, then log p; ids break ties in both lists; no question is in both."""
     rows = [question(f"q{i:02d}", f1, -1.0, []) for i, f1 in enumerate([1.0] * 12 + [0.5] + [0.0] * 12)]
     rows[5]["log_prob"], rows[20]["log_prob"], rows[7]["log_prob"] = -0.1, -30.0, None
     expected = ["q05", *(f"q{i:02d}" for i in (0, 1, 2, 3, 4, 6, 8, 9, 10))]
     expected += ["q20", *(f"q{i:02d}" for i in (13, 14, 15, 16, 17, 18, 19, 21, 22))]
     for seed in range(3):
         random.Random(seed).shuffle(rows)
-        found = best_and_worst(rows, "dro")
-        assert [row["id"] for row in found] == expected
-        assert [row["list"] for row in found] == ["best"] * 10 + ["worst"] * 10
+        lists = lists_of(rows)
+        assert list(lists) == ["Best", "Worst"]
+        assert lists["Best"] + lists["Worst"] == expected
     for count in range(4):
-        ids = [row["id"] for row in best_and_worst(rows[:count], "dro")]
+        ids = [id for found in lists_of(rows[:count]).values() for id in found]
         assert len(ids) == len(set(ids)) == count
+
+
+def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Ids of the best and the worst questions."""
+    data = parse_result({"kind": "evaluation", "rows": rows})
+    assert isinstance(data, EvaluationData)
+    return {found.heading: [view.question.id for view in found.questions] for found in best_and_worst(data.records)}
 
 
 # A run.
 
 
-def test_a_run_shows_its_rounds_and_its_settings(tmp_path: Path) -> None:
-    run = read_source(run_folder(tmp_path / "my run"))
+def run_of(folder: Path) -> RunData:
+    data = read_source(folder)
+    assert isinstance(data, RunData)
+    return data
+
+
+def sweep_of(folder: Path) -> ComparisonData:
+    data = read_source(folder)
+    assert isinstance(data, ComparisonData)
+    return data
+
+
+def test_run_rounds_and_settings(tmp_path: Path) -> None:
+    run = run_of(run_folder(tmp_path / "my run"))
     tree = parse(render_report(run))
     assert text(tree.findall("head/title")[0]) == "Training run: my run"
     facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
@@ -317,13 +341,13 @@ def test_a_run_shows_its_rounds_and_its_settings(tmp_path: Path) -> None:
     assert rounds[2] == ["1", "0.4000.050 to 0.500", "0.300", "3.000", "0.750", "1.250"]
     charts = [figure.get("id") for figure in by_id(tree, "rounds").iter("figure")]
     assert charts == [f"chart-{key}" for key in ("eval-exact-match", "eval-f1", "ess", "generator-loss")]
-    assert ["config.proposals_per_sample", "8"] in tables(tree, "settings")[0]
-    kept = parse(render_report({**run, "kept_round": 1}))
+    assert ["config.e_step.proposals_per_sample", "8"] in tables(tree, "settings")[0]
+    kept = parse(render_report(replace(run, kept_round=1)))
     assert "1kept" in [row[0] for row in tables(kept, "table")[0]]
     assert {text(fact[0]) for fact in by_class(kept, "facts")[0]} >= {"Round kept"}
 
 
-def test_intervals_are_bands_and_whiskers_where_their_ends_are(tmp_path: Path) -> None:
+def test_intervals_are_bands_and_whiskers(tmp_path: Path) -> None:
     tree = parse(render_report(read_source(run_folder(tmp_path / "run"))))
     chart = by_id(tree, "chart-eval-exact-match")
     x_axis, y_axis = ticks(tree, "eval-exact-match")
@@ -342,24 +366,24 @@ def test_intervals_are_bands_and_whiskers_where_their_ends_are(tmp_path: Path) -
     assert "checked" in box.attrib  # a single line covers no other
 
 
-def test_a_round_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+def test_incomplete_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines, '{"round": 3, "eva']))
-    assert len(read_source(folder)["records"]) == 3
+    assert len(run_of(folder).records) == 3
     file.write_text("\n".join(["{oops", *lines]))
     with pytest.raises(DataError, match=r"metrics.jsonl, line 1: must be JSON"):
         read_source(folder)
     file.write_text("")
-    with pytest.raises(DataError, match=r"has no finished one in metrics.jsonl. Train first\."):
+    with pytest.raises(DataError, match=r"has none in metrics.jsonl. Train first\."):
         read_source(folder)
 
 
-# What was forgotten.
+# Forgetting.
 
 
-def test_a_forgetting_file_as_a_table(forgetting: dict[str, Any]) -> None:
+def test_forgetting_tables(forgetting: dict[str, Any]) -> None:
     tree = parse(render_report(forgetting))
     whole, groups = tables(tree, "forgetting")
     assert whole[0] == ["Model", "wikitextword perplexity, lower is better", "blimpaccuracy, higher is better"]
@@ -380,13 +404,13 @@ def test_a_forgetting_file_as_a_table(forgetting: dict[str, Any]) -> None:
     assert "blimp: accuracy by group (3)" in text(by_id(tree, "forgetting"))
 
 
-def test_an_adjusted_p_decides_where_there_is_one(forgetting: dict[str, Any]) -> None:
+def test_adjusted_p_decides_what_is_bold(forgetting: dict[str, Any]) -> None:
     for entry in forgetting["comparisons"]:
         entry["p_adjusted"] = 0.06
     assert by_id(parse(render_report(forgetting)), "forgetting").findall(".//table//b") == []
 
 
-def test_many_groups_are_cut_and_it_is_said(forgetting: dict[str, Any]) -> None:
+def test_many_groups_are_cut_with_a_note(forgetting: dict[str, Any]) -> None:
     first = forgetting["measurements"][-1]
     forgetting["measurements"] += [{**first, "group": f"g{i}"} for i in range(500)]
     tree = parse(render_report(forgetting))
@@ -397,10 +421,10 @@ def test_many_groups_are_cut_and_it_is_said(forgetting: dict[str, Any]) -> None:
 # A sweep.
 
 
-def marks(tree: ET.Element, plane: str) -> dict[str, tuple[float, float]]:
-    """Label to place of the marks of one plane."""
+def marks(tree: ET.Element, figure: str) -> dict[str, tuple[float, float]]:
+    """Label to place of the marks of one trade-off figure."""
     found = {}
-    for mark in by_class(by_id(tree, plane), "mark"):
+    for mark in by_class(by_id(tree, figure), "mark"):
         titles = mark.findall("title")
         if titles:
             x, y = re.findall(r"[\d.]+", mark.get("transform", ""))[:2]
@@ -408,42 +432,42 @@ def marks(tree: ET.Element, plane: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def plane_axes(tree: ET.Element, plane: str) -> tuple[dict[float, float], dict[float, float]]:
-    found = [(number(text(e)), e) for e in by_class(by_id(tree, plane), "tick")]
+def tradeoff_axes(tree: ET.Element, figure: str) -> tuple[dict[float, float], dict[float, float]]:
+    found = [(number(text(e)), e) for e in by_class(by_id(tree, figure), "tick")]
     below = {value: float(e.get("x", "")) for value, e in found if e.get("text-anchor") == "middle"}
     return below, {value: float(e.get("y", "")) - 4 for value, e in found if e.get("text-anchor") == "end"}
 
 
-def test_rows_stand_in_the_plane_where_gain_and_forgetting_put_them(sweep: dict[str, Any]) -> None:
+def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> None:
     """General ability falls by the gain; perplexities by the log of base / tuned; accuracies by their difference."""
     tree = parse(render_report(sweep))
-    assert [figure.get("id") for figure in by_id(tree, "plane").iter("figure")] == [
-        "plane-general",
-        "plane-0",
-        "plane-1",
+    assert [figure.get("id") for figure in by_id(tree, "tradeoff").iter("figure")] == [
+        "tradeoff-general",
+        "tradeoff-0",
+        "tradeoff-1",
     ]
     heights = {
-        "plane-general": {name: -gain for name, gain in GAINS.items()},
-        "plane-0": {name: math.log(60 / PERPLEXITIES[name]) for name in GAINS},
-        "plane-1": {name: ACCURACIES[name] - 0.7 for name in GAINS},
+        "tradeoff-general": {name: -gain for name, gain in GAINS.items()},
+        "tradeoff-0": {name: math.log(60 / PERPLEXITIES[name]) for name in GAINS},
+        "tradeoff-1": {name: ACCURACIES[name] - 0.7 for name in GAINS},
     }
-    for plane, changes in heights.items():
-        x_axis, y_axis = plane_axes(tree, plane)
+    for key, changes in heights.items():
+        x_axis, y_axis = tradeoff_axes(tree, key)
         expected = {name: (placed(x_axis, GAINS[name]), placed(y_axis, change)) for name, change in changes.items()}
         expected["vanilla"] = (placed(x_axis, 0), placed(y_axis, 0))
-        found = marks(tree, plane)
-        assert found == {name: pytest.approx(place, abs=0.11) for name, place in expected.items()}, plane
-        (cross,) = [c for c in by_class(by_id(tree, plane), "cross") if c.get("class") == "cross s1"]
+        found = marks(tree, key)
+        assert found == {name: pytest.approx(place, abs=0.11) for name, place in expected.items()}, key
+        (cross,) = [c for c in by_class(by_id(tree, key), "cross") if c.get("class") == "cross s1"]
         across = re.match(r"M([\d.]+) [\d.]+H([\d.]+)", cross.get("d", ""))
         assert across is not None
         ends = [placed(x_axis, GAINS["sft"] + end) for end in (-0.02, 0.03)]
         assert [float(end) for end in across.groups()] == pytest.approx(ends, abs=0.11)
-    words = {text(word) for word in by_class(by_id(tree, "plane-general"), "quarter")}
+    words = {text(word) for word in by_class(by_id(tree, "tradeoff-general"), "quarter")}
     assert {"learned and kept", "learned, but forgot"} <= words
 
 
-def test_the_interval_of_a_perplexity_is_turned_with_it(sweep: dict[str, Any]) -> None:
-    rows = {row[0]: row for row in tables(parse(render_report(sweep)), "plane")[0]}
+def test_tradeoff_table_inverts_intervals_of_perplexities(sweep: dict[str, Any]) -> None:
+    rows = {row[0]: row for row in tables(parse(render_report(sweep)), "tradeoff")[0]}
     assert rows["Pipeline"] == [
         "Pipeline", "Gain of Exact match", "General abilitychange of the share of tasks solved",
         "wikitext: word perplexitylog (base / tuned), nats", "blimp: accuracychange of accuracy", "KL drift",
@@ -456,42 +480,49 @@ def test_the_interval_of_a_perplexity_is_turned_with_it(sweep: dict[str, Any]) -
     assert rows["vanilla"][1:] == ["+0.000no change"] * 4 + ["0.000"]
 
 
-def test_one_number_written_in_three_ways_has_one_plane(sweep: dict[str, Any]) -> None:
+def test_bits_per_byte_and_perplexities_have_one_figure(sweep: dict[str, Any]) -> None:
     for kind in ("measurements", "comparisons"):
         entries = sweep["forgetting"][kind]
         entries += [{**e, "metric": "bits_per_byte"} for e in entries if e["metric"] == "word_perplexity"]
-    headings = [text(h) for h in by_id(parse(render_report(sweep)), "plane").findall(".//figcaption/h3")]
+    headings = [text(h) for h in by_id(parse(render_report(sweep)), "tradeoff").findall(".//figcaption/h3")]
     assert headings == ["General ability", "blimp: accuracy", "wikitext: bits per byte"]
     # Upwards is better, so what is better when it is lower is shown by how far it fell.
-    assert "fall of bits per byte" in text(by_id(parse(render_report(sweep)), "plane"))
+    assert "fall of bits per byte" in text(by_id(parse(render_report(sweep)), "tradeoff"))
 
 
-def test_a_perplexity_that_fell_by_more_than_there_was_has_no_interval(sweep: dict[str, Any]) -> None:
+def test_perplexity_interval_below_zero_is_left_out(sweep: dict[str, Any]) -> None:
     """Resampled differences of heavy-tailed perplexities may be greater than the base's perplexity."""
     for entry in sweep["forgetting"]["comparisons"]:
         if entry["metric"] == "word_perplexity":
             entry["interval"] = [-1e6, -1.0]
-    rows = {row[0]: row for row in tables(parse(render_report(sweep)), "plane")[0]}
+    rows = {row[0]: row for row in tables(parse(render_report(sweep)), "tradeoff")[0]}
     assert rows["dro_selfaug"][3] == "+0.693gained"
 
 
-def test_a_row_with_the_generator_of_the_base_has_not_forgotten(sweep: dict[str, Any]) -> None:
+def test_trial_without_drift_has_no_forgetting(sweep: dict[str, Any]) -> None:
     sweep["rows"].append({"name": "replug", "exact_match": 0.2, "kl_drift": 0.0})
     sweep["rows"].append({"name": "unknown", "exact_match": 0.2, "kl_drift": 0.1})
     tree = parse(render_report(sweep))
-    _, y_axis = plane_axes(tree, "plane-1")
-    found = marks(tree, "plane-1")
+    _, y_axis = tradeoff_axes(tree, "tradeoff-1")
+    found = marks(tree, "tradeoff-1")
     assert found["replug"][1] == pytest.approx(placed(y_axis, 0), abs=0.11)
     assert "unknown" not in found
 
 
-def test_without_a_base_there_is_no_plane(sweep: dict[str, Any]) -> None:
+def test_tradeoff_of_a_trial_that_only_a_paired_test_names(sweep: dict[str, Any]) -> None:
+    """The base was compared with it, and the table of trials does not show it."""
+    about = {"name": "vanilla", "against": "hidden"}
+    sweep["comparisons"] += [{**about, "metric": m, "difference": 0.1} for m in ("exact_match", "general")]
+    assert "hidden" in marks(parse(render_report(sweep)), "tradeoff-general")
+
+
+def test_tradeoff_needs_a_base_trial(sweep: dict[str, Any]) -> None:
     sweep["rows"] = sweep["rows"][1:]
-    assert "plane" not in sections(parse(render_report(sweep)))
+    assert "tradeoff" not in sections(parse(render_report(sweep)))
 
 
-def boxes(plane: ET.Element) -> list[tuple[float, float, float, float]]:
-    """Where the names of a plane stand, by the size of their letters."""
+def boxes(figure: ET.Element) -> list[tuple[float, float, float, float]]:
+    """Rectangles of the names in a figure, by the size of their letters."""
     return [
         (
             float(name.get("x", "")),
@@ -499,41 +530,41 @@ def boxes(plane: ET.Element) -> list[tuple[float, float, float, float]]:
             float(name.get("x", "")) + 6 * len(text(name)),
             float(name.get("y", "")) + 2,
         )
-        for name in by_class(plane, "name")
+        for name in by_class(figure, "name")
     ]
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.05, 0.0])
-def test_names_in_a_plane_never_overlap(spread: float) -> None:
-    """Thirteen rows, far apart, close together, and all in one place."""
+def test_names_in_a_tradeoff_figure_do_not_overlap(spread: float) -> None:
+    """Thirteen trials, far apart, close together, and all in one place."""
     random_ = random.Random(7)
     names = ["vanilla", *(f"recipe_{i}{s}" for i in range(6) for s in ("", "_selfaug"))]
     rows = [{"name": n, "exact_match": spread * random_.random(), "general": spread * random_.random()} for n in names]
-    plane = by_id(parse(render_report({"kind": "sweep", "rows": rows})), "plane-general")
-    found = boxes(plane)
+    figure = by_id(parse(render_report({"kind": "sweep", "rows": rows})), "tradeoff-general")
+    found = boxes(figure)
     assert len(found) == 13
     for one, other in combinations(found, 2):
         apart = one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
         assert apart, (one, other)
-    _, _, width, height = map(float, plane.findall("svg")[0].get("viewbox", "").split())
+    _, _, width, height = map(float, figure.findall("svg")[0].get("viewbox", "").split())
     assert all(0 <= left and right <= width and 0 <= top and bottom <= height for left, top, right, bottom in found)
 
 
-def test_selfaug_has_the_colour_and_shape_of_its_recipe_and_is_hollow() -> None:
-    names = Names.of([{"name": name} for name in ("vanilla", "sft", "sft_selfaug", "dro-seed=7", "dro_selfaug-seed=7")])
-    colours = dict(re.findall(r"\.(s\d+){--c:(#\w+)}", names.css().partition("@media")[0]))
+def test_selfaug_trial_has_the_hollow_mark_of_its_recipe() -> None:
+    styles = SeriesStyles.of({}, ("vanilla", "sft", "sft_selfaug", "dro-seed=7", "dro_selfaug-seed=7"))
+    colours = dict(re.findall(r"\.(s\d+){--c:(#\w+)}", styles.css().partition("@media")[0]))
     assert [colours[f"s{i}"] == colours[f"s{j}"] for i, j in ((1, 2), (3, 4), (0, 1), (1, 3))] == [
         True,
         True,
         False,
         False,
     ]
-    shapes = [names.shape(name) for name in names.places]
+    shapes = [styles.shape(name) for name in styles.places]
     assert [shapes.index(shape) for shape in shapes] == [0, 1, 1, 3, 3]
-    assert ["hollow" in names.style(name) for name in names.places] == [False, False, True, False, True]
+    assert ["hollow" in styles.classes(name) for name in styles.places] == [False, False, True, False, True]
 
 
-def test_comparisons_of_a_sweep_by_metric_with_adjusted_p(sweep: dict[str, Any]) -> None:
+def test_paired_tests_by_metric_with_adjusted_p(sweep: dict[str, Any]) -> None:
     tree = parse(render_report(sweep))
     found = tables(tree, "comparisons")
     assert len(found) == 5
@@ -544,18 +575,18 @@ def test_comparisons_of_a_sweep_by_metric_with_adjusted_p(sweep: dict[str, Any])
     assert tables(few, "comparisons")[0][0][2] == "Metric"
 
 
-def test_selectors_that_kept_the_order_are_named_and_not_drawn(sweep: dict[str, Any]) -> None:
+def test_selectors_that_keep_the_order_are_listed_and_not_drawn(sweep: dict[str, Any]) -> None:
     tree = parse(render_report(sweep))
-    section = by_id(tree, "reliability")
+    section = by_id(tree, "recall")
     assert "In the retriever's own order: vanilla, sft, sft_selfaug." in text(section)
-    drawn = [text(name) for name in by_class(by_id(tree, "chart-reliability"), "name")]
+    drawn = [text(name) for name in by_class(by_id(tree, "chart-recall-vs-ceiling"), "name")]
     assert drawn == ["dro +SA", "retriever"]
-    rows = {row[0]: row for row in tables(tree, "reliability")[-1]}
+    rows = {row[0]: row for row in tables(tree, "recall")[-1]}
     assert rows["dro_selfaug"][1:] == ["0.5000.375 to 0.625", "0.750", "0.700", "0.800"]
     assert rows["The retriever alone"][1:] == ["0.125", "0.625", NONE, NONE]
 
 
-def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -> None:
+def test_order_of_trials_and_settings_of_nested_parts(sweep: dict[str, Any]) -> None:
     """A file sorts its keys; the retriever is that of the first row, before training moved it."""
     sweep["settings"] = {"world": {"domain": "unseen", "test_questions": 40}, "training": {"rounds": 2}}
     sweep["evaluations"]["dro_selfaug"]["metrics"] = {
@@ -564,8 +595,8 @@ def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -
     }
     written = json.loads(json.dumps({**sweep, "answerable_questions": 14}, sort_keys=True))
     tree = parse(render_report(written))
-    assert [row[0] for row in tables(tree, "reliability")[-1][1:]] == [*ROWS, "The retriever alone"]
-    assert tables(tree, "reliability")[-1][-1][1] == "0.125"
+    assert [row[0] for row in tables(tree, "recall")[-1][1:]] == [*ROWS, "The retriever alone"]
+    assert tables(tree, "recall")[-1][-1][1] == "0.125"
     boxes = [text(label) for label in by_class(by_id(tree, "rounds"), "switches")[0].iter("label")]
     assert boxes[:3] == list(ROWS[1:])
     lead = text(by_class(tree, "lead")[0])
@@ -574,19 +605,19 @@ def test_rows_keep_their_order_and_parts_their_settings(sweep: dict[str, Any]) -
     assert "invented" not in text(by_class(parse(render_report({**sweep, "settings": {}})), "lead")[0])
 
 
-def test_the_retriever_alone_is_that_of_the_base_wherever_it_stands(sweep: dict[str, Any]) -> None:
+def test_retriever_recall_is_that_of_the_base_trial(sweep: dict[str, Any]) -> None:
     moved = sweep["evaluations"]["dro_selfaug"]["metrics"]
     changed = {"retriever_recall@1": 0.9, "retriever_recall@20": 1.0}
     moved |= sweep["evaluations"]["vanilla"]["metrics"] | moved | changed
     sweep["rows"].reverse()
-    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"recall_at_1": 0.125}}
+    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"retriever_recall@1": 0.125}}
     tree = parse(render_report(sweep))
-    assert tables(tree, "reliability")[-1][-1][:2] == ["The retriever alone", "0.125"]
+    assert tables(tree, "recall")[-1][-1][:2] == ["The retriever alone", "0.125"]
     assert tables(tree, "results")[0][-1][0] == "The bm25 retriever alone"
-    assert "that of <sft>, or of the last row" in text(by_id(tree, "questions"))
+    assert "that of <sft>, or of the last trial" in text(by_id(tree, "questions"))
 
 
-def test_questions_of_a_sweep(sweep: dict[str, Any]) -> None:
+def test_sweep_questions(sweep: dict[str, Any]) -> None:
     tree = parse(render_report(sweep))
     samples = by_class(by_id(tree, "questions"), "sample")
     assert [text(by_class(s, "question")[0]) for s in samples] == [
@@ -604,7 +635,7 @@ def test_questions_of_a_sweep(sweep: dict[str, Any]) -> None:
 # From files.
 
 
-def test_every_kind_is_recognised_by_its_content(
+def test_report_command_recognises_every_kind(
     tmp_path: Path, pages: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
@@ -626,8 +657,8 @@ def test_every_kind_is_recognised_by_its_content(
         assert json.loads(capsys.readouterr().out) == {"report": str(page), "kind": kind}
         assert sections(parse(page.read_text(encoding="utf-8")))
     (folder / "seconds.json").write_text(json.dumps({"total": 7380, "rows": dict.fromkeys(ROWS, 321.0)}))
-    assert read_source(folder)["rows"][1]["seconds"] == 321.0
-    assert "123 min 0 s in all rows together" in render_report(read_source(folder))
+    assert sweep_of(folder).trials[1].value("seconds") == 321.0
+    assert "123 min 0 s in all trials together" in render_report(read_source(folder))
     # The sweep took the questions of its widest evaluation, from which the ceilings are found.
     assert "all gold first" in (folder / "report.html").read_text(encoding="utf-8")
     other = ["--forgetting", str(tmp_path / "f.json"), "--output", str(tmp_path / "new/page.html")]
@@ -639,47 +670,47 @@ def test_every_kind_is_recognised_by_its_content(
     ("content", "found"),
     [
         (None, "there is no .*x.json. Check the path."),
-        ("{", r"x.json is no JSON \("),
+        ("{", r"x.json is not JSON \("),
         ("[1]", "x.json holds a list"),
         ('{"metrics": {}}', r"x.json holds the keys \['metrics'\]. Name another file."),
         ('{"kind": "manifest", "rows": []}', "x.json is of kind 'manifest'"),
     ],
 )
-def test_what_is_no_result_is_named(tmp_path: Path, content: str | None, found: str) -> None:
+def test_other_files_are_rejected_by_name(tmp_path: Path, content: str | None, found: str) -> None:
     file = tmp_path / "x.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(DataError, match=f"A report is made of a run folder .*; .*{found}"):
+    with pytest.raises(DataError, match=f"A report is made from a run folder .*; .*{found}"):
         read_source(file)
     with pytest.raises(DataError, match=r"empty. Name another path" if content is None else "holds x.json. Name"):
         read_source(tmp_path)
 
 
-def test_only_a_forgetting_file_is_one(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+def test_forgetting_option_needs_a_forgetting_file(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     file = tmp_path / "e.json"
     file.write_text(json.dumps(evaluation))
     with pytest.raises(DataError, match=r"--forgetting takes a file of `rag forgetting`; .* is of kind 'evaluation'"):
         read_source(file, forgetting=file)
-    with pytest.raises(DataError, match=r"one of the kinds \['evaluation', 'forgetting', 'run', 'sweep'\]; 'x' came"):
+    with pytest.raises(DataError, match=r"one of the kinds \['evaluation', 'forgetting', 'run', 'sweep'\]; got 'x'"):
         render_report({"kind": "x"})
 
 
-def test_rows_are_read_from_the_sweeps_folder_only(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+def test_evaluation_records_are_read_from_the_sweep_folder_only(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     sweep = {"kind": "sweep", "rows": [], "evaluations": {"..": {"metrics": {}}}}
     (tmp_path / "s/rows").mkdir(parents=True)
-    assert with_rows(sweep, tmp_path / "s") == sweep
+    assert with_evaluation_records(sweep, tmp_path / "s") == sweep
 
 
-# Whatever comes.
+# Any input.
 
 
 @pytest.mark.parametrize("kind", ["evaluation", "forgetting", "sweep", "run"])
-def test_text_of_every_kind_stays_text(pages: dict[str, Any], kind: str) -> None:
+def test_text_of_every_kind_is_escaped(pages: dict[str, Any], kind: str) -> None:
     page, attacked = pages[kind], hostile(pages[kind])
     found, peaceful = parse(render_report(attacked)), parse(render_report(page))
     assert list(loads(found)) == []
-    # A longer name stands elsewhere in a plane, and only far from its mark it needs a line to it.
+    # A longer name has another place in a trade-off figure, and is connected to its mark only when far from it.
     built = [[(e.tag, *e.attrib) for e in t.iter() if e.get("class") != "leader"] for t in (found, peaceful)]
     assert built[0] == built[1]
 
@@ -692,8 +723,8 @@ def fields(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 @pytest.mark.parametrize("kind", ["evaluation", "forgetting", "run", "sweep"])
-def test_any_part_may_be_missing_or_no_number(pages: dict[str, Any], kind: str) -> None:
-    """Places of every shape are emptied or taken away, a few at a time."""
+def test_any_part_may_be_missing_or_malformed(pages: dict[str, Any], kind: str) -> None:
+    """Values at every kind of place are replaced or removed, a few at a time."""
     whole = pages[kind]
     if kind == "sweep":
         whole = {**whole, "questions": whole["questions"][9:11], "comparisons": whole["comparisons"][:4]}
@@ -717,7 +748,7 @@ def test_any_part_may_be_missing_or_no_number(pages: dict[str, Any], kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["evaluation", "forgetting", "run", "sweep"])
-def test_the_same_data_give_the_same_bytes(pages: dict[str, Any], kind: str) -> None:
+def test_same_data_give_the_same_bytes(pages: dict[str, Any], kind: str) -> None:
     first = render_report(pages[kind])
     assert first == render_report(json.loads(json.dumps(pages[kind])))
     if kind == "evaluation":
@@ -725,8 +756,8 @@ def test_the_same_data_give_the_same_bytes(pages: dict[str, Any], kind: str) -> 
         assert orders == {first}
 
 
-def test_a_long_sweep_stays_a_small_page(sweep: dict[str, Any]) -> None:
-    """Thirteen rows with long passages, and what is too much is left out in words."""
+def test_page_of_a_large_sweep_is_small(sweep: dict[str, Any]) -> None:
+    """Thirteen trials with long passages; what is left out is counted."""
     names = [*ROWS, *(f"row {i}" for i in range(9))]
     for entry in sweep["questions"]:
         first = entry["answers"][0]
@@ -737,7 +768,7 @@ def test_a_long_sweep_stays_a_small_page(sweep: dict[str, Any]) -> None:
     sweep["rows"] = [{**sweep["rows"][0], "name": f"row {i}"} for i in range(5000)]
     sweep["comparisons"] = sweep["comparisons"] * 400
     page = render_report(sweep)
-    assert "60 of 5,000 rows are shown." in page
+    assert "60 of 5,000 trials are shown." in page
     assert "400 of 6,000 comparisons are shown." in page
     assert len(page.encode()) < 2_000_000
 
@@ -781,7 +812,7 @@ document.addEventListener("load", (event) => {{
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_pages_of_every_kind_in_a_browser(tmp_path: Path, pages: dict[str, Any], dark: bool) -> None:
-    """No word in the console, nothing sticks out, all text can be read, no label is cut, boxes show intervals."""
+    """No console messages, no overflow, enough contrast, no label is cut, and switches show intervals."""
     control = '<p style="width:500px;color:#777">wide</p>'
     written = {kind: render_report(data) for kind, data in pages.items()}
     written["control"] = render_report(pages["run"]).replace("</main>", f"{control}</main>")
@@ -812,7 +843,7 @@ def test_pages_of_every_kind_in_a_browser(tmp_path: Path, pages: dict[str, Any],
     assert seen["control 1200"][2] < 4.5
 
 
-def test_a_screenshot_is_not_blank(tmp_path: Path, sweep: dict[str, Any]) -> None:
+def test_screenshot_is_not_blank(tmp_path: Path, sweep: dict[str, Any]) -> None:
     page, picture = write_report(sweep, tmp_path / "report.html"), tmp_path / "report.png"
     visit(find_browser(), page, tmp_path, f"--screenshot={picture}", "--window-size=1000,1000")
     assert lines_of_a_picture(picture) > 300
@@ -835,5 +866,5 @@ def lines_of_a_picture(file: Path) -> int:
 @pytest.mark.parametrize(
     ("rounds", "expected"), [([1], [0, 1]), ([4], [3, 4]), ([0], [0, 1]), ([0, 1, 2], [0, 1, 2]), ([1, 2], [1, 2])]
 )
-def test_a_single_round_stands_at_the_end_of_its_axis(rounds: list[float], expected: list[float]) -> None:
+def test_single_round_is_at_the_end_of_its_axis(rounds: list[float], expected: list[float]) -> None:
     assert axis_ticks(rounds, whole=True) == expected

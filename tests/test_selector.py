@@ -6,21 +6,26 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, randomize_adapters, tiny_language_model
+from tiny_models import ARCHITECTURES, log_probs_of, randomize_adapters, tiny_language_model
 
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, UsageError
 from retriever.dense import DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations, enumerate_permutations, plackett_luce_log_prob
-from retriever.selector import Selector, SelectorConfig, standardise
+from retriever.selector import SamplingConfig, SelectorConfig, standardise
 
-Make = Callable[..., Selector]
+Make = Callable[..., ListwiseSelector]
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which river does it lie?"]
 DECODINGS = ["autoregressive", "single_pass"]
 
 
 def reference_log_prob(
-    selector: Selector, candidates: object, z: list[int], temperature: float = 1.0, guide: Sequence[float] | None = None
+    selector: ListwiseSelector,
+    candidates: object,
+    z: list[int],
+    temperature: float = 1.0,
+    guide: Sequence[float] | None = None,
 ) -> float:
     """log p_s(z), or of the tempered and guided selector.
 
@@ -56,7 +61,7 @@ def test_log_prob_is_that_of_the_plain_model(
     selector = make_selector(model, decoding=decoding)
     for candidates in retriever.search(QUESTIONS, 6):
         z = [[3, 0, 5], [1, 2, 4]]
-        found = selector.log_prob(candidates, torch.tensor(z))
+        found = log_probs_of(selector, candidates, torch.tensor(z))
         expected = [reference_log_prob(selector, candidates, one) for one in z]
         assert found.tolist() == pytest.approx(expected, abs=2e-4)
 
@@ -69,9 +74,9 @@ def test_mixed_precision_with_padding(
     candidates = [c.reordered(list(range(n))) for c, n in zip(retriever.search(QUESTIONS, 6), (6, 3), strict=False)]
     z = [torch.tensor([[2, 0, 1], [1, 2, 0]]) for _ in candidates]
     with language_model.use("selector"):
-        expected = torch.stack(selector.score(candidates, z)).detach()
+        expected = torch.stack(selector.log_prob(candidates, z)).detach()
         language_model.mixed = True
-        found = torch.stack(selector.score(candidates, z))
+        found = torch.stack(selector.log_prob(candidates, z))
         found.sum().backward()
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found.detach(), expected, atol=0.2, rtol=0.02)
@@ -100,9 +105,13 @@ def test_cached_sampling_equals_uncached_scoring(
 ) -> None:
     selector = make_selector(language_model, decoding=decoding)
     candidates = retriever.search(QUESTIONS, 6)
-    drawn = selector.sample(candidates, 7, temperature=1.7, generator=torch.Generator().manual_seed(1))
+    drawn = selector.propose(
+        candidates, SamplingConfig(num_permutations=7, temperature=1.7), generator=torch.Generator().manual_seed(1)
+    )
     for one, permutations in zip(candidates, drawn, strict=True):
-        torch.testing.assert_close(selector.log_prob(one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            log_probs_of(selector, one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0
+        )
         assert not torch.allclose(permutations.log_p_m, permutations.log_q_m)
         assert all(len(set(z)) == 3 for z in permutations.z_mK.tolist())
 
@@ -115,8 +124,11 @@ def test_samples_follow_the_distribution(
     selector = make_selector(language_model, decoding=decoding, num_candidates=3, num_selected=2)
     candidates = [retriever.search(QUESTIONS[0], 3)]
     exact = selector.enumerate(candidates)[0]
-    drawn = selector.sample(candidates, 4000, generator=torch.Generator().manual_seed(5))[0]
-    frequency = torch.stack([(drawn.z_mK == z).all(-1).float().mean() for z in exact.z_mK])
+    generator = torch.Generator().manual_seed(5)
+    # Draws of one call see their own reply alone, by a mask that grows with the square of their number.
+    sampling = SamplingConfig(num_permutations=200)
+    drawn_mK = torch.cat([selector.propose(candidates, sampling, generator=generator)[0].z_mK for _ in range(20)])
+    frequency = torch.stack([(drawn_mK == z).all(-1).float().mean() for z in exact.z_mK])
     assert (frequency - exact.log_p_m.exp()).abs().max().item() < 0.03
 
 
@@ -128,35 +140,41 @@ def test_without_replacement_draws_differ_and_are_scored_as_uncached(
     selector = make_selector(language_model, decoding=decoding)
     candidates = [*retriever.search(QUESTIONS, 6), retriever.search(QUESTIONS[0], 5)]
     generator = torch.Generator().manual_seed(1)
-    drawn = selector.sample(candidates, 9, temperature=1.7, replacement=False, generator=generator)
+    drawn = selector.propose(
+        candidates, SamplingConfig(num_permutations=9, temperature=1.7, replacement=False), generator=generator
+    )
     for one, permutations in zip(candidates, drawn, strict=True):
-        torch.testing.assert_close(selector.log_prob(one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            log_probs_of(selector, one, permutations.z_mK), permutations.log_p_m, atol=1e-4, rtol=0
+        )
         assert len({tuple(z) for z in permutations.z_mK.tolist()}) == 9
         assert all(len(set(z)) == 3 and max(z) < len(one) for z in permutations.z_mK.tolist())
 
 
 @pytest.mark.parametrize("replacement", [True, False])
 @pytest.mark.parametrize("decoding", DECODINGS)
-def test_what_was_heard_while_drawing_is_what_reading_again_would_say(
+def test_components_from_sampling_equal_rescoring(
     decoding: str, replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """Candidates of different numbers, so that some of the logits are padding."""
     selector = make_selector(language_model, decoding=decoding)
     candidates = [retriever.search(QUESTIONS[0], 6), retriever.search(QUESTIONS[1], 4)]
     generator = torch.Generator().manual_seed(3)
-    drawn = selector.sample(candidates, 5, replacement=replacement, generator=generator)
+    drawn = selector.propose(
+        candidates, SamplingConfig(num_permutations=5, replacement=replacement), generator=generator
+    )
     for one, permutations in zip(candidates, drawn, strict=True):
-        heard_mKn, prior_n = selector.prior_components(one, permutations)
-        again_mKn, _ = selector.prior_components(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
+        drawn_components = selector.components(one, permutations)
+        again = selector.components(one, Permutations(permutations.z_mK, *[permutations.log_p_m] * 2))
         assert permutations.lm_logits_mKn is not None
-        assert heard_mKn.shape == (5, 3, len(one))
-        torch.testing.assert_close(heard_mKn, again_mKn, atol=1e-4, rtol=0)
-        assert again_mKn.std().item() > 0.01
-        torch.testing.assert_close(prior_n, standardise(one.scores_n))
+        assert drawn_components["gate"].shape == (5, 3, len(one))
+        torch.testing.assert_close(drawn_components["gate"], again["gate"], atol=1e-4, rtol=0)
+        assert again["gate"].std().item() > 0.01
+        torch.testing.assert_close(drawn_components["strength"][0, 0], standardise(one.scores_n))
 
 
 @pytest.mark.parametrize("replacement", [True, False])
-def test_behind_a_closed_gate_the_language_model_is_not_asked(
+def test_a_gate_of_zero_skips_the_language_model(
     replacement: bool,
     language_model: LanguageModel,
     make_selector: Make,
@@ -166,8 +184,12 @@ def test_behind_a_closed_gate_the_language_model_is_not_asked(
     selector = make_selector(language_model, gate=0.0)
     candidates = retriever.search(QUESTIONS, 6)
     selector.select(candidates)
-    drawn = selector.sample(candidates, 4, replacement=replacement, generator=torch.Generator().manual_seed(0))
-    log_p = [selector.log_prob(c, p.z_mK) for c, p in zip(candidates, drawn, strict=True)]
+    drawn = selector.propose(
+        candidates,
+        SamplingConfig(num_permutations=4, replacement=replacement),
+        generator=torch.Generator().manual_seed(0),
+    )
+    log_p = [log_probs_of(selector, c, p.z_mK) for c, p in zip(candidates, drawn, strict=True)]
     assert not passes
     for one, permutations, log_p_m in zip(candidates, drawn, log_p, strict=True):
         assert permutations.lm_logits_mKn is None
@@ -179,7 +201,7 @@ def test_behind_a_closed_gate_the_language_model_is_not_asked(
             assert float(drawn_value) == pytest.approx(float(plackett_luce), abs=1e-5)
 
     with language_model.use("selector"):  # a gate that learns must hear what it would open for
-        selector.score(candidates, [p.z_mK for p in drawn])[0].sum().backward()
+        selector.log_prob(candidates, [p.z_mK for p in drawn])[0].sum().backward()
     assert passes
     assert selector.prior.gate.grad is not None and selector.prior.gate.grad.abs().item() > 1e-4
 
@@ -191,7 +213,11 @@ def test_all_permutations_at_once_are_the_enumeration(
     candidates = [retriever.search(QUESTIONS[0], 3)]
     exact = selector.enumerate(candidates)[0]
     for m in (6, 50):
-        drawn = selector.sample(candidates, m, replacement=False, generator=torch.Generator().manual_seed(0))[0]
+        drawn = selector.propose(
+            candidates,
+            SamplingConfig(num_permutations=m, replacement=False),
+            generator=torch.Generator().manual_seed(0),
+        )[0]
         order = sorted(range(6), key=lambda i: drawn.z_mK[i].tolist())
         assert torch.equal(drawn.z_mK[order], exact.z_mK)
         torch.testing.assert_close(drawn.log_p_m[order], exact.log_p_m, atol=1e-4, rtol=0)
@@ -209,7 +235,11 @@ def test_draws_without_replacement_estimate_sums_without_bias(
     f_N = torch.linspace(-1, 2, 12)
     value = {tuple(z): float(f) for z, f in zip(exact.z_mK.tolist(), f_N, strict=True)}
     generator = torch.Generator().manual_seed(8)
-    draws = selector.sample([candidates] * 600, 4, temperature=temperature, replacement=False, generator=generator)
+    draws = selector.propose(
+        [candidates] * 600,
+        SamplingConfig(num_permutations=4, temperature=temperature, replacement=False),
+        generator=generator,
+    )
     means = torch.stack(
         [
             ((d.log_p_m - d.log_q_m).exp() * torch.tensor([value[tuple(z)] for z in d.z_mK.tolist()])).mean()
@@ -229,8 +259,12 @@ def test_proposal_probabilities_are_those_of_the_tempered_steps(
     """Trap 7. single_pass at temperature t is Plackett-Luce with scores / t, computed here from the scores."""
     selector = make_selector(language_model, decoding="single_pass")
     candidates = retriever.search(QUESTIONS[0], 6)
-    drawn = selector.sample([candidates], 5, temperature=2.5, generator=torch.Generator().manual_seed(0))[0]
-    first = torch.tensor([float(selector.log_prob(candidates, torch.tensor([[i, *_rest(i)]]))[0]) for i in range(6)])
+    drawn = selector.propose(
+        [candidates], SamplingConfig(num_permutations=5, temperature=2.5), generator=torch.Generator().manual_seed(0)
+    )[0]
+    first = torch.tensor(
+        [float(log_probs_of(selector, candidates, torch.tensor([[i, *_rest(i)]]))[0]) for i in range(6)]
+    )
     assert torch.isfinite(first).all()
     with torch.no_grad(), language_model.use("selector"):
         scores = selector._teacher_forced_logits(
@@ -260,13 +294,10 @@ def test_a_guided_proposal_is_a_mixture_with_the_selector(
         plain = reference_log_prob(selector, candidates, list(z), 1.5)
         guided = reference_log_prob(selector, candidates, list(z), 1.5, guide)
         log_q[z] = math.log((1 - share) * math.exp(plain) + share * math.exp(guided))
-    draws = selector.sample(
+    draws = selector.propose(
         [candidates] * 400,
-        5,
-        temperature=1.5,
+        SamplingConfig(num_permutations=5, temperature=1.5, guided_share=share, replacement=replacement),
         guides=[torch.tensor(guide)] * 400,
-        guided_share=share,
-        replacement=replacement,
         generator=torch.Generator().manual_seed(2),
     )
     for z, found_p, found_q in zip(draws[0].z_mK.tolist(), draws[0].log_p_m, draws[0].log_q_m, strict=True):
@@ -288,8 +319,11 @@ def test_guides_belong_to_their_questions(
     guides = [
         torch.zeros(len(c)).index_fill(0, torch.tensor([i]), 50.0) for c, i in zip(candidates, wanted, strict=True)
     ]
-    drawn = selector.sample(
-        candidates, 8, guides=guides, guided_share=0.999, generator=torch.Generator().manual_seed(3)
+    drawn = selector.propose(
+        candidates,
+        SamplingConfig(num_permutations=8, guided_share=0.999),
+        guides=guides,
+        generator=torch.Generator().manual_seed(3),
     )
     assert [int(d.z_mK[:, 0].mode().values) for d in drawn] == wanted
 
@@ -299,7 +333,9 @@ def test_a_guided_share_leaves_something_to_the_selector(
     share: float, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     with pytest.raises(UsageError, match="guided_share between 0 and 1"):
-        make_selector(language_model).sample(retriever.search(QUESTIONS, 6), 2, guided_share=share)
+        make_selector(language_model).propose(
+            retriever.search(QUESTIONS, 6), SamplingConfig(num_permutations=2, guided_share=share)
+        )
 
 
 def _rest(i: int) -> list[int]:
@@ -318,7 +354,7 @@ def test_shared_prompt_gradients_equal_separate_rows(
         language_model.zero_grad()
         with language_model.use("selector"):
             for row, weight in zip(rows, parts, strict=True):
-                (selector.score([candidates], [row])[0] * weight).sum().backward()
+                (selector.log_prob([candidates], [row])[0] * weight).sum().backward()
         return torch.cat([p.grad.flatten() for p in language_model.adapter_parameters("selector").values()])
 
     shared = gradients([z], [weights])
@@ -342,7 +378,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         model.zero_grad()
         model.train()
         with model.use("selector"), model.gradient_checkpointing(checkpointing):
-            torch.cat(selector.score(candidates, z)).dot(torch.tensor([0.4, -0.7, 1.1, 0.2])).backward()
+            torch.cat(selector.log_prob(candidates, z)).dot(torch.tensor([0.4, -0.7, 1.1, 0.2])).backward()
         model.eval()
         return torch.cat([p.grad.flatten() for p in model.adapter_parameters("selector").values()])
 
@@ -360,9 +396,9 @@ def test_batches_score_like_their_questions_alone(
     one, two = retriever.search(QUESTIONS[0], 5), retriever.search(QUESTIONS[1], 3)
     z_one, z_two = enumerate_permutations(5, 3)[7:11], enumerate_permutations(3, 3)[2:4]
     with torch.no_grad(), language_model.use("selector"):
-        together = selector.score([one, two], [z_one, z_two])
-    torch.testing.assert_close(together[0], selector.log_prob(one, z_one), atol=1e-4, rtol=0)
-    torch.testing.assert_close(together[1], selector.log_prob(two, z_two), atol=1e-4, rtol=0)
+        together = selector.log_prob([one, two], [z_one, z_two])
+    torch.testing.assert_close(together[0], log_probs_of(selector, one, z_one), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together[1], log_probs_of(selector, two, z_two), atol=1e-4, rtol=0)
     greedy = [p.z_mK.tolist() for p in selector.select([one, two])]
     assert greedy == [selector.select([c])[0].z_mK.tolist() for c in (one, two)]
 
@@ -370,7 +406,7 @@ def test_batches_score_like_their_questions_alone(
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_an_untrained_selector_reproduces_the_retrievers_order(decoding: str, retriever: DenseRetriever) -> None:
     """Whatever the base model's logits say, and in whatever order the candidates are shown."""
-    selector = Selector(
+    selector = ListwiseSelector(
         tiny_language_model(),
         retriever,
         config=SelectorConfig(num_candidates=8, num_selected=4, decoding=decoding),
@@ -393,10 +429,10 @@ def test_scores_follow_the_passages_not_the_letters(
     z = torch.tensor([[0, 1, 2], [3, 5, 4]])
     moved = torch.tensor([[order.index(i) for i in row] for row in z.tolist()])
     prior_only = make_selector(language_model, gate=0.0)
-    torch.testing.assert_close(prior_only.log_prob(candidates, z), prior_only.log_prob(shuffled, moved))
+    torch.testing.assert_close(log_probs_of(prior_only, candidates, z), log_probs_of(prior_only, shuffled, moved))
     speaking = make_selector(language_model)
     expected = [reference_log_prob(speaking, shuffled, row) for row in moved.tolist()]
-    assert speaking.log_prob(shuffled, moved).tolist() == pytest.approx(expected, abs=2e-4)
+    assert log_probs_of(speaking, shuffled, moved).tolist() == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_prior_teaches_the_question_adapter(
@@ -408,14 +444,14 @@ def test_the_prior_teaches_the_question_adapter(
     z = torch.tensor([[2, 4, 1]])
     adapter = retriever.adapter
     with language_model.use("selector"):
-        selector.score([candidates], [z])[0].sum().backward()
+        selector.log_prob([candidates], [z])[0].sum().backward()
         assert adapter.up_dr.grad is not None
         i, j = divmod(int(adapter.up_dr.grad.abs().argmax()), adapter.up_dr.shape[1])
         values = []
         for step in (1e-2, -1e-2):
             with torch.no_grad():
                 adapter.up_dr[i, j] += step
-            values.append(float(selector.score([candidates], [z])[0].detach()))
+            values.append(float(selector.log_prob([candidates], [z])[0].detach()))
             with torch.no_grad():
                 adapter.up_dr[i, j] -= step
     assert float(adapter.up_dr.grad[i, j]) == pytest.approx((values[0] - values[1]) / 2e-2, rel=2e-2)
@@ -433,7 +469,7 @@ def test_too_few_candidates(language_model: LanguageModel, make_selector: Make, 
     ("bad", "message"),
     [
         ({"num_candidates": 3, "num_selected": 4}, "K=4, n=3 came"),
-        ({"decoding": "beam"}, "'beam' came"),
+        ({"decoding": "beam"}, "got 'beam'"),
         ({"prior_strength": 0.0}, "must be positive"),
     ],
 )
@@ -452,18 +488,21 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
 
 
 @pytest.mark.parametrize("replacement", [True, False])
-def test_drawing_ahead_reads_each_prompt_and_all_replies_once(
+def test_a_drafted_proposal_reads_each_prompt_and_all_replies_once(
     replacement: bool, language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever, passes: list[int]
 ) -> None:
     """Two passes for any K; the proposal is Plackett-Luce over the first logits."""
     selector = make_selector(language_model, num_selected=4)
     candidates = retriever.search(QUESTIONS[:1], 6)
-    drawn = selector.sample(
-        candidates, 5, decoding="single_pass", replacement=replacement, generator=torch.Generator().manual_seed(0)
+    drawn = selector.propose(
+        candidates,
+        SamplingConfig(num_permutations=5, decoding="single_pass", replacement=replacement),
+        generator=torch.Generator().manual_seed(0),
     )[0]
     assert len(passes) == 2
-    torch.testing.assert_close(drawn.log_p_m, selector.log_prob(candidates[0], drawn.z_mK), atol=1e-4, rtol=0)
-    lm_mKn, prior_n = selector.prior_components(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
+    torch.testing.assert_close(drawn.log_p_m, log_probs_of(selector, candidates[0], drawn.z_mK), atol=1e-4, rtol=0)
+    components = selector.components(candidates[0], Permutations(drawn.z_mK, drawn.log_p_m, drawn.log_q_m))
+    lm_mKn, prior_n = components["gate"], components["strength"][0, 0]
     assert drawn.lm_logits_mKn is not None
     torch.testing.assert_close(drawn.lm_logits_mKn, lm_mKn, atol=1e-4, rtol=0)
     if replacement:
@@ -477,12 +516,14 @@ def test_a_proposal_decodes_as_the_selector_or_in_a_single_pass(
     selector = make_selector(language_model, decoding="single_pass")
     candidates = retriever.search(QUESTIONS[:1], 6)
     same = [
-        selector.sample(candidates, 3, decoding=d, generator=torch.Generator().manual_seed(0))[0].z_mK
+        selector.propose(
+            candidates, SamplingConfig(num_permutations=3, decoding=d), generator=torch.Generator().manual_seed(0)
+        )[0].z_mK
         for d in (None, "single_pass")
     ]
     assert torch.equal(*same)
-    with pytest.raises(UsageError, match="'single_pass' or the selector's own, 'single_pass'; 'autoregressive' came"):
-        selector.sample(candidates, 3, decoding="autoregressive")
+    with pytest.raises(UsageError, match="'single_pass' or the selector's own, 'single_pass', got 'autoregressive'"):
+        selector.propose(candidates, SamplingConfig(num_permutations=3, decoding="autoregressive"))
 
 
 def test_tokens_read_are_prompts_once_and_replies(
@@ -492,7 +533,7 @@ def test_tokens_read_are_prompts_once_and_replies(
     selector = make_selector(language_model)
     found = retriever.search(["who wrote Hamlet?", "what is the capital of Germany?"], 6)
     before = language_model.tokens_read
-    selector.sample(found, 4, generator=torch.Generator().manual_seed(0))
+    selector.propose(found, SamplingConfig(num_permutations=4), generator=torch.Generator().manual_seed(0))
     prompts = sum(len(selector.prompt_ids(c)) for c in found)
     replies = 2 * 4 * 2 * (1 + len(selector.separator_ids))
     assert language_model.tokens_read - before == prompts + replies

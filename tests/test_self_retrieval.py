@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES
+from tiny_models import PASSAGES
 
 from indexes.corpora.chunk_ids import document_of
 from indexes.corpora.corpus import Corpus
@@ -28,7 +28,7 @@ from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from rag.pipeline import retriever_of
+from rag.model_loading import retriever_of
 from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
 from training.config import DROConfig
@@ -225,12 +225,12 @@ def test_evaluation_audit_and_answerable_questions(
 
 def test_warm_up_and_e_step(make_e_step: Callable[..., EStep], found_ids: list[tuple[str, list[str]]]) -> None:
     """A question whose own passage is a candidate would teach the selector to look for the question."""
-    e_step = make_e_step(num_permutations=2)
+    e_step = make_e_step(e_step__num_permutations=2)
     warm_up_posteriors(ASKED, e_step.retriever, e_step.selector.config, e_step.config)
     assert no_question_found_itself(found_ids, 4)
     posteriors = e_step(ASKED, round=1)
     assert all(p.example.id not in p.candidates.ids for p in posteriors)
-    make_e_step(num_permutations=2, candidate_pool=9)(ASKED, round=1)
+    make_e_step(e_step__num_permutations=2, e_step__candidate_pool=9)(ASKED, round=1)
     assert all(ids for _, ids in found_ids) and len(found_ids) == 12
 
 
@@ -238,8 +238,16 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
     write_examples([replace(e, ignore_identical_id=False) for e in ASKED], tmp_path / "train.jsonl")
 
     def examples(source: Any, ignore: bool | None) -> list[bool]:
-        config = DROConfig(output_dir=tmp_path / "run", ignore_identical_ids=ignore)
-        trainer = DROTrainer(make_rag(), config, source, source, evaluate=evaluate, progress=False)
+        config = DROConfig(ignore_identical_ids=ignore)
+        trainer = DROTrainer(
+            make_rag(),
+            config,
+            train_dataset=source,
+            eval_dataset=source,
+            output_dir=tmp_path / "run",
+            evaluate=evaluate,
+            progress=False,
+        )
         assert trainer.eval_examples is not None
         return [e.ignore_identical_id for e in [*trainer.train_examples, *trainer.eval_examples]]
 

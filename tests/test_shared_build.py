@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_encoder
+from tiny_models import tiny_encoder
 
 from indexes import Encoder, PassageIndex, build_index
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, tiny_encoder
 from sentence_transformers.util import cos_sim, dot_score
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import Corpus, Encoder, IndexWriter, MismatchError, PassageIndex, UsageError, build_index
 from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.vectors.faiss.faiss_index import FaissIndex
-from rag.pipeline import encoder_of
+from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
 from retriever.dense import QuestionAdapter
 from training.encoder_update import _loss, open_refreshed, refreshed
@@ -229,7 +229,7 @@ class TestRefresh:
     ) -> None:
         from training import DROConfig
 
-        config = DROConfig(output_dir=str(tmp_path))
+        config = DROConfig()
         refreshed(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
         new_index, new_encoder = open_refreshed(tmp_path / "new", encoder)
         assert (new_index.info()["similarity"], new_encoder.similarity) == ("dot", "dot")

@@ -423,7 +423,7 @@ def test_a_corpus_in_which_no_row_is_left_is_an_error_that_tells_the_first(tmp_p
 
 @pytest.mark.parametrize("compared", [1, 2, 100])
 def test_of_equal_ids_the_first_stays(compared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indexes.corpora.corpus._COMPARED", compared)
+    monkeypatch.setattr("indexes.corpora.ingest._HASHES_PER_PASS", compared)
     ids = [number * 7 % 5 for number in range(12)] + list(range(5, 3000))
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"id": id_, "text": f"t{n}"}) + "\n" for n, id_ in enumerate(ids)))
@@ -459,7 +459,7 @@ def test_a_long_row_is_shortened_in_the_quarantine_and_stays_valid_utf8(tmp_path
 def test_a_line_longer_than_the_limit_is_left_out_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexes.records.formats.LONGEST_LINE", 1000)
+    monkeypatch.setattr("indexes.records.text_lines.LONGEST_LINE", 1000)
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(gzip.compress(jsonl("a") + b'{"text": "' + b"0" * 5000 + b'"}\n' + jsonl("b")))
     corpus = Corpus.from_file(path, on_error="skip", quarantine=tmp_path / "q.jsonl")

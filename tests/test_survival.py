@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import tiny_encoder
+from tiny_models import tiny_encoder
 
 PARENT = """
 import os, random, shutil, signal, sys, time

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES_FOR_WORKERS
 from evaluation_records import evaluation_of
+from tiny_models import EXAMPLES_FOR_WORKERS
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import RAGError, UsageError
@@ -39,9 +37,14 @@ def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
         device="cpu",
         selector=SelectorConfig(num_candidates=4, num_selected=2),
         documents=2,
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
-        training={"rounds": 1, "num_permutations": 2, "proposals_per_sample": 1, "learning_rate": 1e-3},
+        training={
+            "rounds": 1,
+            "e_step.num_permutations": 2,
+            "e_step.proposals_per_sample": 1,
+            "m_step.learning_rate": 1e-3,
+        },
         general_tasks=0,
         answerable_only=False,
     )
@@ -71,7 +74,7 @@ def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path:
     against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
     assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
     evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
-    assert evaluation.pipeline.answering == "rag_token"
+    assert evaluation.pipeline.answer_mode == "rag_token"
     assert evaluation.pipeline.selector["num_candidates"] == 2
     assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.to_dict().items() if k != "records"}
     assert {q["list"] for q in written["questions"]} == {"best", "worst"}
@@ -125,9 +128,12 @@ def test_a_failed_row_holds_up_nobody_and_is_tried_again(
 
 
 def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSettings, tmp_path: Path) -> None:
-    settings = replace(settings, recipes=("sft",), seeds=(1,), grid={"learning_rate": [1e-3]})
+    settings = replace(settings, recipes=("sft",), seeds=(1,), grid={"m_step.learning_rate": [1e-3]})
     Sweep(tmp_path / "sweep", settings, progress=False).run()
-    for change, name in (({"seeds": (2,)}, "seed"), ({"grid": {"learning_rate": [2e-3]}}, "learning_rate")):
+    for change, name in (
+        ({"seeds": (2,)}, "seed"),
+        ({"grid": {"m_step.learning_rate": [2e-3]}}, "m_step.learning_rate"),
+    ):
         with pytest.raises(UsageError, match=rf"rows/sft was trained with {{'{name}': .*}}, and now {{'{name}': "):
             Sweep(tmp_path / "sweep", replace(settings, **change))
     with pytest.raises(UsageError, match="'rounds': 1"):
@@ -168,7 +174,7 @@ def test_from_the_shell(
                 **settings.training,
                 "recipes": ["vanilla", "sft"],
                 "selector": {"num_candidates": 4, "num_selected": 2},
-                "generation": {"max_new_tokens": 3},
+                "decoding": {"max_new_tokens": 3},
                 "general_tasks": 0,
                 "answerable_only": False,
                 "workers": 1,
@@ -194,15 +200,17 @@ def test_from_the_shell(
 
 class TestSettings:
     def test_a_row_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
-        grid = {"learning_rate": [0.1, 0.2], "rounds": [1]}
-        some = replace(settings, recipes=("vanilla", "dro"), selfaug=True, seeds=(1, 2), grid=grid)
+        grid = {"m_step.learning_rate": [0.1, 0.2], "rounds": [1]}
+        some = replace(settings, recipes=("vanilla", "dro"), with_selfaug=True, seeds=(1, 2), grid=grid)
         names = [row.name for row in some.rows()]
         assert names == [
             "vanilla",
-            *("dro-seed=1-learning_rate=0.1", "dro_selfaug-seed=1-learning_rate=0.1"),
-            *("dro-seed=1-learning_rate=0.2", "dro_selfaug-seed=1-learning_rate=0.2"),
-            *("dro-seed=2-learning_rate=0.1", "dro_selfaug-seed=2-learning_rate=0.1"),
-            *("dro-seed=2-learning_rate=0.2", "dro_selfaug-seed=2-learning_rate=0.2"),
+            *(
+                f"{recipe}-seed={seed}-m_step.learning_rate={rate}"
+                for seed in (1, 2)
+                for rate in (0.1, 0.2)
+                for recipe in ("dro", "dro_selfaug")
+            ),
         ]
 
     def test_a_recipe_has_one_row_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
@@ -221,11 +229,14 @@ class TestSettings:
             ({"recipes": ()}, "needs at least one of its recipes; none came"),
             ({"index": None}, "either a world, or an index with train, dev and test questions"),
             ({"world": WorldSettings()}, "either a world, or an index with train, dev and test questions"),
-            ({"training": {"learning_rates": 1}}, r"training must name settings of training, .*learning_rates"),
-            ({"grid": {"seed": [1]}}, r"grid must name settings of training, .*\['seed'\] came"),
+            (
+                {"training": {"learning_rates": 1}},
+                "no training setting. Did you mean 'm_step.learning_rate'",
+            ),
+            ({"grid": {"seed": [1]}}, r"grid must name settings that every row may share; got \['seed'\]"),
             ({"grid": {"rounds": []}}, r"needs values to try; \['rounds'\] has none"),
-            ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; 0 came"),
-            ({"selfaug": True, "training": {"selfaug_alpha": 0.0}}, "needs selfaug_alpha above 0"),
+            ({"grid": {"rounds": [1, 0]}}, "rounds must be at least 1; got 0"),
+            ({"with_selfaug": True, "training": {"selfaug.alpha": 0.0}}, "needs selfaug.alpha above 0"),
             ({"ours": "dro_selfaug"}, r"ours must be one of the rows, \['vanilla', 'rag_token', 'dro'\], or auto"),
             ({"documents": 0}, "documents must be at least 1; 0 came"),
         ],
@@ -317,20 +328,20 @@ class TestComparisons:
             return replace(row, evaluation=replace(row.evaluation, metrics={"retriever_recall@1": recall}))
 
         base, sft, dro = found("vanilla", 0.1), found("sft", 0.1), found("dro", 0.9)
-        unknown = {"recall_at_3": None, "recall_at_5": None}
-        assert retriever_recall([dro, base]) == {"recall_at_1": 0.1, **unknown}
-        assert retriever_recall([dro, sft]) == {"recall_at_1": 0.1, **unknown}
-        assert retriever_recall([dro]) == {"recall_at_1": None, **unknown}
+        unknown = {"retriever_recall@3": None, "retriever_recall@5": None}
+        assert retriever_recall([dro, base]) == {"retriever_recall@1": 0.1, **unknown}
+        assert retriever_recall([dro, sft]) == {"retriever_recall@1": 0.1, **unknown}
+        assert retriever_recall([dro]) == {"retriever_recall@1": None, **unknown}
 
 
 @pytest.mark.slow
 def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     settings = SweepSettings(
-        selfaug=True,
+        with_selfaug=True,
         world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
-        generation=DecodingConfig(max_new_tokens=24),
-        training={"rounds": 1, "num_permutations": 2, "learning_rate": 2e-3},
+        decoding=DecodingConfig(max_new_tokens=24),
+        training={"rounds": 1, "e_step.num_permutations": 2, "m_step.learning_rate": 2e-3},
         general_tasks=12,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 import indexes.tiny_encoder
 import rag.tiny_base
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.encoder import Encoder

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import PASSAGES, byte_tokenizer
+from tiny_models import PASSAGES, byte_tokenizer
 
 from generator.prompts import AnswerPrompt
 from indexes import BM25Index, Chunker, Corpus, DataError, Encoder, IndexWriter, Passage, PassageIndex, build_index

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PASSAGES, learned
 from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import PASSAGES, dro_config, learned
 from transformers import TrainerCallback
 
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
@@ -32,9 +32,14 @@ EXAMPLES = [
 ]
 
 
-def settings(folder: Path, **changes: object) -> DROConfig:
-    defaults = {"rounds": 2, "num_permutations": 3, "learning_rate": 5e-3, "gradient_accumulation_steps": 2}
-    return DROConfig(**{"output_dir": folder, **defaults, **changes})
+def settings(**changes: object) -> DROConfig:
+    defaults = {
+        "rounds": 2,
+        "e_step.num_permutations": 3,
+        "m_step.learning_rate": 5e-3,
+        "m_step.gradient_accumulation_steps": 2,
+    }
+    return dro_config(**defaults | changes)
 
 
 class Watching(TrainerCallback):
@@ -64,11 +69,16 @@ class Watching(TrainerCallback):
 def train(
     rag: RAG,
     config: DROConfig,
+    output_dir: Path,
     dev: Sequence[QAExample] | None = EXAMPLES[:2],
+    *,
+    resume: bool = False,
     evaluate: Callable[..., Any] = evaluate,
 ) -> DROTrainer:
-    trainer = DROTrainer(rag, config, EXAMPLES, dev, evaluate=evaluate, progress=False)
-    trainer.train()
+    trainer = DROTrainer(
+        rag, config, train_dataset=EXAMPLES, eval_dataset=dev, output_dir=output_dir, evaluate=evaluate, progress=False
+    )
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -78,9 +88,9 @@ def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     one, two, other = make_rag(), make_rag(), make_rag()
-    first = train(one, settings(tmp_path / "a"))
-    second = train(two, settings(tmp_path / "b"))
-    third = train(other, settings(tmp_path / "c", seed=7))
+    first = train(one, settings(), tmp_path / "a")
+    second = train(two, settings(), tmp_path / "b")
+    third = train(other, settings(seed=7), tmp_path / "c")
     assert without_seconds(first.history) == without_seconds(second.history)
     assert all(torch.equal(a, b) for a, b in zip(learned(one).values(), learned(two).values(), strict=True))
     assert without_seconds(first.history) != without_seconds(third.history)
@@ -98,8 +108,16 @@ def test_a_killed_run_resumes_to_the_same_weights(
     killed_in: str, make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, broken, resumed = make_rag(), make_rag(), make_rag()
-    reference = train(whole, settings(tmp_path / "whole"))
-    trainer = DROTrainer(broken, settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2], evaluate=evaluate, progress=False)
+    reference = train(whole, settings(), tmp_path / "whole")
+    trainer = DROTrainer(
+        broken,
+        settings(),
+        train_dataset=EXAMPLES,
+        eval_dataset=EXAMPLES[:2],
+        output_dir=tmp_path / "run",
+        evaluate=evaluate,
+        progress=False,
+    )
     real = getattr(trainer, killed_in)
 
     def until_round_2(*args: object) -> object:
@@ -112,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
         trainer.train()
     metrics = tmp_path / "run/metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"round": 2, "cut o')  # what a kill in the middle of a write leaves
-    again = train(resumed, settings(tmp_path / "run", resume=True))
+    again = train(resumed, settings(), tmp_path / "run", resume=True)
     assert without_seconds(again.history) == without_seconds(reference.history)
     assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
 
@@ -122,7 +140,7 @@ def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
 ) -> None:
     """Its checkpoint and its line appear one after the other, each whole."""
     rag = make_rag()
-    trainer = DROTrainer(rag, settings(tmp_path / "begun"), EXAMPLES, progress=False)
+    trainer = DROTrainer(rag, settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "begun", progress=False)
     trainer._begin()
     begun = list(trainer.history)
     found = []
@@ -155,17 +173,23 @@ def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
 def test_resume_names_a_damaged_file(
     make_rag: Callable[[], RAG], tmp_path: Path, file: str, content: str, message: str
 ) -> None:
-    DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, progress=False)._begin()
+    DROTrainer(make_rag(), settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)._begin()
     (tmp_path / "run" / file).write_text(content)
-    resumed = DROTrainer(make_rag(), settings(tmp_path / "run", resume=True), EXAMPLES, progress=False)
+    resumed = DROTrainer(make_rag(), settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
     with pytest.raises(MismatchError, match=message):
-        resumed.train()
+        resumed.train(resume_from_checkpoint=True)
 
 
 def test_resume_refuses_other_settings(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0), None)
-    with pytest.raises(MismatchError, match=r"other values of \['num_permutations'\]"):
-        train(make_rag(), settings(tmp_path / "run", supervised_epochs=0, num_permutations=4, resume=True), None)
+    train(make_rag(), settings(rounds=1, supervised__num_train_epochs=0), tmp_path / "run", None)
+    with pytest.raises(MismatchError, match=r"other values of \['e_step.num_permutations'\]"):
+        train(
+            make_rag(),
+            settings(supervised__num_train_epochs=0, e_step__num_permutations=4),
+            tmp_path / "run",
+            None,
+            resume=True,
+        )
 
 
 def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
@@ -177,7 +201,7 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> 
         seen.append(learned(rag))
         return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
-    trainer = train(rag, settings(tmp_path / "run", rounds=3), evaluate=evaluate)
+    trainer = train(rag, settings(rounds=3), tmp_path / "run", evaluate=evaluate)
     assert trainer.best_round() == 1
     assert all(torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[1].values(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
@@ -185,7 +209,7 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> 
 
 def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """They choose no round, and survive a killed run as they were."""
-    trainer = train(make_rag(), settings(tmp_path / "run", rounds=1))
+    trainer = train(make_rag(), settings(rounds=1), tmp_path / "run")
     record = trainer.history[-1]
     assert {f"eval_{name}" for name in record["eval_intervals"]} <= set(record)
     low, high = record["eval_intervals"]["f1"]
@@ -193,7 +217,7 @@ def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RA
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == trainer.history
     with pytest.raises(UsageError, match="must be one of") as error:
-        train(make_rag(), settings(tmp_path / "other", rounds=1, metric_for_best_model="intervals"))
+        train(make_rag(), settings(rounds=1, metric_for_best_model="intervals"), tmp_path / "other")
     assert "'intervals'," not in str(error.value)
 
 
@@ -205,8 +229,8 @@ def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     def evaluate(rag: RAG, examples: Sequence[QAExample], *, progress: bool = True) -> SimpleNamespace:
         return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
-    config = settings(tmp_path / "run", rounds=5, num_permutations=1, early_stopping_patience=2)
-    trainer = train(rag, config, evaluate=evaluate)
+    config = settings(rounds=5, e_step__num_permutations=1, early_stopping_patience=2)
+    trainer = train(rag, config, tmp_path / "run", evaluate=evaluate)
     assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
 
 
@@ -214,7 +238,12 @@ def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_p
     for frozen in ("selector", "generator"):
         rag = make_rag()
         before = learned(rag)
-        train(rag, settings(tmp_path / frozen, rounds=1, supervised_epochs=0, **{f"train_{frozen}": False}), None)
+        train(
+            rag,
+            settings(rounds=1, supervised__num_train_epochs=0, **{f"train_{frozen}": False}),
+            tmp_path / frozen,
+            None,
+        )
         changed = {n for n, t in learned(rag).items() if not torch.equal(t, before[n])}
         mine = {n for n in changed if f".{frozen}." in n or (frozen == "selector" and n.startswith(("prior", "quest")))}
         assert changed
@@ -224,12 +253,18 @@ def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_p
 def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """One run over warm-up and rounds: steps go on, each round brings its own numbers, and so does a resumed run."""
     watching = Watching()
-    options = {"report_to": "tensorboard", "logging_steps": 1, "supervised_epochs": 1, "gradient_accumulation_steps": 1}
+    options = {
+        "report_to": "tensorboard",
+        "logging_steps": 1,
+        "supervised.num_train_epochs": 1,
+        "m_step.gradient_accumulation_steps": 1,
+    }
     first = DROTrainer(
         make_rag(),
-        settings(tmp_path / "run", rounds=1, **options),
-        EXAMPLES,
-        EXAMPLES[:2],
+        settings(rounds=1, **options),
+        train_dataset=EXAMPLES,
+        eval_dataset=EXAMPLES[:2],
+        output_dir=tmp_path / "run",
         evaluate=evaluate,
         callbacks=[watching],
         progress=False,
@@ -239,11 +274,17 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
     assert watching.events.count("on_train_begin") == watching.events.count("on_train_end") == 1
     assert watching.steps == list(range(1, 2 * len(EXAMPLES) + 1))
     assert [metrics["eval_f1"] for metrics in watching.evaluations] == [r["eval_f1"] for r in first.history]
-    resumed = settings(tmp_path / "run", rounds=2, resume=True, **options)
     trainer = DROTrainer(
-        make_rag(), resumed, EXAMPLES, EXAMPLES[:2], evaluate=evaluate, callbacks=[watching], progress=False
+        make_rag(),
+        settings(rounds=2, **options),
+        train_dataset=EXAMPLES,
+        eval_dataset=EXAMPLES[:2],
+        output_dir=tmp_path / "run",
+        callbacks=[watching],
+        evaluate=evaluate,
+        progress=False,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True)
     epochs = [pytest.approx((step + 1) / len(EXAMPLES)) for step in range(3 * len(EXAMPLES))]
     assert watching.epochs == epochs, "they go on where the steps do, also in a run that was resumed"
     ends = [record["global_step"] for record in trainer.history]
@@ -263,8 +304,8 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
 def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     plain, saving = make_rag(), make_rag()
     start = learned(plain)
-    train(plain, settings(tmp_path / "a", rounds=1), None)
-    train(saving, settings(tmp_path / "b", rounds=1, gradient_checkpointing=True), None)
+    train(plain, settings(rounds=1), tmp_path / "a", None)
+    train(saving, settings(rounds=1, m_step__gradient_checkpointing=True), tmp_path / "b", None)
     # Prompt and replies are read in one row instead of two, and where a gradient is almost 0, Adam makes whole steps of
     # the rounding that this leaves. So what was learned is compared as a whole.
     found = learned(saving)
@@ -278,7 +319,9 @@ def test_gradient_checkpointing_changes_no_weight(make_rag: Callable[[], RAG], t
 
 
 def test_learning_raises_the_likelihood_of_the_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    trainer = train(make_rag(), settings(tmp_path / "run", rounds=4, learning_rate=2e-2, selfaug_alpha=0.0), None)
+    trainer = train(
+        make_rag(), settings(rounds=4, m_step__learning_rate=2e-2, selfaug__alpha=0.0), tmp_path / "run", None
+    )
     values = [row["log_marginal"] for row in trainer.history[1:]]
     assert values[-1] > values[0] + 1.0
 
@@ -294,74 +337,99 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
     # Two chunks of one gold document: the one at place 4, which scores higher, stands for both.
     chunks = [replace(p, id=id) for p, id in zip(found.passages, ["doc#0", "x", "y", "z", "doc#1"], strict=True)]
     assert target_permutation(replace(found, passages=chunks), ["doc"], 3).tolist() == [4, 1, 3]
-    config = settings(Path("unused"), warm_up_target="gold")
+    config = settings(supervised__target="gold")
     with pytest.raises(DataError, match="'q9'"):
         warm_up_posteriors([QAExample("q9", "q?", ("a",))], rag.retriever, rag.selector.config, config)
-    only = warm_up_posteriors(EXAMPLES, rag.retriever, rag.selector.config, replace(config, warm_up_target="retriever"))
+    only = warm_up_posteriors(
+        EXAMPLES, rag.retriever, rag.selector.config, config.with_settings({"supervised.target": "retriever"})
+    )
     for posterior in only:
         best = posterior.candidates.scores_n.argsort(descending=True)[:2]
         assert posterior.permutations.z_mK[0].tolist() == best.tolist()
 
 
-def test_output_dir(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_output_dir_must_be_new_empty_or_a_run_to_continue(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    rag = make_rag()
+
+    def trainer(folder: Path) -> DROTrainer:
+        return DROTrainer(make_rag(), settings(), train_dataset=EXAMPLES, output_dir=folder, progress=False)
+
     with pytest.raises(UsageError, match="holds something else"):
-        DROTrainer(rag, settings(tmp_path), EXAMPLES)
+        trainer(tmp_path).train()
     with pytest.raises(UsageError, match=r"holds no run\.json"):
-        DROTrainer(rag, settings(tmp_path / "new", resume=True), EXAMPLES)
+        trainer(tmp_path / "new").train(resume_from_checkpoint=True)
     with pytest.raises(UsageError, match="is a file"):
-        DROTrainer(rag, settings(tmp_path / "notes.txt"), EXAMPLES)
+        trainer(tmp_path / "notes.txt")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{}")
-    with pytest.raises(UsageError, match="continue it with resume=True"):
-        DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES)
+    with pytest.raises(UsageError, match="continue it with resume_from_checkpoint"):
+        trainer(tmp_path / "run").train()
 
 
 def test_training_questions_need_answers(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 1 have none"):
-        DROTrainer(make_rag(), settings(tmp_path / "run"), [QAExample("q", "who?")])
+        DROTrainer(make_rag(), settings(), train_dataset=[QAExample("q", "who?")], output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """Found at round 0, and the run goes on under the right name."""
     with pytest.raises(UsageError, match=r"must be one of \['exact_match'"):
-        train(make_rag(), settings(tmp_path / "run", rounds=1, metric_for_best_model="bleu"))
+        train(make_rag(), settings(rounds=1, metric_for_best_model="bleu"), tmp_path / "run")
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
-    assert len(train(make_rag(), settings(tmp_path / "run", rounds=1, resume=True)).history) == 2
+    assert len(train(make_rag(), settings(rounds=1), tmp_path / "run", resume=True).history) == 2
 
 
 def test_eval_questions_without_a_function_that_scores_them_are_refused(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=r"got evaluate=None. Pass evaluate=rag.evaluate"):
-        DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, EXAMPLES[:2])
+        DROTrainer(
+            make_rag(),
+            settings(),
+            train_dataset=EXAMPLES,
+            eval_dataset=EXAMPLES[:2],
+            output_dir=tmp_path / "run",
+        )
 
 
 def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    for bad in ({"lr_scheduler_type": "liner"}, {"training_arguments": {"no_such_thing": 1}}):
+    for bad in ({"m_step.lr_scheduler_type": "liner"}, {"training_arguments": {"no_such_thing": 1}}):
         with pytest.raises(UsageError, match="TrainingArguments must accept"):
-            DROTrainer(make_rag(), settings(tmp_path / "run", **bad), EXAMPLES)
+            DROTrainer(make_rag(), settings(**bad), train_dataset=EXAMPLES, output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_another_pipeline_or_other_data(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1), None)
-    again = settings(tmp_path / "run", supervised_epochs=0, num_permutations=1, resume=True)
+    train(
+        make_rag(),
+        settings(rounds=1, supervised__num_train_epochs=0, e_step__num_permutations=1),
+        tmp_path / "run",
+        None,
+    )
+    again = settings(supervised__num_train_epochs=0, e_step__num_permutations=1)
     with pytest.raises(MismatchError, match=r"other values of \['train_examples'\]"):
-        DROTrainer(make_rag(), again, EXAMPLES[::-1], progress=False).train()
+        DROTrainer(make_rag(), again, train_dataset=EXAMPLES[::-1], output_dir=tmp_path / "run", progress=False).train(
+            resume_from_checkpoint=True
+        )
     other = make_rag()
     other.selector.config = replace(other.selector.config, decoding="single_pass")
     with pytest.raises(MismatchError, match=r"other values of \['selector'\]"):
-        DROTrainer(other, again, EXAMPLES, progress=False).train()
+        DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_resume_refuses_a_base_with_other_settings(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(make_rag(), settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1), None)
-    again = settings(tmp_path / "run", rounds=1, supervised_epochs=0, num_permutations=1, resume=True)
+    train(
+        make_rag(),
+        settings(rounds=1, supervised__num_train_epochs=0, e_step__num_permutations=1),
+        tmp_path / "run",
+        None,
+    )
+    again = settings(rounds=1, supervised__num_train_epochs=0, e_step__num_permutations=1)
     file = tmp_path / "run" / "run.json"
     written = json.loads(file.read_text())
     model = make_rag().generator.language_model
@@ -370,14 +438,16 @@ def test_resume_refuses_a_base_with_other_settings(
     for is_old in (False, True):  # before those settings were in the file, nobody could choose the last two
         if is_old:
             file.write_text(json.dumps({key: value for key, value in written.items() if key not in newer}))
-        train(make_rag(), again, None)
+        train(make_rag(), again, tmp_path / "run", None, resume=True)
         other = make_rag()
         other.generator.language_model.chat.config = ChatConfig(system_message="Be short.")
         with pytest.raises(MismatchError, match=r"other values of \['chat'\]"):
-            DROTrainer(other, again, EXAMPLES, progress=False).train()
+            DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False).train(
+                resume_from_checkpoint=True
+            )
         for name, value in (("context_length", model.context_length - 1), ("revision", "v2"), ("mixed", True)):
             other = make_rag()
-            trainer = DROTrainer(other, again, EXAMPLES, progress=False)
+            trainer = DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
             with monkeypatch.context() as patched:
                 patched.setattr(other.generator.language_model, name, value)
                 refused = {"mixed": "dtype"}.get(name, name)
@@ -391,17 +461,19 @@ def test_resume_refuses_a_base_with_other_settings(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"rounds": 0}, "rounds must be at least 1; 0 came"),
-        ({"proposal_temperature": 0.0}, "proposal_temperature must be positive"),
-        ({"likelihood": "max"}, r"one of \['sum', 'mean'\]; 'max' came"),
+        ({"rounds": 0}, "rounds must be at least 1; got 0"),
+        ({"e_step.proposal_temperature": 0.0}, "proposal_temperature must be positive"),
+        ({"e_step.candidate_order": "best"}, r"one of \['shuffled', 'retriever'\]; got 'best'"),
+        ({"e_step.likelihood_exponent": 0.0}, "likelihood_exponent must be positive"),
+        ({"m_step.warmup_steps": -1}, "warmup_steps must be at least 0; got -1"),
         ({"train_selector": False, "train_generator": False}, "both are false"),
-        ({"rows_per_micro_batch": 0}, "at least 1 or None"),
+        ({"m_step.sequences_per_micro_batch": 0}, "at least 1 or None"),
         ({"early_stopping_patience": 0}, "at least 1 or None"),
     ],
 )
 def test_config_is_checked(bad: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        settings(Path("unused"), **bad)
+        settings(**bad)
 
 
 def test_the_toy_corpus_is_what_these_tests_think() -> None:
@@ -415,7 +487,7 @@ def test_a_ranking_prompt_that_does_not_fit_is_found_before_the_first_round(
     rag = make_rag()
     rag.selector.prompt = replace(rag.selector.prompt, template="Rank. " * 4000 + rag.selector.prompt.template)
     with pytest.raises(DataError, match="must fit into"):
-        DROTrainer(rag, settings(tmp_path / "run"), EXAMPLES, None, progress=False)
+        DROTrainer(rag, settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
 
 
 def test_answers_that_no_row_has_room_for_are_left_out(
@@ -430,14 +502,20 @@ def test_answers_that_no_row_has_room_for_are_left_out(
         QAExample("either", "who wrote Hamlet?", (long, "Shakespeare")),
         EXAMPLES[1],
     ]
-    trainer = DROTrainer(rag, settings(tmp_path / "run", rounds=1, supervised_epochs=0), examples, None, progress=False)
+    trainer = DROTrainer(
+        rag,
+        settings(rounds=1, supervised__num_train_epochs=0),
+        train_dataset=examples,
+        output_dir=tmp_path / "run",
+        progress=False,
+    )
     assert [(e.id, e.golden_answers) for e in trainer.train_examples] == [
         ("either", ("Shakespeare",)),
         (EXAMPLES[1].id, EXAMPLES[1].golden_answers),
     ]
     assert "Left out 1 of 3 training questions" in caplog.text and "'long'" in caplog.text
     with pytest.raises(DataError, match="none of 1 does"):
-        DROTrainer(rag, settings(tmp_path / "other"), examples[:1], None, progress=False)
+        DROTrainer(rag, settings(), train_dataset=examples[:1], output_dir=tmp_path / "other", progress=False)
     with pytest.raises(DataError, match="An answer must be shorter than the"):
         rag.generator.log_prob("who?", rag.retriever.search("who?", 2).passages, long)
 
@@ -450,19 +528,35 @@ def test_dev_questions_may_be_unanswerable_and_training_questions_not(
     file = tmp_path / "dev.jsonl"
     write_examples([*EXAMPLES[:1], none], file)
     for dev in ([*EXAMPLES[:1], none], file):
-        trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, dev, evaluate=evaluate, progress=False)
+        trainer = DROTrainer(
+            make_rag(),
+            settings(),
+            train_dataset=EXAMPLES,
+            eval_dataset=dev,
+            output_dir=tmp_path / "run",
+            evaluate=evaluate,
+            progress=False,
+        )
         assert trainer.eval_examples is not None
         assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
     assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer._evaluate())
     for train in ([*EXAMPLES, none], file):
         with pytest.raises(DataError, match="golden answer"):
-            DROTrainer(make_rag(), settings(tmp_path / "other"), train, progress=False)
+            DROTrainer(make_rag(), settings(), train_dataset=train, output_dir=tmp_path / "other", progress=False)
 
 
 def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = [replace(e, gold_ids=("elsewhere",)) for e in EXAMPLES]
-    trainer = DROTrainer(make_rag(), settings(tmp_path / "run"), EXAMPLES, foreign, evaluate=evaluate, progress=False)
+    trainer = DROTrainer(
+        make_rag(),
+        settings(),
+        train_dataset=EXAMPLES,
+        eval_dataset=foreign,
+        output_dir=tmp_path / "run",
+        evaluate=evaluate,
+        progress=False,
+    )
     assert not any("_recall@" in name and "answer" not in name for name in trainer._evaluate())
     assert "Gold ids must be ids of passages in the index" in caplog.text

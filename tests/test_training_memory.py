@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_language_model
+from tiny_models import tiny_language_model
 
+from generator.configs import AdapterConfig
 from generator.generator import AnswerRow, Generator
-from generator.language_model import AdapterConfig, LanguageModel
+from generator.language_model import LanguageModel
 from rag.planning.flops import ModelShape, Question
 from rag.planning.training_memory import (
     PRECISIONS,

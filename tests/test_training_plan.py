@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
 from sentence_transformers import SentenceTransformer
+from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
@@ -54,7 +54,7 @@ def job(**changed: object) -> Job:
         context=4096,
         dtype="float32",
         device="cpu",
-        config=DROConfig(**{"output_dir": "unused", "rounds": 3, **changed}),
+        config=dro_config(**{"rounds": 3} | changed),
         selector=SelectorConfig(num_candidates=20, num_selected=5),
         encoder=EncoderShape(dimension=384, layers=6, intermediate=1536, parameters=20_000_000),
         texts=Texts(passages=100, passage_tokens=130, questions=10),
@@ -91,10 +91,10 @@ def test_draws_without_replacement_read_their_replies_anew() -> None:
 @pytest.mark.parametrize(
     ("changed", "missing"),
     [
-        ({"proposals_per_sample": 1}, "E: candidates alone"),
+        ({"e_step.proposals_per_sample": 1}, "E: candidates alone"),
         ({"train_selector": False}, "M: selector"),
         ({"train_generator": False}, "M: generator + SelfAug"),
-        ({"supervised_epochs": 0}, "warm-up"),
+        ({"supervised.num_train_epochs": 0}, "warm-up"),
     ],
 )
 def test_what_is_not_done_costs_nothing(changed: dict[str, object], missing: str) -> None:
@@ -124,16 +124,16 @@ def test_every_change_lowers_the_peak_or_leaves_it() -> None:
     assert not data["fits"]["here"]
     proposed = [c["peak"] for c in data["changes"]]
     assert proposed == sorted(proposed, reverse=True)
-    assert data["changes"][0]["change"] == "gradient_checkpointing: true"
+    assert data["changes"][0]["change"] == "m_step.gradient_checkpointing: true"
     assert [c["fits"] for c in data["changes"]][-1]
     assert proposed[-1] <= data["room"] == int(0.85 * MACHINE.available)
     assert plan(job(), replace(MACHINE, available=2**40))["changes"] == []
 
 
 def test_changes_leave_what_is_set_already() -> None:
-    small = job(gradient_checkpointing=True, rows_per_micro_batch=1, selfaug_rows="one")
+    small = job(m_step__gradient_checkpointing=True, m_step__sequences_per_micro_batch=1, selfaug__permutations="one")
     names = [name for name, _ in changes(small)]
-    assert names == ["selfaug_chunk_tokens: 64", "e_step_batch_size: 1", "dtype: bfloat16"]
+    assert names == ["selfaug.chunk_tokens: 64", "e_step.batch_size: 1", "dtype: bfloat16"]
     assert [name for name, _ in changes(replace(small, device="cuda"))][-1] == "quantization: 4bit"
 
 
@@ -141,10 +141,10 @@ def test_memory_by_setting() -> None:
     def peak(name: str = "M: generator + SelfAug", **changed: object) -> int:
         return peaks(job(**changed), 0)[name]
 
-    assert peak(gradient_checkpointing=True) < peak() / 2
-    assert peak(rows_per_micro_batch=1) < peak(rows_per_micro_batch=2) < peak()
-    assert peak(per_device_train_batch_size=2) > peak()
-    assert peak("E: score", e_step_batch_size=1) < peak("E: score")
+    assert peak(m_step__gradient_checkpointing=True) < peak() / 2
+    assert peak(m_step__sequences_per_micro_batch=1) < peak(m_step__sequences_per_micro_batch=2) < peak()
+    assert peak(m_step__per_device_train_batch_size=2) > peak()
+    assert peak("E: score", e_step__batch_size=1) < peak("E: score")
     on_gpu = always(replace(job(), device="cuda"), 0)
     assert "index" not in on_gpu  # it stays in the host's memory
     assert always(job(), 7)["process"] == 7
@@ -196,7 +196,7 @@ def test_dev_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> 
 
 
 def test_prompts_are_cut_to_the_context() -> None:
-    selector, config, texts = SelectorConfig(), DROConfig(output_dir="unused"), job().texts
+    selector, config, texts = SelectorConfig(), DROConfig(), job().texts
     wide, alone = mean_question(selector, config, texts, 100_000)
     assert 20 * 130 < wide.prompt < 20 * 150
     assert 5 * 130 < wide.row < 1000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PASSAGES, tiny_encoder
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes import (
     Change,

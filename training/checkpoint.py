@@ -6,20 +6,16 @@ leaves the old one or the new one.
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from indexes.atomic_files import replace_folder, standing_folder
 from indexes.errors import MismatchError
 from retriever.selector import Selector
 
 LEARNED = "retrieval.safetensors"
-
-
-def _retrieval_modules(selector: Selector) -> dict[str, nn.Module]:
-    return {"prior": selector.prior, "question_adapter": selector.retriever.adapter}
+_QUESTION_ADAPTER = "question_adapter."
 
 
 def save_learned(selector: Selector, folder: Path) -> None:
@@ -31,12 +27,7 @@ def write_learned(selector: Selector, folder: Path) -> None:
     """The files of a checkpoint, into a new folder that the caller puts in its place."""
     folder.mkdir(parents=True)
     selector.language_model.save_adapters(folder)
-    tensors = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
-        for name, module in _retrieval_modules(selector).items()
-        for key, value in module.state_dict().items()
-    }
-    save_file(tensors, folder / LEARNED)
+    save_file({key: value.detach().cpu().contiguous() for key, value in _state(selector).items()}, folder / LEARNED)
     for card in folder.rglob("README.md"):  # peft writes a template card per adapter; the bundle has its own
         card.unlink()
 
@@ -56,17 +47,20 @@ def load_learned(selector: Selector, folder: Path) -> None:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise MismatchError(f"{file} must be a safetensors file, but it is damaged ({error}). Train again.") from error
-    for name, module in _retrieval_modules(selector).items():
-        own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        _load_module(module, own, file)
-
-
-def _load_module(module: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
-    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in _state(selector).items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if shapes != found:
         raise MismatchError(
-            f"{file} must hold tensors of shapes {shapes}; it holds {found}. It belongs to another encoder or to "
-            "another question-adapter rank."
+            f"{file} must hold tensors of shapes {shapes}; it holds {found}. It belongs to another selector, another "
+            "encoder or another question-adapter rank."
         )
-    module.load_state_dict(tensors)
+    selector.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(_QUESTION_ADAPTER)})
+    selector.retriever.adapter.load_state_dict(
+        {k.removeprefix(_QUESTION_ADAPTER): v for k, v in tensors.items() if k.startswith(_QUESTION_ADAPTER)}
+    )
+
+
+def _state(selector: Selector) -> dict[str, Tensor]:
+    """What the selector and the question side of its retriever have learned, by name."""
+    question_adapter = selector.retriever.adapter.state_dict()
+    return {**selector.state_dict(), **{f"{_QUESTION_ADAPTER}{key}": value for key, value in question_adapter.items()}}

@@ -1,119 +1,126 @@
-"""Settings of the EM loop. Field names are those of `transformers.TrainingArguments` where it has them."""
+"""Hyperparameters of a training run, in groups. Names are those of `transformers.TrainingArguments` where it has them.
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+The groups are the parts of one run: supervised warm-up, E-step, M-step (of selector and generator), SelfAug, and the
+two ways in which the retriever learns. Where a run is written is no hyperparameter: `DROTrainer(..., output_dir=...)`.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, Self, get_args, get_type_hints
 
 from indexes.errors import UsageError
 
 
-@dataclass(frozen=True, kw_only=True)
-class DROConfig:
-    """One EM run: `rounds` times an E-step and an M-step (arXiv 2505.03075), with SelfAug (arXiv 2509.03934)."""
+def _at_least(minimum: float, group: Any, *names: str, none: bool = False) -> None:
+    """Refuse values below a minimum (or None, unless `none` allows it)."""
+    for name in names:
+        value = getattr(group, name)
+        if not ((none and value is None) or (value is not None and value >= minimum)):
+            what = f"at least {minimum:g}" + " or None" * none
+            raise UsageError(f"{name} must be {what}; got {value!r}.")
 
-    output_dir: str | Path
-    """Run directory: config, metrics.jsonl, one checkpoint per round, logs."""
-    rounds: int = 5
-    """E-step and M-step pairs (the paper: 5)."""
+
+def _positive(group: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(group, name) > 0:
+            raise UsageError(f"{name} must be positive; got {getattr(group, name)!r}.")
+
+
+def _check_choices(group: Any) -> None:
+    """Refuse values that a field's `Literal` type does not list."""
+    for name, hint in get_type_hints(type(group)).items():
+        allowed = get_args(hint)
+        if allowed and all(isinstance(choice, str) for choice in allowed) and getattr(group, name) not in allowed:
+            raise UsageError(f"{name} must be one of {list(allowed)}; got {getattr(group, name)!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """Supervised warm-up before the first round."""
+
+    num_train_epochs: int = 1
+    """Passes over the training questions; 0 leaves the warm-up out."""
+    target: Literal["auto", "gold", "retriever"] = "auto"
+    """What the selector imitates: gold passages first, the retriever's order, or gold where the data has it."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "num_train_epochs")
+        _check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EStepConfig:
+    """Proposal, importance weights and candidates of the E-step (arXiv 2505.03075)."""
 
     num_permutations: int = 4
     """m: permutations per question that the generator scores (E-step) and learns from (M-step); the paper: 8."""
+    proposals_per_sample: int = 8
+    """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
+    others are predicted from those of single passages (n short sequences per question). Needs replacement=False."""
     proposal_temperature: float = 1.0
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = False
-    """False draws different permutations (stochastic beam search), weighted by their probability of being drawn."""
-    proposals_per_sample: int = 8
-    """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
-    others are guessed from what each candidate says alone (n short rows per question). Needs replacement=False."""
-    proposal: Literal["selector", "single_pass"] = "selector"
-    """single_pass draws all ids from the selector's first logits, one pass instead of K; log p_s stays exact."""
-    ess_floor: float = 0.0
-    """Least effective sample size of a question's weights (all it drew, guesses included). One below it gets twice as
-    many permutations, up to max_samples; if it is still below, p(y|z) is raised only to the power at which the floor
-    holds (to 0 where the proposal itself is too uneven). 0: neither."""
-    max_samples: int | None = None
-    """The most permutations that a question may have scored, with ess_floor; None: num_permutations."""
-    guidance: float = 0.0
-    """gamma: half of the proposal follows the selector's scores plus gamma log p(y|x,d_i) of each candidate alone.
-    It costs n short rows per question; weights are corrected for it. 0 leaves it out."""
+    """False draws different permutations (stochastic beam search), weighted by their inclusion probability."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
+    likelihood_exponent: float = 1.0
+    """Power to which p_g(y|x,d_z) is raised in the importance weights. Below 1 flattens a posterior that is too sharp
+    (a power posterior); 1 is the paper's."""
     marginalization: Literal["sequence", "token"] = "sequence"
-    """What the latent list is drawn for: once for the whole answer, p(y|x) = sum_z p_s(z|x) p_g(y|x,d_z), or anew for
+    """What the latent permutation is drawn for: once for the whole answer, p(y|x) = sum_z p_s(z|x) p_g(y|x,d_z), or for
     each of its tokens, p(y|x) = prod_i sum_z p_s(z|x) p_g(y_i|x,d_z,y_<i) (RAG-Token, arXiv 2005.11401). The latter
     needs exact=True."""
-    likelihood: Literal["sum", "mean"] = "sum"
-    """log p(y|x,d) as the sum over answer tokens (the maths), or their mean (flattens weights of long answers)."""
-    candidate_pool: int | None = None
-    """Passages that the candidates of a training question are taken from: half of them as found, the other half
-    drawn anew in each round, so that the retriever learns of passages that it does not find yet. None: as found."""
-    candidate_order: Literal["shuffled", "retriever"] = "shuffled"
-    """Order in which the selector sees the candidates in training; "retriever" is the paper's."""
-
     control_variate: bool = True
     """Subtract b_j from the selector's weights (lower variance); False is the paper's estimator."""
-    loss_normalization: Literal["token", "sum"] = "token"
-    """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
+    candidate_pool: int | None = None
+    """Number of retrieved passages that the candidates of a training question are taken from: half of them are the
+    first n/2, the others are drawn from the rest in each round, so that the retriever also learns about passages that
+    it does not rank high yet. None: the first n."""
+    candidate_order: Literal["shuffled", "retriever"] = "shuffled"
+    """Order in which the selector sees the candidates in training; "retriever" is the paper's."""
+    batch_size: int = 8
+    """Questions that are retrieved, ranked and scored together."""
 
-    selfaug_alpha: float = 0.5
-    """Weight of the SelfAug KL; 0 leaves it out."""
-    selfaug_direction: Literal["forward", "reverse"] = "forward"
-    """forward: KL(base || tuned), the released code; reverse: KL(tuned || base), the paper's formula."""
-    selfaug_include_last: bool = False
-    """Also align the position that predicts the first answer token (it then fights the answer loss)."""
-    selfaug_rows: Literal["all", "one"] = "all"
-    """Align on all m rows of a question, or on one drawn uniformly: unbiased, a little noisier, much less work."""
-    selfaug_token_share: float = 1.0
-    """Share of a row's input tokens to align on, drawn uniformly: unbiased; saves work of the head, not of the body."""
-    selfaug_chunk_tokens: int | None = None
-    """Tokens whose full-vocabulary logits exist at a time; None: by the vocabulary and the kind of device."""
+    def __post_init__(self) -> None:
+        _at_least(1, self, "num_permutations", "proposals_per_sample", "batch_size")
+        _at_least(1, self, "candidate_pool", none=True)
+        _positive(self, "proposal_temperature", "likelihood_exponent")
+        _check_choices(self)
+        if self.proposals_per_sample > 1 and self.replacement and not self.exact:
+            raise UsageError(
+                "proposals_per_sample draws different permutations; set replacement=False, or proposals_per_sample=1."
+            )
+        if self.marginalization == "token" and not (self.exact and self.likelihood_exponent == 1):
+            raise UsageError(
+                "marginalization='token' weighs every permutation at every token: it needs exact=True and "
+                f"likelihood_exponent=1; got exact={self.exact} and likelihood_exponent={self.likelihood_exponent}."
+            )
 
-    train_selector: bool = True
-    """False leaves the selector (and the retriever) as they are: an ablation of the paper."""
-    train_generator: bool = True
-    """False leaves the generator as it is: an ablation of the paper."""
-    train_retriever: bool = True
-    """Train the question adapter; the index stays as it is."""
-    retriever_objective: Literal["prior", "distillation", "both", "lsr"] = "prior"
-    """What it learns from: the gradient of log p_s through the retriever prior; how the answer
-    changed the log-odds that each candidate is read, which its softmax should follow; or the sum of both. "lsr" is
-    REPLUG's (arXiv 2301.12652): its softmax follows the likelihood of the answer given each candidate alone, and
-    nothing else of the selector learns; it needs exact=True and a selector that picks one."""
-    lsr_temperature: float = 1.0
-    """beta of REPLUG: candidates are wanted in proportion to p_g(y|x,d)^(1/beta). Above 1 is more even."""
-    refresh_index: bool = False
-    """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
-    the corpus anew, into the run's folder."""
 
-    supervised_epochs: int = 1
-    """Passes of supervised warm-up before the first round; 0 leaves it out."""
-    warm_up_target: Literal["auto", "gold", "retriever"] = "auto"
-    """What the selector imitates: gold passages first, the retriever's order, or gold where the data has it."""
+@dataclass(frozen=True, kw_only=True)
+class MStepConfig:
+    """Optimisation of selector and generator."""
 
     learning_rate: float = 1e-4
     """Of both LoRA adapters."""
     selector_learning_rate: float | None = None
-    """Of the selector's adapter, when it should differ."""
+    """Of the selector's adapter; None: `learning_rate`."""
     fit_prior_weights: bool = True
-    """Fit the two pooling weights of the retriever prior on all questions before the gradient steps of an M-step."""
+    """Fit the two weights of the retriever prior on all questions before the gradient steps of an M-step."""
     prior_learning_rate: float = 1e-2
     """Of these two weights in the gradient steps."""
-    retriever_learning_rate: float = 1e-3
-    """Of the question adapter."""
-    encoder_learning_rate: float = 2e-5
-    """Of the encoder, with refresh_index."""
-    encoder_epochs: int = 1
-    """Passes over a round's pairs of question and passage, with refresh_index."""
-    encoder_batch_size: int = 32
-    """Pairs per step, each of which is a negative of the others, with refresh_index."""
     num_train_epochs: int = 1
     """Passes over one E-step's samples in the M-step."""
     per_device_train_batch_size: int = 1
     """Questions per micro-batch (each brings its m permutations)."""
     gradient_accumulation_steps: int = 8
     """Question batches per optimizer step."""
-    rows_per_micro_batch: int | None = None
-    """Split a question batch's generator rows into micro-batches of at most this many; None keeps them together."""
+    sequences_per_micro_batch: int | None = None
+    """Split the generator's sequences of a question batch (one per permutation) into micro-batches of at most this
+    many; None keeps them together."""
+    loss_normalization: Literal["token", "sum"] = "token"
+    """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     warmup_steps: float = 0.0
@@ -121,106 +128,281 @@ class DROConfig:
     lr_scheduler_type: str = "linear"
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, one more forward pass."""
-    report_to: str = "none"
-    """"tensorboard", "wandb", ... as transformers knows them."""
-    logging_steps: int = 10
-    seed: int = 42
-    training_arguments: dict[str, Any] = field(default_factory=dict)
-    """Anything else for `transformers.TrainingArguments` (DeepSpeed, FSDP, bf16, ...), passed on as it is."""
 
-    e_step_batch_size: int = 8
-    """Questions that the E-step retrieves and ranks together."""
+    def __post_init__(self) -> None:
+        _at_least(1, self, "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+        _at_least(1, self, "sequences_per_micro_batch", none=True)
+        _at_least(0, self, "learning_rate", "prior_learning_rate", "max_grad_norm", "weight_decay", "warmup_steps")
+        _at_least(0, self, "selector_learning_rate", none=True)
+        _check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAugConfig:
+    """Alignment of the generator with the base model on the input tokens (SelfAug, arXiv 2509.03934)."""
+
+    alpha: float = 0.5
+    """Weight of the KL; 0 leaves it out."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(base || tuned), the released code; reverse: KL(tuned || base), the paper's formula."""
+    permutations: Literal["all", "one"] = "all"
+    """Align on the prompts of all m permutations of a question, or on one drawn uniformly: unbiased, a little noisier,
+    much less work."""
+    chunk_tokens: int | None = None
+    """Tokens whose full-vocabulary logits exist at a time; None: by the vocabulary and the kind of device."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "alpha")
+        _at_least(1, self, "chunk_tokens", none=True)
+        _check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverTrainingConfig:
+    """What the question adapter learns from, with `train_retriever`."""
+
+    objective: Literal["prior", "distillation", "both", "lsr"] = "prior"
+    """The gradient of log p_s through the retriever prior; how the answer changed the log-odds that each candidate is
+    selected, which the retriever's softmax should follow; or the sum of both. "lsr" is REPLUG's (arXiv 2301.12652): its
+    softmax follows the likelihood of the answer given each single candidate, and nothing else of the selector learns;
+    it needs e_step.exact and a selector that picks one."""
+    lsr_temperature: float = 1.0
+    """beta of REPLUG: candidates are wanted in proportion to p_g(y|x,d)^(1/beta). Above 1 is more even."""
+    learning_rate: float = 1e-3
+    """Of the question adapter."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "lsr_temperature")
+        _at_least(0, self, "learning_rate")
+        _check_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderTrainingConfig:
+    """Training of the whole encoder after each round, with `train_encoder`."""
+
+    learning_rate: float = 2e-5
+    num_train_epochs: int = 1
+    """Passes over a round's pairs of question and passage."""
+    per_device_train_batch_size: int = 32
+    """Pairs per step, each of which is a negative of the others."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "learning_rate")
+        _at_least(1, self, "num_train_epochs", "per_device_train_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DROConfig:
+    """Hyperparameters of one run: `rounds` times an E-step and an M-step (DRO, arXiv 2505.03075).
+
+    Raises:
+        UsageError: A value that is not allowed, or values that do not go together.
+    """
+
+    rounds: int = 5
+    """E-step and M-step pairs (the paper: 5)."""
+    seed: int = 42
+
+    train_selector: bool = True
+    """False leaves the selector (and the retriever) as they are: an ablation of the paper."""
+    train_generator: bool = True
+    """False leaves the generator as it is: an ablation of the paper."""
+    train_retriever: bool = True
+    """Train the question adapter; the index stays as it is."""
+    train_encoder: bool = False
+    """After each round also train the whole encoder on the posterior (by sentence-transformers' own trainer) and encode
+    the corpus again, into the run's folder."""
+
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    e_step: EStepConfig = field(default_factory=EStepConfig)
+    m_step: MStepConfig = field(default_factory=MStepConfig)
+    selfaug: SelfAugConfig = field(default_factory=SelfAugConfig)
+    retriever_training: RetrieverTrainingConfig = field(default_factory=RetrieverTrainingConfig)
+    encoder_training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
+
     metric_for_best_model: str = "f1"
-    """Dev metric that picks the round to keep."""
+    """Evaluation metric that picks the round to keep."""
     early_stopping_patience: int | None = None
-    """Stop after this many rounds without a better dev metric."""
+    """Stop after this many rounds without a better evaluation metric."""
     max_train_samples: int | None = None
     """Use only the first so many training questions."""
     ignore_identical_ids: bool | None = None
-    """A question is not given the passage with its own id as a candidate, nor a chunk of that document: it would be the
+    """Leave the passage with a question's own id, and chunks of that document, out of its candidates: it would be the
     question itself. None: as the files say, which BEIR's do and others do not."""
-    resume: bool = False
-    """Continue the run in output_dir after its last finished round."""
+    report_to: str = "none"
+    """"tensorboard", "wandb", ... as transformers knows them."""
+    logging_steps: int = 10
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+    """Anything else for `transformers.TrainingArguments` (DeepSpeed, FSDP, bf16, ...), passed on as it is."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "rounds",
-            "num_permutations",
-            "proposals_per_sample",
-            "num_train_epochs",
-            "per_device_train_batch_size",
-        ):
-            self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("gradient_accumulation_steps", "e_step_batch_size"):
-            self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("encoder_epochs", "encoder_batch_size"):
-            self._need(getattr(self, name) >= 1, name, "at least 1")
-        for name in (
-            "selfaug_alpha",
-            "supervised_epochs",
-            "learning_rate",
-            "prior_learning_rate",
-            "guidance",
-            "ess_floor",
-        ):
-            self._need(getattr(self, name) >= 0, name, "at least 0")
-        for name in ("proposal_temperature", "lsr_temperature"):
-            self._need(getattr(self, name) > 0, name, "positive")
-        for name, allowed in _CHOICES.items():
-            self._need(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
-        for name in (
-            "rows_per_micro_batch",
-            "selfaug_chunk_tokens",
-            "early_stopping_patience",
-            "max_train_samples",
-            "candidate_pool",
-        ):
-            self._need(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1 or None")
-        self._need(0 < self.selfaug_token_share <= 1, "selfaug_token_share", "above 0 and at most 1")
-        self._need(
-            self.max_samples is None or self.max_samples >= self.num_permutations,
-            "max_samples",
-            "at least num_permutations",
-        )
-        if self.max_samples is not None and not self.ess_floor:
-            raise UsageError("max_samples needs ess_floor, which says which questions get more; ess_floor is 0.")
-        self._need(self.ess_floor < self.num_permutations, "ess_floor", "below num_permutations")
-        if self.exact and self.ess_floor:
-            raise UsageError(
-                "exact needs no ess_floor: every permutation is scored, and the weights are the posterior."
-            )
-        if self.proposals_per_sample > 1 and self.replacement and not self.exact:
-            raise UsageError(
-                "proposals_per_sample draws different permutations; set replacement=False, or proposals_per_sample=1."
-            )
-        if self.marginalization == "token" and not (self.exact and self.likelihood == "sum"):
-            raise UsageError(
-                "marginalization='token' weighs every list at every token: it needs exact=True and likelihood='sum'; "
-                f"exact={self.exact} and likelihood={self.likelihood!r} came."
-            )
-        if self.retriever_objective == "lsr":
-            wanted = {"exact": True, "train_selector": True, "train_retriever": True, "supervised_epochs": 0}
-            if came := {name: getattr(self, name) for name, value in wanted.items() if getattr(self, name) != value}:
-                raise UsageError(
-                    "retriever_objective='lsr' teaches the retriever what each candidate alone explains: it needs "
-                    f"{wanted}; {came} came."
-                )
+        _at_least(1, self, "rounds", "logging_steps")
+        _at_least(1, self, "early_stopping_patience", "max_train_samples", none=True)
+        if self.retriever_training.objective == "lsr":
+            self._check_lsr()
         if not (self.train_selector or self.train_generator):
             raise UsageError("At least one of train_selector and train_generator must be true; both are false.")
 
-    def _need(self, holds: bool, name: str, what: str) -> None:
-        if not holds:
-            raise UsageError(f"{name} must be {what}; {getattr(self, name)!r} came.")
+    def _check_lsr(self) -> None:
+        needed = {
+            "e_step.exact": True,
+            "train_selector": True,
+            "train_retriever": True,
+            "supervised.num_train_epochs": 0,
+        }
+        if wrong := {name: self.get(name) for name, value in needed.items() if self.get(name) != value}:
+            raise UsageError(
+                "retriever_training.objective='lsr' teaches the retriever how well each single candidate explains the "
+                f"answer: it needs {needed}; got {wrong}."
+            )
+
+    # -- settings by name ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every setting as the command line spells it, groups with a dot (`e_step.num_permutations`)."""
+        return [
+            f"{setting.name}.{inner.name}" if inner is not None else setting.name
+            for setting in fields(cls)
+            for inner in (fields(_GROUPS[setting.name]) if setting.name in _GROUPS else [None])
+        ]
+
+    def get(self, name: str) -> Any:
+        """The value of a setting of `names`."""
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def with_settings(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with other values, by the names of `names`.
+
+        Raises:
+            UsageError: An unknown name, or a value that is not allowed.
+        """
+        self.check_names(changes)
+        top = {name: value for name, value in changes.items() if "." not in name}
+        grouped: dict[str, dict[str, Any]] = {}
+        for name, value in changes.items():
+            group, dot, inner = name.partition(".")
+            if dot:
+                grouped.setdefault(group, {})[inner] = value
+        groups = {group: replace(getattr(self, group), **values) for group, values in grouped.items()}
+        return replace(self, **top, **groups)
+
+    @classmethod
+    def check_names(cls, names: Mapping[str, Any]) -> None:
+        """Refuse names that are no settings.
+
+        Raises:
+            UsageError: It says the new name of a renamed setting, why a removed one is gone, or the nearest.
+        """
+        known = cls.names()
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{name!r} is no training setting. {what_became_of(name) or _nearest(name, known)}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """From what `to_dict` made; names may also be dotted, and what is missing is the default.
+
+        Raises:
+            UsageError: As for `with_settings`.
+        """
+        return cls().with_settings(flatten(data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested and ready for JSON."""
+        return asdict(self)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "marginalization": ("sequence", "token"),
-    "likelihood": ("sum", "mean"),
-    "proposal": ("selector", "single_pass"),
-    "candidate_order": ("shuffled", "retriever"),
-    "loss_normalization": ("token", "sum"),
-    "selfaug_direction": ("forward", "reverse"),
-    "selfaug_rows": ("all", "one"),
-    "retriever_objective": ("prior", "distillation", "both", "lsr"),
-    "warm_up_target": ("auto", "gold", "retriever"),
+_GROUPS: dict[str, type] = {
+    name: hint for name, hint in get_type_hints(DROConfig).items() if is_dataclass(hint) and isinstance(hint, type)
 }
+
+
+def flatten(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"e_step": {"exact": True}}` as `{"e_step.exact": True}`."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in _GROUPS and isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Whole names first, then the last part alone: `num_permutation` is near `e_step.num_permutations`."""
+    found = difflib.get_close_matches(name, known, n=1)
+    by_last = {full.rpartition(".")[2]: full for full in known}
+    found = found or [by_last[last] for last in difflib.get_close_matches(name, by_last, n=1)]
+    return f"Did you mean {found[0]!r}?" if found else f"Known: {known}."
+
+
+RENAMED = {
+    "num_permutations": "e_step.num_permutations",
+    "num_samples": "e_step.num_permutations",
+    "proposals_per_sample": "e_step.proposals_per_sample",
+    "oversampling": "e_step.proposals_per_sample",
+    "proposal_temperature": "e_step.proposal_temperature",
+    "replacement": "e_step.replacement",
+    "exact": "e_step.exact",
+    "marginalization": "e_step.marginalization",
+    "control_variate": "e_step.control_variate",
+    "candidate_pool": "e_step.candidate_pool",
+    "candidate_order": "e_step.candidate_order",
+    "e_step_batch_size": "e_step.batch_size",
+    "questions_per_batch": "e_step.batch_size",
+    "supervised_epochs": "supervised.num_train_epochs",
+    "warm_up_epochs": "supervised.num_train_epochs",
+    "warm_up_target": "supervised.target",
+    "learning_rate": "m_step.learning_rate",
+    "selector_learning_rate": "m_step.selector_learning_rate",
+    "fit_prior_weights": "m_step.fit_prior_weights",
+    "fit_pooling": "m_step.fit_prior_weights",
+    "prior_learning_rate": "m_step.prior_learning_rate",
+    "num_train_epochs": "m_step.num_train_epochs",
+    "per_device_train_batch_size": "m_step.per_device_train_batch_size",
+    "gradient_accumulation_steps": "m_step.gradient_accumulation_steps",
+    "rows_per_micro_batch": "m_step.sequences_per_micro_batch",
+    "loss_normalization": "m_step.loss_normalization",
+    "max_grad_norm": "m_step.max_grad_norm",
+    "weight_decay": "m_step.weight_decay",
+    "warmup_steps": "m_step.warmup_steps",
+    "lr_scheduler_type": "m_step.lr_scheduler_type",
+    "gradient_checkpointing": "m_step.gradient_checkpointing",
+    "selfaug_alpha": "selfaug.alpha",
+    "selfaug_direction": "selfaug.direction",
+    "selfaug_rows": "selfaug.permutations",
+    "selfaug_chunk_tokens": "selfaug.chunk_tokens",
+    "retriever_objective": "retriever_training.objective",
+    "retriever_learning_rate": "retriever_training.learning_rate",
+    "lsr_temperature": "retriever_training.lsr_temperature",
+    "refresh_index": "train_encoder",
+    "encoder_learning_rate": "encoder_training.learning_rate",
+    "encoder_epochs": "encoder_training.num_train_epochs",
+    "encoder_batch_size": "encoder_training.per_device_train_batch_size",
+}
+"""Settings by their old names."""
+
+REMOVED = {
+    "output_dir": "give it to the trainer: DROTrainer(..., output_dir=...)",
+    "resume": "continue a run with train(resume_from_checkpoint=True), in the shell --resume_from_checkpoint true",
+    "guidance": "at equal cost it was no better than e_step.proposals_per_sample",
+    "ess_floor": "use e_step.likelihood_exponent for weights that are too uneven",
+    "max_samples": "use e_step.num_permutations or e_step.proposals_per_sample",
+    "likelihood": "use e_step.likelihood_exponent to flatten the weights",
+    "proposal": "nothing was gained by drawing from the first logits; the proposal is the selector's own",
+    "selfaug_include_last": "aligning the position that predicts the answer works against the answer's loss",
+    "selfaug_token_share": "use selfaug.permutations='one', which saves more",
+}
+"""Settings that are gone, with what to do instead."""
+
+
+def what_became_of(name: str) -> str:
+    """What to write instead of a renamed or removed setting; empty for any other name."""
+    if name in RENAMED:
+        return f"It is now called {RENAMED[name]!r}."
+    return f"It was removed: {REMOVED[name]}." if name in REMOVED else ""

@@ -4,7 +4,7 @@
     encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer, by its own similarity
     index   <- the same passages, encoded by it
 
-The question adapter learns without this and leaves the index as it is; `DROConfig.refresh_index` asks for both.
+The question adapter learns without this and leaves the index as it is; `DROConfig.train_encoder` asks for both.
 
 Legend: n candidates.
 """
@@ -57,7 +57,7 @@ def refreshed(
         retriever: Left as it is; `Retriever.replace` takes what was written.
         posteriors: Of one E-step.
         folder: New.
-        config: `encoder_learning_rate`, `encoder_batch_size`, `encoder_epochs`.
+        config: Its `encoder_training`.
         seed: Of the batches.
         is_main_process: All processes train together, one writes.
         progress: Show progress bars.
@@ -125,9 +125,9 @@ def _train(
     model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "logs"),
-        num_train_epochs=config.encoder_epochs,
-        per_device_train_batch_size=config.encoder_batch_size,
-        learning_rate=config.encoder_learning_rate,
+        num_train_epochs=config.encoder_training.num_train_epochs,
+        per_device_train_batch_size=config.encoder_training.per_device_train_batch_size,
+        learning_rate=config.encoder_training.learning_rate,
         warmup_steps=0.1,
         seed=seed % (1 << 31),
         # A passage that is one question's positive may not be another's negative of the same batch.

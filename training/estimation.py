@@ -1,14 +1,14 @@
 """The E-step: which permutations of documents explain the answer (DRO, arXiv 2505.03075, section on estimation).
 
     candidates <- retriever.search(x)
-    z_1..z_M   <- proposal q (the selector, tempered or guided; or every permutation)
+    z_1..z_M   <- proposal q (the selector at a temperature; or every permutation)
     log p_g    <- the generator scores m of them; the others are guessed from those (proposals_per_sample)
-    log omega  <- log p_s(z|x) - log q(z|x) + log p_g(y|x, d_z)
+    log omega  <- log p_s(z|x) - log q(z|x) + tau log p_g(y|x, d_z)
     w          <- softmax(log omega)
 
 Where a list is drawn anew for every answer token (`marginalization="token"`), there is a weight for each token.
 
-A question whose weights are too uneven may ask for more permutations, or for a tempered likelihood (`ess_floor`).
+tau is 1 in the paper; below 1 it flattens a posterior that is too sharp (`likelihood_exponent`).
 
 Legend: m permutations (M, where only m of them are scored), u distinct ones among them, K selected, n candidates,
 L answer tokens.
@@ -16,7 +16,7 @@ L answer tokens.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import UsageError
 from retriever.dense import Candidates, Retriever
 from retriever.permutations import Permutations
-from retriever.selector import Selector
+from retriever.selector import SamplingConfig, Selector
 from training.config import DROConfig
 from training.imputation import Surrogate, choose, features
 from training.losses import (
@@ -35,7 +35,6 @@ from training.losses import (
     log_importance_weights,
     log_marginal,
     posterior_weights,
-    tempered_exponent,
     token_posterior_weights,
 )
 from training.questions.example import QAExample
@@ -63,7 +62,7 @@ class Posterior:
     scored: "Scored | None" = None
     """Which permutations the generator scored; None: all of them."""
     exponent: float = 1.0
-    """Of p(y|z) in the weights: below 1 where it had to be tempered."""
+    """tau, the power of p_g(y|x,d_z) in the weights."""
     by_token: "ByToken | None" = None
     """The posterior at each answer token, where that is marginalised; `weights_m` is then its mean over tokens."""
 
@@ -206,8 +205,6 @@ class _Case:
     candidates: Candidates
     single_passage_log_likelihood_n: Tensor | None = None
     """Log-likelihood of the answer given each candidate alone, where it is needed."""
-    known: dict[tuple[int, ...], float] = field(default_factory=dict)
-    """Log-likelihoods that were scored already, by permutation."""
 
 
 class EStep:
@@ -224,7 +221,7 @@ class EStep:
     """
 
     def __init__(self, retriever: Retriever, selector: Selector, generator: Generator, config: DROConfig) -> None:
-        if config.retriever_objective == "lsr" and selector.config.num_selected != 1:
+        if config.retriever_training.objective == "lsr" and selector.config.num_selected != 1:
             raise UsageError(
                 "retriever_objective='lsr' judges each candidate alone: num_selected must be 1; "
                 f"{selector.config.num_selected} came."
@@ -252,7 +249,7 @@ class EStep:
         Raises:
             DataError: Fewer than K candidates were retrieved for a question.
         """
-        size = self.config.e_step_batch_size
+        size = self.config.e_step.batch_size
         posteriors: list[Posterior] = []
         for start in range(0, len(examples), size):
             batch = examples[start : start + size]
@@ -262,17 +259,19 @@ class EStep:
 
     def _estimate(self, examples: Sequence[QAExample], round: int) -> list[Posterior]:
         cases = self._cases(examples, round)
-        m, most = self.config.num_permutations, self.config.max_samples or self.config.num_permutations
-        posteriors = self._attempt(cases, m, round)
-        # Uneven weights: twice as many permutations, as long as that is allowed.
-        while (weak := [i for i, p in enumerate(posteriors) if self._is_uneven(p)]) and (m := 2 * m) <= most:
-            for i, again in zip(weak, self._attempt([cases[i] for i in weak], m, round), strict=True):
-                posteriors[i] = again
-        return [self._tempered(p) if self._is_uneven(p) else p for p in posteriors]
+        permutations = self._propose(cases, round)
+        if self.config.e_step.marginalization == "token":
+            return self._by_token(cases, permutations)
+        chosen = [self._choose(case, drawn, round) for case, drawn in zip(cases, permutations, strict=True)]
+        z = [drawn.z_mK[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
+        log_likelihoods = self._log_likelihoods(cases, z)
+        if not self._oversamples:
+            return [self._posterior(*parts) for parts in zip(cases, permutations, log_likelihoods, strict=True)]
+        return self._imputed(cases, permutations, chosen, log_likelihoods)
 
     def _cases(self, examples: Sequence[QAExample], round: int) -> list[_Case]:
         n = self.selector.config.num_candidates
-        found = retrieve(self.retriever, examples, max(n, self.config.candidate_pool or n))
+        found = retrieve(self.retriever, examples, max(n, self.config.e_step.candidate_pool or n))
         cases = [
             _Case(
                 e,
@@ -281,24 +280,11 @@ class EStep:
             )
             for c, e in zip(found, examples, strict=True)
         ]
-        needed = self.config.guidance > 0 and not self.config.exact
-        return self._single_passage_log_likelihoods(cases) if needed or self._oversamples else cases
+        return self._single_passage_log_likelihoods(cases) if self._oversamples else cases
 
     @property
     def _oversamples(self) -> bool:
-        return self.config.proposals_per_sample > 1 and not self.config.exact
-
-    def _attempt(self, cases: Sequence[_Case], m: int, round: int) -> list[Posterior]:
-        """Posteriors from m scored permutations of each question."""
-        permutations = self._propose(cases, m, round)
-        if self.config.marginalization == "token":
-            return self._by_token(cases, permutations)
-        chosen = [self._choose(case, drawn, m, round) for case, drawn in zip(cases, permutations, strict=True)]
-        z = [drawn.z_mK[index_m] for drawn, (index_m, _) in zip(permutations, chosen, strict=True)]
-        log_likelihoods = self._log_likelihoods(cases, z)
-        if not self._oversamples:
-            return [self._posterior(*parts) for parts in zip(cases, permutations, log_likelihoods, strict=True)]
-        return self._imputed(cases, permutations, chosen, log_likelihoods)
+        return self.config.e_step.proposals_per_sample > 1 and not self.config.e_step.exact
 
     def _explored(self, found: Candidates, example: QAExample, round: int) -> Candidates:
         """The first half as found, the rest drawn from everything found after it; in the order of their scores."""
@@ -311,7 +297,7 @@ class EStep:
         return found.reordered([*range(first), *others.tolist()])
 
     def _in_training_order(self, candidates: Candidates, example: QAExample, round: int) -> Candidates:
-        if self.config.candidate_order == "retriever":
+        if self.config.e_step.candidate_order == "retriever":
             return candidates
         generator = torch.Generator().manual_seed(stable_seed(self.config.seed, round, "order", example.id))
         return candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
@@ -325,51 +311,51 @@ class EStep:
             for case, single_passage_log_likelihood_n in zip(cases, alone, strict=True)
         ]
 
-    def _propose(self, cases: Sequence[_Case], m: int, round: int) -> list[Permutations]:
-        config, candidates = self.config, [c.candidates for c in cases]
+    def _propose(self, cases: Sequence[_Case], round: int) -> list[Permutations]:
+        config, candidates = self.config.e_step, [c.candidates for c in cases]
         if config.exact:
             return self.selector.enumerate(candidates)
-        seed = stable_seed(
-            config.seed, round, "proposal", *(c.example.id for c in cases), *([m] * (m > config.num_permutations))
-        )
-        return self.selector.sample(
-            candidates,
-            m * config.proposals_per_sample,
+        seed = stable_seed(self.config.seed, round, "proposal", *(c.example.id for c in cases))
+        sampling = SamplingConfig(
+            num_permutations=config.num_permutations * config.proposals_per_sample,
             temperature=config.proposal_temperature,
-            guides=[config.guidance * _present(c.single_passage_log_likelihood_n) for c in cases]
-            if config.guidance
-            else None,
             replacement=config.replacement,
-            decoding=None if config.proposal == "selector" else config.proposal,
+        )
+        return self.selector.propose(
+            candidates,
+            sampling,
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def _choose(self, case: _Case, drawn: Permutations, m: int, round: int) -> tuple[Tensor, Tensor]:
+    def _choose(self, case: _Case, drawn: Permutations, round: int) -> tuple[Tensor, Tensor]:
         """Positions of the permutations to score, and the log-probability that each is one of them."""
         if not self._oversamples:
             return torch.arange(len(drawn)), torch.zeros(len(drawn))
+        m = self.config.e_step.num_permutations
         seed = stable_seed(self.config.seed, round, "scored", case.example.id, m)
         return choose(
-            features(_present(case.single_passage_log_likelihood_n) / self._divisor(case), drawn.z_mK),
+            self.config.e_step.likelihood_exponent
+            * features(_present(case.single_passage_log_likelihood_n), drawn.z_mK),
             drawn.log_p_m - drawn.log_q_m,
             m,
             torch.Generator().manual_seed(seed),
         )
 
     def _log_likelihoods(self, cases: Sequence[_Case], permutations: Sequence[Tensor]) -> list[Tensor]:
-        """Log p_g per question `[m]` of given permutations `[m, K]`; no permutation is scored twice."""
-        new = [
-            (case, z)
-            for case, z_mK in zip(cases, permutations, strict=True)
-            for z in dict.fromkeys(map(tuple, z_mK.tolist()))
-            if z not in case.known
+        """Log p_g per question `[m]` of given permutations `[m, K]`; equal ones are scored once."""
+        distinct = [list(dict.fromkeys(map(tuple, z_mK.tolist()))) for z_mK in permutations]
+        sequences = [
+            answer_row(self.generator, case.candidates, torch.tensor(z), case.answer)
+            for case, of_case in zip(cases, distinct, strict=True)
+            for z in of_case
         ]
-        rows = [answer_row(self.generator, case.candidates, torch.tensor(z), case.answer) for case, z in new]
-        for (case, z), log_p in zip(new, self.generator.log_probs(rows).tolist() if rows else [], strict=True):
-            case.known[z] = log_p
+        scores = self.generator.log_probs(sequences).split([len(of_case) for of_case in distinct])
+        known = [
+            dict(zip(of_case, found.tolist(), strict=True)) for of_case, found in zip(distinct, scores, strict=True)
+        ]
         return [
-            torch.tensor([case.known[tuple(z)] for z in z_mK.tolist()])
-            for case, z_mK in zip(cases, permutations, strict=True)
+            torch.tensor([of_case[tuple(z)] for z in z_mK.tolist()])
+            for of_case, z_mK in zip(known, permutations, strict=True)
         ]
 
     def _by_token(self, cases: Sequence[_Case], permutations: Sequence[Permutations]) -> list[Posterior]:
@@ -408,12 +394,7 @@ class EStep:
         for case, drawn, x_MF, (index_m, log_inclusion_m), y_m in zip(
             cases, permutations, said, chosen, log_likelihoods, strict=True
         ):
-            guesses_M = surrogate.complete(x_MF, index_m, y_m).clamp_max(0.0)
-            # An earlier attempt may have scored some that this one did not choose.
-            known = [case.known.get(tuple(z)) for z in drawn.z_mK.tolist()]
-            log_likelihood_M = torch.tensor(
-                [float(g) if k is None else k for g, k in zip(guesses_M, known, strict=True)]
-            )
+            log_likelihood_M = surrogate.complete(x_MF, index_m, y_m).clamp_max(0.0).scatter(-1, index_m, y_m)
             whole = self._posterior(case, drawn, log_likelihood_M)
             weights_m = posterior_weights(whole.log_omega_m[index_m] - log_inclusion_m)
             residual_m = surrogate.residuals(x_MF[index_m], y_m)
@@ -421,8 +402,8 @@ class EStep:
         return posteriors
 
     def _posterior(self, case: _Case, permutations: Permutations, log_likelihood_m: Tensor) -> Posterior:
-        utility_m = log_likelihood_m / self._divisor(case)
-        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, utility_m)
+        exponent = self.config.e_step.likelihood_exponent
+        log_omega_m = log_importance_weights(permutations.log_p_m, permutations.log_q_m, exponent * log_likelihood_m)
         baseline_m = baseline_weights(permutations.log_p_m, permutations.log_q_m)
         return Posterior(
             example=case.example,
@@ -431,28 +412,10 @@ class EStep:
             permutations=permutations,
             log_likelihood_m=log_likelihood_m,
             weights_m=posterior_weights(log_omega_m),
-            baseline_m=baseline_m if self.config.control_variate else None,
+            baseline_m=baseline_m if self.config.e_step.control_variate else None,
             log_omega_m=log_omega_m,
+            exponent=exponent,
         )
-
-    def _divisor(self, case: _Case) -> int:
-        # The mean over tokens is the same utility at temperature |y|: an option with its name, never the default.
-        return len(self.generator.encode_answer(case.answer)) if self.config.likelihood == "mean" else 1
-
-    def _is_uneven(self, posterior: Posterior) -> bool:
-        return float(effective_sample_size(posterior.weights_m)) < self.config.ess_floor
-
-    def _tempered(self, posterior: Posterior) -> Posterior:
-        """The same with p(y|z) raised only to the power at which the effective sample size reaches the floor."""
-        drawn, scored = posterior.permutations, posterior.scored
-        log_ratio_m = drawn.log_p_m - drawn.log_q_m
-        utility_m = posterior.log_omega_m - log_ratio_m
-        exponent = tempered_exponent(log_ratio_m, utility_m, self.config.ess_floor)
-        if scored is not None:
-            ratio_m, scored_m = log_ratio_m[scored.index_m] - scored.log_inclusion_m, utility_m[scored.index_m]
-            scored = replace(scored, weights_m=posterior_weights(ratio_m + exponent * scored_m))
-        weights_m = posterior_weights(log_ratio_m + exponent * utility_m)
-        return replace(posterior, weights_m=weights_m, scored=scored, exponent=exponent)
 
 
 def _present(single_passage_log_likelihood_n: Tensor | None) -> Tensor:

@@ -76,34 +76,6 @@ def effective_sample_size(weights_m: Tensor) -> Tensor:
     return 1.0 / weights_m.square().sum(-1)
 
 
-def tempered_exponent(log_ratio_m: Tensor, log_likelihood_m: Tensor, floor: float) -> float:
-    """The largest power of p(y|z), at most 1, at which the effective sample size is still `floor`.
-
-    As sequential Monte Carlo tempers its likelihoods (Del Moral et al. 2006). Where no power leaves as many, because
-    the proposal itself is too uneven, 0: then nothing is learned from the answer.
-
-    Args:
-        log_ratio_m: log p_s - log q.
-        log_likelihood_m: log p_g, nats.
-        floor: Effective permutations.
-    """
-
-    def is_enough(exponent: float) -> bool:
-        weights_m = posterior_weights(log_ratio_m + exponent * log_likelihood_m)
-        return float(effective_sample_size(weights_m)) >= floor
-
-    # Where the likelihood corrects an uneven proposal the effective sample size first rises: no plain bisection.
-    steps = 64
-    enough = next((i for i in range(steps, -1, -1) if is_enough(i / steps)), None)
-    if enough is None or enough == steps:
-        return 0.0 if enough is None else 1.0
-    low, high = enough / steps, (enough + 1) / steps
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_enough(middle) else (low, middle)
-    return low
-
-
 def selector_loss(log_p_m: Tensor, weights_m: Tensor) -> Tensor:
     """The paper's M-step for the selector: `- sum_j w_j log p_s(z_j|x)`."""
     return -(weights_m * log_p_m).sum(-1)
@@ -183,43 +155,25 @@ def generator_loss(log_likelihood_m: Tensor, weights_m: Tensor) -> Tensor:
     return -(weights_m * log_likelihood_m).sum(-1)
 
 
-def selfaug_positions(
-    prompt_lengths_B: Tensor,
-    row_weights_B: Tensor,
-    *,
-    include_last: bool,
-    share: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def selfaug_positions(prompt_lengths_B: Tensor, weights_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which positions SelfAug aligns, and the weight of each.
 
-    Position t predicts token t+1, so a prompt of P tokens has P-1 predictions of input tokens; position P-1
-    predicts the first *answer* token and is left out by default. Padding never appears.
+    Position t predicts token t+1, so a prompt of P tokens has P-1 predictions of input tokens. Position P-1 predicts
+    the first *answer* token and is left out: aligning it would work against the loss of the answer. Padding never
+    appears.
 
     Args:
-        prompt_lengths_B: P of each row.
-        row_weights_B: Weight of each row.
-        include_last: Whether position P-1 belongs.
-        share: Of each row's positions, so many are drawn uniformly without replacement and stand for all: the weighted
-            sum over them has the same mean.
-        generator: Of that draw.
+        prompt_lengths_B: P of each sequence.
+        weights_B: Weight of each sequence.
 
     Returns:
-        `(rows_N, positions_N, weights_N)`: weights average over a row's positions, then by `row_weights_B`.
+        `(sequence_N, position_N, weight_N)`: weights average over a sequence's positions, then by `weights_B`.
     """
     device = prompt_lengths_B.device
-    counts_B = (prompt_lengths_B - (0 if include_last else 1)).clamp_min(0)
-    drawn = [_drawn_positions(int(count), share, generator) for count in counts_B.tolist()]
-    kept_B = torch.tensor([len(positions) for positions in drawn], device=device)
-    rows_N = torch.repeat_interleave(torch.arange(len(counts_B), device=device), kept_B)
-    return rows_N, torch.cat(drawn).to(device), (row_weights_B / kept_B.clamp_min(1))[rows_N]
-
-
-def _drawn_positions(count: int, share: float, generator: torch.Generator | None) -> Tensor:
-    """The positions of one row, or a share of them in order (at least one)."""
-    if share >= 1 or count == 0:
-        return torch.arange(count)
-    return torch.randperm(count, generator=generator)[: math.ceil(share * count)].sort().values
+    counts_B = (prompt_lengths_B - 1).clamp_min(0)
+    sequence_N = torch.repeat_interleave(torch.arange(len(counts_B), device=device), counts_B)
+    position_N = torch.cat([torch.arange(count, device=device) for count in counts_B.tolist()])
+    return sequence_N, position_N, (weights_B / counts_B.clamp_min(1))[sequence_N]
 
 
 def selfaug_loss(

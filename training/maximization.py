@@ -26,7 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from generator.generator import AnswerRow, Generator
 from generator.language_model import BASE, ROLES
 from indexes.errors import UsageError
-from retriever.selector import Selector, standardise
+from retriever.selector import Selector
 from training.config import DROConfig
 from training.estimation import Posterior, answer_row, stable_seed
 from training.losses import (
@@ -77,7 +77,7 @@ class JointModel(nn.Module):
     def __init__(self, selector: Selector, generator: Generator, config: DROConfig) -> None:
         super().__init__()
         self.language_model = selector.language_model
-        self.prior = selector.prior
+        self.selector_modules = selector.modules
         self.question_adapter = selector.retriever.adapter
         self._selector, self._generator, self._config = selector, generator, config
         self._must_start_at_zero = self.language_model.is_untrained("generator")
@@ -87,11 +87,10 @@ class JointModel(nn.Module):
         config = self._config
         wanted = {"selector": config.train_selector, "generator": config.train_generator}
         self.language_model.trainable_roles(tuple(role for role in ROLES if wanted[role]))
-        pooled = config.train_selector and self._selector.config.use_prior
         # REPLUG's temperature of the retriever is a constant, and nothing but the retriever learns from it.
-        self.prior.requires_grad_(pooled and config.retriever_objective != "lsr")
-        self.prior.gate.requires_grad_(self.prior.gate.requires_grad and self._selector.config.use_language_model)
-        self.question_adapter.requires_grad_(pooled and config.train_retriever)
+        self._selector.set_trainable(config.train_selector and config.retriever_training.objective != "lsr")
+        teaches_retriever = config.train_selector and config.train_retriever
+        self.question_adapter.requires_grad_(teaches_retriever and self._selector.uses_retriever_scores)
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """Sum over the micro-batch's questions of their losses, and its parts for logging."""
@@ -102,17 +101,20 @@ class JointModel(nn.Module):
     # -- selector ----------------------------------------------------------------------------------------------
 
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        if self._config.retriever_objective == "lsr":
+        if self._config.retriever_training.objective == "lsr":
             alone = torch.stack(
-                [replug_loss(self._selector, p, self._config.lsr_temperature) for p in micro_batch.posteriors]
+                [
+                    replug_loss(self._selector, p, self._config.retriever_training.lsr_temperature)
+                    for p in micro_batch.posteriors
+                ]
             ).sum()
             return {"loss": alone, "retriever_loss": alone.detach()}
-        through_prior = self._config.retriever_objective != "distillation"
+        through_prior = self._config.retriever_training.objective != "distillation"
         losses_B = selection_losses(self._selector, micro_batch.posteriors, teach_retriever=through_prior)
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
         total = (choices_B * losses_B / self._tokens(self._selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
-        if self.question_adapter.up_dr.requires_grad and self._config.retriever_objective != "prior":
+        if self.question_adapter.up_dr.requires_grad and self._config.retriever_training.objective != "prior":
             distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
@@ -123,14 +125,14 @@ class JointModel(nn.Module):
         return 1 if by_token is None else by_token.weights_mL.shape[1] // self._tokens(by_token.weights_mL.shape[1])
 
     def _tokens(self, count: int) -> int:
-        return count if self._config.loss_normalization == "token" else 1
+        return count if self._config.m_step.loss_normalization == "token" else 1
 
     # -- generator and SelfAug ---------------------------------------------------------------------------------
 
     def _generator_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         rows, weights_R, aligned = self.rows(micro_batch)
         token_weights_N = self._token_weights(micro_batch)
-        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned, micro_batch) if aligned.rows else None
+        base_NH = self._base_hidden([rows[i] for i in aligned.rows], aligned) if aligned.rows else None
         log_p_R, hidden_RTH = self._generator.score(rows, token_weights_N)
         lengths_R = torch.tensor([self._tokens(len(row.answer_ids)) for row in rows], device=log_p_R.device)
         weights_R = weights_R if token_weights_N is None else torch.ones_like(weights_R)  # they are in log_p_R
@@ -143,11 +145,11 @@ class JointModel(nn.Module):
             base_NH,
             aligned.weights_N,
             self.language_model.head,
-            direction=self._config.selfaug_direction,
-            chunk_tokens=self._config.selfaug_chunk_tokens,
+            direction=self._config.selfaug.direction,
+            chunk_tokens=self._config.selfaug.chunk_tokens,
         )
         self._check_first_kl(kl, exact=len(aligned.rows) == len(rows))
-        loss = nll + self._config.selfaug_alpha * kl
+        loss = nll + self._config.selfaug.alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
     def rows(self, micro_batch: MicroBatch) -> tuple[list[AnswerRow], Tensor, "_Aligned"]:
@@ -175,7 +177,7 @@ class JointModel(nn.Module):
 
     def _token_weights(self, micro_batch: MicroBatch) -> Tensor | None:
         """The weight of every answer token of `_weighted_rows`, row by row; None where whole answers are weighed."""
-        if self._config.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
+        if self._config.e_step.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
             return None
         weights: list[Tensor] = []
         for posterior in micro_batch.posteriors:
@@ -186,9 +188,9 @@ class JointModel(nn.Module):
         return torch.cat(weights).to(self.language_model.device)
 
     def _aligned_rows(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
-        if self._config.selfaug_alpha == 0:
+        if self._config.selfaug.alpha == 0:
             return _Aligned([], [])
-        if self._config.selfaug_rows == "all":
+        if self._config.selfaug.permutations == "all":
             chosen = torch.nonzero(share_R).flatten().tolist()
             return _Aligned(chosen, share_R[chosen].tolist())
         return self._one_row_each(micro_batch, share_R)
@@ -208,21 +210,14 @@ class JointModel(nn.Module):
         return _Aligned(chosen, [1.0] * len(chosen))
 
     @torch.no_grad()
-    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned", micro_batch: MicroBatch) -> Tensor:
+    def _base_hidden(self, rows: list[AnswerRow], aligned: "_Aligned") -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
             hidden_ATH, _, prompt_A, _ = self._generator.forward(rows)
-        row_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
-            prompt_A,
-            torch.tensor(aligned.row_weights, device=hidden_ATH.device),
-            include_last=self._config.selfaug_include_last,
-            share=self._config.selfaug_token_share,
-            generator=torch.Generator().manual_seed(
-                stable_seed(micro_batch.seed, micro_batch.part, *(p.example.id for p in micro_batch.posteriors))
-            ),
+        aligned.row_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
+            prompt_A, torch.tensor(aligned.row_weights, device=hidden_ATH.device)
         )
-        aligned.row_of_N = row_of_N
-        return hidden_ATH[row_of_N, aligned.positions_N]
+        return hidden_ATH[aligned.row_of_N, aligned.positions_N]
 
     def _check_first_kl(self, kl: Tensor, *, exact: bool) -> None:
         """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference.
@@ -245,7 +240,7 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
     """Of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
     distinct = [p.distinct() for p in posteriors]
     candidates = [p.candidates for p in posteriors]
-    log_p = selector.score(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
+    log_p = selector.log_prob(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
     losses = []
     for d, log_p_u in zip(distinct, log_p, strict=True):
         device = log_p_u.device
@@ -260,8 +255,8 @@ def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, tea
 
 def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
     """Of the selector's retriever, for one question, with gradient to its question adapter."""
-    strength, candidates = selector.prior.strength.detach(), posterior.candidates
-    found_n = strength * standardise(candidates.scores_n).to(strength.device)
+    candidates = posterior.candidates
+    found_n = selector.retriever_logits(candidates.scores_n)
     expected_n = posterior.expected_marginals()
     target_n = distillation_target(
         posterior.marginals().to(found_n),
@@ -269,13 +264,13 @@ def distilled_loss(selector: Selector, posterior: Posterior) -> Tensor:
         found_n,
         len(posterior.permutations),
     )
-    return distillation_loss(strength * standardise(selector.retriever.score(candidates)), target_n)
+    return distillation_loss(selector.retriever_logits(selector.retriever.score(candidates)), target_n)
 
 
 def replug_loss(selector: Selector, posterior: Posterior, temperature: float) -> Tensor:
     """Of the selector's retriever, for one question whose candidates were each read alone."""
-    strength, candidates = selector.prior.strength.detach(), posterior.candidates
-    logits_n = strength * standardise(selector.retriever.score(candidates))
+    candidates = posterior.candidates
+    logits_n = selector.retriever_logits(selector.retriever.score(candidates))
     log_likelihood_n = torch.empty(len(candidates))
     log_likelihood_n[posterior.permutations.z_mK[:, 0]] = posterior.log_likelihood_m
     return lsr_loss(logits_n, log_likelihood_n.to(logits_n.device), temperature)
@@ -313,10 +308,10 @@ def plan_micro_batches(
     """
     parts = _generator_parts(config, max_rows)
     plan: list[MicroBatch] = []
-    for epoch in range(config.num_train_epochs):
+    for epoch in range(config.m_step.num_train_epochs):
         generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
         order = torch.randperm(len(posteriors), generator=generator).tolist()
-        size = config.per_device_train_batch_size
+        size = config.m_step.per_device_train_batch_size
         batches = [tuple(posteriors[i] for i in order[s : s + size]) for s in range(0, len(order), size)]
         batches += [batches[i % len(batches)] for i in range(-len(batches) % world_size)]
         for start in range(0, len(batches), world_size):
@@ -339,7 +334,8 @@ def micro_batches_per_batch(config: DROConfig, max_rows: int) -> int:
 
 def _generator_parts(config: DROConfig, max_rows: int) -> int:
     """Into how many micro-batches a question batch's generator rows are split."""
-    return math.ceil(max_rows / config.rows_per_micro_batch) if config.rows_per_micro_batch else 1
+    most = config.m_step.sequences_per_micro_batch
+    return math.ceil(max_rows / most) if most else 1
 
 
 def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:
@@ -473,15 +469,17 @@ def _parameter_groups(joint: JointModel, config: DROConfig, model: nn.Module | N
     Raises:
         UsageError: Nothing is trainable.
     """
-    selector_rate = config.learning_rate if config.selector_learning_rate is None else config.selector_learning_rate
+    settings = config.m_step
+    rate, decay = settings.learning_rate, settings.weight_decay
+    selector_rate = rate if settings.selector_learning_rate is None else settings.selector_learning_rate
     learners: list[tuple[Iterable[nn.Parameter], float, float]] = [
-        (joint.question_adapter.parameters(), config.retriever_learning_rate, 0.0),
-        (joint.prior.parameters(), config.prior_learning_rate, 0.0),
-        (joint.language_model.adapter_parameters("selector").values(), selector_rate, config.weight_decay),
-        (joint.language_model.adapter_parameters("generator").values(), config.learning_rate, config.weight_decay),
+        (joint.question_adapter.parameters(), config.retriever_training.learning_rate, 0.0),
+        (joint.selector_modules.parameters(), settings.prior_learning_rate, 0.0),
+        (joint.language_model.adapter_parameters("selector").values(), selector_rate, decay),
+        (joint.language_model.adapter_parameters("generator").values(), rate, decay),
     ]
     group_of = {id(parameter): i for i, (mine, _, _) in enumerate(learners) for parameter in mine}
-    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": decay} for _, lr, decay in learners]
+    groups: list[dict[str, Any]] = [{"params": [], "lr": lr, "weight_decay": d} for _, lr, d in learners]
     for parameter in (joint if model is None else model).parameters():
         if parameter.requires_grad:
             groups[group_of.get(id(parameter), len(groups) - 1)]["params"].append(parameter)
@@ -501,16 +499,17 @@ def training_arguments(
     Raises:
         UsageError: transformers refuses a setting.
     """
+    m_step = config.m_step
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
         "num_train_epochs": 1,  # epochs are part of the plan
         "per_device_train_batch_size": 1,  # one planned micro-batch
-        "gradient_accumulation_steps": config.gradient_accumulation_steps * micro_batches_per_batch(config, max_rows),
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "warmup_steps": config.warmup_steps,
-        "lr_scheduler_type": config.lr_scheduler_type,
+        "gradient_accumulation_steps": m_step.gradient_accumulation_steps * micro_batches_per_batch(config, max_rows),
+        "learning_rate": m_step.learning_rate,
+        "weight_decay": m_step.weight_decay,
+        "max_grad_norm": m_step.max_grad_norm,
+        "warmup_steps": m_step.warmup_steps,
+        "lr_scheduler_type": m_step.lr_scheduler_type,
         "logging_steps": config.logging_steps,
         "report_to": config.report_to,
         "seed": seed % (1 << 31),

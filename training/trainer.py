@@ -1,4 +1,4 @@
-"""The EM loop with an evaluation after each round: `DROTrainer(rag, config, train, eval, evaluate=evaluate).train()`.
+"""The EM loop with an evaluation after each round: `DROTrainer(rag, config, ...).train()`.
 
     warm-up
     repeat: posteriors = E-step(train)  ->  M-step(posteriors)  ->  dev metrics  ->  checkpoint
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from generator.base_config import DEFAULT_CONTEXT, stated_context
-from generator.chat import ChatConfig
+from generator.configs import ChatConfig
 from generator.generator import Generator
 from indexes.atomic_files import read_json, restore_replaced, write_text
 from indexes.errors import DataError, MismatchError, RAGError, UsageError
@@ -35,7 +35,7 @@ from indexes.launcher_check import warn_of_one_process
 from retriever.dense import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
-from training.config import DROConfig
+from training.config import DROConfig, flatten
 from training.encoder_update import open_refreshed, refreshed
 from training.estimation import EStep, Posterior, stable_seed
 from training.maximization import JointModel, MStepTrainer, training_arguments
@@ -50,10 +50,7 @@ from training.warm_up import warm_up_posteriors
 
 logger = logging.getLogger(__name__)
 
-_FREE_ON_RESUME = (
-    *("output_dir", "resume", "rounds", "early_stopping_patience", "metric_for_best_model"),
-    *("report_to", "logging_steps"),
-)
+_FREE_ON_RESUME = ("rounds", "early_stopping_patience", "metric_for_best_model", "report_to", "logging_steps")
 _INTERVALS = "eval_intervals"
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -64,9 +61,20 @@ T = TypeVar("T")
 class TrainableRAG(Protocol):
     """What the trainer needs of a pipeline; `rag.RAG` is one."""
 
-    retriever: Retriever
-    selector: Selector
-    generator: Generator
+    @property
+    def retriever(self) -> Retriever:
+        """Finds candidates."""
+        ...
+
+    @property
+    def selector(self) -> Selector:
+        """Ranks them."""
+        ...
+
+    @property
+    def generator(self) -> Generator:
+        """Answers."""
+        ...
 
 
 class EvaluationResult(Protocol):
@@ -93,11 +101,13 @@ class DROTrainer:
 
     Args:
         rag: The pipeline; trained in place.
-        config: Settings.
+        config: Hyperparameters.
         train_dataset: Questions with golden answers: a file, a `datasets.Dataset`, or examples. Those that do not fit
             the model's context are left out before anything is trained, with a warning; `left_out` has their ids.
         eval_dataset: Dev questions, which may be unanswerable ones; without them the last round is kept. What does not
             fit is left out of every round alike.
+        output_dir: Folder of the run: run.json, metrics.jsonl, one checkpoint per round, logs. `train` wants it new or
+            empty, or continues the run in it.
         evaluate: Scores the pipeline on `eval_dataset` after each round: `rag.evaluate`, or a function like it that
             adds metrics of its own. Required with `eval_dataset`.
         callbacks: `transformers` callbacks. They see one run, whose steps go on from round to round, and with each
@@ -106,16 +116,17 @@ class DROTrainer:
 
     Raises:
         DataError: A training question without golden answers, or no question that fits.
-        UsageError: output_dir holds something that is not this run, or `eval_dataset` is given without `evaluate`.
+        UsageError: output_dir is a file, transformers refuses a setting, or `eval_dataset` is given without `evaluate`.
     """
 
     def __init__(
         self,
         rag: TrainableRAG,
         config: DROConfig,
+        *,
         train_dataset: Any,
         eval_dataset: Any = None,
-        *,
+        output_dir: str | Path,
         evaluate: Evaluate | None = None,
         callbacks: list[TrainerCallback] | None = None,
         progress: bool = True,
@@ -139,14 +150,15 @@ class DROTrainer:
             if (identical := identical_ids(examples, rag.retriever.index)).ignoring:
                 logger.info("%s", identical)
         self.progress = progress
-        self.output_dir = Path(config.output_dir)
+        self.output_dir = Path(output_dir)
         # Several CPU processes are only seen as such when the CPU is asked for.
         self.state = PartialState(cpu=self._on_cpu)
         warn_of_one_process("train ...")
         self.history: list[dict[str, Any]] = []
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
-        self._check_output_dir()
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise UsageError(f"output_dir must be a folder; {self.output_dir} is a file.")
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
         self.run_callbacks = RunCallbacks(
@@ -155,15 +167,11 @@ class DROTrainer:
             ),
             callbacks or [],
         )
-        self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
 
     def _check_selection(self) -> None:
         selector = self.rag.selector
         found = retrieve(self.rag.retriever, self.train_examples[:1], selector.config.num_candidates)[0]
-        if selector.reads_prompts(learning=self.config.train_selector):
-            selector.prompt_ids(found)
-        else:
-            selector.select([found])
+        selector.check(found, learning=self.config.train_selector)
 
     # What does not fit is found now, because one such question would end an E-step, or a round, after hours.
 
@@ -185,12 +193,23 @@ class DROTrainer:
 
     # -- the story ---------------------------------------------------------------------------------------------
 
-    def train(self) -> list[dict[str, Any]]:
+    def train(self, resume_from_checkpoint: bool | str | Path = False) -> list[dict[str, Any]]:
         """Run warm-up and all rounds; returns the metrics of every round, round 0 being the start.
 
         Afterwards the pipeline holds the weights of the best round by `config.metric_for_best_model`.
+
+        Args:
+            resume_from_checkpoint: True continues the run in `output_dir` after its last finished round; a folder
+                `output_dir/round-N` after that round, and what came after it is removed.
+
+        Raises:
+            UsageError: `output_dir` holds something else, or no such round.
+            MismatchError: The run was started with other settings, or a file of it is damaged.
         """
-        start = self._resume() if self.config.resume else self._begin()
+        last = self._checkpoint_to_resume(resume_from_checkpoint)
+        self._check_output_dir(resume=bool(resume_from_checkpoint))
+        self.state.wait_for_everyone()  # or a fast process would create the run while a slow one still checks
+        start = self._resume(last) if resume_from_checkpoint else self._begin()
         for round in range(start, self.config.rounds + 1):
             if self._should_stop():
                 break
@@ -209,7 +228,7 @@ class DROTrainer:
         started = self._now()
         self._write_run_file()
         self.run_callbacks.begin(self.rag.generator.language_model.base_model)
-        losses = self._warm_up() if self.config.supervised_epochs else {}
+        losses = self._warm_up() if self.config.supervised.num_train_epochs else {}
         self._finish_round(0, losses, started)
         return 1
 
@@ -218,7 +237,7 @@ class DROTrainer:
             posteriors = warm_up_posteriors(
                 self.train_examples, self.rag.retriever, self.rag.selector.config, self.config, advance
             )
-        passes = [p for _ in range(self.config.supervised_epochs) for p in posteriors]
+        passes = [p for _ in range(self.config.supervised.num_train_epochs) for p in posteriors]
         return self._maximize(passes, 0)
 
     def _estimate(self, round: int) -> list[Posterior]:
@@ -235,18 +254,20 @@ class DROTrainer:
     def _fit_pooling(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config, selector = self.config, self.rag.selector
-        pools = config.train_selector and selector.config.use_prior and selector.config.use_language_model
-        if not (config.fit_prior_weights and pools) or config.retriever_objective == "lsr":
+        if (
+            not (config.m_step.fit_prior_weights and config.train_selector)
+            or config.retriever_training.objective == "lsr"
+        ):
             return {}
         with self._bar(len(posteriors), f"round {round}: pooling") as advance:
-            fit_prior_weights(selector, posteriors, advance)
-        return {"prior_gate": selector.prior.gate.item(), "prior_strength": selector.prior.strength.item()}
+            fitted = fit_prior_weights(selector, posteriors, advance)
+        return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""
         model = JointModel(self.rag.selector, self.rag.generator, self.config)
         label = f"round {round}: M-step" if round else "warm-up: train"
-        with self._bar(len(posteriors) * self.config.num_train_epochs, label) as advance:
+        with self._bar(len(posteriors) * self.config.m_step.num_train_epochs, label) as advance:
             trainer = MStepTrainer(
                 model,
                 self.config,
@@ -257,14 +278,14 @@ class DROTrainer:
                 callbacks=[self.run_callbacks],
                 on_questions=advance,
             )
-            with model.language_model.gradient_checkpointing(self.config.gradient_checkpointing):
+            with model.language_model.gradient_checkpointing(self.config.m_step.gradient_checkpointing):
                 trainer.train()
         model.eval()
         return {name: total / max(trainer.total_questions, 1) for name, total in trainer.totals.items()}
 
     def _refresh(self, posteriors: Sequence[Posterior], round: int) -> None:
         """Another encoder and another index, when asked for."""
-        if not self.config.refresh_index:
+        if not self.config.train_encoder:
             return
         folder = self._retrieval_folder(round)
         main = self.state.is_main_process
@@ -346,14 +367,14 @@ class DROTrainer:
         return self.output_dir / f"retrieval-{round}"
 
     def _load_round(self, round: int) -> None:
-        if self.config.refresh_index:
+        if self.config.train_encoder:
             folder, first = self._retrieval_folder(round), self._first_retrieval
             self.rag.retriever.replace(*(open_refreshed(folder, first[1]) if round else first))
         load_learned(self.rag.selector, self._round_folder(round))
 
     def _forget_retrieval(self) -> None:
         """Indexes are large: only those of the best and of the last round are kept."""
-        if self.config.refresh_index and self.state.is_main_process:
+        if self.config.train_encoder and self.state.is_main_process:
             last = int(self.history[-1]["round"])
             for round in set(range(1, last)) - {self.best_round()}:
                 shutil.rmtree(self._retrieval_folder(round), ignore_errors=True)
@@ -365,20 +386,32 @@ class DROTrainer:
 
     # -- the run directory -------------------------------------------------------------------------------------
 
-    def _check_output_dir(self) -> None:
+    def _checkpoint_to_resume(self, resume: bool | str | Path) -> int | None:
+        """Number of the round to continue after; None: the last finished one."""
+        if isinstance(resume, bool):
+            return None
+        folder, number = Path(resume), Path(resume).name.removeprefix("round-")
+        if folder.resolve() == self.output_dir.resolve():
+            return None
+        if folder.resolve().parent != self.output_dir.resolve() or not number.isdigit():
+            raise UsageError(
+                f"resume_from_checkpoint must be true, or a folder round-N in output_dir ({self.output_dir}); got "
+                f"{str(resume)!r}."
+            )
+        return int(number)
+
+    def _check_output_dir(self, *, resume: bool) -> None:
         folder = self.output_dir
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"output_dir must be a folder; {folder} is a file.")
         holds_run = (folder / RUN_FILE).is_file()
-        if self.config.resume and not holds_run:
-            raise UsageError(f"resume needs a run in output_dir; {folder} holds no {RUN_FILE}.")
-        if not self.config.resume and folder.exists() and any(folder.iterdir()):
-            what = "an earlier run; continue it with resume=True" if holds_run else "something else"
+        if resume and not holds_run:
+            raise UsageError(f"resume_from_checkpoint needs a run in output_dir; {folder} holds no {RUN_FILE}.")
+        if not resume and folder.exists() and any(folder.iterdir()):
+            what = "an earlier run; continue it with resume_from_checkpoint" if holds_run else "something else"
             raise UsageError(f"output_dir must be new or empty; {folder} holds {what}, or choose another folder.")
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a resumed run to end where an uninterrupted one would."""
-        settings = asdict(self.config)
+        settings = self.config.to_dict()
         for name in _FREE_ON_RESUME:
             settings.pop(name)
         model, selector, generator = self.rag.generator.language_model, self.rag.selector, self.rag.generator
@@ -391,7 +424,7 @@ class DROTrainer:
             "context_length": model.context_length,
             "adapter": asdict(model.adapter),
             "selector": asdict(selector.config),
-            "generation": asdict(generator.config),
+            "decoding": asdict(generator.config),
             "prompts": [asdict(selector.prompt), asdict(generator.prompt)],
             "retriever": {"kind": self.rag.retriever.kind, **self.rag.retriever.settings},
             "index": self.rag.retriever.index.manifest.corpus_fingerprint,
@@ -409,9 +442,9 @@ class DROTrainer:
     def _write_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
         write_text(self.output_dir / METRICS_FILE, "".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
 
-    def _resume(self) -> int:
-        """Load the last finished round; returns the number of the next."""
-        self.history = self._found_by_main(self._finished_rounds)
+    def _resume(self, last_round: int | None) -> int:
+        """Load the last finished round, or the given one; returns the number of the next."""
+        self.history = self._found_by_main(lambda: self._finished_rounds(last_round))
         if not self.history:
             return self._begin()
         last = self.history[-1]
@@ -419,7 +452,7 @@ class DROTrainer:
         self.run_callbacks.begin(
             self.rag.generator.language_model.base_model,
             steps=int(last.get("global_step", 0)),
-            rounds=int(last["round"]) + (self.config.supervised_epochs > 0),  # warm-up trains too
+            rounds=int(last["round"]) + (self.config.supervised.num_train_epochs > 0),  # warm-up trains too
         )
         return int(last["round"]) + 1
 
@@ -441,8 +474,9 @@ class DROTrainer:
         written = read_json(self.output_dir / RUN_FILE, then)
         ours = json.loads(json.dumps(self._fingerprint(), default=str))
         config = written.get("config")
-        config = asdict(DROConfig(output_dir=self.output_dir)) | (config if isinstance(config, dict) else {})
-        different = sorted(k for k in ours["config"] if ours["config"][k] != config.get(k))
+        given, trained = flatten(ours["config"]), flatten(config if isinstance(config, dict) else {})
+        trained = flatten(DROConfig().to_dict()) | trained
+        different = sorted(k for k in given if given[k] != trained.get(k))
         written = self._unwritten(ours) | written
         different += [k for k in ours if k != "config" and ours[k] != written.get(k)]
         if different:
@@ -463,8 +497,8 @@ class DROTrainer:
             "context_length": stated_context(model.base_model.config, model.tokenizer) or DEFAULT_CONTEXT,
         }
 
-    def _finished_rounds(self) -> list[dict[str, Any]]:
-        """Records of the rounds whose checkpoint is there; what a killed round has left is removed."""
+    def _finished_rounds(self, last_round: int | None) -> list[dict[str, Any]]:
+        """Records of the rounds whose checkpoint is there, up to `last_round`; what comes after them is removed."""
         self._check_run_file()
         records: list[dict[str, Any]] = []
         for record in read_metrics(self.output_dir / METRICS_FILE):
@@ -473,17 +507,24 @@ class DROTrainer:
             if record["round"] != len(records) or not folder.is_dir():
                 break
             records.append(record)
+        found = len(records)
+        if last_round is not None and last_round >= found:
+            raise UsageError(
+                f"resume_from_checkpoint must be a finished round of {self.output_dir}, which has {found}; got round "
+                f"{last_round}."
+            )
+        records = records if last_round is None else records[: last_round + 1]
         self._write_metrics(records)
-        shutil.rmtree(self._round_folder(len(records)), ignore_errors=True)
+        for round in range(len(records), found + 1):
+            shutil.rmtree(self._round_folder(round), ignore_errors=True)
         return records
 
     # -- small things ------------------------------------------------------------------------------------------
 
     def _max_rows(self) -> int:
         """The most distinct permutations that a question can bring to the M-step."""
-        if not self.config.exact:
-            m = self.config.num_permutations
-            return m * 2 ** int(math.log2((self.config.max_samples or m) / m))
+        if not self.config.e_step.exact:
+            return self.config.e_step.num_permutations
         selector = self.rag.selector.config
         return math.perm(selector.num_candidates, selector.num_selected)
 

@@ -48,14 +48,14 @@ def warm_up_posteriors(
         DataError: `warm_up_target="gold"` and a question has no gold ids.
     """
     without = [e.id for e in examples if not e.gold_ids]
-    if config.warm_up_target == "gold" and without:
+    if config.supervised.target == "gold" and without:
         raise DataError(
             f"warm_up_target='gold' needs gold_ids on every training question; {len(without)} have none, the first "
             f"is {without[0]!r}. Add them, or use warm_up_target='auto'."
         )
     posteriors: list[Posterior] = []
-    for start in range(0, len(examples), config.e_step_batch_size):
-        batch = examples[start : start + config.e_step_batch_size]
+    for start in range(0, len(examples), config.e_step.batch_size):
+        batch = examples[start : start + config.e_step.batch_size]
         found = retrieve(retriever, batch, selector.num_candidates)
         posteriors += [_target(e, c, selector, config) for e, c in zip(batch, found, strict=True)]
         progress(len(batch))
@@ -63,10 +63,10 @@ def warm_up_posteriors(
 
 
 def _target(example: QAExample, candidates: Candidates, selector: SelectorConfig, config: DROConfig) -> Posterior:
-    if config.candidate_order == "shuffled":
+    if config.e_step.candidate_order == "shuffled":
         generator = torch.Generator().manual_seed(stable_seed(config.seed, "warm-up", example.id))
         candidates = candidates.reordered(torch.randperm(len(candidates), generator=generator).tolist())
-    gold_ids = () if config.warm_up_target == "retriever" else example.gold_ids
+    gold_ids = () if config.supervised.target == "retriever" else example.gold_ids
     z_K = target_permutation(candidates, gold_ids, selector.num_selected)
     zero, one = torch.zeros(1), torch.ones(1)
     return Posterior(

@@ -33,7 +33,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from generator.generator import DecodingConfig, Generator
+from generator.configs import DecodingConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.prompts import (
     ANSWER_TEMPLATE,

@@ -1,7 +1,7 @@
-"""Documents as passages: a text, Markdown, HTML, PDF or Word file becomes one title and one text.
+"""Documents as passages: a text, Markdown, HTML, PDF or Word file becomes one record with a title and a text.
 
 HTML goes through beautifulsoup4 and markdownify, Word through mammoth, PDF through pypdf: the extra ``documents``.
-None of them runs what a document contains, opens what it links to, or loads an external entity.
+None of them runs code of a document, opens what it links to, or loads an external entity.
 """
 
 import warnings
@@ -9,18 +9,39 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indexes.corpora.corpus_format import CorpusFormat, ReadOptions
 from indexes.errors import DataError, RAGError, ResourceError
+from indexes.records.record import BrokenRecord, Place, Record, RecordStream
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
 DOCUMENT_SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
 MARKDOWN_SUFFIXES = (".md", ".html", ".htm", ".docx")
-"""Of these the text is Markdown, as it was written or was converted to."""
-# A larger file is no passage, and a file that unpacks to more is no letter.
+"""The text of these is Markdown, as written or as converted."""
+# A larger file is no passage; a small archive can unpack to gigabytes.
 _LARGEST_TEXT = 64 * 2**20
 _LARGEST_DOCX = 512 * 2**20
 _NOT_READ = ("script", "style", "noscript", "template", "title")
+
+
+class Document(CorpusFormat):
+    """A document as a corpus of one passage, whose id is the name of the file."""
+
+    suffixes = DOCUMENT_SUFFIXES
+
+    def records(self, path: Path, name: str, options: ReadOptions) -> RecordStream:
+        """See `CorpusFormat.records`."""
+        yield document_record(path, Place(name, "file", path.name), path.name)
+
+
+def document_record(path: Path, place: Place, id: str) -> Record | BrokenRecord:
+    """A document as a record; a broken one where it cannot be read."""
+    try:
+        title, text = read_document(path, str(place))
+    except DataError as error:
+        return BrokenRecord(place, error)
+    return Record(place, {"id": id, "title": title, "text": text})
 
 
 def read_document(path: Path, name: str) -> tuple[str, str]:
@@ -31,7 +52,7 @@ def read_document(path: Path, name: str) -> tuple[str, str]:
 
     Args:
         path: A file with one of `DOCUMENT_SUFFIXES`.
-        name: What an error calls it.
+        name: How errors call it.
 
     Raises:
         DataError: The document cannot be read, or holds no text; the message names it.
@@ -44,12 +65,12 @@ def read_document(path: Path, name: str) -> tuple[str, str]:
         else:
             title, text = _converted(path, suffix, name)
     except OSError as error:
-        raise DataError(f"A document must be readable, but {name} is not: {error}. Check the file.") from error
+        raise DataError(f"{name}: a document must be readable, got: {error}. Check the file.") from error
     heading, text = ("", text) if suffix in (".txt", ".pdf") else _split_markdown(text)
     if not text.strip():
         raise DataError(
-            f"A document needs some text, but {name} has an empty one. Remove or fill it; pages that are only "
-            "pictures need text recognition (OCR) first."
+            f"{name}: a document must have some text, got none. Remove or fill it; scanned pages need text recognition "
+            "(OCR) first."
         )
     return heading or title or path.stem, text.strip()
 
@@ -59,7 +80,7 @@ def _bytes_of(path: Path, name: str) -> bytes:
         content = stream.read(_LARGEST_TEXT + 1)
     if len(content) > _LARGEST_TEXT:
         raise DataError(
-            f"A document of text must have at most {_LARGEST_TEXT} bytes, but {name} has more. Cut it into several."
+            f"{name}: a text document must have at most {_LARGEST_TEXT} bytes, got more. Split it into several."
         )
     return content
 
@@ -69,13 +90,13 @@ def _decoded(content: bytes, encoding: str, name: str) -> str:
         text = content.decode(encoding)
     except (UnicodeDecodeError, LookupError) as error:
         raise DataError(
-            f"A document must be UTF-8, or HTML that declares its encoding, but {name} is not {encoding} ({error}). "
-            "Convert it, for instance with iconv."
+            f"{name}: a document must be UTF-8, or HTML that declares its encoding, got text that is not {encoding} "
+            f"({error}). Convert it, for instance with iconv."
         ) from error
     if "\0" in text:
         raise DataError(
-            f"A document of text must not hold NUL characters, but {name} does: it is another encoding such as "
-            "UTF-16, or no text at all. Convert or remove it."
+            f"{name}: a text document must not hold NUL characters, got one: it is in another encoding such as UTF-16, "
+            "or not text at all. Convert or remove it."
         )
     return text
 
@@ -83,33 +104,33 @@ def _decoded(content: bytes, encoding: str, name: str) -> str:
 def _converted(path: Path, suffix: str, name: str) -> tuple[str, str]:
     convert = {".pdf": _from_pdf, ".docx": _from_docx}.get(suffix, _from_html)
     try:
-        # The converters warn about oddities of a document; what matters is whether they get its text.
+        # The converters warn about details of a document; only a failure to get its text matters here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return convert(path, name)
     except ImportError as error:
         raise ResourceError(
-            f"Reading {suffix} documents needs the extra `documents`, but {error.name or error} is not installed. "
+            f"{name}: reading {suffix} documents needs the extra `documents`, got no module {error.name or error}. "
             'Install it with: pip install "dro-rag[documents]"'
         ) from error
     except RAGError:
         raise
-    # A parser that is fed a damaged document may stumble anywhere, and which exception that is is not its contract.
+    # A parser may fail anywhere in a damaged document, and does not document with which exception.
     except Exception as error:
         raise DataError(
-            f"A {suffix} document must be whole and well-formed, but {name} is not: {type(error).__name__}: {error}. "
-            "Open and save it again, or remove it."
+            f"{name}: a {suffix} document must be complete and well-formed, got {type(error).__name__}: {error}. Open "
+            "and save it again, or remove it."
         ) from error
 
 
 def _from_pdf(path: Path, name: str) -> tuple[str, str]:
     from pypdf import PdfReader
 
-    # strict: the lenient reader makes what it can of a damaged file, and nobody would know which pages are missing.
+    # strict: the lenient reader silently leaves pages of a damaged file out.
     with PdfReader(path, strict=True) as reader:
         if reader.is_encrypted:
             raise DataError(
-                f"A PDF must be readable without a password, but {name} is encrypted. Save a copy without encryption."
+                f"{name}: a PDF must be readable without a password, got an encrypted one. Save it without encryption."
             )
         return "", "\n\n".join(page.extract_text().strip() for page in reader.pages)
 
@@ -120,9 +141,7 @@ def _from_docx(path: Path, name: str) -> tuple[str, str]:
     with zipfile.ZipFile(path) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > _LARGEST_DOCX:
-        raise DataError(
-            f"A .docx document may unpack to at most {_LARGEST_DOCX} bytes, but {name} unpacks to {size}. Split it."
-        )
+        raise DataError(f"{name}: a .docx document must unpack to at most {_LARGEST_DOCX} bytes, got {size}. Split it.")
     with path.open("rb") as stream:
         html = mammoth.convert_to_html(
             stream,
@@ -150,7 +169,7 @@ def _parsed_html(html: str) -> "BeautifulSoup":
 
 
 def _markdown(soup: "BeautifulSoup") -> str:
-    """Headings, lists and tables survive; links and pictures are their words, since an encoder reads this."""
+    """Keeps headings, lists and tables; of links and pictures only the words, since an encoder reads this."""
     from markdownify import MarkdownConverter
 
     for tag in soup(_NOT_READ):
@@ -163,7 +182,7 @@ def _markdown(soup: "BeautifulSoup") -> str:
 
 
 def _split_markdown(markdown: str) -> tuple[str, str]:
-    """The first heading and the rest; a heading in the middle is the title and also stays where it is."""
+    """The first heading and the rest; a heading in the middle becomes the title and also stays in place."""
     fenced = False
     lines = markdown.split("\n")
     for number, line in enumerate(lines):

@@ -17,10 +17,11 @@ from datasets.table import MemoryMappedTable, concat_tables
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.atomic_files import write_path
-from indexes.corpora.corpus import PASSAGE_FEATURES, Corpus
+from indexes.corpora.corpus import Corpus
+from indexes.corpora.ingest import PASSAGE_FEATURES
 from indexes.corpora.passage import Passage
 from indexes.errors import DataError, UsageError
-from indexes.records.tables import BATCH_ROWS
+from indexes.records.tables import BATCH_SIZE
 from indexes.vectors.vector_store import best_first
 
 PASSAGES_FILE = "passages.arrow"
@@ -200,7 +201,7 @@ def write_passages(file: Path, passages: Iterable[Passage]) -> int:
 
     def write(path: Path) -> None:
         nonlocal count
-        with ArrowWriter(path=str(path), features=PASSAGE_FEATURES, writer_batch_size=BATCH_ROWS) as writer:
+        with ArrowWriter(path=str(path), features=PASSAGE_FEATURES, writer_batch_size=BATCH_SIZE) as writer:
             for passage in passages:
                 writer.write({"id": passage.id, "title": passage.title, "text": passage.text})
                 count += 1

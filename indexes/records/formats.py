@@ -1,260 +1,110 @@
-"""Files as numbered rows: JSON lines and documents, delimited text, Parquet, Arrow, and BEIR's zip.
+"""File formats as streams of records: JSON lines and documents, delimited text, Parquet, Arrow.
 
-A reader streams. A row that is broken comes out as a `BrokenRow` in its place, so that the caller may leave it out;
-what makes the rest of a file unreadable (a truncated archive, a header that names no text) is raised.
+Corpora and question files are read through the same functions. A reader streams. A record that is broken comes out as a
+`BrokenRecord` at its place, so that the caller may leave it out; what makes the rest of a file unreadable (a truncated
+archive, a document that is no JSON) is raised.
 """
 
 import gzip
-import io
 import json
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from indexes.errors import DataError
-from indexes.records.delimited import LONGEST_LINE, BrokenLine, Line, Quoting, Record, delimited_records
+from indexes.records.delimited import BrokenLine, DelimitedRecord, Quoting, delimited_records
+from indexes.records.field_types import as_object
 from indexes.records.json_documents import HEAD_BYTES, is_json_document, read_json_document
-from indexes.records.tables import (
-    ArrowTable,
-    column_names,
-    indexed_batches,
-    open_arrow,
-    open_parquet,
-    python_rows,
-    table_index,
-)
+from indexes.records.record import ID_FIELDS, BrokenRecord, Place, Record, RecordStream
+from indexes.records.tables import ArrowTable, TableIndex, indexed_batches, open_arrow, open_parquet, python_records
+from indexes.records.text_lines import Line, plain_or_gzip, read_lines
 
-ID_FIELDS = ("id", "_id")
-TEXT_FIELDS = ("text", "contents")
-FIELDS = (*ID_FIELDS, "title", *TEXT_FIELDS)
-DPR_FIELDS = ("positive_ctxs", "negative_ctxs", "hard_negative_ctxs", "ctxs")
-# The columns of a table of questions with passages inside, and of KILT's pages (indexes.records.question_files).
-_QUESTION_COLUMNS = (
-    "question",
-    "title",
-    "context",
-    "supporting_facts",
-    "paragraphs",
-    "passage",
-    "answers",
-    *DPR_FIELDS,
-)
-_KILT_COLUMNS = ("wikipedia_id", "kilt_id", "wikipedia_title", "text")
+HeaderCheck: TypeAlias = Callable[[Sequence[str], str], None]
+"""Checks the columns of a table (names; how errors begin) and raises a `DataError` where they do not do."""
 
-
-class Place(NamedTuple):
-    """Where a row stands: lines count from 1, rows of a table from 0, and a file is named by its path."""
-
-    source: str
-    unit: Literal["line", "row", "file"]
-    number: int | str
-
-    def __str__(self) -> str:
-        return f"{self.source}, {self.unit} {self.number}"
-
-
-class Row(NamedTuple):
-    """The fields found at one place, and its text as it stands there, where it has one."""
-
-    place: Place
-    fields: Mapping[str, Any]
-    content: str | None = None
-
-
-class BrokenRow(NamedTuple):
-    """A place whose fields cannot be read, and why."""
-
-    place: Place
-    error: DataError
-    content: str | None = None
-
-
-Rows = Iterator[Row | BrokenRow]
-
-
-def has_content(title: str, text: str) -> bool:
-    """What every passage must have, wherever it comes from: a title or a text that is not blank.
-
-    BEIR embeds title and text as one string, so a document without a text (in TREC-COVID those without an abstract)
-    is found by its title.
-    """
-    return bool(title.strip() or text.strip())
+ColumnChoice: TypeAlias = Callable[[pa.Schema, str], tuple[Sequence[str], TableIndex | None]]
+"""Chooses the columns of a table, and the index of pandas that is a field (the schema; how errors begin)."""
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Lines
+# JSON
 # ---------------------------------------------------------------------------------------------------------
 
 
-_Opener = Callable[[], AbstractContextManager[BinaryIO]]
+def read_json_lines(path: Path, name: str) -> RecordStream:
+    """One object on each line; blank lines are left out. Gzipped or plain."""
+    return json_line_records(read_lines(plain_or_gzip(path), name), name)
 
 
-def _opener(path: Path) -> _Opener:
-    def open_plain_or_gzip() -> AbstractContextManager[BinaryIO]:
-        return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-    return open_plain_or_gzip
-
-
-def _read_lines(open_stream: _Opener, name: str) -> Iterator[Line]:
-    """Numbered lines with their ends, counted from 1; one that is no text carries the error and a replacement."""
-    number = 0
-    try:
-        with open_stream() as stream:
-            while raw := stream.readline(LONGEST_LINE + 1):
-                number += 1
-                yield _line(raw, stream, Place(name, "line", number))
-    # BadGzipFile is an OSError, so the order matters.
-    except (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(
-            f"A {'.gz' if name.lower().endswith('.gz') else '.zip'} file must be complete, but {name} breaks off after "
-            f"line {number} ({error}). Fetch it again."
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"A corpus file must be readable, but {name} is not after line {number}: {error}. Check the file."
-        ) from error
-
-
-def _line(raw: bytes, stream: BinaryIO, place: Place) -> Line:
-    number = int(place.number)
-    if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
-        quotes = raw.count(b'"')
-        while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-            quotes += rest.count(b'"')
-        quotes += rest.count(b'"')
-        error = DataError(f"A line must have at most {LONGEST_LINE} bytes, but {place} has more. Cut the passage.")
-        text = raw[:10_000].decode(errors="replace")
-        # A quote that is closed behind the cut must not swallow the lines that follow.
-        return Line(number, f'{text}"\n' if (quotes - text.count('"')) % 2 else f"{text}\n", error)
-    try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as cause:
-        error = DataError(
-            f"A corpus must be UTF-8, but {place} is not ({cause.reason} at byte {cause.start}). Convert the file, "
-            "for instance with iconv."
-        )
-        # A replacement never swallows ASCII, so quotes and delimiters still stand where they stood.
-        return Line(number, raw.decode(errors="replace"), error)
-    if "\0" in text:
-        error = DataError(
-            f"A corpus must be UTF-8 text, but {place} holds a NUL byte: it is another encoding such as UTF-16, or "
-            "damaged. Convert or fetch it again."
-        )
-        return Line(number, text, error)
-    return Line(number, text, None)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# JSON lines, also inside BEIR's zip
-# ---------------------------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: Path, name: str) -> Rows:
-    """One object on each line; blank lines are nothing."""
-    return _json_rows(_read_lines(_opener(path), name), name)
-
-
-def read_json(path: Path, name: str) -> Rows:
-    """The elements of a JSON array, streamed, or those of SQuAD's ``data``; KILT's ``.json`` are lines all the same."""
-    with _opener(path)() as stream:
-        try:
-            head = stream.read(HEAD_BYTES).decode("utf-8-sig", errors="ignore")
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            head = ""  # whoever reads the lines says it better
-    if not is_json_document(head):
-        yield from read_jsonl(path, name)
-        return
-    with _opener(path)() as stream:
-        for number, element in enumerate(read_json_document(stream, name)):
-            place = Place(name, "row", number)
-            if isinstance(element, dict):
-                yield Row(place, element)
-            else:
-                error = DataError(f"Every element must be an object, but {place} is a {type(element).__name__}.")
-                yield BrokenRow(place, error, json.dumps(element))
-
-
-def read_beir_zip(path: Path, name: str) -> Rows:
-    """The one ``corpus.jsonl`` of an archive, streamed from where it is: nothing is ever extracted."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = _corpus_member(archive, name)
-            inside = f"{name}/{member.filename}"
-            yield from _json_rows(_read_lines(_member_opener(archive, member), inside), inside)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError, OSError) as error:
-        raise DataError(
-            f"A .zip file must be a readable archive, but {name} is not: {error}. Fetch it again, or unpack it and "
-            "pass the folder."
-        ) from error
-
-
-def _corpus_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    paths = [(member, PurePosixPath(member.filename)) for member in archive.infolist() if not member.is_dir()]
-    found = [member for member, path in paths if path.name == "corpus.jsonl" and "__MACOSX" not in path.parts]
-    if len(found) != 1:
-        raise DataError(
-            f"A BEIR archive must hold one corpus.jsonl, but {name} holds {len(found)} "
-            f"({[member.filename for member in found[:5]]}). Unpack it and pass the folder or file that you mean."
-        )
-    if found[0].flag_bits & 0x1:
-        raise DataError(
-            f"An archive must be readable without a password, but {found[0].filename!r} in {name} is encrypted. "
-            "Unpack it and pass the folder."
-        )
-    return found[0]
-
-
-def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Opener:
-    @contextmanager
-    def open_member() -> Iterator[BinaryIO]:
-        # The archive's own readline is written in Python and slow.
-        with archive.open(member) as stream, io.BufferedReader(stream, 2**16) as buffered:  # type: ignore[type-var]
-            yield buffered
-
-    return open_member
-
-
-def _json_rows(lines: Iterable[Line], name: str) -> Rows:
+def json_line_records(lines: Iterable[Line], name: str) -> RecordStream:
+    """The objects on numbered lines."""
     for line in lines:
         if line.error or line.text.strip():
-            yield _json_row(line, Place(name, "line", line.number))
+            yield _json_record(line, Place(name, "line", line.number))
 
 
-def _json_row(line: Line, place: Place) -> Row | BrokenRow:
+def _json_record(line: Line, place: Place) -> Record | BrokenRecord:
     if line.error:
-        return BrokenRow(place, line.error, line.text)
+        return BrokenRecord(place, line.error, line.text)
     try:
-        fields = _JSON.decode(line.text)
-    # A number with too many digits is a ValueError, and so is broken JSON.
+        return Record(place, as_object(_JSON.decode(line.text.rstrip("\r\n")), str(place)), line.text)
+    except DataError as cause:
+        return BrokenRecord(place, cause, line.text)
+    except json.JSONDecodeError as cause:
+        reason = f"broken JSON at column {cause.colno} ({cause.msg})"
+    # A number with too many digits is a ValueError, and so is a key that appears twice.
     except (ValueError, RecursionError) as cause:
-        error = DataError(
-            f"Every line must be one JSON object, but {place} is broken: {cause}. Correct or remove the line."
-        )
-        return BrokenRow(place, error, line.text)
-    if not isinstance(fields, dict):
-        error = DataError(
-            f"Every line must be one JSON object, but {place} is a {type(fields).__name__}. "
-            'Write {"id": ..., "title": ..., "text": ...}.'
-        )
-        return BrokenRow(place, error, line.text)
-    return Row(place, fields, line.text)
+        reason = str(cause)
+    error = DataError(f"{place}: every line must be one JSON object, got {reason}. Correct or remove the line.")
+    return BrokenRecord(place, error, line.text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
     return fields
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def read_json(path: Path, name: str) -> RecordStream:
+    """The elements of a JSON array, streamed, or those of SQuAD's ``data``; a file of lines is read as lines."""
+    head = text_head(path)
+    if head is not None and is_json_document(head):
+        return read_json_array(path, name)
+    return read_json_lines(path, name)
+
+
+def read_json_array(path: Path, name: str) -> RecordStream:
+    """The elements of a file that is one JSON document; see `read_json_document`."""
+    with plain_or_gzip(path)() as stream:
+        for number, element in enumerate(read_json_document(stream, name)):
+            place = Place(name, "record", number)
+            try:
+                yield Record(place, as_object(element, str(place)))
+            except DataError as error:
+                yield BrokenRecord(place, error, json.dumps(element))
+
+
+def text_head(path: Path) -> str | None:
+    """How the text of a file begins, from the first block on that is not blank; None where its gzip data break off.
+
+    The reader of the lines says after which of them that is.
+    """
+    try:
+        with plain_or_gzip(path)() as stream:
+            while not (head := stream.read(HEAD_BYTES)).strip() and head:
+                pass
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return None
+    return head.decode("utf-8-sig", errors="ignore")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -262,70 +112,58 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique)
 # ---------------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, name: str, quoting: Quoting = "auto") -> Rows:
-    """Comma-separated rows under a header line."""
-    return _read_delimited(path, name, ",", quoting)
+def read_delimited(
+    path: Path, name: str, delimiter: str, quoting: Quoting, check: HeaderCheck, keep_empty: Collection[str] = ()
+) -> RecordStream:
+    """Comma- or tab-separated records under a header line, as pandas and `csv.writer` write them.
 
-
-def read_tsv(path: Path, name: str, quoting: Quoting = "auto") -> Rows:
-    """Tab-separated rows under a header line, quoted as DPR's ``psgs_w100.tsv`` is, or not at all."""
-    return _read_delimited(path, name, "\t", quoting)
-
-
-def _read_delimited(path: Path, name: str, delimiter: str, quoting: Quoting) -> Rows:
-    lines = _read_lines(_opener(path), name)
-    records = delimited_records(lines, name, delimiter=delimiter, quoting=quoting)
+    Args:
+        path: The file, gzipped or plain.
+        name: How errors call it.
+        delimiter: A comma or a tab.
+        quoting: See `delimited_records`.
+        check: Checks the names of the columns.
+        keep_empty: The fields in which an empty cell is an empty text; in all others it is a missing value.
+    """
+    records = delimited_records(read_lines(plain_or_gzip(path), name), name, delimiter=delimiter, quoting=quoting)
     first = next(records, None)
-    if not isinstance(first, Record):
+    if not isinstance(first, DelimitedRecord):
         return
-    header = _columns(first, name)
+    header = _header(first, name, check)
     for record in records:
         if isinstance(record, BrokenLine):
-            yield BrokenRow(Place(name, "line", record.line.number), record.error, record.line.text)
+            yield BrokenRecord(Place(name, "line", record.line.number), record.error, record.line.text)
         else:
-            yield _delimited_row(record, header, name)
+            yield _delimited_record(record, header, name, keep_empty)
 
 
-def _columns(header: Record, name: str) -> list[str]:
-    """The names of the columns."""
-    for line in header.lines:
-        if line.error:
-            raise line.error
-    columns = header.values
-    _check_columns(columns, f"{name}, line {header.lines[0].number}")
-    # to_csv of pandas writes the index first and leaves its name empty where it has none.
+def _header(record: DelimitedRecord, name: str, check: HeaderCheck) -> list[str]:
+    if record.error:
+        raise record.error
+    columns = record.values
+    check(columns, f"{name}:{record.lines[0].number}")
+    # pandas' to_csv writes the index first and leaves its name empty where it has none.
     if columns[0] == "" and not any(field in columns for field in ID_FIELDS):
         return [ID_FIELDS[0], *columns[1:]]
     return columns
 
 
-def _check_columns(names: Sequence[str], where: str) -> None:
-    if not any(field in names for field in TEXT_FIELDS):
-        raise DataError(
-            f'A passage needs a "text" (or FlashRAG\'s "contents"), but {where} has only {sorted(names)[:50]}. '
-            "Rename the column that holds the text, or add the header if it is missing."
-        )
-    twice = [field for field in FIELDS if list(names).count(field) > 1]
-    if twice:
-        raise DataError(f"A column must appear once, but {where} has {twice} twice. Rename or remove one of them.")
-
-
-def _delimited_row(record: Record, header: list[str], name: str) -> Row | BrokenRow:
+def _delimited_record(
+    record: DelimitedRecord, header: Sequence[str], name: str, keep_empty: Collection[str]
+) -> Record | BrokenRecord:
     values, content = record.values, record.content
     place = Place(name, "line", record.lines[0].number)
-    for line in record.lines:
-        if line.error:
-            return BrokenRow(place, line.error, content)
+    if record.error:
+        return BrokenRecord(place, record.error, content)
     if len(values) != len(header):
         error = DataError(
-            f"Every row must have the {len(header)} fields of the header {header[:50]}, but {place} has "
-            f"{len(values)}. Correct the row, add the header line if it is missing, or pass quoting='csv' or 'none' if "
-            "its quotes are taken for what they are not."
+            f"{place}: every record must have the {len(header)} fields of the header {list(header[:50])}, got "
+            f"{len(values)}. Correct the line, add the header if it is missing, or pass quoting='csv' or 'none' "
+            "(--quoting) if quotes are taken for what they are not."
         )
-        return BrokenRow(place, error, content)
-    # An empty id cell is a missing id.
-    fields = {key: None if key in ID_FIELDS and not value else value for key, value in zip(header, values, strict=True)}
-    return Row(place, fields, content)
+        return BrokenRecord(place, error, content)
+    cells = zip(header, values, strict=True)
+    return Record(place, {key: None if not value and key not in keep_empty else value for key, value in cells}, content)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -333,90 +171,43 @@ def _delimited_row(record: Record, header: list[str], name: str) -> Row | Broken
 # ---------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(path: Path, name: str) -> Rows:
-    """The known columns of a Parquet file, row group by row group."""
-    with unreadable_table(".parquet", name), open_parquet(path) as table:
-        yield from passage_table(table, name)
+def read_parquet(path: Path, name: str, choose: ColumnChoice) -> RecordStream:
+    """The chosen columns of a Parquet file, row group by row group."""
+    with _readable("Parquet", name), open_parquet(path) as table:
+        yield from table_records(table, name, choose)
 
 
-def read_arrow(path: Path, name: str) -> Rows:
-    """The known columns of an Arrow file, of either kind, memory-mapped."""
-    with unreadable_table(".arrow", name), open_arrow(path) as table:
-        yield from passage_table(table, name)
+def read_arrow(path: Path, name: str, choose: ColumnChoice) -> RecordStream:
+    """The chosen columns of an Arrow file or stream, memory-mapped."""
+    with _readable("Arrow", name), open_arrow(path) as table:
+        yield from table_records(table, name, choose)
 
 
 @contextmanager
-def unreadable_table(kind: str, name: str) -> Iterator[None]:
-    """Say which table it is that Arrow cannot read.
-
-    Raises:
-        DataError: Arrow has complained.
-    """
+def _readable(kind: str, name: str) -> Iterator[None]:
+    """Names the table that Arrow cannot read."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"A {kind} file must be readable, but {name} is not: {error}. Write or fetch it again."
+            f"{name}: this must be a readable {kind} file, got: {error}. Write or fetch it again."
         ) from error
 
 
-def passage_table(table: ArrowTable, name: str) -> Rows:
-    """The known columns of a table, with the index of pandas as the id where no column is.
+def table_records(table: ArrowTable, name: str, choose: ColumnChoice) -> RecordStream:
+    """The chosen columns of a table as records, counted from 0.
 
     Raises:
-        DataError: No column holds a text, or the index that would be the id is unfit for it.
+        DataError: No column does, or the index that would be the id is unfit for it.
     """
-    names = column_names(table.schema)
-    known = known_columns(names)
-    of_passages = set(known) <= set(FIELDS)
-    if of_passages:
-        _check_columns(names, name)
-    index = table_index(table.schema, known, ID_FIELDS, name, labels=of_passages)
-    columns = [column for column in known if column in table.schema.names]
-    yield from table_rows(indexed_batches(table, columns, index, name), name)
-
-
-def known_columns(names: Sequence[str]) -> list[str]:
-    """The columns of a table that passages are read from: its own, or those of questions with passages inside."""
-    if "wikipedia_title" in names:
-        fields: tuple[str, ...] = _KILT_COLUMNS
-    elif "question" in names and not set(TEXT_FIELDS) & set(names) and set(_QUESTION_COLUMNS[2:]) & set(names):
-        fields = _QUESTION_COLUMNS
-    else:
-        fields = FIELDS
-    return [name for name in names if name in fields]
-
-
-def table_rows(batches: Iterable[pa.RecordBatch], name: str) -> Rows:
-    """The rows of record batches, counted from 0 over all of them."""
+    columns, index = choose(table.schema, name)
     first = 0
-    for batch in batches:
-        for offset, fields in enumerate(python_rows(batch)):
-            place = Place(name, "row", first + offset)
+    for batch in indexed_batches(table, columns, index, name):
+        for offset, fields in enumerate(python_records(batch)):
+            place = Place(name, "record", first + offset)
             if isinstance(fields, Exception):
-                yield BrokenRow(
-                    place, DataError(f"Every value must be readable, but {place} is not: {fields}. Correct the row.")
-                )
+                error = DataError(f"{place}: every value must be readable, got: {fields}. Correct the record.")
+                yield BrokenRecord(place, error)
             else:
-                yield Row(place, fields)
+                yield Record(place, fields)
         first += len(batch)
-
-
-READERS: dict[str, Callable[[Path, str], Rows]] = {
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".parquet": read_parquet,
-    ".arrow": read_arrow,
-    ".zip": read_beir_zip,
-}
-GZIPPED = (".jsonl", ".json", ".csv", ".tsv")
-_DELIMITED: dict[str, Callable[[Path, str, Quoting], Rows]] = {".csv": read_csv, ".tsv": read_tsv}
-
-
-def read_rows(suffix: str, path: Path, name: str, quoting: Quoting) -> Rows:
-    """The rows of a file with one of the suffixes of `READERS`; quoting is said of delimited text alone."""
-    if suffix in _DELIMITED:
-        return _DELIMITED[suffix](path, name, quoting)
-    return READERS[suffix](path, name)

@@ -1,4 +1,4 @@
-"""JSON files that are one document, record by record: an array of gigabytes is never held whole.
+"""JSON files that are one document, element by element: an array of gigabytes is never held whole.
 
 Every element of a top-level array is decoded by `json` itself as soon as its text is there, so what is valid is what
 `json` finds valid, and memory is that of the largest element. An object, as SQuAD ships its 40 MB, is read whole.
@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 from indexes.errors import DataError
 
-HEAD_BYTES = 2**16  # what is looked at to tell a document from lines
+HEAD_BYTES = 2**16  # what is examined to distinguish a document from lines
 _CHUNK = 2**20  # bytes
 _BLANKS = re.compile(r"[ \t\r\n]*")
-# `{"version": "1.1", "data": [` and on over many lines, or a broken row: only SQuAD's keys tell.
+# A first line that is no JSON by itself may begin a document or be a broken record; only SQuAD's keys distinguish them.
 _SQUAD_HEAD = re.compile(r'\{\s*"(version|data)"\s*:')
-# How far before the end of the text at hand a complaint may point and still be about a token that is cut there.
+# An error within so many characters before the end of the text read so far may be about a token that is cut there.
 _LONGEST_TOKEN = 64
 _ENDS = tuple(",] \t\r\n")  # what may follow an element
 _DECODER = json.JSONDecoder()
@@ -31,7 +31,7 @@ def is_json_document(head: str) -> bool:
     line, newline, _ = text.partition("\n")
     if line.startswith("[") or line.strip() == "{":
         return True
-    if not newline and len(head) >= HEAD_BYTES // 4:  # the line goes on behind the head
+    if not newline and len(head) >= HEAD_BYTES // 4:  # the line continues after the head
         return _SQUAD_HEAD.match(line) is not None
     try:
         value = json.loads(line)
@@ -41,16 +41,16 @@ def is_json_document(head: str) -> bool:
 
 
 def read_json_document(stream: BinaryIO, name: str) -> Iterator[Any]:
-    """The elements of the array that a file holds; of an object those of its `data`, or the object itself.
+    """The elements of the array in a file; of an object those of its `data`, or the object itself.
 
     Raises:
-        DataError: The file is no UTF-8, breaks off, is no JSON from some place on, or has no element.
+        DataError: The file is not UTF-8, is truncated, is not JSON from some place on, or has no element.
     """
     window = _Window(_decoded(stream, name), name)
     elements = window.elements() if window.next() == "[" else iter(_inside(window.rest(), name))
     first = next(elements, _NOTHING)
     if first is _NOTHING:
-        raise DataError(f"{name}: a JSON file must hold a list of at least one question or passage; it has none.")
+        raise _empty(name)
     yield first
     yield from elements
 
@@ -63,11 +63,15 @@ def _inside(document: Any, name: str) -> list[Any]:
         document = document.get("data", [document])
     if isinstance(document, list):
         return document
-    raise DataError(f"{name}: a JSON file must hold a list of at least one question or passage; it has none.")
+    raise _empty(name)
+
+
+def _empty(name: str) -> DataError:
+    return DataError(f"{name}: a JSON file must hold at least one question or passage, got none. Check the file.")
 
 
 class _Window:
-    """The text of a file from the element at hand on, and the place where it begins."""
+    """The text of a file from the current element on, and the place where it begins."""
 
     def __init__(self, chunks: Iterator[str], name: str) -> None:
         self._chunks = chunks
@@ -78,7 +82,7 @@ class _Window:
         self._column = 1
 
     def next(self) -> str:
-        """The next character that is not blank, not yet taken; empty at the end."""
+        """The next character that is not blank, without taking it; empty at the end."""
         while True:
             blanks = _BLANKS.match(self._text, self._position)
             self._position = blanks.end() if blanks else self._position
@@ -88,7 +92,7 @@ class _Window:
                 return ""
 
     def elements(self) -> Iterator[Any]:
-        """Those of an array that the text begins with; nothing may follow it."""
+        """The elements of the array that the text begins with; nothing may follow it."""
         self._take("[")
         more = self.next() != "]"
         while more:
@@ -101,7 +105,7 @@ class _Window:
             raise self._error("Extra data", self._position)
 
     def rest(self) -> Any:
-        """The value that the whole text is."""
+        """The whole remaining text as one value."""
         while self._read_on():
             pass
         try:
@@ -121,7 +125,7 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._position)
-                # A number may go on behind the text at hand ("1" of "1.5"), also where that ends within it ("1.").
+                # A number may continue after the text read so far ("1" of "1.5", or "1." of it).
                 if end <= len(self._text) - _LONGEST_TOKEN or self._text[end : end + 1] in _ENDS or not self._read_on():
                     self._position = end
                     return value
@@ -135,7 +139,7 @@ class _Window:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
 
     def _read_on(self) -> bool:
-        """Let go of what was taken and at least double what is left, so that no element is tried often."""
+        """Drop what was taken and at least double what is left, so that no element is parsed many times."""
         self._line, self._column = self._place(self._position)
         parts = [self._text[self._position :]]
         wanted, self._position = max(len(parts[0]), 1), 0
@@ -154,8 +158,8 @@ class _Window:
     def _error(self, reason: str, position: int) -> DataError:
         line, column = self._place(position)
         return DataError(
-            f"{self._name}:{line}: the file must be one JSON array or object; it breaks at column {column} "
-            f"({reason}). Mend that place, or copy the file again."
+            f"{self._name}:{line}: the file must be one JSON array or object, got broken JSON at column {column} "
+            f"({reason}). Correct that place, or copy the file again."
         )
 
 
@@ -167,7 +171,9 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
             text = decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
             line += error.object.count(b"\n", 0, error.start)
-            raise DataError(f"{name}:{line}: a JSON file must be UTF-8 ({error.reason}). Convert the file.") from error
+            raise DataError(
+                f"{name}:{line}: a JSON file must be UTF-8, got {error.reason}. Convert the file."
+            ) from error
         line += text.count("\n")
         if text:
             yield text
@@ -178,7 +184,10 @@ def _chunks(stream: BinaryIO, name: str) -> Iterable[bytes]:
         while raw := stream.read(_CHUNK):
             yield raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: the gzip stream must be whole; it breaks ({error}). Fetch the file again.") from error
+        raise DataError(
+            f"{name}: compressed data must be complete, got data that break off ({error}). Copy or download the file "
+            "again."
+        ) from error
     except OSError as error:
-        raise DataError(f"{name}: a file must be readable; this one is not ({error}). Check it.") from error
+        raise DataError(f"{name}: a file must be readable, got an error: {error}. Check the file.") from error
     yield b""

@@ -1,6 +1,6 @@
-"""Parquet, Arrow and datasets as rows of Python values, with what their writers keep beside the columns.
+"""Parquet, Arrow and datasets as records of Python values, with what their writers keep outside the columns.
 
-Two writers hide a part of a row where a plain reader does not see it:
+Two writers keep a part of a record where a plain reader does not see it:
 
 - `datasets` (5.0 and newer) stores a column of mixed types as JSON text under Arrow's extension type ``arrow.json``.
   Arrow hands out the text, quotes and all.
@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from indexes.errors import DataError
+from indexes.records.record import ID_FIELDS
 
-BATCH_ROWS = 1000
+BATCH_SIZE = 1000  # records
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _UNNAMED_LEVEL = re.compile(r"__index_level_\d+__")
 
@@ -31,8 +32,8 @@ class ArrowTable(NamedTuple):
     """A table on disk.
 
     Attributes:
-        schema: Its columns, and what its writer says about them.
-        batches: Record batches of at most 1000 rows with the columns asked for, in order; to be called once.
+        schema: Its columns and the metadata of its writer.
+        batches: Record batches of at most 1000 records with the columns asked for, in order; to be called once.
     """
 
     schema: pa.Schema
@@ -44,13 +45,13 @@ def open_parquet(path: Path) -> Iterator[ArrowTable]:
     """A Parquet file, read row group by row group.
 
     Raises:
-        pyarrow.ArrowException: It is none, or damaged.
+        pyarrow.ArrowException: It is of another format, or damaged.
         OSError: It cannot be read.
     """
     # Without a buffer of its own the reader would hold a whole row group, which may be the whole file.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
         yield ArrowTable(
-            file.schema_arrow, lambda columns: file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
+            file.schema_arrow, lambda columns: file.iter_batches(batch_size=BATCH_SIZE, columns=list(columns))
         )
 
 
@@ -59,7 +60,7 @@ def open_arrow(path: Path) -> Iterator[ArrowTable]:
     """An Arrow file (also Feather's), or an Arrow stream, memory-mapped.
 
     Raises:
-        pyarrow.ArrowException: It is none, or damaged.
+        pyarrow.ArrowException: It is of another format, or damaged.
         OSError: It cannot be read.
     """
     with pa.memory_map(str(path)) as source:
@@ -76,29 +77,29 @@ def open_arrow(path: Path) -> Iterator[ArrowTable]:
 
 
 def refuse_cut_stream(path: Path) -> None:
-    """An Arrow stream that was cut between two batches would read like a shorter one.
+    """Refuse an Arrow stream that was cut between two batches, which would read like a shorter one.
 
     Raises:
-        pyarrow.ArrowInvalid: It does not end as a stream ends.
+        pyarrow.ArrowInvalid: The end-of-stream marker is missing.
         OSError: It cannot be read.
     """
     with path.open("rb") as stream:
         stream.seek(max(stream.seek(0, io.SEEK_END) - len(_STREAM_END), 0))
         if stream.read() != _STREAM_END:
-            raise pa.ArrowInvalid(f"{path.name} breaks off")
+            raise pa.ArrowInvalid(f"{path.name} is truncated")
 
 
 def _sound_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         # Offsets that point outside the file would be read as they are.
         batch.validate(full=True)
-        for start in range(0, len(batch), BATCH_ROWS):
-            yield batch.slice(start, BATCH_ROWS)
+        for start in range(0, len(batch), BATCH_SIZE):
+            yield batch.slice(start, BATCH_SIZE)
 
 
 def _selected(batches: Iterable[pa.RecordBatch], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        # A column that nobody asks for by its name may be there twice.
+        # `select` refuses a name that exists twice, also where all columns are read.
         yield batch if columns == batch.schema.names else batch.select(columns)
 
 
@@ -106,7 +107,7 @@ def dataset_table(dataset: datasets.Dataset) -> ArrowTable:
     """A `datasets.Dataset` in its order (shuffled, filtered ...), whatever format it is set to."""
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_ROWS):
+        for table in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=BATCH_SIZE):
             yield from table.combine_chunks().to_batches()
 
     return ArrowTable(dataset.features.arrow_schema, batches)
@@ -118,11 +119,11 @@ def dataset_table(dataset: datasets.Dataset) -> ArrowTable:
 
 
 class TableIndex(NamedTuple):
-    """An index of pandas that is no column under its own name.
+    """An index of pandas that is not a column under its own name.
 
     Attributes:
-        field: The field that its values are for the rows.
-        values: The values themselves, which stand in the metadata alone, or the column that holds them.
+        field: The field that its values become.
+        values: The values, where only the metadata have them, or the name of the column that holds them.
     """
 
     field: str
@@ -130,39 +131,36 @@ class TableIndex(NamedTuple):
 
 
 def column_names(schema: pa.Schema) -> list[str]:
-    """The columns of a table, and the name of an index that stands in the metadata alone, as `reset_index` has them."""
+    """The columns of a table, and the names of an index that only the metadata have, as after `reset_index`."""
     levels = _index_levels(schema)
     named = [level.get("name") for level in levels if isinstance(level, dict)]
     return [*schema.names, *(name for name in named if isinstance(name, str) and name not in schema.names)]
 
 
-def table_index(
-    schema: pa.Schema, fields: Collection[str], id_fields: Sequence[str], where: str, *, labels: bool = True
-) -> TableIndex | None:
-    """The index that the rows need, if pandas wrote the table.
+def table_index(schema: pa.Schema, fields: Collection[str], where: str, *, needs_id: bool = True) -> TableIndex | None:
+    """The index that the records need, if pandas wrote the table.
 
-    An index named as one of the fields is that field. Any other one is the id of the rows where no column is, except
+    An index named as one of the fields is that field. Any other one is the id of the records where no column is, except
     for one that only counts them from 0. pandas 3 makes a `RangeIndex` also of the numbers that `set_index` finds in
     a column, if they are evenly spaced, and `to_parquet` leaves their column out.
 
     Args:
-        schema: Of the table.
+        schema: Schema of the table.
         fields: The names of columns that are read.
-        id_fields: Those of them that may hold the id; the index is called by the first.
-        where: What an error calls the table.
-        labels: Whether the rows need an id.
+        where: How errors call the table.
+        needs_id: Whether the records need an id; the index is then called by the first of `ID_FIELDS`.
 
     Raises:
-        DataError: The rows need an id, and the index has several levels or is neither text nor whole numbers.
+        DataError: The records need an id, and the index has several levels or is neither text nor whole numbers.
     """
     levels = _index_levels(schema)
-    has_id = not labels or any(name in id_fields for name in column_names(schema))
+    has_id = not needs_id or any(name in ID_FIELDS for name in column_names(schema))
     if len(levels) == 1 and isinstance(levels[0], dict):
         name, values = levels[0].get("name"), _range(levels[0], where)
         if name in fields:
             return None if name in schema.names else TableIndex(str(name), values)
         counts = name is None and values == range(len(values))
-        return None if has_id or counts else TableIndex(id_fields[0], values)
+        return None if has_id or counts else TableIndex(ID_FIELDS[0], values)
     named = [level for level in levels if isinstance(level, str) and level in schema.names and level not in fields]
     if has_id or not named:
         return None
@@ -170,11 +168,11 @@ def table_index(
         raise _no_label(f"the levels {levels}", where)
     if not _is_label(schema.field(named[0]).type):
         raise _no_label(f"values of the type {schema.field(named[0]).type}", where)
-    return TableIndex(id_fields[0], named[0])
+    return TableIndex(ID_FIELDS[0], named[0])
 
 
 def unnamed_index(names: Iterable[str], where: str) -> str | None:
-    """The column with the index of rows that come without a schema; None where there is none.
+    """The column with the index of records without a schema; None where there is none.
 
     Raises:
         DataError: It has several levels.
@@ -187,9 +185,8 @@ def unnamed_index(names: Iterable[str], where: str) -> str | None:
 
 def _no_label(found: str, where: str) -> DataError:
     return DataError(
-        f"The index of a pandas table is the id of rows that have none, so it must be one level of texts or whole "
-        f"numbers, but {where} has an index with {found}. Add a column of ids, or leave the index out when writing "
-        "(index=False)."
+        f"{where}: the index of a pandas table is the id of records that have none, so it must be one level of texts "
+        f"or whole numbers, got an index with {found}. Add a column of ids, or write the table with index=False."
     )
 
 
@@ -209,7 +206,7 @@ def _range(level: dict[str, Any], where: str) -> range:
         return range(level["start"], level["stop"], level["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"The index of a pandas table must be a column or a range, but {where} has {level}. Write it again."
+            f"{where}: the index of a pandas table must be a column or a range, got {level}. Write the table again."
         ) from error
 
 
@@ -223,32 +220,32 @@ def _is_label(kind: pa.DataType) -> bool:
 def indexed_batches(
     table: ArrowTable, columns: Sequence[str], index: TableIndex | None, where: str
 ) -> Iterator[pa.RecordBatch]:
-    """The columns of a table, and the index as one more.
+    """The columns of a table, and the index as one more column.
 
     Raises:
-        DataError: The metadata have the index of a table of another length, or a value of the index is missing.
+        DataError: The index in the metadata has another length than the table, or a value of the index is missing.
     """
     if index is None:
         yield from table.batches(columns)
         return
     values = index.values
     needed = [values] if isinstance(values, str) and values not in columns else []
-    rows = 0
+    done = 0
     for batch in table.batches([*columns, *needed]):
-        labels = batch.column(values) if isinstance(values, str) else pa.array(values[rows : rows + len(batch)])
+        labels = batch.column(values) if isinstance(values, str) else pa.array(values[done : done + len(batch)])
         if len(labels) < len(batch) or labels.null_count:
-            raise _other_rows(index, where)
+            raise _wrong_length(index, where)
         yield batch.append_column(index.field, labels)
-        rows += len(batch)
-    if isinstance(values, range) and rows != len(values):
-        raise _other_rows(index, where)
+        done += len(batch)
+    if isinstance(values, range) and done != len(values):
+        raise _wrong_length(index, where)
 
 
-def _other_rows(index: TableIndex, where: str) -> DataError:
-    found = "one that misses some" if isinstance(index.values, str) else f"one for {len(index.values)} rows"
+def _wrong_length(index: TableIndex, where: str) -> DataError:
+    found = "missing values" if isinstance(index.values, str) else f"{len(index.values)} values"
     return DataError(
-        f"The index of a pandas table must have a value for each of its rows, but {where} has {found}. Write it again, "
-        "with reset_index() before, so that the ids are a column."
+        f"{where}: the index of a pandas table must have a value for each of its records, got {found}. Write the table "
+        "again after reset_index(), so that the ids are a column."
     )
 
 
@@ -257,27 +254,27 @@ def _other_rows(index: TableIndex, where: str) -> DataError:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """The rows of a batch; in place of one that cannot be read (invalid UTF-8, a date beyond Python's), the reason."""
+def python_records(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
+    """The records of a batch; for one that cannot be read (invalid UTF-8, a date beyond Python's) the reason."""
     decoders = {field.name: decode for field in batch.schema if (decode := _decoder(field.type))}
-    for row in _plain_rows(batch):
-        if isinstance(row, Exception):
-            yield row
+    for record in _plain_records(batch):
+        if isinstance(record, Exception):
+            yield record
         else:
-            yield {**row, **{name: decode(row[name]) for name, decode in decoders.items()}}
+            yield {**record, **{name: decode(record[name]) for name, decode in decoders.items()}}
 
 
-def _plain_rows(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Exception]:
-    # Values that are no text show only when they are taken out.
+def _plain_records(batch: pa.RecordBatch) -> Iterable[dict[str, Any] | Exception]:
+    # Invalid values raise only when they are converted.
     try:
         return batch.to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pa.ArrowException):
         return [_readable(batch.slice(number, 1)) for number in range(len(batch))]
 
 
-def _readable(row: pa.RecordBatch) -> dict[str, Any] | Exception:
+def _readable(record: pa.RecordBatch) -> dict[str, Any] | Exception:
     try:
-        return row.to_pylist()[0]  # type: ignore[no-any-return]
+        return record.to_pylist()[0]  # type: ignore[no-any-return]
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return error
 
@@ -286,12 +283,16 @@ _Decoder = Callable[[Any], Any]
 
 
 def _decoder(kind: pa.DataType) -> _Decoder | None:
-    """What makes values of JSON text inside a column; None where there is none."""
+    """Decodes the JSON text inside the values of a column; None where there is none."""
     if isinstance(kind, pa.JsonType):
         return _json_value
     if pa.types.is_struct(kind):
         fields = {field.name: decode for field in kind if (decode := _decoder(field.type))}
-        return _optional(lambda row: {**row, **{name: fields[name](row[name]) for name in fields}}) if fields else None
+        return (
+            _optional(lambda value: {**value, **{name: fields[name](value[name]) for name in fields}})
+            if fields
+            else None
+        )
     if pa.types.is_dictionary(kind):
         return _decoder(kind.value_type)
     if pa.types.is_map(kind) or not _is_list(kind):
@@ -310,7 +311,7 @@ def _optional(decode: _Decoder) -> _Decoder:
 
 
 def _json_value(text: str | None) -> Any:
-    """The value that was put into a JSON column.
+    """The value that was written into a JSON column.
 
     `datasets.utils.json.json_encode_field` (5.2) writes a text as a JSON string only if it is no JSON by itself: of
     the ids 1, "x2", "007" and "1e5" it keeps ``1``, ``"x2"``, ``007`` and ``1e5``, and reads them back as 1, "x2", 7

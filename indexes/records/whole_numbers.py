@@ -1,12 +1,12 @@
-"""Whole numbers that became floats because a value beside them is missing are whole numbers again.
+"""Restore whole numbers that became floats because another value of their column is missing.
 
 A column of plain integers in pandas has no place for a missing value: 42 and None become 42.0 and NaN (pandas 3.1.1,
 user guide, "Integer dtypes and missing data"), and Parquet, JSON and `datasets` keep what pandas made of them. An id
-"42.0" is then never found, and an answer "42.0" is one that nobody gives.
+"42.0" is then never found, and no model answers "42.0".
 
 Whether floats are meant is decided by column: one whose values are all whole numbers holds whole numbers. Texts are
 never changed, nor a column that holds 3.5 or a text anywhere. From 2**53 on floats skip whole numbers, so such a value
-may be another number than the one that was meant; it is refused.
+may stand for another number than the one that was written; it is refused.
 """
 
 import math
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from indexes.errors import DataError
-from indexes.records.formats import BrokenRow, Row, Rows
+from indexes.records.record import BrokenRecord, Record, RecordStream
 
 # Fields that hold ids, in passages and in the question files of all formats.
 ID_NAMES = frozenset(
     "id _id passage_id psg_id paragraph_id wikipedia_id kilt_id question_id qid query_id gold_ids".split()
 )
 _FIRST_INEXACT = 2**53
-# SQuAD's file has five levels; what somebody put deeper into a row is none of the formats' fields.
+# SQuAD's file has five levels; no format has fields deeper than this.
 _DEEPEST = 12
 
 Path = tuple[str, ...]
@@ -31,14 +31,14 @@ Path = tuple[str, ...]
 
 
 class WholeNumbers:
-    """Makes whole numbers of the floats in some columns of a source.
+    """Converts the floats in some columns of a source to whole numbers.
 
-    Nothing is looked at twice until the first float appears. Then the source is read once more, since only all values
-    of a column say what it holds.
+    The source is read once, until the first float appears. Then it is read a second time, since only all values of a
+    column say what it holds.
 
     Args:
-        read_again: The fields of every row of the source, from the first on.
-        names: Names of the fields whose values matter, wherever in a row they stand.
+        read_again: The fields of every record of the source, from the first on.
+        names: Names of the fields whose values matter, at any depth of a record.
     """
 
     def __init__(self, read_again: Callable[[], Iterable[Mapping[str, Any]]], names: Collection[str]) -> None:
@@ -47,11 +47,11 @@ class WholeNumbers:
         self._columns: frozenset[Path] | None = None
 
     def restored(self, fields: Mapping[str, Any], where: object) -> Mapping[str, Any]:
-        """The fields of a row, with whole numbers and None instead of the floats and NaN of such columns.
+        """The fields of a record, with whole numbers and None instead of the floats and NaN of such columns.
 
         Raises:
-            DataError: A float of 2**53 or beyond, which may stand for several whole numbers. An id further inside a row
-                is left as it is, since nothing says here whether anybody reads it.
+            DataError: A float of 2**53 or beyond, which may stand for several whole numbers. An id deeper inside a
+                record is left as it is, since it is unknown here whether it is read.
         """
         if not _holds_float(fields, self._names):
             return fields
@@ -72,7 +72,7 @@ class WholeNumbers:
         if math.isnan(value):
             return None
         if len(path) > 1 and path[-1] in ID_NAMES and abs(value) >= _FIRST_INEXACT:
-            return value  # most rows hold more than is read of them ("metadata"); whoever reads it as an id refuses it
+            return value  # records hold more than is read ("metadata"); where it is read as an id it is refused
         return exact_integer(value, f"{where}: {path[-1]}")
 
 
@@ -84,29 +84,34 @@ def exact_integer(value: float, where: str) -> int:
     """
     if abs(value) >= _FIRST_INEXACT:
         raise DataError(
-            f"{where} must be exact, but {value!r} is a float of 2**53 or more, and stands for several whole numbers. "
+            f"{where} must be exact, got {value!r}, a float of 2**53 or more that stands for several whole numbers. "
             'Write the column as text or as integers (in pandas: dtype "Int64" or "string").'
         )
     return int(value)
 
 
-def restored_rows(read: Callable[[], Rows], names: Collection[str] = ID_NAMES) -> Rows:
-    """The rows that `read` reads, with whole numbers where floats stand for them; see `WholeNumbers`."""
-    numbers = WholeNumbers(lambda: (row.fields for row in read() if isinstance(row, Row)), names)
-    for row in read():
-        if isinstance(row, BrokenRow):
-            yield row
+def restore_whole_numbers(read: Callable[[], RecordStream], names: Collection[str] = ID_NAMES) -> RecordStream:
+    """The records that `read` reads, with whole numbers where floats stand for them; see `WholeNumbers`.
+
+    Args:
+        read: Opens the source; called a second time if a float appears under one of the names.
+        names: Names of the fields whose values matter.
+    """
+    numbers = WholeNumbers(lambda: (record.fields for record in read() if isinstance(record, Record)), names)
+    for record in read():
+        if isinstance(record, BrokenRecord):
+            yield record
             continue
         try:
-            fields = numbers.restored(row.fields, row.place)
+            fields = numbers.restored(record.fields, record.place)
         except DataError as error:
-            yield BrokenRow(row.place, error, row.content)
+            yield BrokenRecord(record.place, error, record.content)
             continue
-        yield row if fields is row.fields else row._replace(fields=fields)
+        yield record if fields is record.fields else record._replace(fields=fields)
 
 
 def _holds_float(fields: Mapping[str, Any], names: Collection[str], depth: int = 0) -> bool:
-    """Whether a float stands under one of the names; every row is asked this, so it must be quick."""
+    """Whether a field of one of the names is a float; called for every record, so it must be quick."""
     for name, value in fields.items():
         kind = type(value)
         if kind is str or kind is int or value is None:
@@ -122,7 +127,7 @@ def _holds_float(fields: Mapping[str, Any], names: Collection[str], depth: int =
 def _inside_holds_float(value: Any, name: str, names: Collection[str], depth: int) -> bool:
     if isinstance(value, Mapping):
         return _holds_float(value, names, depth)
-    # A list that begins with a text holds no column of numbers, and most lists are such.
+    # A list that begins with a text holds no column of numbers; most lists are lists of texts.
     if not isinstance(value, list | tuple) or not value or isinstance(value[0], str) or depth > _DEEPEST:
         return False
     return any(
@@ -132,9 +137,9 @@ def _inside_holds_float(value: Any, name: str, names: Collection[str], depth: in
 
 
 def restored_value(value: Any, name: str, where: str) -> Any:
-    """A value of a row that belongs to no table, as a data frame hands them over one by one.
+    """A value of a record that is given by itself, as `DataFrame.to_dict` does.
 
-    NaN is None, numpy's integers are Python's, and under the name of an id a float that is whole is a whole number.
+    NaN becomes None, numpy's integers become Python's, and a whole float in a field for ids becomes a whole number.
 
     Raises:
         DataError: As `exact_integer`.
@@ -148,16 +153,16 @@ def restored_value(value: Any, name: str, where: str) -> Any:
     return value
 
 
-def _whole_columns(rows: Iterable[Mapping[str, Any]], names: Collection[str]) -> frozenset[Path]:
-    """The columns of these names that hold whole numbers and nothing else, as far as the rows can be read."""
+def _whole_columns(records: Iterable[Mapping[str, Any]], names: Collection[str]) -> frozenset[Path]:
+    """The columns of these names that hold whole numbers and nothing else, as far as the records can be read."""
     whole: set[Path] = set()
     others: set[Path] = set()
     try:
-        for fields in rows:
+        for fields in records:
             for path, value in _values(fields, (), names):
                 (whole if _is_whole(value) else others).add(path)
     except DataError:
-        pass  # whoever reads the rows meets what is broken in its place
+        pass  # reading the records raises it at its place
     return frozenset(whole - others)
 
 
@@ -176,12 +181,12 @@ def _values(value: Any, path: Path, names: Collection[str], depth: int = 0) -> I
 
 
 def _below(path: Path, key: str) -> Path:
-    # Rows of one source may call their id either way.
+    # Both names of the id may occur in one source.
     return (*path, "id" if key == "_id" else key)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, or NaN, which is what pandas makes of it."""
+    """Whether a value is missing: None, or NaN, into which pandas turns None."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -6,21 +6,22 @@ A new answer mode is one file: a subclass registered with `rag.answering.answer_
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from generator.generator import AnswerRow, Generator
 from indexes.corpora.passage import Passage
 from rag.answering.answer import Answer
 from retriever.dense import Candidates, Retriever
-from retriever.selector import Selector
+from retriever.selector import Selector, SelectorConfig
 from training.questions.context_fit import why_too_long
 
 
 class AnswerMode(ABC):
     """How answers are produced from candidate passages.
 
-    Keyword arguments that a subclass adds to the constructor are its options; `settings` must return them, so that a
-    bundle stores them.
+    Keyword-only arguments that a subclass adds to the constructor are its options; `settings` must return them, so
+    that a bundle records them.
 
     Args:
         retriever: Finds the candidates; for modes that search again while they answer.
@@ -40,6 +41,14 @@ class AnswerMode(ABC):
     def settings(self) -> Mapping[str, Any]:
         """Options to build this mode again, JSON-ready."""
         return {}
+
+    def config_for(self, k: int) -> SelectorConfig:
+        """The selector's settings with which this mode generates an answer from k passages.
+
+        Raises:
+            UsageError: k is below 1, or above the number of candidates.
+        """
+        return replace(self.selector.config, num_selected=k)
 
     @abstractmethod
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:

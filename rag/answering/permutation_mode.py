@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from generator.recording import recording
 from indexes.corpora.passage import Passage
-from rag.answering.answer import Answer, citations
+from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode, prompt_with_answer
 from retriever.dense import Candidates
 
@@ -27,7 +27,12 @@ class PermutationMode(AnswerMode):
 
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
         """One answer for each question's candidates; see `AnswerMode.answer_from`."""
-        permutations = self.select(candidates)
+        return self.read(candidates, self.select(candidates), log_prob)
+
+    def read(
+        self, candidates: Sequence[Candidates], permutations: Sequence[list[int]], log_prob: bool = True
+    ) -> list[Answer]:
+        """Answers from given permutations of each question's candidates, as retriever ranks."""
         passages = [permuted(c, z) for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
         if log_prob:
@@ -35,8 +40,8 @@ class PermutationMode(AnswerMode):
         else:
             texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
         return [
-            Answer(question, text, citations(text, read), read, z, log_p)
-            for question, text, read, z, log_p in zip(questions, texts, passages, permutations, log_probs, strict=True)
+            Answer.from_candidates(found, z, text, log_p)
+            for found, z, text, log_p in zip(candidates, permutations, texts, log_probs, strict=True)
         ]
 
     def _generate_scored(

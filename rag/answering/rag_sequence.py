@@ -12,6 +12,7 @@ paper's beam search, and every answer is scored under all documents.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 from generator.generator import Generator
 from generator.recording import Recorded, recording
 from indexes.errors import UsageError
-from rag.answering.answer import Answer, citations
+from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode, prompt_with_answer
 from retriever.dense import Candidates, Retriever
-from retriever.selector import Selector
+from retriever.selector import Selector, SelectorConfig
 
 
 class PerDocumentReader(AnswerMode):
@@ -44,6 +45,10 @@ class PerDocumentReader(AnswerMode):
     def __init__(self, retriever: Retriever, selector: Selector, generator: Generator) -> None:
         _check_one_document(selector, self.name)
         super().__init__(retriever, selector, generator)
+
+    def config_for(self, k: int) -> SelectorConfig:
+        """The selector's settings with k candidates, all of which are read."""
+        return replace(self.selector.config, num_candidates=k)
 
 
 class RAGSequence(PerDocumentReader):
@@ -86,16 +91,7 @@ class RAGSequence(PerDocumentReader):
     def _best(self, candidates: Candidates, texts: Sequence[str], log_p_d: Tensor, log_p_td: Tensor) -> Answer:
         log_p_t = (log_p_td + log_p_d).logsumexp(-1)
         best = int(log_p_t.argmax())
-        passages = candidates.passages
-        text = texts[best]
-        return Answer(
-            candidates.question,
-            text,
-            citations(text, passages),
-            passages,
-            list(range(len(passages))),
-            float(log_p_t[best]),
-        )
+        return Answer.from_candidates(candidates, range(len(candidates)), texts[best], float(log_p_t[best]))
 
 
 def _check_one_document(selector: Selector, name: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from generator.generator import ROLE, Generator
 from generator.padding import length_mask, pad_right
 from indexes.batching import token_budget_batches
-from rag.answering.answer import Answer, citations
+from rag.answering.answer import Answer
 from rag.answering.rag_sequence import PerDocumentReader, log_priors
 from retriever.dense import Candidates
 
@@ -46,10 +46,9 @@ class RAGToken(PerDocumentReader):
         self, candidates: Candidates, decoded: "_Decoded", prompts: Sequence[list[int]], prior_n: Tensor
     ) -> Answer:
         ((text, has_thought),) = self.generator.answers_in([prompts[0]], [decoded.ids])
-        text, passages = text.strip(), candidates.passages
-        order = list(range(len(passages)))
+        text = text.strip()
         log_p = self._log_prob(text, prompts, prior_n) if has_thought else decoded.log_p
-        return Answer(candidates.question, text, citations(text, passages), passages, order, log_p)
+        return Answer.from_candidates(candidates, range(len(candidates)), text, log_p)
 
     @torch.no_grad()
     def _log_prob(self, text: str, prompts: Sequence[list[int]], prior_n: Tensor) -> float:

@@ -117,7 +117,7 @@ def _verify_arguments(parser: Any) -> None:
 
 def _verify(args: Any) -> Report:
     from indexes import Chunker, Corpus, PassageIndex
-    from rag.pipeline import encoder_of
+    from rag.model_loading import encoder_of
 
     index = PassageIndex.open(args.index)
     trust = args.trust_remote_code
@@ -205,7 +205,7 @@ def _tune(args: Any) -> Report:
 
     from indexes import IndexWriter, PassageIndex
     from indexes.vectors.tuning import tune
-    from rag.pipeline import encoder_of
+    from rag.model_loading import encoder_of
     from training import identical_ids, load_examples
 
     index = PassageIndex.open(args.index)

@@ -4,9 +4,13 @@ from collections.abc import Set
 from typing import Any
 
 from rag.commands.command import Command, Report
-from rag.commands.options import bundle_arguments, open_pipeline, quoting_argument
-
-_OF_A_RUN = {"training_arguments", "output_dir"}
+from rag.commands.options import (
+    bundle_arguments,
+    open_pipeline,
+    quoting_argument,
+    training_config,
+    training_options,
+)
 
 
 def _inspect_prompts_arguments(parser: Any) -> None:
@@ -29,20 +33,9 @@ def _inspect_permutations_arguments(parser: Any) -> None:
 
 
 def _inspect_arguments(parser: Any, *, skip: Set[str] = frozenset()) -> None:
-    from training import DROConfig
-
     bundle_arguments(parser)
-    parser.add_class_arguments(DROConfig, skip={*_OF_A_RUN, *skip})
+    training_options(parser, skip={"training_arguments", *skip})
     parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
-
-
-def _inspect_config(args: Any) -> Any:
-    from dataclasses import fields
-
-    from training import DROConfig
-
-    names = {f.name for f in fields(DROConfig)} - _OF_A_RUN
-    return DROConfig(output_dir="unused", **{name: args[name] for name in names if name in args})
 
 
 def _inspect_permutations(args: Any) -> Report:
@@ -50,7 +43,7 @@ def _inspect_permutations(args: Any) -> Report:
     from training import QAExample
 
     example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
-    data = inspect_permutations(open_pipeline(args), example, _inspect_config(args), round=args.round)
+    data = inspect_permutations(open_pipeline(args), example, training_config(args), round=args.round)
     return Report(permutations_text(data), data)
 
 
@@ -65,8 +58,8 @@ def _inspect_batch(args: Any) -> Report:
     from training import load_examples
     from training.questions.context_fit import refuse_too_long, that_fit_with_answers, warn_of_too_long
 
-    config, rag = _inspect_config(args), open_pipeline(args)
-    limit = config.per_device_train_batch_size
+    config, rag = training_config(args), open_pipeline(args)
+    limit = config.m_step.per_device_train_batch_size
     examples = load_examples(
         args.questions,
         require_answers=True,

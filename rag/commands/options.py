@@ -1,5 +1,6 @@
 """Arguments that several commands share, and the pipelines that they describe."""
 
+from collections.abc import Set
 from typing import Any
 
 from indexes.errors import UsageError
@@ -151,7 +152,7 @@ def pipeline_arguments(parser: Any) -> None:
     trust_argument(parser, "base or encoder")
     retriever_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
-    parser.add_class_arguments(DecodingConfig, "generation")
+    parser.add_class_arguments(DecodingConfig, "decoding")
     parser.add_class_arguments(AdapterConfig, "adapter")
     parser.add_class_arguments(ChatConfig, "chat")
 
@@ -170,7 +171,7 @@ def create_pipeline(args: Any) -> Any:
         encoder=args.encoder,
         retriever=args.retriever,
         selector=SelectorConfig(**vars(args.selector)),
-        generation=DecodingConfig(**vars(args.generation)),
+        decoding=DecodingConfig(**vars(args.decoding)),
         adapter=AdapterConfig(**vars(args.adapter)),
         revision=args.revision,
         dtype=args.dtype,
@@ -203,7 +204,7 @@ def open_pipeline(args: Any) -> Any:
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    own = ("base", "context_length", "retriever", "selector", "generation", "adapter", "chat")
+    own = ("base", "context_length", "retriever", "selector", "decoding", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
@@ -217,6 +218,29 @@ def open_pipeline(args: Any) -> Any:
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def training_options(parser: Any, *, skip: Set[str] = frozenset()) -> None:
+    """The settings of `DROConfig`, under the names that Python and YAML have (`--e_step.num_permutations`)."""
+    from training import DROConfig
+
+    parser.add_class_arguments(DROConfig, skip={"training_arguments", *skip})
+    if "training_arguments" not in skip:
+        parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+
+
+def training_config(args: Any) -> Any:
+    """The `DROConfig` that the options describe."""
+    from training import DROConfig
+
+    return DROConfig.from_dict(training_settings(args))
+
+
+def training_settings(args: Any) -> dict[str, Any]:
+    """The values of the settings of `DROConfig` that are options of the command, by their dotted names."""
+    from training import DROConfig
+
+    return {name: args[name] for name in DROConfig.names() if name in args}
 
 
 def dev_arguments(parser: Any) -> None:

@@ -11,22 +11,24 @@ from rag.commands.options import (
     on_error_argument,
     pipeline_arguments,
     quoting_argument,
+    training_config,
+    training_options,
 )
 
 
 def _plan_arguments(parser: Any) -> None:
     """Those of `rag train`, none of them required, and numbers in place of files."""
-    from training import DROConfig
-
     pipeline_arguments(parser)
     parser.add_argument("--corpus", type=str, help="what an index would be built from")
     parser.add_argument("--train", type=str, help="training questions with golden answers")
     dev_arguments(parser)
     for name, what in _PLAN_SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=what)
-    parser.add_class_arguments(DROConfig, skip={"training_arguments", "output_dir"})
+    training_options(parser)
     parser.add_argument("--output_dir", type=str, default="run", help="as in `rag train`; nothing is written")
-    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="as in `rag train`; not modelled")
+    parser.add_argument(
+        "--resume_from_checkpoint", type=bool | str, default=False, help="as in `rag train`; not modelled"
+    )
 
 
 _PLAN_SIZES = {
@@ -40,13 +42,12 @@ _PLAN_SIZES = {
 
 
 def _plan(args: Any) -> Report:
-    from dataclasses import fields, replace
+    from dataclasses import replace
 
     from rag.planning.training_plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
     from retriever import SelectorConfig
-    from training import DROConfig
 
-    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    config = training_config(args)
     selector = SelectorConfig(**vars(args.selector))
     shape, context = shape_of(
         args.base,
@@ -72,7 +73,7 @@ def _plan(args: Any) -> Report:
             texts=texts,
             question=question,
             alone_row=alone_row,
-            max_new_tokens=args.generation.max_new_tokens,
+            max_new_tokens=args.decoding.max_new_tokens,
         )
     )
     return Report(render(data), data)

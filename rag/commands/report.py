@@ -23,8 +23,7 @@ def _report(args: Any) -> Report:
     data = read_source(path, forgetting=args.forgetting)
     beside = path / _FILE if path.is_dir() else path.with_suffix(".html")
     page = write_report(data, beside if args.output is None else args.output)
-    kind = data.get("kind") or "comparison"
-    return Report(f"Wrote the report of this {kind}: {page}", {"report": str(page), "kind": kind})
+    return Report(f"Wrote the report of this {data.kind}: {page}", {"report": str(page), "kind": data.kind})
 
 
 COMMANDS: dict[str, Command] = {

@@ -36,7 +36,7 @@ def _search_arguments(parser: Any) -> None:
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
     from rag.evaluation.evaluation import search_metrics
-    from rag.pipeline import encoder_of, retriever_of
+    from rag.model_loading import encoder_of, retriever_of
     from retriever import Candidates
     from training import check_gold_ids, identical_ids, retrieve
 

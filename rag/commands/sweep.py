@@ -6,7 +6,13 @@ from typing import Any
 
 from indexes.errors import UsageError
 from rag.commands.command import Command, Report, progress, table
-from rag.commands.options import identical_ids_argument, pipeline_arguments, quoting_argument
+from rag.commands.options import (
+    identical_ids_argument,
+    pipeline_arguments,
+    quoting_argument,
+    training_options,
+    training_settings,
+)
 
 _FILES = {
     "train": "training questions with golden answers",
@@ -15,14 +21,13 @@ _FILES = {
 }
 _LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
 # Every row has its own.
-_OF_A_ROW = {"output_dir", "seed", "resume", "training_arguments", "max_train_samples", "ignore_identical_ids"}
+_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
-    from rag.experiments.sweep_runner import WorldSettings
+    from rag.experiments.sweep_runner import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import task_options
-    from training import DROConfig
 
     parser.add_argument("--output", type=str, required=True, help="folder of the sweep; an unfinished one is continued")
     parser.add_argument("--workers", type=int, help="rows done at the same time (default: one per core; one on a GPU)")
@@ -33,7 +38,7 @@ def _sweep_arguments(parser: Any) -> None:
         help=f"of {', '.join(RECIPES)}; with _selfaug behind it a recipe has the SelfAug term",
     )
     parser.add_argument(
-        "--selfaug", type=bool, default=False, help="also the SelfAug twin of each recipe whose generator learns"
+        "--with_selfaug", type=bool, default=False, help="also the SelfAug twin of each recipe whose generator learns"
     )
     parser.add_argument("--seeds", type=list[int], default=[42], help="of draws and batches; a row for each")
     parser.add_argument(
@@ -61,10 +66,9 @@ def _sweep_arguments(parser: Any) -> None:
         default={},
         help=f"retention tasks by kind, as `rag forgetting` takes them: {', '.join(o.name for o in task_options())}",
     )
-    parser.add_class_arguments(DROConfig, skip=_OF_A_ROW)
-    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+    training_options(parser, skip=_OF_A_ROW)
     # As in the laboratory: nobody is told which passages are gold.
-    parser.set_defaults(supervised_epochs=0, selfaug_rows="one", metric_for_best_model="exact_match")
+    parser.set_defaults(SHARED_DEFAULTS)
 
 
 def settings_of(args: Any) -> Any:
@@ -74,20 +78,18 @@ def settings_of(args: Any) -> Any:
     from generator import AdapterConfig, ChatConfig, DecodingConfig
     from rag.experiments.sweep_runner import SweepSettings, WorldSettings
     from retriever import SelectorConfig
-    from training import DROConfig
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
-    training = {f.name: args[f.name] for f in fields(DROConfig) if f.name not in _OF_A_ROW}
     given |= {
         "recipes": tuple(args.recipes),
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         "selector": SelectorConfig(**vars(args.selector)),
-        "generation": DecodingConfig(**vars(args.generation)),
+        "decoding": DecodingConfig(**vars(args.decoding)),
         "adapter": AdapterConfig(**vars(args.adapter)),
         "chat": ChatConfig(**vars(args.chat)),
-        "training": training | {"training_arguments": args.training_arguments},
+        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_ROW},
     }
     return SweepSettings(**given)
 

@@ -5,26 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from rag.commands.command import Command, Report, cell, progress, table
-from rag.commands.options import create_pipeline, dev_arguments, pipeline_arguments
+from rag.commands.options import create_pipeline, dev_arguments, pipeline_arguments, training_config, training_options
 
 
 def _train_arguments(parser: Any) -> None:
-    from training import DROConfig
-
     pipeline_arguments(parser)
     parser.add_argument("--train", type=str, required=True, help="training questions with golden answers")
     dev_arguments(parser)
-    parser.add_class_arguments(DROConfig, skip={"training_arguments"})
-    parser.add_argument("--training_arguments", type=dict[str, Any], default={}, help="more TrainingArguments")
+    training_options(parser)
+    parser.add_argument(
+        "--output_dir", type=str, required=True, help="folder of the run: settings, metrics, a checkpoint per round"
+    )
+    parser.add_argument(
+        "--resume_from_checkpoint",
+        type=bool | str,
+        default=False,
+        help="continue the run in --output_dir after its last finished round (true), or after the given round-N folder",
+    )
 
 
 def _train(args: Any) -> Report:
-    from dataclasses import fields
+    from rag import DROTrainer
+    from training import load_examples
 
-    from rag import evaluate
-    from training import DROConfig, DROTrainer, load_examples
-
-    config = DROConfig(**{f.name: getattr(args, f.name) for f in fields(DROConfig)})
+    config = training_config(args)
     dev = None
     if args.dev is not None:
         limit = args.max_eval_samples
@@ -41,13 +45,20 @@ def _train(args: Any) -> Report:
         from rag.evaluation.evaluation import filter_answerable
 
         train = filter_answerable(rag, train)
-    trainer = DROTrainer(rag, config, train, dev, evaluate=evaluate, progress=progress(args))
-    history = trainer.train()
-    bundle = rag.save_pretrained(Path(config.output_dir) / "bundle", report=history)
+    trainer = DROTrainer(
+        rag,
+        config,
+        train_dataset=train,
+        eval_dataset=dev,
+        output_dir=args.output_dir,
+        progress=progress(args),
+    )
+    history = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    bundle = rag.save_pretrained(trainer.output_dir / "bundle", report=history)
     data = {"bundle": str(bundle), "best_round": trainer.best_round(), "rounds": history}
     data["left_out"] = {split: sorted(too_long) for split, too_long in trainer.left_out.items()}
     if trainer.state.is_main_process:
-        data["report"] = str(_write_report(Path(config.output_dir), trainer.best_round()))
+        data["report"] = str(_write_report(trainer.output_dir, trainer.best_round()))
     return Report(f"{_history_text(history)}\nKept round {trainer.best_round()}; bundle in {bundle}", data)
 
 
@@ -55,7 +66,7 @@ def _write_report(folder: Path, kept: int) -> Path:
     """The run's page, in its folder."""
     from rag.report import read_source, write_report
 
-    return write_report({**read_source(folder), "kept_round": kept}, folder / "report.html")
+    return write_report(read_source(folder, kept_round=kept), folder / "report.html")
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:

@@ -35,12 +35,12 @@ def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
     model = rag.generator.language_model
     candidates = rag.retriever.search(question, rag.num_candidates)
     z = rag.selector.select([candidates])[0].z_mK[0].tolist()
-    ranking = rag.selector.prompt_ids(candidates)
+    ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
     name = model.tokenizer.convert_ids_to_tokens
     return {
         "question": question,
-        "ranking_prompt": str(model.tokenizer.decode(ranking)),
+        "ranking_prompt": "\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
         "answer_prompt": str(model.tokenizer.decode(answer)),
         "template_system_message": model.chat.template_system_message,
         "chat": asdict(model.chat.config),
@@ -184,7 +184,7 @@ def inspect_batch(
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
     rows, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.rows), include_last=config.selfaug_include_last)
+    tokens = _tokens(rag, rows, set(aligned.rows))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {
@@ -197,13 +197,13 @@ def inspect_batch(
     ]
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int], *, include_last: bool) -> list[list[Token]]:
+def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int]) -> list[list[Token]]:
     model = rag.generator.language_model
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
     answers_B = torch.tensor([len(row.answer_ids) for row in rows])
     prompts_B = lengths_B - answers_B
     scored_BT = _predicted(ids_BT, *answer_positions(prompts_B, answers_B))
-    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)), include_last=include_last)[:2])
+    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)))[:2])
     result = []
     for b in range(len(rows)):
         parts = ["prompt"] * int(prompts_B[b]) + ["answer"] * int(answers_B[b])

@@ -18,11 +18,12 @@ from generator.language_model import LanguageModel
 from indexes.atomic_files import read_json, write_text
 from indexes.dataclass_json import from_json_object, to_json_object
 from indexes.errors import DataError, UsageError
+from rag.bundle import CONFIG_FILE, LEARNED_FOLDER, read_config
 from rag.evaluation.attribution import Attribution, AttributionSummary, PassageAttribution
 from rag.evaluation.evaluation import Evaluation, ScoredCandidate, argsort_by_id
 from rag.evaluation.order_bias import OrderBias, OrderBiasRecord, OrderBiasSummary
 from rag.evaluation.significance import RESAMPLES
-from rag.pipeline import CONFIG_FILE, LEARNED_FOLDER, RAG, base_weights, read_config
+from rag.pipeline import RAG
 from retriever.dense import Retriever
 from training.questions.example import QAExample
 from training.questions.self_retrieval import identical_ids
@@ -68,7 +69,7 @@ class PipelineDescription:
     retriever: dict[str, Any]
     """`kind` and its options."""
     selector: dict[str, Any]
-    generation: dict[str, Any]
+    decoding: dict[str, Any]
     """As evaluation decodes: greedily."""
     chat: dict[str, Any]
     context_length: int
@@ -76,7 +77,9 @@ class PipelineDescription:
     ranking_prompt: dict[str, Any]
     answer_prompt: dict[str, Any]
     index: IndexDescription
-    answering: str
+    answer_mode: str
+    answer_mode_settings: dict[str, Any] | None = None
+    """None for an answer mode without options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,13 +315,14 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> Pipeline
         base=describe_base(rag.generator.language_model),
         retriever={"kind": rag.retriever.kind, **rag.retriever.settings},
         selector=asdict(rag.selector.config),
-        generation={**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},
+        decoding={**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},
         chat=asdict(rag.generator.language_model.chat.config),
         context_length=rag.generator.language_model.context_length,
         ranking_prompt=asdict(rag.selector.prompt),
         answer_prompt=asdict(rag.generator.prompt),
         index=_describe_index(rag.retriever),
-        answering=rag.answering,
+        answer_mode=rag.answer_mode.kind,
+        answer_mode_settings=dict(rag.answer_mode.settings) or None,
     )
 
 
@@ -375,7 +379,7 @@ def bundle_digest(folder: str | Path) -> str:
         MismatchError: Not a bundle.
     """
     folder = Path(folder)
-    config = _without_places(read_config(folder))
+    config = _without_places(read_config(folder).to_dict())
     digest = hashlib.sha256(json.dumps({CONFIG_FILE: config}, sort_keys=True).encode())
     for file in sorted((folder / LEARNED_FOLDER).rglob("*.safetensors")):
         with file.open("rb") as stream:
@@ -396,7 +400,7 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
 def base_digest(model: LanguageModel) -> str:
     """SHA-256 (hex) of the base model's weights in memory, by name: independent of their files and place."""
     digest = hashlib.sha256()
-    for name, weight in sorted(base_weights(model).items()):
+    for name, weight in sorted(model.base_weights().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

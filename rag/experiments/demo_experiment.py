@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig, best_device
+from generator.configs import AdapterConfig, DecodingConfig
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.cpu_features import fast_bfloat16
@@ -107,18 +107,18 @@ class LabSettings:
             selector=SelectorConfig(
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
-            generation=DecodingConfig(max_new_tokens=24),
+            decoding=DecodingConfig(max_new_tokens=24),
             dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={
                 "rounds": self.rounds,
-                "num_permutations": self.num_permutations,
-                "proposals_per_sample": self.proposals_per_sample,
-                "replacement": self.proposals_per_sample == 1,
-                "learning_rate": self.learning_rate,
-                "selector_learning_rate": self.selector_learning_rate,
-                "gradient_accumulation_steps": self.gradient_accumulation_steps,
-                "selfaug_alpha": self.selfaug_alpha,
+                "e_step.num_permutations": self.num_permutations,
+                "e_step.proposals_per_sample": self.proposals_per_sample,
+                "e_step.replacement": self.proposals_per_sample == 1,
+                "m_step.learning_rate": self.learning_rate,
+                "m_step.selector_learning_rate": self.selector_learning_rate,
+                "m_step.gradient_accumulation_steps": self.gradient_accumulation_steps,
+                "selfaug.alpha": self.selfaug_alpha,
             },
             general_tasks=self.general_tasks,
             general_tasks_seed=self.seed,

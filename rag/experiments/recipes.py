@@ -41,14 +41,14 @@ class Recipe:
     label: str
     """For tables."""
     training: Mapping[str, Any] | None = None
-    """Fields of `DROConfig` that make the recipe; None: nothing is trained."""
+    """Settings of `DROConfig` that make the recipe, by their dotted names; None: nothing is trained."""
     selector: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `SelectorConfig` that make it."""
     reads_alone: bool = False
     """Each document is read alone: K is 1."""
     summed_documents: str = "few"
     """Where documents are read alone: "few", or "candidates", all that are retrieved."""
-    answering: str = PERMUTATION
+    answer_mode: str = PERMUTATION
     """As `rag.RAG` takes it."""
 
     @property
@@ -58,17 +58,15 @@ class Recipe:
 
 
 _TRAINED = {"train_selector": True, "train_generator": True}
-_RETRIEVED = {"train_selector": False, "refresh_index": False}  # order and encoder stay the retriever's
-_WHOLE = {"marginalization": "sequence"}
-# Single documents, all of them weighed; ess_floor is for drawn lists.
+_RETRIEVED = {"train_selector": False, "train_encoder": False}  # order and encoder stay the retriever's
+_WHOLE = {"e_step.marginalization": "sequence"}
+# Single documents, all of them weighed.
 _ALONE = {
     **_TRAINED,
     **_WHOLE,
-    "exact": True,
-    "likelihood": "sum",
-    "retriever_objective": "prior",
-    "ess_floor": 0.0,
-    "max_samples": None,
+    "e_step.exact": True,
+    "e_step.likelihood_exponent": 1.0,
+    "retriever_training.objective": "prior",
 }
 _BY_SCORES = {"use_prior": True, "use_language_model": False}
 _PRIOR = {"use_prior": True}  # without it, an untrained selector's order is the language model's
@@ -84,15 +82,12 @@ RECIPES: dict[str, Recipe] = {
                 **_RETRIEVED,
                 **_WHOLE,
                 "train_generator": True,
-                "exact": False,
-                "num_permutations": 1,
-                "max_samples": None,
-                "ess_floor": 0.0,
-                "proposal_temperature": _CERTAIN,
-                "guidance": 0.0,
-                "proposals_per_sample": 1,
-                "replacement": True,
-                "candidate_pool": None,
+                "e_step.exact": False,
+                "e_step.num_permutations": 1,
+                "e_step.proposal_temperature": _CERTAIN,
+                "e_step.proposals_per_sample": 1,
+                "e_step.replacement": True,
+                "e_step.candidate_pool": None,
             },
             selector=_PRIOR,
         ),
@@ -103,14 +98,14 @@ RECIPES: dict[str, Recipe] = {
             | {
                 "train_generator": False,
                 "train_retriever": True,
-                "retriever_objective": "lsr",
-                "refresh_index": False,
-                "supervised_epochs": 0,
+                "retriever_training.objective": "lsr",
+                "train_encoder": False,
+                "supervised.num_train_epochs": 0,
             },
             selector=_BY_SCORES,
             reads_alone=True,
             summed_documents="candidates",
-            answering="rag_token",
+            answer_mode="rag_token",
         ),
         Recipe(
             name="rag_sequence",
@@ -118,15 +113,15 @@ RECIPES: dict[str, Recipe] = {
             training=_ALONE,
             selector=_BY_SCORES,
             reads_alone=True,
-            answering="rag_sequence",
+            answer_mode="rag_sequence",
         ),
         Recipe(
             name="rag_token",
             label="RAG-Token (single documents, token by token)",
-            training=_ALONE | {"marginalization": "token"},
+            training=_ALONE | {"e_step.marginalization": "token"},
             selector=_BY_SCORES,
             reads_alone=True,
-            answering="rag_token",
+            answer_mode="rag_token",
         ),
         Recipe(
             name="dro_no_selector",
@@ -196,10 +191,10 @@ class Variant:
         """
         if self.recipe.training is None:
             return None
-        if self.selfaug and not shared.selfaug_alpha:
-            raise UsageError(f"{self.name!r} needs selfaug_alpha above 0; 0 came, which leaves SelfAug out.")
-        alpha = shared.selfaug_alpha if self.selfaug else 0.0
-        return replace(shared, **{"selfaug_alpha": alpha, **self.recipe.training})
+        if self.selfaug and not shared.selfaug.alpha:
+            raise UsageError(f"{self.name!r} needs selfaug.alpha above 0; got 0, which leaves SelfAug out.")
+        alpha = shared.selfaug.alpha if self.selfaug else 0.0
+        return shared.with_settings({"selfaug.alpha": alpha, **self.recipe.training})
 
     def selector(self, shared: SelectorConfig, documents: int) -> SelectorConfig:
         """Of its pipeline.

@@ -84,7 +84,7 @@ def retriever_recall(results: Sequence[RowResult]) -> dict[str, float | None]:
     """
     untrained = [r for recipe in (BASE, *UNMOVED) for r in results if r.recipe == recipe]
     metrics = untrained[0].evaluation.metrics if untrained else {}
-    return {f"recall_at_{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
+    return {f"retriever_recall@{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
 
 
 Pair = tuple[RowResult, RowResult, str]

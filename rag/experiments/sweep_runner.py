@@ -30,9 +30,8 @@ from typing import Any
 
 import torch
 
-from generator.chat import ChatConfig
-from generator.generator import DecodingConfig
-from generator.language_model import BASE, AdapterConfig, best_device
+from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+from generator.language_model import BASE, best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.dataclass_json import to_json_object
@@ -67,17 +66,20 @@ from rag.forgetting.general_tasks import GeneralTask, make_general_tasks
 from rag.forgetting.measurement import ModelScores, forgetting_table, measure_general_tasks, measure_model
 from rag.forgetting.retention_tasks import retention_tasks_of
 from rag.logs import set_up_logs
-from rag.pipeline import RAG, encoder_of
-from rag.report import with_rows, write_report
-from rag.report.sources import SECONDS_FILE, SWEEP_FILE, with_seconds
+from rag.model_loading import encoder_of
+from rag.pipeline import RAG
+from rag.report import with_evaluation_records, write_report
+from rag.report.result_files import SECONDS_FILE, SWEEP_FILE, with_seconds
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
 from retriever.selector import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
+from training.config import flatten
 from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
 from training.questions.loading import write_examples
+from training.trainer import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +89,16 @@ FORMAT_VERSION = 1
 RETENTION_FILE = "retention.json"
 SPLITS = ("train", "dev", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
-_OWN = ("output_dir", "seed", "resume", "ignore_identical_ids")
-_WHICH_ROWS = ("recipes", "selfaug", "seeds", "grid", "ours")
+_OWN = ("seed", "ignore_identical_ids")
+SHARED_DEFAULTS: dict[str, Any] = {
+    # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would only
+    # sharpen the prior until nothing else is ever drawn.
+    "supervised.num_train_epochs": 0,
+    "selfaug.permutations": "one",
+    "metric_for_best_model": "exact_match",
+}
+"""Settings of training in which a sweep differs from `DROConfig`'s defaults."""
+_WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +125,13 @@ class SweepSettings:
 
     recipes: tuple[str, ...] = tuple(RECIPES)
     """Names from `rag.experiments.recipes`; with `_selfaug` behind it a recipe has the SelfAug term."""
-    selfaug: bool = False
+    with_selfaug: bool = False
     """Also the SelfAug twin of each recipe whose generator learns."""
     seeds: tuple[int, ...] = (42,)
     """Of every draw and of the batches; one row for each."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Fields of `DROConfig` with the values to try: one row for each combination. A recipe that sets a field itself
-    keeps its own value, so that its rows for the values to try are the same."""
+    """Settings of `DROConfig` by their dotted names (`m_step.learning_rate`), with the values to try: one row for each
+    combination. A recipe that sets one itself keeps its own value, so that its rows for the values are the same."""
     ours: str = "auto"
     """Which of the recipes is held against every other; "auto": DRO with SelfAug, or without where that is not there,
     else the last."""
@@ -159,11 +169,11 @@ class SweepSettings:
     """n, K and decoding of every row that does not read documents alone."""
     documents: int | None = None
     """How many documents RAG-Sequence and RAG-Token sum over; None: K, and at least 3."""
-    generation: DecodingConfig = field(default_factory=DecodingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `DROConfig` that all rows share; `selfaug_alpha` is that of the rows with SelfAug."""
+    """Settings of `DROConfig` that all rows share, dotted or nested; `selfaug.alpha` is of the rows with SelfAug."""
     general_tasks: int = 48
     """General tasks of the tiny base model: this number after each round, twice as many at the end. 0: none."""
     general_tasks_seed: int = 42
@@ -195,20 +205,14 @@ class SweepSettings:
 
     @staticmethod
     def _check_fields(what: str, given: Mapping[str, Any]) -> None:
-        known = {f.name for f in fields(DROConfig)} - set(_OWN)
-        if unknown := sorted(set(given) - known):
-            raise UsageError(f"{what} must name settings of training, {sorted(known)}; {unknown} came.")
+        names = flatten(given)
+        DROConfig.check_names(names)
+        if own := sorted(set(names) & set(_OWN)):
+            raise UsageError(f"{what} must name settings that every row may share; got {own}, which the sweep sets.")
 
-    def shared_config(self, folder: Path, seed: int, changes: Mapping[str, Any]) -> DROConfig:
+    def shared_config(self, seed: int, changes: Mapping[str, Any]) -> DROConfig:
         """What the rows of one cell of the grid share."""
-        defaults = {
-            # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would
-            # only sharpen the prior until nothing else is ever drawn.
-            "supervised_epochs": 0,
-            "selfaug_rows": "one",
-            "metric_for_best_model": "exact_match",
-        }
-        return DROConfig(**{**defaults, **self.training, **changes, "output_dir": folder, "seed": seed})
+        return DROConfig().with_settings({**SHARED_DEFAULTS, **flatten(self.training), **changes, "seed": seed})
 
     def variants(self) -> dict[str, Variant]:
         """What is compared, by name: each once, under the first name that it was given.
@@ -217,7 +221,7 @@ class SweepSettings:
             UsageError: An unknown recipe, or SelfAug where nothing is trained that it could hold back.
         """
         found = [(name, Variant.of(name)) for name in self.recipes]
-        if self.selfaug:
+        if self.with_selfaug:
             found += [(twin.name, twin) for _, variant in found if (twin := variant.twin) is not None]
         first: dict[str, tuple[str, Variant]] = {}
         for name, variant in found:
@@ -241,7 +245,7 @@ class SweepSettings:
         ]
         unique = {row.name: row for row in rows}
         for row in unique.values():
-            row.variant.config(self.shared_config(Path("unused"), row.seed, row.changes))
+            row.variant.config(self.shared_config(row.seed, row.changes))
         return list(unique.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -254,7 +258,7 @@ class SweepSettings:
         data = _as_written_now(data)
         kinds = {
             "selector": SelectorConfig,
-            "generation": DecodingConfig,
+            "decoding": DecodingConfig,
             "adapter": AdapterConfig,
             "chat": ChatConfig,
         }
@@ -356,7 +360,7 @@ class Sweep:
         write_json(data, self.folder / SWEEP_FILE)
         write_json(seconds, self.folder / SECONDS_FILE)
         timed = with_seconds(data, seconds) | {"curves": {r.name: list(r.curve) for r in results if r.curve}}
-        write_report(with_rows(timed, self.folder), self.folder / "report.html")
+        write_report(with_evaluation_records(timed, self.folder), self.folder / "report.html")
         return timed
 
     def complete(self, questions: Mapping[str, list[QAExample]]) -> tuple[list[RowResult], list[dict[str, str]]]:
@@ -404,15 +408,17 @@ class Sweep:
         config = self.config(row)
         curve: list[dict[str, Any]] = []
         if config is not None:
+            run = self._file(row, "run")
             trainer = DROTrainer(
                 rag,
                 config,
-                questions["train"],
-                questions["dev"],
+                train_dataset=questions["train"],
+                eval_dataset=questions["dev"],
+                output_dir=run,
                 evaluate=evaluation_with_retention(self.tasks),
                 progress=self.progress,
             )
-            curve = trainer.train()
+            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file())
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         file = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
@@ -589,7 +595,7 @@ class Sweep:
             base=s.base,
             revision=s.revision,
             selector=row.variant.selector(s.selector, documents),
-            generation=s.generation,
+            decoding=s.decoding,
             adapter=s.adapter,
             chat=s.chat,
             dtype=s.dtype,
@@ -597,14 +603,12 @@ class Sweep:
             quantization=s.quantization,
             context_length=s.context_length,
             trust_remote_code=s.trust_remote_code,
-            answering=row.variant.recipe.answering,
+            answer_mode=row.variant.recipe.answer_mode,
         )
 
     def config(self, row: Row) -> DROConfig | None:
         """How the row is trained; None: not at all."""
-        folder = self._file(row, "run")
-        config = row.variant.config(self.settings.shared_config(folder, row.seed, row.changes))
-        return config and replace(config, resume=(folder / "run.json").is_file())
+        return row.variant.config(self.settings.shared_config(row.seed, row.changes))
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -648,7 +652,7 @@ class Sweep:
             file = self._file(row, name)
             # One that a kill cut off, or that is being written, is no evidence.
             with suppress(FileNotFoundError, json.JSONDecodeError):
-                found |= json.loads(file.read_text(encoding="utf-8")).get(key) or {}
+                found |= flatten(json.loads(file.read_text(encoding="utf-8")).get(key) or {})
         return found
 
     def folder_of(self, row: Row) -> Path:
@@ -699,7 +703,7 @@ def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
     parts = {
         "world": WorldSettings,
         "selector": SelectorConfig,
-        "generation": DecodingConfig,
+        "decoding": DecodingConfig,
         "adapter": AdapterConfig,
         "chat": ChatConfig,
     }
@@ -724,8 +728,8 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _comparable(config: DROConfig, row: Row) -> dict[str, Any]:
     """What a sweep asks of a row's training beside its recipe, as JSON has it."""
-    own = {*(row.variant.recipe.training or ()), "output_dir", "resume"}
-    return {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in own}
+    own = row.variant.recipe.training or ()
+    return {k: v for k, v in flatten(json.loads(json.dumps(config.to_dict(), default=str))).items() if k not in own}
 
 
 def _data_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from typing import Any
 
 from scipy import stats
 
+from generator.configs import ModelConfig
 from generator.generator import Generator
 from generator.language_model import BASE, LanguageModel
 from indexes.atomic_files import read_json
 from indexes.dataclass_json import from_json_object, to_json_object
 from indexes.errors import DataError, MismatchError, UsageError
+from rag.bundle import load_generator
 from rag.evaluation.evaluation_file import bundle_digest, describe_base, without_header, write_json
 from rag.evaluation.significance import holm
 from rag.forgetting.file_tasks import drifts
@@ -33,7 +35,7 @@ from rag.forgetting.retention_items import WHOLE
 from rag.forgetting.retention_task import Score
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.hub import bundle_folder
-from rag.pipeline import load_generator, load_language_model
+from rag.model_loading import load_language_model
 
 KIND = "forgetting"
 FORMAT_VERSION = 1
@@ -441,8 +443,9 @@ def _check_base(name: str, found: MeasuredBase, expected: MeasuredBase) -> None:
 
 
 def load_base(base: str | Path, **loading: Any) -> Generator:
-    """A base model: a Hub name, a folder, or "tiny"; other arguments as `LanguageModel.from_pretrained`."""
-    return Generator(load_language_model(base, **loading))
+    """A base model: a Hub id, a folder, or "tiny"; the rest as in `ModelConfig`, and `chat`."""
+    chat = loading.pop("chat", None)
+    return Generator(load_language_model(ModelConfig(name=str(base), **loading), chat=chat))
 
 
 # -- general tasks -------------------------------------------------------------------------------------------------

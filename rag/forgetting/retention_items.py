@@ -29,9 +29,10 @@ from typing import Any, Generic, TypeVar
 import regex
 
 from indexes.errors import DataError
-from indexes.records.formats import BrokenRow, Row, read_jsonl
-from indexes.records.question_files import check_unicode
-from indexes.records.whole_numbers import restored_rows
+from indexes.records.field_types import check_unicode
+from indexes.records.formats import read_json_lines
+from indexes.records.record import BrokenRecord, Record
+from indexes.records.whole_numbers import restore_whole_numbers
 from indexes.word_segmentation import UNSPACED
 from rag.metrics import normalize_answer
 
@@ -183,18 +184,19 @@ def _is_text_file(file: str | Path) -> bool:
 
 def _items(file: str | Path, content: Callable[[Mapping[str, Any], str], ItemType]) -> list[Item[ItemType]]:
     found = []
-    for row in _rows(file):
-        where = f"{file}:{row.place.number}"
-        found.append((where, content(row.fields, where), _groups(row.fields, where)))
+    for record in _records(file):
+        where = f"{file}:{record.place.number}"
+        found.append((where, content(record.fields, where), _groups(record.fields, where)))
     return _named(found, file)
 
 
-def _named(rows: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Path) -> list[Item[ItemType]]:
+def _named(records: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Path) -> list[Item[ItemType]]:
     """Sorted by their ids."""
-    if not rows:
+    if not records:
         raise DataError(f"{file}: a retention task must have at least one record; the file is empty. Check the path.")
     named = sorted(
-        ((_fingerprint(content, groups), where, content, groups) for where, content, groups in rows), key=lambda r: r[0]
+        ((_fingerprint(content, groups), where, content, groups) for where, content, groups in records),
+        key=lambda r: r[0],
     )
     seen: Counter[str] = Counter()
     items = []
@@ -210,15 +212,15 @@ def _fingerprint(content: Any, groups: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def _rows(file: str | Path) -> Iterator[Row]:
+def _records(file: str | Path) -> Iterator[Record]:
     path = Path(file)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"Retention tasks are JSON lines (or .txt for plain text); {path} {found}. Check the path.")
-    for row in restored_rows(lambda: read_jsonl(path, str(path)), ANSWER_FIELDS):
-        if isinstance(row, BrokenRow):
-            raise DataError(f"{row.place.source}:{row.place.number}: {row.error}") from row.error
-        yield row
+    for record in restore_whole_numbers(lambda: read_json_lines(path, str(path)), ANSWER_FIELDS):
+        if isinstance(record, BrokenRecord):
+            raise record.error
+        yield record
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:

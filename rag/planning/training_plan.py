@@ -70,8 +70,8 @@ NOT_MODELLED = (
     "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
-    "a selector that nobody taught (supervised_epochs: 0): its first draws ask no language model",
-    "questions that get more permutations (ess_floor), refresh_index, attention that is no SDPA",
+    "a selector without supervised warm-up (supervised.num_train_epochs: 0): its first draws run no language model",
+    "train_encoder, attention that is no SDPA",
 )
 
 
@@ -130,7 +130,7 @@ class Job:
     @property
     def drawn(self) -> Question:
         """The same with all permutations that the selector draws and learns from."""
-        times = 1 if self.config.exact else self.config.proposals_per_sample
+        times = 1 if self.config.e_step.exact else self.config.e_step.proposals_per_sample
         possible = math.perm(self.selector.num_candidates, self.selector.num_selected)
         return replace(self.question, num_permutations=min(self.question.num_permutations * times, possible))
 
@@ -142,20 +142,21 @@ class Job:
     @property
     def hears_alone(self) -> bool:
         """Whether candidates are read alone."""
-        return not self.config.exact and (self.config.proposals_per_sample > 1 or self.config.guidance > 0)
+        return not self.config.e_step.exact and self.config.e_step.proposals_per_sample > 1
 
     @property
     def rows(self) -> int:
         """Generator rows of one micro-batch."""
         m = self.question.num_permutations
-        parts = math.ceil(m / self.config.rows_per_micro_batch) if self.config.rows_per_micro_batch else 1
-        return math.ceil(m / parts) * self.config.per_device_train_batch_size
+        most = self.config.m_step.sequences_per_micro_batch
+        parts = math.ceil(m / most) if most else 1
+        return math.ceil(m / parts) * self.config.m_step.per_device_train_batch_size
 
     def aligned(self, rows: int, questions: int) -> int:
         """How many of the rows of so many questions SelfAug runs on."""
-        if not self.config.selfaug_alpha:
+        if not self.config.selfaug.alpha:
             return 0
-        return rows if self.config.selfaug_rows == "all" else min(rows, questions)
+        return rows if self.config.selfaug.permutations == "all" else min(rows, questions)
 
     @property
     def roles(self) -> int:
@@ -166,7 +167,7 @@ class Job:
 def mean_question(selector: SelectorConfig, config: DROConfig, texts: Texts, context: int) -> tuple[Question, int]:
     """The mean question under the default prompts, and the tokens of an answer row with one passage."""
     n, K = selector.num_candidates, selector.num_selected
-    scored = math.perm(n, K) if config.exact else config.num_permutations
+    scored = math.perm(n, K) if config.e_step.exact else config.e_step.num_permutations
     prompt = min(_tokens(RANKING_TEMPLATE, n, texts), context)
     row, alone = (min(_tokens(ANSWER_TEMPLATE, k, texts) + texts.answer_tokens, context) for k in (K, 1))
     return Question(n, K, scored, prompt, row, texts.answer_tokens), alone
@@ -404,18 +405,19 @@ def _encoding(job: Job) -> Step:
 
 
 def _warm_up(job: Job) -> list[Step]:
-    if not job.config.supervised_epochs:
+    if not job.config.supervised.num_train_epochs:
         return []
-    one = replace(job.config, num_permutations=1, proposals_per_sample=1, exact=False, ess_floor=0.0, max_samples=None)
+    single = {"e_step.num_permutations": 1, "e_step.proposals_per_sample": 1, "e_step.exact": False}
+    one = job.config.with_settings(single | {"e_step.marginalization": "sequence"})
     taught = _learning(replace(job, config=one, question=replace(job.question, num_permutations=1)))
     body, head = sum(s.body for s in taught), sum(s.head for s in taught)
     memory = max((s.memory for s in taught), key=lambda phase: phase.peak)
-    return [Step("warm-up", job.config.supervised_epochs, body, head, memory, learning=True)]
+    return [Step("warm-up", job.config.supervised.num_train_epochs, body, head, memory, learning=True)]
 
 
 def _round(job: Job) -> list[Step]:
     shape, precision, rounds = job.shape, PRECISIONS[job.dtype], job.config.rounds
-    together = job.config.e_step_batch_size
+    together = job.config.e_step.batch_size
     found = [
         _step(
             job,
@@ -431,11 +433,9 @@ def _round(job: Job) -> list[Step]:
 
 
 def _drawing_flops(shape: ModelShape, job: Job) -> int:
-    if job.config.exact:
+    if job.config.e_step.exact:
         return m_selector_flops(shape, job.drawn, decoding=job.selector.decoding) // 2
-    # Ids drawn ahead are read once, when the permutations are whole.
-    anew = not job.config.replacement and job.config.proposal == "selector"
-    return e_sample_flops(shape, job.drawn, decoding=job.selector.decoding, replacement=not anew)
+    return e_sample_flops(shape, job.drawn, decoding=job.selector.decoding, replacement=job.config.e_step.replacement)
 
 
 def _scoring(job: Job, name: str, q: Question, together: int) -> Step:
@@ -446,8 +446,8 @@ def _scoring(job: Job, name: str, q: Question, together: int) -> Step:
 def _learning(job: Job, rounds: int = 1) -> list[Step]:
     """The M-step's phases, with one more forward pass where activations are computed again."""
     config, drawn, q = job.config, job.drawn, job.question
-    precision, checkpointing = PRECISIONS[job.dtype], config.gradient_checkpointing
-    often, size, found = rounds * config.num_train_epochs, config.per_device_train_batch_size, []
+    precision, checkpointing = PRECISIONS[job.dtype], config.m_step.gradient_checkpointing
+    often, size, found = rounds * config.m_step.num_train_epochs, config.m_step.per_device_train_batch_size, []
     if config.train_selector:
         memory = m_selector_bytes(
             job.shape, precision, drawn, questions=size, checkpointing=checkpointing, decoding=job.selector.decoding
@@ -460,7 +460,7 @@ def _learning(job: Job, rounds: int = 1) -> list[Step]:
             q,
             rows=job.rows,
             aligned_rows=job.aligned(job.rows, size),
-            chunk=config.selfaug_chunk_tokens,
+            chunk=config.selfaug.chunk_tokens,
             checkpointing=checkpointing,
             stored_attention=_stores_attention(job),
             cuda=job.device.startswith("cuda"),
@@ -490,7 +490,7 @@ def _generator_flops(shape: ModelShape, job: Job) -> int:
 
 
 def _again(shape: ModelShape, job: Job, rows: Sequence[int]) -> int:
-    return forward_flops(shape, sum(rows), causal_pairs(rows)) if job.config.gradient_checkpointing else 0
+    return forward_flops(shape, sum(rows), causal_pairs(rows)) if job.config.m_step.gradient_checkpointing else 0
 
 
 def _evaluation(job: Job) -> list[Step]:
@@ -504,7 +504,7 @@ def _evaluation(job: Job) -> list[Step]:
     def flops(shape: ModelShape) -> int:
         return e_sample_flops(shape, one, decoding=job.selector.decoding) + e_score_flops(shape, one)
 
-    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, rows=job.config.e_step_batch_size)
+    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, rows=job.config.e_step.batch_size)
     return [_step(job, "evaluation", job.config.rounds + 1, flops, memory, questions=job.texts.eval_questions)]
 
 
@@ -567,19 +567,19 @@ def peaks(job: Job, process: int) -> dict[str, int]:
 
 def changes(job: Job) -> list[tuple[str, Job]]:
     """What lowers the peak, cheapest first, each on top of those before."""
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        ("selfaug_chunk_tokens: 64", {"selfaug_chunk_tokens": 64}),
-        ("per_device_train_batch_size: 1", {"per_device_train_batch_size": 1}),
-        ("gradient_checkpointing: true", {"gradient_checkpointing": True}),
-        ("selfaug_rows: one", {"selfaug_rows": "one"}),
-        ("rows_per_micro_batch: 1", {"rows_per_micro_batch": 1}),
-        ("e_step_batch_size: 1", {"e_step_batch_size": 1}),
-    ]
+    wanted: dict[str, Any] = {
+        "selfaug.chunk_tokens": 64,
+        "m_step.per_device_train_batch_size": 1,
+        "m_step.gradient_checkpointing": True,
+        "selfaug.permutations": "one",
+        "m_step.sequences_per_micro_batch": 1,
+        "e_step.batch_size": 1,
+    }
     found = []
-    for name, settings in wanted:
-        if any(getattr(job.config, key) != value for key, value in settings.items()):
-            job = replace(job, config=replace(job.config, **settings))
-            found.append((name, job))
+    for name, value in wanted.items():
+        if job.config.get(name) != value:
+            job = replace(job, config=job.config.with_settings({name: value}))
+            found.append((f"{name}: {str(value).lower()}", job))
     if job.dtype in ("float32", "mixed"):
         job = replace(job, dtype="bfloat16")
         found.append(("dtype: bfloat16", job))

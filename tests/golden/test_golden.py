@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
+from tiny_models import EXAMPLES_FOR_WORKERS, byte_tokenizer, tiny_encoder, tiny_model
 
 from generator import language_model
-from generator.generator import DecodingConfig
-from generator.language_model import AdapterConfig
+from generator.configs import AdapterConfig, DecodingConfig
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
@@ -90,14 +89,14 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
         device="cpu",
         selector=SelectorConfig(num_candidates=6, num_selected=2),
         documents=4,
-        generation=DecodingConfig(max_new_tokens=3),
+        decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=2, lora_alpha=4),
         training={
             "rounds": 2,
-            "num_permutations": 2,
-            "learning_rate": 1e-3,
-            "gradient_accumulation_steps": 2,
-            "fit_prior_weights": False,
+            "e_step.num_permutations": 2,
+            "m_step.learning_rate": 1e-3,
+            "m_step.gradient_accumulation_steps": 2,
+            "m_step.fit_prior_weights": False,
         },
         general_tasks=2,
         answerable_only=False,

@@ -37,7 +37,7 @@ def why_too_long(question: str, selector: Selector, generator: Generator, *, lea
         generator: Who reads the K selected passages.
         learning: Whether the selector learns, so that it will read prompts even if it reads none now.
     """
-    found = selector.why_too_long(question) if selector.reads_prompts(learning=learning) else None
+    found = selector.why_too_long(question, learning=learning)
     return found or generator.why_too_long(question, selector.config.num_selected)
 
 
@@ -58,12 +58,11 @@ def that_fit_with_answers(
     A question without any answer that fits does not fit itself; arguments as `why_too_long`.
     """
     k = selector.config.num_selected
-    reads = selector.reads_prompts(learning=learning)
     kept = [
         replace(e, golden_answers=tuple(a for a in e.golden_answers if generator.fits(e.question, a, k)))
         for e in examples
     ]
-    ranked = [selector.why_too_long(e.question) if reads else None for e in kept]
+    ranked = [selector.why_too_long(e.question, learning=learning) for e in kept]
     answered = [None if e.golden_answers else f"no answer of it has room in a row of {k} passages" for e in kept]
     return split_by_length(kept, [one or other for one, other in zip(ranked, answered, strict=True)])
 

@@ -1,0 +1,1 @@
+"""Parts of a page that several kinds of pages share: tables and lists of questions."""

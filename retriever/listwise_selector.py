@@ -1,0 +1,523 @@
+"""The selector `p_s(z | x)` of DRO (arXiv 2505.03075): a distribution over ordered K-subsets of the candidates.
+
+A list-wise language model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is
+never free text: at each step only the n single-token identifiers are scored, used ones are masked, and the
+separators are forced. So no reply is malformed and log p_s is exact.
+
+The data's way: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
+or K-1 further steps on the shared prompt (`autoregressive`) -> `retriever.permutations`.
+
+Legend: B questions, m permutations each, n candidates, K selected, P prompt width, H hidden size,
+S tokens that follow one choice (its id and the separator).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from generator.language_model import LanguageModel
+from generator.padding import Branches, pad_right
+from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
+from indexes.batching import token_budget_batches
+from indexes.errors import UsageError
+from retriever.dense import Candidates, Retriever
+from retriever.drawing import (
+    Draws,
+    Greedy,
+    IndependentDraws,
+    Policy,
+    StepLogits,
+    StochasticBeams,
+    draw,
+    padded,
+)
+from retriever.permutations import Permutations, Proposal, sequential_log_prob
+from retriever.selector import ROLE, SamplingConfig, Selector, SelectorConfig, standardise
+
+
+class RetrieverPrior(nn.Module):
+    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r, pooled.
+
+    Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
+    retriever's order exactly, whatever the base model would have said; log-linear pooling then moves weight to the
+    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question,
+    which makes the start independent of the encoder's scale.
+    """
+
+    def __init__(self, strength: float = 1.0) -> None:
+        super().__init__()
+        # One-element vectors, not scalars: FSDP cannot shard a scalar.
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.strength = nn.Parameter(torch.tensor([float(strength)]))
+
+    def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
+        """Pooled logits, any common shape `[..., n]`."""
+        return self.gate * lm_logits + self.strength * standardised
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Several questions' ranking prompts, padded to common sizes."""
+
+    prompt_ids_BP: Tensor
+    prompt_lengths_B: Tensor
+    absent_Bn: Tensor
+    """True where a question has fewer than n candidates."""
+    prior_Bn: Tensor
+    """Standardised retriever scores, 0 where absent."""
+    tokens: int
+    """Of all prompts together."""
+
+
+class ListwiseSelector(Selector):
+    """A list-wise language model that names K of n candidates, pooled with the retriever's scores.
+
+    Args:
+        language_model: The model; the adapter `"selector"` ranks.
+        retriever: Whose scores form the prior.
+        prompt: The ranking prompt.
+        config: Sizes and decoding.
+        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+
+    Raises:
+        UsageError: The tokenizer has no single tokens for so many identifiers, or the configuration has `options`.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        retriever: Retriever,
+        *,
+        prompt: RankingPrompt | None = None,
+        config: SelectorConfig | None = None,
+        max_tokens_per_batch: int = 16384,
+    ) -> None:
+        super().__init__(
+            language_model, retriever, prompt=prompt, config=config, max_tokens_per_batch=max_tokens_per_batch
+        )
+        if self.config.options:
+            raise UsageError(f"The list-wise selector has no further options, got {sorted(self.config.options)}.")
+        self.prior = RetrieverPrior(self.config.prior_strength).to(language_model.device)
+        self.modules["prior"] = self.prior
+        self.identifiers = Identifiers.for_tokenizer(
+            language_model.tokenizer,
+            self.config.num_candidates,
+            style=self.config.identifiers,
+            chat=language_model.chat,
+        )
+        # Between two choices of a reply; after the last of its tokens the next identifier is due.
+        self.separator_ids = encode_without_special_tokens(
+            language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
+        )
+
+    # -- what callers use --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
+        """The mode by greedy steps: one permutation per question."""
+        return self._in_batches(candidates, 1, lambda batch, _: self._draw(batch, 1, Proposal(), Greedy()))
+
+    @torch.no_grad()
+    def propose(
+        self,
+        candidates: Sequence[Candidates],
+        sampling: SamplingConfig,
+        *,
+        guides: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Permutations]:
+        """Draws from the selector tempered by `sampling.temperature`; arguments and result as `Selector.propose`.
+
+        Raises:
+            UsageError: `sampling.decoding` is neither the selector's own nor "single_pass".
+        """
+        if sampling.decoding not in (None, "single_pass", self.config.decoding):
+            raise UsageError(
+                f"decoding must be 'single_pass' or the selector's own, {self.config.decoding!r}, "
+                f"got {sampling.decoding!r}."
+            )
+        m, draft = sampling.num_permutations, sampling.decoding == "single_pass" != self.config.decoding
+        make_policy = IndependentDraws if sampling.replacement else StochasticBeams
+
+        def draw_batch(batch: _Batch, rows: list[int]) -> list[Permutations]:
+            guide_Bn = None if guides is None else padded([guides[i] for i in rows], batch.absent_Bn)
+            proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
+            return self._draw(batch, m, proposal, make_policy(generator), draft=draft)
+
+        return self._in_batches(candidates, make_policy(generator).num_nodes(m), draw_batch)
+
+    def _draw(
+        self, batch: _Batch, m: int, proposal: Proposal, policy: Policy, *, draft: bool = False
+    ) -> list[Permutations]:
+        """One prefill, then K masked choices for all permutations at once; `draft` makes them by the first logits."""
+        steps = _ListwiseSteps(self, batch, policy.num_nodes(m), draft=draft)
+        draws = draw(steps, self.config.num_selected, m, proposal, policy)
+        return policy.permutations(steps.rescored(draws) if draft else draws)
+
+    def log_prob(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> list[Tensor]:
+        """Log p_s of given permutations with gradient, per question `[m_b]`; arguments as `Selector.log_prob`.
+
+        A question's prompt is read once, with all its replies behind it; a block mask and positions that restart after
+        the prompt make that equal to m separate rows.
+        """
+        with self.language_model.use(ROLE):
+            batch = self._batch(candidates, self._prompts(candidates), teach_retriever=teach_retriever)
+            m = max(len(z) for z in permutations)
+            z_BmK = torch.stack([torch.cat([z, z[:1].expand(m - len(z), -1)]) for z in permutations])
+            z_BmK = z_BmK.to(self.language_model.device)
+            log_p_Bm = _log_prob_along(batch, self._teacher_forced_logits(batch, z_BmK), z_BmK)
+        return [log_p_m[: len(z)] for log_p_m, z in zip(log_p_Bm, permutations, strict=True)]
+
+    @property
+    def prior_weights(self) -> dict[str, nn.Parameter]:
+        """`gate` of the language model's logits and `strength` of the standardised retriever scores."""
+        return {"gate": self.prior.gate, "strength": self.prior.strength}
+
+    @torch.no_grad()
+    def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:
+        """Id logits of the language model `[m, K, n]` and standardised retriever scores `[1, 1, n]`, on the CPU.
+
+        Empty where only one of the two is used: then there is nothing to weigh.
+        """
+        if not (self.config.use_prior and self.config.use_language_model):
+            return {}
+        lm_mKn = permutations.lm_logits_mKn
+        if lm_mKn is None:
+            with self.language_model.use(ROLE):
+                batch = self._batch([candidates], [self.prompt_ids(candidates)])
+                lm_mKn = self._lm_logits(batch, permutations.z_mK[None].to(self.language_model.device))[0].float().cpu()
+        prior_n = self.prior_scores(candidates).float().cpu()
+        return {"gate": lm_mKn[..., : len(candidates)], "strength": prior_n[None, None, :]}
+
+    @property
+    def uses_retriever_scores(self) -> bool:
+        """Whether the retriever prior is part of the logits."""
+        return self.config.use_prior
+
+    def retriever_logits(self, scores_n: Tensor) -> Tensor:
+        """The prior's part of the logits `[n]`, at its present strength, without gradient to that."""
+        strength = self.prior.strength.detach()
+        return strength * standardise(scores_n).to(strength.device)
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Let the prior weights learn, as far as they are used."""
+        self.prior.requires_grad_(trainable and self.config.use_prior)
+        self.prior.gate.requires_grad_(self.prior.gate.requires_grad and self.config.use_language_model)
+
+    # -- prompts -----------------------------------------------------------------------------------------------
+
+    @property
+    def _reply_tokens(self) -> int:
+        """Tokens that the reply adds to the prompt: K-1 choices, each with its separator."""
+        if self.config.decoding == "single_pass":
+            return 0
+        return (self.config.num_selected - 1) * (1 + len(self.separator_ids))
+
+    def prompt_ids(self, candidates: Candidates) -> list[int]:
+        """Ranking prompt of one question, passages cut so that prompt and reply fit the context."""
+        self._check_count(candidates)
+        return self.prompt.encode(
+            self.language_model.tokenizer,
+            candidates.question,
+            candidates.passages,
+            self.identifiers,
+            max_tokens=self._room,
+            chat=self.language_model.chat,
+        )
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a ranking prompt may have."""
+        return self.language_model.context_length - self._reply_tokens
+
+    def reads_prompts(self, *, learning: bool = False) -> bool:
+        """Whether the language model reads ranking prompts: now, or once the gate has moved, where it is `learning`."""
+        with torch.no_grad():
+            return self.config.use_language_model and (learning or not self._skips_lm())
+
+    def prompts(self, candidates: Candidates) -> list[list[int]]:
+        """The one ranking prompt."""
+        return [self.prompt_ids(candidates)]
+
+    def why_too_long(self, question: str, *, learning: bool = False) -> str | None:
+        """Why a question is too long for a ranking prompt whose passages are cut to nothing; None where it fits.
+
+        Also None where no ranking prompt is read, as the gate of the language model is 0 and nothing is `learning`.
+        """
+        if not self.reads_prompts(learning=learning):
+            return None
+        model = self.language_model
+        n = min(self.config.num_candidates, self.retriever.index.manifest.passages)
+        needed = self.prompt.least_tokens(model.tokenizer, question, self.identifiers, n, chat=model.chat)
+        if needed <= self._room:
+            return None
+        return (
+            f"its ranking prompt with {n} passages must fit into {self._room} tokens ({self._reply_tokens} more are "
+            f"for the reply) and takes {needed}"
+        )
+
+    def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
+        """Ranking prompts, or one token each where nobody will read them."""
+        if not self._skips_lm():
+            return [self.prompt_ids(c) for c in candidates]
+        for one in candidates:
+            self._check_count(one)
+        return [[self.language_model.end_of_answer_id] for _ in candidates]
+
+    def check(self, candidates: Candidates, *, learning: bool = False) -> None:
+        """Refuse candidates from which this selector cannot select; raises as `Selector.check`."""
+        self._check_count(candidates)
+        if self.reads_prompts(learning=learning):
+            self.prompt_ids(candidates)
+
+    def _check_count(self, candidates: Candidates) -> None:
+        super().check(candidates)
+        if (n := len(candidates)) > len(self.identifiers.names):
+            raise UsageError(
+                f"At most num_candidates={len(self.identifiers.names)} candidates can have identifiers, got {n}. "
+                "Raise num_candidates or hand over fewer."
+            )
+
+    def _batch(
+        self, candidates: Sequence[Candidates], prompts: Sequence[list[int]], *, teach_retriever: bool = True
+    ) -> _Batch:
+        model = self.language_model
+        prompt_ids_BP, lengths_B = pad_right(list(prompts), model.end_of_answer_id, model.device)
+        n = max(len(c) for c in candidates)
+        absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
+        prior_Bn = torch.stack([self._padded_prior(c, n, teach_retriever) for c in candidates])
+        return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn, sum(map(len, prompts)))
+
+    def _padded_prior(self, candidates: Candidates, n: int, teach_retriever: bool) -> Tensor:
+        scores_n = self.prior_scores(candidates, teach_retriever=teach_retriever)
+        return nn.functional.pad(scores_n, (0, n - len(candidates)))
+
+    def _combine(self, lm_logits: Tensor, prior: Tensor) -> Tensor:
+        return self.prior(lm_logits, prior) if self.config.use_prior else lm_logits
+
+    def _skips_lm(self) -> bool:
+        """Whether the language model need not be asked: its logits would be multiplied by a gate of 0."""
+        if not self.config.use_language_model:
+            return True
+        learning = torch.is_grad_enabled() and self.prior.gate.requires_grad
+        return self.config.use_prior and not learning and not self.prior.gate.any()
+
+    def _id_logits(self, hidden: Tensor, n: int) -> Tensor:
+        ids_n = torch.tensor(self.identifiers.token_ids[:n], device=hidden.device)
+        return self.language_model.logits_for_positions(hidden, ids_n)
+
+    # -- log p_s of given permutations (E-step scoring, M-step) ------------------------------------------------
+
+    def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
+        """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
+        prior_B11n = batch.prior_Bn[:, None, None, :]
+        if self._skips_lm():
+            lm_BmKn = torch.zeros_like(prior_B11n).expand(*z_BmK.shape, -1)
+        else:
+            lm_BmKn = self._lm_logits(batch, z_BmK)
+        return self._combine(lm_BmKn, prior_B11n)
+
+    def _lm_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
+        """The same, of the language model alone."""
+        B, m, K = z_BmK.shape
+        n = batch.absent_Bn.shape[1]
+        steps = 0 if self.config.decoding == "single_pass" else K - 1
+        hidden_first_BH, hidden_later_BmkH = self._hidden_of_replies(batch, z_BmK[..., :steps])
+        first_Bn = self._id_logits(hidden_first_BH, n)[:, None, None, :].expand(B, m, 1, n)
+        if self.config.decoding == "single_pass":
+            return first_Bn.expand(B, m, K, n)
+        return torch.cat([first_Bn, self._id_logits(hidden_later_BmkH, n)], dim=2)
+
+    def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
+        B, m, k = chosen_Bmk.shape
+        if k and not self.language_model.reads_branches:
+            return self._hidden_of_prompt(batch, None), self._hidden_in_rows(batch, chosen_Bmk)
+        if self.language_model.is_checkpointing and torch.is_grad_enabled():
+            return self._hidden_in_one_pass(batch, chosen_Bmk)
+        cache = self.language_model.new_cache() if k else None
+        first_BH = self._hidden_of_prompt(batch, cache)
+        if cache is None:
+            return first_BH, first_BH.new_zeros(B, m, 0, first_BH.shape[-1])
+        none = Branches.of(m, 0, 0, self.language_model.device)
+        later_BmkH, _ = self._hidden_of_choices(batch, chosen_Bmk, none, cache)
+        return first_BH, later_BmkH
+
+    def _hidden_of_prompt(self, batch: _Batch, cache: Cache | None) -> Tensor:
+        """Hidden state `[B, H]` at the end of each prompt.
+
+        Prompts are padded on the right, where no real token looks: causal attention needs no mask, and without one
+        its kernels skip what lies above the diagonal.
+        """
+        self.language_model.tokens_read += batch.tokens
+        hidden_BPH = self.language_model.hidden(batch.prompt_ids_BP, None, cache=cache)
+        return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
+
+    def _hidden_of_choices(
+        self, batch: _Batch, chosen_Bmk: Tensor, read: Branches, cache: Cache
+    ) -> tuple[Tensor, Branches]:
+        """Hidden states `[B, m, k, H]` after k more choices of each reply, and what of the replies is read by then."""
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        ids_BmkS = self._reply_ids(chosen_Bmk)
+        P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
+        tokens = Branches.of(m, len(read.depth) // m, k * S, model.device)
+        read = read.followed_by(tokens)
+        model.tokens_read += ids_BmkS.numel()
+        hidden_BTH = model.hidden(
+            ids_BmkS.reshape(B, m * k * S),
+            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, read),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+            cache=cache,
+        )
+        return hidden_BTH.reshape(B, m, k, S, -1)[..., -1, :], read
+
+    def _hidden_in_one_pass(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with prompt and replies in one row, because gradient checkpointing leaves no cache to read from."""
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
+        model.tokens_read += batch.tokens + B * m * k * S
+        replies = Branches.of(m, 0, k * S, model.device)
+        tokens = Branches.prompt(P, model.device).followed_by(replies)
+        hidden_BTH = model.hidden(
+            torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
+            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, replies),
+            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
+        )
+        first_BH = hidden_BTH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
+        later_BmkH = hidden_BTH[:, P:].reshape(B, m, k, S, hidden_BTH.shape[-1])[..., -1, :]
+        return first_BH, later_BmkH
+
+    def _hidden_in_rows(self, batch: _Batch, chosen_Bmk: Tensor) -> Tensor:
+        """Hidden states `[B, m, k, H]` after k choices, each reply in a row of its own behind its prompt.
+
+        For models whose layers keep a state or make masks of their own, so that one prompt cannot serve several
+        replies: the same probabilities, at the price of reading the prompt m times.
+        """
+        model = self.language_model
+        B, m, k = chosen_Bmk.shape
+        ids_BmkS = self._reply_ids(chosen_Bmk)
+        replies = ids_BmkS.reshape(B * m, -1).tolist()
+        prompts = [
+            ids[:n] for ids, n in zip(batch.prompt_ids_BP.tolist(), batch.prompt_lengths_B.tolist(), strict=True)
+        ]
+        rows = [prompts[i // m] + reply for i, reply in enumerate(replies)]
+        ends_k = torch.arange(k, 0, -1, device=model.device) * ids_BmkS.shape[-1] - ids_BmkS.shape[-1] + 1
+        found: dict[int, Tensor] = {}
+        for numbers in token_budget_batches([len(row) for row in rows], self.max_tokens_per_batch):
+            ids_RT, lengths_R = pad_right([rows[i] for i in numbers], model.end_of_answer_id, model.device)
+            model.tokens_read += sum(len(rows[i]) for i in numbers)
+            hidden_RTH = model.hidden(ids_RT, None)
+            at_Rk = lengths_R[:, None] - ends_k
+            found |= dict(zip(numbers, hidden_RTH[torch.arange(len(numbers))[:, None], at_Rk], strict=True))
+        return torch.stack([found[i] for i in range(B * m)]).reshape(B, m, k, -1)
+
+    def _reply_ids(self, chosen_Bmk: Tensor) -> Tensor:
+        """Token ids `[B, m, k, S]`: the id of each choice, then the separator that asks for the next."""
+        device = chosen_Bmk.device
+        id_tokens_n = torch.tensor(self.identifiers.token_ids, device=device)
+        separator_s = torch.tensor(self.separator_ids, device=device).expand(*chosen_Bmk.shape, -1)
+        return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
+
+    def _in_batches(
+        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch, list[int]], list[Permutations]]
+    ) -> list[Permutations]:
+        """What `draw` makes of batches of questions (with their numbers), with room for m replies each, in order."""
+        prompts = self._prompts(candidates)
+        lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
+        drawn: dict[int, Permutations] = {}
+        with self.language_model.use(ROLE):
+            for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
+                batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
+                drawn |= dict(zip(rows, draw(batch, rows), strict=True))
+        return [drawn[i] for i in range(len(candidates))]
+
+
+def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor:
+    """Log-probability `[B, m]` of permutations with these pooled logits at every step."""
+    B, m, K, n = logits_BmKn.shape
+    absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
+    return sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
+
+
+class _ListwiseSteps(StepLogits):
+    """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
+
+    Where the language model is switched off it is not asked. With `draft` the logits of every step are the first ones,
+    and `rescored` computes afterwards what they should have been.
+
+    Args:
+        selector: Whose prompts are read.
+        batch: The questions.
+        b: Nodes of each question.
+        draft: Whether the permutations are drawn from the first logits alone.
+    """
+
+    def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int, *, draft: bool = False) -> None:
+        super().__init__(batch.absent_Bn)
+        self._selector, self._batch, self._b, self._draft = selector, batch, b, draft
+        self._skips_lm = selector._skips_lm()
+        self._one_pass = self._skips_lm or selector.config.decoding == "single_pass"
+        shared = selector.language_model.reads_branches and not self._one_pass
+        self._cache = selector.language_model.new_cache() if shared else None
+        self._read = Branches.of(b, 0, 0, selector.language_model.device)
+        self._first_Bbn = None if self._skips_lm else self._after_prompt()[:, None].expand(-1, b, -1)
+
+    def _after_prompt(self) -> Tensor:
+        hidden_BH = self._selector._hidden_of_prompt(self._batch, self._cache)
+        return self._selector._id_logits(hidden_BH, self._batch.absent_Bn.shape[1])
+
+    def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
+        """As `StepLogits.lm_logits`; from the cache, where the model can read several replies behind one prompt."""
+        if not z_Bbk.shape[-1] or self._one_pass or self._draft:
+            return self._first_Bbn
+        if self._cache is None:
+            return self._in_rows(z_Bbk)[:, :, -1]
+        if continues:
+            return self._step(z_Bbk[..., -1:], self._cache)[:, :, -1]
+        # Beams change their parents, and a reply is short compared with the prompt: it is read again.
+        if read := len(self._read.depth):
+            self._cache.crop(-read)
+        self._read = Branches.of(self._b, 0, 0, self._selector.language_model.device)
+        return self._step(z_Bbk, self._cache)[:, :, -1]
+
+    def logits(self, lm_Bbn: Tensor | None) -> Tensor:
+        """The logits of the language model combined with the retriever prior."""
+        lm_logits = torch.zeros_like(self._batch.prior_Bn)[:, None] if lm_Bbn is None else lm_Bbn
+        return self._selector._combine(lm_logits, self._batch.prior_Bn[:, None])
+
+    def rescored(self, draws: Draws) -> Draws:
+        """Draws from the first logits with their true log p_s, by one further pass over whole permutations."""
+        z_BbK, prior_B11n = draws.z_BbK.to(self._batch.absent_Bn.device), self._batch.prior_Bn[:, None, None, :]
+        lm_BbKn = self._lm_logits_along(z_BbK)
+        known = torch.zeros_like(prior_B11n).expand(*z_BbK.shape, -1) if lm_BbKn is None else lm_BbKn
+        log_p_Bb = _log_prob_along(self._batch, self._selector._combine(known, prior_B11n), z_BbK).cpu()
+        return replace(draws, log_p_Bb=log_p_Bb, lm_BbKn=None if lm_BbKn is None else lm_BbKn.float().cpu())
+
+    def _lm_logits_along(self, z_BbK: Tensor) -> Tensor | None:
+        """Id logits `[B, b, K, n]` at every step of whole permutations, none of which was read before."""
+        if self._first_Bbn is None:
+            return None
+        first_Bb1n, K = self._first_Bbn.unsqueeze(2), z_BbK.shape[-1]
+        if self._one_pass:
+            return first_Bb1n.expand(-1, -1, K, -1)
+        if K == 1:
+            return first_Bb1n
+        later = self._in_rows(z_BbK[..., :-1]) if self._cache is None else self._step(z_BbK[..., :-1], self._cache)
+        return torch.cat([first_Bb1n, later], dim=2)
+
+    def _in_rows(self, chosen_Bbk: Tensor) -> Tensor:
+        """Id logits `[B, b, k, n]` after each of all k choices so far, each reply in a sequence of its own."""
+        hidden_BbkH = self._selector._hidden_in_rows(self._batch, chosen_Bbk)
+        return self._selector._id_logits(hidden_BbkH, self._batch.absent_Bn.shape[1])
+
+    def _step(self, chosen_Bbk: Tensor, cache: Cache) -> Tensor:
+        """Id logits `[B, b, k, n]` after each of k more choices."""
+        hidden_BbkH, self._read = self._selector._hidden_of_choices(self._batch, chosen_Bbk, self._read, cache)
+        return self._selector._id_logits(hidden_BbkH, self._batch.absent_Bn.shape[1])

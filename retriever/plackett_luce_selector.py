@@ -1,0 +1,93 @@
+"""The base of selectors that give every candidate one logit, whatever was chosen before it.
+
+    p(z | x) = prod_k exp(s_{z_k}) / sum_{i not in z_<k} exp(s_i)          (Plackett-Luce)
+
+One pass gives the probability of every permutation; a subclass says only what the logits are.
+
+Legend: B questions, b partial permutations each, n candidates, K selected, k of them chosen so far.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from retriever.dense import Candidates
+from retriever.drawing import Greedy, IndependentDraws, Policy, StepLogits, StochasticBeams, draw, padded
+from retriever.permutations import Permutations, Proposal, plackett_luce_log_prob
+from retriever.selector import SamplingConfig, Selector
+
+
+class _ConstantLogits(StepLogits):
+    """The same logits at every step."""
+
+    def __init__(self, logits_Bn: Tensor, absent_Bn: Tensor) -> None:
+        super().__init__(absent_Bn)
+        self._logits_B1n = logits_Bn[:, None]
+
+    def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
+        """No language model is asked."""
+        return None
+
+    def logits(self, lm_Bbn: Tensor | None) -> Tensor:
+        """`[B, 1, n]`, whatever was chosen."""
+        return self._logits_B1n
+
+
+class PlackettLuceSelector(Selector):
+    """A selector by one logit per candidate; arguments as `Selector`."""
+
+    @abstractmethod
+    def logits(self, candidates: Candidates, *, teach_retriever: bool = True) -> Tensor:
+        """Logits `[n]` of one question's candidates, with gradient to what learns, on the device of the model.
+
+        Args:
+            candidates: The candidates.
+            teach_retriever: As in `Selector.log_prob`; `prior_scores` takes it.
+        """
+
+    @torch.no_grad()
+    def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
+        """The K candidates of largest logits, largest first."""
+        return self._draw(candidates, 1, Proposal(), Greedy())
+
+    @torch.no_grad()
+    def propose(
+        self,
+        candidates: Sequence[Candidates],
+        sampling: SamplingConfig,
+        *,
+        guides: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Permutations]:
+        """Draws from Plackett-Luce with logits / temperature; arguments and result as `Selector.propose`."""
+        policy = IndependentDraws(generator) if sampling.replacement else StochasticBeams(generator)
+        guide_Bn = None if guides is None else padded(guides, self._absent(candidates))
+        proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
+        return self._draw(candidates, sampling.num_permutations, proposal, policy)
+
+    def log_prob(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> list[Tensor]:
+        """As `Selector.log_prob`."""
+        return [
+            plackett_luce_log_prob(logits_n, z_mK.to(logits_n.device))
+            for logits_n, z_mK in zip(self._logits(candidates, teach_retriever), permutations, strict=True)
+        ]
+
+    def _logits(self, candidates: Sequence[Candidates], teach_retriever: bool) -> list[Tensor]:
+        for one in candidates:
+            self.check(one)
+        return [self.logits(one, teach_retriever=teach_retriever) for one in candidates]
+
+    def _draw(self, candidates: Sequence[Candidates], m: int, proposal: Proposal, policy: Policy) -> list[Permutations]:
+        absent_Bn = self._absent(candidates)
+        logits_Bn = padded(self._logits(candidates, False), absent_Bn)
+        return policy.permutations(
+            draw(_ConstantLogits(logits_Bn, absent_Bn), self.config.num_selected, m, proposal, policy)
+        )
+
+    def _absent(self, candidates: Sequence[Candidates]) -> Tensor:
+        n = max(map(len, candidates))
+        return torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=self.language_model.device)
