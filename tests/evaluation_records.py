@@ -27,13 +27,13 @@ PIPELINE = PipelineDescription(
     base=BASE,
     retriever={"kind": "dense"},
     selector={},
-    generation={},
+    decoding={},
     chat={},
     context_length=100,
     ranking_prompt={},
     answer_prompt={},
     index=INDEX,
-    answering="selection",
+    answer_mode="permutation",
 )
 
 

@@ -249,7 +249,7 @@ def test_results_table_has_the_numbers_of_every_trial(tree: ET.Element) -> None:
     (table,) = by_class(by_id(tree, "results"), "results")
     headings = [text(cell) for cell in table.findall("thead/tr/th")]
     assert headings == [
-        "Pipeline", "Exact match", "F1", "Recall@1", "Recall@3", "General ability", "KL drift", "Seconds",
+        "Pipeline", "Exact match", "F1", "Recall@1", "Recall@3", "General tasks", "KL drift", "Seconds",
     ]  # fmt: skip
     rows = [[text(cell) for cell in row] for row in table.findall("tbody/tr")]
     base = "Base model, retrieved top-Kbase \u00b7 seed 42"  # the label, and in small print below it the name
@@ -289,7 +289,7 @@ def test_paired_tests_table(tree: ET.Element) -> None:
     base, none = "Base model, retrieved top-K", "\u2013"
     assert [[text(cell) for cell in row] for row in rows] == [
         ["DRO", "Supervised fine-tuning", "Exact match", "+0.170+0.085 to +0.255", "+38%", "< 0.001", "200"],
-        ["Supervised fine-tuning", base, "General ability", "\u22120.085", none, "0.300", none],
+        ["Supervised fine-tuning", base, "General tasks", "\u22120.085", none, "0.300", none],
     ]
     assert [bool(row.findall("td/b")) for row in rows] == [True, False]
     bars = [row.findall("td/svg/rect")[1] for row in rows]

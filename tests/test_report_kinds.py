@@ -198,7 +198,7 @@ def test_evaluation_facts_and_settings(evaluation: dict[str, Any]) -> None:
     assert text(tree.findall("body/header/h1")[0]) == "Evaluation: DRO, \u00fcber alles"
     facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
     assert facts == {
-        "Name": "dro", "Questions": "3, 2 skipped", "Question file": "dev.jsonl", "Answers by": "selection",
+        "Name": "dro", "Questions": "3, 2 skipped", "Question file": "dev.jsonl", "Answers by": "permutation",
         "Its questions, sha256": "cdcdcdcdcdcd\u2026", "Scored": "3 of 3", "Bundle, sha256": "abababababab\u2026",
     }  # fmt: skip
     assert [code.get("title") for code in tree.iter("code")] == ["cd" * 32, "ab" * 32]
@@ -212,8 +212,8 @@ def test_evaluation_metrics_with_intervals_and_counts(evaluation: dict[str, Any]
     answers, passages = tables(parse(render_report(evaluation)), "metrics")
     assert answers == [
         ["Answers", "Mean", "Questions"],
-        ["Exact matchequals a golden answer after normalisation", "0.2500.125 to 0.375", "3"],
-        ["F1overlap with the golden answer in words", "0.500", NONE],
+        ["Exact matchShare of answers that equal a golden answer after normalisation.", "0.2500.125 to 0.375", "3"],
+        ["F1Overlap of answer and golden answer in words: the harmonic mean of precision and recall.", "0.500", NONE],
     ]
     assert passages[0] == ["Passages", "Selector", "Retriever", "Questions"]
     assert {row[0].split("@")[0][:8]: row[1:] for row in passages[1:3]} == {
@@ -306,7 +306,7 @@ def test_best_and_worst_do_not_depend_on_the_order_of_records() -> None:
 
 def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Ids of the best and the worst questions."""
-    data = parse_result({"kind": "evaluation", "rows": rows})
+    data = parse_result({"kind": "evaluation", "records": rows})
     assert isinstance(data, EvaluationData)
     return {found.heading: [view.question.id for view in found.questions] for found in best_and_worst(data.records)}
 
@@ -485,7 +485,7 @@ def test_bits_per_byte_and_perplexities_have_one_figure(sweep: dict[str, Any]) -
         entries = sweep["forgetting"][kind]
         entries += [{**e, "metric": "bits_per_byte"} for e in entries if e["metric"] == "word_perplexity"]
     headings = [text(h) for h in by_id(parse(render_report(sweep)), "tradeoff").findall(".//figcaption/h3")]
-    assert headings == ["General ability", "blimp: accuracy", "wikitext: bits per byte"]
+    assert headings == ["General tasks", "blimp: accuracy", "wikitext: bits per byte"]
     # Upwards is better, so what is better when it is lower is shown by how far it fell.
     assert "fall of bits per byte" in text(by_id(parse(render_report(sweep)), "tradeoff"))
 
@@ -752,7 +752,9 @@ def test_same_data_give_the_same_bytes(pages: dict[str, Any], kind: str) -> None
     first = render_report(pages[kind])
     assert first == render_report(json.loads(json.dumps(pages[kind])))
     if kind == "evaluation":
-        orders = {render_report({**pages[kind], "rows": list(rows)}) for rows in permutations(pages[kind]["rows"])}
+        orders = {
+            render_report({**pages[kind], "records": list(records)}) for records in permutations(pages[kind]["records"])
+        }
         assert orders == {first}
 
 

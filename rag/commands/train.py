@@ -82,9 +82,9 @@ def _history_text(history: Sequence[dict[str, Any]]) -> str:
         "selfaug_kl",
         "seconds",
     ]
-    columns = [name for name in wanted if any(name in row for row in history)]
-    rows = [[cell(row.get(name)) for name in columns] for row in history]
-    return table([name.removeprefix("eval_") for name in columns], rows)
+    shown = [name for name in wanted if any(name in record for record in history)]
+    rows = [[cell(record.get(name)) for name in shown] for record in history]
+    return table([name.removeprefix("eval_") for name in shown], rows)
 
 
 COMMANDS: dict[str, Command] = {

@@ -237,8 +237,8 @@ def evaluation_file(
         counts=dict(evaluation.counts),
         settings={"bootstrap_resamples": RESAMPLES, "bootstrap_seed": 0, "confidence": 0.95, **(settings or {})},
         records=[_record(evaluation, i, order_bias, attribution) for i in argsort_by_id(evaluation.examples)],
-        order_bias=order_bias and order_bias.summary,
-        attribution=attribution and attribution.summary,
+        order_bias=None if order_bias is None else order_bias.summary,
+        attribution=None if attribution is None else attribution.summary,
     )
 
 
@@ -266,8 +266,8 @@ def _record(
         passages=[PassageText(id=p.id, title=p.title, text=p.text) for p in answer.passages],
         candidates=evaluation.candidates[i],
         scores=evaluation.scores[i],
-        attribution=attribution and attribution.records[i],
-        order_bias=order_bias and order_bias.records[i],
+        attribution=None if attribution is None else attribution.records[i],
+        order_bias=None if order_bias is None else order_bias.records[i],
     )
 
 

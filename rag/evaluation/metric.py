@@ -155,8 +155,7 @@ class Metric:
         if value is None:
             return "-"
         text = self._number(value, "+")
-        ends = interval and [self._number(end, "+") for end in interval]
-        return text if not ends else f"{text} [{ends[0]}, {ends[1]}]"
+        return text if interval is None else f"{text} [{', '.join(self._number(end, '+') for end in interval)}]"
 
     def _number(self, value: float, sign: str = "") -> str:
         return format(100 * value if self.unit == "share" else value, sign + _DIGITS[self.unit])

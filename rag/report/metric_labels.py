@@ -1,9 +1,12 @@
 """Labels, meanings and columns of metrics on a page, from the registry of metrics (`rag.evaluation.metric`)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rag.evaluation.metric import Column, columns, metric_of, metrics_of
 from rag.report.formatting import count, decimal
+
+if TYPE_CHECKING:  # importing the report loads no other package
+    from rag.evaluation.metric import Column
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class MetricLabel:
     of_retriever: str = ""
 
     @classmethod
-    def of(cls, column: Column) -> "MetricLabel":
+    def of(cls, column: "Column") -> "MetricLabel":
         """Of a registered metric; that of the selector's ranking is named without the stage."""
         metric, (_, k) = column.metric, split_cutoff(column.name)
         return cls(
@@ -43,16 +46,22 @@ class MetricLabel:
 
 def trial_columns() -> list[MetricLabel]:
     """Columns of the table of trials."""
+    from rag.evaluation.metric import columns
+
     return [MetricLabel.of(column) for column in columns("trials")]
 
 
 def round_columns() -> list[str]:
     """Columns of the table of a run's rounds."""
+    from rag.evaluation.metric import columns
+
     return [*(f"eval_{column.name}" for column in columns("rounds")), *TRAINING_COLUMNS]
 
 
 def ranking_metrics() -> list[str]:
     """Ranking metrics in the order of their table."""
+    from rag.evaluation.metric import metrics_of
+
     return [metric.name for metric in metrics_of("ranking")]
 
 
@@ -82,6 +91,8 @@ _ACRONYMS = {"ndcg": "nDCG", "mrr": "MRR", "f1": "F1", "kl": "KL", "em": "EM"}
 
 def metric_label(name: str) -> str:
     """The heading of a metric; an unknown name without its underscores."""
+    from rag.evaluation.metric import metric_of
+
     metric = metric_of(name)
     if metric is not None and name == metric.name and metric.scores != "ranking":
         return metric.label
@@ -102,6 +113,8 @@ def round_label(name: str) -> str:
 
 def metric_meaning(name: str) -> str:
     """What a metric of an evaluation measures; empty if it is unknown."""
+    from rag.evaluation.metric import metric_of
+
     metric = metric_of(name)
     return "" if metric is None else metric.meaning
 
