@@ -217,7 +217,7 @@ def test_evaluation_metrics_with_intervals_and_counts(evaluation: dict[str, Any]
     ]
     assert passages[0] == ["Passages", "Selector", "Retriever", "Questions"]
     assert {row[0].split("@")[0][:8]: row[1:] for row in passages[1:3]} == {
-        "MRRone o": ["0.800", NONE, NONE],
+        "MRROne o": ["0.800", NONE, NONE],
         "nDCG": ["0.700", NONE, NONE],
     }
     assert passages[3][1:] == ["0.5000.375 to 0.625", "0.125", "2"]

@@ -53,35 +53,32 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Metric:
     """A number by which pipelines are compared.
 
-    Attributes:
-        name: Key in files: lower-case letters, digits and underscores.
-        label: Name in prose and in the report ("Exact match").
-        heading: Column heading in the tables of the shell, where it is shorter than the label ("EM").
-        meaning: One sentence for readers of a report.
-        unit: What the value counts; decides how it is formatted.
-        higher_is_better: Direction.
-        scores: What it is computed from: "answer", "ranking" or "trial".
-        needs: Questions without golden answers, or without gold ids, have no value; None: all questions have one.
-            Questions marked unanswerable have no golden answers (see `accepted_answers`).
-        function: As the module describes; None for metrics of a trial.
-        cutoffs: Whether a ranking metric is computed at each cut-off k.
-        columns: The names that appear in a table, by table; a table that is not mentioned shows `default_names`.
-
     Raises:
         UsageError: A name that is not a plain identifier, or a function that is missing or superfluous.
     """
 
     name: str
+    """Key in files: lower-case letters, digits and underscores."""
     label: str
+    """Name in prose and in the report ("Exact match")."""
     heading: str = ""
+    """Column heading in the tables of the shell, where it is shorter than the label ("EM")."""
     meaning: str = ""
+    """One sentence for readers of a report."""
     unit: Unit = "share"
+    """What the value counts; decides how it is formatted."""
     higher_is_better: bool = True
     scores: Literal["answer", "ranking", "trial"] = "answer"
+    """What it is computed from; see the module."""
     needs: Literal["golden_answers", "gold_ids"] | None = None
+    """Questions without golden answers, or without gold ids, have no value; None: all questions have one. Questions
+    marked unanswerable have no golden answers (see `accepted_answers`)."""
     function: Callable[..., float | None] | None = None
+    """As the module describes; None for metrics of a trial."""
     cutoffs: bool = False
+    """Whether a ranking metric is computed at each cut-off k."""
     columns: Mapping[Table, tuple[str, ...]] | None = None
+    """The names that appear in a table, by table; a table that is not mentioned shows `default_names`."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == "n":
