@@ -24,14 +24,19 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 # One thread for each worker: they share the cores already. A worker that is done takes over tests of another one.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-    $(BIN)/pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal -o console_output_style=count
+    $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -o console_output_style=count
 UNIT_TESTS := not (process or training or browser or milvus or slow)
 
-# Runs $(2), whose output goes to a file and is shown only when it fails, and says $(1) with a dot for every 3 seconds.
+# Says $(1) and runs $(2), an installation by pip: its output goes to a file that is shown only when it fails. A terminal
+# sees how many packages have been found and for how long it has been at work, a log file a dot for every two seconds.
 define quietly
-	@mkdir -p $(VENV); printf '%s ' "$(1)"; ($(2)) >$(VENV)/install.log 2>&1 & job=$$!; \
-	while kill -0 $$job 2>/dev/null; do sleep 3; printf .; done; \
-	if wait $$job; then echo ' done'; else echo ' failed:'; tail -n 30 $(VENV)/install.log; exit 1; fi
+	@mkdir -p $(VENV); log=$(VENV)/install.log; printf '%s ' "$(1)"; start=$$(date +%s); ($(2)) >$$log 2>&1 & job=$$!; \
+	while kill -0 $$job 2>/dev/null; do \
+	    sleep 2; \
+	    if [ -t 1 ]; then printf '\r%s: %s packages, %s s ' "$(1)" $$(grep -c '^Collecting' $$log) $$(($$(date +%s) - start)); \
+	    else printf .; fi; \
+	done; \
+	if wait $$job; then echo ' done'; else echo ' failed:'; tail -n 30 $$log; exit 1; fi
 endef
 
 .DEFAULT_GOAL := help
@@ -45,11 +50,11 @@ install-demo: $(VENV)/.installed
 
 # The stamps are newer than what they were made from; a changed version range installs again.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
-	$(call quietly,Installing the package and about 60 libraries that it uses into $(VENV) (1 to 2 minutes),$(PIP_INSTALL) -e .)
+	$(call quietly,Installing the package and the 50 others that it needs into $(VENV) (1 to 2 minutes),$(PIP_INSTALL) -e .)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt
-	$(call quietly,Installing the package and about 120 libraries for its tests into $(VENV) (1 to 3 minutes),$(PIP_INSTALL) -e ".[dev]")
+	$(call quietly,Installing the package and the 120 others that it and its tests need into $(VENV) (1 to 3 minutes),$(PIP_INSTALL) -e ".[dev]")
 	@touch $(VENV)/.installed $@
 
 # torch first and alone, so that no other package resolves a different build of it.
@@ -74,10 +79,11 @@ test: install
 
 durations: install
 	@echo "Measuring every test (under 15 minutes on 2 cores) into tests/durations.json."
+	@rm -f tests/durations.json
 	@$(PYTEST) --write-durations
 
 demo: install-demo
-	@echo "Training and comparing three models on an invented world (3 to 4 minutes on 2 cores)."
+	@echo "Training and comparing three models on an invented world (3 to 5 minutes on 2 cores)."
 	@$(BIN)/rag demo
 
 lint: install

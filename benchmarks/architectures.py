@@ -38,7 +38,7 @@ from indexes.errors import RAGError
 from indexes.tiny_encoder import TINY as TINY_MODEL
 from rag.pipeline import RAG
 from rag.tiny_base import base_path
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig, SupervisedConfig
 from training.questions.example import QAExample
 from training.trainer import DROTrainer

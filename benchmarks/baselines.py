@@ -36,19 +36,23 @@ def main() -> int:
     index = str(output / "index")
     if not (output / "index").is_dir():
         corpus = str(source / "corpus.jsonl.gz")
-        if code := rag(["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output", index, *CHUNKS]):
+        if code := rag(
+            ["index", "build", "--corpus", corpus, "--encoder", args.encoder, "--output_dir", index, *CHUNKS]
+        ):
             return code
-    files = [word for name in ("train", "dev", "test") for word in (f"--{name}", str(output / f"{name}.jsonl"))]
+    files = [
+        word for name in ("train", "eval", "test") for word in (f"--{name}_dataset", str(output / f"{name}.jsonl"))
+    ]
     settings = str(Path(__file__).with_suffix(".yaml"))
-    where = ["--index", index, *files, "--output", str(output / "sweep"), "--workers", args.workers]
+    where = ["--index", index, *files, "--output_dir", str(output / "sweep"), "--workers", args.workers]
     return rag(["sweep", "--config", settings, *where, *LIMITS])
 
 
-def split(source: Path, output: Path, dev_questions: int) -> None:
+def split(source: Path, output: Path, eval_questions: int) -> None:
     """Shuffled questions; the first of those that are held out choose the round, the others fill the table."""
     output.mkdir(parents=True, exist_ok=True)
     held_out = shuffled(source / "dev.jsonl.gz")
-    parts = {"dev": held_out[:dev_questions], "test": held_out[dev_questions:]}
+    parts = {"eval": held_out[:eval_questions], "test": held_out[eval_questions:]}
     for name, lines in {"train": shuffled(source / "train.jsonl.gz"), **parts}.items():
         (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 

@@ -16,7 +16,8 @@ from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipelin
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import Question, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
-from retriever.selector import SamplingConfig, standardise
+from retriever.selector import standardise
+from retriever.selector_config import SamplingConfig
 
 M = 8
 
@@ -49,14 +50,14 @@ def check(p: Pipeline) -> None:
     )[0]
     if p.selector.config.decoding == "single_pass":
         first_n = first_logits(p)
-        expected = plackett_luce_log_prob(first_n, drawn.z_mK)
-        wrong = plackett_luce_log_prob(first_n.roll(1), drawn.z_mK)
+        expected = plackett_luce_log_prob(first_n, drawn.z)
+        wrong = plackett_luce_log_prob(first_n.roll(1), drawn.z)
     else:
         posterior = replace(posteriors(p, M)[0], permutations=drawn)
         with p.model.use("selector"):
             expected = rivals.selector_log_probs(p, posterior).cpu()
             wrong = rivals.selector_log_probs(p, posterior, steps_late=-1).cpu()
-    agree("E-sample", *(float((drawn.log_p_m - x).abs().max()) for x in (expected, wrong)), tolerance=0.1)
+    agree("E-sample", *(float((drawn.log_p - x).abs().max()) for x in (expected, wrong)), tolerance=0.1)
 
 
 def first_logits(p: Pipeline) -> torch.Tensor:
@@ -65,7 +66,7 @@ def first_logits(p: Pipeline) -> torch.Tensor:
     with p.model.use("selector"):
         logits_V = p.model.base_model(input_ids=ids).logits[0, -1].float()
     lm_n = logits_V[torch.tensor(p.selector.identifiers.token_ids, device=logits_V.device)]
-    return p.selector.prior(lm_n, standardise(p.candidates[0].scores_n.to(lm_n.device))).cpu()
+    return p.selector.prior(lm_n, standardise(p.candidates[0].scores.to(lm_n.device))).cpu()
 
 
 MAKES = [

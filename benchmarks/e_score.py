@@ -9,7 +9,7 @@ the longest of eight. Ours: rows by token budget, the head on answer tokens only
 from benchmarks import rivals
 from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, language_model, pipeline, small_qwen
 from benchmarks.timing import Case, Make, Options, main
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from rag.planning.flops import causal_pairs, forward_flops, head_flops
 
 
@@ -35,11 +35,11 @@ def build(options: Options, vocabulary: int, target: float | None, memory_target
     )
 
 
-def check(p: Pipeline, rows: list[AnswerRow]) -> None:
+def check(p: Pipeline, rows: list[AnswerSequence]) -> None:
     """Sums over the same tokens; the control leaves the last one out."""
     expected = rivals.log_probs(p.model, rows).cpu()
     ours = p.generator.log_probs(rows)
-    shorter = [AnswerRow(row.prompt_ids, row.answer_ids[:-1]) for row in rows]
+    shorter = [AnswerSequence(row.prompt_ids, row.answer_ids[:-1]) for row in rows]
     control = p.generator.log_probs(shorter)
     agree("E-score", *(float((x - expected).abs().max()) for x in (ours, control)), tolerance=0.3)
 

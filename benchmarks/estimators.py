@@ -39,12 +39,13 @@ import torch
 from torch import Tensor
 
 from rag import RAG
-from retriever.permutations import Proposal, enumerate_permutations, log_inclusion, standard_gumbel
+from retriever.permutations import enumerate_permutations, log_inclusion, standard_gumbel
 from training import DROConfig, load_examples
 from training.config import EStepConfig
-from training.estimation import EStep, Posterior
-from training.imputation import Surrogate, choose, features
+from training.estimation import EStep
+from training.imputation import Surrogate, choose_permutations_to_score, features
 from training.losses import baseline_weights, log_importance_weights, posterior_weights
+from training.posterior import Posterior
 
 SHARPNESS = {"flat": 0.5, "medium": 1.5, "sharp": 3.0}
 LIKELIHOOD = {"mild": 1.5, "peaked": 6.0}
@@ -172,7 +173,7 @@ class Problem:
     def of(cls, tree: Tree, rag: RAG, exact: Posterior) -> "Problem":
         """An enumerated question: logits from the log-probabilities of the leaves, step by step."""
         # A choice is as probable as the leaves behind it together; what all choices of a node have in common cancels.
-        prob_N = exact.permutations.log_p_m.double().softmax(-1)
+        prob_N = exact.permutations.log_p.double().softmax(-1)
         P, n = tree.used_Pn.shape
         prob_Pn = torch.zeros(P * n, dtype=torch.float64)
         for nodes_N, choices_N in zip(tree.nodes_NK.T, tree.leaves_NK.T, strict=True):
@@ -180,7 +181,7 @@ class Problem:
         logits_Pn = prob_Pn.view(P, n).clamp_min(1e-300).log().float()
         found = exact.candidates
         single_passage_log_likelihood_n = rag.generator.log_probs(
-            [rag.generator.row(found.question, [p], exact.answer) for p in found.passages]
+            [rag.generator.answer_sequence(found.question, [p], exact.answer) for p in found.passages]
         )
         return cls(
             tree,
@@ -274,14 +275,14 @@ def guided(problem: Problem, m: int, repeats: int, generator: torch.Generator) -
 
 def _guided_log_q(problem: Problem) -> Tensor:
     guide_n = GAMMA * problem.single_passage_log_likelihood_n
-    leaves_CN = torch.stack([problem.log_p_N, problem.log_p_N, problem.tree.log_prob(problem.logits_Pn + guide_n)])
-    return Proposal(guide_Bn=guide_n[None]).log_q(leaves_CN)
+    guided_N = problem.tree.log_prob(problem.logits_Pn + guide_n)
+    return torch.logaddexp(problem.log_p_N, guided_N) - math.log(2)
 
 
 def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.Generator) -> list[Estimate]:
     """Many permutations, few of them scored, the others guessed from those of all problems."""
     drawn = [_oversampled(p, m, repeats, generator) for p in problems]
-    scored = [choose(x, ratio_RM, m, generator)[0] for _, ratio_RM, x in drawn]
+    scored = [choose_permutations_to_score(x, ratio_RM, m, generator)[0] for _, ratio_RM, x in drawn]
     known = [
         p.log_likelihood_N[index_RM.gather(1, scored_Rm)]
         for p, (index_RM, _, _), scored_Rm in zip(problems, drawn, scored, strict=True)
@@ -329,7 +330,7 @@ def nothing(problem: Problem, m: int, repeats: int, generator: torch.Generator) 
 def scored_only(problem: Problem, m: int, repeats: int, generator: torch.Generator) -> Estimate:
     """What the generator learns from where others are guessed: the scored ones, which stand for all."""
     index_RM, ratio_RM, said = _oversampled(problem, m, repeats, generator)
-    scored_Rm, log_inclusion_Rm = choose(said, ratio_RM, m, generator)
+    scored_Rm, log_inclusion_Rm = choose_permutations_to_score(said, ratio_RM, m, generator)
     index_Rm = index_RM.gather(1, scored_Rm)
     log_ratio_Rm = ratio_RM.gather(1, scored_Rm) - log_inclusion_Rm
     weights_Rm = posterior_weights(log_ratio_Rm + problem.log_likelihood_N[index_Rm])

@@ -1,10 +1,10 @@
-"""Exact search, a screened "Flat" index against exact search elsewhere: the same vectors, one thread.
+"""Exact search, a prefiltered "Flat" index against exact search elsewhere: the same vectors, one thread.
 
     python -m benchmarks.exact_search [--json] [--quick]
 
 Rivals: FAISS's own Flat search and `sentence_transformers.util.semantic_search` in float32. The vectors are synthetic:
 unit vectors around a thousand centres, queries drawn like them. All three are exact, so the results of every query must
-be the same up to scores that lie within 1e-5. The copy that screening keeps is made before the clock starts.
+be the same up to scores that lie within 1e-5. The copy that the pre-filter keeps is made before the clock starts.
 
 Axes: N vectors, B queries, k results, d dimensions.
 """
@@ -82,11 +82,11 @@ def build(options: Options, rival: str, target: float) -> Case:
 
     def theirs() -> Found:
         if rival == "faiss Flat":
-            return index.search(queries_Bd, K, screen=False)
+            return index.search(queries_Bd, K, prefilter=False)
         return library_search(*tensors, K)
 
     def ours() -> Found:
-        return index.search(queries_Bd, K, screen=True)
+        return index.search(queries_Bd, K, prefilter=True)
 
     ours()
     return Case(

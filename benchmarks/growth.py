@@ -32,9 +32,9 @@ from rag.planning.flops import (
     m_generator_flops,
     m_selector_flops,
 )
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
-from training.maximization import JointModel
+from training.joint_model import JointModel
 
 TOLERANCE = 0.15
 PLAIN = Question(num_candidates=20, num_selected=5, num_permutations=8, prompt=640, row=256, answer=8)

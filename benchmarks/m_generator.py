@@ -29,8 +29,8 @@ from benchmarks.setting import (
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import Question, m_generator_flops
 from training.config import DROConfig
-from training.estimation import Posterior
-from training.maximization import JointModel
+from training.joint_model import JointModel
+from training.posterior import Posterior
 
 M = 8
 

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from indexes import Corpus, Encoder, FaissIndex
 from indexes.host_memory import parse_bytes, resident_bytes
 from indexes.vectors.faiss.faiss_factory import build_bytes, choose_factory, training_sample
-from indexes.vectors.faiss.faiss_index import write_flat
+from indexes.vectors.faiss.faiss_files import write_flat
 
 CORPORA = ("squad", "nq", "hotpotqa", "2wiki")
 DIMENSION, BATCH, K, BLOCK = 384, 256, 20, 16_384

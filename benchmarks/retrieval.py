@@ -20,7 +20,7 @@ from typing import Any
 import indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
 from indexes import BM25Index, Corpus, Encoder, PassageIndex, build_index
 from rag.metrics import gold_recall
-from rag.model_loading import retriever_of
+from retriever.retrievers import create_retriever
 from training import QAExample, load_examples, retrieve
 
 DATA_SETS = ("2wiki", "hotpotqa", "nq", "squad")
@@ -72,7 +72,7 @@ def of_retrievers(args: Any, name: str, examples: Sequence[QAExample]) -> Iterat
     index = opened(args.data / name / "corpus.jsonl.gz", args.encoder, args.cache / name, args.dtype)
     encoder = Encoder.from_pretrained(args.encoder, dtype=index.manifest.encoder.dtype)
     for kind, settings in RETRIEVERS.items():
-        found = retrieve(retriever_of(index, encoder, settings), examples, max(CUTS))
+        found = retrieve(create_retriever(index, encoder, settings), examples, max(CUTS))
         yield kind, len(index), [c.ids for c in found]
 
 

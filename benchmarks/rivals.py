@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from benchmarks.setting import Pipeline, rows_of
-from generator.generator import AnswerRow
-from generator.language_model import BASE, LanguageModel
+from generator.adapters import BASE
+from generator.generator import AnswerSequence
+from generator.language_model import LanguageModel
 from generator.padding import length_mask, pad_right
 from retriever.permutations import sequential_log_prob
 from retriever.selector import standardise
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 REPLY_TOKENS = 24
 """That "[3] > [1] > [20] > [7] > [12]" takes."""
@@ -42,7 +43,7 @@ def sample(p: Pipeline, m: int) -> Tensor:
         return model.base_model.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
 
 
-def log_probs(model: LanguageModel, rows: Sequence[AnswerRow], batch_size: int = 8) -> Tensor:
+def log_probs(model: LanguageModel, rows: Sequence[AnswerSequence], batch_size: int = 8) -> Tensor:
     """Log p(y | x, d) with logits of every token over the whole vocabulary, in file order."""
     found = []
     with torch.no_grad(), model.use("generator"):
@@ -52,20 +53,20 @@ def log_probs(model: LanguageModel, rows: Sequence[AnswerRow], batch_size: int =
     return torch.cat(found)
 
 
-def _logits(model: LanguageModel, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor]:
+def _logits(model: LanguageModel, rows: Sequence[AnswerSequence]) -> tuple[Tensor, Tensor]:
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
     mask_BT = length_mask(lengths_B, ids_BT.shape[1])
     return model.base_model(input_ids=ids_BT, attention_mask=mask_BT).logits, ids_BT
 
 
-def _labels(rows: Sequence[AnswerRow], ids_BT: Tensor) -> Tensor:
+def _labels(rows: Sequence[AnswerSequence], ids_BT: Tensor) -> Tensor:
     labels_BT = torch.full_like(ids_BT, -100)
     for i, row in enumerate(rows):
         labels_BT[i, len(row.prompt_ids) : len(row.input_ids)] = ids_BT[i, len(row.prompt_ids) : len(row.input_ids)]
     return labels_BT
 
 
-def _cross_entropy(logits_BTV: Tensor, ids_BT: Tensor, rows: Sequence[AnswerRow]) -> Tensor:
+def _cross_entropy(logits_BTV: Tensor, ids_BT: Tensor, rows: Sequence[AnswerSequence]) -> Tensor:
     """Of each row, from logits of all its tokens."""
     labels_BT = _labels(rows, ids_BT)
     shifted_BTV = logits_BTV[..., :-1, :].float().contiguous()
@@ -87,7 +88,7 @@ def selector_loss(p: Pipeline, posteriors: Sequence[Posterior]) -> Tensor:
 
 def selector_log_probs(p: Pipeline, posterior: Posterior, *, steps_late: int = 0) -> Tensor:
     """Log p_s of each permutation, from a sequence of its own. `steps_late` reads the logits at the wrong place."""
-    selector, z_mK = p.selector, posterior.permutations.z_mK.to(p.model.device)
+    selector, z_mK = p.selector, posterior.permutations.z.to(p.model.device)
     prompt = torch.tensor(selector.prompt_ids(posterior.candidates), device=p.model.device)
     names_n = torch.tensor(selector.identifiers.token_ids, device=p.model.device)
     separator = torch.tensor(selector.separator_ids, device=p.model.device)
@@ -97,7 +98,7 @@ def selector_log_probs(p: Pipeline, posterior: Posterior, *, steps_late: int = 0
     logits_mTV = p.model.base_model(input_ids=ids_mT, attention_mask=torch.ones_like(ids_mT)).logits.float()
     due_K = len(prompt) - 1 + (1 + len(separator)) * torch.arange(K, device=ids_mT.device) + steps_late
     lm_mKn = logits_mTV[:, due_K][..., names_n]
-    prior_n = standardise(posterior.candidates.scores_n.to(lm_mKn.device))
+    prior_n = standardise(posterior.candidates.scores.to(lm_mKn.device))
     pooled_mKn = selector.prior(lm_mKn, prior_n)
     return sequential_log_prob(pooled_mKn, z_mK, torch.zeros(m, len(prior_n), dtype=torch.bool, device=z_mK.device))
 

@@ -23,7 +23,8 @@ from generator.language_model import LanguageModel
 from rag.planning.flops import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
 from training.config import DROConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MStepTrainer
+from training.joint_model import JointModel
+from training.maximization import MStepTrainer
 
 M, PROMPT, ROW = 8, 640, 248
 AS_THE_PAPER: dict[str, Any] = {
@@ -66,7 +67,7 @@ def our_round(p: Pipeline, settings: dict[str, Any]) -> int:
         found = EStep(p.retriever, p.selector, p.generator, config)(p.examples, round=1)
         joint = JointModel(p.selector, p.generator, config)
         trainer = MStepTrainer(
-            joint, config, found, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
+            joint, config, found, output_dir=Path(folder), seed=0, max_permutations=config.e_step.num_permutations
         )
         trainer.train()
         return trainer.total_questions

@@ -54,7 +54,7 @@ def main() -> int:
     ids = index.corpus.ids
     identical = equal = 0
     for ours, theirs in zip(found, hits, strict=True):
-        mine = list(zip(ours.ids, ours.scores_n.tolist(), strict=True))
+        mine = list(zip(ours.ids, ours.scores.tolist(), strict=True))
         rival = [(ids[h["corpus_id"]], h["score"]) for h in theirs]
         identical += [i for i, _ in mine] == [i for i, _ in rival]
         equal += same_ranking(mine, rival)

@@ -17,17 +17,19 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from generator.configs import AdapterConfig, DecodingConfig
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
 from rag.planning.flops import ModelShape
-from retriever.dense import Candidates, DenseRetriever, QuestionAdapter
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
-from retriever.selector import SelectorConfig
-from training.estimation import Posterior, answer_row
-from training.maximization import JointModel, MicroBatch
+from retriever.question_adapter import QuestionAdapter
+from retriever.selector_config import SelectorConfig
+from training.joint_model import JointModel, MicroBatch
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 DIMENSION = 64
@@ -263,13 +265,13 @@ def posteriors(p: Pipeline, m: int) -> list[Posterior]:
     return found
 
 
-def rows_of(p: Pipeline, posterior: Posterior) -> list[AnswerRow]:
+def rows_of(p: Pipeline, posterior: Posterior) -> list[AnswerSequence]:
     """The generator's rows of one question."""
-    z_mK = posterior.permutations.z_mK
-    return [answer_row(p.generator, posterior.candidates, z_K, posterior.answer) for z_K in z_mK]
+    z_mK = posterior.permutations.z
+    return [answer_sequence(p.generator, posterior.candidates, z_K, posterior.answer) for z_K in z_mK]
 
 
-def answer_rows(p: Pipeline, m: int) -> list[AnswerRow]:
+def answer_rows(p: Pipeline, m: int) -> list[AnswerSequence]:
     """The generator's rows of all questions, m each."""
     return [row for posterior in posteriors(p, m) for row in rows_of(p, posterior)]
 

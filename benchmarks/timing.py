@@ -95,9 +95,9 @@ class Options:
     @property
     def dtype(self) -> torch.dtype:
         """bfloat16 where products in it are fast, else float32."""
-        from indexes.cpu_features import fast_bfloat16
+        from indexes.vectors.bf16_prefilter import has_fast_bfloat16
 
-        return torch.bfloat16 if self.device != "cpu" or fast_bfloat16() else torch.float32
+        return torch.bfloat16 if self.device != "cpu" or has_fast_bfloat16() else torch.float32
 
 
 # -- clocks ----------------------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ def run(case: Case) -> dict[str, Any]:
     from rag.planning.training_plan import measured
     from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
-    from training.maximization import JointModel, MStepTrainer
+    from training.joint_model import JointModel
+    from training.maximization import MStepTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         retriever = _retriever(Path(folder))
@@ -141,7 +142,7 @@ def run(case: Case) -> dict[str, Any]:
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
         trainer = MStepTrainer(
-            model, config, posteriors, output_dir=Path(folder), seed=0, max_rows=config.e_step.num_permutations
+            model, config, posteriors, output_dir=Path(folder), seed=0, max_permutations=config.e_step.num_permutations
         )
 
         def train() -> None:
@@ -181,7 +182,7 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     from generator.language_model import LanguageModel
     from rag.tiny_base import base_path
     from retriever.listwise_selector import ListwiseSelector
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     torch.manual_seed(0)
     config = Qwen2Config(**SHAPES[case.shape], max_position_embeddings=4096, tie_word_embeddings=True)
@@ -223,7 +224,7 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
 
     n, K = selector.config.num_candidates, selector.config.num_selected
     found, answer = selector.retriever.search(example.question, n), example.golden_answers[0]
-    row, alone = (generator.row(example.question, found.passages[:k], answer) for k in (K, 1))
+    row, alone = (generator.answer_sequence(example.question, found.passages[:k], answer) for k in (K, 1))
     choice = 1 + len(selector.separator_ids)
     prompt = len(selector.prompt_ids(found))
     return Job(

@@ -51,7 +51,7 @@ if __name__ == "__main__":
         index = build_index(Corpus.from_passages(PASSAGES), Encoder.from_pretrained("tiny"), Path(folder) / "index")
         config = SelectorConfig(kind="word_overlap", num_candidates=3, num_selected=2)
         rag = RAG.create(index=index, selector=config)
-        DROTrainer(rag, DROConfig(output_dir=f"{folder}/run", rounds=1), QUESTIONS).train()
+        DROTrainer(rag, DROConfig(rounds=1), train_dataset=QUESTIONS, output_dir=f"{folder}/run").train()
         print("learned weight:", float(rag.selector.modules["overlap"].weight.detach()))
         rag.save_pretrained(Path(folder) / "bundle")
         print(RAG.from_pretrained(Path(folder) / "bundle").answer("who wrote Hamlet?").text)

@@ -1,13 +1,12 @@
 """One causal language model, its adapters, its prompts, its log-probabilities and its answers."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from generator.chat import Chat
-    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
+    from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
     from generator.generator import Generator
     from generator.language_model import LanguageModel
     from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
@@ -21,6 +20,7 @@ _EXPORTS = {
     "Generator": "generator.generator",
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",
+    "ModelConfig": "generator.configs",
     "RankingPrompt": "generator.prompts",
 }
 
@@ -33,15 +33,8 @@ __all__ = [
     "Generator",
     "Identifiers",
     "LanguageModel",
+    "ModelConfig",
     "RankingPrompt",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'generator' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

@@ -1,4 +1,4 @@
-"""What the config of a base says, under the names that its architecture has for it.
+"""Fields of a base model's config, whose names depend on the architecture.
 
 transformers 5.23 maps many of them to common names by the config's `attribute_map` (GPT-2's `n_positions`, MPT's
 `n_layers`), but not all of them: asking for `max_position_embeddings` of MPT or Bloom is an AttributeError.
@@ -35,7 +35,7 @@ def text_config(config: Any) -> Any:
 
 
 def stated_context(config: Any, tokenizer: Any = None) -> int | None:
-    """Tokens that a model says it reads: by its config, else by its tokenizer's `model_max_length`; None: no limit."""
+    """Context length that a model states: in its config, else by its tokenizer's `model_max_length`; None: no limit."""
     text = text_config(config)
     for name in CONTEXT_NAMES:
         value = getattr(text, name, None)
@@ -68,5 +68,5 @@ def choose_context(config: Any, tokenizer: Any = None, given: int | None = None)
         return stated or DEFAULT_CONTEXT
     if given < 1 or (stated is not None and given > stated):
         most = "" if stated is None else f" and at most {stated}, which is what the model reads"
-        raise UsageError(f"context_length must be at least 1{most}; {given} came.")
+        raise UsageError(f"context_length must be at least 1{most}, got {given}.")
     return given

@@ -1,4 +1,4 @@
-"""How a model writes a conversation: its chat template with settings, its control tokens, the thoughts in its replies.
+"""Chat templates: prompts and replies of a tokenizer, its control tokens, and the thoughts in replies.
 
 `ChatConfig` is what a user may set, `Chat` applies it to one tokenizer. A tokenizer without a chat template has no
 turns: its prompts are plain text.
@@ -31,19 +31,19 @@ _WITHOUT_ZERO = "dmHIMSj"
 
 @dataclass(frozen=True)
 class _Turn:
-    """What a template writes around the text of an assistant's turn."""
+    """The text that a template writes around an assistant's turn."""
 
     lead: str
     """Between the prompt and the text."""
     closing: str
-    """Behind the text."""
+    """After the text."""
 
 
 class Chat:
     """The chat template of one tokenizer with its settings.
 
     Args:
-        tokenizer: Whose template, and whose tokens.
+        tokenizer: Its chat template and its tokens are used.
         config: What the template is given.
         listed_ids: Tokens that end a reply by the model's generation config (its `eos_token_id`, one or several).
     """
@@ -60,10 +60,10 @@ class Chat:
         self._listed_ids = frozenset(listed_ids)
 
     def check(self) -> None:
-        """Prove that the template takes the settings.
+        """Check that the template accepts the settings.
 
         Raises:
-            UsageError: It does not, or there is no template.
+            UsageError: It does not, or the tokenizer has no template.
         """
         config, source = self.config, self._source
         if source is None:
@@ -71,7 +71,7 @@ class Chat:
             if given := [name for name in of_template if getattr(config, name) != getattr(ChatConfig(), name)]:
                 raise UsageError(
                     f"{given} are for the chat template of a tokenizer; this one has none. Leave them out, and put "
-                    "what the model should be told into the prompt's own template."
+                    "the instructions into the prompt's own template."
                 )
             return
         if unknown := sorted(name for name in config.chat_template_kwargs if not _mentions(source, name)):
@@ -96,7 +96,7 @@ class Chat:
         return list(self.tokenizer(self.render(text), add_special_tokens=False, **QUIETLY)["input_ids"])
 
     def encode_open(self, text: str) -> list[int]:
-        """Token ids of a text as the tokenizer opens one, but never closed: something is to follow."""
+        """Token ids of a text with the tokenizer's opening special tokens and without its closing ones."""
         ids = list(self.tokenizer(text, add_special_tokens=True, **QUIETLY)["input_ids"])
         return ids[: len(ids) - self._num_closing]
 
@@ -117,7 +117,7 @@ class Chat:
         return self._apply(messages, continue_final_message=True)
 
     def with_system_message(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-        """`messages` behind the system message of the settings, unless they have one."""
+        """`messages` after the system message of the settings, unless they have one."""
         given = self.config.system_message
         if given is None or (messages and messages[0]["role"] == "system"):
             return list(messages)
@@ -165,7 +165,7 @@ class Chat:
 
     @cached_property
     def _num_closing(self) -> int:
-        """How many tokens the tokenizer puts behind a text (T5 and some others close every text)."""
+        """How many special tokens the tokenizer appends to a text (T5 and some others close every text)."""
         bare = list(self.tokenizer("x", add_special_tokens=False)["input_ids"])
         if not bare:
             return 0
@@ -175,7 +175,7 @@ class Chat:
 
     @property
     def template_system_message(self) -> str | None:
-        """The system message that the template adds where none is given; None: there is none that can be told apart."""
+        """The system message that the template adds where none is given; None where it cannot be determined."""
         if self._source is None:
             return None
         user = {"role": "user", "content": _USER}
@@ -194,7 +194,7 @@ class Chat:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Tokens that steer the model and that no document may contain.
+        """Control tokens, which no document may contain.
 
         `all_special_ids` alone are those that have a role in the tokenizer (eos, bos, pad ...). The tokens of Gemma's,
         Phi-3's or the first Llama 3's turns have none, nor have most in a tokenizer that transformers 5.23 makes from a
@@ -208,7 +208,7 @@ class Chat:
 
     @cached_property
     def _written(self) -> str:
-        """The template, and a conversation that it wrote: the names of tokens may be put together from pieces."""
+        """The template and a conversation rendered by it: a template may compose the names of tokens from parts."""
         if self._source is None:
             return ""
         turns = [*self._messages(_USER), {"role": "assistant", "content": _ASSISTANT}]
@@ -231,7 +231,7 @@ class Chat:
 
     @cached_property
     def end_of_answer_id(self) -> int:
-        """The token that closes an assistant's turn: the first control token that the template writes behind its text.
+        """The token that closes an assistant's turn: the first control token that the template writes after its text.
 
         Where there is no template, or it writes none, it is the end-of-sequence token.
         """
@@ -246,7 +246,7 @@ class Chat:
 
     @cached_property
     def reply_opening(self) -> str:
-        """What every prompt ends with behind the user's text; without a template nothing."""
+        """The end of every prompt after the user's text; empty without a template."""
         return "" if self._source is None else self.render(_USER).rpartition(_USER)[2]
 
     @property
@@ -265,11 +265,11 @@ class Chat:
         return _Turn(lead, closing) if found else _Turn("", "")
 
     def read_reply(self, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> "Reply":
-        """What a reply says.
+        """A generated reply without its thoughts.
 
         Args:
-            prompt_ids: What was replied to.
-            reply_ids: The reply as generated; what stands behind a token that ends it is left out, as is that token.
+            prompt_ids: The prompt.
+            reply_ids: The reply as generated; it is cut before the first stop token.
         """
         reader = ReplyReader(self, prompt_ids)
         answer = [i for token in reply_ids for i in reader.read(token)]
@@ -282,22 +282,22 @@ class Reply:
 
     answer_ids: list[int]
     has_thought: bool
-    """Whether anything was left out as a thought."""
+    """Whether a thought was removed."""
     is_cut_off: bool
-    """Whether it was cut off inside a thought: there is no answer then."""
+    """Whether it was cut off inside a thought, so that there is no answer."""
 
 
 class ReplyReader:
-    """Reads a reply token by token and hands on what belongs to the answer.
+    """Reads a reply token by token and returns the tokens that belong to the answer.
 
     A thought stands at the beginning of a reply, from the start mark (or from the first token, where the prompt ends
-    with the mark) to the end mark; several in a row, and an end mark alone, are left out too. A thought that does not
-    end leaves no answer, with one exception: where the *prompt* opened it and the reply ended by itself, the reply is
-    the answer, since a model that is trained on answers behind such a prompt writes no end mark.
+    with the mark) to the end mark; several in a row, and an end mark without a start, are removed too. A thought that
+    does not end leaves no answer, with one exception: where the *prompt* opened it and the reply ended by itself, the
+    reply is the answer, since a model that is trained on answers after such a prompt writes no end mark.
 
     Args:
-        chat: With the marks.
-        prompt_ids: What is replied to.
+        chat: Its settings have the marks.
+        prompt_ids: The prompt.
     """
 
     def __init__(self, chat: Chat, prompt_ids: Sequence[int]) -> None:
@@ -315,7 +315,7 @@ class ReplyReader:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the reply stands in a thought, and nothing ended it."""
+        """Whether the reply is inside a thought and was not ended."""
         return self._in_thought and not self.has_ended
 
     def read(self, token: int) -> list[int]:
@@ -329,7 +329,7 @@ class ReplyReader:
         return self._read_thought() if self._in_thought else self._read_beginning()
 
     def finish(self) -> list[int]:
-        """What belongs to the answer of the tokens that were held back, when there are no more to come."""
+        """The held-back tokens that belong to the answer, once the reply is complete."""
         if self._in_thought and not (self._opened_by_prompt and self.has_ended):
             return []
         self.has_thought &= not self._in_thought
@@ -357,22 +357,22 @@ class ReplyReader:
         return str(self._chat.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-# White space behind a mark: so many tokens at most.
+# White space after a mark: at most this many tokens.
 _SPACE_TOKENS = 4
 
 
 def _mentions(source: str, name: str) -> bool:
-    """Whether a template has a name in it; without it there is no variable that it could read."""
+    """Whether a template contains a name, and so may read a variable of that name."""
     return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
 
 def _is_mark(name: str) -> bool:
-    """Whether an added token that is not marked special may be a control token: words and white space are none."""
+    """Whether an added token that is not marked special may be a control token; words and white space are not."""
     return len(name) > 1 and not name.isspace() and not name.isalnum()
 
 
 def _clock_macro(moment: datetime) -> str:
-    """Jinja code that lets `strftime_now` say another time, to be put before a template."""
+    """Jinja code to put before a template, so that `strftime_now` returns the given time."""
     values = {f"%{letter}": moment.strftime(f"%{letter}") for letter in _DIRECTIVES}
     values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0") or "0" for letter in _WITHOUT_ZERO}
     values |= {"%e": f"{moment.day:2d}", "%F": moment.strftime("%Y-%m-%d"), "%T": moment.strftime("%H:%M:%S")}

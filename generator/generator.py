@@ -1,6 +1,6 @@
 """Answers and their log-probabilities: `p_g(y | x, d_z)` of DRO (arXiv 2505.03075).
 
-Legend: B rows, T tokens of the longest row.
+Legend: B sequences, T tokens of the longest one.
 """
 
 import logging
@@ -25,7 +25,7 @@ from generator.chat import Chat, ReplyReader
 from generator.configs import DecodingConfig
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
-from generator.padding import length_mask, pad_right
+from generator.padding import pad_left, pad_right
 from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.recording import Recorded, StepLogProbs, is_recording
 from indexes.batching import token_budget_batches
@@ -38,20 +38,20 @@ ROLE = "generator"
 
 
 @dataclass(frozen=True)
-class AnswerRow:
-    """One row `prompt_ids + answer_ids` of the generator."""
+class AnswerSequence:
+    """A prompt and an answer to it, as the generator reads them: `prompt_ids + answer_ids`."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
 
     @property
     def input_ids(self) -> list[int]:
-        """The whole row."""
+        """All token ids."""
         return self.prompt_ids + self.answer_ids
 
 
-class _Abandoned(StoppingCriteria):
-    """Stops when nobody listens any more."""
+class _StopOnEvent(StoppingCriteria):
+    """Stops generation once the consumer of the stream has gone."""
 
     def __init__(self, event: Event) -> None:
         self.event = event
@@ -61,37 +61,37 @@ class _Abandoned(StoppingCriteria):
 
 
 class _AnswerStreamer(TextIteratorStreamer):
-    """Passes on the answer in a reply, as `ReplyReader` tells it from thoughts and from the token that ends it."""
+    """Streams the answer in a reply, without thoughts and without the token that ends it (`ReplyReader`)."""
 
     def __init__(self, model: LanguageModel, prompt_ids: list[int]) -> None:
         super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0)
         self._reader = ReplyReader(model.chat, prompt_ids)
 
     def put(self, value: Any) -> None:
-        """Take the prompt, which comes first, or a further token of the reply."""
+        """Receive the prompt, which is first, or a further token of the reply."""
         if self.next_tokens_are_prompt:
             super().put(value)
             return
         for token in value.flatten().tolist():
-            self._pass_on(self._reader.read(token))
+            self._emit(self._reader.read(token))
 
     def end(self) -> None:
-        """Take the end of the reply."""
-        self._pass_on(self._reader.finish())
+        """Finish the reply."""
+        self._emit(self._reader.finish())
         super().end()
 
-    def _pass_on(self, ids: list[int]) -> None:
+    def _emit(self, ids: list[int]) -> None:
         if ids:
             super().put(torch.tensor(ids))
 
 
 class _StopInAnswer(StoppingCriteria):
-    """Ends a row when one of some texts is complete in its answer; in a thought before it they end nothing.
+    """Ends a sequence when its answer contains one of some texts; in a thought they end nothing.
 
     Args:
-        chat: Tells thoughts from answers.
-        prompts: Token ids of the rows, without padding.
-        width: Tokens of a row before its reply, padding included.
+        chat: Separates thoughts from answers.
+        prompts: Token ids of the prompts, without padding.
+        width: Tokens of a sequence before its reply, padding included.
         stop: The texts.
     """
 
@@ -115,7 +115,7 @@ class Generator:
         language_model: The model; the adapter `"generator"` answers.
         prompt: The answer prompt.
         config: Decoding.
-        max_tokens_per_batch: Rows x longest row of one forward pass.
+        max_tokens_per_batch: Sequences x longest sequence of one forward pass.
     """
 
     def __init__(
@@ -131,32 +131,43 @@ class Generator:
         self.config = config or DecodingConfig()
         self.max_tokens_per_batch = max_tokens_per_batch
 
-    # -- rows --------------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return (
+            f"Generator({self.language_model.name or type(self.language_model.base_model).__name__!r}, {self.config})"
+        )
+
+    # -- sequences ---------------------------------------------------------------------------------------------
 
     def encode_answer(self, answer: str) -> list[int]:
         """Answer ids, closed by the end-of-answer token, which is scored like every other.
 
-        They continue the prompt as the chat template does, behind the white space that it writes there.
+        They continue the prompt as the chat template does, after the white space that it writes there.
 
         Raises:
             DataError: An empty answer.
         """
         if not answer.strip():
-            raise DataError("An answer to score must hold at least one visible character; an empty one came.")
+            raise DataError("An answer to score must hold at least one visible character, got an empty one.")
         model = self.language_model
         text = model.chat.lead + model.chat.escape_special_tokens(answer)
-        ids = encode_without_special_tokens(model.tokenizer, text, behind=model.chat.reply_opening)
+        ids = encode_without_special_tokens(model.tokenizer, text, after=model.chat.reply_opening)
         return [*ids, model.end_of_answer_id]
 
-    def row(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerRow:
+    def answer_sequence(self, question: str, passages: Sequence[Passage], answer: str) -> AnswerSequence:
         """`prompt_ids + answer_ids` within the context; passages are cut, never question or answer."""
         answer_ids = self.encode_answer(answer)
-        return AnswerRow(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
+        return AnswerSequence(self._prompt_ids(question, passages, reserve=len(answer_ids)), answer_ids)
+
+    def generated_sequence(self, prompt_ids: list[int], text: str) -> AnswerSequence:
+        """A generated answer after the prompt that it was generated from, to be scored; it may be empty."""
+        # A model may end its answer immediately. That is scored as well, although nothing should be trained on it.
+        empty = [self.language_model.end_of_answer_id]
+        return AnswerSequence(prompt_ids, self.encode_answer(text) if text.strip() else empty)
 
     def fits(self, question: str, answer: str, num_passages: int) -> bool:
-        """Whether a row of so many passages has room for this question and answer, with the passages cut to nothing."""
+        """Whether this question and answer fit the context with so many passages, cut to nothing."""
         try:
-            self.row(question, [Passage("", "", "")] * num_passages, answer)
+            self.answer_sequence(question, [Passage("", "", "")] * num_passages, answer)
         except DataError:
             return False
         return True
@@ -192,22 +203,22 @@ class Generator:
     @torch.no_grad()
     def log_prob(self, question: str, passages: Sequence[Passage], answer: str) -> float:
         """`log p(answer | question, passages)`: the sum over answer tokens, end-of-answer included, in nats."""
-        return float(self.log_probs([self.row(question, passages, answer)])[0])
+        return float(self.log_probs([self.answer_sequence(question, passages, answer)])[0])
 
-    def log_probs(self, rows: Sequence[AnswerRow]) -> Tensor:
-        """The same for many rows, batched by token budget; float32 `[len(rows)]` on the CPU, in the order given."""
-        result = torch.empty(len(rows))  # made outside, so that it can be learned from
+    def log_probs(self, rows: Sequence[AnswerSequence]) -> Tensor:
+        """The same for many sequences, batched by token budget: float32 `[len(rows)]` on the CPU, in their order."""
+        result = torch.empty(len(rows))  # made outside of inference mode, so that autograd accepts it
         lengths = [len(row.input_ids) for row in rows]
         with self.language_model.use(ROLE), torch.inference_mode():
             for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def log_probs_of_generated(self, rows: Sequence[AnswerRow], recorded: Recorded) -> Tensor:
-        """`log_probs`, for answers most of which a `recording` has scored while they were generated.
+    def log_probs_of_generated(self, rows: Sequence[AnswerSequence], recorded: Recorded) -> Tensor:
+        """`log_probs` for answers that were generated inside a `recording`, which has scored most of them.
 
-        A recorded score is taken where exactly these tokens were generated behind exactly this prompt. Scored in a pass
-        of their own are answers that were cut off at `max_new_tokens` (nothing was asked about their end), and those
+        A recorded score is used where exactly these tokens were generated after exactly this prompt. A further pass
+        scores answers that were cut off at `max_new_tokens` (their end was not predicted), and those
         whose text, stripped of spaces and thoughts, is written with other tokens than it was generated with.
         In float32 both agree to 1e-4 nats; in bfloat16 they differ as much as passes of different shapes do.
         """
@@ -219,8 +230,8 @@ class Generator:
             result[missing] = self.log_probs([rows[i] for i in missing])
         return result
 
-    def token_log_probs(self, rows: Sequence[AnswerRow]) -> list[Tensor]:
-        """Log p of every answer token given those before it, per row float32 `[L]` on the CPU, in the order given."""
+    def token_log_probs(self, rows: Sequence[AnswerSequence]) -> list[Tensor]:
+        """Log p of every answer token given those before it: float32 `[L]` for each sequence, on the CPU, in order."""
         result: dict[int, Tensor] = {}
         lengths = [len(row.input_ids) for row in rows]
         with self.language_model.use(ROLE), torch.inference_mode():
@@ -228,14 +239,14 @@ class Generator:
                 forward = self.forward([rows[i] for i in batch])
                 _, log_p_N = answer_token_log_probs(*forward, self.language_model.head)
                 result |= dict(zip(batch, log_p_N.cpu().split(forward[-1].tolist()), strict=True))
-        return [result[i].clone() for i in range(len(rows))]  # made outside, so that it can be learned from
+        return [result[i].clone() for i in range(len(rows))]  # as in log_probs
 
-    def score(self, rows: Sequence[AnswerRow], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def score(self, rows: Sequence[AnswerSequence], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One forward pass with gradient, under whatever adapter is active.
 
         Args:
             rows: Prompts with their answers.
-            token_weights_N: What each answer token counts, row by row; None: 1.
+            token_weights_N: Weight of each answer token, sequence by sequence; None: 1.
 
         Returns:
             `(log_p_B, hidden_BTH)`: float32 log-probabilities of the answers, and the hidden states behind them.
@@ -243,12 +254,12 @@ class Generator:
         forward = self.forward(rows)
         return answer_log_prob(*forward, self.language_model.head, token_weights_N), forward[0]
 
-    def forward(self, rows: Sequence[AnswerRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states of right-padded rows: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
+    def forward(self, rows: Sequence[AnswerSequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hidden states of right-padded sequences: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
         model = self.language_model
         input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
         model.tokens_read += sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
-        # Padding stands on the right, where no real token looks: causal attention needs no mask here, and without one
+        # Padding is on the right, where no real token attends: causal attention needs no mask here, and without one
         # its kernels skip what lies above the diagonal.
         hidden_BTH = model.hidden(input_ids_BT, None)
         answer_B = torch.tensor([len(row.answer_ids) for row in rows], device=model.device)
@@ -267,7 +278,7 @@ class Generator:
 
         Args:
             prompts: Token ids.
-            role: Who replies.
+            role: The active adapter.
         """
         answers = [""] * len(prompts)
         lengths = [len(p) + self.config.max_new_tokens for p in prompts]
@@ -278,20 +289,21 @@ class Generator:
 
     @torch.no_grad()
     def continuations(self, prompts: Sequence[list[int]], *, role: str = ROLE, stop: Sequence[str] = ()) -> list[str]:
-        """What follows some prompts that are read as one batch, with the spaces around it and without thoughts.
+        """Continuations of prompts in one batch, with the spaces around them and without thoughts.
 
-        Thoughts are left out as `generator.chat.ReplyReader` tells them; a continuation that is cut off inside one is
-        empty.
+        `generator.chat.ReplyReader` removes the thoughts; a continuation that is cut off inside one is empty.
 
         Args:
             prompts: Token ids.
-            role: Who continues.
+            role: The active adapter.
             stop: A continuation ends before the first of these texts; by default only where the model ends it.
         """
-        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.reads_left_padding:
+        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.supports_left_padding:
             return self._by_length(prompts, role=role, stop=stop)
-        input_ids, attention_mask = self._pad_left(list(prompts))
-        # transformers stops a row after the token that completes the text; what stands behind it is cut off here.
+        model = self.language_model
+        # Generation continues at the right end, so prompts are padded on the left (and only here).
+        input_ids, attention_mask, _ = pad_left(list(prompts), model.end_of_answer_id, model.device)
+        # transformers stops after the token that completes the text; anything after the text is cut off here.
         stopping: dict[str, Any] = {}
         if stop:
             criterion = _StopInAnswer(self.language_model.chat, prompts, input_ids.shape[1], stop)
@@ -310,7 +322,7 @@ class Generator:
         return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
 
     def answers_in(self, prompts: Sequence[list[int]], replies: Sequence[list[int]]) -> list[tuple[str, bool]]:
-        """The answers in some replies, given as token ids, and whether thoughts of theirs were left out.
+        """The answers in some replies, given as token ids, and whether thoughts were removed from them.
 
         A reply that was cut off inside a thought has no answer; that is logged, with what to do.
         """
@@ -318,7 +330,7 @@ class Generator:
         found = [model.chat.read_reply(*both) for both in zip(prompts, replies, strict=True)]
         if cut_off := sum(reply.is_cut_off for reply in found):
             logger.warning(
-                "%d of %d replies had not come to an answer after %d tokens of thought, and are empty. Raise "
+                "%d of %d replies were still in a thought after %d tokens, and are empty. Raise "
                 "max_new_tokens, or switch thinking off (chat_template_kwargs, such as enable_thinking).",
                 cut_off,
                 len(found),
@@ -328,7 +340,7 @@ class Generator:
         return [(str(decode(reply.answer_ids, skip_special_tokens=True)), reply.has_thought) for reply in found]
 
     def _by_length(self, prompts: Sequence[list[int]], **settings: Any) -> list[str]:
-        """The same for a model that padding would mislead: prompts of one length at a time."""
+        """The same for models that do not support padding on the left: prompts of one length at a time."""
         texts: dict[int, str] = {}
         for length in sorted({len(prompt) for prompt in prompts}):
             rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
@@ -337,7 +349,7 @@ class Generator:
 
     @contextmanager
     def greedy_decoding(self) -> Iterator[None]:
-        """Inside, the most probable token is taken at every step, whatever the temperature is set to."""
+        """Context manager: greedy decoding, whatever the temperature is set to."""
         config = self.config
         self.config = replace(config, temperature=0.0, top_p=1.0)
         try:
@@ -345,14 +357,8 @@ class Generator:
         finally:
             self.config = config
 
-    def _pad_left(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        # Generation continues at the right end, so prompts are padded on the left (and only here).
-        model = self.language_model
-        reversed_ids, lengths = pad_right([p[::-1] for p in prompts], model.end_of_answer_id, model.device)
-        return reversed_ids.flip(1), length_mask(lengths, reversed_ids.shape[1]).flip(1)
-
     def _run(self, **inputs: Any) -> Any:
-        """`generate` with our settings and no others.
+        """`generate` with these settings and no others.
 
         transformers fills what a config leaves open from the model's own `generation_config` (a repetition penalty,
         say); answers would then not be the argmax, and their log-probability not the one reported.
@@ -378,7 +384,7 @@ class Generator:
         )
 
     def stream(self, question: str, passages: Sequence[Passage]) -> Iterator[str]:
-        """The answer piece by piece, as it is generated; nothing comes while the model is in its thoughts."""
+        """The answer piece by piece, as it is generated, without thoughts."""
         prompt = self.prompt_ids(question, passages)
         streamer = _AnswerStreamer(self.language_model, prompt)
         failure: list[BaseException] = []
@@ -388,7 +394,7 @@ class Generator:
         try:
             yield from streamer
         finally:
-            abandoned.set()  # a consumer that stops listening stops the generation
+            abandoned.set()  # a consumer that leaves ends the generation
             worker.join()
         if failure:
             raise failure[0]
@@ -397,14 +403,15 @@ class Generator:
     def _stream_worker(
         self, prompt: list[int], streamer: "_AnswerStreamer", failure: list[BaseException], abandoned: Event
     ) -> None:
-        input_ids, attention_mask = self._pad_left([prompt])
+        model = self.language_model
+        input_ids, attention_mask, _ = pad_left([prompt], model.end_of_answer_id, model.device)
         try:
             with self.language_model.use(ROLE):
                 self._run(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Abandoned(abandoned)]),
+                    stopping_criteria=StoppingCriteriaList([_StopOnEvent(abandoned)]),
                 )
         except BaseException as error:  # handed to the consumer, which raises it
             failure.append(error)

@@ -1,8 +1,8 @@
-"""How likely a model finds a text: whole sentences, documents longer than the context, replies that are given.
+"""Likelihood of given texts: whole sentences, documents longer than the context, continuations of a prompt.
 
 Conventions are those of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness), so that numbers can be
-put beside published ones: a text is scored from its first token on, behind the beginning-of-sequence token or, where
-a tokenizer has none, the end-of-sequence token; no end-of-sequence token is scored behind it. A long text is read in
+compared with published ones: a text is scored from its first token on, after the beginning-of-sequence token or, where
+a tokenizer has none, the end-of-sequence token; no end-of-sequence token is scored after it. A long text is read in
 windows that are as wide as the context, and each token is scored exactly once.
 
 Legend: B rows, T tokens, N scored tokens, C of them at a time, H hidden size, V vocabulary.
@@ -16,12 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_positions, token_log_probs
+from generator.log_probs import answer_positions, logit_bytes, token_log_probs
 from generator.padding import pad_right
 from indexes.errors import UsageError
-
-# Logits exist for a few tokens at a time: a tensor of this many bytes, whatever the vocabulary is.
-_LOGIT_BYTES = {"cpu": 2**25, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model thinks of a continuation."""
+    """The log-probability of a continuation."""
 
     log_prob: float
     """Sum over the target tokens, nats."""
@@ -47,7 +44,7 @@ class Likelihood:
 
 
 def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What stands before the first token of a text: the beginning-of-sequence token, else the end-of-sequence one."""
+    """The token before the first token of a text: beginning of sequence, or else end of sequence."""
     first = tokenizer.bos_token_id
     return int(tokenizer.eos_token_id if first is None else first)
 
@@ -55,7 +52,7 @@ def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def rolling_windows(ids: Sequence[int], prefix: int, width: int) -> list[Continuation]:
     """A text of any length as windows of at most `width` tokens, each token a target exactly once.
 
-    The first window predicts `width` tokens behind the prefix, every later one the next `width` behind the last token
+    The first window predicts `width` tokens after the prefix, every later one the next `width` after the last token
     before it; the last, shorter one sees as many tokens before it as the width allows. So does the harness's
     `loglikelihood_rolling`.
 
@@ -63,7 +60,7 @@ def rolling_windows(ids: Sequence[int], prefix: int, width: int) -> list[Continu
         UsageError: The width is below 1.
     """
     if width < 1:
-        raise UsageError(f"A window must hold at least 1 token; {width} came.")
+        raise UsageError(f"A window must hold at least 1 token, got {width}.")
     before, windows = [prefix, *ids], []
     for start in range(0, len(ids), width):
         targets = list(ids[start : start + width])
@@ -106,4 +103,4 @@ def _score(hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor
 def tokens_at_a_time(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> int:
     """C, such that a float32 tensor of C x V logits stays small."""
     vocabulary = head(hidden_NH[:0]).shape[-1]  # no row, and so no work
-    return int(max(1, _LOGIT_BYTES.get(hidden_NH.device.type, 2**25) // (4 * vocabulary)))
+    return int(max(1, logit_bytes(cuda=hidden_NH.is_cuda) // (4 * vocabulary)))

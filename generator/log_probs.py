@@ -43,6 +43,15 @@ def rows_in_cache(vocabulary: int) -> int:
     return max(1, 2**20 // (4 * vocabulary))
 
 
+def logit_bytes(*, cuda: bool) -> int:
+    """Bytes of the logits that exist at one time, where a long text is scored in chunks.
+
+    Large enough for a fast product and small compared with everything else; a GPU needs more rows to be busy, and has
+    more memory for them.
+    """
+    return 2**28 if cuda else 2**25
+
+
 def log_normaliser(logits_RV: Tensor, probabilities_RV: Tensor) -> Tensor:
     """`logsumexp` `[R]` of logits whose softmax is known: read off where that is largest, with no exponential."""
     return logits_RV.amax(-1) - probabilities_RV.amax(-1).log()

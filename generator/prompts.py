@@ -1,8 +1,8 @@
 """The two prompts: rank the candidates, answer from the selected passages.
 
-A prompt renders to token ids and so does its reply; a row is always `prompt_ids + reply_ids`. Nothing is ever
-found again by searching text, and tokenising prompt and reply together (which moves the boundary) never happens.
-When a prompt does not fit, passages are cut, the longest texts and titles first; the question and the reply never are.
+Prompt and reply are tokenized separately, and a sequence is always `prompt_ids + reply_ids`: tokenizing them together
+would move the boundary. When a prompt does not fit, passages are cut, the longest texts and titles first; the question
+and the reply never are.
 
 The default wording is that of the DRO authors (arXiv 2505.03075, github.com/mangopy/direct-rag-learning),
 including its typographic apostrophe.
@@ -64,25 +64,25 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return Chat(tokenizer).encode(text)
 
 
-# A text is encoded behind the first of these that keeps its own tokens, where what stands before it does not.
+# A text is encoded after the first of these that keeps its own tokens, where the text before it does not.
 _ANCHORS = ("\n", "]", "0")
 
 
-def encode_without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, behind: str = "") -> list[int]:
-    """Token ids of a text that continues another one, without any special token of its own.
+def encode_without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str, *, after: str = "") -> list[int]:
+    """Token ids of a text that continues another one, without special tokens.
 
     SentencePiece tokenizers (Llama 2, Mistral, Phi-3, TinyLlama) put a blank before whatever they are given, so that
-    "A" alone is "▁A", while the "A" of "[A]" has no blank; those of Llama 2's kind put it behind control tokens too.
+    a single "A" is "▁A", while the "A" of "[A]" has no blank; those of Llama 2's kind put it after control tokens too.
     So where a tokenizer puts a blank before a text, the text is encoded together with what stands before it, whose
     tokens are then taken away (transformers 5.23 does so between the parts of a chat, `_encode_chat_piece`).
 
     Args:
         tokenizer: Of the model that reads.
         text: What is to be encoded.
-        behind: The end of what stands before it, as far as it may matter; "": ordinary text.
+        after: The end of the text before it, as far as it may matter; "": ordinary text.
     """
     if _puts_blank_before(tokenizer):
-        for anchor in (behind, *_ANCHORS):
+        for anchor in (after, *_ANCHORS):
             before, ids = encode_document(tokenizer, anchor), encode_document(tokenizer, anchor + text)
             if anchor and ids[: len(before)] == before:
                 return ids[len(before) :]
@@ -90,7 +90,7 @@ def encode_without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str,
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that nothing stands before, as the tokenizer begins one, without any special token."""
+    """Token ids of a text at the beginning of a sequence, without special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -111,7 +111,7 @@ def _check_template(name: str, template: str, allowed: set[str], required: set[s
 
 @dataclass(frozen=True, kw_only=True)
 class _PassagePrompt:
-    """What both prompts share: numbered passages inside a template, cut to a token budget."""
+    """The base of both prompts: numbered passages inside a template, cut to a token budget."""
 
     passage_template: str = PASSAGE_TEMPLATE
     """How one passage is shown; placeholders `{identifier}`, `{title}`, `{text}`."""
@@ -145,8 +145,8 @@ class _PassagePrompt:
         """Token ids of the prompt in at most `max_tokens`, titles and texts of passages cut where needed."""
         chat = chat or Chat(tokenizer)
         if not question.strip():
-            raise DataError("A question must hold at least one visible character; an empty one came.")
-        question, passages = chat.escape_special_tokens(question), [_defused(chat, p) for p in passages]
+            raise DataError("A question must hold at least one visible character, got an empty one.")
+        question, passages = chat.escape_special_tokens(question), [_escaped(chat, p) for p in passages]
         ids = chat.encode(self._render(question, identifiers, passages))
         if len(ids) <= max_tokens:
             return ids
@@ -203,7 +203,7 @@ class _PassagePrompt:
         return len(self._frame_ids(chat, chat.escape_special_tokens(question), identifiers, bare))
 
 
-def _defused(chat: Chat, passage: Passage) -> Passage:
+def _escaped(chat: Chat, passage: Passage) -> Passage:
     return Passage(passage.id, chat.escape_special_tokens(passage.title), chat.escape_special_tokens(passage.text))
 
 
@@ -256,7 +256,7 @@ class AnswerPrompt(_PassagePrompt):
     def least_tokens(
         self, tokenizer: PreTrainedTokenizerBase, question: str, num_passages: int, *, chat: Chat | None = None
     ) -> int:
-        """Tokens of the prompt with all passages cut to nothing: what a question needs at least."""
+        """Tokens of the prompt with all passages cut to nothing: the least that a question needs."""
         return self._least_tokens(chat or Chat(tokenizer), question, _numbers(num_passages))
 
     def encode(
@@ -299,7 +299,7 @@ class Identifiers:
     def for_tokenizer(
         cls, tokenizer: PreTrainedTokenizerBase, count: int, *, style: str = "letters", chat: Chat | None = None
     ) -> "Identifiers":
-        """Verify that `count` identifiers of `style` are distinct single tokens; else fall back and say so.
+        """Verify that `count` identifiers of `style` are distinct single tokens; else warn and use another style.
 
         Args:
             tokenizer: The tokenizer that will read and write them.
@@ -312,7 +312,7 @@ class Identifiers:
         """
         families, chat = _identifier_families(count), chat or Chat(tokenizer)
         if style not in families:
-            raise UsageError(f"identifiers must be one of {sorted(families)}; {style!r} came.")
+            raise UsageError(f"identifiers must be one of {sorted(families)}, got {style!r}.")
         for family in [style, *(f for f in families if f != style)]:
             kept = _single_tokens(chat, families[family])
             if len(kept) >= count:
@@ -348,7 +348,7 @@ def _single_tokens(chat: Chat, names: Sequence[str]) -> dict[str, int]:
     tokenizer, special = chat.tokenizer, chat.control_ids
     kept: dict[str, int] = {}
     for name in names:
-        ids = encode_without_special_tokens(tokenizer, name, behind=RANKING_OPEN)
+        ids = encode_without_special_tokens(tokenizer, name, after=RANKING_OPEN)
         round_trip = len(ids) == 1 and str(tokenizer.decode(ids)).strip() == name
         if round_trip and ids[0] not in special and ids[0] not in kept.values():
             kept[name] = ids[0]
@@ -424,5 +424,5 @@ class RankingPrompt(_PassagePrompt):
 
 
 def _opening(chat: Chat) -> list[int]:
-    """What a ranking reply begins with, as it is tokenised behind the end of its prompt."""
-    return encode_without_special_tokens(chat.tokenizer, RANKING_OPEN, behind=chat.reply_opening)
+    """Token ids of the opening bracket of a ranking reply, as a continuation of its prompt."""
+    return encode_without_special_tokens(chat.tokenizer, RANKING_OPEN, after=chat.reply_opening)

@@ -1,7 +1,7 @@
 """Log-probabilities of generated tokens, taken from the pass that generates them.
 
-Scoring an answer afterwards reads its prompt a second time. What a decoding step needs is there already: the logits
-before temperature and nucleus. Of them only the two numbers that a score is made of are kept.
+Scoring an answer in a separate pass would read its prompt a second time. A decoding step has the logits already (before
+temperature and nucleus); only the two log-probabilities that a score needs are kept.
 
 Legend: B rows, V vocabulary, S steps.
 """
@@ -23,7 +23,7 @@ _recorded: ContextVar[Recorded | None] = ContextVar("recorded", default=None)
 
 @contextmanager
 def recording() -> Iterator[Recorded]:
-    """Inside, this thread's answers are scored while they are generated."""
+    """Context manager: answers generated in this thread are scored while they are generated."""
     found: Recorded = {}
     token = _recorded.set(found)
     try:
@@ -38,7 +38,7 @@ def is_recording() -> bool:
 
 
 class StepLogProbs(LogitsProcessor):
-    """Keeps log p of the chosen token and of the end of the answer at every step; changes nothing.
+    """Logits processor that records log p of the chosen token and of the end-of-answer token, and changes no logits.
 
     transformers 5.23 applies processors that are handed over before temperature and nucleus (`_get_logits_processor`).
 
@@ -68,12 +68,12 @@ class StepLogProbs(LogitsProcessor):
         self._end_SB.append(log_p_B2[:, 1])
 
     def finish(self, prompts: Sequence[list[int]], replies_BS: Tensor, stop_ids: set[int]) -> None:
-        """Record the score of every reply that came to its end; the others have no log p of the end.
+        """Record the score of every reply that ended; replies that were cut off have no log p of their end.
 
         Args:
             prompts: Token ids, without padding.
             replies_BS: What was generated, padded on the right.
-            stop_ids: Tokens that end a reply. Whichever came, the end of the answer is what is scored.
+            stop_ids: Tokens that end a reply. Whichever of them ended it, the end-of-answer token is scored.
         """
         recorded = _recorded.get()
         if recorded is None or self._logits_BV is None:

@@ -1,6 +1,9 @@
-"""Atomic files and folders: written beside their place, synced to the disk, and renamed; one writer at a time.
+"""Atomic replacement of files and directories: written beside their place, synced to the disk, and renamed.
 
-A file under its own name is always whole, whenever the process or the machine dies.
+    write_file, write_path, write_text, write_json, append_line     a file
+    write_directory, replace_directory, move_into_place             a directory
+
+A file under its own name is always complete, whenever the process or the machine dies.
 """
 
 import errno
@@ -14,54 +17,102 @@ from typing import IO, Any
 
 from indexes.errors import MismatchError, ResourceError, UsageError
 
-_HALF = ".half"
+PARTIAL_SUFFIX = ".tmp"
+"""Of the name of a file or directory that is being written."""
+_BLOCK = 2**16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What libraries say that throw other errors: FAISS, PyTorch and Arrow.
+# From the messages of libraries that raise other errors: FAISS, PyTorch and Arrow.
 _FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "write error")
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "bad_alloc", "cannot allocate memory", "malloc of size")
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that appears whole: `write` gets a stream, and the name is given when the bytes are on the disk.
+    """Write a file atomically.
 
-    A symbolic link stays and what it points to is replaced. A device or a pipe, such as /dev/stdout, is written to.
+    A symbolic link stays, and the file it points to is replaced. A device or a pipe, such as /dev/stdout, is written
+    to.
+
+    Args:
+        path: The file; missing parent folders are created.
+        write: Is passed a binary stream.
     """
     if not _is_replaceable(path):
         with path.open("wb") as stream:
             write(stream)
         return
     path = path.resolve()
-    half = _half(path)
+    partial = _partial(path)
     try:
-        with half.open("wb") as stream:
+        with partial.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        _name(half, path)
+        _rename(partial, path)
     except Exception:
-        half.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
 def write_path(path: Path, write: Callable[[Path], object]) -> None:
-    """The same for libraries that open the file themselves."""
-    half = _half(path)
-    write(half)
-    sync(half)
-    _name(half, path)
+    """Write a file atomically with a library that opens it itself: `write` is passed the path to write to."""
+    partial = _partial(path)
+    write(partial)
+    sync(partial)
+    _rename(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same for text, in UTF-8 and with plain newlines."""
+    """Write text atomically, in UTF-8 and with plain newlines."""
     write_file(path, lambda stream: stream.write(text.encode()))
+
+
+def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
+    """Write a value as JSON, atomically.
+
+    Raises:
+        TypeError: The value holds something that JSON cannot.
+    """
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=indent) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file; it is on the disk when this returns.
+
+    A killed process may leave a part of the line. The next call removes it, so that every line is complete.
+
+    Args:
+        path: The file, created if it does not exist; one process writes it at a time.
+        line: Without a newline.
+    """
+    if "\n" in line:
+        raise UsageError(f"A line must not contain a newline, but got {line!r}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as stream:
+        stream.truncate(_end_of_last_line(stream))
+        stream.write(line.encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _end_of_last_line(stream: IO[bytes]) -> int:
+    """Bytes up to the last newline of a file."""
+    end = stream.seek(0, os.SEEK_END)
+    while end:
+        start = max(end - _BLOCK, 0)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_json(file: Path, then: str) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
-        file: Written by `write_text`, so that only a disk or a person can have damaged it.
-        then: What the user can do about a damaged one: the end of the message.
+        file: Written atomically, so that only the disk or a person can have damaged it.
+        then: What the user can do about a damaged file: the end of the message.
 
     Raises:
         MismatchError: It is missing, cannot be read, is not JSON, or holds something other than an object.
@@ -78,36 +129,36 @@ def read_json(file: Path, then: str) -> dict[str, Any]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a process that died had not finished writing."""
-    for half in list(folder.rglob(f"*{_HALF}")):
-        shutil.rmtree(half) if half.is_dir() else half.unlink()
+    """Remove the files and directories that a killed process had not finished writing."""
+    for partial in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
-def write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """The same for a folder that is not there yet."""
-    half = _half(path)
-    shutil.rmtree(half, ignore_errors=True)
-    write(half)
-    sync_below(half)
-    _name(half, path)
+def write_directory(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a directory that does not exist yet, atomically: `write` is passed the path to create."""
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    sync_below(partial)
+    _rename(partial, path)
 
 
 def _is_replaceable(path: Path) -> bool:
     return (path.is_file() or not path.exists()) and not path.absolute().is_relative_to("/dev")
 
 
-def _half(path: Path) -> Path:
+def _partial(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}{_HALF}")
+    return path.with_name(f"{path.name}{PARTIAL_SUFFIX}")
 
 
-def _name(half: Path, path: Path) -> None:
-    os.replace(half, path)
+def _rename(partial: Path, path: Path) -> None:
+    os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Ask the system to write a file or folder to the disk; Windows cannot do it for folders."""
+    """Ask the system to write a file or directory to the disk; Windows cannot do it for directories."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -118,13 +169,13 @@ def sync(path: Path) -> None:
 
 
 def sync_below(folder: Path) -> None:
-    """`sync` all files and folders of a folder and itself."""
+    """`sync` all files and directories below a directory, and itself."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def move_into_place(folder: Path, place: Path) -> None:
-    """Rename a finished folder to its place, and what stood there away; a failure puts that back."""
+    """Rename a complete directory to its place, replacing another one; a failure puts the old one back."""
     sync_below(folder)
     old = _replaced(place)
     if place.exists():
@@ -140,30 +191,30 @@ def move_into_place(folder: Path, place: Path) -> None:
     remove_replaced(place)
 
 
-def replace_folder(place: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder and put it in the place of what may stand there.
+def replace_directory(place: Path, write: Callable[[Path], object]) -> None:
+    """Write a directory and put it in the place of one that may exist: `write` is passed the path to create.
 
-    Who dies on the way leaves the folder that was there before, the new one, or, between two renamings, a place that
-    is empty for everybody but `standing_folder` and `restore_replaced`.
+    A process that is killed leaves the old directory, the new one, or, between two renames, no directory in that place;
+    `readable_directory` and `restore_replaced` then find the old one.
     """
     restore_replaced(place)
-    half = _half(place)
-    shutil.rmtree(half, ignore_errors=True)
+    partial = _partial(place)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        write(half)
-        move_into_place(half, place)
+        write(partial)
+        move_into_place(partial, place)
     except Exception:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def standing_folder(place: Path) -> Path:
-    """Where to read what `move_into_place` puts in a place: there, or where a process that died has moved it."""
+def readable_directory(place: Path) -> Path:
+    """Where to read a directory that `move_into_place` replaces: in its place, or where a killed process moved it."""
     return _replaced(place) if _is_moved_away(place) else place
 
 
 def restore_replaced(place: Path) -> None:
-    """Put back what `move_into_place` was about to replace when its process died; for the one writer of the place."""
+    """Put back a directory that `move_into_place` was replacing when its process was killed; only its writer may."""
     if _is_moved_away(place):
         os.replace(_replaced(place), place)
 
@@ -173,7 +224,7 @@ def _is_moved_away(place: Path) -> bool:
 
 
 def remove_replaced(place: Path) -> None:
-    """Remove what `move_into_place` has replaced, if a process that died has left it."""
+    """Remove the directory that `move_into_place` has replaced, if a killed process has left it."""
     shutil.rmtree(_replaced(place), ignore_errors=True)
 
 
@@ -183,12 +234,12 @@ def _replaced(place: Path) -> Path:
 
 @contextmanager
 def exclusive_writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is being written; readers need none.
+    """Hold the lock of a directory that is being written; readers need none.
 
     Raises:
-        UsageError: Another process holds it, or nothing can be written beside it.
+        UsageError: Another process holds it, or no file can be written beside the directory.
     """
-    # Not at the top: who only writes files, such as a report, needs no third-party package.
+    # Imported here, so that writing files needs no third-party package.
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
@@ -197,17 +248,17 @@ def exclusive_writer_lock(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise UsageError(
-            f"One process writes {folder} at a time, but another one is at it now. Wait for it, or stop it."
+            f"Only one process can write {folder} at a time, but another one is writing it. Wait for it, or stop it."
         ) from error
     except OSError as error:
         raise UsageError(
-            f"An index needs a folder around it in which files can be made, but for {folder} that fails ({error}). "
-            "Choose another place, or make that one writable."
+            f"The folder around {folder} must be writable, but creating a file there fails ({error}). Choose another "
+            "place, or make that one writable."
         ) from error
     try:
         yield
     finally:
-        # While it is held: who waits for it notices that its file is gone, and makes a new one.
+        # Removed while it is held: a process that waits notices that the file is gone and creates a new one.
         with suppress(OSError):
             os.unlink(lock.lock_file)
         lock.release()
@@ -215,10 +266,10 @@ def exclusive_writer_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def translate_os_errors(kept: str) -> Iterator[None]:
-    """Turn the many ways in which libraries say "disk full" and "out of memory" into a `ResourceError`.
+    """Raise the errors by which libraries report a full disk or a lack of memory as a `ResourceError`.
 
     Args:
-        kept: What the user can do with what is there already: the end of the message.
+        kept: What becomes of the work that is done: the end of the message.
     """
     try:
         yield

@@ -1,15 +1,16 @@
-"""Which rows are read together (pure)."""
+"""Batches of sequences of similar length, within a budget of tokens (pure)."""
 
 from collections.abc import Sequence
 
 
 def token_budget_batches(lengths: Sequence[int], max_tokens: int, *, max_rows: int | None = None) -> list[list[int]]:
-    """Group row indices, longest first.
+    """Group the indices of sequences into batches, longest first.
 
     Args:
-        lengths: Tokens of each row.
-        max_tokens: Rows x longest row stays within it, but every batch has at least one row.
-        max_rows: The most rows of a batch; None for any number.
+        lengths: Tokens of each sequence.
+        max_tokens: The most tokens of a batch, padding included (sequences x longest); every batch has at least one
+            sequence.
+        max_rows: The most sequences of a batch; None for no limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []

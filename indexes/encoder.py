@@ -1,15 +1,12 @@
 """The encoder: questions and passages become vectors whose inner product is their similarity.
 
-Of an encoder trained for the cosine they have unit length; of one trained for the dot product
-(`similarity_fn_name` "dot" in its config) their length is part of the similarity and is kept.
+Vectors have unit length where the similarity is the cosine. Where it is the dot product (`similarity_fn_name` "dot" in
+the model's config) their length is part of the similarity and is kept.
 
-It lives beside the index because it makes the vectors, and the index's manifest describes it. It knows
-nothing of language models.
+A text is tokenised once. Texts of similar length are then encoded together, so that little of a batch is padding, and a
+batch holds as many tokens as suit the device.
 
-A text is tokenised once. Texts of like length in tokens are then read together, so that little of a batch is padding,
-and a batch holds as many tokens as suit the device.
-
-Axes: B questions, N passages, W texts of a window, R rows of a batch, T tokens, d dimensions.
+Axes: B questions, N passages, W texts of a window, R texts of a batch, T tokens, d dimensions.
 """
 
 import hashlib
@@ -45,7 +42,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 
 COSINE, DOT = "cosine", "dot"
 SIMILARITIES = (COSINE, DOT)
-"""Similarities that an index searches by, in the words of sentence-transformers."""
+"""Similarities that an index searches by, as sentence-transformers names them."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +55,14 @@ _DTYPES = {
 # Activations of a thousand tokens still lie in a CPU's cache; a GPU wants many more to be busy (docs/decisions.md).
 _CPU_TOKENS = 1024
 _GPU_TOKENS = 65_536
-# Texts are tokenised and sorted this many at a time, and fewer when they may be very long: ids are kept padded.
+# Texts that are tokenised and sorted together, fewer when they may be very long: their ids are padded.
 _WINDOW = 4096
 _WINDOW_TOKENS = 2**21
 _UNKNOWN_LENGTH = 512
-# What the batches of this module know how to cut; a model that reads anything else is left to sentence-transformers.
+# Features that `_cut` can cut; sentence-transformers encodes for models that read others.
 _ROW_FEATURES = {"input_ids", "attention_mask", "token_type_ids"}
 _TRANSFORMER_OUTPUTS = {"token_embeddings", "cls_token_embeddings", "sentence_embedding"}
-# What model cards call the prompts, in the order in which sentence-transformers looks them up.
+# Names of the prompts in a model, in the order in which sentence-transformers looks them up.
 _QUESTION_PROMPT_NAMES = ("query",)
 _PASSAGE_PROMPT_NAMES = ("document", "passage", "corpus")
 _LOAD_ERRORS = (
@@ -81,25 +78,25 @@ _LOAD_ERRORS = (
 
 @dataclass
 class Truncation:
-    """How much of some texts an encoder does not read, since they are longer than its limit."""
+    """How much of some texts an encoder truncates, since they are longer than its limit."""
 
     passages: int = 0
     """Texts that were counted."""
     truncated: int = 0
     """Of these, those that are longer than the limit."""
     tokens: int = 0
-    """Of all texts as a whole, with prompt and special tokens."""
+    """Of all texts before truncation, with prompt and special tokens."""
     lost: int = 0
-    """Tokens behind the limit, which shape no vector."""
+    """Tokens beyond the limit, which are in no vector."""
 
     def add(self, other: "Truncation | Mapping[str, int]") -> None:
-        """Count other texts as well; a mapping has the names of the fields."""
+        """Add the counts of other texts; a mapping has the names of the fields."""
         counts = vars(other) if isinstance(other, Truncation) else other
         for name in vars(self):
             setattr(self, name, getattr(self, name) + counts[name])
 
     def message(self, encoder: "Encoder", kind: str = "passage") -> str:
-        """What was lost, as a share, and how to lose less."""
+        """How much was truncated, as a share, and how to avoid it."""
         limit, room = encoder.max_length, encoder.position_limit
         cure = "Shorten them" if kind == "question" else f"Cut them into chunks (--chunk_tokens {limit}, or a Chunker)"
         if limit is not None and (room is None or room > limit):
@@ -117,14 +114,14 @@ def _percent(part: int, whole: int) -> str:
 
 
 class EncodingBar:
-    """A progress bar in texts, with tokens per second beside it; it adds up what is not read of them.
+    """A progress bar in texts, with tokens per second; it also counts what is truncated.
 
     Attributes:
-        truncation: Of all texts that were encoded under this bar.
+        truncation: Of all texts that were encoded with this bar.
     """
 
     def __init__(self, total: int, unit: str, *, shown: bool) -> None:
-        """A bar of `total` texts, each called a `unit`."""
+        """Make a bar of `total` texts, each called a `unit`."""
         self._bar = tqdm(total=total, desc="encoding", unit=f" {unit}s", disable=not shown)
         self.truncation = Truncation()
         self._tokens = 0
@@ -137,7 +134,7 @@ class EncodingBar:
         self._bar.close()
 
     def advance(self, texts: int, tokens: int) -> None:
-        """So many more texts are done; 0 tokens when nobody counted them."""
+        """Advance by `texts`; `tokens` is 0 when unknown."""
         self._tokens += tokens
         if self._tokens:
             rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
@@ -148,8 +145,8 @@ class EncodingBar:
 class Encoder:
     """A sentence-transformers model with its two prompts made explicit.
 
-    `model` is the wrapped model, for code that trains it. Encoding puts it into evaluation mode. `mixed` says whether
-    its transformer multiplies in bfloat16; what follows the transformer, such as pooling, stays in float32.
+    `model` is the wrapped model, for code that trains it. Encoding puts it into evaluation mode. With `mixed` its
+    transformer multiplies in bfloat16; the modules after it, such as pooling, compute in float32.
     """
 
     def __init__(
@@ -163,14 +160,14 @@ class Encoder:
         similarity: str | None = None,
         mixed: bool = False,
     ) -> None:
-        """Wrap a model that is already loaded; `from_pretrained` loads one.
+        """Wrap a loaded model; `from_pretrained` loads one.
 
         Args:
             model: The model; its prompts are set to the ones in use, so that saving it keeps them.
-            name: What the manifest of an index calls it.
+            name: Its folder or Hub id, recorded in the manifest of an index.
             revision: The revision it was loaded at.
-            question_prompt: Put before every question; None takes the model's own, or nothing.
-            passage_prompt: Put before every passage; None takes the model's own, or nothing.
+            question_prompt: Prefix of every question; None takes the model's own, or nothing.
+            passage_prompt: Prefix of every passage; None takes the model's own, or nothing.
             similarity: "cosine" or "dot"; None takes the model's own (`similarity_fn_name`), or the cosine.
             mixed: Encode float32 weights with bfloat16 products.
 
@@ -210,8 +207,8 @@ class Encoder:
         Args:
             name_or_path: A folder, a model id on the hub, or "tiny" for the small encoder inside this package, which
                 keeps that name in the manifest of an index: a path inside site-packages says nothing elsewhere.
-            question_prompt: Put before every question; None takes the model's own, or nothing.
-            passage_prompt: Put before every passage; None takes the model's own, or nothing.
+            question_prompt: Prefix of every question; None takes the model's own, or nothing.
+            passage_prompt: Prefix of every passage; None takes the model's own, or nothing.
             device: Such as "cpu" or "cuda:0"; None takes the best there is.
             dtype: Of the weights: "float32", "float16" or "bfloat16"; or "mixed": float32 weights, bfloat16 products in
                 the transformer and float32 pooling. Vectors are always float32.
@@ -227,7 +224,7 @@ class Encoder:
                 the cosine nor the dot product.
         """
         if dtype not in _DTYPES:
-            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but {dtype!r} came.")
+            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, but got {dtype!r}.")
         folder = Path(encoder_path(name_or_path)).expanduser()
         local = folder.is_dir()
         # Absolute, so that an index finds its encoder from any working directory.
@@ -252,9 +249,15 @@ class Encoder:
             mixed=dtype == "mixed",
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self.name!r}, {self.dimension} dimensions, similarity={self.similarity!r}, "
+            f"dtype={self.dtype!r}, max_length={self.max_length})"
+        )
+
     @property
     def tokenizer(self) -> Tokenizer | PreTrainedTokenizerFast:
-        """What cuts text into tokens; a `Chunker` counts with it."""
+        """The tokenizer, which a `Chunker` counts with."""
         tokenizer: Tokenizer | PreTrainedTokenizerFast = self.model.tokenizer
         return tokenizer
 
@@ -263,9 +266,7 @@ class Encoder:
         """d, the length of a vector."""
         dimension = self.model.get_embedding_dimension()
         if dimension is None:
-            raise UsageError(
-                "An encoder must say how long its vectors are, but this model does not. Add a Pooling module."
-            )
+            raise UsageError("An encoder must have a fixed dimension, but this model names none. Add a Pooling module.")
         return dimension
 
     @property
@@ -281,7 +282,7 @@ class Encoder:
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether code that came with the model runs here; loading it anew needs the option of this name."""
+        """Whether Python code that comes with the model is used; loading it again requires this option."""
         # sentence-transformers 6 asks for the option before it imports any module that is not its own.
         foreign = any(type(m).__module__.partition(".")[0] != "sentence_transformers" for m in self.model)
         return foreign or uses_remote_code((self.model.tokenizer, *self.model.modules()))
@@ -299,7 +300,7 @@ class Encoder:
         """A SHA-256 (hex) over all that shapes the vectors: weights, prompts, length limit, pooling and similarity.
 
         It is the same on every device, after saving and loading, and for "mixed" and "float32", whose weights are the
-        same. It is computed anew at each access, since training changes the weights.
+        same. It is computed at each access, since training changes the weights.
         """
         digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -310,7 +311,7 @@ class Encoder:
 
     def _settings(self) -> dict[str, object]:
         modules = list(self.model)
-        # Named only where it is not the cosine: that is what fingerprints of older indexes meant.
+        # Left out for the cosine, so that the fingerprints of older indexes stay valid.
         similarity = {} if self.similarity == COSINE else {"similarity": self.similarity}
         return similarity | {
             "modules": [type(module).__name__ for module in modules],
@@ -330,7 +331,7 @@ class Encoder:
             questions: B texts, none of them empty.
             batch_size: The most questions that the model reads at once; fewer when they are long. It does not change
                 the vectors.
-            progress: Show a progress bar, or move this one on.
+            progress: Show a progress bar, or advance this one.
 
         Returns:
             float32 [B, d]; unit vectors where the similarity is the cosine.
@@ -339,7 +340,7 @@ class Encoder:
             DataError: A question is empty, or its vector is not finite.
         """
         if isinstance(questions, str):
-            raise UsageError("encode_questions takes a list of questions, but one string came. Put it in a list.")
+            raise UsageError("encode_questions needs a list of questions, but got a string. Put it into a list.")
         for number, question in enumerate(questions):
             if not question.strip():
                 raise DataError(f"A question needs some text, but question {number} is empty. Remove or fill it.")
@@ -362,8 +363,8 @@ class Encoder:
             passages: N passages.
             batch_size: The most passages that the model reads at once; fewer when they are long. It does not change
                 the vectors.
-            progress: Show a progress bar, or move this one on. What is longer than `max_length` is added to the
-                `truncation` of a bar that is given; else the first call that finds some warns of it.
+            progress: Show a progress bar, or advance this one. Truncated texts are added to the `truncation` of a bar
+                that is given; else the first call that truncates some logs a warning.
 
         Returns:
             float32 [N, d]; unit vectors where the similarity is the cosine.
@@ -379,11 +380,11 @@ class Encoder:
         return self._scaled(vectors_Nd)
 
     def _scaled(self, vectors_Nd: Vectors) -> Vectors:
-        """Ready for inner products: of unit length for the cosine, as they are for the dot product."""
+        """Scale vectors to unit length for the cosine; leave them for the dot product."""
         return _normalised(vectors_Nd) if self.similarity == COSINE else vectors_Nd
 
     def _warn(self, bar: EncodingBar, given: bool | EncodingBar, kind: str) -> None:
-        """Once for each encoder and kind of text, unless whoever gave the bar does it for all that he encodes."""
+        """Warn of truncation once for each encoder and kind of text; a caller who gave the bar warns instead."""
         if bar is not given and bar.truncation.truncated and kind not in self._warned:
             self._warned.add(kind)
             logger.warning(bar.truncation.message(self, kind))
@@ -400,9 +401,9 @@ class Encoder:
         batch_size: int,
         bar: EncodingBar,
     ) -> Vectors:
-        """What the model gives for each text, float32 [N, d], not normalised yet."""
+        """The output of the model for each text, float32 [N, d], not yet scaled."""
         if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
+            raise UsageError(f"batch_size must be at least 1, but got {batch_size}.")
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         step = window_texts(self.max_length)
@@ -416,7 +417,7 @@ class Encoder:
         features = self.model.preprocess(texts, prompt=prompt, task=task) if self._is_plain_transformer() else {}
         if not _are_padded_rows(features):
             bar.truncation.add(self._counted(texts, prompt, None))
-            return self._left_to_the_model(texts, prompt, task, batch_size, bar)
+            return self._encode_by_model(texts, prompt, task, batch_size, bar)
         lengths_W = features["attention_mask"].sum(1).tolist()
         bar.truncation.add(self._counted(texts, prompt, lengths_W))
         batches = token_budget_batches(lengths_W, batch_tokens(self.model.device.type), max_rows=batch_size)
@@ -429,7 +430,7 @@ class Encoder:
         return vectors_Wd
 
     def _counted(self, texts: list[str], prompt: str, lengths_W: list[int] | None) -> Truncation:
-        """The tokens of texts; only those that reach the limit are tokenised once more, without it.
+        """Count the tokens of texts; only those that reach the limit are tokenised again, without truncation.
 
         `lengths_W` are the tokens that the model reads; None where they are not known.
         """
@@ -462,12 +463,10 @@ class Encoder:
         vectors_Rd: Tensor = out["sentence_embedding"]
         return vectors_Rd[:, : self.model.truncate_dim]
 
-    def _left_to_the_model(
-        self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar
-    ) -> Vectors:
-        """For models that read something else than padded rows of tokens, such as bags of words and routers.
+    def _encode_by_model(self, texts: list[str], prompt: str, task: str, batch_size: int, bar: EncodingBar) -> Vectors:
+        """Encode by sentence-transformers, for models that do not read padded batches, such as bags of words.
 
-        Their weights' dtype counts: which of their modules could do with bfloat16 products is not known.
+        They compute in the dtype of their weights: which of their modules could use bfloat16 products is not known.
         """
         with torch.autocast(self.model.device.type, enabled=False):
             vectors = self.model.encode(
@@ -477,13 +476,13 @@ class Encoder:
         return np.asarray(vectors, dtype=np.float32)
 
     def _is_plain_transformer(self) -> bool:
-        """Whether tokens go through one transformer and then through modules that take no further arguments."""
+        """Whether the model is one transformer and then modules that take no further arguments."""
         further = any((self.model.module_kwargs or {}).values())
         return isinstance(self.model[0], Transformer) and not further
 
     @contextmanager
     def _products(self) -> Iterator[None]:
-        """In bfloat16 if `mixed`, else as the weights are, whatever the caller has switched on.
+        """Multiply in bfloat16 if `mixed`, else in the dtype of the weights, even inside a caller's autocast.
 
         One context for all batches: autocast keeps the bfloat16 copies of the weights until it ends.
         """
@@ -491,7 +490,7 @@ class Encoder:
             try:
                 yield
             finally:
-                # Inside a caller's autocast they would outlive this one, and training cannot use them.
+                # Inside a caller's autocast the copies would outlive this context, and training cannot use them.
                 torch.clear_autocast_cache()
 
 
@@ -519,14 +518,14 @@ def _are_padded_rows(features: Mapping[str, Any]) -> bool:
 
 
 def _cut(features: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """These rows, without the columns that are padding in all of them, on whichever side they are."""
+    """These texts, without the columns that are padding in all of them, on either side."""
     used_T = features["attention_mask"][rows].any(0)
-    used_T[0] |= ~used_T.any()  # a model cannot read zero columns
+    used_T[0] |= ~used_T.any()  # a model cannot encode zero columns
     return {k: v[rows][:, used_T] if isinstance(v, Tensor) else v for k, v in features.items()}
 
 
 def own_passage_prompt(prompts: Mapping[str, str | None]) -> str:
-    """Which of a model's prompts, by name, is put before passages; empty if none is."""
+    """The prompt of a model that is the prefix of passages; empty if it has none."""
     return _first_given(None, prompts, _PASSAGE_PROMPT_NAMES)
 
 
@@ -563,12 +562,12 @@ def _load_model(
             f"Tried {tried} ({_first_line(error)}). Pass the path of a local folder that holds the model, or "
             "check the name and the network."
         ) from error
-    # Modules other than the transformer do not look at model_kwargs.
+    # Modules other than the transformer ignore model_kwargs.
     return model.to(dtype)
 
 
 def _prefer_plain_products(model: SentenceTransformer) -> None:
-    """On a CPU two bfloat16 products are faster than the fused attention kernel, as long as rows are short."""
+    """On a CPU two bfloat16 products are faster than the fused attention kernel, as long as texts are short."""
     transformer, length = model[0], model.max_seq_length
     if isinstance(transformer, Transformer) and model.device.type == "cpu" and length and length <= _CPU_TOKENS:
         transformer.auto_model.set_attn_implementation("eager")
@@ -582,7 +581,7 @@ def _first_line(error: BaseException) -> str:
 def position_limit(transformer: nn.Module) -> int | None:
     """The most tokens that a transformer has learned positions for; None when it has no table of them.
 
-    RoBERTa and its kin (XLM-R, CamemBERT, MPNet) count positions from `padding_idx` + 1, so that of the 514 of
+    RoBERTa and its relatives (XLM-R, CamemBERT, MPNet) count positions from `padding_idx` + 1, so that of the 514 of
     `max_position_embeddings` 512 can be used (transformers 5.23, `create_position_ids_from_input_ids` of
     `RobertaEmbeddings`); the length that sentence-transformers 6.2 takes from the config is the whole table.
     """
@@ -614,8 +613,8 @@ def _respect_positions(model: SentenceTransformer) -> None:
 def _checked_similarity(similarity: str) -> str:
     if similarity not in SIMILARITIES:
         raise UsageError(
-            f"An encoder must be compared by one of {', '.join(SIMILARITIES)}, but this one says {similarity!r}, which "
-            "an index by inner products cannot follow. To search it otherwise than it was trained for, pass "
+            f"The similarity of an encoder must be one of {', '.join(SIMILARITIES)}, but got {similarity!r}, which "
+            "an index by inner products cannot compute. To search by another one than it was trained for, pass "
             'similarity="cosine" or "dot" (--similarity).'
         )
     return similarity
@@ -629,7 +628,7 @@ def _set_max_length(model: SentenceTransformer, max_length: int) -> None:
         raise UsageError(
             f"max_length must be at least {special + 1}{f' and at most {limit}' if limit else ''}, since the encoder "
             f"adds {special} special tokens to an input{f' and has {limit} positions to use' if limit else ''}, but "
-            f"{max_length} came. Leave it out to take the encoder's own; an index that records such a length must be "
+            f"got {max_length}. Leave it out to take the encoder's own; an index that records such a length must be "
             "built again."
         )
     try:
@@ -651,7 +650,7 @@ def _check_finite(vectors_Nd: Vectors, names: Sequence[str], kind: str) -> None:
 
 
 def _normalised(vectors_Nd: Vectors) -> Vectors:
-    """Unit length; the zero vector, which has no direction, stays and scores 0 with everything."""
+    """Scale to unit length; the zero vector, which has no direction, stays and scores 0 with everything."""
     norms_N1 = np.linalg.norm(vectors_Nd, axis=1, keepdims=True)
     unit_Nd: Vectors = vectors_Nd / np.maximum(norms_N1, np.finfo(np.float32).tiny)
     return unit_Nd

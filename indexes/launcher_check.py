@@ -1,4 +1,4 @@
-"""Whether as many processes were started as were asked for."""
+"""Check that a launcher started as many processes as were requested."""
 
 import logging
 import os
@@ -10,10 +10,10 @@ _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORL
 
 
 def warn_of_one_process(command: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Say so if several CPU processes were asked for and one was started, and what does start several.
+    """Warn if several CPU processes were requested but one was started, and name a launcher that starts several.
 
     `accelerate launch --cpu --num_processes 2` of accelerate 1.15 runs the script once (`simple_launcher`) unless an
-    MPI host file is given: it sets MASTER_ADDR for the others, and no WORLD_SIZE.
+    MPI host file is given: it sets MASTER_ADDR, and no WORLD_SIZE.
 
     Args:
         command: What the user runs, such as "train ...".

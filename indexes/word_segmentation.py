@@ -1,7 +1,7 @@
-"""Text without blanks between its words: which scripts those are, and what stands for a word there.
+"""Words of text in scripts without blanks between words (Chinese, Japanese, Thai, ...), and of mixed text.
 
-BM25 and the metrics of answers share this module, so that both mean the same by "unspaced". Korean, Vietnamese and the
-scripts of India put blanks between words and are no part of it.
+BM25 and the metrics of answers share this module, so that both segment such text in the same way. Korean, Vietnamese
+and the scripts of India have blanks between words and are segmented at them.
 """
 
 import string
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import regex
 
-# Scripts that put no blanks between words. Cut at what is no letter, a whole sentence would be one word there.
-# The prolonged sound mark belongs to both kana, and Unicode therefore to neither.
+# Scripts without blanks between words, in which a whole sentence would be one word. The prolonged sound mark belongs to
+# both kana, so Unicode assigns it to neither.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # Marks count as letters: without them the words of most Indian scripts would fall apart at their vowels.
 LETTERS = r"\p{L}\p{M}\p{N}"
 # Unicode calls "$+<=>^`|~" symbols; evaluation scripts since SQuAD's call them punctuation.
 PUNCTUATION = rf"\p{{P}}{regex.escape(string.punctuation, special_only=False)}"
 
-# Full-width letters and digits are only used between Chinese and Japanese characters.
+# Full-width letters and digits are used only in Chinese and Japanese text.
 _HAS_UNSPACED = regex.compile(rf"[{UNSPACED}\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 _RUN = regex.compile(rf"([{UNSPACED}]+)|([[{LETTERS}]--[{UNSPACED}]]+)", regex.V1)
 # A character is kept together with the vowel and tone marks over, under and behind it.
@@ -39,7 +39,7 @@ def has_unspaced(text: str) -> bool:
 
 
 def folded(text: str) -> str:
-    """One form for full and half width, ligatures and case (Unicode's NFKC_Casefold, which keeps what is invisible).
+    """Unify full and half width, ligatures and case (Unicode's NFKC_Casefold, but with invisible characters kept).
 
     >>> folded("ｶﾞｲﾄﾞ №5 Ⅳ")
     'ガイド no5 iv'
@@ -66,11 +66,11 @@ def runs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def mixed_tokens(text: str) -> list[str]:
-    r"""Tokens of text that holds unspaced scripts: each of their characters, and what else stands between blanks.
+    r"""Tokens of text with unspaced scripts: each of their characters, and the other text split at blanks.
 
     This is the mixed segmentation of the evaluation scripts of CMRC 2018 and MLQA, without punctuation, and without
-    articles being looked for. Both know Chinese characters only and do not fold; here all unspaced scripts are cut,
-    with the marks that belong to a character, and full-width forms are folded first.
+    removing articles. Both split Chinese characters only and do not fold; here all unspaced scripts are split, with the
+    marks that belong to a character, and full-width forms are folded first.
 
     >>> mixed_tokens("《iPhone》是Apple Inc.的、\uff11\uff19\uff19\uff17年。")
     ['iphone', '是', 'apple', 'inc', '的', '1997', '年']
@@ -82,10 +82,10 @@ def mixed_tokens(text: str) -> list[str]:
 
 
 def word_count(text: str) -> int:
-    """How many words a text has: what stands between blanks, as lm-evaluation-harness counts.
+    """The number of words of a text: parts between blanks, as lm-evaluation-harness counts them.
 
-    A text whose letters are for the most part of unspaced scripts has as many words as mixed tokens instead: foreign
-    names in a spaced text, as in WikiText, change nothing.
+    For a text whose letters are mostly of unspaced scripts it is the number of mixed tokens instead; foreign names in a
+    spaced text, as in WikiText, do not change its count.
 
     >>> [word_count(text) for text in ("two words.", "Beijing (北京) it is.", "北京 2008年。")]
     [2, 4, 4]

@@ -3,10 +3,9 @@
 Everything below is imported on first use: ``import rag`` imports neither torch nor transformers nor faiss.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
@@ -14,23 +13,30 @@ if TYPE_CHECKING:
     from generator.prompts import AnswerPrompt, RankingPrompt
     from indexes.corpora.chunking import Chunker
     from indexes.corpora.corpus import Corpus
+    from indexes.corpora.corpus_formats import CORPUS_FORMATS
     from indexes.corpora.passage import Passage
     from indexes.directory.builder import build_index
     from indexes.directory.passage_index import PassageIndex
     from indexes.directory.writer import IndexWriter
     from indexes.encoder import Encoder
     from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
+    from indexes.vectors.vector_stores import VECTOR_STORES
     from rag.answering.answer import Answer, ScoredPassage
     from rag.answering.answer_mode import AnswerMode
     from rag.answering.answer_modes import ANSWER_MODES
     from rag.dro_trainer import DROTrainer
     from rag.evaluation.evaluation import Evaluation, evaluate
     from rag.pipeline import RAG
-    from retriever.dense import Candidates, Retriever
-    from retriever.selector import Selector, SelectorConfig
+    from retriever.candidates import Candidates
+    from retriever.retriever import Retriever
+    from retriever.retrievers import RETRIEVERS
+    from retriever.selector import Selector
+    from retriever.selector_config import SelectorConfig
+    from retriever.selectors import SELECTORS
     from training.config import DROConfig
     from training.questions.example import QAExample
     from training.questions.loading import load_examples
+    from training.questions.question_formats import QUESTION_FORMATS
 
 _EXPORTS = {
     "ANSWER_MODES": "rag.answering.answer_modes",
@@ -38,7 +44,8 @@ _EXPORTS = {
     "Answer": "rag.answering.answer",
     "AnswerMode": "rag.answering.answer_mode",
     "AnswerPrompt": "generator.prompts",
-    "Candidates": "retriever.dense",
+    "CORPUS_FORMATS": "indexes.corpora.corpus_formats",
+    "Candidates": "retriever.candidates",
     "ChatConfig": "generator.configs",
     "Chunker": "indexes.corpora.chunking",
     "Corpus": "indexes.corpora.corpus",
@@ -55,15 +62,19 @@ _EXPORTS = {
     "Passage": "indexes.corpora.passage",
     "PassageIndex": "indexes.directory.passage_index",
     "QAExample": "training.questions.example",
+    "QUESTION_FORMATS": "training.questions.question_formats",
     "RAG": "rag.pipeline",
     "RAGError": "indexes.errors",
+    "RETRIEVERS": "retriever.retrievers",
     "RankingPrompt": "generator.prompts",
     "ResourceError": "indexes.errors",
-    "Retriever": "retriever.dense",
+    "Retriever": "retriever.retriever",
+    "SELECTORS": "retriever.selectors",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
     "UsageError": "indexes.errors",
+    "VECTOR_STORES": "indexes.vectors.vector_stores",
     "build_index": "indexes.directory.builder",
     "evaluate": "rag.evaluation.evaluation",
     "load_examples": "training.questions.loading",
@@ -71,7 +82,12 @@ _EXPORTS = {
 
 __all__ = [
     "ANSWER_MODES",
+    "CORPUS_FORMATS",
+    "QUESTION_FORMATS",
     "RAG",
+    "RETRIEVERS",
+    "SELECTORS",
+    "VECTOR_STORES",
     "AdapterConfig",
     "Answer",
     "AnswerMode",
@@ -106,14 +122,4 @@ __all__ = [
     "load_examples",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'rag' has no attribute {name!r}")
-    value = getattr(import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

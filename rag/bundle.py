@@ -22,7 +22,7 @@ from huggingface_hub import HfApi
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
 from generator.prompts import AnswerPrompt, RankingPrompt
-from indexes.atomic_files import read_json, replace_folder
+from indexes.atomic_files import read_json, replace_directory
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
@@ -31,8 +31,11 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import answer_mode_to_dict
 from rag.hub import bundle_folder, can_be_found_elsewhere
 from rag.model_loading import is_model_folder, load_language_model
-from retriever.dense import QuestionAdapter, Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.question_adapter import QuestionAdapter
+from retriever.retriever import Retriever
+from retriever.retrievers import retriever_to_dict
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from retriever.selectors import config_from_dict, config_to_dict
 from training.checkpoint import load_learned, write_learned
 
@@ -137,7 +140,7 @@ class BundleConfig:
 
         Raises:
             MismatchError: It was written by another version, or something is missing or damaged.
-            UsageError: A part is of a kind that nobody registered.
+            UsageError: A part is of an unregistered kind.
         """
         if data.get("format_version") != FORMAT_VERSION:
             raise MismatchError(
@@ -218,8 +221,8 @@ def _config_of(pipeline: Pipeline, folder: Path, index: bool, encoder: bool, bas
         answer_prompt=pipeline.generator.prompt,
         ranking_prompt=selector.prompt,
         answer_mode=answer_mode_to_dict(pipeline.answer_mode),
-        retriever={"kind": retriever.kind, **retriever.settings},
-        question_adapter_rank=retriever.adapter.down_rd.shape[0],
+        retriever=retriever_to_dict(retriever),
+        question_adapter_rank=retriever.adapter.down.shape[0],
     )
 
 
@@ -275,7 +278,7 @@ def _write_bundle(
             pipeline.generator.language_model.save_base(partial / "base")
         (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
 
-    replace_folder(folder, write)
+    replace_directory(folder, write)
 
 
 def _pointer(name: str, folder: Path) -> str:

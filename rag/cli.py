@@ -1,4 +1,4 @@
-"""The `rag` command: finds the command that was asked for, reads its arguments, prints what it found.
+"""The `rag` command line: dispatches to a command, parses its options, prints its result.
 
 Exit codes: 0 done, 2 usage, 3 data, 4 mismatch or damage, 5 missing resource, 130 interrupted, 1 anything else.
 Every command takes `--json [FILE]` (machine-readable result), `--config FILE` (YAML, overridden by flags) and
@@ -18,6 +18,7 @@ from typing import Any
 from indexes.errors import RAGError, UsageError
 from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspect, plan, report, search, sweep, train
 from rag.commands.command import Command, Report
+from rag.commands.option_names import renamed
 from rag.logs import set_up_logs
 
 INTERRUPTED = 130
@@ -63,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RAGError as error:
         return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept", INTERRUPTED, debug)
-    except BrokenPipeError:  # the reader of our output went away (`rag ... | head`); not an error of ours
+        return _fail("interrupted; finished work is kept", INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of the output has gone (`rag ... | head`): not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _underscored(word: str) -> str:
-    """`--max-memory` is `--max_memory`, as in `accelerate launch`; values stay as they are."""
+    """`--max-memory` becomes `--max_memory`, as in `accelerate launch`; values are unchanged."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -93,7 +94,7 @@ _HELP = ("-h", "--help")
 
 
 def _verbs(noun: str) -> list[str]:
-    """The commands that begin with it and have a second word."""
+    """The commands of two words whose first word this is."""
     return [name for name in COMMANDS if name.startswith(f"{noun} ")]
 
 
@@ -103,8 +104,8 @@ def _split_command(words: list[str]) -> tuple[str, list[str]]:
         if name in COMMANDS:
             return name, words[length:]
     if verbs := [name.split()[1] for name in _verbs(words[0])]:
-        raise UsageError(f"`rag {words[0]}` needs one of {verbs}; {' '.join(words[1:2]) or 'nothing'!r} came.")
-    raise UsageError(f"The command must be one of {list(COMMANDS)}; {words[0]!r} came.{_nearest(words[0], COMMANDS)}")
+        raise UsageError(f"`rag {words[0]}` needs one of {verbs}, got {' '.join(words[1:2]) or 'nothing'!r}.")
+    raise UsageError(f"The command must be one of {list(COMMANDS)}, got {words[0]!r}.{_nearest(words[0], COMMANDS)}")
 
 
 def _nearest(word: str, known: Any) -> str:
@@ -132,27 +133,40 @@ def _parse(name: str, words: list[str]) -> Any:
     from jsonargparse import ArgumentError
 
     parser = _parser(name)
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
+    _refuse_old_names(name, words, known)
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
         message = str(error).removeprefix("error: ").strip()
-        raise UsageError(f"rag {name}: {message}{_suggestion(message, parser)}") from error
+        raise UsageError(f"rag {name}: {message}{_suggestion(message, known)}") from error
 
 
-def _suggestion(message: str, parser: Any) -> str:
+def _refuse_old_names(name: str, words: Sequence[str], known: list[str]) -> None:
+    """Refuse renamed options first: otherwise the error would be that the option of the new name is missing."""
+    for word in words:
+        option = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and option not in known and (new := renamed(option, known)):
+            raise UsageError(f"rag {name}: the option --{option} is now called --{new}, got --{option}.")
+
+
+def _suggestion(message: str, known: list[str]) -> str:
+    """What to write instead of an unknown option: its new name, or the nearest one."""
     from training.config import what_became_of
 
     unknown = re.search(r"(?:[Kk]ey|[Oo]ption|arguments?)[ :]+['\"]?(?:--)?([\w.-]+)", message)
-    known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
     if unknown is None or unknown.group(1) in known:
         return ""
-    moved = what_became_of(unknown.group(1)) if "rounds" in known else ""  # a command with the settings of training
-    return f" {moved}" if moved else _nearest(unknown.group(1), known)
+    option = unknown.group(1)
+    if new := renamed(option, known):
+        return f" It is now called {new!r}."
+    moved = what_became_of(option) if "rounds" in known else ""  # a command with the settings of training
+    return f" {moved}" if moved else _nearest(option, known)
 
 
 def _check_json_file(args: Any) -> None:
     if isinstance(args.json, str) and not Path(args.json).resolve().parent.is_dir():
-        raise UsageError(f"--json needs a file in a folder that exists; {args.json} came.")
+        raise UsageError(f"--json needs a file in an existing folder, got {args.json}. Create the folder first.")
 
 
 def _print(report: Report, args: Any) -> None:

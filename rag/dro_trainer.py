@@ -16,11 +16,16 @@ class DROTrainer(trainer.DROTrainer):
     Args:
         rag: The pipeline; trained in place.
         config: Hyperparameters.
-        evaluate: Scores the pipeline on `eval_dataset` after each round.
+        compute_metrics: Scores the pipeline on `eval_dataset` after each round.
         **options: `train_dataset`, `eval_dataset`, `output_dir`, ...: as `training.DROTrainer`.
     """
 
     def __init__(
-        self, rag: trainer.TrainableRAG, config: DROConfig, *, evaluate: trainer.Evaluate = evaluate, **options: Any
+        self,
+        rag: trainer.TrainableRAG,
+        config: DROConfig,
+        *,
+        compute_metrics: trainer.ComputeMetrics = evaluate,
+        **options: Any,
     ) -> None:
-        super().__init__(rag, config, evaluate=evaluate, **options)
+        super().__init__(rag, config, compute_metrics=compute_metrics, **options)

@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
 
-from indexes.atomic_files import standing_folder
+from indexes.atomic_files import readable_directory
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.tiny_encoder import TINY
 
@@ -36,7 +36,7 @@ def bundle_folder(
         ResourceError: It is not a folder, and cannot be downloaded.
         UsageError: A revision of a local folder.
     """
-    folder = standing_folder(Path(bundle))
+    folder = readable_directory(Path(bundle))
     if folder.is_dir():
         if revision is not None:
             raise UsageError(

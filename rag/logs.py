@@ -1,4 +1,4 @@
-"""What is said on stderr: set up by the command line, and by each process that helps it."""
+"""Logging to stderr, for the command line and its worker processes."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def set_up_logs(debug: bool, quiet: bool) -> None:
-    """Our own news on stderr, library chatter only with --debug. Runs before any library is imported."""
+    """Log this library at INFO and others at WARNING (all at DEBUG with --debug); to be called before their import."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     for package in ("indexes", "generator", "retriever", "training", "rag"):
         logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)

@@ -1,21 +1,13 @@
-"""Opening the parts of a pipeline: the base language model, the encoder of an index, and a retriever over both."""
+"""Opening the parts of a pipeline: the base language model and the encoder of an index."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from generator.configs import AdapterConfig, ChatConfig, ModelConfig
 from generator.language_model import LanguageModel
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
 from rag.tiny_base import base_path
-from retriever.dense import DenseRetriever, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever
-
-RETRIEVERS = (DenseRetriever.kind, BM25Retriever.kind, HybridRetriever.kind)
-_HYBRID_OPTIONS = ("depth", "rrf_k", "weights")
 
 
 def load_language_model(
@@ -54,24 +46,3 @@ def encoder_of(
     if isinstance(encoder, Encoder):
         return encoder
     return index.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)
-
-
-def retriever_of(index: PassageIndex, encoder: Encoder, settings: str | Mapping[str, Any]) -> Retriever:
-    """The retriever of a kind, or of a mapping with "kind" and its options, over an index.
-
-    Raises:
-        MismatchError: The encoder did not build this index.
-        UsageError: There is no such retriever, or it has no such option.
-    """
-    options = {"kind": settings} if isinstance(settings, str) else dict(settings)
-    kind = options.pop("kind", None)
-    if kind not in RETRIEVERS:
-        raise UsageError(f"The retriever must be one of {list(RETRIEVERS)}, got {kind!r}.")
-    known = _HYBRID_OPTIONS if kind == HybridRetriever.kind else ()
-    if unknown := sorted(set(options) - set(known)):
-        raise UsageError(f"The options of a {kind} retriever are {list(known)}, got {unknown}.")
-    if kind == DenseRetriever.kind:
-        return DenseRetriever(index, encoder)
-    if kind == BM25Retriever.kind:
-        return BM25Retriever(index, encoder, index.load_bm25())
-    return HybridRetriever(index, encoder, index.load_bm25(), **options)

@@ -18,9 +18,13 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import PERMUTATION, answer_mode_to_dict, create_answer_mode
 from rag.bundle import base_config, bundled_encoder, bundled_index, load_weights, push_bundle, read_config, save_bundle
 from rag.hub import bundle_folder
-from rag.model_loading import encoder_of, load_language_model, retriever_of
-from retriever.dense import Candidates, DenseRetriever, Retriever
-from retriever.selector import Selector, SelectorConfig
+from rag.model_loading import encoder_of, load_language_model
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
+from retriever.retriever import Retriever
+from retriever.retrievers import create_retriever
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from retriever.selectors import create_selector
 
 logger = logging.getLogger(__name__)
@@ -98,12 +102,12 @@ class RAG:
         Raises:
             MismatchError: The encoder did not build this index, or the index is damaged.
             ResourceError: Base model or encoder cannot be loaded.
-            UsageError: K > n, an unknown retriever, options beside a `ModelConfig`, and the like.
+            UsageError: K > n, an unknown retriever, options in addition to a `ModelConfig`, and the like.
         """
         config = _model_config(base, model_options)
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
         used = encoder_of(opened, encoder, device=config.device, trust_remote_code=config.trust_remote_code)
-        found = retriever_of(opened, used, retriever)
+        found = create_retriever(opened, used, retriever)
         model = load_language_model(config, adapter=adapter, chat=chat)
         found.adapter.to(model.device)
         return cls(
@@ -335,7 +339,7 @@ class RAG:
             MismatchError: Not a bundle, damaged, or an index of another corpus.
             ResourceError: The bundle, its base model or its encoder cannot be found.
             UsageError: The bundle was uploaded without its index, and none is given; a revision of a local folder; or a
-                part of a kind that nobody registered.
+                part of an unregistered kind.
         """
         given = {"index": index, "encoder": encoder}
         folder = bundle_folder(
@@ -428,7 +432,7 @@ def _model_config(base: str | Path | ModelConfig, options: ModelOptions) -> Mode
         return ModelConfig(name=str(base), **options)
     if options:
         raise UsageError(
-            f"A base=ModelConfig(...) has all settings of the base model, got {sorted(options)} beside it. "
+            f"A base=ModelConfig(...) has all settings of the base model, got {sorted(options)} in addition. "
             "Set them in the ModelConfig."
         )
     return base

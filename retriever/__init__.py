@@ -1,40 +1,47 @@
 """From a question to candidates, and from candidates to permutations."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import indexes as _indexes  # noqa: F401  (sets the OpenMP wait policy before torch is imported)
+from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait policy before torch is imported
 
 if TYPE_CHECKING:
     from indexes.encoder import Encoder
-    from retriever.dense import Candidates, DenseRetriever, Explanation, QuestionAdapter, Retriever
+    from retriever.candidates import Candidates, Explanation
+    from retriever.dense import DenseRetriever
     from retriever.hybrid import BM25Retriever, HybridRetriever
     from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
     from retriever.permutations import Permutations
     from retriever.plackett_luce_selector import PlackettLuceSelector
-    from retriever.selector import SamplingConfig, Selector, SelectorConfig
+    from retriever.question_adapter import QuestionAdapter
+    from retriever.retriever import Queries, Retriever
+    from retriever.retrievers import RETRIEVERS
+    from retriever.selector import Selector
+    from retriever.selector_config import SamplingConfig, SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
     "BM25Retriever": "retriever.hybrid",
-    "Candidates": "retriever.dense",
+    "Candidates": "retriever.candidates",
     "DenseRetriever": "retriever.dense",
     "Encoder": "indexes.encoder",
-    "Explanation": "retriever.dense",
+    "Explanation": "retriever.candidates",
     "HybridRetriever": "retriever.hybrid",
     "ListwiseSelector": "retriever.listwise_selector",
     "Permutations": "retriever.permutations",
     "PlackettLuceSelector": "retriever.plackett_luce_selector",
-    "QuestionAdapter": "retriever.dense",
-    "Retriever": "retriever.dense",
+    "Queries": "retriever.retriever",
+    "QuestionAdapter": "retriever.question_adapter",
+    "RETRIEVERS": "retriever.retrievers",
+    "Retriever": "retriever.retriever",
     "RetrieverPrior": "retriever.listwise_selector",
     "SELECTORS": "retriever.selectors",
-    "SamplingConfig": "retriever.selector",
+    "SamplingConfig": "retriever.selector_config",
     "Selector": "retriever.selector",
-    "SelectorConfig": "retriever.selector",
+    "SelectorConfig": "retriever.selector_config",
 }
 
 __all__ = [
+    "RETRIEVERS",
     "SELECTORS",
     "BM25Retriever",
     "Candidates",
@@ -45,6 +52,7 @@ __all__ = [
     "ListwiseSelector",
     "Permutations",
     "PlackettLuceSelector",
+    "Queries",
     "QuestionAdapter",
     "Retriever",
     "RetrieverPrior",
@@ -53,12 +61,4 @@ __all__ = [
     "SelectorConfig",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'retriever' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _EXPORTS)

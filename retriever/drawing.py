@@ -179,7 +179,7 @@ def draw(steps: StepLogits, num_selected: int, m: int, proposal: Proposal, polic
         used_Bbn = absent_Bn[:, None].expand(B, b, n).scatter(-1, z_Bbk.to(absent_Bn.device), True)
         logits_Bbn = policy.prepare(mask_used(steps.logits(lm_Bbn).expand(B, b, n), used_Bbn))
         log_CBbn = proposal.children(log_CBb, logits_Bbn)
-        parent_Bb, chosen_Bb = policy.choose(log_CBbn[0], proposal.log_q(log_CBbn))
+        parent_Bb, chosen_Bb = policy.choose(log_CBbn[0], log_CBbn[1])
         if lm_Bbn is not None:
             new_Bb1n = lm_Bbn.float().to(log_CBb.device).unsqueeze(2)
             lm_Bbkn = new_Bb1n if lm_Bbkn is None else torch.cat([lm_Bbkn, new_Bb1n], dim=2)
@@ -193,7 +193,7 @@ def draw(steps: StepLogits, num_selected: int, m: int, proposal: Proposal, polic
                 lm_Bbkn = lm_Bbkn.gather(1, parent_Bb[:, :, None, None].expand_as(lm_Bbkn))
         z_Bbk = torch.cat([z_Bbk, chosen_Bb.unsqueeze(-1)], dim=-1)
     lm_BbKn = None if lm_Bbkn is None else lm_Bbkn.cpu()
-    return Draws(z_Bbk.cpu(), log_CBb[0].cpu(), proposal.log_q(log_CBb).cpu(), lm_BbKn)
+    return Draws(z_Bbk.cpu(), log_CBb[0].cpu(), log_CBb[1].cpu(), lm_BbKn)
 
 
 def padded(values: Sequence[Tensor], absent_Bn: Tensor) -> Tensor:

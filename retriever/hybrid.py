@@ -1,19 +1,18 @@
-"""Retrieval by words: alone (BM25), and fused with the dense ranking (reciprocal rank fusion).
+"""Lexical retrieval: BM25, and its fusion with the dense ranking (reciprocal rank fusion).
 
-What an encoder misses are names, numbers and rare words; what BM25 misses are other words for the same thing. Their
-scores have no common scale, so their ranks are added: Cormack, Clarke and Büttcher (SIGIR 2009).
+Encoders miss names, numbers and rare words; BM25 misses synonyms. Their scores have no common scale, so their ranks are
+added: Cormack, Clarke and Büttcher (SIGIR 2009).
 
 Legend: B questions, n candidates, d embedding dimension, D depth of a ranking.
 """
 
 import itertools
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,16 +21,18 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import COSINE, Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
-from retriever.dense import Asked, Candidates, Explanation, QuestionAdapter, Retriever
+from retriever.candidates import Candidates, Explanation
+from retriever.question_adapter import QuestionAdapter
+from retriever.retriever import Queries, Retriever
 
 
 class LexicalRetriever(Retriever):
-    """What retrievers share that look at words.
+    """The base of retrievers with a BM25 index.
 
     Args:
         index: An opened index directory.
         encoder: The encoder that built it (checked by fingerprint).
-        bm25: The words of the same passages in the same order.
+        bm25: BM25 index of the same passages in the same order.
         adapter: The question adapter; a fresh one changes nothing.
 
     Raises:
@@ -44,7 +45,7 @@ class LexicalRetriever(Retriever):
         super().__init__(index, encoder, adapter=adapter)
         if len(bm25) != len(index):
             raise MismatchError(
-                f"The BM25 index must hold the {len(index)} passages of {index.path}; it holds {len(bm25)}. "
+                f"The BM25 index must hold the {len(index)} passages of {index.path}, got {len(bm25)}. "
                 "Build it from that index."
             )
         self.bm25 = bm25
@@ -54,17 +55,22 @@ class LexicalRetriever(Retriever):
         self.bm25 = index.load_bm25()
         super()._take(index)
 
-    def explain(self, candidates: Candidates) -> list[Explanation]:
-        """As `Retriever.explain`, with the words that passage and question share.
+    @classmethod
+    def from_settings(cls, index: PassageIndex, encoder: Encoder, settings: Mapping[str, Any]) -> Self:
+        """As `Retriever.from_settings`, with the BM25 index that belongs to `index`."""
+        return cls(index, encoder, index.load_bm25(), **settings)
 
-        A passage that is not in the BM25 ranking, because others came before it, gets its score here.
+    def with_terms(self, candidates: Candidates) -> Candidates:
+        """The same candidates, their explanations with what each word of the question adds to the BM25 score.
+
+        A passage that is not in the BM25 ranking, because its rank is too low, gets its score here.
         """
         explained = []
-        for passage, explanation in zip(candidates.passages, super().explain(candidates), strict=True):
+        for passage, explanation in zip(candidates.passages, candidates.explanations or [], strict=True):
             terms = self.bm25.contributions(candidates.question, self.index.corpus.position(passage.id))
             score = sum(terms.values()) if explanation.bm25_score is None else explanation.bm25_score
             explained.append(replace(explanation, bm25_score=score, terms=terms))
-        return explained
+        return replace(candidates, explanations=explained)
 
 
 class BM25Retriever(LexicalRetriever):
@@ -76,21 +82,24 @@ class BM25Retriever(LexicalRetriever):
 
     kind: ClassVar[str] = "bm25"
 
-    def _find(self, asked: Asked, k: int) -> list[Candidates]:
-        rankings = _rankings(*self.bm25.search(asked.questions, k + asked.most_ignored), k, asked.ignored)
+    def rank(self, queries: Queries, k: int, *, explain: bool = False) -> list[Candidates]:
+        """By BM25 scores; arguments and result as `Retriever.rank`."""
+        rankings = _rankings(*self.bm25.search(queries.questions, k + queries.max_ignored), k, queries.ignored)
         found = []
-        for i, (question, ranking) in enumerate(zip(asked.questions, rankings, strict=True)):
-            base_d, searched_d = asked.base_Bd[i], asked.searched_Bd[i]
-            positions = self._filled_up(ranking, k, asked.ignored[i])
-            scores_n = torch.tensor([ranking.get(p, 0.0) for p in positions], dtype=torch.float32)
-            one = self._candidates(question, base_d, np.array(positions, dtype=np.int64), scores_n)
-            dense_n, ranks = one.passage_vectors_nd @ searched_d, _ranks(ranking)
-            explanations = [
-                Explanation(dense_score=score, bm25_rank=ranks.get(p), bm25_score=ranking.get(p, 0.0))
-                for p, score in zip(positions, dense_n.tolist(), strict=True)
-            ]
-            found.append(replace(one, dense_scores_n=dense_n, explanations=explanations))
+        for i, ranking in enumerate(rankings):
+            positions = self._filled_up(ranking, k, queries.ignored[i])
+            one = self.candidates_at(queries, i, positions, [ranking.get(p, 0.0) for p in positions])
+            found.append(self._explained(one, ranking, positions) if explain else one)
         return found
+
+    def _explained(self, candidates: Candidates, ranking: dict[int, float], positions: Sequence[int]) -> Candidates:
+        ranks, dense_n = _ranks(ranking), candidates.dense_scores
+        assert dense_n is not None
+        explanations = [
+            Explanation(dense_score=score, bm25_rank=ranks.get(p), bm25_score=ranking.get(p, 0.0))
+            for p, score in zip(positions, dense_n.tolist(), strict=True)
+        ]
+        return self.with_terms(replace(candidates, explanations=explanations))
 
     def _filled_up(self, ranking: dict[int, float], k: int, ignored: Collection[int]) -> list[int]:
         others = (p for p in range(len(self.index)) if p not in ranking and p not in ignored)
@@ -99,8 +108,8 @@ class BM25Retriever(LexicalRetriever):
     def score(self, candidates: Candidates) -> Tensor:
         """Their BM25 scores `[n]`: the same whatever the question adapter does, so its gradient is 0."""
         # A sum that is 0 and hangs on the adapter: training asks every retriever for a graph to go back through.
-        nothing = 0.0 * self.adapter.up_dr.sum()
-        return candidates.scores_n.to(nothing.device) + nothing
+        nothing = 0.0 * self.adapter.up.sum()
+        return candidates.scores.to(nothing.device) + nothing
 
 
 class HybridRetriever(LexicalRetriever):
@@ -116,14 +125,14 @@ class HybridRetriever(LexicalRetriever):
 
     Ranks have no slope, so the question adapter learns through the dense scores: `score` is the fused score of the
     search plus (q' - q'_0) . d, where q' is the adapted question now and q'_0 as it was searched with. That equals
-    `scores_n` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
+    `scores` until the adapter changes, and its gradient is that of a dense retriever; the next search turns what was
     learned into ranks. Where the similarity is the dot product, the difference is divided by |q| and by the mean |d| of
     the candidates: fused scores are at most 1, while dot products have the scale of the encoder's vectors.
 
     Args:
         index: An opened index directory.
         encoder: The encoder that built it (checked by fingerprint).
-        bm25: The words of the same passages in the same order.
+        bm25: BM25 index of the same passages in the same order.
         adapter: The question adapter; a fresh one changes nothing.
         depth: How far both rankings are read; k where that is more.
         rrf_k: The larger, the less the first ranks stand out. The paper's 60 found less on all data sets tried
@@ -151,8 +160,8 @@ class HybridRetriever(LexicalRetriever):
         super().__init__(index, encoder, bm25, adapter=adapter)
         if depth < 1 or rrf_k < 0 or len(weights) != 2 or min(weights) < 0 or sum(weights) <= 0:
             raise UsageError(
-                "depth must be at least 1, rrf_k at least 0, and weights two numbers of at least 0, not both 0; "
-                f"depth={depth}, rrf_k={rrf_k}, weights={tuple(weights)} came."
+                "depth must be at least 1, rrf_k at least 0, and weights two numbers of at least 0, not both 0, "
+                f"got depth={depth}, rrf_k={rrf_k}, weights={tuple(weights)}."
             )
         self.depth = depth
         self.rrf_k = rrf_k
@@ -160,61 +169,56 @@ class HybridRetriever(LexicalRetriever):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes another one like it, ready for JSON."""
+        """Arguments of the constructor, ready for JSON."""
         return {"depth": self.depth, "rrf_k": self.rrf_k, "weights": list(self.weights)}
 
-    def _find(self, asked: Asked, k: int) -> list[Candidates]:
+    def rank(self, queries: Queries, k: int, *, explain: bool = False) -> list[Candidates]:
+        """By fused ranks; arguments and result as `Retriever.rank`."""
         depth = max(self.depth, k)
-        dense, words = self._rankings(asked, depth)
+        dense, words = self._rankings(queries, depth)
         found = []
-        for i, question in enumerate(asked.questions):
-            base_d, searched_d = asked.base_Bd[i], asked.searched_Bd[i]
-            one = self._fused(question, base_d, searched_d, dense[i], words[i], k)
+        for i in range(len(queries)):
+            one = self._fused(queries, i, dense[i], words[i], k, explain)
             deeper = depth
             while len(one) < k and deeper < len(self.index):
                 deeper = min(2 * deeper, len(self.index))
-                rankings = self._rankings(asked.some([i]), deeper)
-                one = self._fused(question, base_d, searched_d, rankings[0][0], rankings[1][0], k)
+                rankings = self._rankings(queries.take([i]), deeper)
+                one = self._fused(queries, i, rankings[0][0], rankings[1][0], k, explain)
             found.append(one)
         return found
 
-    def _rankings(self, asked: Asked, depth: int) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
+    def _rankings(self, queries: Queries, depth: int) -> tuple[list[dict[int, float]], list[dict[int, float]]]:
         """Per question the scores of the first passages by position, best first: dense, and BM25."""
-        wanted = depth + asked.most_ignored
-        dense = self._nearest(asked.searched_Bd, wanted)
-        words = self.bm25.search(asked.questions, wanted)
-        return _rankings(*dense, depth, asked.ignored), _rankings(*words, depth, asked.ignored)
+        wanted = depth + queries.max_ignored
+        dense = self.nearest(queries.vectors, wanted)
+        words = self.bm25.search(queries.questions, wanted)
+        return _rankings(*dense, depth, queries.ignored), _rankings(*words, depth, queries.ignored)
 
     def _fused(
-        self,
-        question: str,
-        base_d: Tensor,
-        searched_d: Tensor,
-        dense: dict[int, float],
-        words: dict[int, float],
-        k: int,
+        self, queries: Queries, i: int, dense: dict[int, float], words: dict[int, float], k: int, explain: bool
     ) -> Candidates:
         fused = reciprocal_rank_fusion([list(dense), list(words)], rrf_k=self.rrf_k, weights=self.weights)
         positions = self._distinct(list(fused), k)
-        scores_n = torch.tensor([fused[p] for p in positions], dtype=torch.float32)
-        one = self._candidates(question, base_d, np.array(positions, dtype=np.int64), scores_n)
-        dense_n = one.passage_vectors_nd @ searched_d
+        one = self.candidates_at(queries, i, positions, [fused[p] for p in positions])
+        if not explain:
+            return one
+        assert one.dense_scores is not None
         dense_ranks, word_ranks = _ranks(dense), _ranks(words)
         explanations = [
             Explanation(dense_ranks.get(p), dense.get(p, score), word_ranks.get(p), words.get(p), fused[p])
-            for p, score in zip(positions, dense_n.tolist(), strict=True)
+            for p, score in zip(positions, one.dense_scores.tolist(), strict=True)
         ]
-        return replace(one, dense_scores_n=dense_n, explanations=explanations)
+        return self.with_terms(replace(one, explanations=explanations))
 
     def _distinct(self, positions: Sequence[int], k: int) -> list[int]:
         """The first k positions whose passages say different things; no more passages are read than that takes."""
         kept: dict[str, int] = {}
         start = 0
         while len(kept) < k and start < len(positions):
-            ahead = positions[start : start + k - len(kept)]
-            for position, passage in zip(ahead, self.index.corpus.take(ahead), strict=True):
+            following = positions[start : start + k - len(kept)]
+            for position, passage in zip(following, self.index.corpus.take(following), strict=True):
                 kept.setdefault(_folded(passage), position)
-            start += len(ahead)
+            start += len(following)
         return list(kept.values())
 
     def score(self, candidates: Candidates) -> Tensor:
@@ -222,14 +226,14 @@ class HybridRetriever(LexicalRetriever):
 
         Candidates that a `DenseRetriever` found get their dense scores.
         """
-        return self._with_change(candidates, self._dense_scale(candidates))
+        return self.moved_scores(candidates, self._dense_scale(candidates))
 
     def _dense_scale(self, candidates: Candidates) -> float:
         """What dense scores are divided by to be comparable with fused ones: 1 where they are cosines, or not fused."""
-        if self.encoder.similarity == COSINE or candidates.dense_scores_n is None:
+        if self.encoder.similarity == COSINE or candidates.dense_scores is None:
             return 1.0
-        lengths_n = candidates.passage_vectors_nd.norm(dim=-1)
-        scale = float(candidates.question_vector_d.norm() * lengths_n.mean())
+        lengths_n = candidates.passage_vectors.norm(dim=-1)
+        scale = float(candidates.question_vector.norm() * lengths_n.mean())
         return scale or 1.0  # zero vectors score 0 whatever the scale
 
 

@@ -1,10 +1,10 @@
-"""The selector `p_s(z | x)` of DRO (arXiv 2505.03075): a distribution over ordered K-subsets of the candidates.
+"""The list-wise selector `p_s(z | x)` of DRO (arXiv 2505.03075): a language model reads all candidates and names K.
 
-A list-wise language model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is
-never free text: at each step only the n single-token identifiers are scored, used ones are masked, and the
-separators are forced. So no reply is malformed and log p_s is exact.
+The model reads all n candidates and names K of them in order, "[C] > [A] > ...". Its reply is never free text: at each
+step only the n single-token identifiers are scored, used ones are masked, and the separators are forced. So no reply is
+malformed and log p_s is exact.
 
-The data's way: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
+Data flow: `_Batch` (prompts, prior) -> first logits -> either the same logits at every step (`single_pass`)
 or K-1 further steps on the shared prompt (`autoregressive`) -> `retriever.permutations`.
 
 Legend: B questions, m permutations each, n candidates, K selected, P prompt width, H hidden size,
@@ -12,39 +12,39 @@ S tokens that follow one choice (its id and the separator).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
 from generator.language_model import LanguageModel
-from generator.padding import Branches, pad_right
+from generator.padding import SharedPrefixTokens, pad_right
 from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
 from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.drawing import (
-    Draws,
     Greedy,
     IndependentDraws,
     Policy,
     StepLogits,
     StochasticBeams,
     draw,
-    padded,
 )
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
-from retriever.selector import ROLE, SamplingConfig, Selector, SelectorConfig, standardise
+from retriever.retriever import Retriever
+from retriever.selector import ROLE, Selector, standardise
+from retriever.selector_config import SamplingConfig, SelectorConfig
 
 
 class RetrieverPrior(nn.Module):
-    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r, pooled.
+    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r.
 
     Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
-    retriever's order exactly, whatever the base model would have said; log-linear pooling then moves weight to the
-    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question,
-    which makes the start independent of the encoder's scale.
+    retriever's order exactly, whatever the logits of the base model are; training then moves weight to the
+    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question, which
+    makes the start independent of the encoder's scale.
     """
 
     def __init__(self, strength: float = 1.0) -> None:
@@ -54,13 +54,13 @@ class RetrieverPrior(nn.Module):
         self.strength = nn.Parameter(torch.tensor([float(strength)]))
 
     def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
-        """Pooled logits, any common shape `[..., n]`."""
+        """Combined logits, any common shape `[..., n]`."""
         return self.gate * lm_logits + self.strength * standardised
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Several questions' ranking prompts, padded to common sizes."""
+    """The ranking prompts of several questions, padded to common sizes."""
 
     prompt_ids_BP: Tensor
     prompt_lengths_B: Tensor
@@ -73,14 +73,14 @@ class _Batch:
 
 
 class ListwiseSelector(Selector):
-    """A list-wise language model that names K of n candidates, pooled with the retriever's scores.
+    """A language model that names K of n candidates; its logits are combined with the retriever's scores.
 
     Args:
-        language_model: The model; the adapter `"selector"` ranks.
-        retriever: Whose scores form the prior.
+        language_model: The base model; its adapter `"selector"` ranks.
+        retriever: Its scores form the prior.
         prompt: The ranking prompt.
         config: Sizes and decoding.
-        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+        max_tokens_per_batch: Sequences x longest prompt of one forward pass.
 
     Raises:
         UsageError: The tokenizer has no single tokens for so many identifiers, or the configuration has `options`.
@@ -110,15 +110,15 @@ class ListwiseSelector(Selector):
         )
         # Between two choices of a reply; after the last of its tokens the next identifier is due.
         self.separator_ids = encode_without_special_tokens(
-            language_model.tokenizer, RANKING_SEPARATOR, behind=RANKING_OPEN + self.identifiers.names[0]
+            language_model.tokenizer, RANKING_SEPARATOR, after=RANKING_OPEN + self.identifiers.names[0]
         )
 
-    # -- what callers use --------------------------------------------------------------------------------------
+    # -- the distribution --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def select(self, candidates: Sequence[Candidates]) -> list[Permutations]:
         """The mode by greedy steps: one permutation per question."""
-        return self._in_batches(candidates, 1, lambda batch, _: self._draw(batch, 1, Proposal(), Greedy()))
+        return self._in_batches(candidates, 1, lambda batch: self._draw(batch, 1, Proposal(), Greedy()))
 
     @torch.no_grad()
     def propose(
@@ -126,44 +126,29 @@ class ListwiseSelector(Selector):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
-        """Draws from the selector tempered by `sampling.temperature`; arguments and result as `Selector.propose`.
-
-        Raises:
-            UsageError: `sampling.decoding` is neither the selector's own nor "single_pass".
-        """
-        if sampling.decoding not in (None, "single_pass", self.config.decoding):
-            raise UsageError(
-                f"decoding must be 'single_pass' or the selector's own, {self.config.decoding!r}, "
-                f"got {sampling.decoding!r}."
-            )
-        m, draft = sampling.num_permutations, sampling.decoding == "single_pass" != self.config.decoding
+        """Draws from the selector tempered by `sampling.temperature`; arguments and result as `Selector.propose`."""
         make_policy = IndependentDraws if sampling.replacement else StochasticBeams
+        m, proposal = sampling.num_permutations, Proposal(sampling.temperature)
+        return self._in_batches(
+            candidates,
+            make_policy(generator).num_nodes(m),
+            lambda batch: self._draw(batch, m, proposal, make_policy(generator)),
+        )
 
-        def draw_batch(batch: _Batch, rows: list[int]) -> list[Permutations]:
-            guide_Bn = None if guides is None else padded([guides[i] for i in rows], batch.absent_Bn)
-            proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
-            return self._draw(batch, m, proposal, make_policy(generator), draft=draft)
-
-        return self._in_batches(candidates, make_policy(generator).num_nodes(m), draw_batch)
-
-    def _draw(
-        self, batch: _Batch, m: int, proposal: Proposal, policy: Policy, *, draft: bool = False
-    ) -> list[Permutations]:
-        """One prefill, then K masked choices for all permutations at once; `draft` makes them by the first logits."""
-        steps = _ListwiseSteps(self, batch, policy.num_nodes(m), draft=draft)
-        draws = draw(steps, self.config.num_selected, m, proposal, policy)
-        return policy.permutations(steps.rescored(draws) if draft else draws)
+    def _draw(self, batch: _Batch, m: int, proposal: Proposal, policy: Policy) -> list[Permutations]:
+        """One prefill, then K masked choices for all permutations at once."""
+        steps = _ListwiseSteps(self, batch, policy.num_nodes(m))
+        return policy.permutations(draw(steps, self.config.num_selected, m, proposal, policy))
 
     def log_prob(
         self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
     ) -> list[Tensor]:
         """Log p_s of given permutations with gradient, per question `[m_b]`; arguments as `Selector.log_prob`.
 
-        A question's prompt is read once, with all its replies behind it; a block mask and positions that restart after
-        the prompt make that equal to m separate rows.
+        A question's prompt is read once, followed by all its replies; a block mask and positions that restart after
+        the prompt make that equal to m separate sequences.
         """
         with self.language_model.use(ROLE):
             batch = self._batch(candidates, self._prompts(candidates), teach_retriever=teach_retriever)
@@ -182,15 +167,15 @@ class ListwiseSelector(Selector):
     def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:
         """Id logits of the language model `[m, K, n]` and standardised retriever scores `[1, 1, n]`, on the CPU.
 
-        Empty where only one of the two is used: then there is nothing to weigh.
+        Empty where only one of the two is used: then there is nothing to weight.
         """
         if not (self.config.use_prior and self.config.use_language_model):
             return {}
-        lm_mKn = permutations.lm_logits_mKn
+        lm_mKn = permutations.lm_logits
         if lm_mKn is None:
             with self.language_model.use(ROLE):
                 batch = self._batch([candidates], [self.prompt_ids(candidates)])
-                lm_mKn = self._lm_logits(batch, permutations.z_mK[None].to(self.language_model.device))[0].float().cpu()
+                lm_mKn = self._lm_logits(batch, permutations.z[None].to(self.language_model.device))[0].float().cpu()
         prior_n = self.prior_scores(candidates).float().cpu()
         return {"gate": lm_mKn[..., : len(candidates)], "strength": prior_n[None, None, :]}
 
@@ -262,7 +247,7 @@ class ListwiseSelector(Selector):
         )
 
     def _prompts(self, candidates: Sequence[Candidates]) -> list[list[int]]:
-        """Ranking prompts, or one token each where nobody will read them."""
+        """Ranking prompts, or one token each where the language model is skipped."""
         if not self._skips_lm():
             return [self.prompt_ids(c) for c in candidates]
         for one in candidates:
@@ -314,7 +299,7 @@ class ListwiseSelector(Selector):
     # -- log p_s of given permutations (E-step scoring, M-step) ------------------------------------------------
 
     def _teacher_forced_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
-        """Pooled id logits at every step of every permutation, `[B, m, K, n]`."""
+        """Combined id logits at every step of every permutation, `[B, m, K, n]`."""
         prior_B11n = batch.prior_Bn[:, None, None, :]
         if self._skips_lm():
             lm_BmKn = torch.zeros_like(prior_B11n).expand(*z_BmK.shape, -1)
@@ -323,7 +308,7 @@ class ListwiseSelector(Selector):
         return self._combine(lm_BmKn, prior_B11n)
 
     def _lm_logits(self, batch: _Batch, z_BmK: Tensor) -> Tensor:
-        """The same, of the language model alone."""
+        """Id logits of the language model at every step of every permutation, `[B, m, K, n]`."""
         B, m, K = z_BmK.shape
         n = batch.absent_Bn.shape[1]
         steps = 0 if self.config.decoding == "single_pass" else K - 1
@@ -336,7 +321,7 @@ class ListwiseSelector(Selector):
     def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
         B, m, k = chosen_Bmk.shape
-        if k and not self.language_model.reads_branches:
+        if k and not self.language_model.supports_shared_prefix:
             return self._hidden_of_prompt(batch, None), self._hidden_in_rows(batch, chosen_Bmk)
         if self.language_model.is_checkpointing and torch.is_grad_enabled():
             return self._hidden_in_one_pass(batch, chosen_Bmk)
@@ -344,7 +329,7 @@ class ListwiseSelector(Selector):
         first_BH = self._hidden_of_prompt(batch, cache)
         if cache is None:
             return first_BH, first_BH.new_zeros(B, m, 0, first_BH.shape[-1])
-        none = Branches.of(m, 0, 0, self.language_model.device)
+        none = SharedPrefixTokens.of_replies(m, 0, 0, self.language_model.device)
         later_BmkH, _ = self._hidden_of_choices(batch, chosen_Bmk, none, cache)
         return first_BH, later_BmkH
 
@@ -359,14 +344,14 @@ class ListwiseSelector(Selector):
         return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
 
     def _hidden_of_choices(
-        self, batch: _Batch, chosen_Bmk: Tensor, read: Branches, cache: Cache
-    ) -> tuple[Tensor, Branches]:
+        self, batch: _Batch, chosen_Bmk: Tensor, read: SharedPrefixTokens, cache: Cache
+    ) -> tuple[Tensor, SharedPrefixTokens]:
         """Hidden states `[B, m, k, H]` after k more choices of each reply, and what of the replies is read by then."""
         model = self.language_model
         B, m, k = chosen_Bmk.shape
         ids_BmkS = self._reply_ids(chosen_Bmk)
         P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
-        tokens = Branches.of(m, len(read.depth) // m, k * S, model.device)
+        tokens = SharedPrefixTokens.of_replies(m, len(read.depth) // m, k * S, model.device)
         read = read.followed_by(tokens)
         model.tokens_read += ids_BmkS.numel()
         hidden_BTH = model.hidden(
@@ -383,8 +368,8 @@ class ListwiseSelector(Selector):
         B, m, k = chosen_Bmk.shape
         P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
         model.tokens_read += batch.tokens + B * m * k * S
-        replies = Branches.of(m, 0, k * S, model.device)
-        tokens = Branches.prompt(P, model.device).followed_by(replies)
+        replies = SharedPrefixTokens.of_replies(m, 0, k * S, model.device)
+        tokens = SharedPrefixTokens.of_prompt(P, model.device).followed_by(replies)
         hidden_BTH = model.hidden(
             torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
             model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, replies),
@@ -395,7 +380,7 @@ class ListwiseSelector(Selector):
         return first_BH, later_BmkH
 
     def _hidden_in_rows(self, batch: _Batch, chosen_Bmk: Tensor) -> Tensor:
-        """Hidden states `[B, m, k, H]` after k choices, each reply in a row of its own behind its prompt.
+        """Hidden states `[B, m, k, H]` after k choices, each reply in a sequence of its own after its prompt.
 
         For models whose layers keep a state or make masks of their own, so that one prompt cannot serve several
         replies: the same probabilities, at the price of reading the prompt m times.
@@ -426,21 +411,21 @@ class ListwiseSelector(Selector):
         return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
 
     def _in_batches(
-        self, candidates: Sequence[Candidates], m: int, draw: Callable[[_Batch, list[int]], list[Permutations]]
+        self, candidates: Sequence[Candidates], m: int, draw_batch: Callable[[_Batch], list[Permutations]]
     ) -> list[Permutations]:
-        """What `draw` makes of batches of questions (with their numbers), with room for m replies each, in order."""
+        """What `draw_batch` makes of batches of questions, with room for m replies each, in order."""
         prompts = self._prompts(candidates)
         lengths = [len(prompt) + m * self._reply_tokens for prompt in prompts]
         drawn: dict[int, Permutations] = {}
         with self.language_model.use(ROLE):
             for rows in token_budget_batches(lengths, self.max_tokens_per_batch):
                 batch = self._batch([candidates[i] for i in rows], [prompts[i] for i in rows])
-                drawn |= dict(zip(rows, draw(batch, rows), strict=True))
+                drawn |= dict(zip(rows, draw_batch(batch), strict=True))
         return [drawn[i] for i in range(len(candidates))]
 
 
 def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor:
-    """Log-probability `[B, m]` of permutations with these pooled logits at every step."""
+    """Log-probability `[B, m]` of permutations with these combined logits at every step."""
     B, m, K, n = logits_BmKn.shape
     absent = batch.absent_Bn[:, None].expand(B, m, n).reshape(B * m, n)
     return sequential_log_prob(logits_BmKn.reshape(B * m, K, n), z_BmK.reshape(B * m, K), absent).view(B, m)
@@ -449,24 +434,22 @@ def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor
 class _ListwiseSteps(StepLogits):
     """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
 
-    Where the language model is switched off it is not asked. With `draft` the logits of every step are the first ones,
-    and `rescored` computes afterwards what they should have been.
+    Where the language model is switched off it is not asked.
 
     Args:
         selector: Whose prompts are read.
         batch: The questions.
         b: Nodes of each question.
-        draft: Whether the permutations are drawn from the first logits alone.
     """
 
-    def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int, *, draft: bool = False) -> None:
+    def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int) -> None:
         super().__init__(batch.absent_Bn)
-        self._selector, self._batch, self._b, self._draft = selector, batch, b, draft
+        self._selector, self._batch, self._b = selector, batch, b
         self._skips_lm = selector._skips_lm()
         self._one_pass = self._skips_lm or selector.config.decoding == "single_pass"
-        shared = selector.language_model.reads_branches and not self._one_pass
+        shared = selector.language_model.supports_shared_prefix and not self._one_pass
         self._cache = selector.language_model.new_cache() if shared else None
-        self._read = Branches.of(b, 0, 0, selector.language_model.device)
+        self._read = SharedPrefixTokens.of_replies(b, 0, 0, selector.language_model.device)
         self._first_Bbn = None if self._skips_lm else self._after_prompt()[:, None].expand(-1, b, -1)
 
     def _after_prompt(self) -> Tensor:
@@ -474,8 +457,8 @@ class _ListwiseSteps(StepLogits):
         return self._selector._id_logits(hidden_BH, self._batch.absent_Bn.shape[1])
 
     def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
-        """As `StepLogits.lm_logits`; from the cache, where the model can read several replies behind one prompt."""
-        if not z_Bbk.shape[-1] or self._one_pass or self._draft:
+        """As `StepLogits.lm_logits`; from the cache, where the model supports several replies after one prompt."""
+        if not z_Bbk.shape[-1] or self._one_pass:
             return self._first_Bbn
         if self._cache is None:
             return self._in_rows(z_Bbk)[:, :, -1]
@@ -484,33 +467,13 @@ class _ListwiseSteps(StepLogits):
         # Beams change their parents, and a reply is short compared with the prompt: it is read again.
         if read := len(self._read.depth):
             self._cache.crop(-read)
-        self._read = Branches.of(self._b, 0, 0, self._selector.language_model.device)
+        self._read = SharedPrefixTokens.of_replies(self._b, 0, 0, self._selector.language_model.device)
         return self._step(z_Bbk, self._cache)[:, :, -1]
 
     def logits(self, lm_Bbn: Tensor | None) -> Tensor:
         """The logits of the language model combined with the retriever prior."""
         lm_logits = torch.zeros_like(self._batch.prior_Bn)[:, None] if lm_Bbn is None else lm_Bbn
         return self._selector._combine(lm_logits, self._batch.prior_Bn[:, None])
-
-    def rescored(self, draws: Draws) -> Draws:
-        """Draws from the first logits with their true log p_s, by one further pass over whole permutations."""
-        z_BbK, prior_B11n = draws.z_BbK.to(self._batch.absent_Bn.device), self._batch.prior_Bn[:, None, None, :]
-        lm_BbKn = self._lm_logits_along(z_BbK)
-        known = torch.zeros_like(prior_B11n).expand(*z_BbK.shape, -1) if lm_BbKn is None else lm_BbKn
-        log_p_Bb = _log_prob_along(self._batch, self._selector._combine(known, prior_B11n), z_BbK).cpu()
-        return replace(draws, log_p_Bb=log_p_Bb, lm_BbKn=None if lm_BbKn is None else lm_BbKn.float().cpu())
-
-    def _lm_logits_along(self, z_BbK: Tensor) -> Tensor | None:
-        """Id logits `[B, b, K, n]` at every step of whole permutations, none of which was read before."""
-        if self._first_Bbn is None:
-            return None
-        first_Bb1n, K = self._first_Bbn.unsqueeze(2), z_BbK.shape[-1]
-        if self._one_pass:
-            return first_Bb1n.expand(-1, -1, K, -1)
-        if K == 1:
-            return first_Bb1n
-        later = self._in_rows(z_BbK[..., :-1]) if self._cache is None else self._step(z_BbK[..., :-1], self._cache)
-        return torch.cat([first_Bb1n, later], dim=2)
 
     def _in_rows(self, chosen_Bbk: Tensor) -> Tensor:
         """Id logits `[B, b, k, n]` after each of all k choices so far, each reply in a sequence of its own."""

@@ -20,38 +20,39 @@ import torch
 from torch import Tensor
 
 from indexes.errors import UsageError
+from retriever.selector_config import check_selection
 
 NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(frozen=True)
 class Permutations:
-    """m permutations of one question's candidates, with both log-probabilities that weights need.
+    """m permutations of one question's candidates, with both log-probabilities that importance weights need.
 
     They differ when the proposal is not the selector itself (another temperature, enumeration), and mixing them
     up is the classic way to get wrong importance weights.
     """
 
-    z_mK: Tensor
-    """Candidate positions, int64."""
-    log_p_m: Tensor
-    """log p_s(z | x) under the selector when they were drawn, float32."""
-    log_q_m: Tensor
-    """log q(z | x) under the proposal they were drawn from, float32."""
-    lm_logits_mKn: Tensor | None = None
-    """What the language model alone gave every id at every step, float32, where it was asked while drawing."""
+    z: Tensor
+    """Candidate positions, int64 `[m, K]`."""
+    log_p: Tensor
+    """log p_s(z | x) under the selector when they were drawn, float32 `[m]`."""
+    log_q: Tensor
+    """log q(z | x) under the proposal they were drawn from, float32 `[m]`."""
+    lm_logits: Tensor | None = None
+    """Id logits of the language model at every step `[m, K, n]`, float32, where they were computed while drawing."""
 
     def __len__(self) -> int:
-        return len(self.z_mK)
+        return len(self.z)
 
     def at(self, index: Tensor) -> "Permutations":
         """Some of them, by position."""
-        lm_logits = None if self.lm_logits_mKn is None else self.lm_logits_mKn[index]
-        return Permutations(self.z_mK[index], self.log_p_m[index], self.log_q_m[index], lm_logits)
+        lm_logits = None if self.lm_logits is None else self.lm_logits[index]
+        return Permutations(self.z[index], self.log_p[index], self.log_q[index], lm_logits)
 
     def distinct(self) -> tuple[Tensor, Tensor]:
-        """`(z_uK, inverse_m)`: each different permutation once, and which of them each draw is."""
-        return torch.unique(self.z_mK, dim=0, return_inverse=True)
+        """`(z_uK, inverse_m)`: the distinct permutations, and the index of each draw among them."""
+        return torch.unique(self.z, dim=0, return_inverse=True)
 
 
 def mask_used(logits_n: Tensor, used_n: Tensor) -> Tensor:
@@ -92,35 +93,22 @@ def plackett_luce_log_prob(scores_n: Tensor, z_mK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What permutations are drawn from: the selector, tempered, and in part guided.
+    """What permutations are drawn from: the selector at another temperature.
 
-    `q = (1 - share) p_T + share p_{T,guide}` over whole permutations. Both parts and the selector itself are followed
-    step by step in one tensor of cumulative log-probabilities: component 0 is log p_s, component 1 the tempered
-    selector, component 2 (with a guide) the guided one.
+    The selector itself and the proposal are followed step by step in one tensor of cumulative log-probabilities:
+    component 0 is log p_s, component 1 is log q.
     """
 
     temperature: float = 1.0
-    guide_Bn: Tensor | None = None
-    """Added to the id logits of every step."""
-    share: float = 0.5
-    """Of the guided part."""
 
     def start(self, num_questions: int, num_nodes: int, device: torch.device) -> Tensor:
         """Of the root: zeros `[C, B, nodes]`."""
-        return torch.zeros(2 if self.guide_Bn is None else 3, num_questions, num_nodes, device=device)
+        return torch.zeros(2, num_questions, num_nodes, device=device)
 
     def children(self, log_CBb: Tensor, logits_Bbn: Tensor) -> Tensor:
         """From nodes `[C, B, b]` and the masked id logits that follow each to their children `[C, B, b, n]`."""
         parts = [logits_Bbn, logits_Bbn / self.temperature]
-        if self.guide_Bn is not None:
-            parts.append((logits_Bbn + self.guide_Bn.to(logits_Bbn)[:, None]) / self.temperature)
         return log_CBb.unsqueeze(-1) + torch.stack(parts).log_softmax(-1)
-
-    def log_q(self, log_C: Tensor) -> Tensor:
-        """Log-probability under the proposal, of nodes or of children `[C, ...]`."""
-        if self.guide_Bn is None:
-            return log_C[1]
-        return torch.logaddexp(log_C[1] + math.log1p(-self.share), log_C[2] + math.log(self.share))
 
 
 def sample_step(log_q_n: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -183,12 +171,3 @@ def enumerate_permutations(n: int, k: int, *, limit: int = 100_000) -> Tensor:
         grown = torch.cat([rows.repeat_interleave(n, 0), torch.arange(n).repeat(len(rows)).unsqueeze(-1)], -1)
         rows = grown[(grown[:, :-1] != grown[:, -1:]).all(-1)]
     return rows
-
-
-def check_selection(n: int, k: int) -> None:
-    """Raise UsageError unless 1 <= K <= n."""
-    if not 1 <= k <= n:
-        raise UsageError(
-            f"The number of selected passages K must lie between 1 and the number of candidates n; K={k}, n={n} "
-            "came. Lower num_selected, raise num_candidates, or index more passages."
-        )

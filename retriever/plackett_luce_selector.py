@@ -2,7 +2,7 @@
 
     p(z | x) = prod_k exp(s_{z_k}) / sum_{i not in z_<k} exp(s_i)          (Plackett-Luce)
 
-One pass gives the probability of every permutation; a subclass says only what the logits are.
+One pass gives the probability of every permutation; a subclass defines only the logits.
 
 Legend: B questions, b partial permutations each, n candidates, K selected, k of them chosen so far.
 """
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 from retriever.drawing import Greedy, IndependentDraws, Policy, StepLogits, StochasticBeams, draw, padded
 from retriever.permutations import Permutations, Proposal, plackett_luce_log_prob
-from retriever.selector import SamplingConfig, Selector
+from retriever.selector import Selector
+from retriever.selector_config import SamplingConfig
 
 
 class _ConstantLogits(StepLogits):
@@ -58,14 +59,11 @@ class PlackettLuceSelector(Selector):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """Draws from Plackett-Luce with logits / temperature; arguments and result as `Selector.propose`."""
         policy = IndependentDraws(generator) if sampling.replacement else StochasticBeams(generator)
-        guide_Bn = None if guides is None else padded(guides, self._absent(candidates))
-        proposal = Proposal(sampling.temperature, guide_Bn, sampling.guided_share)
-        return self._draw(candidates, sampling.num_permutations, proposal, policy)
+        return self._draw(candidates, sampling.num_permutations, Proposal(sampling.temperature), policy)
 
     def log_prob(
         self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True

@@ -14,88 +14,20 @@ Legend: B questions, m permutations each, n candidates, K selected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
-from indexes.errors import DataError, UsageError
-from retriever.dense import Candidates, Retriever
-from retriever.permutations import Permutations, check_selection, enumerate_permutations
+from indexes.errors import DataError
+from retriever.candidates import Candidates
+from retriever.permutations import Permutations, enumerate_permutations
+from retriever.retriever import Retriever
+from retriever.selector_config import SamplingConfig, SelectorConfig
 
 ROLE = "selector"
 """The adapter of the language model that a selector uses, where it uses one."""
-DECODINGS = ("autoregressive", "single_pass")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectorConfig:
-    """Which selector, and its settings."""
-
-    kind: str = "listwise"
-    """The selector's name in `retriever.selectors.SELECTORS`."""
-    num_candidates: int = 20
-    """n: candidates the retriever hands over. More raises recall and prompt length."""
-    num_selected: int = 5
-    """K: passages that reach the generator, in order."""
-    decoding: str = "autoregressive"
-    """`"autoregressive"`: each id conditions on the ids before it (the paper). `"single_pass"`: one prefill, its
-    id logits are Plackett-Luce scores; faster, but cannot say "given C, A adds nothing"."""
-    identifiers: str = "letters"
-    """`"letters"` (A..T) or `"numbers"` (as the paper writes them; few tokenizers have 20 in single tokens)."""
-    use_prior: bool = True
-    """Add the retriever's scores to the id logits, so that an untrained selector ranks as the retriever does.
-    False is the paper's selector: the language model alone."""
-    use_language_model: bool = True
-    """False ranks by the retriever's scores alone, as pipelines without a selector do: the gate of the language model
-    stays 0, and what learns is the weight of the scores and the retriever's question side."""
-    prior_strength: float = 1.0
-    """Where the learned weight of the standardised retriever scores starts; 1 keeps the first samples diverse."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further settings of selectors of other kinds, by name, ready for JSON; the built-in ones have none."""
-
-    def __post_init__(self) -> None:
-        check_selection(self.num_candidates, self.num_selected)
-        if self.decoding not in DECODINGS:
-            raise UsageError(f"decoding must be one of {list(DECODINGS)}, got {self.decoding!r}.")
-        if not (self.use_prior or self.use_language_model):
-            raise UsageError(
-                "A selector must use the retriever's scores or the language model, but use_prior and "
-                "use_language_model are both false. Set one of them."
-            )
-        if self.prior_strength <= 0:
-            raise UsageError(
-                f"prior_strength must be positive (0 would ignore the retriever), got {self.prior_strength}. "
-                "Use use_prior=False to leave the retriever out."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How permutations are drawn from a selector."""
-
-    num_permutations: int = 1
-    """m: draws per question; without replacement there are fewer where fewer permutations exist."""
-    temperature: float = 1.0
-    """Divides the logits of every step; above 1 explores more, 1 is the selector itself."""
-    replacement: bool = True
-    """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
-    guided_share: float = 0.5
-    """Share of the guided selector in the mixture that is drawn from, where guides are given."""
-    decoding: str | None = None
-    """How the proposal decodes; None: as the selector. "single_pass" draws every id from the first logits and scores
-    the permutations under the selector in one further pass."""
-
-    def __post_init__(self) -> None:
-        if self.num_permutations < 1 or self.temperature <= 0 or not 0 < self.guided_share < 1:
-            raise UsageError(
-                "num_permutations must be at least 1, temperature positive and guided_share between 0 and 1, got "
-                f"num_permutations={self.num_permutations}, temperature={self.temperature}, "
-                f"guided_share={self.guided_share}."
-            )
 
 
 def standardise(scores_n: Tensor) -> Tensor:
@@ -109,10 +41,10 @@ class Selector(ABC):
 
     Args:
         language_model: The base model; the adapter `"selector"` is the selector's own to train.
-        retriever: What found the candidates; its scores may be part of log p_s.
+        retriever: The retriever that finds the candidates; its scores may be part of log p_s.
         prompt: How question and passages are put to the language model, for selectors that read them together.
         config: Sizes and settings.
-        max_tokens_per_batch: Rows x longest prompt of one forward pass.
+        max_tokens_per_batch: Sequences x longest prompt of one forward pass.
     """
 
     def __init__(
@@ -132,6 +64,11 @@ class Selector(ABC):
         self.modules = nn.ModuleDict()
         """What training changes besides the adapter `"selector"` and the retriever's question adapter, by name."""
 
+    def __repr__(self) -> str:
+        learned = {name: value.item() for name, value in self.state_dict().items() if value.numel() == 1}
+        weights = "".join(f", {name}={value:.3g}" for name, value in learned.items())
+        return f"{type(self).__name__}({self.config}{weights})"
+
     # -- the distribution --------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -144,7 +81,6 @@ class Selector(ABC):
         candidates: Sequence[Candidates],
         sampling: SamplingConfig,
         *,
-        guides: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Permutations]:
         """Draws per question, without gradient.
@@ -152,13 +88,10 @@ class Selector(ABC):
         Args:
             candidates: One set per question.
             sampling: How many permutations, and how they are drawn.
-            guides: Per question one number for each candidate `[n]`, added to its logit at every step: what is known
-                about the posterior. The proposal is then a mixture of the selector and the guided selector, so that a
-                guide that is wrong costs draws and never a large weight.
             generator: Of the draws.
 
         Returns:
-            Per question: z, its log-probability under the selector (`log_p_m`) and under the proposal (`log_q_m`;
+            Per question: z, its log-probability under the selector (`log_p`) and under the proposal (`log_q`;
             without replacement the log-probability of being drawn at all, less log m).
         """
 
@@ -221,8 +154,8 @@ class Selector(ABC):
         log p_s(z | x) teaches the retriever. Otherwise those of the search are used as they are.
         """
         adapter = self.retriever.adapter
-        learning = teach_retriever and torch.is_grad_enabled() and adapter.up_dr.requires_grad
-        scores_n = self.retriever.score(candidates) if learning else candidates.scores_n
+        learning = teach_retriever and torch.is_grad_enabled() and adapter.up.requires_grad
+        scores_n = self.retriever.score(candidates) if learning else candidates.scores
         return standardise(scores_n.to(self.language_model.device))
 
     def retriever_logits(self, scores_n: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from generator.language_model import LanguageModel
 from generator.prompts import RankingPrompt
 from indexes.errors import MismatchError
 from indexes.registry import Registry
-from retriever.dense import Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.retriever import Retriever
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 
 SELECTORS: Registry[type[Selector]] = Registry(
     "selector", builtin={"listwise": "retriever.listwise_selector:ListwiseSelector"}
@@ -31,7 +32,7 @@ def create_selector(
     """An untrained selector of the kind that the configuration names.
 
     Raises:
-        UsageError: Nobody registered this kind, or its settings are refused.
+        UsageError: No package registered this kind, or its settings are refused.
     """
     return SELECTORS.get(config.kind)(language_model, retriever, prompt=prompt, config=config)
 
@@ -46,7 +47,7 @@ def config_from_dict(data: Mapping[str, Any]) -> SelectorConfig:
 
     Raises:
         MismatchError: A setting that no selector has.
-        UsageError: Nobody registered the kind; the message names the package that does.
+        UsageError: No package registered the kind; the message names the package that does.
     """
     settings = {name: value for name, value in data.items() if name != "package"}
     if unknown := settings.keys() - {f.name for f in fields(SelectorConfig)}:

@@ -5,7 +5,7 @@ Nothing is downloaded and nothing is written outside `tmp_path`.
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             shared = [durations.fixture_id(f) for f in fixtures if f.scope != "function"]
             if durations.is_slow(item.nodeid, shared, measured):
                 item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[object]:
+    """Write lone surrogates, which a failing test on broken text may show, so that a worker can send its report."""
+    return _without_surrogates((yield))
+
+
+def _without_surrogates(value: object) -> object:
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        case dict():
+            return {key: _without_surrogates(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(_without_surrogates(item) for item in value)
+        case _:
+            return value
 
 
 def pytest_collection_finish() -> None:
@@ -129,7 +147,7 @@ def make_selector(retriever: "DenseRetriever") -> "Callable[..., ListwiseSelecto
     import torch
 
     from retriever.listwise_selector import ListwiseSelector
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     def make(
         model: "LanguageModel",
@@ -197,12 +215,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rag(base: Path, index: "PassageIndex") -> "Callable[..., RAG]":
     """Builds untrained pipelines over the toy passages."""
     from generator.configs import AdapterConfig, DecodingConfig
     from rag.pipeline import RAG
-    from retriever.selector import SelectorConfig
+    from retriever.selector_config import SelectorConfig
 
     def make(num_candidates: int = 5) -> RAG:
         return RAG.create(

@@ -39,7 +39,7 @@ def is_slow(test: str, shared_fixtures: list[str], durations: Mapping[str, Mappi
 class DurationWriter:
     """A pytest plugin that measures every test and brings durations.json up to date, with xdist's workers or without.
 
-    Entries of files that ran are replaced, all others stay.
+    Entries of tests that ran are replaced, all others stay: delete the file to be rid of tests that are no more.
     """
 
     def __init__(self, file: Path = FILE) -> None:
@@ -86,18 +86,12 @@ class DurationWriter:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workerinput"):
             return  # a worker of xdist: the controlling process has it all
-        ran = {_file_of(name) for name in self.tests}
-        durations = {}
+        durations = read_durations(self.file)
         for kind, measured in (("tests", self.tests), ("fixtures", self.fixtures)):
-            kept = {n: s for n, s in read_durations(self.file)[kind].items() if _file_of(n) not in ran}
-            new = {n: round(s, 2) for n, s in measured.items() if s >= KEPT_SECONDS}
-            durations[kind] = dict(sorted((kept | new).items()))
+            entries = {name: round(seconds, 2) for name, seconds in (durations[kind] | measured).items()}
+            durations[kind] = {name: entries[name] for name in sorted(entries) if entries[name] >= KEPT_SECONDS}
         self.file.write_text(json.dumps(durations, indent=1, ensure_ascii=False) + "\n")
 
 
 def _processor_seconds() -> float:
     return sum(os.times()[:4])
-
-
-def _file_of(name: str) -> str:
-    return name.partition("::")[0]

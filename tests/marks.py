@@ -63,7 +63,7 @@ def _names(start: Callable[..., Any]) -> frozenset[str]:
         seen.add(id(thing))
         if isinstance(thing, FunctionType) and _in_tests(thing.__code__.co_filename):
             names = set(_of_code(thing.__code__))
-            found |= names
+            found |= {thing.__name__, *names}
             waiting += _reached(thing, names)
         elif isinstance(thing, type) and _in_tests(_file_of(sys.modules.get(thing.__module__))):
             waiting += [value for value in vars(thing).values() if isinstance(value, FunctionType)]

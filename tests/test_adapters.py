@@ -17,7 +17,7 @@ from generator.language_model import LanguageModel
 from indexes.errors import MismatchError, UsageError
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, MStepConfig, RetrieverTrainingConfig
-from training.maximization import JointModel, _parameter_groups
+from training.joint_model import JointModel
 
 IDS = torch.tensor([[20, 30, 40, 50, 60]])
 EMBEDDING = ["embed_tokens"]
@@ -74,7 +74,7 @@ def test_training_moves_every_adapter(target_modules: list[str]) -> None:
     assert all(torch.equal(others[n], p) for n, p in model.adapter_parameters("selector").items())
 
 
-def test_the_identity_is_recognised() -> None:
+def test_untrained_adapters_are_recognised() -> None:
     model = adapted(BOTH)
     assert model.is_untrained("generator") and model.is_untrained("selector")
     (started_at_zero,) = [p for n, p in model.adapter_parameters("generator").items() if "lora_embedding_A" in n]
@@ -123,7 +123,7 @@ def test_an_incomplete_adapter_is_refused(tmp_path: Path) -> None:
         model.load_adapters(tmp_path)
 
 
-def test_nothing_to_adapt_is_an_error() -> None:
+def test_target_modules_without_a_match_are_refused() -> None:
     with pytest.raises(UsageError, match=r"must name layers of LlamaForCausalLM .*'no_such_layer'"):
         adapted(["no_such_layer"])
 
@@ -131,12 +131,12 @@ def test_nothing_to_adapt_is_an_error() -> None:
 Make = Callable[..., ListwiseSelector]
 
 
-def test_nothing_to_train_is_an_error(make_selector: Make) -> None:
+def test_settings_that_train_nothing_are_refused(make_selector: Make) -> None:
     model = adapted(EMBEDDING)
     joint = JointModel(make_selector(model), Generator(model), DROConfig())
     joint.requires_grad_(False)
     with pytest.raises(UsageError, match="leave 0 parameters trainable"):
-        _parameter_groups(joint, DROConfig())
+        joint.parameter_groups(DROConfig())
 
 
 def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
@@ -150,7 +150,7 @@ def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
         retriever_training=RetrieverTrainingConfig(learning_rate=0.4),
     )
     joint = JointModel(make_selector(model), Generator(model), settings)
-    found = {group["lr"]: sum(p.numel() for p in group["params"]) for group in _parameter_groups(joint, settings)}
+    found = {group["lr"]: sum(p.numel() for p in group["params"]) for group in joint.parameter_groups(settings)}
     adapters = sum(sizes(model, "generator").values())
     assert adapters == 3 * len(byte_tokenizer()) + 32 * 3 + 2 * (3 * 48 + 32 * 3)
     question = sum(p.numel() for p in joint.question_adapter.parameters())

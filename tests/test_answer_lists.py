@@ -70,9 +70,9 @@ def test_a_list_in_a_text_column(field: str) -> None:
     """What `load_dataset("csv")` gives for a file whose lists were written as text."""
     for text in ("['New York', 'NYC']", '["New York", "NYC"]'):
         assert load_examples(rows(**{field: text}))[0].golden_answers == ("New York", "NYC")
-    with pytest.raises(DataError, match=rf"row 0: {field}: the answers must be a list of texts.*numpy"):
+    with pytest.raises(DataError, match=rf"record 0: {field}: the answers must be a list of texts.*numpy"):
         load_examples(rows(**{field: "['New York' 'NYC']"}))
-    with pytest.raises(DataError, match=rf"row 0: {field}: the answers must be texts.*numpy"):
+    with pytest.raises(DataError, match=rf"record 0: {field}: the answers must be texts.*numpy"):
         load_examples(rows(**{field: "{'text': array(['x'], dtype=object), 'answer_start': array([1])}"}))
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -89,3 +90,12 @@ def test_unknown_options_are_refused(example: ModuleType, make_rag: Callable[...
         create_answer_mode({"kind": "majority_vote", "vote": 2}, *parts)
     with pytest.raises(UsageError, match=r"options of the answer mode 'permutation' are \[\], got \['votes'\]"):
         create_answer_mode({"kind": "permutation", "votes": 2}, *parts)
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the built-in tiny models."""
+    try:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    finally:
+        ANSWER_MODES._registered.pop("majority_vote")
+    assert "Answer(question='who wrote Hamlet?'" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from kills import survives
 
 from indexes import atomic_files
-from indexes.errors import MismatchError
+from indexes.errors import MismatchError, UsageError
 from rag.report import write_report
 from rag.worlds import world
 from rag.worlds.encyclopedia import render
@@ -31,7 +31,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(".half") and f.name[0] != "."}
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(".tmp") and f.name[0] != "."}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -54,7 +54,7 @@ def test_a_killed_writer_leaves_old_files_or_new_ones(name: str, tmp_path: Path)
         if ended:
             break
     assert ended and step > 1 and found == new
-    assert not list(folder.glob("*.half"))
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_the_result_of_a_command_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +116,13 @@ def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> 
     for step in range(1, 50):
         place = tmp_path / str(step) / "place"
         place.parent.mkdir()
-        atomic_files.replace_folder(place, make("old"))
-        ended = survives(lambda place=place: atomic_files.replace_folder(place, make("new")), step)
-        stands = atomic_files.standing_folder(place)
+        atomic_files.replace_directory(place, make("old"))
+        ended = survives(lambda place=place: atomic_files.replace_directory(place, make("new")), step)
+        stands = atomic_files.readable_directory(place)
         assert {f.name for f in stands.iterdir()} == {"a", "b"}
         [text] = {f.read_text() for f in stands.iterdir()}
         seen.append((text, stands == place))
-        atomic_files.replace_folder(place, make("newest"))
+        atomic_files.replace_directory(place, make("newest"))
         assert [p.name for p in place.parent.iterdir()] == ["place"]
         if ended:
             break
@@ -138,3 +138,27 @@ def test_a_damaged_file_is_named(text: str | bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MismatchError, match=r"run\.json must hold a JSON object, but it .*Train again"):
         atomic_files.read_json(tmp_path / "run.json", "Train again.")
+
+
+def test_json_is_written_atomically_and_read_back(tmp_path: Path) -> None:
+    file, value = tmp_path / "new" / "run.json", {"seed": 1, "name": "Zürich"}
+    atomic_files.write_json(file, value)
+    assert atomic_files.read_json(file, "") == value
+    assert file.read_text(encoding="utf-8") == '{\n  "seed": 1,\n  "name": "Zürich"\n}\n'
+    with pytest.raises(TypeError):
+        atomic_files.write_json(file, {"path": tmp_path})
+    assert atomic_files.read_json(file, "") == value
+    assert [path.name for path in file.parent.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("whole", ["", "a\n", "a\n" + "b" * 200_000 + "\n"])
+def test_an_appended_line_replaces_the_rest_of_an_interrupted_one(whole: str, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    for rest in ("", '{"loss": 0.', "x" * 200_000):
+        file.write_text(whole + rest)
+        atomic_files.append_line(file, '{"loss": 0.5}')
+        assert file.read_text() == whole + '{"loss": 0.5}\n'
+    atomic_files.append_line(tmp_path / "new" / "file", "first")
+    assert (tmp_path / "new" / "file").read_text() == "first\n"
+    with pytest.raises(UsageError, match="must not contain a newline"):
+        atomic_files.append_line(file, "two\nlines")

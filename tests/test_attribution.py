@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tiny_models import randomize_adapters
+from tiny_models import randomize_adapters, reply_with
 
 from indexes.errors import UsageError
 from rag.evaluation.attribution import PassageAttribution, leave_one_out_attribution, summarize
@@ -12,7 +12,7 @@ from rag.evaluation.evaluation import evaluate
 from rag.evaluation.significance import Estimate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -34,7 +34,7 @@ def test_drops_are_differences_of_log_probabilities(rag: RAG, k: int, monkeypatc
     """With K = 1, the passage is compared with a prompt without passages."""
     rag.selector.config = SelectorConfig(num_candidates=5, num_selected=k)
     texts = {e.question: e.golden_answers[0] for e in EXAMPLES}
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [texts[q] for q in questions])
+    reply_with(monkeypatch, lambda question, passages: texts[question])
     evaluation = evaluate(rag, EXAMPLES, progress=False)
     monkeypatch.undo()
     found = leave_one_out_attribution(rag, evaluation, progress=False)

@@ -15,6 +15,7 @@ from benchmarks.architectures import PASSAGES, Result, build, pipeline, road, ru
 from generator.configs import AdapterConfig, DecodingConfig
 from generator.generator import Generator
 from generator.language_model import LanguageModel
+from generator.padding import pad_left
 from indexes.corpora.corpus import Corpus
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
@@ -23,7 +24,7 @@ from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 
 KINDS = {
     "bloom": "attention biased by distance, no context length",
@@ -49,12 +50,12 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> PassageIndex:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_whole_road(kind: str, sentences: PassageIndex, tmp_path: Path) -> None:
+def test_every_architecture_trains_saves_and_answers(kind: str, sentences: PassageIndex, tmp_path: Path) -> None:
     """Among its checks: permutations behind a shared prompt, and batches, against rows alone."""
     build(kind, tmp_path / "base")
     rag = pipeline(sentences, tmp_path / "base")
     if kind in SHARED:
-        assert rag.generator.language_model.reads_branches
+        assert rag.generator.language_model.supports_shared_prefix
     road(rag, tmp_path)
 
 
@@ -65,9 +66,9 @@ def language_model(kind: str) -> LanguageModel:
 
 
 @pytest.mark.parametrize("kind", ["mamba", "gpt_neo"])
-def test_what_cannot_share_a_prompt_is_noticed(kind: str) -> None:
+def test_architectures_without_shared_prefix_are_detected(kind: str) -> None:
     """A state runs on from one reply to the next; GPT-Neo masks by its own window, whatever mask it is given."""
-    assert not language_model(kind).reads_branches
+    assert not language_model(kind).supports_shared_prefix
 
 
 def test_a_router_that_is_a_linear_layer_carries_no_adapter() -> None:
@@ -80,7 +81,7 @@ def test_a_router_that_is_a_linear_layer_carries_no_adapter() -> None:
     assert {"q_proj", "o_proj"} <= adapted
 
 
-def test_a_model_that_sees_later_tokens_is_refused() -> None:
+def test_a_model_that_is_not_causal_is_refused() -> None:
     with pytest.raises(UsageError, match=r"must be causal.* in BertLMHeadModel the last token changes"):
         torch.manual_seed(0)
         LanguageModel(
@@ -89,7 +90,7 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         )
 
 
-def test_replies_in_rows_of_their_own_have_the_same_probabilities(
+def test_replies_in_separate_sequences_have_the_same_probabilities(
     make_selector: Callable[..., ListwiseSelector],
 ) -> None:
     """The same Llama reads them in both ways: drawing, beam search, scoring, and the gradient."""
@@ -103,17 +104,16 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
         draw = {"generator": torch.Generator().manual_seed(3)}
         drawn = [*selector.select(asked), *selector.propose(asked, SamplingConfig(num_permutations=3), **draw)]
         drawn += selector.propose(asked, SamplingConfig(num_permutations=3, replacement=False), **draw)
-        drawn += selector.propose(asked, SamplingConfig(num_permutations=3, decoding="single_pass"), **draw)
         model.zero_grad()
         with model.use("selector"):
             scored = selector.log_prob(asked, z)
             torch.stack(scored).sum().backward()
         gradients = [p.grad for p in model.adapter_parameters("selector").values() if p.grad is not None]
-        return [*(p.z_mK.double() for p in drawn), *(p.log_p_m.double() for p in drawn), *scored], gradients
+        return [*(p.z.double() for p in drawn), *(p.log_p.double() for p in drawn), *scored], gradients
 
-    assert model.reads_branches
+    assert model.supports_shared_prefix
     expected, expected_gradients = everything()
-    model.reads_branches = False
+    model.supports_shared_prefix = False
     found, found_gradients = everything()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -122,29 +122,30 @@ def test_replies_in_rows_of_their_own_have_the_same_probabilities(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_without_padding_on_the_left_prompts_of_one_length_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_left_padding_prompts_are_batched_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_language_model()
     generator = Generator(model, config=DecodingConfig(max_new_tokens=5))
     prompts = [[20, 30, 40], [50, 60], [70, 80, 90], [25, 35, 45, 55]]
-    assert model.reads_left_padding
+    assert model.supports_left_padding
     expected = generator.complete(prompts)
     seen: list[list[int]] = []
-    pad = generator._pad_left
-    monkeypatch.setattr(generator, "_pad_left", lambda rows: seen.append([len(r) for r in rows]) or pad(rows))
-    model.reads_left_padding = False
+    monkeypatch.setattr(
+        "generator.generator.pad_left", lambda rows, *a: seen.append([len(r) for r in rows]) or pad_left(rows, *a)
+    )
+    model.supports_left_padding = False
     assert generator.complete(prompts) == expected
     assert seen == [[2], [3, 3], [4]]
 
 
-def test_rag_token_without_padding_on_the_left(index: PassageIndex, base: Path) -> None:
-    from retriever.selector import SelectorConfig
+def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None:
+    from retriever.selector_config import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
     decoding = DecodingConfig(max_new_tokens=4)
     rag = RAG.create(index=index, base=base, selector=config, decoding=decoding, answer_mode="rag_token", device="cpu")
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
-    rag.generator.language_model.reads_left_padding = False
+    rag.generator.language_model.supports_left_padding = False
     for one, other in zip(rag.answer(questions), expected, strict=True):
         assert one.text == other.text
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)

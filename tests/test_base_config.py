@@ -22,7 +22,7 @@ from rag.cli import main
 from rag.evaluation.evaluation_file import describe_pipeline
 from rag.pipeline import RAG
 from rag.planning.training_plan import encoder_shape, shape_of
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)
 
@@ -52,11 +52,11 @@ def bloom(folder: Path, **changes: Any) -> Path:
         ("xlnet", {}, None),
     ],
 )
-def test_the_context_under_its_many_names(kind: str, settings: dict[str, Any], expected: int | None) -> None:
+def test_context_length_fields_of_architectures(kind: str, settings: dict[str, Any], expected: int | None) -> None:
     assert stated_context(AutoConfig.for_model(kind, **settings)) == expected
 
 
-def test_where_the_config_says_nothing_the_tokenizer_is_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_context_length_falls_back_to_the_tokenizer(caplog: pytest.LogCaptureFixture) -> None:
     config, tokenizer = AutoConfig.for_model("bloom"), byte_tokenizer()
     assert tokenizer.model_max_length > 10**29  # how transformers says that there is no limit
     with caplog.at_level(logging.WARNING):
@@ -67,13 +67,13 @@ def test_where_the_config_says_nothing_the_tokenizer_is_asked(caplog: pytest.Log
     assert choose_context(AutoConfig.for_model("llama", max_position_embeddings=400), tokenizer) == 400
 
 
-def test_the_context_that_a_user_asks_for() -> None:
+def test_context_length_given_by_the_user() -> None:
     limited, unlimited = AutoConfig.for_model("gpt2", n_positions=64), AutoConfig.for_model("bloom")
     assert choose_context(limited, given=50) == 50
     assert choose_context(unlimited, given=5000) == 5000
-    with pytest.raises(UsageError, match="at least 1 and at most 64, which is what the model reads; 65 came"):
+    with pytest.raises(UsageError, match="at least 1 and at most 64, which is what the model reads, got 65"):
         choose_context(limited, given=65)
-    with pytest.raises(UsageError, match=r"must be at least 1; 0 came\."):
+    with pytest.raises(UsageError, match=r"must be at least 1, got 0\."):
         choose_context(unlimited, given=0)
 
 
@@ -131,7 +131,7 @@ def test_a_plan_reads_the_sizes_of_encoders_under_their_names(
     assert (shape.dimension, shape.intermediate, shape.layers) == (8, inner, 3)
 
 
-def test_a_plan_without_sizes_says_which(tmp_path: Path) -> None:
+def test_a_plan_without_sizes_names_the_missing_fields(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
     with pytest.raises(UsageError, match=r"\(bloom\) has none of \['intermediate_size', .*\]\. Plan with another"):
         encoder_shape(str(tmp_path))
@@ -144,7 +144,7 @@ SAFE = {"LanguageModel.role", "LanguageModel.base_model", "LanguageModel.device"
 """They read attributes that `__init__` has set, and cannot raise an AttributeError."""
 
 
-def test_a_property_of_a_module_reads_no_config() -> None:
+def test_module_properties_read_no_config() -> None:
     """torch.nn.Module answers an AttributeError from inside a property with one about the property itself."""
     found = set()
     for package in ("indexes", "generator", "retriever", "training", "rag"):

@@ -13,7 +13,7 @@ from generator.language_model import LanguageModel
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 SIZES = {
     "vocab_size": len(byte_tokenizer()),

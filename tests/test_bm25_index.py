@@ -273,8 +273,8 @@ def test_settings_of_another_index(saved: Path, tmp_path: Path) -> None:
         ({"k1": -1.0}, "k1 must be at least 0 and finite"),
         ({"k1": math.nan}, "k1 must be at least 0 and finite"),
         ({"b": 1.5}, "b between 0 and 1"),
-        ({"stemmer": "klingon"}, "The stemmer must be one of .*'english'.* or None, but 'klingon' came"),
-        ({"stopwords": "the"}, "stopwords must be a list of words, but 'the' came"),
+        ({"stemmer": "klingon"}, "The stemmer must be one of .*'english'.* or None, but got 'klingon'"),
+        ({"stopwords": "the"}, "stopwords must be a list of words, but got 'the'"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
@@ -284,9 +284,9 @@ def test_bad_settings(settings: dict, message: str) -> None:
 
 def test_bad_searches() -> None:
     index = BM25Index.build(PASSAGES)
-    with pytest.raises(UsageError, match="k must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="k must be at least 1, but got 0"):
         index.search(["river"], 0)
-    with pytest.raises(UsageError, match="row must be at least 0 and below 12, but -1 came"):
+    with pytest.raises(UsageError, match="row must be at least 0 and below 12, but got -1"):
         index.contributions("river", -1)
 
 

@@ -35,6 +35,7 @@ from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory import builder, shards
 from indexes.directory.segments import Segments
 from indexes.encoder import Vectors
+from indexes.vectors.vector_store import StoreConfig
 
 QUESTIONS = ["which river flows through france", "who wrote hamlet", "symbol of the element radium"]
 
@@ -92,7 +93,7 @@ def test_flat_top_k_equals_semantic_search(index: PassageIndex, encoder: Encoder
     np.testing.assert_allclose(scores_Bk, [[hit["score"] for hit in hits] for hits in expected], atol=1e-6)
 
 
-def test_every_way_to_give_a_corpus_and_an_encoder(
+def test_all_types_of_corpus_and_encoder_arguments(
     corpus_file: Path, encoder: Encoder, index: PassageIndex, tmp_path: Path
 ) -> None:
     dataset = datasets.Dataset.from_list([{"_id": p.id, "title": p.title, "text": p.text} for p in PASSAGES])
@@ -104,9 +105,7 @@ def test_every_way_to_give_a_corpus_and_an_encoder(
         )
 
 
-def test_mixed_is_remembered_and_a_float32_encoder_opens_it(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_mixed_dtype_is_recorded_and_matches_float32(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     mixed = Encoder.from_pretrained(encoder.name, dtype="mixed")
     built = build(corpus_file, mixed, tmp_path / "mixed", progress=False)
     assert json.loads((tmp_path / "mixed/manifest.json").read_text())["encoder"]["dtype"] == "mixed"
@@ -138,14 +137,14 @@ def test_trained_kinds_are_trained_on_a_sample_and_hold_everything(
     sizes = []
     train = FaissIndex.train
     monkeypatch.setattr(FaissIndex, "train", lambda self, sample: (sizes.append(len(sample)), train(self, sample))[1])
-    monkeypatch.setattr(builder, "training_sample", lambda factory, n: 6)
+    monkeypatch.setattr(FaissIndex, "training_sample", lambda config, n: 6)
     built = build(corpus_file, encoder, tmp_path / "ivf", factory="IVF2,Flat", batch_size=1, progress=False)
     assert (sizes, len(built.vectors)) == ([6], 12)
     np.testing.assert_allclose(built.vectors.reconstruct(range(12)), encoder.encode_passages(PASSAGES), atol=1e-6)
 
 
 def test_too_few_passages_for_the_factory_leave_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at least 256 vectors to train on, but 12 came"):
+    with pytest.raises(UsageError, match="at least 256 vectors to train on, but got 12"):
         build(corpus_file, encoder, tmp_path / "index", factory="PQ3", progress=False)
     assert os.listdir(tmp_path) == ["toy.jsonl"]
 
@@ -158,7 +157,7 @@ def test_a_chunker_cuts_first(encoder: Encoder, corpus_file: Path, tmp_path: Pat
     assert built.verify(encoder=encoder)["passages"] == len(built)
 
 
-def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
+def test_an_interrupted_build_keeps_the_old_index_and_resumes(
     index: PassageIndex, encoder: Encoder, tmp_path: Path
 ) -> None:
     before = contents_of(tmp_path / "index")
@@ -169,9 +168,9 @@ def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
             build(corpus, breaking, output, overwrite=True, progress=False)
     assert contents_of(tmp_path / "index") == before
     assert sorted(os.listdir(tmp_path)) == [".index.building", ".new.building", "index", "toy.jsonl"]
-    with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or begin anew"):
+    with pytest.raises(UsageError, match=r"An unfinished build of .*new is in .*resume \(--resume\), or start over"):
         build(corpus, encoder, tmp_path / "new", progress=False)
-    with pytest.raises(MismatchError, match="begun with factory = 'auto', but 'SQ8' came"):
+    with pytest.raises(MismatchError, match="started with factory = 'auto', but got 'SQ8'"):
         build(corpus, encoder, tmp_path / "new", factory="SQ8", resume=True, progress=False)
     resumed = build(corpus, encoder, tmp_path / "new", resume=True, progress=False)
     assert list(resumed.corpus) == PASSAGES[1:]
@@ -179,7 +178,7 @@ def test_an_interrupted_build_leaves_the_old_index_and_goes_on(
     assert sorted(os.listdir(tmp_path)) == ["index", "new", "toy.jsonl"]
 
 
-def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+def test_resuming_a_complete_build_does_nothing(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     built = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
     written = (tmp_path / "index/manifest.json").stat().st_mtime_ns
     again = build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
@@ -190,9 +189,7 @@ def test_resuming_what_is_complete_does_nothing(encoder: Encoder, corpus_file: P
         build(corpus_file, encoder, tmp_path / "index", resume=True, progress=False)
 
 
-def test_builds_from_before_there_were_some_options_are_known(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_plans_without_later_options_are_recognised(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     """A plan says of an option that came later only what is not its default; the digest of an old plan is the same."""
     newer = {"quoting", "allow_untested"}
     breaking = BreakingEncoder(encoder.model, name=encoder.name)
@@ -201,15 +198,15 @@ def test_builds_from_before_there_were_some_options_are_known(
             build(corpus_file, breaking, output, progress=False, **options)
     plan = json.loads((tmp_path / ".old.building/plan.json").read_text())
     assert newer.isdisjoint(plan)
-    with pytest.raises(MismatchError, match="begun with quoting = 'auto', but 'none' came"):
+    with pytest.raises(MismatchError, match="started with quoting = 'auto', but got 'none'"):
         build(corpus_file, encoder, tmp_path / "old", quoting="none", resume=True, progress=False)
-    with pytest.raises(MismatchError, match="begun with quoting = 'csv', but 'auto' came"):
+    with pytest.raises(MismatchError, match="started with quoting = 'csv', but got 'auto'"):
         build(corpus_file, encoder, tmp_path / "csv", resume=True, progress=False)
     built = build(corpus_file, encoder, tmp_path / "old", resume=True, progress=False)
     assert built.manifest.plan == hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def test_resuming_is_not_content_with_what_a_writer_has_changed(
+def test_resuming_does_not_accept_an_index_that_was_changed(
     encoder: Encoder, corpus_file: Path, tmp_path: Path
 ) -> None:
     build(corpus_file, encoder, tmp_path / "index", progress=False)
@@ -246,7 +243,7 @@ def test_resuming_refuses_a_taken_output_before_it_encodes(
     assert build(corpus_file, encoder, index.path, resume=True, overwrite=True, progress=False).manifest.version == 1
 
 
-def test_a_build_that_died_after_its_last_rename_leaves_nothing(
+def test_a_build_killed_after_its_last_rename_leaves_no_files(
     index: PassageIndex, encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(_: Path) -> None:
@@ -274,11 +271,11 @@ def test_a_quarantine_that_was_cut_off_is_written_again(encoder: Encoder, tmp_pa
     assert json.loads((tmp_path / "index/quarantine.jsonl").read_text())["line"] == 2
 
 
-def test_places_where_no_index_can_be_are_refused(
+def test_impossible_outputs_are_refused(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in (corpus_file / "index", tmp_path / ("x" * 250)):
-        with pytest.raises(UsageError, match="folder around it in which files can be made, but for"):
+        with pytest.raises(UsageError, match="must be writable, but creating a file there fails"):
             build(corpus_file, encoder, place, progress=False)
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
     with pytest.raises(UsageError, match=r"disk is the root of a file system\. Choose a folder inside it"):
@@ -311,7 +308,7 @@ def test_a_damaged_list_of_deleted_rows_is_refused(position: int, index: Passage
         PassageIndex.open(index.path)
 
 
-def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex) -> None:
+def test_a_damaged_passage_file_is_refused(index: PassageIndex) -> None:
     file = index.path / "segments/000000/passages.arrow"
     content = file.read_bytes()
     for position in range(len(content) // 2):
@@ -329,7 +326,7 @@ def test_damage_in_the_head_of_passages_is_refused_in_words(index: PassageIndex)
 
 def test_one_process_builds_at_a_time(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with exclusive_writer_lock(tmp_path / "index"):
-        with pytest.raises(UsageError, match=r"One process writes .*index at a time"):
+        with pytest.raises(UsageError, match=r"Only one process can write .*index at a time"):
             build(corpus_file, encoder, tmp_path / "index", progress=False)
         assert len(build(corpus_file, encoder, tmp_path / "other", progress=False)) == 12
     assert len(build(corpus_file, encoder, tmp_path / "index", progress=False)) == 12
@@ -342,7 +339,7 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     monkeypatch.setattr(builder, "ROWS", 16)
     monkeypatch.setattr(shards, "ROWS", 16)
     monkeypatch.setattr(builder, "index_memory", lambda *_: 60)
-    monkeypatch.setattr(builder, "build_bytes", lambda factory, n, dimension: n)
+    monkeypatch.setattr(FaissIndex, "build_bytes", lambda config, n: n)
     passages = [Passage(f"n{i}", "", PASSAGES[i % 12].contents + f" {QUESTIONS[i % 3]} {i}") for i in range(150)]
     built = build(Corpus.from_passages(passages), encoder, tmp_path / "index", factory="HNSW16", progress=False)
     # Three parts of 50 would be 64 with whole shards; four of 38 are 48.
@@ -355,7 +352,7 @@ def test_memory_cuts_an_index_into_segments_that_are_searched_as_one(
     assert list(built.corpus) == passages
 
 
-def test_words_that_do_not_fit_are_refused_before_encoding(
+def test_a_bm25_index_that_does_not_fit_is_refused_before_encoding(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Different words of each passage, counted by hand; the margin of 600 bytes is for what stemming makes one.
@@ -372,24 +369,24 @@ def test_words_that_do_not_fit_are_refused_before_encoding(
             build(corpus_file, encoder, tmp_path / "index", factory="Flat", **options)
 
 
-def test_too_little_memory_is_refused_in_words(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+def test_too_little_memory_is_refused(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"max_memory must leave room for Python.* but it is 100 MB"):
         build(corpus_file, encoder, tmp_path / "index", max_memory="100MB", progress=False)
-    with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but \'much\' came'):
+    with pytest.raises(UsageError, match=r'"2GB" or "512MiB", but got \'much\''):
         build(corpus_file, encoder, tmp_path / "index", max_memory="much", progress=False)
     with pytest.raises(UsageError, match=r"Building 'HNSW32' needs at least .* of memory, but 10 B are left"):
-        builder.segment_rows("HNSW32", 10**6, 384, 10)
-    assert builder.segment_rows("Flat", 10**9, 384, 10**6) == 10**9
+        builder.segment_rows(FaissIndex, StoreConfig(dimension=384, factory="HNSW32"), 10**6, 10)
+    assert builder.segment_rows(FaissIndex, StoreConfig(dimension=384, factory="Flat"), 10**9, 10**6) == 10**9
 
 
 def test_a_broken_corpus_leaves_nothing(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "text": "x"}\n{')
-    with pytest.raises(DataError, match="line 2 is broken"):
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: every line must be one JSON object"):
         build(tmp_path / "bad.jsonl", encoder, tmp_path / "index", progress=False)
     assert os.listdir(tmp_path) == ["bad.jsonl"]
 
 
-def test_a_failed_swap_brings_the_old_index_back(
+def test_a_failed_replacement_restores_the_old_index(
     index: PassageIndex, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents_of(index.path)
@@ -427,12 +424,12 @@ def test_an_output_that_is_taken_is_refused(index: PassageIndex, encoder: Encode
     assert (tmp_path / "diary/today.txt").read_text() == "dear diary"
 
 
-def test_what_is_not_an_index_is_refused(tmp_path: Path) -> None:
+def test_opening_something_else_than_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"directory with a manifest\.json, but .* has none"):
         PassageIndex.open(tmp_path)
     with pytest.raises(MismatchError, match=r"but .*missing is no directory"):
         PassageIndex.open(tmp_path / "missing")
-    with pytest.raises(UsageError, match="verify must be 'none', 'sizes' or 'checksums', but 'all' came"):
+    with pytest.raises(UsageError, match="verify must be 'none', 'sizes' or 'checksums', but got 'all'"):
         PassageIndex.open(tmp_path, verify="all")  # type: ignore[arg-type]
 
 
@@ -473,7 +470,7 @@ def test_an_encoder_that_changed_in_its_folder_is_refused(encoder: Encoder, corp
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [("vectors.faiss", "vectors = 12 .*, but 9 was"), ("passages.arrow", "passages = 12 .*, but 9 was")],
+    [("vectors.faiss", "vectors = 12 .*, but it has 9"), ("passages.arrow", "passages = 12 .*, but it has 9")],
 )
 def test_parts_of_another_index_are_refused(
     part: str, message: str, index: PassageIndex, encoder: Encoder, tmp_path: Path
@@ -495,7 +492,7 @@ def test_verify_reports_what_it_checked(index: PassageIndex, encoder: Encoder, c
         "sampled": 5,
     }
     assert lowest == pytest.approx(1, abs=1e-6)
-    with pytest.raises(MismatchError, match="but a corpus of 11 passages"):
+    with pytest.raises(MismatchError, match="but got a corpus of 11 passages"):
         index.verify(corpus=Corpus.from_passages(PASSAGES[:11]))
 
 
@@ -509,21 +506,19 @@ def test_verify_finds_vectors_in_the_wrong_order(index: PassageIndex, encoder: E
 def test_verify_reads_the_passages_again(index: PassageIndex) -> None:
     manifest = replace(index.manifest, corpus_fingerprint="0" * 64)
     assert index.verify()["passages"] == 12
-    with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but a corpus"):
+    with pytest.raises(MismatchError, match=r"passages of 'toy\.jsonl' \(fingerprint 000000000000\), but got a corpus"):
         PassageIndex(index.path, index.corpus, index.vectors, manifest).verify()
 
 
 @pytest.mark.parametrize("name", ["vectors.faiss", "passages.arrow"])
-def test_verify_misses_no_file_that_the_manifest_leaves_out(name: str, index: PassageIndex) -> None:
+def test_verify_finds_files_missing_from_the_manifest(name: str, index: PassageIndex) -> None:
     files = {file: record for file, record in index.manifest.files.items() if not file.endswith(name)}
     replace(index.manifest, files=files).save(index.path / "manifest.json")
     with pytest.raises(MismatchError, match=rf"must list every file .* leaves out 'segments/000000/{name}'"):
         PassageIndex.open(index.path).verify()
 
 
-def test_the_encoder_comes_back_with_the_settings_of_the_build(
-    encoder: Encoder, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_load_encoder_restores_the_settings_of_the_build(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     prompts = {"question_prompt": "who ", "passage_prompt": "river "}
     prompted = Encoder.from_pretrained(encoder.name, device="cpu", dtype="float16", **prompts)
     loaded = build(corpus_file, prompted, tmp_path / "index", progress=False).load_encoder(device="cpu")

@@ -42,7 +42,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[int]:
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_an_added_token_that_is_not_marked_special_is_control_where_somebody_says_so(listed: bool) -> None:
+def test_added_tokens_count_as_control_tokens_where_config_or_template_name_them(listed: bool) -> None:
     """DeepSeek-R1 does not mark its token of a user's turn; a generation config may list another one."""
     tokenizer = added_tokenizer(
         ["<|a|>"],
@@ -55,7 +55,7 @@ def test_an_added_token_that_is_not_marked_special_is_control_where_somebody_say
     assert chat.escape_special_tokens("<|u|> user \n\n <table> <|stop|>") == expected
 
 
-def test_tokens_that_a_template_puts_together_are_found() -> None:
+def test_control_tokens_composed_by_a_template_are_found() -> None:
     """Phi-4-mini writes '<|' + role + '|>': the name stands nowhere in the template."""
     tokenizer = added_tokenizer(
         plain=["<|user|>", "<|end|>"], template="{{ '<|' + messages[0].role + '|>' + messages[0].content + '<|end|>' }}"
@@ -91,7 +91,7 @@ def test_a_template_gets_its_variables() -> None:
         ({"thought_end": ""}, "must both be given, or both be empty"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Chat(chatml_tokenizer(), ChatConfig(**settings)).check()
 
@@ -121,7 +121,7 @@ def test_a_system_message_of_the_template_is_shown_and_replaced() -> None:
     assert replaced.template_system_message == "You are SmolLM"
 
 
-def test_a_template_that_takes_no_system_message_says_so(tmp_path: Path) -> None:
+def test_a_template_without_system_messages_is_refused(tmp_path: Path) -> None:
     tokenizer = gemma_tokenizer(tmp_path)
     with pytest.raises(UsageError, match=r"\['system', 'user'\].*System role not supported"):
         Chat(tokenizer, ChatConfig(system_message="Be short.")).check()
@@ -214,7 +214,7 @@ ENDS, CUT = True, False
     ],
 )
 @pytest.mark.parametrize("marks", ["added", "special", "spelled"])
-def test_what_is_left_of_a_reply(
+def test_thoughts_are_removed_from_replies(
     marks: str, prompt: str, reply: str, how: bool, answer: str, has_thought: bool
 ) -> None:
     """`ends`: with the token that ends it; cut: after max_new_tokens. A mark is one token, or many."""
@@ -244,12 +244,12 @@ def thinker(reply: Sequence[str], **settings: object) -> LanguageModel:
     return LanguageModel(base, tokenizer, adapter=AdapterConfig(r=2), chat=ChatConfig(**settings))
 
 
-def test_thoughts_are_left_out_of_answers_streams_and_log_probs() -> None:
+def test_thoughts_are_removed_from_answers_streams_and_log_probs() -> None:
     generator = Generator(thinker(["<think>", "h", "m", "</think>", "R", "o", "t", "<|im_end|>"]))
     assert generator.generate(["Where?"] * 2, [PASSAGES[:1]] * 2) == ["Rot", "Rot"]
     pieces = list(generator.stream("Where?", PASSAGES[:1]))
     assert "".join(pieces) == "Rot"
-    row = generator.row("Where?", PASSAGES[:1], "Rot")
+    row = generator.answer_sequence("Where?", PASSAGES[:1], "Rot")
     assert generator.language_model.tokenizer.convert_ids_to_tokens(row.answer_ids) == ["R", "o", "t", "<|im_end|>"]
 
 
@@ -273,12 +273,12 @@ def test_an_answer_begins_with_the_white_space_of_the_template() -> None:
     )
     tokenizer = added_tokenizer(["[INST]", "[/INST]"], template=template, eos="</s>")
     generator = Generator(LanguageModel(successor_model(tokenizer, {}), tokenizer, adapter=AdapterConfig(r=2)))
-    row = generator.row("Where?", PASSAGES[:1], "Rom")
+    row = generator.answer_sequence("Where?", PASSAGES[:1], "Rom")
     assert tokenizer.decode(row.input_ids[-12:]).endswith("[/INST] Rom</s>")
     assert Generator(tiny_language_model()).language_model.chat.lead == ""
 
 
-def test_what_a_tokenizer_closes_a_text_with_is_not_part_of_a_prompt() -> None:
+def test_closing_tokens_of_a_tokenizer_are_not_part_of_a_prompt() -> None:
     """With a separator that is not the end-of-sequence token."""
     tokenizer = added_tokenizer(["[CLS]", "[SEP]"])
     pieces = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]

@@ -81,7 +81,7 @@ def test_an_overlap_that_leaves_nothing_new_is_refused(tokenizer: Tokenizer, max
         Chunker(tokenizer, max_tokens=max_tokens, overlap=overlap)
 
 
-def test_something_that_is_no_fast_tokenizer_is_refused() -> None:
+def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(UsageError, match=r"tokenizers\.Tokenizer or a fast transformers tokenizer, but str"):
         Chunker("bert-base-uncased")  # type: ignore[arg-type]
 
@@ -210,7 +210,7 @@ def test_hard_wrapped_text_is_cut_at_sentences_and_not_at_line_ends() -> None:
     assert "\n".join(chunks).split() == wrapped.split()
 
 
-def test_what_fits_exactly_is_one_chunk_less() -> None:
+def test_text_that_fits_exactly_is_one_chunk_less() -> None:
     """A chunk may end with the last token that fits, also where a word or a sentence ends with it."""
     text = " ".join(f"one two three four of {i}." for i in range(12))
     chunks = [c.text for c in Chunker(TOKENIZERS["words"], max_tokens=14, overlap=0).chunk(Passage("p", "", text))]
@@ -238,7 +238,7 @@ def markdown() -> str:
 
 
 @pytest.mark.parametrize("overlap", [0, 8])
-def test_headings_stay_with_what_they_head(overlap: int) -> None:
+def test_headings_stay_with_their_text(overlap: int) -> None:
     text = markdown()
     chunks = [
         c.text for c in Chunker(TOKENIZERS["words"], max_tokens=56, overlap=overlap).chunk(Passage("a.md", "", text))
@@ -253,7 +253,7 @@ def test_headings_stay_with_what_they_head(overlap: int) -> None:
     assert not any(chunk.splitlines()[-1].startswith("#") and "no heading" not in chunk for chunk in chunks)
 
 
-def test_markdown_is_known_by_the_documents_name_unless_it_is_said() -> None:
+def test_markdown_is_recognised_by_the_document_name_unless_the_format_is_given() -> None:
     def texts(id_: str, **options: str) -> list[str]:
         chunker = Chunker(TOKENIZERS["words"], max_tokens=56, overlap=0, **options)  # type: ignore[arg-type]
         return [c.text for c in chunker.chunk(Passage(id_, "", markdown()))]

@@ -36,7 +36,7 @@ def result(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> dict:
 def built(encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     (tmp_path / "corpus.jsonl").write_text(rows(PASSAGES))
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-    assert result([*words, "--output", tmp_path / "index", "--bm25"], capsys)["bm25"] is True
+    assert result([*words, "--output_dir", tmp_path / "index", "--bm25"], capsys)["bm25"] is True
     return tmp_path / "index"
 
 
@@ -44,7 +44,7 @@ def test_resume_begins_a_build_and_is_content_with_a_finished_one(
     built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-    words += ["--output", tmp_path / "other", "--factory", "SQ8", "--max-memory=3GB", "--on-error", "raise"]
+    words += ["--output_dir", tmp_path / "other", "--factory", "SQ8", "--max-memory=3GB", "--on-error", "raise"]
     assert run(words, capsys)[0] == 0
     code, _, err = run(words, capsys)
     assert (code, "already holds an index" in err) == (2, True)
@@ -73,14 +73,14 @@ def test_add_delete_update_sync_compact(built: Path, tmp_path: Path, capsys: pyt
     assert result(["index", "verify", built, "--corpus", tmp_path / "corpus.jsonl"], capsys)["corpus_checked"] is True
 
 
-def test_broken_rows_are_left_out_listed_and_followed(
+def test_broken_records_are_left_out_listed_and_followed(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(rows(PASSAGES[:2]) + '{"id": "x", "text": ""}\n{broken\n' + rows(PASSAGES[2:]))
-    words = ["index", "build", "--corpus", corpus, "--encoder", encoder.name, "--output", tmp_path / "index"]
+    words = ["index", "build", "--corpus", corpus, "--encoder", encoder.name, "--output_dir", tmp_path / "index"]
     code, _, err = run(words, capsys)
-    assert code == 3 and "line 3" in err
+    assert code == 3 and "corpus.jsonl:3: " in err
     assert result([*words, "--on_error", "skip"], capsys)["passages"] == 12
     listed = [json.loads(line) for line in (tmp_path / "index/quarantine.jsonl").read_text().splitlines()]
     assert [row["line"] for row in listed] == [3, 4]
@@ -97,7 +97,7 @@ def test_chunks_are_cut_again_as_they_were(
 ) -> None:
     (tmp_path / "corpus.jsonl").write_text(rows(PASSAGES))
     corpus = ["--corpus", tmp_path / "corpus.jsonl"]
-    words = ["index", "build", *corpus, "--encoder", encoder.name, "--output", tmp_path / "index"]
+    words = ["index", "build", *corpus, "--encoder", encoder.name, "--output_dir", tmp_path / "index"]
     chunks = result([*words, "--chunk_tokens", "6", "--chunk_overlap", "0"], capsys)["passages"]
     assert chunks > 12
     assert result(["index", "verify", tmp_path / "index", *corpus], capsys)["passages"] == chunks
@@ -108,7 +108,7 @@ def test_tune_keeps_what_it_found(
     built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-    assert run([*words, "--output", tmp_path / "ivf", "--factory", "IVF4,Flat"], capsys)[0] == 0
+    assert run([*words, "--output_dir", tmp_path / "ivf", "--factory", "IVF4,Flat"], capsys)[0] == 0
     (tmp_path / "questions.jsonl").write_text(
         "".join(json.dumps({"id": p.id, "question": p.text, "golden_answers": ["x"]}) + "\n" for p in PASSAGES)
     )
@@ -121,7 +121,7 @@ def test_tune_keeps_what_it_found(
     assert found["parameters"].startswith("nprobe=")
     other = tmp_path / "other"
     (tmp_path / "new.jsonl").write_text(rows(NEW))
-    assert run([*words[:2], "--corpus", tmp_path / "new.jsonl", *words[4:], "--output", other], capsys)[0] == 0
+    assert run([*words[:2], "--corpus", tmp_path / "new.jsonl", *words[4:], "--output_dir", other], capsys)[0] == 0
     code, _, err = run([*tune, "--reference", other], capsys)
     assert code == 4 and "a corpus of 2 passages" in err
 
@@ -134,7 +134,7 @@ def test_an_untested_kind_is_refused_until_it_is_allowed_and_that_is_remembered(
 ) -> None:
     output, factory = tmp_path / "allowed", "IVF4(SQ6),Flat"
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-    words += ["--output", output, "--factory", factory]
+    words += ["--output_dir", output, "--factory", factory]
     code, _, err = run(words, capsys)
     assert code == 2 and f"{factory!r} is untested" in err and "--allow_untested" in err and not output.exists()
     assert result([*words, "--allow_untested"], capsys)["factory"] == factory
@@ -157,5 +157,5 @@ def test_a_kind_with_known_faults_is_refused_whatever_is_allowed(
 ) -> None:
     for command, factory in (("index build", "HNSW16,SQ0"), ("plan index", "SQ8,Refine(FlatIPPanorama8)")):
         words = [*command.split(), "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
-        code, _, err = run([*words, "--output", tmp_path / "no", "--factory", factory, "--allow_untested"], capsys)
+        code, _, err = run([*words, "--output_dir", tmp_path / "no", "--factory", factory, "--allow_untested"], capsys)
         assert code == 2 and repr(factory) in err and not (tmp_path / "no").exists()

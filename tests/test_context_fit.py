@@ -29,7 +29,7 @@ from rag.experiments.sweep_runner import Sweep, SweepSettings
 from rag.forgetting.measurement import measure_model
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 from training.questions.context_fit import why_too_long
 from training.questions.example import QAExample
@@ -144,9 +144,9 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
 
 def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rag.retriever, "search", refuse)
-    with pytest.raises(DataError, match=r"1 of 3 questions do not, first 'too-long': its answer prompt.*on_error"):
+    with pytest.raises(DataError, match=r"1 of 3 questions that do not, first 'too-long': its answer prompt.*on_error"):
         evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], progress=False)
-    with pytest.raises(DataError, match=r"1 of 1 questions do not"):
+    with pytest.raises(DataError, match=r"1 of 1 questions that do not"):
         evaluate(rag, [TOO_LONG], on_error="skip", progress=False)
 
 
@@ -238,17 +238,17 @@ def test_training_leaves_out_what_does_not_fit(
         train_dataset=examples,
         eval_dataset=examples,
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     )
     assert [e.id for e in trainer.train_examples] == ["q1", "q2"]
     assert trainer.eval_examples is not None and [e.id for e in trainer.eval_examples] == ["q1", "q2"]
     assert {split: list(ids) for split, ids in trainer.left_out.items()} == {
         "train": ["too-long", "between"],
-        "dev": ["too-long", "between"],
+        "eval": ["too-long", "between"],
     }
-    assert "Left out 2 of 4 dev questions" in caplog.text and "'too-long', 'between'" in caplog.text
-    assert [row["eval_n"] for row in trainer.train()] == [2, 2]
+    assert "Left out 2 of 4 evaluation questions" in caplog.text and "'too-long', 'between'" in caplog.text
+    assert [row["eval_n"] for row in trainer.train().history] == [2, 2]
 
 
 def test_a_selector_that_does_not_learn_keeps_what_it_does_not_read(
@@ -261,23 +261,23 @@ def test_a_selector_that_does_not_learn_keeps_what_it_does_not_read(
         train_dataset=[between, *SHORT],
         eval_dataset=[between],
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     )
     assert [e.id for e in trainer.train_examples] == ["between", "q1", "q2"]
-    assert trainer.left_out == {"train": {}, "dev": {}}
-    assert [row["eval_n"] for row in trainer.train()] == [1, 1]
+    assert trainer.left_out == {"train": {}, "eval": {}}
+    assert [row["eval_n"] for row in trainer.train().history] == [1, 1]
 
 
 def test_nothing_that_fits_is_an_error_before_the_first_round(rag: RAG, between: QAExample, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dev questions must fit into 4096 tokens.*none of 1 does.*its ranking prompt"):
+    with pytest.raises(DataError, match=r"evaluation questions must fit .*none of 1 does.*its ranking prompt"):
         DROTrainer(
             rag,
             config(),
             train_dataset=SHORT,
             eval_dataset=[between],
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
     with pytest.raises(DataError, match=r"training questions must fit.*none of 2 does"):
@@ -287,7 +287,7 @@ def test_nothing_that_fits_is_an_error_before_the_first_round(rag: RAG, between:
             train_dataset=[between, TOO_LONG],
             eval_dataset=SHORT,
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
     assert not (tmp_path / "run").exists()
@@ -374,7 +374,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     write_examples([SHORT[0], TOO_LONG, between], tmp_path / "q.jsonl")
     evaluation = ["evaluate", "--bundle", bundle, "--questions", tmp_path / "q.jsonl", "--device", "cpu", "--quiet"]
     code, _, err = run(evaluation, capsys)
-    assert code == 3 and "2 of 3 questions do not, first 'too-long'" in err
+    assert code == 3 and "2 of 3 questions that do not, first 'too-long'" in err
     code, out, err = run([*evaluation, "--on_error", "skip", "--json"], capsys)
     dataset = json.loads(out)["dataset"]
     assert (code, dataset["n"], dataset["skipped"], dataset["too_long"]) == (0, 1, 2, ["between", "too-long"])

@@ -306,7 +306,6 @@ whole("utf16-without-mark.jsonl", lambda draw: b'{"id": "a", "text": "x"}\n'.dec
 whole("utf32.jsonl", lambda draw: b'{"id": "a", "text": "x"}\n'.decode().encode("utf-32"))
 whole("array.jsonl", lambda draw: json.dumps([as_row(sound(draw, "a"))]).encode())
 whole("pretty.jsonl", lambda draw: json.dumps([as_row(sound(draw, "a"))], indent=1).encode())
-whole("gzip-in-disguise.jsonl", lambda draw: gzip.compress(json_lines([sound(draw, "a")])))
 whole("page.jsonl", lambda draw: b"<!DOCTYPE html>\n<html><body>404</body></html>\n")
 whole("pointer.jsonl", lambda draw: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
 whole("picture.jsonl", lambda draw: b"\x89PNG\r\n\x1a\n" + draw(st.binary(max_size=40)))
@@ -389,7 +388,6 @@ def changed(content: bytes, draw: Draw, first: int, last: int) -> bytes:
 whole("empty.jsonl.gz", lambda draw: b"")
 whole("nothing-inside.jsonl.gz", lambda draw: gzip.compress(b""))
 whole("noise.jsonl.gz", lambda draw: b"\x00" + draw(st.binary(max_size=100)))
-whole("plain-text.jsonl.gz", lambda draw: json_lines([sound(draw, "a")]))
 whole("header-cut.jsonl.gz", lambda draw: gzip.compress(rows(draw))[: draw(st.integers(1, 9))])
 whole("body-cut.jsonl.gz", lambda draw: truncated(gzip.compress(rows(draw)), draw, 10))
 whole("trailer-cut.jsonl.gz", lambda draw: gzip.compress(rows(draw))[: -draw(st.integers(1, 8))])
@@ -623,7 +621,7 @@ def table_kind(name: str, values: dict[str, Any], save: Callable[[pa.Table, Path
         before, after = around(draw)
         passages = [as_row(p) for p in before] + [{"id": "bad", "title": "", "text": "x", **values}]
         path = save(pa.Table.from_pylist(passages + [as_row(p) for p in after]), folder)
-        return Case(path, before + after, "row", [len(before)], path.name)
+        return Case(path, before + after, "record", [len(before)], path.name)
 
     add(name, kind)
 
@@ -660,7 +658,7 @@ def text_not_utf8(draw: Draw, folder: Path) -> Case:
     everyone = [*before, Passage("bad", "", ""), *after]
     texts = bytes_as_strings([p.text.encode() or b"\xff\xfe" for p in everyone])
     table = pa.table({"id": [p.id for p in everyone], "title": [p.title for p in everyone], "text": texts})
-    return Case(put(folder / "c.parquet", parquet_bytes(table)), before + after, "row", [len(before)], "c.parquet")
+    return Case(put(folder / "c.parquet", parquet_bytes(table)), before + after, "record", [len(before)], "c.parquet")
 
 
 add("parquet: text that is not UTF-8", text_not_utf8)
@@ -936,10 +934,8 @@ def refused(case: Case, **options: Any) -> str:
     with pytest.raises(RAGError) as caught:
         Corpus.from_file(case.path, cache_dir=options.pop("cache_dir"), **case.options, **options)
     message = str(caught.value)
-    # What must hold, what came, what to do about it.
-    assert re.search(
-        r"\b(must|needs?|was expected|says how|may|names)\b.*\bbut\b|\. .*is none of them\. ", message, re.S
-    ), message
+    # What must hold, what was found, what to do.
+    assert re.search(r"\b(must|needs)\b.*\bgot\b", message, re.S), message
     assert re.search(r"[.:;)] [A-Z][a-z]+ .*[.)\]\"]$", message, re.S), message
     return message
 
@@ -958,7 +954,8 @@ def check_rows(case: Case, folder: Path) -> None:
     assert case.source in message
     shown = ascii(message).replace("\\\\", "\\")
     numbers = case.broken if case.named is None else [case.named]
-    assert any(re.search(rf"\b{case.unit} {re.escape(str(number))}\b", shown) for number in numbers), message
+    before = {"line": r"(:|\bline )", "record": r"\brecord ", "file": "/"}[case.unit]
+    assert any(re.search(rf"{before}{re.escape(str(number))}\b", shown) for number in numbers), message
     quarantine = folder / "q.jsonl"
     corpus = Corpus.from_file(
         case.path, cache_dir=folder / "cache", on_error="skip", quarantine=quarantine, **case.options
@@ -975,7 +972,7 @@ def check_rows(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_broken_input_is_refused_or_left_out_and_never_believed(name: str, tmp_path: Path) -> None:
+def test_broken_input_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
     @settings(
         max_examples=EXAMPLES,
         derandomize=True,
@@ -997,6 +994,6 @@ def test_broken_input_is_refused_or_left_out_and_never_believed(name: str, tmp_p
     check()
 
 
-def test_there_are_many_kinds() -> None:
+def test_at_least_200_kinds_are_tested() -> None:
     print(f"{len(KINDS)} kinds of broken input")
     assert len(KINDS) >= 200

@@ -87,14 +87,14 @@ def test_a_long_list_of_answers_is_read(quoted: bool, tmp_path: Path) -> None:
     ]
 
 
-def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a limit that a program has raised further is left as it is."""
     monkeypatch.setattr("indexes.records.delimited.LONGEST_LINE", 1000)
     before = csv.field_size_limit(2000)
     try:
         rows = [("a", "x" * 1500, ""), ("b", "y" * 2001, ""), ("c", "z", ""), ("d", "z", ""), ("e", "z", "")]
         file = put(tmp_path / "c.csv", written([HEADER, *rows]))
-        with pytest.raises(DataError, match=r"at most 2,000 characters, but .*c\.csv, line 3 is broken: field larger"):
+        with pytest.raises(DataError, match=r"c\.csv:3: .*at most 2,000 characters, got a broken line: field larger"):
             Corpus.from_file(file)
         assert list(Corpus.from_file(file, on_error="skip").ids) == ["a", "c", "d", "e"]
         assert csv.field_size_limit() == 2000
@@ -105,10 +105,10 @@ def test_a_field_beyond_our_own_limit_is_called_so(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     "text", ['"quoted, with ""quotes"" ' + "x" * 5000 + '"', '"' + "x" * 5000 + ' ""end"""', "x" * 5000]
 )
-def test_a_line_beyond_the_limit_costs_no_other_row(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_beyond_the_limit_breaks_no_other(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("indexes.records.text_lines.LONGEST_LINE", 1000)
     file = put(tmp_path / "c.csv", f"id,text,title\na,x,\nb,{text},\nc,z,\n")
-    with pytest.raises(DataError, match=r"at most 1000 bytes, but .*c\.csv, line 3 has more"):
+    with pytest.raises(DataError, match=r"c\.csv:3: .*at most 1000 bytes, got more"):
         Corpus.from_file(file)
     corpus = Corpus.from_file(file, on_error="skip")
     assert (list(corpus.ids), corpus.quarantined) == (["a", "c"], 1)
@@ -137,7 +137,7 @@ def in_memory(content: str, quoting: str = "auto") -> list[list[str]]:
 
 
 @pytest.mark.parametrize("order", [HEADER, ("id", "title", "text"), ("text", "title", "id")])
-def test_text_without_quoting_keeps_its_quotes_and_its_rows(order: tuple[str, ...], tmp_path: Path) -> None:
+def test_text_without_quoting_keeps_quotes_and_records(order: tuple[str, ...], tmp_path: Path) -> None:
     rows = [[dict(zip(HEADER, row, strict=True))[name] for name in order] for row in PLAIN]
     file = put(tmp_path / "c.tsv", plain([order, *rows]))
     assert list(Corpus.from_file(file)) == passages(PLAIN)
@@ -149,13 +149,13 @@ def test_text_without_quoting_keeps_its_quotes_and_its_rows(order: tuple[str, ..
 
 @pytest.mark.parametrize("first", ['"Hello, he said.', '"He said "no" twice.', '""'])
 @pytest.mark.parametrize("second", ['And so on."', '"x', 'a "quoted" word', 'She "left".', "no quote"])
-def test_two_rows_never_become_one(first: str, second: str) -> None:
+def test_two_records_are_never_joined(first: str, second: str) -> None:
     """Every pair is two rows, or an error that names the first; the text between two quotes may look like a field."""
     content = plain([HEADER, ("1", first, "T"), ("2", second, "U")])
     try:
         records = in_memory(content)
     except DataError as error:
-        assert "f, line 2 is broken" in str(error)
+        assert "f:2: " in str(error)
         return
     assert [record[0] for record in records] == ["id", "1", "2"]
 
@@ -200,25 +200,25 @@ def test_one_column_of_quoted_lines() -> None:
     rows = [["first\nsecond"], ['third "or"\nfourth'], ["fifth"]]
     assert in_memory(written([["text"], *rows], delimiter="\t"))[1:] == rows
     ambiguous = 'text\n"first\nsecond"\nthird\n'  # one row of two lines, or two rows
-    with pytest.raises(DataError, match="line 2 is broken: its quotes join 2 lines"):
+    with pytest.raises(DataError, match=r":2: .*broken line: its quotes join 2 lines"):
         in_memory(ambiguous)
     assert in_memory(ambiguous, "csv") == [["text"], ["first\nsecond"], ["third"]]
     assert in_memory(ambiguous, "none") == [["text"], ['"first'], ['second"'], ["third"]]
 
 
-def test_a_quote_behind_many_lines_without_one_decides(tmp_path: Path) -> None:
+def test_the_first_quote_after_many_lines_decides(tmp_path: Path) -> None:
     rows = [(str(n), f"text {n}", "") for n in range(2500)]
     late = [*rows, ("q", '"Unclosed', ""), ("r", 'closed"', ""), *[(f"s{n}", "x", "") for n in range(3)]]
     assert list(Corpus.from_file(put(tmp_path / "c.tsv", plain([HEADER, *late])))) == passages(late)
 
 
-def test_rows_are_not_joined_in_a_file_that_is_quoted(tmp_path: Path) -> None:
+def test_records_of_a_quoted_file_are_not_joined(tmp_path: Path) -> None:
     """Most rows are quoted, so one that is not is broken: it is named, and what follows it is kept."""
     rows = [(str(n), f'text "{n}"', "T") for n in range(9)]
     content = written([HEADER, *rows], delimiter="\t") + '9\t"open\tT\n10\tclosed"\tT\n'
     content += written([(f"s{n}", "x", "T") for n in range(3)], delimiter="\t")
     file = put(tmp_path / "c.tsv", content)
-    with pytest.raises(DataError, match=r"c\.tsv, line 11 is broken: its quotes join 2 lines.*quoting='none'"):
+    with pytest.raises(DataError, match=r"c\.tsv:11: .*its quotes join 2 lines.*quoting='none'"):
         Corpus.from_file(file)
     corpus = Corpus.from_file(file, on_error="skip")
     assert list(corpus.ids) == [*map(str, range(9)), "s0", "s1", "s2"]
@@ -226,7 +226,7 @@ def test_rows_are_not_joined_in_a_file_that_is_quoted(tmp_path: Path) -> None:
     assert joined[9] == Passage("9", "T", "open\tT\n10\tclosed")
 
 
-def test_commas_are_quoted_unless_it_is_said_otherwise(tmp_path: Path) -> None:
+def test_csv_is_quoted_by_default(tmp_path: Path) -> None:
     file = put(tmp_path / "c.csv", 'id,text\n1,"one\ntwo, three"\n2,"x"\n')
     assert list(Corpus.from_file(file)) == [Passage("1", "", "one\ntwo, three"), Passage("2", "", "x")]
     file = put(tmp_path / "d.csv", 'id,text\n1,"Hello\n2,there"\n')
@@ -263,10 +263,10 @@ def test_judgements_keep_the_quotes_of_ids(tmp_path: Path) -> None:
     assert load_examples(tmp_path, quoting="none")[0].gold_ids == ('"Heroes"',)
 
 
-def test_there_is_no_other_quoting(tmp_path: Path) -> None:
+def test_unknown_quoting_is_refused(tmp_path: Path) -> None:
     file = put(tmp_path / "c.tsv", plain([HEADER, *PLAIN]))
     for read in (Corpus.from_file, load_examples):
-        with pytest.raises(UsageError, match="quoting must be one of auto, csv, none, but 'minimal' came"):
+        with pytest.raises(UsageError, match="quoting must be one of auto, csv, none, got 'minimal'"):
             read(file, quoting="minimal")
 
 
@@ -280,7 +280,7 @@ def test_the_option_reaches_builds_writers_and_commands(
     with IndexWriter(tmp_path / "built", encoder, quoting="csv", progress=False) as writer:
         assert writer.sync(file).updated == 2
     made, plainly = str(tmp_path / "made"), ["--quoting", "none"]
-    assert main(["index", "build", "--corpus", str(file), "--output", made, "--quiet", *plainly]) == 0
+    assert main(["index", "build", "--corpus", str(file), "--output_dir", made, "--quiet", *plainly]) == 0
     verify = ["index", "verify", made, "--corpus", str(file)]
     assert main([*verify, *plainly]) == 0
     assert main(verify) != 0

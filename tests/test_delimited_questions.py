@@ -54,16 +54,16 @@ def test_an_array_that_numpy_printed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("question,answer\nwho?,Ada,Bob\n", r"q\.csv:2: a row must have the 2 fields of the header"),
-        ("question,answer,answer\nwho?,Ada,Bob\n", r"a column must appear once; \['answer'\]"),
+        ("question,answer\nwho?,Ada,Bob\n", r"q\.csv:2: every record must have the 2 fields of the header"),
+        ("question,answer,answer\nwho?,Ada,Bob\n", r"a column must appear once, got \['answer'\]"),
     ],
 )
-def test_rows_that_do_not_fit_the_header(text: str, message: str, tmp_path: Path) -> None:
+def test_records_that_do_not_fit_the_header_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_examples(tmp_path / "q.csv")
 
 
-def test_broken_rows_are_left_out_when_asked(tmp_path: Path) -> None:
+def test_broken_records_are_left_out_with_skip(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("question,answer\nwho?,Ada,Bob\nwhere?,Rome\n")
     assert [e.question for e in load_examples(tmp_path / "q.csv", on_error="skip")] == ["where?"]

@@ -26,12 +26,10 @@ from tiny_models import randomize_adapters, tiny_language_model
 from generator.generator import Generator
 from indexes.directory.passage_index import PassageIndex
 from retriever.dense import DenseRetriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig
-from retriever.selector import SelectorConfig
-from training.config import DROConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 
 mode, index_path = sys.argv[1], sys.argv[2]
 dist.init_process_group("gloo")
@@ -165,7 +163,7 @@ from generator.configs import AdapterConfig
 from indexes.errors import MismatchError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.trainer import DROTrainer
 
@@ -179,7 +177,7 @@ config = DROConfig.from_dict({"rounds": 1, "e_step": {"num_permutations": 2},
                               "m_step": {"learning_rate": 1e-2, "gradient_accumulation_steps": 1}})
 files = {"output_dir": sys.argv[4], "evaluate": evaluate, "progress": False}
 trainer = DROTrainer(rag, config, train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
-assert trainer.state.num_processes == 2
+assert trainer.distributed.num_processes == 2
 shared_out = trainer.e_step.__class__.__call__
 def counted(self, examples, **kwargs):
     assert len(examples) == 1, "each process estimates its own share"
@@ -199,7 +197,7 @@ if rank == 1:  # sees the metrics as they are while the other process rewrites t
         setattr(Path, name, empty)
 rag = make()
 resumed = DROTrainer(rag, replace(config, rounds=2), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
-assert [record["round"] for record in resumed.train(resume_from_checkpoint=True)] == [0, 1, 2]
+assert [record["round"] for record in resumed.train(resume_from_checkpoint=True).history] == [0, 1, 2]
 model = rag.generator.language_model
 flat = torch.cat([p.flatten() for r in ("selector", "generator") for p in model.adapter_parameters(r).values()])
 both = [torch.empty_like(flat) for _ in range(2)]

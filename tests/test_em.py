@@ -33,7 +33,7 @@ SHARED = {
 def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[float]]:
     def exact_log_marginal(rag: RAG) -> float:
         e_step = EStep(rag.retriever, rag.selector, rag.generator, dro_config(e_step__exact=True, **SHARED))
-        found = [p.telemetry()["log_marginal"] for p in e_step(EXAMPLES, round=0)]
+        found = [p.diagnostics().log_marginal for p in e_step(EXAMPLES, round=0)]
         return sum(found) / len(found)
 
     def measured(rag: RAG, examples: object, **options: object) -> SimpleNamespace:
@@ -49,10 +49,10 @@ def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[floa
             train_dataset=EXAMPLES,
             eval_dataset=EXAMPLES,
             output_dir=tmp_path / name,
-            evaluate=measured,
+            compute_metrics=measured,
             progress=False,
         )
-        history = trainer.train()
+        history = trainer.train().history
         return [row["eval_f1"] for row in history]
 
     return run

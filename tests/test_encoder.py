@@ -51,7 +51,7 @@ def test_vectors_are_the_models_own_after_normalisation(bert: Encoder) -> None:
     np.testing.assert_allclose(vectors_Nd, expected_Nd, atol=1e-6)
 
 
-def test_a_batch_scores_like_its_rows_alone(bert: Encoder) -> None:
+def test_embeddings_do_not_depend_on_the_batch(bert: Encoder) -> None:
     together_Bd = bert.encode_questions(TEXTS, batch_size=5)
     alone_Bd = np.concatenate([bert.encode_questions([text]) for text in TEXTS])
     np.testing.assert_allclose(together_Bd, alone_Bd, atol=1e-6)
@@ -65,7 +65,7 @@ def test_weights_are_loaded_in_float32_unless_asked_otherwise(bert: Encoder, ber
     vectors_Bd = half.encode_questions(TEXTS[:3])
     assert vectors_Bd.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors_Bd, axis=1), 1, atol=1e-6)
-    with pytest.raises(UsageError, match="float32, float16, bfloat16, but 'int8' came"):
+    with pytest.raises(UsageError, match="float32, float16, bfloat16, but got 'int8'"):
         Encoder.from_pretrained(bert_folder, dtype="int8")
 
 
@@ -87,7 +87,7 @@ def test_mixed_keeps_float32_weights_and_multiplies_in_bfloat16(bert: Encoder, b
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
-def test_a_callers_autocast_neither_changes_vectors_nor_loses_gradients(bert_folder: Path, dtype: str) -> None:
+def test_autocast_of_the_caller_changes_nothing(bert_folder: Path, dtype: str) -> None:
     encoder = Encoder.from_pretrained(bert_folder, device="cpu", dtype=dtype)
     expected_Bd = encoder.encode_questions(TEXTS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -144,7 +144,7 @@ def test_poolings_prompts_and_padding_sides_are_the_models_own(bert_folder: Path
     assert np.abs(encoder.encode_questions(TEXTS)[3] - vectors_Bd[3]).max() > 1e-3 or mode in ("cls", "lasttoken")
 
 
-def test_models_that_read_something_else_are_left_to_sentence_transformers(bert_folder: Path) -> None:
+def test_other_models_are_encoded_by_sentence_transformers(bert_folder: Path) -> None:
     loaded = Encoder.from_pretrained(bert_folder, device="cpu").model
     towers = Router.for_query_document([loaded[0], loaded[1]], [loaded[0], Pooling(20, "cls")])
     for dtype_is_mixed in (False, True):
@@ -167,7 +167,7 @@ def test_the_progress_bar_counts_passages_and_tokens(bert: Encoder, capsys: pyte
     assert "26/26" in shown and " passages/s, " in shown and " tokens/s]" in shown
     bert.encode_questions(TEXTS, progress=True)
     assert "13/13" in (shown := capsys.readouterr().err) and " questions/s" in shown
-    with pytest.raises(UsageError, match="batch_size must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="batch_size must be at least 1, but got 0"):
         bert.encode_questions(TEXTS, batch_size=0)
 
 
@@ -234,7 +234,7 @@ def test_empty_input() -> None:
     assert encoder.encode_passages([]).shape == (0, 6)
     with pytest.raises(DataError, match="question 1 is empty"):
         encoder.encode_questions(["who", " \n"])
-    with pytest.raises(UsageError, match="one string came"):
+    with pytest.raises(UsageError, match="but got a string"):
         encoder.encode_questions("who")
 
 
@@ -256,7 +256,7 @@ def test_a_vector_that_is_not_finite_names_the_passage() -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-folder/at-all", "deeply/nested/missing/folder"])
-def test_a_missing_model_says_what_was_tried(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_a_resource_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = rf"'{name}' cannot be\. Tried the Hugging Face hub, .* Pass the path of a local folder"
     with pytest.raises(ResourceError, match=message) as caught:
@@ -264,7 +264,7 @@ def test_a_missing_model_says_what_was_tried(name: str, monkeypatch: pytest.Monk
     assert caught.value.exit_code == 5
 
 
-def test_a_folder_without_a_model_says_what_was_tried(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_a_resource_error(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"Tried the local folder \("):
         Encoder.from_pretrained(tmp_path)
 

@@ -67,7 +67,7 @@ class TestPositions:
 
     @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "mpnet"])
     @pytest.mark.parametrize("stated", [None, 20])
-    def test_the_right_limit_of_robertas_kin(self, kind: str, stated: int | None, tmp_path: Path) -> None:
+    def test_position_limit_of_roberta_like_models(self, kind: str, stated: int | None, tmp_path: Path) -> None:
         encoder = Encoder.from_pretrained(make_encoder(tmp_path, kind, stated=stated), device="cpu")
         assert (encoder.max_length, encoder.position_limit) == (18, 18)
         vectors_Nd = encoder.encode_passages([passage("a", 60), passage("b", 16)])
@@ -79,11 +79,11 @@ class TestPositions:
 
     @pytest.mark.parametrize("wanted", [21, 2])
     def test_more_positions_than_there_are_and_no_room_for_a_word_are_refused(self, folder: Path, wanted: int) -> None:
-        with pytest.raises(UsageError, match=rf"at least 3 and at most 20, .* 2 special tokens .* but {wanted} came"):
+        with pytest.raises(UsageError, match=rf"at least 3 and at most 20, .* 2 special tokens .* but got {wanted}"):
             Encoder.from_pretrained(folder, device="cpu", max_length=wanted)
 
     def test_the_error_of_a_roberta_comes_before_the_first_passage(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"at most 18, .* but 20 came"):
+        with pytest.raises(UsageError, match=r"at most 18, .* but got 20"):
             Encoder.from_pretrained(make_encoder(tmp_path, "roberta"), device="cpu", max_length=20)
 
 
@@ -106,11 +106,11 @@ class TestTruncation:
         assert "--max_length, at most 20" in of_passages
         assert "1 of 1 questions (100 %)" in of_questions
 
-    def test_nothing_is_said_where_all_is_read(self, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_warning_without_truncation(self, encoder: Encoder, caplog: pytest.LogCaptureFixture) -> None:
         encoder.encode_passages([passage("a", 8)])
         assert not caplog.records
 
-    def test_an_index_says_it_in_its_manifest_and_its_info(
+    def test_truncation_is_in_manifest_and_info(
         self, encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         corpus = Corpus.from_passages([passage("a", 18), passage("b", 3), passage("c", 8)])
@@ -155,11 +155,11 @@ def test_max_length_from_the_shell_is_recorded(
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "a", "title": "", "text": "' + passage("a", 14).text + '"}\n')
     build = ["index", "build", "--corpus", str(corpus), "--encoder", str(folder), "--quiet"]
-    assert main([*build, "--output", str(tmp_path / "index"), "--max_length", "16"]) == 0
+    assert main([*build, "--output_dir", str(tmp_path / "index"), "--max_length", "16"]) == 0
     manifest = PassageIndex.open(tmp_path / "index").manifest
     assert (manifest.encoder.max_length, manifest.truncation["truncated"]) == (16, 0)
     assert PassageIndex.open(tmp_path / "index").load_encoder().max_length == 16
-    assert main([*build, "--output", str(tmp_path / "other"), "--max_length", "21"]) == 2
+    assert main([*build, "--output_dir", str(tmp_path / "other"), "--max_length", "21"]) == 2
     assert "at most 20" in capsys.readouterr().err
 
 
@@ -170,7 +170,9 @@ class TestPlannedLength:
         ("kind", "stated", "length"),
         [("bert", 10, 10), ("bert", None, 20), ("roberta", None, 18), ("roberta", 20, 18), ("mpnet", 12, 12)],
     )
-    def test_it_is_the_encoders(self, kind: str, stated: int | None, length: int, tmp_path: Path) -> None:
+    def test_max_length_without_weights_equals_the_encoders(
+        self, kind: str, stated: int | None, length: int, tmp_path: Path
+    ) -> None:
         folder = make_encoder(tmp_path, kind, stated=stated)
         encoder = Encoder.from_pretrained(folder, device="cpu")
         assert (encoder.max_length, max_length(str(folder))) == (length, length)
@@ -187,7 +189,7 @@ class TestPlannedLength:
 
     def test_a_wanted_length_is_taken_or_refused(self, folder: Path) -> None:
         assert max_length(str(folder), 15) == 15
-        with pytest.raises(UsageError, match=r"at most 20, .* but 30 came"):
+        with pytest.raises(UsageError, match=r"at most 20, .* but got 30"):
             max_length(str(folder), 30)
 
     @pytest.mark.parametrize("options", [[], ["--max_length", "15"]])

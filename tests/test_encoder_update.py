@@ -16,8 +16,8 @@ from rag.pipeline import RAG
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
 from training import DROConfig, DROTrainer, QAExample
-from training.encoder_update import open_refreshed, refreshed, training_pairs
-from training.estimation import Posterior
+from training.encoder_update import open_trained_retrieval, train_encoder_and_reindex, training_pairs
+from training.posterior import Posterior
 
 QUESTIONS = {"who wrote Hamlet?": "p0", "what is the capital of Germany?": "p4", "who designed Python?": "p5"}
 EXAMPLES = [QAExample(f"q{i}", q, ("x",), (gold,)) for i, (q, gold) in enumerate(QUESTIONS.items())]
@@ -47,7 +47,7 @@ def certain_of(retriever: DenseRetriever, example: QAExample, gold: str, n: int 
 
 
 class TestPairs:
-    def test_what_was_probably_read_beside_what_was_not(self, retriever: DenseRetriever) -> None:
+    def test_pairs_of_selected_and_unselected_candidates(self, retriever: DenseRetriever) -> None:
         # Read with probability: 2: 1.0, 1: 0.6, 0: 0.36, 3: 0.04, 4 and 5: 0.
         one = posterior(retriever, EXAMPLES[0], [[2, 1], [0, 2], [2, 3]], [0.6, 0.36, 0.04])
         contents = [p.contents for p in one.candidates.passages]
@@ -56,7 +56,7 @@ class TestPairs:
             {"question": "who wrote Hamlet?", "positive": contents[2], "negative": contents[3]},
         ]
 
-    def test_a_posterior_that_knows_nothing_teaches_nothing(self, retriever: DenseRetriever) -> None:
+    def test_a_flat_posterior_gives_no_pairs(self, retriever: DenseRetriever) -> None:
         flat = posterior(retriever, EXAMPLES[0], [[0, 1], [2, 3], [4, 5]], [1 / 3] * 3)
         assert training_pairs([flat]) == []
 
@@ -77,24 +77,24 @@ def settings(**changes: object) -> DROConfig:
     return dro_config(**defaults | refresh | changes)
 
 
-def test_the_encoder_learns_what_was_read(retriever: DenseRetriever, tmp_path: Path) -> None:
+def test_the_encoder_learns_the_selected_passages(retriever: DenseRetriever, tmp_path: Path) -> None:
     """Passages that share no word with their question; the old index and the old encoder stay as they are."""
     gold = ["p2", "p6", "p10"]
     posteriors = [certain_of(retriever, e, g) for e, g in zip(EXAMPLES, gold, strict=True)]
     before = [retriever.search(e.question, 12).ids.index(g) for e, g in zip(EXAMPLES, gold, strict=True)]
     fingerprint, index = retriever.encoder.fingerprint, retriever.index
-    refreshed(
+    train_encoder_and_reindex(
         retriever, posteriors, tmp_path / "new", settings(encoder_training__num_train_epochs=40), seed=1, progress=False
     )
     assert retriever.encoder.fingerprint == fingerprint
     assert retriever.index is index
 
-    new_index, new_encoder = open_refreshed(tmp_path / "new", retriever.encoder)
+    new_index, new_encoder = open_trained_retrieval(tmp_path / "new", retriever.encoder)
     assert new_encoder.fingerprint != fingerprint
     assert new_index.manifest.corpus_fingerprint == index.manifest.corpus_fingerprint
     assert new_index.manifest.factory == index.manifest.factory
     with torch.no_grad():
-        retriever.adapter.up_dr.fill_(0.1)
+        retriever.adapter.up.fill_(0.1)
     retriever.replace(new_index, new_encoder)
     assert retriever.adapter.is_identity
     after = [retriever.search(e.question, 12).ids.index(g) for e, g in zip(EXAMPLES, gold, strict=True)]
@@ -117,8 +117,8 @@ def test_a_run_resumes_restores_and_cleans_up(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Some passage must be likely enough to be read, whatever a random model thinks.
-    monkeypatch.setattr("training.encoder_update.READ", 0.3)
-    monkeypatch.setattr("training.encoder_update.UNREAD", 0.3)
+    monkeypatch.setattr("training.encoder_update.POSITIVE_ABOVE", 0.3)
+    monkeypatch.setattr("training.encoder_update.NEGATIVE_BELOW", 0.3)
     whole, broken, resumed = make_rag(), make_rag(), make_rag()
     original = whole.retriever.encoder.fingerprint
     DROTrainer(whole, settings(rounds=3), train_dataset=EXAMPLES, output_dir=tmp_path / "whole", progress=False).train()
@@ -150,11 +150,11 @@ def test_a_run_resumes_restores_and_cleans_up(
     assert RAG.from_pretrained(bundle).answer("who wrote Hamlet?") == answer
 
 
-def test_the_first_round_brings_its_index_back(
+def test_restoring_round_0_restores_its_index(
     make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.encoder_update.READ", 0.3)
-    monkeypatch.setattr("training.encoder_update.UNREAD", 0.3)
+    monkeypatch.setattr("training.encoder_update.POSITIVE_ABOVE", 0.3)
+    monkeypatch.setattr("training.encoder_update.NEGATIVE_BELOW", 0.3)
     rag = make_rag()
     original = rag.retriever.index
     scores = iter([0.9, 0.2, 0.3])
@@ -168,7 +168,7 @@ def test_the_first_round_brings_its_index_back(
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES,
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     ).train()
     assert rag.retriever.index is original

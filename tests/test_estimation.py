@@ -12,7 +12,8 @@ from generator.generator import Generator
 from indexes.errors import DataError
 from retriever.dense import DenseRetriever
 from retriever.permutations import Permutations
-from training.estimation import EStep, Posterior, answer_row, stable_seed
+from training.estimation import EStep
+from training.posterior import Posterior, answer_sequence, stable_seed
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -33,7 +34,7 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
     step = e_step(e_step__exact=True)
     for posterior in step(EXAMPLES, round=1):
         joint = []
-        for z in posterior.permutations.z_mK:
+        for z in posterior.permutations.z:
             log_p_s = log_probs_of(step.selector, posterior.candidates, z[None])[0]
             passages = [posterior.candidates.passages[i] for i in z.tolist()]
             joint.append(
@@ -42,11 +43,11 @@ def test_exact_mode_is_the_enumerated_posterior(e_step: Callable[..., EStep]) ->
         expected = torch.stack(joint)
         assert len(posterior.permutations) == 12
         torch.testing.assert_close(posterior.weights_m.double(), expected.softmax(-1), rtol=1e-3, atol=1e-5)
-        assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.logsumexp(-1)), abs=1e-3)
+        assert posterior.diagnostics().log_marginal == pytest.approx(float(expected.logsumexp(-1)), abs=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: float) -> None:
+def test_sampling_converges_to_the_enumerated_posterior(e_step: Callable[..., EStep], temperature: float) -> None:
     exact = e_step(e_step__exact=True, e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     step = e_step(
         e_step__num_permutations=1200, e_step__proposal_temperature=temperature, e_step__candidate_order="retriever"
@@ -55,22 +56,22 @@ def test_sampling_converges_to_it(e_step: Callable[..., EStep], temperature: flo
     assert sampled.answer == exact.answer
     distinct = sampled.distinct()
     found = {tuple(z): float(w) for z, w in zip(distinct.z_uK.tolist(), distinct.weights_u, strict=True)}
-    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z_mK.tolist(), exact.weights_m, strict=True)}
+    expected = {tuple(z): float(w) for z, w in zip(exact.permutations.z.tolist(), exact.weights_m, strict=True)}
     assert max(abs(found.get(z, 0.0) - w) for z, w in expected.items()) < 0.06
-    assert sampled.telemetry()["log_marginal"] == pytest.approx(exact.telemetry()["log_marginal"], abs=0.2)
+    assert sampled.diagnostics().log_marginal == pytest.approx(exact.diagnostics().log_marginal, abs=0.2)
 
 
-def test_without_replacement_all_of_them_are_the_posterior(e_step: Callable[..., EStep]) -> None:
+def test_drawing_all_without_replacement_is_the_posterior(e_step: Callable[..., EStep]) -> None:
     """Twelve exist: twelve different draws leave nothing to estimate."""
     exact = e_step(e_step__exact=True, e_step__candidate_order="retriever")(EXAMPLES, round=1)
     settings = {"e_step.num_permutations": 40, "e_step.proposal_temperature": 2.0, "e_step.replacement": False}
     sampled = e_step(**settings, e_step__candidate_order="retriever")(EXAMPLES, round=1)
     for one, other in zip(exact, sampled, strict=True):
-        weights = {tuple(z): float(w) for z, w in zip(other.permutations.z_mK.tolist(), other.weights_m, strict=True)}
-        expected = {tuple(z): float(w) for z, w in zip(one.permutations.z_mK.tolist(), one.weights_m, strict=True)}
+        weights = {tuple(z): float(w) for z, w in zip(other.permutations.z.tolist(), other.weights_m, strict=True)}
+        expected = {tuple(z): float(w) for z, w in zip(one.permutations.z.tolist(), one.weights_m, strict=True)}
         assert weights == pytest.approx(expected, abs=1e-4)
-        assert other.telemetry()["log_marginal"] == pytest.approx(one.telemetry()["log_marginal"], abs=1e-3)
-        assert other.telemetry()["distinct_permutations"] == 1.0
+        assert other.diagnostics().log_marginal == pytest.approx(one.diagnostics().log_marginal, abs=1e-3)
+        assert other.diagnostics().distinct_permutations == 1.0
 
 
 def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Callable[..., EStep]) -> None:
@@ -83,8 +84,8 @@ def test_the_marginal_is_estimated_without_bias_without_replacement(e_step: Call
         e_step__batch_size=300,
     )
     copies = [replace(EXAMPLES[0], id=f"copy-{i}", golden_answers=(exact.answer,)) for i in range(300)]
-    found = torch.tensor([p.telemetry()["log_marginal"] for p in step(copies, round=1)]).double().exp()
-    expected = math.exp(exact.telemetry()["log_marginal"])
+    found = torch.tensor([p.diagnostics().log_marginal for p in step(copies, round=1)]).double().exp()
+    expected = math.exp(exact.diagnostics().log_marginal)
     assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / len(found) ** 0.5)
 
 
@@ -108,39 +109,39 @@ def test_duplicates_keep_their_multiplicity() -> None:
     assert distinct.baseline_u is not None
     assert distinct.baseline_u[a].item() == pytest.approx(2 / 3)
     assert distinct.log_p_old_u.tolist() == [-2.0 if i != a else -1.0 for i in range(2)]
-    assert posterior.telemetry()["distinct_permutations"] == pytest.approx(2 / 3)
+    assert posterior.diagnostics().distinct_permutations == pytest.approx(2 / 3)
 
 
 def test_the_effective_sample_size_is_that_of_the_weights(e_step: Callable[..., EStep]) -> None:
     """5 for equal weights, 1 / sum w^2 otherwise."""
     posterior = e_step(e_step__num_permutations=5)(EXAMPLES, round=1)[0]
     expected = 1 / sum(w**2 for w in posterior.weights_m.tolist())
-    assert posterior.telemetry()["ess"] == pytest.approx(expected)
+    assert posterior.diagnostics().ess == pytest.approx(expected)
     even = replace(posterior, weights_m=torch.full((5,), 0.2))
-    assert even.telemetry()["ess"] == pytest.approx(5.0)
+    assert even.diagnostics().ess == pytest.approx(5.0)
 
 
 def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]) -> None:
     first, again = e_step()(EXAMPLES, round=2), e_step()(EXAMPLES, round=2)
     other = e_step()(EXAMPLES, round=3)
     for a, b in zip(first, again, strict=True):
-        assert torch.equal(a.permutations.z_mK, b.permutations.z_mK)
+        assert torch.equal(a.permutations.z, b.permutations.z)
         assert torch.equal(a.weights_m, b.weights_m)
         assert a.candidates.ids == b.candidates.ids
     assert any(a.candidates.ids != c.candidates.ids for a, c in zip(first, other, strict=True))
 
 
-def test_telemetry_tells_whether_the_best_permutation_reads_the_gold_passages(e_step: Callable[..., EStep]) -> None:
+def test_diagnostics_say_whether_the_best_permutation_holds_the_gold_passages(e_step: Callable[..., EStep]) -> None:
     for posterior in e_step(e_step__exact=True)(EXAMPLES, round=1):
-        telemetry = posterior.telemetry()
-        best = posterior.permutations.z_mK[int(posterior.weights_m.argmax())].tolist()
+        diagnostics = posterior.diagnostics()
+        best = posterior.permutations.z[int(posterior.weights_m.argmax())].tolist()
         read = {posterior.candidates.ids[i] for i in best}
-        assert telemetry["best_holds_gold"] == float(set(posterior.example.gold_ids) <= read)
+        assert diagnostics.best_holds_gold == float(set(posterior.example.gold_ids) <= read)
         entropy = torch.distributions.Categorical(probs=posterior.weights_m.double()).entropy()
-        assert telemetry["posterior_entropy"] == pytest.approx(float(entropy), abs=1e-4)
-        assert telemetry["permutations"] == 12
+        assert diagnostics.posterior_entropy == pytest.approx(float(entropy), abs=1e-4)
+        assert diagnostics.permutations == 12
     unknown = replace(EXAMPLES[0], gold_ids=())
-    assert "best_holds_gold" not in e_step()([unknown], round=1)[0].telemetry()
+    assert e_step()([unknown], round=1)[0].diagnostics().best_holds_gold is None
 
 
 def test_candidate_order(e_step: Callable[..., EStep], retriever: DenseRetriever) -> None:
@@ -165,8 +166,8 @@ def test_half_of_the_candidates_may_come_from_a_larger_pool(
         ids = posterior.candidates.ids
         assert ids[:2] == found.ids[:2] and len(set(ids)) == 4
         assert sorted(ids, key=found.ids.index) == ids
-        expected = [float(found.scores_n[found.ids.index(i)]) for i in ids]
-        assert posterior.candidates.scores_n.tolist() == pytest.approx(expected, abs=1e-6)
+        expected = [float(found.scores[found.ids.index(i)]) for i in ids]
+        assert posterior.candidates.scores.tolist() == pytest.approx(expected, abs=1e-6)
         seen |= set(ids[2:])
     assert seen == set(found.ids[2:])
     again = step(EXAMPLES[:1], round=3)[0].candidates.ids
@@ -185,19 +186,19 @@ def test_the_likelihood_exponent_flattens_the_weights(
     settings = {"e_step.replacement": False, "e_step.num_permutations": 3, **settings}
     plain, flat = (e_step(**settings, e_step__likelihood_exponent=tau)(EXAMPLES, round=1) for tau in (1.0, 0.2))
     for one, other in zip(plain, flat, strict=True):
-        assert torch.equal(one.permutations.z_mK, other.permutations.z_mK)
+        assert torch.equal(one.permutations.z, other.permutations.z)
         drawn = other.permutations
-        log_w = (drawn.log_p_m - drawn.log_q_m).double() + 0.2 * other.log_likelihood_m.double()
+        log_w = (drawn.log_p - drawn.log_q).double() + 0.2 * other.log_likelihood_m.double()
         torch.testing.assert_close(other.weights_m.double(), log_w.softmax(-1), rtol=1e-4, atol=1e-6)
-        assert other.telemetry()["likelihood_exponent"] == 0.2
-        assert other.telemetry()["ess"] > one.telemetry()["ess"]
+        assert other.diagnostics().likelihood_exponent == 0.2
+        assert other.diagnostics().ess > one.diagnostics().ess
 
 
 def test_paper_mode_has_no_baseline(e_step: Callable[..., EStep]) -> None:
     assert e_step(e_step__control_variate=False)(EXAMPLES, round=1)[0].baseline_m is None
 
 
-def test_what_was_expected_is_known_without_the_control_variate_too(e_step: Callable[..., EStep]) -> None:
+def test_expected_marginals_do_not_need_the_control_variate(e_step: Callable[..., EStep]) -> None:
     """The same marginals before the answer; of a single permutation that was given there are none."""
     paper, ours = e_step(e_step__control_variate=False)(EXAMPLES, round=1), e_step()(EXAMPLES, round=1)
     for one, other in zip(paper, ours, strict=True):
@@ -209,7 +210,7 @@ def test_what_was_expected_is_known_without_the_control_variate_too(e_step: Call
     assert given.expected_marginals() is None
 
 
-def test_exact_mode_needs_no_candidate_alone(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_mode_scores_no_single_passages(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
     step = e_step(e_step__exact=True, e_step__proposals_per_sample=8)
     rows: list[int] = []
     log_probs = step.generator.log_probs
@@ -228,7 +229,7 @@ def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], genera
     """Trap 8: the generator reads the passages in the permutation's order, gold or not."""
     posterior = e_step(e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     z = torch.tensor([3, 1])
-    row = answer_row(generator, posterior.candidates, z, "x")
+    row = answer_sequence(generator, posterior.candidates, z, "x")
     text = generator.language_model.tokenizer.decode(row.prompt_ids)
     titles = [posterior.candidates.passages[i].title for i in (3, 1)]
     assert f"[1] Title: {titles[0]} Text" in text
@@ -238,7 +239,7 @@ def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], genera
 def test_fewer_than_k_retrieved(e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch) -> None:
     step = e_step()
     search = step.retriever.search
-    monkeypatch.setattr(step.retriever, "search", lambda questions, k: [search(q, 1) for q in questions])
+    monkeypatch.setattr(step.retriever, "search", lambda questions, k, **options: [search(q, 1) for q in questions])
     with pytest.raises(DataError, match="At least K=2 candidates must be retrieved"):
         step(EXAMPLES, round=1)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from evaluation_records import evaluation_of
-from tiny_models import PASSAGES, randomize_adapters
+from tiny_models import PASSAGES, randomize_adapters, reply_with
 
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.cli import main
@@ -62,7 +62,7 @@ def questions(tmp_path: Path) -> Path:
 
 
 def replies(rag: RAG, monkeypatch: pytest.MonkeyPatch, texts: dict[str, str]) -> None:
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [texts[q] for q in questions])
+    reply_with(monkeypatch, lambda question, passages: texts[question])
 
 
 def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -107,7 +107,7 @@ def test_results_are_in_the_order_of_the_questions(rag: RAG) -> None:
     for example, candidates in zip(EXAMPLES, found.candidates, strict=True):
         searched = rag.retriever.search(example.question, 5)
         assert [c.id for c in candidates] == searched.ids
-        assert [c.score for c in candidates] == pytest.approx(searched.scores_n.tolist(), abs=1e-5)
+        assert [c.score for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
 
 
 def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:

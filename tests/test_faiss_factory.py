@@ -66,7 +66,7 @@ def vectors_Nd() -> np.ndarray:
 
 
 @pytest.mark.parametrize("factory", SIZES)
-def test_bytes_are_those_of_files(factory: str, vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_bytes_equal_file_sizes(factory: str, vectors_Nd: np.ndarray, tmp_path: Path) -> None:
     index = FaissIndex.build(vectors_Nd[:1000], factory=factory, train_vectors=vectors_Nd)
     index.save(tmp_path / "small")
     index.add(vectors_Nd[1000:])
@@ -78,7 +78,7 @@ def test_bytes_are_those_of_files(factory: str, vectors_Nd: np.ndarray, tmp_path
     assert large - 3000 * SIZES[factory] == pytest.approx(fixed_bytes(factory, D), rel=0.15, abs=3000)
 
 
-def test_a_size_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_code_size_is_refused() -> None:
     with pytest.raises(UsageError, match="size of a vector must be known, but that of 'Flt' in 32 dimensions is not"):
         bytes_per_vector("IVF16,Flt", D)
     for factory in ("", "IVF16(HNSW32,Flat"):
@@ -147,7 +147,7 @@ def test_training_points_are_enough_and_needed(factory: str, fewest: int, vector
     index = FaissIndex.empty(D, factory)
     assert index.is_trained == (fewest == 0)
     if fewest:
-        with pytest.raises(UsageError, match=f"needs at least {fewest} vectors to train on, but {fewest - 1} came"):
+        with pytest.raises(UsageError, match=f"needs at least {fewest} vectors to train on, but got {fewest - 1}"):
             index.train(vectors_Nd[: fewest - 1])
         index.train(vectors_Nd[:fewest])
         assert index.is_trained
@@ -172,7 +172,7 @@ def test_training_samples_are_ample_and_capped(factory: str, n: int, sample: int
 
 
 @pytest.mark.parametrize("factory", SIZES)
-def test_what_is_kept_and_what_can_be_tuned_is_what_the_index_says(factory: str, vectors_Nd: np.ndarray) -> None:
+def test_exactness_and_parameters_agree_with_the_index(factory: str, vectors_Nd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd, factory=factory)
     kept = np.array_equal(index.reconstruct(np.arange(50)), vectors_Nd[:50])
     assert stores_exact_vectors(factory) == kept
@@ -221,15 +221,11 @@ def test_choose_factory_within_memory() -> None:
     assert why.startswith(
         f"1,000,000 vectors need {needed / 1e9:.1f} GB as HNSW32, more than the 1.0 GB allowed: IVF4096"
     )
-    assert choose_factory(10**6, 384, memory=60 * 10**6)[1].endswith(
-        "nothing fits, and EDEN comes closest with 98.0 MB"
-    )
+    assert choose_factory(10**6, 384, memory=60 * 10**6)[1].endswith("nothing fits, and EDEN comes closest with 98 MB")
 
 
 @given(n=st.integers(1, 10**8), dimension=st.integers(2, 1024), memory=st.integers(10**3, 10**11))
-def test_what_is_chosen_fits_if_anything_does_and_more_memory_is_never_worse(
-    n: int, dimension: int, memory: int
-) -> None:
+def test_choose_factory_fits_if_possible_and_is_monotone_in_memory(n: int, dimension: int, memory: int) -> None:
     chosen, why = choose_factory(n, dimension, memory=memory)
     fits = build_bytes(chosen, n, dimension) <= memory
     assert fits != ("nothing fits" in why)

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from indexes import DataError, FaissIndex, MismatchError, ResourceError, UsageError
-from indexes.vectors.bf16_prefilter import Screen
-from indexes.vectors.faiss.faiss_index import _check_flat_layout, faiss, write_flat
+from indexes.vectors.bf16_prefilter import Bf16Prefilter
+from indexes.vectors.faiss.faiss_files import _check_flat_layout, write_flat
+from indexes.vectors.faiss.faiss_layers import faiss
 
 N, D, B, K = 300, 16, 7, 5
 EXACT = ["Flat", "HNSW16", "IVF4,Flat"]
@@ -167,7 +168,7 @@ def test_save_and_load_keep_every_result(
         np.testing.assert_allclose(loaded.reconstruct([N]), loaded.reconstruct([0]), atol=1e-6)
 
 
-def test_where_rows_lie_is_not_saved(unit_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_the_direct_map_is_not_saved(unit_Nd: np.ndarray, tmp_path: Path) -> None:
     index = FaissIndex.build(unit_Nd, factory="IVF4,SQ8")
     index.save(tmp_path / "before")
     index.reconstruct([3])
@@ -182,12 +183,12 @@ def test_default_parameters_are_those_of_the_load(unit_Nd: np.ndarray, queries_B
     named = FaissIndex.load(tmp_path / "i").search(queries_Bd, K, parameters="nprobe=1")
     for found, expected in zip(loaded.search(queries_Bd, K), named, strict=True):
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(UsageError, match="'efSearch' came"):
+    with pytest.raises(UsageError, match="got 'efSearch'"):
         FaissIndex.load(tmp_path / "i", parameters="efSearch=3")
 
 
 @pytest.mark.parametrize("factory", PARAMETERS)
-def test_every_kind_says_which_parameters_it_understands(factory: str, unit_Nd: np.ndarray) -> None:
+def test_parameters_of_every_kind(factory: str, unit_Nd: np.ndarray) -> None:
     index = FaissIndex.build(unit_Nd, factory=factory)
     assert index.parameters == ",".join(f"{name}={value}" for name, value in PARAMETERS[factory].items())
     for name in ("nprobe", "efSearch", "quantizer_efSearch", "k_factor_rf", "qb"):
@@ -196,7 +197,7 @@ def test_every_kind_says_which_parameters_it_understands(factory: str, unit_Nd: 
             index.search(unit_Nd[:2], 3, parameters=f"{name}=2")
         else:
             understood = ", ".join(PARAMETERS[factory]) or "none, since there is nothing to trade"
-            with pytest.raises(UsageError, match=rf"must be those of an index .*\({understood}\), but '{name}' came"):
+            with pytest.raises(UsageError, match=rf"must be those of an index .*\({understood}\), but got '{name}'"):
                 index.search(unit_Nd[:2], 3, parameters=f"{name}=2")
 
 
@@ -234,7 +235,7 @@ def test_parameters_reach_what_they_are_for_and_only_this_search(
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
 
 
-def test_threads_with_different_parameters_do_not_meet(unit_Nd: np.ndarray) -> None:
+def test_concurrent_searches_keep_their_parameters(unit_Nd: np.ndarray) -> None:
     index = FaissIndex.build(unit_Nd, factory="IVF16,PQ8x4fs,RFlat")
     settings = ["nprobe=1,k_factor_rf=1", "nprobe=16,k_factor_rf=20"] * 40
     expected = {setting: index.search(unit_Nd, K, parameters=setting) for setting in settings[:2]}
@@ -248,15 +249,15 @@ def test_threads_with_different_parameters_do_not_meet(unit_Nd: np.ndarray) -> N
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ("nprobe=0", "nprobe must be a whole number of at least 1, but '0' came"),
-        ("nprobe=1.5", "nprobe must be a whole number of at least 1, but '1.5' came"),
-        ("nprobe=many", "nprobe must be a whole number of at least 1, but 'many' came"),
-        ("nprobe=nan", "but 'nan' came"),
-        ("nprobe=inf", "but 'inf' came"),
-        ("nprobe", "but '' came"),
-        ("qb=9", "qb must be a whole number from 1 to 8, but '9' came"),
-        ("k_factor_rf=0.5", "k_factor_rf must be a number of at least 1, but '0.5' came"),
-        ("nprobes=4", "one of nprobe, efSearch, quantizer_efSearch, k_factor_rf, qb.*'nprobes=4' came"),
+        ("nprobe=0", "nprobe must be a whole number of at least 1, but got '0'"),
+        ("nprobe=1.5", "nprobe must be a whole number of at least 1, but got '1.5'"),
+        ("nprobe=many", "nprobe must be a whole number of at least 1, but got 'many'"),
+        ("nprobe=nan", "but got 'nan'"),
+        ("nprobe=inf", "but got 'inf'"),
+        ("nprobe", "but got ''"),
+        ("qb=9", "qb must be a whole number from 1 to 8, but got '9'"),
+        ("k_factor_rf=0.5", "k_factor_rf must be a number of at least 1, but got '0.5'"),
+        ("nprobes=4", "one of nprobe, efSearch, quantizer_efSearch, k_factor_rf, qb.*got 'nprobes=4'"),
     ],
 )
 def test_impossible_parameters_are_refused(parameters: str, message: str, unit_Nd: np.ndarray) -> None:
@@ -367,7 +368,7 @@ def test_a_flat_index_that_was_not_finished_is_no_index(vectors_Nd: np.ndarray, 
 
 
 def test_a_flat_index_takes_only_its_vectors(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match=r"shape \[n, 15\], but \[300, 16\] came"):
+    with pytest.raises(MismatchError, match=r"shape \[n, 15\], but got \[300, 16\]"):
         write_flat(tmp_path / "i", [vectors_Nd], 15)
     with pytest.raises(DataError, match="must be finite"):
         write_flat(tmp_path / "i", [np.full((1, D), np.inf)], D)
@@ -384,18 +385,18 @@ def test_another_layout_of_faiss_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp
     serialize = faiss.serialize_index
     _check_flat_layout.cache_clear()
     monkeypatch.setattr(faiss, "serialize_index", lambda index: np.append(serialize(index), np.uint8(7)))
-    with pytest.raises(ResourceError, match="laid out as this library knows it, but faiss"):
+    with pytest.raises(ResourceError, match="must have the layout of the faiss-cpu version in"):
         write_flat(tmp_path / "i", [], D)
     assert not (tmp_path / "i").exists()
     _check_flat_layout.cache_clear()
 
 
-def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_an_index_of_another_metric_or_with_ids_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
     faiss.write_index(faiss.IndexIDMap2(faiss.IndexFlatIP(D)), str(tmp_path / "mapped.faiss"))
     faiss.write_index(faiss.IndexFlatL2(D), str(tmp_path / "l2.faiss"))
     with pytest.raises(MismatchError, match="it is 'IndexFlatL2', which compares by distance whatever it is asked for"):
         FaissIndex.load(tmp_path / "l2.faiss")
-    with pytest.raises(MismatchError, match="it is 'IDMap2,Flat', which maps ids, which are rows here"):
+    with pytest.raises(MismatchError, match="it is 'IDMap2,Flat', which maps ids, but ids are rows here"):
         FaissIndex.load(tmp_path / "mapped.faiss")
     with pytest.raises(MismatchError, match=r"nope\.faiss does not"):
         FaissIndex.load(tmp_path / "nope.faiss")
@@ -413,7 +414,7 @@ def test_an_index_that_is_not_ours_is_refused(vectors_Nd: np.ndarray, tmp_path: 
         ("SQ8_direct", "stores whole numbers from 0 to 255 only"),
     ],
 )
-def test_what_faiss_accepts_and_cannot_do_is_refused(factory: str, why: str) -> None:
+def test_unusable_factories_are_refused(factory: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         FaissIndex.empty(D, factory)
 
@@ -433,7 +434,7 @@ def test_training_says_how_many_vectors_it_needs(factory: str, needed: int, vect
     index = FaissIndex.empty(D, factory)
     assert index.training_points == needed
     if needed:
-        with pytest.raises(UsageError, match=f"at least {needed} vectors to train on, but 200 came.*Flat"):
+        with pytest.raises(UsageError, match=f"at least {needed} vectors to train on, but got 200.*Flat"):
             index.train(vectors_Nd[:200])
         with pytest.raises(UsageError, match="must be trained before vectors are added"):
             index.add(vectors_Nd)
@@ -458,7 +459,7 @@ def test_equal_input_gives_equal_bytes(factory: str, vectors_Nd: np.ndarray, tmp
 
 
 @pytest.mark.parametrize("factory", ["IVF16,PQ8", "OPQ8,IVF16,PQ8x4fs,RFlat", "IVF16_HNSW32,SQ8", "PQ8x4fs"])
-def test_few_points_are_no_flood_of_warnings(
+def test_few_training_points_do_not_warn(
     factory: str, vectors_Nd: np.ndarray, capfd: pytest.CaptureFixture[str]
 ) -> None:
     FaissIndex.build(vectors_Nd, factory=factory)
@@ -481,11 +482,11 @@ def test_rotations_are_trained_in_seconds() -> None:
 
 def test_bad_vectors_rows_and_queries_are_refused(vectors_Nd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd[:9])
-    with pytest.raises(MismatchError, match=r"shape \[n, 16\], but \[7, 15\] came"):
+    with pytest.raises(MismatchError, match=r"shape \[n, 16\], but got \[7, 15\]"):
         index.search(np.zeros((7, 15)), K)
-    with pytest.raises(MismatchError, match=r"shape \[N, d\], but \[16\] came"):
+    with pytest.raises(MismatchError, match=r"shape \[N, d\], but got \[16\]"):
         FaissIndex.build(vectors_Nd[0])
-    with pytest.raises(UsageError, match="k must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="k must be at least 1, but got 0"):
         index.search(vectors_Nd, 0)
     with pytest.raises(DataError, match="must be finite"):
         index.add(np.full((1, D), np.nan))
@@ -506,12 +507,12 @@ def clustered(count: int, dimension: int, *, seed: int, spread: float = 0.5) -> 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many queries were screened, and how many FAISS searched."""
-    seen = {"screened": 0, "faiss": 0}
-    candidates, search = Screen.candidates, faiss.IndexFlat.search
+    """How many queries were prefiltered, and how many FAISS searched."""
+    seen = {"prefiltered": 0, "faiss": 0}
+    candidates, search = Bf16Prefilter.candidates, faiss.IndexFlat.search
 
-    def screened(self: Screen, queries_Bd: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        seen["screened"] += len(queries_Bd)
+    def prefiltered(self: Bf16Prefilter, queries_Bd: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        seen["prefiltered"] += len(queries_Bd)
         return candidates(self, queries_Bd, count)
 
     def searched(
@@ -520,15 +521,15 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         seen["faiss"] += len(queries_Bd)
         return search(self, queries_Bd, k, **settings)
 
-    monkeypatch.setattr(Screen, "candidates", screened)
+    monkeypatch.setattr(Bf16Prefilter, "candidates", prefiltered)
     monkeypatch.setattr(faiss.IndexFlat, "search", searched)
     return seen
 
 
 def assert_same_results(index: FaissIndex, queries_Bd: np.ndarray, k: int) -> None:
-    """Screened and not: the same scores, and the same ids wherever the score is not a tie within rounding."""
-    scores_Bk, ids_Bk = index.search(queries_Bd, k, screen=True)
-    expected_Bk, expected_ids_Bk = index.search(queries_Bd, k, screen=False)
+    """Bf16Prefiltered and not: the same scores, and the same ids wherever the score is not a tie within rounding."""
+    scores_Bk, ids_Bk = index.search(queries_Bd, k, prefilter=True)
+    expected_Bk, expected_ids_Bk = index.search(queries_Bd, k, prefilter=False)
     np.testing.assert_allclose(scores_Bk, expected_Bk, rtol=1e-5, atol=1e-6)
     for scores_k, ids_k, expected_k in zip(scores_Bk, ids_Bk, expected_ids_Bk, strict=True):
         for score, id in zip(scores_k, ids_k, strict=True):
@@ -537,31 +538,31 @@ def assert_same_results(index: FaissIndex, queries_Bd: np.ndarray, k: int) -> No
 
 
 @pytest.mark.parametrize("k", [1, 20])
-def test_screening_finds_what_faiss_finds_and_proves_it(k: int, looks: dict[str, int]) -> None:
+def test_prefilter_finds_what_faiss_finds_and_proves_it(k: int, looks: dict[str, int]) -> None:
     index = FaissIndex.build(clustered(5000, 64, seed=0))
     queries_Bd = clustered(37, 64, seed=1)
-    index.search(queries_Bd, k, batch_size=10, screen=True)
-    assert looks["screened"] == 37 and looks["faiss"] < 9, looks
+    index.search(queries_Bd, k, batch_size=10, prefilter=True)
+    assert looks["prefiltered"] == 37 and looks["faiss"] < 9, looks
     assert_same_results(index, queries_Bd, k)
 
 
-def test_screening_ranks_negative_and_long_vectors(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_prefilter_ranks_negative_and_long_vectors(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     assert_same_results(FaissIndex.build(-np.abs(vectors_Nd)), np.abs(queries_Bd), K)
     assert_same_results(FaissIndex.build(vectors_Nd * 1e4), queries_Bd, K)
 
 
-def test_what_cannot_be_proven_is_left_to_faiss(looks: dict[str, int]) -> None:
+def test_unproven_queries_are_searched_by_faiss(looks: dict[str, int]) -> None:
     """Vectors that differ by less than bfloat16 can tell: the first look is a lottery, the result is not."""
     random = np.random.default_rng(2)
     near_Nd = (np.ones((3000, 64)) / 8 + 1e-4 * random.standard_normal((3000, 64))).astype(np.float32)
     index, queries_Bd = FaissIndex.build(near_Nd), near_Nd[:6]
-    positions_Bc, ceilings_B = Screen(near_Nd).candidates(queries_Bd, 84)
+    positions_Bc, ceilings_B = Bf16Prefilter(near_Nd).candidates(queries_Bd, 84)
     best_Bk = np.argsort(-(queries_Bd @ near_Nd.T), axis=1)[:, :20]
     missed = [len(set(best_k) - set(kept_c)) for best_k, kept_c in zip(best_Bk, positions_Bc, strict=True)]
     assert sum(missed) > 0 and (ceilings_B >= (queries_Bd @ near_Nd.T).max(axis=1)).all()
-    looks.update(screened=0, faiss=0)
-    index.search(queries_Bd, 20, screen=True)
-    assert looks == {"screened": 6, "faiss": 6}
+    looks.update(prefiltered=0, faiss=0)
+    index.search(queries_Bd, 20, prefilter=True)
+    assert looks == {"prefiltered": 6, "faiss": 6}
     assert_same_results(index, queries_Bd, 20)
 
 
@@ -571,63 +572,63 @@ def test_nothing_left_out_is_above_the_ceiling(seed: int, dimension: int, length
     random = np.random.default_rng(seed)
     vectors_Nd = (random.standard_normal((200, dimension)) * length).astype(np.float32)
     queries_Bd = random.standard_normal((9, dimension)).astype(np.float32)
-    positions_Bc, ceilings_B = Screen(vectors_Nd).candidates(queries_Bd, 12)
+    positions_Bc, ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
     products_BN = queries_Bd.astype(np.float64) @ vectors_Nd.astype(np.float64).T
     np.put_along_axis(products_BN, positions_Bc, -np.inf, axis=1)
     assert (products_BN.max(axis=1) <= ceilings_B).all()
 
 
-def test_screening_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefilter_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 3 and of 31 vectors, the last one shorter than the others; 12 candidates are more than the smaller."""
     vectors_Nd, queries_Bd = clustered(200, 24, seed=6), clustered(9, 24, seed=7)
-    whole, ceilings_B = Screen(vectors_Nd).candidates(queries_Bd, 12)
+    whole, ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
     for scores in (27, 279):
         monkeypatch.setattr("indexes.vectors.bf16_prefilter._SCORES", scores)
-        found, found_ceilings_B = Screen(vectors_Nd).candidates(queries_Bd, 12)
+        found, found_ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
         np.testing.assert_allclose(found_ceilings_B, ceilings_B, atol=5e-3)
         assert np.mean([len(set(a) & set(b)) for a, b in zip(found, whole, strict=True)]) > 11
 
 
-def test_screening_sees_vectors_that_were_added_later(looks: dict[str, int]) -> None:
+def test_prefilter_sees_vectors_that_were_added_later(looks: dict[str, int]) -> None:
     vectors_Nd = clustered(600, 64, seed=3)
     index = FaissIndex.build(vectors_Nd[:500])
-    index.search(vectors_Nd[550:560], 1, screen=True)
+    index.search(vectors_Nd[550:560], 1, prefilter=True)
     index.add(vectors_Nd[500:])
-    scores_B1, ids_B1 = index.search(vectors_Nd[550:560], 1, screen=True)
-    assert ids_B1[:, 0].tolist() == list(range(550, 560)) and looks["screened"] == 20
+    scores_B1, ids_B1 = index.search(vectors_Nd[550:560], 1, prefilter=True)
+    assert ids_B1[:, 0].tolist() == list(range(550, 560)) and looks["prefiltered"] == 20
     np.testing.assert_allclose(scores_B1, 1, atol=1e-6)
 
 
-def test_screening_fewer_vectors_than_candidates_is_left_to_faiss(
+def test_prefilter_fewer_vectors_than_candidates_is_left_to_faiss(
     vectors_Nd: np.ndarray, looks: dict[str, int]
 ) -> None:
     index = FaissIndex.build(vectors_Nd[:60])
     for k in (5, 70):
         for found, expected in zip(
-            index.search(vectors_Nd, k, screen=True), index.search(vectors_Nd, k, screen=False), strict=True
+            index.search(vectors_Nd, k, prefilter=True), index.search(vectors_Nd, k, prefilter=False), strict=True
         ):
             np.testing.assert_array_equal(found, expected)
-    assert looks["screened"] == 0
+    assert looks["prefiltered"] == 0
 
 
-def test_equal_scores_stay_ordered_by_row_when_screened(vectors_Nd: np.ndarray) -> None:
+def test_equal_scores_stay_ordered_by_row_when_prefiltered(vectors_Nd: np.ndarray) -> None:
     twins_Nd = vectors_Nd.copy()
     twins_Nd[[3, 50, 7, 200]] = vectors_Nd[7] * 10
-    assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2, screen=True)[1].tolist() == [[3, 7]]
+    assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2, prefilter=True)[1].tolist() == [[3, 7]]
 
 
-def test_screening_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, looks: dict[str, int]) -> None:
+def test_prefilter_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, looks: dict[str, int]) -> None:
     index = FaissIndex.build(clustered(4096, 16, seed=4))
     queries_Bd = clustered(64, 16, seed=5)
     for fast, queries, expected in [(True, 64, 64), (True, 8, 0), (False, 64, 0)]:
-        monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda fast=fast: fast)
-        looks["screened"] = 0
+        monkeypatch.setattr("indexes.vectors.faiss.faiss_index.has_fast_bfloat16", lambda fast=fast: fast)
+        looks["prefiltered"] = 0
         index.search(queries_Bd[:queries], 3)
-        assert looks["screened"] == expected
-    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda: True)
-    looks["screened"] = 0
-    index.search(queries_Bd, 3, screen=False)
+        assert looks["prefiltered"] == expected
+    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.has_fast_bfloat16", lambda: True)
+    looks["prefiltered"] = 0
+    index.search(queries_Bd, 3, prefilter=False)
     FaissIndex.build(clustered(4096, 16, seed=4)[:4000]).search(queries_Bd, 3)
-    assert looks["screened"] == 0
-    with pytest.raises(UsageError, match="Only a \"Flat\" index can be screened, but this one is 'HNSW8'"):
-        FaissIndex.build(clustered(50, 16, seed=4), factory="HNSW8").search(queries_Bd, 3, screen=True)
+    assert looks["prefiltered"] == 0
+    with pytest.raises(UsageError, match="Only a \"Flat\" index can be pre-filtered, but this one is 'HNSW8'"):
+        FaissIndex.build(clustered(50, 16, seed=4), factory="HNSW8").search(queries_Bd, 3, prefilter=True)

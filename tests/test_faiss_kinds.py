@@ -18,15 +18,16 @@ from indexes.vectors.faiss.faiss_factory import (
     search_parameters,
     stores_exact_vectors,
 )
-from indexes.vectors.faiss.faiss_index import faiss, raw_index
-from indexes.vectors.faiss.faiss_kinds import COARSE, STORAGES, TRANSFORMS, Storage, storage_row
+from indexes.vectors.faiss.faiss_kinds import COARSE, FAISS_KINDS, TRANSFORMS, FaissKind, find_kind
+from indexes.vectors.faiss.faiss_layers import faiss
+from indexes.vectors.faiss.faiss_training import new_faiss_index
 
 N, D, B, K = 800, 32, 30, 10
 MOVES = 8
 STRUCTURES = {"": "", "IVF": "IVF16,", "HNSW": "HNSW16,"}
 ROWS = [
     pytest.param(row, f"{STRUCTURES[row.within]}{code}", id=f"{STRUCTURES[row.within]}{code}")
-    for row in STORAGES
+    for row in FAISS_KINDS
     for code in row.examples
 ]
 # Of what cannot be built without harm there is only the name.
@@ -88,7 +89,7 @@ def exhaustive(factory: str) -> str:
 def built(factory: str, vectors_Nd: np.ndarray, trained: Path | None = None) -> FaissIndex:
     """As FAISS makes it, whatever the table says; before vectors come in it is saved, if a file is named."""
     with threadpool_limits(1):
-        index = FaissIndex(raw_index(vectors_Nd.shape[1], factory), factory)
+        index = FaissIndex(new_faiss_index(vectors_Nd.shape[1], factory), factory)
         index.train(vectors_Nd)
         if trained is not None:
             index.save(trained)
@@ -98,7 +99,7 @@ def built(factory: str, vectors_Nd: np.ndarray, trained: Path | None = None) -> 
 
 def recall(index: FaissIndex, queries_Bd: np.ndarray, vectors_Nd: np.ndarray) -> float:
     exact_Bk = np.argsort(-(queries_Bd @ vectors_Nd.T), axis=1)[:, :K]
-    _, rows_Bk = index.search(queries_Bd, K, parameters=exhaustive(index.factory), screen=False)
+    _, rows_Bk = index.search(queries_Bd, K, parameters=exhaustive(index.factory), prefilter=False)
     return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(rows_Bk, exact_Bk, strict=True)]))
 
 
@@ -116,7 +117,7 @@ def vectors_given(index: FaissIndex, vectors_Nd: np.ndarray) -> str:
 
 def scores_given(index: FaissIndex, queries_Bd: np.ndarray) -> str:
     """How far search scores are from inner products with reconstructed vectors: "exact", "rounded" or "other"."""
-    scores_Bk, rows_Bk = index.search(queries_Bd, K, parameters=exhaustive(index.factory), screen=False)
+    scores_Bk, rows_Bk = index.search(queries_Bd, K, parameters=exhaustive(index.factory), prefilter=False)
     given_BKd = index.reconstruct(rows_Bk.ravel()).reshape(*rows_Bk.shape, -1)
     difference = float(np.abs(scores_Bk - np.einsum("bd,bkd->bk", queries_Bd, given_BKd)).max())
     return "exact" if difference < 1e-5 else "rounded" if difference < 0.015 else "other"
@@ -142,17 +143,17 @@ def unit(count: int, dimension: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("screen", [None, False])
-def test_a_panorama_finds_its_own_vectors(screen: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prefilter", [None, False])
+def test_a_panorama_finds_its_own_vectors(prefilter: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAISS 1.15.1: a subclass of IndexFlat that keeps blocks of levels, which the bfloat16 screen read as rows."""
-    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.fast_bfloat16", lambda: True)
+    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.has_fast_bfloat16", lambda: True)
     vectors_Nd = unit(5000, 64)
     index = FaissIndex.build(vectors_Nd, factory="FlatIPPanorama8")
-    assert (index.search(vectors_Nd[:100], 1, screen=screen)[1][:, 0] == np.arange(100)).mean() == 1.0
-    with pytest.raises(UsageError, match='Only a "Flat" index can be screened'):
-        index.search(vectors_Nd[:100], 1, screen=True)
+    assert (index.search(vectors_Nd[:100], 1, prefilter=prefilter)[1][:, 0] == np.arange(100)).mean() == 1.0
+    with pytest.raises(UsageError, match='Only a "Flat" index can be pre-filtered'):
+        index.search(vectors_Nd[:100], 1, prefilter=True)
     with pytest.raises(
-        UsageError, match=r"k must be at most 1,024, the most .*'FlatIPPanorama8' returns, but 1025 came"
+        UsageError, match=r"k must be at most 1,024, the most .*'FlatIPPanorama8' returns, but got 1025"
     ):
         index.search(vectors_Nd[:1], 1025)
 
@@ -168,7 +169,7 @@ def test_a_file_of_another_class_is_not_taken_for_its_base(vectors_Nd: np.ndarra
 
 
 @pytest.mark.parametrize(("code", "stable"), [("SQtq2", False), ("SQtq4", False), ("SQtqmse4", True), ("SQ4", True)])
-def test_turboquant_is_not_moved(code: str, stable: bool) -> None:
+def test_turboquant_codes_are_not_stable(code: str, stable: bool) -> None:
     for factory in (code, f"IVF16,{code}", f"RR,{code}", f"SQ8,Refine({code})"):
         assert reencoding_is_stable(factory) == stable
     assert reencoding_is_stable(f"{code},RFlat")
@@ -177,11 +178,11 @@ def test_turboquant_is_not_moved(code: str, stable: bool) -> None:
 @pytest.mark.parametrize("factory", ["IVF16,SQ0", "IVF16,SQ0,RFlat"])
 def test_lists_without_clusters_are_not_trained(factory: str) -> None:
     """FAISS 1.15.1 calls an inverted file of no bits trained as it is made, and then finds row -1 only."""
-    raw = raw_index(D, factory)
+    raw = new_faiss_index(D, factory)
     assert raw.is_trained and not FaissIndex(raw, factory).is_trained
 
 
-def test_clusters_alone_find_when_the_best_are_scored_again(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_ivf_without_codes_needs_refinement(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     """Every vector of a cluster scores the same, so with all of them scored again the results are exact."""
     with pytest.raises(UsageError, match="'IVF16,SQ0' stores nothing of a vector but its cluster"):
         FaissIndex.build(vectors_Nd, factory="IVF16,SQ0")
@@ -205,7 +206,7 @@ def test_lists_that_faiss_cannot_map_are_read(vectors_Nd: np.ndarray, tmp_path: 
 
 
 @pytest.mark.parametrize("memory", [10**p for p in range(4, 12)])
-def test_auto_chooses_only_what_scores_by_what_it_stores(memory: int) -> None:
+def test_auto_chooses_kinds_that_score_by_their_vectors(memory: int) -> None:
     for n, dimension in product((1, 10**4, 10**6, 10**8), (8, 384)):
         factory, _ = choose_factory(n, dimension, memory=memory)
         found = properties(factory)
@@ -219,14 +220,14 @@ def test_auto_chooses_only_what_scores_by_what_it_stores(memory: int) -> None:
 
 @pytest.mark.parametrize(("row", "factory"), ROWS)
 def test_every_column_of_every_storage(
-    row: Storage,
+    row: FaissKind,
     factory: str,
     vectors_Nd: np.ndarray,
     long_Nd: np.ndarray,
     queries_Bd: np.ndarray,
     tmp_path: Path,
 ) -> None:
-    raw = raw_index(D, factory)
+    raw = new_faiss_index(D, factory)
     assert type(faiss.downcast_index(raw)).__name__ in row.classes
     assert FaissIndex(raw, factory).is_trained == row.is_trained
     index = built(factory, vectors_Nd, tmp_path / "trained")
@@ -249,7 +250,7 @@ def test_every_column_of_every_storage(
 
 
 def assert_batches_and_single_queries_agree(index: FaissIndex, queries_Bd: np.ndarray) -> None:
-    settings = {"parameters": exhaustive(index.factory), "screen": False}
+    settings = {"parameters": exhaustive(index.factory), "prefilter": False}
     scores_Bk, rows_Bk = index.search(queries_Bd, K, **settings)
     assert (rows_Bk >= 0).all()
     single = [index.search(queries_Bd[b : b + 1], K, **settings) for b in range(len(queries_Bd))]
@@ -257,7 +258,7 @@ def assert_batches_and_single_queries_agree(index: FaissIndex, queries_Bd: np.nd
     np.testing.assert_allclose(np.concatenate([scores for scores, _ in single]), scores_Bk, atol=1e-6)
 
 
-def assert_only_its_parameters(index: FaissIndex, row: Storage, queries_Bd: np.ndarray) -> None:
+def assert_only_its_parameters(index: FaissIndex, row: FaissKind, queries_Bd: np.ndarray) -> None:
     structure = {"": set(), "IVF": {"nprobe"}, "HNSW": {"efSearch"}}[row.within]
     named = {part.partition("=")[0] for part in index.parameters.split(",") if part}
     assert named == set(search_parameters(index.factory)) == structure | set(row.parameters)
@@ -265,13 +266,13 @@ def assert_only_its_parameters(index: FaissIndex, row: Storage, queries_Bd: np.n
         if name in named:
             index.search(queries_Bd, 1, parameters=f"{name}=3")
         else:
-            with pytest.raises(UsageError, match=f"'{name}' came"):
+            with pytest.raises(UsageError, match=f"got '{name}'"):
                 index.search(queries_Bd, 1, parameters=f"{name}=3")
 
 
-def assert_files_agree(index: FaissIndex, row: Storage, queries_Bd: np.ndarray, tmp_path: Path) -> None:
+def assert_files_agree(index: FaissIndex, row: FaissKind, queries_Bd: np.ndarray, tmp_path: Path) -> None:
     index.save(tmp_path / "saved")
-    expected = index.search(queries_Bd, K, parameters=exhaustive(index.factory), screen=False)
+    expected = index.search(queries_Bd, K, parameters=exhaustive(index.factory), prefilter=False)
     if row.vectors == "none":  # refused as they are; what refines them keeps them in the same file
         return
     for mmap in (False, True):
@@ -291,7 +292,7 @@ def test_every_column_of_every_transform(
 ) -> None:
     row = next(one for one in TRANSFORMS if one is step)
     factory = f"{name},Flat"
-    assert FaissIndex(raw_index(D, factory), factory).is_trained == row.is_trained
+    assert FaissIndex(new_faiss_index(D, factory), factory).is_trained == row.is_trained
     index = built(factory, vectors_Nd, tmp_path / "trained")
     assert_batches_and_single_queries_agree(index, queries_Bd)
     if row.vectors == "none":
@@ -315,12 +316,12 @@ def test_every_index_that_finds_clusters(coarse: str, vectors_Nd: np.ndarray, qu
 
 
 @pytest.mark.parametrize(
-    "code", [code for row in STORAGES if row.can_refine for code in row.examples if not row.within]
+    "code", [code for row in FAISS_KINDS if row.can_refine for code in row.examples if not row.within]
 )
-def test_what_may_score_again_scores_as_it_would_alone(
+def test_refining_index_scores_as_on_its_own(
     code: str, vectors_Nd: np.ndarray, long_Nd: np.ndarray, queries_Bd: np.ndarray, tmp_path: Path
 ) -> None:
-    factory, alone = f"SQ8,Refine({code})", storage_row("", code)
+    factory, alone = f"SQ8,Refine({code})", find_kind("", code)
     assert alone is not None
     index = FaissIndex.build(vectors_Nd, factory=factory)
     assert vectors_given(index, vectors_Nd) == alone.vectors == properties(factory).vectors
@@ -332,9 +333,7 @@ def test_what_may_score_again_scores_as_it_would_alone(
 
 @pytest.mark.parametrize("factory", REFUSED)
 @pytest.mark.parametrize("allow_untested", [False, True])
-def test_what_is_known_not_to_work_is_refused_by_name_and_never_built(
-    factory: str, allow_untested: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_kinds_are_never_built(factory: str, allow_untested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise AssertionError("FAISS was asked to make it")
 
@@ -344,7 +343,7 @@ def test_what_is_known_not_to_work_is_refused_by_name_and_never_built(
 
 
 @pytest.mark.parametrize("factory", UNTESTED[1:])
-def test_what_the_table_does_not_know_is_refused_by_name_until_it_is_allowed(
+def test_untested_kinds_are_refused_until_allowed(
     factory: str, vectors_Nd: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UsageError, match=r"is untested: .* is not in the table .*--allow_untested"):
@@ -359,12 +358,12 @@ def test_what_the_table_does_not_know_is_refused_by_name_until_it_is_allowed(
     np.testing.assert_array_equal(loaded.search(vectors_Nd[:9], K), index.search(vectors_Nd[:9], K))
 
 
-def test_untested_is_no_way_around_what_faiss_itself_says() -> None:
+def test_allow_untested_does_not_bypass_faults_of_faiss() -> None:
     with pytest.raises(UsageError, match="compares by distance"):
         FaissIndex.empty(D, UNTESTED[0], allow_untested=True)
 
 
 @pytest.mark.parametrize("factory", ["IVF1k,Flat", "IVF16_HNSW8,SQ8", "HR7,SQ8", "L2Norm,Flat"])
-def test_names_that_faiss_takes_too_are_known(factory: str) -> None:
+def test_alternative_names_of_faiss_are_known(factory: str) -> None:
     assert (properties(factory).untested, properties(factory).refused) == ("", "")
     FaissIndex.empty(D, factory)

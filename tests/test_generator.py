@@ -17,7 +17,7 @@ def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> Non
     model = tiny_language_model(architecture)
     randomize_adapters(model)
     generator = Generator(model)
-    row = generator.row(QUESTIONS[0], PASSAGES[:3], "William Shakespeare")
+    row = generator.answer_sequence(QUESTIONS[0], PASSAGES[:3], "William Shakespeare")
     ids = torch.tensor([row.input_ids])
     with torch.no_grad(), model.use("generator"):
         logits = model.base_model(input_ids=ids).logits[0].double()
@@ -29,10 +29,10 @@ def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> Non
     assert row.answer_ids[-1] == model.end_of_answer_id
 
 
-def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
+def test_log_probs_do_not_depend_on_batch_or_order(generator: Generator) -> None:
     """Trap 5: padding, batch split and order change nothing."""
     rows = [
-        generator.row(q, PASSAGES[i : i + 2 + i], a)
+        generator.answer_sequence(q, PASSAGES[i : i + 2 + i], a)
         for i, (q, a) in enumerate(zip(QUESTIONS, ["x", "Paris, Seine", "symbol O"], strict=True))
     ]
     together = generator.log_probs(rows)
@@ -42,8 +42,11 @@ def test_a_batch_scores_like_its_rows_alone(generator: Generator) -> None:
     torch.testing.assert_close(generator.log_probs(rows[::-1]).flip(0), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator: Generator) -> None:
-    rows = [generator.row(QUESTIONS[2], PASSAGES[:1], "a"), generator.row(QUESTIONS[1], PASSAGES[:3], "bcd")]
+def test_tokens_read_excludes_padding_and_scores_work_with_autograd(generator: Generator) -> None:
+    rows = [
+        generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
+        generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
+    ]
     before = generator.language_model.tokens_read
     scores = generator.log_probs(rows)
     assert generator.language_model.tokens_read - before == sum(len(row.input_ids) for row in rows)
@@ -55,7 +58,10 @@ def test_tokens_read_leave_padding_out_and_scores_can_be_learned_from(generator:
 def test_pad_equal_to_eos_changes_nothing(generator: Generator) -> None:
     """Trap 5: masks come from lengths, so an end token inside the row is no padding."""
     tokenizer = generator.language_model.tokenizer
-    rows = [generator.row(QUESTIONS[2], PASSAGES[:1], "a"), generator.row(QUESTIONS[1], PASSAGES[:3], "bcd")]
+    rows = [
+        generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
+        generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
+    ]
     before = generator.log_probs(rows)
     tokenizer.pad_token = tokenizer.eos_token
     torch.testing.assert_close(generator.log_probs(rows), before)
@@ -81,7 +87,7 @@ def test_greedy_answers_are_the_argmax_of_the_full_model(generator: Generator) -
     assert generator.generate([QUESTIONS[0]], [PASSAGES[:2]]) == [expected]
 
 
-def test_the_models_own_generation_settings_stay_out(generator: Generator) -> None:
+def test_generation_config_of_the_model_is_ignored(generator: Generator) -> None:
     """A repetition penalty in generation_config.json would make "greedy" something else."""
     before = generator.generate(QUESTIONS, [PASSAGES[:2]] * 3)
     generator.language_model.base_model.generation_config.repetition_penalty = 5.0
@@ -94,7 +100,7 @@ def test_streaming_gives_the_same_answer(generator: Generator) -> None:
     assert "".join(pieces).strip() == generator.generate([QUESTIONS[0]], [PASSAGES[:2]])[0]
 
 
-def test_streaming_hands_over_the_workers_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_raises_the_workers_error(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "_hf_config", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(generator.stream(QUESTIONS[0], PASSAGES[:2]))
@@ -108,7 +114,7 @@ def test_long_documents_are_cut_and_answers_are_not() -> None:
 
 
 def test_empty_answer_is_refused(generator: Generator) -> None:
-    with pytest.raises(DataError, match="empty one came"):
+    with pytest.raises(DataError, match="got an empty one"):
         generator.log_prob("q?", PASSAGES[:1], " ")
 
 

@@ -1,6 +1,5 @@
 """Reciprocal rank fusion by hand, what the fused scores teach, duplicates, and the parts that use a retriever."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
-from retriever.dense import DenseRetriever, Retriever
-from retriever.hybrid import BM25Retriever, HybridRetriever, reciprocal_rank_fusion
+from retriever.dense import DenseRetriever
+from retriever.hybrid import BM25Retriever, HybridRetriever, LexicalRetriever, reciprocal_rank_fusion
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SamplingConfig, SelectorConfig
+from retriever.retriever import Retriever
+from retriever.selector_config import SamplingConfig, SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
@@ -39,7 +39,7 @@ def learn_something(retriever: Retriever, *, seed: int = 0) -> None:
     """Move the question adapter away from the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        retriever.adapter.up_dr.copy_(torch.randn(retriever.adapter.up_dr.shape, generator=generator) * 3)
+        retriever.adapter.up.copy_(torch.randn(retriever.adapter.up.shape, generator=generator) * 3)
 
 
 # -- fusion ----------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_the_search_is_the_fusion_of_both_rankings(
         words = [row for row in bm25.search([question], 12)[1][0].tolist() if row >= 0]
         expected = reciprocal_rank_fusion([dense, words], rrf_k=10)
         assert [int(id_[1:]) for id_ in found.ids] == list(expected)[:7]
-        torch.testing.assert_close(found.scores_n, torch.tensor(list(expected.values())[:7], dtype=torch.float32))
+        torch.testing.assert_close(found.scores, torch.tensor(list(expected.values())[:7], dtype=torch.float32))
 
 
 def test_one_question_or_many_and_fewer_passages_than_k(hybrid: HybridRetriever) -> None:
@@ -100,7 +100,7 @@ def test_weights_choose_a_ranking(
 def test_depth_ends_the_rankings(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
     """At depth 1 only the two first passages are found; for more, depth follows k."""
     shallow = HybridRetriever(index, encoder, bm25, depth=1)
-    explanations = shallow.search(QUESTIONS[1], 1).explanations
+    explanations = shallow.search(QUESTIONS[1], 1, explain=True).explanations
     assert explanations is not None
     assert {explanations[0].dense_rank, explanations[0].bm25_rank} <= {1, None}
     assert len(shallow.search(QUESTIONS[1], 9)) == 9
@@ -133,11 +133,11 @@ def test_the_same_text_is_found_once(doubled: HybridRetriever, k: int) -> None:
         assert len(set(originals)) == k
 
 
-def test_no_more_than_there_is(doubled: HybridRetriever) -> None:
+def test_search_returns_at_most_all_passages(doubled: HybridRetriever) -> None:
     assert len(doubled.search(QUESTIONS[0], 30)) == len(PASSAGES)
 
 
-def test_the_best_of_equal_passages_stays(doubled: HybridRetriever) -> None:
+def test_the_best_of_equal_passages_is_kept(doubled: HybridRetriever) -> None:
     everything = HybridRetriever(doubled.index, doubled.encoder, doubled.bm25)
     dense = DenseRetriever(doubled.index, doubled.encoder).search(QUESTIONS[0], 36).ids
     rows = doubled.bm25.search([QUESTIONS[0]], 36)[1][0].tolist()
@@ -172,31 +172,31 @@ def test_score_is_that_of_the_search(
     if learned:
         learn_something(retriever)
     for found in retriever.search(QUESTIONS, 6):
-        torch.testing.assert_close(retriever.score(found).detach(), found.scores_n, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(retriever.score(found).detach(), found.scores, rtol=1e-5, atol=1e-5)
         moved = found.reordered([5, 0, 3])
-        torch.testing.assert_close(retriever.score(moved).detach(), moved.scores_n, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(retriever.score(moved).detach(), moved.scores, rtol=1e-5, atol=1e-5)
 
 
 def test_score_moves_with_the_dense_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = hybrid.search(QUESTIONS[0], 6)
     learn_something(hybrid)
-    vectors_nd, question_d = found.passage_vectors_nd, found.question_vector_d
+    vectors_nd, question_d = found.passage_vectors, found.question_vector
     adapted_d = hybrid.adapter(question_d[None])[0].detach()
-    expected = found.scores_n + vectors_nd @ (adapted_d - question_d)
+    expected = found.scores + vectors_nd @ (adapted_d - question_d)
     torch.testing.assert_close(hybrid.score(found).detach(), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(expected, found.scores_n, atol=1e-3)
+    assert not torch.allclose(expected, found.scores, atol=1e-3)
 
 
 def test_the_gradient_is_the_dense_one(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = hybrid.search(QUESTIONS[1], 5)
     weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
-    (fused,) = torch.autograd.grad((hybrid.score(found) * weights).sum(), hybrid.adapter.up_dr)
-    (dense,) = torch.autograd.grad((retriever.score(found) * weights).sum(), retriever.adapter.up_dr)
+    (fused,) = torch.autograd.grad((hybrid.score(found) * weights).sum(), hybrid.adapter.up)
+    (dense,) = torch.autograd.grad((retriever.score(found) * weights).sum(), retriever.adapter.up)
     torch.testing.assert_close(fused, dense)
     assert fused.abs().sum() > 0
 
 
-def test_what_another_retriever_found_gets_its_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
+def test_candidates_of_another_retriever_keep_its_scores(hybrid: HybridRetriever, retriever: DenseRetriever) -> None:
     found = retriever.search(QUESTIONS[0], 5)
     torch.testing.assert_close(hybrid.score(found), retriever.score(found))
 
@@ -210,15 +210,15 @@ def test_a_learned_adapter_changes_the_fused_search(hybrid: HybridRetriever) -> 
 # -- BM25 alone ------------------------------------------------------------------------------------------------
 
 
-def test_bm25_alone(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
+def test_bm25_retriever(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> None:
     """Two passages hold "capital" and "France", two more one of them; the others follow with 0."""
     retriever = BM25Retriever(index, encoder, bm25)
     found = retriever.search("capital of France", 7)
     scores, rows = bm25.search(["capital of France"], 4)
     assert found.ids == [f"p{row}" for row in rows[0]] + ["p0", "p1", "p2"]
-    torch.testing.assert_close(found.scores_n, torch.tensor([*scores[0].tolist(), 0.0, 0.0, 0.0]))
-    torch.testing.assert_close(found.passage_vectors_nd @ found.question_vector_d, found.dense_scores_n)
-    (gradient,) = torch.autograd.grad(retriever.score(found).sum(), retriever.adapter.up_dr)
+    torch.testing.assert_close(found.scores, torch.tensor([*scores[0].tolist(), 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(found.passage_vectors @ found.question_vector, found.dense_scores)
+    (gradient,) = torch.autograd.grad(retriever.score(found).sum(), retriever.adapter.up)
     assert not gradient.any()
 
 
@@ -226,13 +226,13 @@ def test_bm25_alone(index: PassageIndex, encoder: Encoder, bm25: BM25Index) -> N
 
 
 def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: BM25Index) -> None:
-    found = hybrid.search("capital of France", 12)
+    found = hybrid.search("capital of France", 12, explain=True)
     dense = retriever.search("capital of France", 12)
     scores, rows = (a[0].tolist() for a in bm25.search(["capital of France"], 4))
-    for id_, score, why in zip(found.ids, found.scores_n.tolist(), hybrid.explain(found), strict=True):
+    for id_, score, why in zip(found.ids, found.scores.tolist(), found.explanations or [], strict=True):
         at = dense.ids.index(id_)
         assert why.dense_rank == at + 1
-        assert why.dense_score == pytest.approx(float(dense.scores_n[at]), abs=1e-6)
+        assert why.dense_score == pytest.approx(float(dense.scores[at]), abs=1e-6)
         assert why.fused_score == pytest.approx(score)
         row = int(id_[1:])
         if row in rows:
@@ -244,17 +244,28 @@ def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: 
 
 
 def test_a_dense_explanation_has_no_words(retriever: DenseRetriever) -> None:
-    found = retriever.search(QUESTIONS[0], 2)
-    assert [(e.dense_rank, e.bm25_rank, e.terms) for e in retriever.explain(found)] == [
+    found = retriever.search(QUESTIONS[0], 2, explain=True)
+    assert [(e.dense_rank, e.bm25_rank, e.terms) for e in found.explanations or []] == [
         (1, None, None),
         (2, None, None),
     ]
-    assert [e.dense_rank for e in retriever.explain(found.reordered([1, 0]))] == [2, 1]
+    assert [e.dense_rank for e in found.reordered([1, 0]).explanations or []] == [2, 1]
 
 
-def test_made_up_candidates_cannot_be_explained(hybrid: HybridRetriever) -> None:
-    with pytest.raises(UsageError, match="Only what a retriever's search returned can be explained"):
-        hybrid.explain(replace(hybrid.search(QUESTIONS[0], 2), explanations=None))
+@pytest.mark.parametrize("kind", [BM25Retriever, HybridRetriever])
+def test_explanations_are_made_only_when_asked_for(
+    kind: type[LexicalRetriever],
+    index: PassageIndex,
+    encoder: Encoder,
+    bm25: BM25Index,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finder = kind(index, encoder, bm25)
+    explained = finder.search(QUESTIONS, 4, explain=True)
+    monkeypatch.setattr(bm25, "contributions", lambda *args: pytest.fail("nobody asked for an explanation"))
+    plain = finder.search(QUESTIONS, 4)
+    assert [c.explanations for c in plain] == [None, None]
+    assert [c.ids for c in plain] == [c.ids for c in explained]
 
 
 # -- the parts that use a retriever ----------------------------------------------------------------------------
@@ -270,22 +281,22 @@ def test_selector_and_e_step(
         generator.language_model, retriever, config=SelectorConfig(num_candidates=5, num_selected=2)
     )
     found = retriever.search(QUESTIONS, 5)
-    assert [p.z_mK.tolist() for p in selector.select(found)] == [[[0, 1]], [[0, 1]]]
+    assert [p.z.tolist() for p in selector.select(found)] == [[[0, 1]], [[0, 1]]]
     drawn = selector.propose(found, SamplingConfig(num_permutations=4), generator=torch.Generator().manual_seed(0))
-    assert [p.z_mK.shape for p in drawn] == [(4, 2), (4, 2)]
-    scored = selector.log_prob(found, [p.z_mK for p in drawn])
+    assert [p.z.shape for p in drawn] == [(4, 2), (4, 2)]
+    scored = selector.log_prob(found, [p.z for p in drawn])
     for log_p_m, permutations in zip(scored, drawn, strict=True):
-        torch.testing.assert_close(log_p_m.detach().cpu(), permutations.log_p_m, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(log_p_m.detach().cpu(), permutations.log_p, rtol=1e-4, atol=1e-4)
     torch.stack([log_p_m.sum() for log_p_m in scored]).sum().backward()
-    assert retriever.adapter.up_dr.grad is not None
-    assert bool(retriever.adapter.up_dr.grad.any()) == (kind is HybridRetriever)
+    assert retriever.adapter.up.grad is not None
+    assert bool(retriever.adapter.up.grad.any()) == (kind is HybridRetriever)
     config = DROConfig(e_step=EStepConfig(candidate_pool=9))
     posterior = EStep(retriever, selector, generator, config)(
         [QAExample("q1", QUESTIONS[0], ("Shakespeare",), ("p0",))], round=1
     )[0]
     assert len(posterior.candidates) == 5
-    assert posterior.candidates.dense_scores_n is not None
-    assert len(posterior.candidates.dense_scores_n) == 5
+    assert posterior.candidates.dense_scores is not None
+    assert len(posterior.candidates.dense_scores) == 5
 
 
 def test_another_encoder_for_the_same_passages(
@@ -301,12 +312,12 @@ def test_another_encoder_for_the_same_passages(
     backwards = build_index(Corpus.from_passages(PASSAGES[::-1]), encoder, tmp_path / "backwards", progress=False)
     hybrid.replace(backwards, encoder)
     for old, new in zip(before, hybrid.search(QUESTIONS, 5), strict=True):
-        torch.testing.assert_close(old.scores_n, new.scores_n)
+        torch.testing.assert_close(old.scores, new.scores)
         assert set(old.ids) == set(new.ids)
 
 
-def test_words_of_other_passages_are_refused(index: PassageIndex, encoder: Encoder) -> None:
-    with pytest.raises(MismatchError, match=r"must hold the 12 passages .* it holds 3"):
+def test_bm25_index_of_other_passages_is_refused(index: PassageIndex, encoder: Encoder) -> None:
+    with pytest.raises(MismatchError, match=r"must hold the 12 passages .*, got 3"):
         HybridRetriever(index, encoder, BM25Index.build(PASSAGES[:3]))
 
 

@@ -8,8 +8,9 @@ import torch
 from indexes.errors import UsageError
 from retriever.permutations import enumerate_permutations
 from training.config import DROConfig, EStepConfig
-from training.estimation import EStep, Posterior
-from training.imputation import RIDGE, Surrogate, choose, features, prior_coefficients
+from training.estimation import EStep
+from training.imputation import RIDGE, Surrogate, choose_permutations_to_score, features, prior_coefficients
+from training.posterior import EStepDiagnostics, Posterior
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -25,17 +26,17 @@ def e_step(make_e_step: Callable[..., EStep]) -> Callable[..., EStep]:
     return lambda **settings: make_e_step(**defaults | settings)
 
 
-def test_features_are_what_is_read_in_order_and_the_best_of_it() -> None:
+def test_features_are_single_passage_likelihoods_in_order_and_their_maximum() -> None:
     found = features(torch.tensor([-1.0, -5.0, -3.0]), torch.tensor([[1, 2], [2, 0]]))
     assert found.tolist() == [[-5.0, -3.0, -3.0], [-3.0, -1.0, -1.0]]
 
 
-def test_before_anything_is_scored_mean_and_best_count_half_each() -> None:
+def test_prior_coefficients_weigh_mean_and_maximum_equally() -> None:
     x = features(torch.tensor([-2.0, -8.0]), torch.tensor([[0, 1]]))
     assert float(x[0] @ prior_coefficients(3)) == pytest.approx((-5.0 + -2.0) / 2)
 
 
-def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
+def test_choice_is_without_replacement_in_proportion_to_predicted_weight() -> None:
     """Frequencies of being chosen against enumerated draws of two of three without replacement."""
     x = torch.zeros(3, 3)
     log_ratio = torch.tensor([0.6, 0.3, 0.1]).log()
@@ -43,7 +44,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
     counts, inverse = torch.zeros(3), torch.zeros(3)
     draws = 20_000
     for _ in range(draws):
-        scored_m, log_inclusion_m = choose(x, log_ratio, 2, generator)
+        scored_m, log_inclusion_m = choose_permutations_to_score(x, log_ratio, 2, generator)
         assert len(set(scored_m.tolist())) == 2
         counts[scored_m] += 1
         inverse[scored_m] += (-log_inclusion_m).exp()
@@ -54,7 +55,7 @@ def test_choice_is_without_replacement_in_proportion_to_promise() -> None:
 
 
 def test_all_are_scored_where_no_more_were_drawn() -> None:
-    scored_m, log_inclusion_m = choose(torch.randn(3, 3), torch.zeros(3), 5, None)
+    scored_m, log_inclusion_m = choose_permutations_to_score(torch.randn(3, 3), torch.zeros(3), 5, None)
     assert scored_m.tolist() == [0, 1, 2]
     assert log_inclusion_m.tolist() == [0.0, 0.0, 0.0]
 
@@ -94,7 +95,7 @@ def test_slopes_are_those_of_least_squares_with_a_level_for_each_question() -> N
     assert (found - prior_coefficients(3)).abs().max() > 0.02  # something was learned
 
 
-def test_several_e_steps_at_once_are_each_alone() -> None:
+def test_batched_e_steps_are_independent() -> None:
     first, second = questions(1, 0.5), questions(2, 0.5)
     stacked = [[torch.stack(pair) for pair in zip(a, b, strict=True)] for a, b in zip(first, second, strict=True)]
     both = Surrogate.fit(*stacked)
@@ -124,7 +125,7 @@ def test_residuals_leave_one_out() -> None:
     assert surrogate.residuals(xs[0][:1], ys[0][:1]).tolist() == [0.0]
 
 
-def test_what_was_scored_stays_and_what_was_not_is_guessed() -> None:
+def test_scored_likelihoods_are_kept_and_the_others_predicted() -> None:
     xs, ys = questions(4, noise=0.0)
     surrogate = Surrogate.fit([x.repeat(50, 1) for x in xs], [y.repeat(50) for y in ys])  # the ridge fades
     scored = torch.tensor([0, 3])
@@ -141,38 +142,36 @@ class TestEStep:
         for one, other in zip(exact, found, strict=True):
             assert by_permutation(other) == pytest.approx(by_permutation(one), abs=1e-4)
             assert other.scored is not None and len(other.scored.index_m) == 12
-            assert other.telemetry()["scored_weight"] == pytest.approx(1.0, abs=1e-5)
+            assert other.diagnostics().scored_weight == pytest.approx(1.0, abs=1e-5)
 
-    def test_scored_ones_are_the_generators_and_the_others_follow_the_model(self, e_step: Callable[..., EStep]) -> None:
+    def test_scored_likelihoods_are_the_generators_and_the_others_predicted(self, e_step: Callable[..., EStep]) -> None:
         step = e_step(e_step__num_permutations=3)
         for posterior in step(EXAMPLES, round=1):
             assert len(posterior.permutations) == 9 and posterior.scored is not None
-            assert len({tuple(z) for z in posterior.permutations.z_mK.tolist()}) == 9
+            assert len({tuple(z) for z in posterior.permutations.z.tolist()}) == 9
             index = posterior.scored.index_m.tolist()
             assert len(set(index)) == 3
-            for i, z in enumerate(posterior.permutations.z_mK.tolist()):
+            for i, z in enumerate(posterior.permutations.z.tolist()):
                 passages = [posterior.candidates.passages[c] for c in z]
                 truth = step.generator.log_prob(posterior.candidates.question, passages, posterior.answer)
                 found = float(posterior.log_likelihood_m[i])
                 assert (found == pytest.approx(truth, abs=1e-3)) == (i in index)
             torch.testing.assert_close(
                 posterior.weights_m,
-                (posterior.permutations.log_p_m - posterior.permutations.log_q_m + posterior.log_likelihood_m).softmax(
-                    -1
-                ),
+                (posterior.permutations.log_p - posterior.permutations.log_q + posterior.log_likelihood_m).softmax(-1),
             )
 
     def test_the_generator_learns_from_the_scored_ones(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES[:1], round=1)[0]
         assert posterior.scored is not None
         d = posterior.distinct_scored()
-        scored = posterior.permutations.z_mK[posterior.scored.index_m].tolist()
+        scored = posterior.permutations.z[posterior.scored.index_m].tolist()
         assert sorted(d.z_uK.tolist()) == sorted(scored)
         assert len(posterior.distinct().z_uK) == 9
         assert float(d.weights_u.sum()) == pytest.approx(1.0, abs=1e-5)
         assert d.share_u.tolist() == pytest.approx([1 / 3] * 3)
 
-    def test_its_weights_stand_for_all_that_were_drawn(self, e_step: Callable[..., EStep]) -> None:
+    def test_scored_weights_are_corrected_for_inclusion(self, e_step: Callable[..., EStep]) -> None:
         """omega_j over the probability that j was scored; averaged over choices such sums are those over all nine."""
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES[:1], round=1)[0]
         scored = posterior.scored
@@ -182,27 +181,29 @@ class TestEStep:
         )
         drawn, generator = posterior.permutations, torch.Generator().manual_seed(0)
         omega_M = posterior.log_omega_m.exp()
-        x_MF = features(torch.randn(4, generator=generator), drawn.z_mK)
+        x_MF = features(torch.randn(4, generator=generator), drawn.z)
         sums = []
         for _ in range(4000):
-            scored_m, log_inclusion_m = choose(x_MF, drawn.log_p_m - drawn.log_q_m, 3, generator)
+            scored_m, log_inclusion_m = choose_permutations_to_score(x_MF, drawn.log_p - drawn.log_q, 3, generator)
             sums.append(float((omega_M[scored_m].log() - log_inclusion_m).exp().sum()))
         assert sum(sums) / 4000 == pytest.approx(float(omega_M.sum()), rel=0.05)
 
-    def test_telemetry(self, e_step: Callable[..., EStep]) -> None:
+    def test_diagnostics_of_the_scored_permutations(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES, round=1)[0]
-        telemetry = posterior.telemetry()
+        diagnostics = posterior.diagnostics()
         assert posterior.scored is not None
-        assert (telemetry["permutations"], telemetry["scored_permutations"]) == (9, 3)
+        assert (diagnostics.permutations, diagnostics.scored_permutations) == (9, 3)
         expected = float(posterior.weights_m[posterior.scored.index_m].sum())
-        assert telemetry["scored_weight"] == pytest.approx(expected)
-        assert telemetry["imputation_rmse"] > 0
-        assert (
-            "scored_weight"
-            not in e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].telemetry()
-        )
+        assert diagnostics.scored_weight == pytest.approx(expected)
+        assert diagnostics.imputation_rmse > 0
+        plain = e_step(e_step__proposals_per_sample=1, e_step__num_permutations=3)(EXAMPLES, round=1)[0].diagnostics()
+        assert plain.scored_weight is None and "scored_weight" not in plain.to_dict()
+        assert EStepDiagnostics.from_dict(diagnostics.to_dict()) == diagnostics
+        mean = EStepDiagnostics.mean([plain, diagnostics])
+        assert mean.ess == pytest.approx((plain.ess + diagnostics.ess) / 2)
+        assert mean.scored_weight == diagnostics.scored_weight, "the mean is over the questions that have the number"
 
-    def test_no_guess_is_likelier_than_certain(
+    def test_predictions_are_at_most_probability_one(
         self, e_step: Callable[..., EStep], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         step = e_step(e_step__num_permutations=3)
@@ -229,5 +230,5 @@ class TestEStep:
 
 
 def by_permutation(posterior: Posterior) -> dict[tuple[int, ...], float]:
-    z = map(tuple, posterior.permutations.z_mK.tolist())
+    z = map(tuple, posterior.permutations.z.tolist())
     return dict(zip(z, posterior.weights_m.tolist(), strict=True))

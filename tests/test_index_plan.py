@@ -93,7 +93,7 @@ def test_bytes_and_segments_are_those_of_the_index(
     words = ["--corpus", str(corpus), "--factory", factory, "--device", "cpu", *options]
     assert main(["plan", "index", *words, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert main(["index", "build", *words, "--output", str(corpus.parent / "index"), "--quiet", "--json"]) == 0
+    assert main(["index", "build", *words, "--output_dir", str(corpus.parent / "index"), "--quiet", "--json"]) == 0
     built = json.loads(capsys.readouterr().out)
     assert built["segments"] == segments
     assert plan["index"]["factory"] == built["factory"]
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_told_and_mended() -> None:
     assert planned(job(factory="HNSW32"))["changes"] == []
     full = planned(job(), room=replace(ROOM, disk=10**6))
     assert full["fits"]["disk"] is False
-    assert full["changes"][-1]["change"] == "another --output"
+    assert full["changes"][-1]["change"] == "another --output_dir"
 
 
 def test_segments_are_a_way_to_fit() -> None:
@@ -272,7 +272,7 @@ def test_a_refusal_of_the_builder_is_a_verdict(
 
 
 def test_json_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output", str(tmp_path / "no/index")]
+    words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output_dir", str(tmp_path / "no/index")]
     assert main(["plan", "index", *words, "--max_memory", "1GB", "--processes", "2", "--device", "cpu", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data) == {
@@ -305,11 +305,11 @@ def test_invented_passages_have_the_length_asked_for() -> None:
     ("words", "code", "message"),
     [
         ([], 2, "--corpus FILE, or --passages N"),
-        (["--passages", "0"], 2, "--passages must be at least 1, but 0 came"),
+        (["--passages", "0"], 2, "--passages must be at least 1, but got 0"),
         (["--passages", "10", "--processes", "0"], 2, "--processes must be at least 1"),
         (["--passages", "10", "--encoder", "/no/encoder"], 5, "config.json must be found"),
         (["--passages", "10", "--factory", "IVF"], 2, "factory"),
-        (["--passages", "10", "--max_memory", "lots"], 2, "'lots' came"),
+        (["--passages", "10", "--max_memory", "lots"], 2, "got 'lots'"),
         (["--passages", "10", "--chunk_tokens", "4", "--chunk_overlap", "4"], 2, "--chunk_overlap 4 came"),
         (["--corpus", "/no/corpus.jsonl"], 3, "/no/corpus.jsonl"),
     ],

@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from generator.configs import AdapterConfig
 from generator.language_model import LanguageModel, resolve_dtype
-from generator.padding import Branches
+from generator.padding import SharedPrefixTokens
 from indexes.batching import token_budget_batches
 from indexes.errors import MismatchError, ResourceError, UsageError
 
@@ -148,7 +148,7 @@ def test_an_unknown_change_of_the_logits_is_refused() -> None:
 
 
 def test_the_head_may_not_be_adapted() -> None:
-    with pytest.raises(UsageError, match="must leave the output head alone"):
+    with pytest.raises(UsageError, match="must not include the output head"):
         LanguageModel(tiny_model(), byte_tokenizer(), adapter=AdapterConfig(target_modules=["lm_head", "q_proj"]))
 
 
@@ -188,13 +188,13 @@ def test_the_answer_ends_as_the_chat_template_says() -> None:
 
 
 def test_unknown_role(language_model: LanguageModel) -> None:
-    with pytest.raises(UsageError, match="'judge' came"), language_model.use("judge"):
+    with pytest.raises(UsageError, match="got 'judge'"), language_model.use("judge"):
         pass
 
 
 def test_dtype_names() -> None:
     assert resolve_dtype("auto", "cpu") is torch.float32
-    with pytest.raises(UsageError, match="'fp8' came"):
+    with pytest.raises(UsageError, match="got 'fp8'"):
         resolve_dtype("fp8", "cpu")
 
 
@@ -216,13 +216,13 @@ def test_token_budget() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma"])
-def test_branches_equal_separate_rows(architecture: str) -> None:
+def test_shared_prefix_equals_separate_sequences(architecture: str) -> None:
     """One prompt with two replies in a row: each reply's hidden states are those of its own row."""
     model = tiny_language_model(architecture)
     prompt, replies = [20, 30, 40], [[50, 60], [70, 80]]
     device = torch.device("cpu")
-    branches = Branches.of(2, 0, 2, device)
-    tokens = Branches.prompt(5, device).followed_by(branches)  # two padding tokens after the prompt
+    branches = SharedPrefixTokens.of_replies(2, 0, 2, device)
+    tokens = SharedPrefixTokens.of_prompt(5, device).followed_by(branches)  # two padding tokens after the prompt
     lengths = torch.tensor([3])
     row = torch.tensor([[*prompt, 0, 0, *replies[0], *replies[1]]])
     with torch.no_grad():
@@ -243,8 +243,8 @@ def test_sliding_windows_are_kept() -> None:
     model = tiny_language_model("mistral", sliding_window=3)
     prompt, reply = [20, 30, 40, 50], [60, 70]
     device = torch.device("cpu")
-    branches = Branches.of(1, 0, 2, device)
-    tokens = Branches.prompt(4, device).followed_by(branches)
+    branches = SharedPrefixTokens.of_replies(1, 0, 2, device)
+    tokens = SharedPrefixTokens.of_prompt(4, device).followed_by(branches)
     lengths = torch.tensor([4])
     with torch.no_grad():
         packed = model.hidden(

@@ -33,7 +33,7 @@ def test_a_continuation_scores_as_with_labels(architecture: str, role: str) -> N
     assert [one.log_prob for one in found] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_role_decides(language_model: LanguageModel) -> None:
+def test_likelihoods_depend_on_the_role(language_model: LanguageModel) -> None:
     row = [Continuation([1], [40, 41, 42])]
     found = []
     for role in ("base", "generator", "selector"):
@@ -53,13 +53,15 @@ def test_greedy_means_that_every_token_was_the_most_probable(language_model: Lan
     assert [one.is_greedy for one in found] == [True, False]
 
 
-def test_few_logits_at_a_time_change_nothing(language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_logits_give_the_same_likelihoods(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [Continuation([1], list(range(10, 40))), Continuation([2, 3], list(range(50, 57)))]
     whole = [one.log_prob for one in continuation_likelihoods(language_model, rows)]
     sizes: list[int] = []
     head = language_model.head
     monkeypatch.setattr(language_model, "head", lambda hidden: sizes.append(len(hidden)) or head(hidden))
-    monkeypatch.setattr("generator.likelihood._LOGIT_BYTES", {"cpu": 4 * language_model.base_model.vocab_size * 3})
+    monkeypatch.setattr("generator.likelihood.logit_bytes", lambda cuda: 4 * language_model.base_model.vocab_size * 3)
     assert [one.log_prob for one in continuation_likelihoods(language_model, rows)] == pytest.approx(whole, rel=1e-6)
     assert max(sizes) == 3 and sum(sizes) == 37
 
@@ -83,12 +85,12 @@ def test_windows_are_those_of_the_harness_itself(length: int, width: int) -> Non
     assert [(w.context_ids, w.target_ids) for w in rolling_windows(ids, 7, width)] == list(theirs)
 
 
-def test_no_window_without_a_token() -> None:
-    with pytest.raises(UsageError, match="at least 1 token; 0 came"):
+def test_windows_of_width_zero_are_refused() -> None:
+    with pytest.raises(UsageError, match="at least 1 token, got 0"):
         rolling_windows([1, 2], 0, 0)
 
 
-def test_the_beginning_of_a_text() -> None:
+def test_prefix_token_of_a_text() -> None:
     tokenizer = byte_tokenizer()
     assert prefix_id(tokenizer) == tokenizer.eos_token_id
     tokenizer.bos_token = "<pad>"

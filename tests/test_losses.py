@@ -47,7 +47,7 @@ def test_distillation_is_least_where_the_retriever_agrees() -> None:
 class TestDistillationTarget:
     logits_n = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
-    def test_an_answer_that_says_nothing_leaves_the_retriever_where_it_is(self) -> None:
+    def test_equal_likelihoods_leave_the_distillation_target_at_the_retriever(self) -> None:
         marginals_n = torch.tensor([0.9, 0.6, 0.3, 0.2])
         found = distillation_target(marginals_n, marginals_n, self.logits_n, 8)
         torch.testing.assert_close(found, self.logits_n.softmax(-1))
@@ -59,7 +59,7 @@ class TestDistillationTarget:
         share = [math.exp(2), math.exp(1), 1.0, 12 * math.exp(-1)]
         assert found.tolist() == pytest.approx([s / sum(share) for s in share], abs=1e-5)
 
-    def test_nothing_is_surer_than_half_a_permutation(self) -> None:
+    def test_log_odds_are_bounded_by_half_a_permutation(self) -> None:
         """Of five permutations none, or all, held a candidate: that is a tenth, or nine."""
         found = distillation_target(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.zeros(2), 5)
         assert found.tolist() == pytest.approx([81 / 82, 1 / 82], abs=1e-5)
@@ -125,7 +125,7 @@ def test_control_variate_gradient_at_fresh_samples() -> None:
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_stale_samples_count_as_if_drawn_and_weighed_anew() -> None:
+def test_stale_samples_have_the_gradient_of_fresh_weights() -> None:
     """Enumerated: moved from p to another selector, the gain is that of log p(y|x), and w and b follow."""
     generator = torch.Generator().manual_seed(3)
     old, new, likelihood = (torch.randn(6, generator=generator).log_softmax(-1) for _ in range(3))
@@ -138,7 +138,7 @@ def test_stale_samples_count_as_if_drawn_and_weighed_anew() -> None:
     torch.testing.assert_close(log_p.grad, new.exp() - (new + likelihood).softmax(-1))
 
 
-def test_equal_utilities_leave_the_selector_alone() -> None:
+def test_equal_utilities_give_no_selector_gradient() -> None:
     """The paper's estimator pulls the selector onto its own samples; with the control variate nothing moves."""
     log_p = torch.tensor([-1.0, -2.0], requires_grad=True)
     half = torch.tensor([0.5, 0.5])
@@ -159,7 +159,7 @@ def _ascend(weights: torch.Tensor, *, arms: int = 50, steps: int) -> torch.Tenso
     return logits.detach().softmax(-1)
 
 
-def test_one_m_step_can_go_where_the_posterior_is() -> None:
+def test_one_m_step_can_reach_the_posterior() -> None:
     """A permutation that carries the whole posterior overtakes the other samples and everything unsampled."""
     p = _ascend(torch.tensor([1.0, 0.0, 0.0, 0.0]), steps=100)
     assert int(p.argmax()) == 0
@@ -254,7 +254,7 @@ def test_logits_exist_only_for_a_chunk() -> None:
     assert sum(sizes) == 2 * N
 
 
-def test_positions_average_per_row_then_over_rows() -> None:
+def test_positions_average_per_sequence_then_over_sequences() -> None:
     """P = 4 and 2: three and one predictions of input tokens. Row weights 1/2: each row counts the same (trap 10)."""
     rows, positions, weights = selfaug_positions(torch.tensor([4, 2]), torch.tensor([0.5, 0.5]))
     assert rows.tolist() == [0, 0, 0, 1]
@@ -263,7 +263,7 @@ def test_positions_average_per_row_then_over_rows() -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_rows_of_a_large_vocabulary_are_taken_few_at_a_time(direction: str) -> None:
+def test_a_large_vocabulary_is_processed_in_small_chunks(direction: str) -> None:
     """70,000 tokens in float32 are 280 kB: three rows at a time of the chunk's seven."""
     torch.manual_seed(0)
     head = torch.randn(70_000, 3)

@@ -64,17 +64,17 @@ def test_json_is_deterministic_complete_and_read_back(manifest: Manifest, tmp_pa
     assert set(data["libraries"]) >= {"torch", "faiss-cpu", "sentence-transformers"}
 
 
-def test_a_manifest_from_before_untested_kinds_were_refused_is_read(manifest: Manifest) -> None:
+def test_a_manifest_without_allow_untested_is_read(manifest: Manifest) -> None:
     old = json.loads(manifest.to_json())
     assert old.pop("allow_untested") is False
     assert Manifest.from_json(json.dumps(old)) == manifest
     allowed = replace(manifest, allow_untested=True)
     assert Manifest.from_json(allowed.to_json()) == allowed
-    with pytest.raises(MismatchError, match="'allow_untested' must be bool, but 'yes' came"):
+    with pytest.raises(MismatchError, match="'allow_untested' must be bool, but got 'yes'"):
         Manifest.from_json(changed(manifest, allow_untested="yes"))
 
 
-def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, folder: Path) -> None:
+def test_encoder_and_file_records(encoder: Encoder, folder: Path) -> None:
     record = EncoderRecord.of(encoder)
     assert (record.name, record.dtype, record.max_length, record.revision) == ("tiny", "float32", None, None)
     assert record.fingerprint == encoder.fingerprint
@@ -91,9 +91,9 @@ def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, 
         ({"deleted": "../deleted.npy"}, r"only name files inside its directory, but it names '\.\./deleted\.npy'"),
         ({"bm25": "/etc"}, r"only name files inside its directory, but it names '/etc'"),
         ({"extra": 1}, r"must have exactly the fields .*'extra'"),
-        ({"passages": "12"}, r"'passages' must be int, but '12' came"),
-        ({"passages": True}, r"'passages' must be int, but True came"),
-        ({"factory": None}, r"'factory' must be str, but None came"),
+        ({"passages": "12"}, r"'passages' must be int, but got '12'"),
+        ({"passages": True}, r"'passages' must be int, but got True"),
+        ({"factory": None}, r"'factory' must be str, but got None"),
         ({"files": {"a": {"bytes": 1}}}, r"file 'a' must have exactly the fields \['bytes', 'sha256'\]"),
         ({"encoder": {"name": "x"}}, r"encoder must have exactly the fields"),
         ({"encoder": "x"}, r"'encoder' must be dict"),
@@ -106,7 +106,7 @@ def test_an_encoder_and_a_file_are_described_by_what_they_are(encoder: Encoder, 
         ),
     ],
 )
-def test_a_manifest_that_is_not_one_is_refused(changes: dict, message: str, manifest: Manifest) -> None:
+def test_an_invalid_manifest_is_refused(changes: dict, message: str, manifest: Manifest) -> None:
     with pytest.raises(MismatchError, match=message):
         Manifest.from_json(changed(manifest, **changes))
 

@@ -17,15 +17,10 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
-from training.estimation import EStep, Posterior, answer_row
-from training.maximization import (
-    JointModel,
-    MicroBatch,
-    MStepTrainer,
-    _parameter_groups,
-    micro_batches_per_batch,
-    plan_micro_batches,
-)
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
+from training.maximization import MStepTrainer, micro_batches_per_batch, plan_micro_batches
+from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
 Make = Callable[..., ListwiseSelector]
@@ -113,7 +108,7 @@ def adapter_gradients(parts: tuple[ListwiseSelector, Generator], **settings: obj
     """Of the question adapter, moved from the identity so that both of its factors have one."""
     selector, generator = parts
     with torch.no_grad():
-        selector.retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
+        selector.retriever.adapter.up.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.1)
     made = config(e_step__exact=True, **settings)
     posteriors = posteriors_of(parts, made)
     found = gradients(JointModel(selector, generator, made), micro_batches(posteriors)[:1])
@@ -128,22 +123,19 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[ListwiseSelec
     adapter.zero_grad()
     for posterior in posteriors_of(parts, config(e_step__exact=True)):
         read_n = torch.zeros(4)
-        for z, w in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m.tolist(), strict=True):
+        for z, w in zip(posterior.permutations.z.tolist(), posterior.weights_m.tolist(), strict=True):
             read_n[z] += w
         torch.testing.assert_close(posterior.marginals(), read_n, rtol=1e-4, atol=1e-6)
         question = torch.nn.functional.normalize(
-            posterior.candidates.question_vector_d
-            + posterior.candidates.question_vector_d @ adapter.down_rd.T @ adapter.up_dr.T,
+            posterior.candidates.question_vector + posterior.candidates.question_vector @ adapter.down.T @ adapter.up.T,
             dim=-1,
         )
-        scores_n = posterior.candidates.passage_vectors_nd @ question
+        scores_n = posterior.candidates.passage_vectors @ question
         z_scores_n = (scores_n - scores_n.mean()) / scores_n.std(correction=0)
         expected_n = torch.zeros(4)
-        for z, b in zip(
-            posterior.permutations.z_mK.tolist(), posterior.permutations.log_p_m.exp().tolist(), strict=True
-        ):
+        for z, b in zip(posterior.permutations.z.tolist(), posterior.permutations.log_p.exp().tolist(), strict=True):
             expected_n[z] += b
-        found_n = selector.prior.strength.detach() * standardise(posterior.candidates.scores_n)
+        found_n = selector.prior.strength.detach() * standardise(posterior.candidates.scores)
         least = 1 / 24  # half of one permutation of twelve
         odds = [(x / (1 - x)) for x in (read_n.clamp(least, 1 - least), expected_n.clamp(least, 1 - least))]
         target_n = found_n.exp() * odds[0] / odds[1]
@@ -169,7 +161,7 @@ def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector
 
 
 def _full_logit_log_prob(generator: Generator, posterior: Posterior, z: torch.Tensor) -> torch.Tensor:
-    row = answer_row(generator, posterior.candidates, z, posterior.answer)
+    row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
     ids = torch.tensor([row.input_ids])
     logits = generator.language_model.base_model(input_ids=ids).logits[0]
     n = len(row.answer_ids)
@@ -190,7 +182,9 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSele
 
 @pytest.mark.parametrize("parts_count", [2, 3, 9])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_rows_changes_nothing(parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str) -> None:
+def test_splitting_sequences_into_micro_batches_changes_no_gradient(
+    parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str
+) -> None:
     """Nine parts of at most eight rows: some are empty and must still pass."""
     selector, generator = parts
     settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
@@ -240,8 +234,8 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
         found = joint(micro_batches(posteriors)[1])["selfaug_kl"].item()
     expected = 0.0
     for posterior in posteriors:
-        for z in posterior.permutations.z_mK:
-            row = answer_row(generator, posterior.candidates, z, posterior.answer)
+        for z in posterior.permutations.z:
+            row = answer_sequence(generator, posterior.candidates, z, posterior.answer)
             ids, P = torch.tensor([row.input_ids]), len(row.prompt_ids)
             logits = {}
             for role in ("base", "generator"):
@@ -252,7 +246,7 @@ def test_selfaug_equals_full_logits(parts: tuple[ListwiseSelector, Generator]) -
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_selfaug_on_one_permutation_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     every = config(selfaug__alpha=1.0, e_step__num_permutations=4)
     posteriors = posteriors_of(parts, every)[:1]
@@ -269,7 +263,7 @@ def test_one_row_is_unbiased(parts: tuple[ListwiseSelector, Generator]) -> None:
 
 
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
+def test_a_correct_reference_passes_the_first_check(rows: str, retriever: DenseRetriever, make_selector: Make) -> None:
     """On one of several rows the reference runs in another batch shape, and rounding is no alarm."""
     model = tiny_language_model()
     selector, generator = make_selector(model, num_candidates=4, num_selected=2), Generator(model)
@@ -283,11 +277,11 @@ def test_a_sound_reference_passes_the_first_check(rows: str, retriever: DenseRet
 
 def test_a_zero_selector_learning_rate_means_zero(parts: tuple[ListwiseSelector, Generator]) -> None:
     joint = JointModel(*parts, config())
-    groups = _parameter_groups(joint, config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
+    groups = joint.parameter_groups(config(m_step__selector_learning_rate=0.0, m_step__learning_rate=0.5))
     assert sorted(group["lr"] for group in groups) == [0.0, 1e-3, 1e-2, 0.5]
 
 
-def test_a_broken_reference_is_noticed(
+def test_a_wrong_reference_is_refused(
     parts: tuple[ListwiseSelector, Generator],
     retriever: DenseRetriever,
     make_selector: Make,
@@ -310,7 +304,7 @@ def test_a_broken_reference_is_noticed(
         joint(batch)
 
 
-def test_who_learns(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_which_parameters_are_trainable(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
@@ -333,7 +327,7 @@ def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelec
     """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
     posteriors = (posteriors_of(parts, config()) * 2)[:5]
     settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
-    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_rows=8)
+    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_permutations=8)
     assert micro_batches_per_batch(settings, 8) == 4
     assert len(plan) == 4 * 4
     for rank in range(2):
@@ -365,7 +359,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     expected = {n: g / 3 for n, g in gradients(joint, micro_batches(posteriors)).items()}
     joint.zero_grad()
     before = {n: p.detach().clone() for n, p in joint.named_parameters()}
-    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_rows=2)
+    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_permutations=2)
     trainer.train()
     moved = {n: before[n] - p.detach() for n, p in joint.named_parameters() if not torch.equal(before[n], p)}
     assert_same(moved, {n: g for n, g in expected.items() if n in moved})
@@ -388,9 +382,9 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
     values = []
     for round in range(3):
         posteriors = posteriors_of(parts, settings)
-        values.append(sum(p.telemetry()["log_marginal"] for p in posteriors))
+        values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
-        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_rows=12).train()
+        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_permutations=12).train()
         joint.eval()
     assert all(later >= earlier - 1e-3 for earlier, later in pairwise(values))
     assert values[-1] > values[0] + 0.1
@@ -405,10 +399,10 @@ def test_equal_utilities_leave_the_selector_where_it_is(
         e_step__num_permutations=6, train_generator=False, m_step__num_train_epochs=6, m_step__learning_rate=1e-2
     )
     flat = [replace(p, weights_m=p.baseline_m) for p in posteriors_of(parts, settings)]
-    z = [p.permutations.z_mK for p in flat]
+    z = [p.permutations.z for p in flat]
     before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
-    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_rows=6).train()
+    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_permutations=6).train()
     joint.eval()
     after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
@@ -420,4 +414,4 @@ def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):
-        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_rows=2).train()
+        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_permutations=2).train()

@@ -18,8 +18,7 @@ import pytest
 
 from indexes import DataError, FaissIndex, MilvusIndex, MismatchError, ResourceError, UsageError
 from indexes.vectors import milvus_index as module
-from indexes.vectors.faiss.faiss_factory import properties
-from indexes.vectors.milvus_kinds import search_settings
+from indexes.vectors.milvus_kinds import milvus_properties, search_settings
 
 grpc = pytest.importorskip("grpc", reason="Milvus is optional: pip install dro-rag[milvus]")
 pymilvus = pytest.importorskip("pymilvus", reason="Milvus is optional: pip install dro-rag[milvus]")
@@ -87,7 +86,7 @@ def test_equal_scores_are_ordered_by_row(path: Path) -> None:
     assert scores_Bk.tolist() == [[3] * 4 + [-2] * 4 + [-np.inf] * 2, [2] * 4 + [-3] * 4 + [-np.inf] * 2]
 
 
-def test_requests_are_split_without_a_trace(
+def test_split_requests_give_the_same_results(
     path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven vectors, or two queries, at once; then 301 rows need several rounds of probes as well."""
@@ -228,14 +227,14 @@ def test_rows_that_are_sent_twice_replace_each_other(
     assert (np.sort(rows_Bk, axis=1) == np.arange(-1, N)).all()
 
 
-def test_drop_takes_the_segment_and_the_last_one_the_collection(path: Path, vectors_Nd: np.ndarray) -> None:
+def test_dropping_the_last_segment_drops_the_collection(path: Path, vectors_Nd: np.ndarray) -> None:
     with create(path, segment=0) as first, create(path, segment=1) as second:
         first.add(vectors_Nd)
         second.add(vectors_Nd[:3])
         first.drop()
         assert MilvusIndex.segments(path, "passages") == [1]
         assert second.search(vectors_Nd[:1], 9)[1].max() == 2
-        with pytest.raises(MismatchError, match="must have segment 0, but it has not"):
+        with pytest.raises(MismatchError, match="must have segment 0, but it does not"):
             MilvusIndex.open(path, "passages", 0)
         with pytest.raises(UsageError, match="is closed"):
             first.search(vectors_Nd, 1)
@@ -247,9 +246,9 @@ def test_drop_takes_the_segment_and_the_last_one_the_collection(path: Path, vect
 
 def test_wrong_vectors(path: Path) -> None:
     with create(path, dimension=3) as index:
-        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but \[1, 4\] came"):
+        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but got \[1, 4\]"):
             index.add(np.zeros((1, 4)))
-        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but \[3\] came"):
+        with pytest.raises(MismatchError, match=r"shape \[n, 3\], but got \[3\]"):
             index.search(np.zeros(3), 1)
         for bad in (np.nan, np.inf):
             with pytest.raises(DataError, match="must be finite"):
@@ -259,7 +258,7 @@ def test_wrong_vectors(path: Path) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 16_385])
 def test_k_out_of_range(k: int, path: Path, queries_Bd: np.ndarray) -> None:
-    with create(path) as index, pytest.raises(UsageError, match=f"from 1 to 16,384, .* but {k} came"):
+    with create(path) as index, pytest.raises(UsageError, match=f"at least 1 and at most 16,384, .* but got {k}"):
         index.search(queries_Bd, k)
 
 
@@ -280,20 +279,20 @@ def test_wrong_parameters(parameters: str, path: Path, queries_Bd: np.ndarray) -
 @pytest.mark.parametrize(
     ("kind", "parameters", "message"),
     [
-        ("HNSW", "ef=0", "ef must be a whole number from 1 to .*, but '0' came"),
-        ("HNSW", "ef=-3", "but '-3' came"),
-        ("HNSW", "ef=2.5", "but '2.5' came"),
-        ("HNSW", "efSearch=64", r"index type 'HNSW' in milvus-lite \(ef\), but 'efSearch' came"),
-        ("HNSW", "ef=64,nprobe=8", "'nprobe' came"),
-        ("HNSW_SQ", "ef=0", "but '0' came"),
-        ("HNSW_SQ", "refine_k=2", "'refine_k' came"),
-        ("AUTOINDEX", "ef=0", "but '0' came"),
-        ("AUTOINDEX", "level=3", "'level' came"),
-        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but '0' came"),
-        ("IVF_FLAT", "ef=64", "'ef' came"),
-        ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "'max_empty_result_buckets' came"),
-        ("IVF_SQ8", "nprobe=70000", "but '70000' came"),
-        ("FLAT", "ef=64", r"\(none\), but 'ef' came"),
+        ("HNSW", "ef=0", "ef must be a whole number from 1 to .*, but got '0'"),
+        ("HNSW", "ef=-3", "but got '-3'"),
+        ("HNSW", "ef=2.5", "but got '2.5'"),
+        ("HNSW", "efSearch=64", r"index type 'HNSW' in milvus-lite \(ef\), but got 'efSearch'"),
+        ("HNSW", "ef=64,nprobe=8", "got 'nprobe'"),
+        ("HNSW_SQ", "ef=0", "but got '0'"),
+        ("HNSW_SQ", "refine_k=2", "got 'refine_k'"),
+        ("AUTOINDEX", "ef=0", "but got '0'"),
+        ("AUTOINDEX", "level=3", "got 'level'"),
+        ("IVF_FLAT", "nprobe=0", "nprobe must be a whole number from 1 to 65,536, but got '0'"),
+        ("IVF_FLAT", "ef=64", "got 'ef'"),
+        ("IVF_FLAT", "nprobe=8,max_empty_result_buckets=1", "got 'max_empty_result_buckets'"),
+        ("IVF_SQ8", "nprobe=70000", "but got '70000'"),
+        ("FLAT", "ef=64", r"\(none\), but got 'ef'"),
     ],
 )
 def test_parameters_are_those_of_the_index_type(
@@ -339,22 +338,22 @@ def test_a_graph_keeps_at_least_as_many_candidates_as_results(
 )
 def test_parameters_of_a_server(index_type: str, parameters: str | None, settings: dict[str, float]) -> None:
     assert search_settings(parameters, index_type, 10, is_lite=False) == settings
-    with pytest.raises(UsageError, match=f"index type '{index_type}' in Milvus .* 'beam' came"):
+    with pytest.raises(UsageError, match=f"index type '{index_type}' in Milvus .* got 'beam'"):
         search_settings("beam=3", index_type, 10, is_lite=False)
     if settings:
         with pytest.raises(UsageError, match=r"must be a .*number from"):
             search_settings(f"{next(iter(settings))}=-1", index_type, 10, is_lite=False)
 
 
-def test_only_flat_promises_exact_results_and_scores_are_told_apart() -> None:
-    kinds = {name: properties(f"Milvus({name})") for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
+def test_properties_of_index_types() -> None:
+    kinds = {name: milvus_properties(name) for name in ("FLAT", "HNSW", "IVF_SQ8", "AUTOINDEX")}
     assert [kind.is_exhaustive for kind in kinds.values()] == [True, False, False, False]
     assert [kind.scores for kind in kinds.values()] == ["exact", "exact", "other", "other"]
     assert {kind.vectors for kind in kinds.values()} == {"same"}
 
 
 @pytest.mark.parametrize(("kind", "scores"), [("FLAT", True), ("HNSW", True), ("HNSW_SQ", False), ("IVF_SQ8", False)])
-def test_which_types_score_by_the_vectors_that_they_give_back(
+def test_scores_property_of_index_types(
     kind: str, scores: bool, path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
 ) -> None:
     with create(path, kind=kind, index_parameters={"nlist": 4} if kind.startswith("IVF") else {}) as index:
@@ -363,7 +362,7 @@ def test_which_types_score_by_the_vectors_that_they_give_back(
     with MilvusIndex.open(path, "passages", 0) as index:  # now the index is built
         scores_Bk, rows_Bk = index.search(queries_Bd, K)
     found = np.abs(scores_Bk - np.take_along_axis(queries_Bd @ vectors_Nd.T, rows_Bk, axis=1)).max() < 1e-4
-    assert (found, properties(index.factory).scores == "exact") == (scores, scores)
+    assert (found, index.properties.scores == "exact") == (scores, scores)
 
 
 def test_parameters_that_the_server_refuses(
@@ -390,7 +389,7 @@ def test_wrong_names_of_collections(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize("segment", [-1, 2**23])
 def test_wrong_segments(segment: int, path: Path) -> None:
-    with pytest.raises(UsageError, match=f"from 0 to 8,388,607, but {segment} came"):
+    with pytest.raises(UsageError, match=f"from 0 to 8,388,607, but got {segment}"):
         create(path, segment)
 
 
@@ -418,18 +417,20 @@ def test_what_is_missing(path: Path, tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(UsageError, match=r"folder that exists, but .*nowhere does not"):
         create(tmp_path / "nowhere/vectors.db")
-    with create(path), pytest.raises(MismatchError, match="must have the collection 'others', but it has not"):
+    with create(path), pytest.raises(MismatchError, match="must have the collection 'others', but it does not"):
         MilvusIndex.open(path, "others", 0)
 
 
 def test_what_does_not_match(path: Path) -> None:
     with create(path, 0, kind="HNSW"):
         for dimension, kind in ((D + 1, "HNSW"), (D, "FLAT")):
-            with pytest.raises(MismatchError, match=f"16 dimensions in an index 'HNSW', but {dimension} and '{kind}'"):
+            with pytest.raises(
+                MismatchError, match=f"16 dimensions in an index 'HNSW', but got {dimension} and '{kind}'"
+            ):
                 create(path, 1, dimension, kind=kind)
 
 
-def test_a_collection_of_somebody_else(path: Path) -> None:
+def test_a_collection_with_other_fields_is_refused(path: Path) -> None:
     """pymilvus's own default: another metric, and fields that are made up as they come."""
     with create(path) as index, index._asking("spoil") as client:
         client.create_collection("others", dimension=D, metric_type="L2")
@@ -438,7 +439,7 @@ def test_a_collection_of_somebody_else(path: Path) -> None:
 
 
 def test_index_types(path: Path) -> None:
-    with pytest.raises(UsageError, match=r"needs an index type of AUTOINDEX, FLAT, .* but 'Flat' came"):
+    with pytest.raises(UsageError, match=r"needs an index type of AUTOINDEX, FLAT, .* but got 'Flat'"):
         create(path, kind="Flat")
     with create(path, kind="AUTOINDEX") as index:
         assert index.factory == "Milvus(AUTOINDEX)"
@@ -449,7 +450,7 @@ def test_a_refused_index_leaves_no_collection(path: Path, monkeypatch: pytest.Mo
         raise pymilvus.MilvusException(message="no such knob")
 
     monkeypatch.setattr(pymilvus.MilvusClient, "create_index", refuse)
-    with pytest.raises(UsageError, match=r"index 'HNSW' and {'M': -1}, but it says: no such knob"):
+    with pytest.raises(UsageError, match=r"index 'HNSW' and {'M': -1}, but it reports: no such knob"):
         create(path, kind="HNSW", index_parameters={"M": -1})
     monkeypatch.undo()
     with create(path, kind="FLAT") as index:
@@ -463,7 +464,7 @@ def test_damaged_files(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.unlink()
     path.mkdir()
     (path / "LOCK").mkdir()
-    with pytest.raises(ResourceError, match=r"must be able to open .*vectors\.db, but it cannot: .*LOCK"):
+    with pytest.raises(ResourceError, match=r"must be able to open .*vectors\.db, but it reports: .*LOCK"):
         create(path)
     assert caplog.records == []
 
@@ -602,7 +603,7 @@ def test_a_server_with_a_token(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that was free a moment ago."""
     import socket
 
@@ -616,7 +617,7 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._connections == {}
 
 
-def test_a_server_that_goes_away(
+def test_a_server_that_stops_is_a_resource_error(
     tmp_path: Path, vectors_Nd: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from milvus_lite.adapter.grpc.server import start_server_in_thread

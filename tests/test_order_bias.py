@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny_models import randomize_adapters
+from tiny_models import randomize_adapters, reply_with
 
-from generator.generator import Generator
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.evaluation.evaluation import Evaluation, evaluate
@@ -15,7 +14,7 @@ from rag.evaluation.order_bias import OrderBiasSummary, order_bias, other_orders
 from rag.evaluation.significance import Estimate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 EXAMPLES = [
@@ -38,7 +37,7 @@ def listening(make_rag: Callable[..., RAG]) -> RAG:
 
 def reads(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Sequence[Passage]], str]) -> None:
     """A generator that is no language model."""
-    monkeypatch.setattr(Generator, "generate", lambda self, questions, passages: [answer(p) for p in passages])
+    reply_with(monkeypatch, lambda question, passages: answer(passages))
 
 
 def test_other_orders_are_uniform_over_the_others() -> None:

@@ -74,7 +74,7 @@ def test_gradient_through_a_mask_is_finite() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(3, 4), (3, 0)])
 def test_selecting_more_than_there_is_is_refused(n: int, k: int) -> None:
-    with pytest.raises(UsageError, match=f"K={k}, n={n} came"):
+    with pytest.raises(UsageError, match=f"got K={k}, n={n}"):
         enumerate_permutations(n, k)
 
 
@@ -83,14 +83,14 @@ def test_too_many_permutations_to_enumerate() -> None:
         enumerate_permutations(20, 5)
 
 
-def test_distinct_keeps_the_way_back() -> None:
+def test_distinct_returns_the_index_of_each_draw() -> None:
     z = torch.tensor([[1, 0], [2, 1], [1, 0]])
     unique, inverse = Permutations(z, torch.zeros(3), torch.zeros(3)).distinct()
     assert len(unique) == 2
     assert torch.equal(unique[inverse], z)
 
 
-def test_children_are_perturbed_as_leaves_are() -> None:
+def test_perturbed_children_are_distributed_as_leaves() -> None:
     """Top two of three leaves by way of their tree, against the closed form of drawing without replacement."""
     p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     generator, draws = torch.Generator().manual_seed(2), 40_000
@@ -106,7 +106,7 @@ def test_children_are_perturbed_as_leaves_are() -> None:
         assert float(found[first * 3 + second]) == pytest.approx(expected, abs=4 * math.sqrt(0.25 / draws))
 
 
-def test_what_does_not_exist_is_never_perturbed() -> None:
+def test_missing_children_are_never_perturbed() -> None:
     absent = float("-inf")
     log_q = torch.tensor([[0.0, absent], [absent, absent], [-1.0, -2.0]])
     found = perturbed_children(log_q, torch.tensor([0.3, 0.1, absent]), torch.Generator().manual_seed(0))
@@ -128,5 +128,5 @@ def test_sums_over_a_sample_without_replacement_are_unbiased() -> None:
     assert abs(f[taken[:, :m]].sum(1).mean().item() - f.sum().item()) > 4 * error
 
 
-def test_all_that_exist_are_included_for_sure() -> None:
+def test_inclusion_probability_is_one_when_all_are_drawn() -> None:
     assert log_inclusion(torch.tensor([-3.0, -90.0]), torch.tensor(float("-inf"))).tolist() == [0.0, 0.0]

@@ -18,6 +18,7 @@ from tiny_models import (
     added_tokenizer,
     byte_tokenizer,
     randomize_adapters,
+    reply_with,
     successor_model,
     tiny_encoder,
     tiny_language_model,
@@ -35,7 +36,6 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import prompt_with_answer
 from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate, filter_answerable
@@ -44,7 +44,7 @@ from rag.forgetting.measurement import measure_forgetting
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "the capital of France", "which river flows into the Black Sea?"]
@@ -73,13 +73,14 @@ def rag(base: Path, index: PassageIndex) -> RAG:
     randomize_adapters(pipeline.generator.language_model)
     with torch.no_grad():
         pipeline.selector.prior.gate.fill_(0.4)
-        pipeline.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        pipeline.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     return pipeline
 
 
 def log_prob_of(rag: RAG, answer: Answer) -> float:
     """log p of an answer by a forward pass of its own."""
-    row = prompt_with_answer(rag.generator, answer.question, answer.passages, answer.text)
+    prompt = rag.generator.prompt_ids(answer.question, answer.passages)
+    row = rag.generator.generated_sequence(prompt, answer.text)
     return float(rag.generator.log_probs([row])[0])
 
 
@@ -87,7 +88,7 @@ def test_an_answer_holds_its_evidence(rag: RAG) -> None:
     for answer in rag.answer(QUESTIONS):
         found = rag.retriever.search(answer.question, 6)
         assert [c.passage.id for c in answer.candidates] == found.ids
-        assert [c.score for c in answer.candidates] == pytest.approx(found.scores_n.tolist(), abs=1e-5)
+        assert [c.score for c in answer.candidates] == pytest.approx(found.scores.tolist(), abs=1e-5)
         assert [p.id for p in answer.passages] == [found.ids[i] for i in answer.permutation]
         assert len(answer.passages) == 2
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
@@ -137,12 +138,12 @@ def test_a_model_config_replaces_the_options_of_the_base(base: Path, index: Pass
     config = ModelConfig(name=str(base), device="cpu", context_length=900)
     model = RAG.create(index=index, base=config).generator.language_model
     assert (model.context_length, model.name) == (900, str(base))
-    with pytest.raises(UsageError, match=r"got \['device'\] beside it. Set them in the ModelConfig"):
+    with pytest.raises(UsageError, match=r"got \['device'\] in addition. Set them in the ModelConfig"):
         RAG.create(index=index, base=config, device="cpu")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+def test_log_prob_comes_from_the_generating_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
     """Its log-probability comes from the pass that generates it, unless it was cut off or reads otherwise."""
     end = rag.generator.language_model.end_of_answer_id
     with torch.no_grad():
@@ -159,7 +160,26 @@ def test_the_prompt_of_an_answer_is_read_once(rag: RAG, monkeypatch: pytest.Monk
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
 
 
-def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer_mode", ["permutation", "rag_sequence"])
+def test_prompts_are_tokenized_once(
+    answer_mode: str, index: PassageIndex, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that is scored follows the prompt it was generated from: its token ids are there already."""
+    one = answer_mode == "rag_sequence"
+    config = SelectorConfig(num_candidates=3, num_selected=1 if one else 2)
+    rag = RAG.create(index=index, base=base, selector=config, answer_mode=answer_mode, device="cpu")
+    calls: list[str] = []
+    encode = AnswerPrompt.encode
+    monkeypatch.setattr(
+        AnswerPrompt,
+        "encode",
+        lambda self, tokenizer, question, *a, **k: calls.append(question) or encode(self, tokenizer, question, *a, **k),
+    )
+    assert all(answer.log_prob is not None for answer in rag.answer(QUESTIONS))
+    assert len(calls) == len(QUESTIONS) * (3 if one else 1)
+
+
+def test_log_prob_false_saves_the_second_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that are cut off cost a second pass each, which is then saved."""
     expected = [answer.text for answer in rag.answer(QUESTIONS)]
     monkeypatch.setattr(rag.generator, "log_probs", lambda rows: pytest.fail("an answer was read again"))
@@ -168,16 +188,14 @@ def test_log_probabilities_are_left_out_when_they_are_not_asked_for(rag: RAG, mo
 
 
 def test_citations_are_passages_that_contain_the_answer(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rag.generator, "generate", lambda questions, passages: [passages[0][1].title for _ in questions]
-    )
+    reply_with(monkeypatch, lambda question, passages: passages[1].title)
     answer = rag.answer(QUESTIONS[0])
     assert answer.passages[1].id in answer.citations
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: ["nowhere to be found"])
+    reply_with(monkeypatch, lambda question, passages: "nowhere to be found")
     assert rag.answer(QUESTIONS[0]).citations == []
 
 
-def test_a_batch_answers_like_its_questions_alone(rag: RAG) -> None:
+def test_batched_answers_equal_single_answers(rag: RAG) -> None:
     together = rag.answer(QUESTIONS)
     for one, question in zip(together, QUESTIONS, strict=True):
         alone = rag.answer(question)
@@ -231,7 +249,7 @@ def test_saving_a_bundle_onto_itself_keeps_its_parts(rag: RAG, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_path: Path) -> None:
+def test_bundle_records_the_precision(base: Path, index: PassageIndex, tmp_path: Path) -> None:
     made = RAG.create(index=index, base=base, dtype="bfloat16", device="cpu")
     bundle = made.save_pretrained(tmp_path / "bundle")
     assert RAG.from_pretrained(bundle, device="cpu").generator.language_model.base_model.dtype == torch.bfloat16
@@ -251,28 +269,31 @@ def test_a_bundle_remembers_its_precision(base: Path, index: PassageIndex, tmp_p
         ),
     ],
 )
-def test_a_bundle_remembers_its_retriever(
+def test_bundle_records_the_retriever(
     base: Path, index: PassageIndex, tmp_path: Path, retriever: str | dict, expected: dict
 ) -> None:
     small = SelectorConfig(num_candidates=6, num_selected=2)
     rag = RAG.create(index=index, base=base, retriever=retriever, selector=small, device="cpu")
     with torch.no_grad():
-        rag.retriever.adapter.up_dr.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
+        rag.retriever.adapter.up.copy_(torch.randn(24, 32, generator=torch.Generator().manual_seed(3)) * 0.5)
     rag.save_pretrained(tmp_path / "bundle")
-    assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == expected
+    assert json.loads((tmp_path / "bundle" / "rag_config.json").read_text())["retriever"] == {
+        **expected,
+        "package": "retriever",
+    }
     again = RAG.from_pretrained(tmp_path / "bundle", device="cpu")
     assert {"kind": again.retriever.kind, **again.retriever.settings} == expected
     assert again.selector.retriever is again.retriever
     for mine, theirs in zip(rag.retriever.search(QUESTIONS, 6), again.retriever.search(QUESTIONS, 6), strict=True):
         assert mine.ids == theirs.ids
-        torch.testing.assert_close(mine.scores_n, theirs.scores_n, rtol=0, atol=0)
+        torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("retriever", "message"),
     [
         ("sparse", r"must be one of \['dense', 'bm25', 'hybrid'\], got 'sparse'"),
-        ({"depth": 3}, "got None"),
+        ({"depth": 3}, "got ''"),
         ({"kind": "hybrid", "width": 3}, r"are \['depth', 'rrf_k', 'weights'\], got \['width'\]"),
         ({"kind": "bm25", "depth": 3}, r"options of a bm25 retriever are \[\], got \['depth'\]"),
     ],
@@ -302,7 +323,7 @@ def test_selector_and_generator_share_one_model(rag: RAG) -> None:
         RAG(rag.retriever, rag.selector, Generator(tiny_language_model()))
 
 
-def test_asking_while_an_answer_streams(rag: RAG) -> None:
+def test_answering_during_a_stream(rag: RAG) -> None:
     """One set of adapters: the second call waits, and both answers are what they are alone."""
     alone = [rag.answer(q).text for q in QUESTIONS[:2]]
     stream = rag.stream(QUESTIONS[0])
@@ -316,20 +337,20 @@ def test_asking_while_an_answer_streams(rag: RAG) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_a_bundle_outlives_changes_of_its_index(
+def test_bundle_opens_after_changes_of_its_index(
     kind: str, base: Path, index: PassageIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(index.path, tmp_path / "index")
     rag = RAG.create(index=tmp_path / "index", base=base, device="cpu", retriever=kind)
     with torch.no_grad():
-        rag.retriever.adapter.up_dr[0, 0] = 0.5  # something was learned
+        rag.retriever.adapter.up[0, 0] = 0.5  # something was learned
     bundle = rag.save_pretrained(tmp_path / "bundle")
     assert rag.retriever.refresh() is False
     with IndexWriter(tmp_path / "index", progress=False) as writer:
         writer.delete(["p0"])
         writer.add([Passage("new", "Hamlet", "who wrote Hamlet")])
     assert rag.retriever.refresh() is True
-    assert rag.retriever.adapter.up_dr[0, 0] == 0.5
+    assert rag.retriever.adapter.up[0, 0] == 0.5
     found = rag.retriever.search("who wrote Hamlet", 12).ids
     assert "new" in found and "p0" not in found
     assert RAG.from_pretrained(bundle, device="cpu").retriever.search("who wrote Hamlet", 12).ids == found
@@ -419,7 +440,7 @@ def test_create_refuses(base: Path, index: PassageIndex, tmp_path: Path) -> None
         RAG.create(index=index, base=tmp_path / "no-model")
     with pytest.raises(MismatchError):
         RAG.create(index=index, base=base, encoder=tiny_encoder(["else"], seed=9))
-    with pytest.raises(UsageError, match="K=9, n=6 came"):
+    with pytest.raises(UsageError, match="got K=9, n=6"):
         RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=6, num_selected=9))
     pipeline = RAG.create(index=index, base=base, selector=SelectorConfig(num_candidates=20, num_selected=13))
     with pytest.raises(DataError, match=r"At least K=13 candidates must be retrieved; .* has 12"):
@@ -497,13 +518,13 @@ def test_pointers_hold_when_the_directory_changes(
     assert not (tmp_path / "later").exists()
 
 
-def test_a_bundle_is_no_file(rag: RAG, tmp_path: Path) -> None:
+def test_bundle_over_a_file_is_refused(rag: RAG, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text("{}")
     with pytest.raises(UsageError, match=r"must be a folder, but .* is a file"):
         rag.save_pretrained(tmp_path / "corpus.jsonl")
 
 
-def test_what_is_pushed_opens_anywhere(
+def test_pushed_bundle_opens_elsewhere(
     movable: tuple[RAG, Path], hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rag, parts = movable
@@ -543,9 +564,7 @@ def pushed(movable: tuple[RAG, Path], hub: SimpleNamespace) -> tuple[RAG, Path]:
 
 
 @pytest.mark.parametrize("part", ["index", "encoder", "base"])
-def test_what_only_this_machine_has_is_not_pointed_to(
-    movable: tuple[RAG, Path], hub: SimpleNamespace, part: str
-) -> None:
+def test_push_refuses_parts_that_are_only_local(movable: tuple[RAG, Path], hub: SimpleNamespace, part: str) -> None:
     others = {f"include_{name}": True for name in {"index", "encoder", "base"} - {part}}
     with pytest.raises(UsageError, match=rf"its {part} is only here .*include_{part}=True"):
         movable[0].push_to_hub("me/my-rag", **others)
@@ -585,7 +604,7 @@ def test_an_index_that_is_left_out_on_purpose_must_be_given(
     assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
 
 
-def test_a_folder_wins_over_the_hub(
+def test_local_folder_takes_precedence_over_the_hub(
     rag: RAG, hub: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rag.save_pretrained(tmp_path / "me/my-rag")
@@ -677,7 +696,7 @@ def test_a_bundle_keeps_the_revision_of_its_encoder(
         ("", False),
     ],
 )
-def test_models_that_other_machines_find(
+def test_which_model_names_are_valid_elsewhere(
     name: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -718,7 +737,9 @@ def test_a_mixed_bundle_opens_mixed(base: Path, index: PassageIndex, tmp_path: P
     assert describe_pipeline(exact).base.dtype == "float32"
 
 
-def test_a_bundle_that_is_nowhere(hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_bundle_is_a_resource_error(
+    hub: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ResourceError, match=r"there is no folder 'me/gone', and downloading it failed: it is not in"):
         RAG.from_pretrained("me/gone")
     with pytest.raises(MismatchError, match="is neither"):
@@ -747,8 +768,8 @@ EXAMPLES = [
 
 def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers "Shakespeare", "Paris France", "the danube!": EM (1 + 0 + 1)/3, F1 (1 + 2/3 + 1)/3."""
-    replies = iter(["Shakespeare", "Paris France", "the danube!"])
-    monkeypatch.setattr(rag.generator, "generate", lambda questions, passages: [next(replies) for _ in questions])
+    replies = dict(zip(QUESTIONS, ["Shakespeare", "Paris France", "the danube!"], strict=True))
+    reply_with(monkeypatch, lambda question, passages: replies[question])
     result = evaluate(rag, EXAMPLES, progress=False)
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     assert result.metrics["f1"] == pytest.approx((1 + 2 / 3 + 1) / 3)
@@ -833,7 +854,7 @@ def thinking_rag(base: Path, index: PassageIndex, chat: ChatConfig | None) -> RA
 
 
 @pytest.mark.parametrize("include_base", [False, True])
-def test_a_bundle_keeps_what_the_chat_template_is_given(
+def test_bundle_records_the_chat_options(
     thinking_base: Path, index: PassageIndex, tmp_path: Path, include_base: bool
 ) -> None:
     chat = ChatConfig(chat_template_kwargs={"enable_thinking": False}, system_message="Be short.", date="2025-01-02")
@@ -853,7 +874,7 @@ def test_a_bundle_keeps_what_the_chat_template_is_given(
     }
 
 
-def test_the_same_bundle_answers_the_same_tomorrow(
+def test_answers_do_not_depend_on_the_date(
     thinking_base: Path, index: PassageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sglang#3296: the clock of transformers 5.23, which templates read by `strftime_now`, says another day."""

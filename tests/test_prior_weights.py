@@ -12,7 +12,8 @@ from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.posterior import Posterior
 from training.prior_weights import RIDGE, fit_prior_weights
 from training.questions.example import QAExample
 
@@ -52,7 +53,7 @@ def objective(
         selector.prior.strength.fill_(strength)
     total = 0.0
     for p in posteriors:
-        moved = log_probs_of(selector, p.candidates, p.permutations.z_mK).double() - p.permutations.log_p_m
+        moved = log_probs_of(selector, p.candidates, p.permutations.z).double() - p.permutations.log_p
         assert p.baseline_m is not None
         estimate = (moved.exp() * p.weights_m).sum() / (moved.exp() * p.baseline_m).sum()
         total -= float(estimate.log()) / len(posteriors)
@@ -62,7 +63,7 @@ def objective(
 def test_it_finds_the_optimum(selector: ListwiseSelector, posteriors: list[Posterior]) -> None:
     """Nothing on a grid around it is better, and the start is worse."""
     start = [selector.prior.gate.item(), selector.prior.strength.item()]
-    some = judged(posteriors, lambda p: 3.0 * (p.permutations.z_mK[:, 0] == 1).float())
+    some = judged(posteriors, lambda p: 3.0 * (p.permutations.z[:, 0] == 1).float())
     fit_prior_weights(selector, some)
     gate, strength = selector.prior.gate.item(), selector.prior.strength.item()
     best = objective(selector, some, gate, strength, start)
@@ -80,7 +81,7 @@ def test_the_gate_follows_the_agreement_with_the_language_model(
 
     def agreement(p: Posterior) -> torch.Tensor:
         lm_mKn = selector.components(p.candidates, p.permutations)["gate"]
-        return lm_mKn[:, 0].gather(-1, p.permutations.z_mK[:, :1]).squeeze(-1)
+        return lm_mKn[:, 0].gather(-1, p.permutations.z[:, :1]).squeeze(-1)
 
     agreeing = judged(posteriors, lambda p: 2 * agreement(p))
     opposed = judged(posteriors, lambda p: -2 * agreement(p))
@@ -104,7 +105,7 @@ def test_the_papers_estimator_is_fitted_too(selector: ListwiseSelector, posterio
     some = [replace(p, baseline_m=None) for p in posteriors]
 
     def likelihood() -> float:
-        found = [log_probs_of(selector, p.candidates, p.permutations.z_mK) @ p.weights_m for p in some]
+        found = [log_probs_of(selector, p.candidates, p.permutations.z) @ p.weights_m for p in some]
         return float(torch.stack(found).mean())
 
     before = likelihood()
@@ -117,7 +118,7 @@ def test_several_sizes_and_progress(selector: ListwiseSelector, posteriors: list
     """A question with fewer candidates has its own shape."""
     short = posteriors[0].candidates.reordered([0, 1, 2])
     z = torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [1, 0], [2, 1]])
-    permutations = replace(posteriors[0].permutations, z_mK=z, log_p_m=log_probs_of(selector, short, z))
+    permutations = replace(posteriors[0].permutations, z=z, log_p=log_probs_of(selector, short, z))
     seen: list[int] = []
     fit_prior_weights(
         selector, [replace(posteriors[0], candidates=short, permutations=permutations), *posteriors[1:]], seen.append

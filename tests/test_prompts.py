@@ -70,7 +70,7 @@ def test_numbers_as_the_paper_writes_them() -> None:
     assert "each with a numerical identifier []" in RankingPrompt().render("q", PASSAGES[:9], identifiers)
 
 
-def test_ids_that_are_no_single_tokens_fall_back_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_identifiers_of_several_tokens_fall_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Byte tokens: "10" is two of them, so twenty numbers cannot be used."""
     with caplog.at_level(logging.WARNING):
         identifiers = Identifiers.for_tokenizer(byte_tokenizer(), 20, style="numbers")
@@ -135,12 +135,12 @@ def test_documents_cannot_end_the_users_turn() -> None:
 
 
 def test_empty_question() -> None:
-    with pytest.raises(DataError, match="empty one came"):
+    with pytest.raises(DataError, match="got an empty one"):
         AnswerPrompt().encode(byte_tokenizer(), "  ", PASSAGES[:2], max_tokens=900)
 
 
 @pytest.mark.parametrize(("lengths", "budget", "cap"), [([5, 1, 9], 9, 4), ([2, 2], 9, 2), ([7, 7], 0, 0), ([], 3, 0)])
-def test_water_filling(lengths: list[int], budget: int, cap: int) -> None:
+def test_cut_texts_uses_one_common_cap(lengths: list[int], budget: int, cap: int) -> None:
     assert _common_cap(lengths, budget) == cap
 
 
@@ -158,7 +158,7 @@ def test_templates_are_checked_when_made() -> None:
         RankingPrompt(passage_template="[{identifier}] {body}")
 
 
-def test_braces_in_passages_and_questions_are_just_text() -> None:
+def test_braces_in_passages_and_questions_are_kept() -> None:
     text = AnswerPrompt().render("what is {x}?", [Passage("a", "{t}", "{question} {0}")])
     assert "[1] Title: {t} Text: {question} {0}" in text
 
@@ -233,7 +233,7 @@ def test_candidates_are_named_by_the_tokens_that_the_prompt_shows(kind: str) -> 
 
 
 @BLANKS
-def test_one_blank_stands_before_an_answer(kind: str) -> None:
+def test_answers_start_with_one_blank(kind: str) -> None:
     tokenizer = blank_first_tokenizer(kind)
     asked = AnswerPrompt().encode(tokenizer, "q?", PASSAGES[:2], max_tokens=4000)
     assert str(tokenizer.decode(asked + encode_without_special_tokens(tokenizer, "Rom"))).endswith("Your answer: Rom")
@@ -255,13 +255,13 @@ def test_an_answer_has_the_tokens_that_a_whole_conversation_gives_it(kind: str, 
     chat = Chat(tokenizer)
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Rom"}]
     whole = tokenizer.apply_chat_template(turns)["input_ids"]
-    assert [*chat.encode("Who?"), *encode_without_special_tokens(tokenizer, "Rom", behind=chat.reply_opening)] == whole[
+    assert [*chat.encode("Who?"), *encode_without_special_tokens(tokenizer, "Rom", after=chat.reply_opening)] == whole[
         :-1
     ]
 
 
 @BLANKS
-def test_a_text_that_stands_alone_is_begun_as_the_tokenizer_does(kind: str) -> None:
+def test_a_text_at_the_start_keeps_the_tokenizers_leading_blank(kind: str) -> None:
     """Perplexities and minimal pairs are those of lm-evaluation-harness: the blank is part of their first token."""
     from generator.prompts import encode_document
 

@@ -180,7 +180,7 @@ def test_broken_choices_are_named(change: dict[str, Any], message: str, tmp_path
 
 @forms
 @pytest.mark.parametrize("given", [{"input": ""}, {"input": "Be brief."}, {}])
-def test_alpaca_is_told_what_to_rename(form: Form, given: dict[str, str], tmp_path: Path) -> None:
+def test_alpaca_records_are_refused_with_what_to_rename(form: Form, given: dict[str, str], tmp_path: Path) -> None:
     row = {"instruction": "Who built the wall?", **given, "output": "The council.", "text": "Below is ..."}
     with pytest.raises(
         DataError, match=r"Alpaca's format.*rename instruction to question and output to golden_answers"

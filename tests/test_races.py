@@ -25,9 +25,9 @@ from benchmarks.setting import (
 )
 from benchmarks.timing import Case, Make, Options
 from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
-from retriever.selector import SamplingConfig
+from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 
 SIZES = {
     "vocab_size": 270,
@@ -72,8 +72,8 @@ def test_what_was_drawn_is_as_probable_as_in_whole_sequences(p: Pipeline, replac
         with torch.no_grad(), p.model.use("selector"):
             expected = rivals.selector_log_probs(p, posterior)
             wrong = rivals.selector_log_probs(p, posterior, steps_late=-1)
-        torch.testing.assert_close(drawn.log_p_m, expected, rtol=1e-4, atol=1e-4)
-        assert float((drawn.log_p_m - wrong).abs().max()) > 0.1
+        torch.testing.assert_close(drawn.log_p, expected, rtol=1e-4, atol=1e-4)
+        assert float((drawn.log_p - wrong).abs().max()) > 0.1
 
 
 def test_scores_are_those_of_full_logits(p: Pipeline) -> None:

@@ -40,7 +40,7 @@ def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(ba
     candidates = baseline.retriever.search(QUESTION, 4)
     generator = baseline.generator
     proposals = {generator.generate([QUESTION], [[p]])[0] for p in candidates.passages}
-    prior = log_prior(candidates.scores_n.tolist(), 1.3)
+    prior = log_prior(candidates.scores.tolist(), 1.3)
     marginal = {
         text: math.log(
             sum(
@@ -63,15 +63,15 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline:
     config = DROConfig(train_selector=False, e_step=EStepConfig(exact=True, candidate_order="retriever"))
     posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]
     parameters = list(baseline.generator.language_model.adapter_parameters("generator").values())
-    passages = [posterior.candidates.passages[i] for i in posterior.permutations.z_mK[:, 0].tolist()]
-    rows = [baseline.generator.row(QUESTION, [p], "Shakespeare") for p in passages]
+    passages = [posterior.candidates.passages[i] for i in posterior.permutations.z[:, 0].tolist()]
+    rows = [baseline.generator.answer_sequence(QUESTION, [p], "Shakespeare") for p in passages]
 
     def gradient(loss: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         with baseline.generator.language_model.use("generator"):
             return list(torch.autograd.grad(loss(baseline.generator.score(rows)[0]), parameters))
 
     ours = gradient(lambda log_p_d: generator_loss(log_p_d, posterior.weights_m))
-    prior_d = posterior.permutations.log_p_m
+    prior_d = posterior.permutations.log_p
     reference = gradient(lambda log_p_d: -(prior_d + log_p_d).logsumexp(0))
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

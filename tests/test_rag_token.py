@@ -9,17 +9,16 @@ import torch
 from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
 from generator.configs import AdapterConfig, DecodingConfig
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from indexes.errors import UsageError
-from rag.answering.answer_mode import prompt_with_answer
 from rag.answering.rag_sequence import log_priors
 from rag.answering.rag_token import RAGToken
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
 from training.config import DROConfig, EStepConfig, MStepConfig, SelfAugConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 from training.questions.example import QAExample
 
 QUESTIONS = ["who wrote Hamlet?", "what is the capital of Germany?", "which river flows into the Black Sea?"]
@@ -95,7 +94,7 @@ def test_reads_one_document_at_a_time(make_selector: Callable[..., ListwiseSelec
         RAGToken(selector.retriever, selector, Generator(model))
 
 
-def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Callable[..., RAG]) -> None:
+def test_num_selected_changed_later_is_refused_when_answering(make_rag: Callable[..., RAG]) -> None:
     """Its first documents alone would be summed over, n! / (n-K)! permutations for n documents."""
     rag = make_rag()
     rag.selector.config = replace(rag.selector.config, num_selected=1)
@@ -107,20 +106,20 @@ def test_a_selector_that_is_changed_afterwards_is_not_summed_over(make_rag: Call
         rag.selector.config = replace(rag.selector.config, num_selected=1)
 
 
-def test_how_a_pipeline_answers_is_fixed_when_it_is_made(make_rag: Callable[..., RAG]) -> None:
+def test_answer_mode_cannot_be_reassigned(make_rag: Callable[..., RAG]) -> None:
     """Set later it would be written into bundles and evaluations, while answers came as before."""
     with pytest.raises(AttributeError):
         make_rag().answer_mode = "rag_token"  # type: ignore[misc, assignment]
 
 
-def test_an_unknown_way_to_answer_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
+def test_unknown_answer_mode_is_refused(make_selector: Callable[..., ListwiseSelector]) -> None:
     model = tiny_language_model()
     selector = make_selector(model, num_selected=1)
     with pytest.raises(UsageError, match=r"answer mode must be one of .*, got 'rag'"):
         RAG(selector.retriever, selector, Generator(model), answer_mode="rag")
 
 
-def log_marginal(rag: RAG, rows: list[AnswerRow], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+def log_marginal(rag: RAG, rows: list[AnswerSequence], scores_n: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """log prod_i sum_d p(d|x) p(y_i|x,d,y_<i), each row read alone by the whole model."""
     centred = scores_n - scores_n.mean()
     log_prior_n = (strength * centred / centred.square().mean().sqrt()).log_softmax(-1)
@@ -149,7 +148,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
     learned = [
         *model.adapter_parameters("generator").values(),
         rag.selector.prior.strength,
-        retriever.adapter.up_dr,
+        retriever.adapter.up,
     ]
     length = len(rag.generator.encode_answer("Shakespeare")) if normalization == "token" else 1
     ours: list[torch.Tensor | None] = [None] * len(learned)
@@ -158,9 +157,9 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
             loss = joint(MicroBatch(role, (posterior,), num_questions=1))["loss"]
             ours[mine] = torch.autograd.grad(loss, learned[mine])
     candidates = posterior.candidates
-    rows = [rag.generator.row(example.question, [p], "Shakespeare") for p in candidates.passages]
+    rows = [rag.generator.answer_sequence(example.question, [p], "Shakespeare") for p in candidates.passages]
     expected = log_marginal(rag, rows, retriever.score(candidates), rag.selector.prior.strength)
-    assert posterior.telemetry()["log_marginal"] == pytest.approx(float(expected.detach()), abs=1e-3)
+    assert posterior.diagnostics().log_marginal == pytest.approx(float(expected.detach()), abs=1e-3)
     with model.use("generator"):
         reference = torch.autograd.grad(-expected / length, learned)
     for one, other in zip(ours, reference, strict=True):
@@ -184,7 +183,7 @@ def test_it_needs_every_permutation() -> None:
         DROConfig(e_step=EStepConfig(marginalization="token"))
 
 
-def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
+def test_bundle_records_the_answer_mode(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     plain = make_rag()
     plain.selector.config = replace(plain.selector.config, num_selected=1)
     rag = RAG(plain.retriever, plain.selector, plain.generator, answer_mode="rag_token")
@@ -199,7 +198,9 @@ def test_a_bundle_remembers_how_it_answers(make_rag: Callable[..., RAG], tmp_pat
 def by_documents(rag: RAG, text: str) -> float:
     """log p of an answer to the first question, each document read in a row of its own."""
     candidates = rag.retriever.search(QUESTIONS[0], 4)
-    rows = [prompt_with_answer(rag.generator, QUESTIONS[0], [p], text) for p in candidates.passages]
+    rows = [
+        rag.generator.generated_sequence(rag.generator.prompt_ids(QUESTIONS[0], [p]), text) for p in candidates.passages
+    ]
     mixture_L = torch.stack([log_p_L.exp() for log_p_L in rag.generator.token_log_probs(rows)])
     prior_n1 = log_priors(rag.selector, [candidates])[0].exp()[:, None]
     return float((prior_n1 * mixture_L).sum(0).log().sum())

@@ -1,6 +1,6 @@
-"""What the README and the example configs promise: every command runs, every file in the map exists.
+"""The commands and the Python of README.md and docs/ run as they stand; files and tests that they name exist.
 
-Commands run as they stand, in order, in one folder; only the two Hub models are replaced by tiny local ones.
+Commands run in order, in one folder; only the two models of the Hub are replaced by tiny local ones.
 """
 
 import json
@@ -13,23 +13,30 @@ import pytest
 from tiny_models import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
 from indexes import PassageIndex
-from rag.cli import COMMANDS, _parse, main
+from rag.cli import COMMANDS, _parse, _split_command, main
 from rag.commands.sweep import settings_of
-from rag.experiments.demo_sizes import DemoResult
 from rag.experiments.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, CLI, GUIDE = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/cli.md", "docs/guide.md")
+)
 HUB = {"sentence-transformers/all-MiniLM-L6-v2": "models/encoder", "Qwen/Qwen2.5-0.5B-Instruct": "models/base"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def command_lines(text: str, program: str) -> list[list[str]]:
+    """The words of every line of the shell blocks that calls this program."""
+    lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(local(line), comments=True)) and words[0] == program]
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the README takes for granted."""
+    """A folder with the files that the documents assume."""
     rows = [{"id": p.id, "title": p.title, "text": p.text} for p in PASSAGES]
     questions = [
         {"id": "q1", "question": "who wrote Hamlet?", "golden_answers": ["Shakespeare"], "gold_ids": ["p0"]},
@@ -55,45 +62,41 @@ def local(text: str) -> str:
     return text
 
 
-def test_python_road(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_readme_and_guide_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
-    for code in blocks("python"):
+    for code in (*blocks(README, "python"), *blocks(GUIDE, "python")):
         exec(compile(local(code), "README.md", "exec"), names)
     assert "Answer(question='who wrote Hamlet?'" in capsys.readouterr().out
     assert PassageIndex.open("my-index").manifest.version == 3
     assert (workplace / "my-rag/rag_config.json").is_file()
 
 
-def test_shell_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The demo takes minutes and has tests of its own; that its options are known is what can rot here.
-    monkeypatch.setattr("rag.experiments.demo_sizes.run_demo", lambda **settings: DemoResult("", {}))
+def test_commands_of_the_command_line_document_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rag.diagnostics.installation.measure_policies", lambda cores: {})
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    ran = 0
-    for line in lines:
-        words = shlex.split(local(line), comments=True)
-        if words[0] == "make":
-            # Running `make test` inside the tests would not end; its recipe is asked for instead.
-            subprocess.run(["make", "-n", "-C", str(ROOT), words[1]], check=True, capture_output=True)
-        else:
-            assert words[0] == "rag"
-            assert main(words[1:]) == 0, line
-            ran += 1
-    assert ran == 30
+    ran = set()
+    for words in command_lines(CLI, "rag"):
+        assert main(words[1:]) == 0, words
+        ran.add(_split_command(words[1:])[0])
+    assert ran == set(COMMANDS) - {"demo"}  # which takes minutes and has tests of its own
 
 
-def test_the_map_names_files_that_exist() -> None:
-    (block,) = blocks("text")
-    named: dict[str, set[str]] = {}
-    package = ""
-    for line in block.splitlines():
-        package = line.split("/")[0] if not line.startswith(" ") else package
-        named.setdefault(package, set()).update(
-            re.findall(r"\b\w+\.py\b", line.split("  ", 1)[1][:32] if package else "")
-        )
-    for package, files in named.items():
-        actual = {f.name for f in (ROOT / package).glob("*.py")} - {"__init__.py", "__main__.py"}
-        assert files == actual, package
+def test_commands_of_the_readme_parse() -> None:
+    found = command_lines(README, "rag")
+    assert len(found) >= 5
+    for words in found:
+        _parse(*_split_command(words[1:]))
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    for words in command_lines(README, "make"):
+        # Running `make test` inside the tests would not end, so only its recipe is printed.
+        subprocess.run(["make", "-n", "-C", str(ROOT), words[1]], check=True, capture_output=True)
+
+
+def test_links_between_documents_lead_to_files() -> None:
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text(encoding="utf-8")):
+            assert (file.parent / target).exists(), (file.name, target)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "examples/configs").glob("*.yaml")), ids=lambda f: f.name)
@@ -128,5 +131,5 @@ def test_docs_name_tests_that_exist() -> None:
         assert f"def {function}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), function
 
 
-def test_every_command_is_in_the_readme() -> None:
-    assert all(f"rag {name}" in README or f"make {name}" in README for name in COMMANDS)
+def test_every_command_is_in_the_command_line_document() -> None:
+    assert all(f"rag {name}" in CLI for name in COMMANDS)

@@ -15,11 +15,11 @@ from indexes.errors import UsageError
 from rag.experiments.recipes import RECIPES, Variant
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig, SelfAugConfig, SupervisedConfig
 from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import lsr_loss
-from training.maximization import JointModel, MicroBatch
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 
@@ -72,7 +72,7 @@ class TestVariants:
             Variant.of("dpo")
 
     def test_selfaug_of_no_weight_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="'sft_selfaug' needs selfaug_alpha above 0"):
+        with pytest.raises(UsageError, match=r"'sft_selfaug' needs selfaug\.alpha above 0"):
             Variant.of("sft_selfaug").config(SHARED.with_settings({"selfaug.alpha": 0.0}))
 
 
@@ -125,7 +125,7 @@ class TestReplug:
         )
         config = Variant.of("replug").config(shared)
         assert config is not None
-        rag.retriever.adapter.up_dr.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+        rag.retriever.adapter.up.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
         posterior = EStep(rag.retriever, rag.selector, rag.generator, config)(EXAMPLES[:1], round=1)[0]
         candidates = posterior.candidates
         joint = JointModel(rag.selector, rag.generator, config)
@@ -133,9 +133,9 @@ class TestReplug:
         loss = joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"]
         gradient = torch.autograd.grad(loss, list(adapter.parameters()))
 
-        vector_d = candidates.question_vector_d
-        moved_d = vector_d + adapter.up_dr @ (adapter.down_rd @ vector_d)
-        scores_n = candidates.passage_vectors_nd @ (moved_d / moved_d.norm())
+        vector_d = candidates.question_vector
+        moved_d = vector_d + adapter.up @ (adapter.down @ vector_d)
+        scores_n = candidates.passage_vectors @ (moved_d / moved_d.norm())
         logits_n = 1.3 * (scores_n - scores_n.mean()) / scores_n.std(correction=0)
         explained_n = torch.tensor(
             [rag.generator.log_prob(EXAMPLES[0].question, [p], "Shakespeare") for p in candidates.passages]
@@ -185,7 +185,7 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
     assert config is not None
     posterior = EStep(selector.retriever, selector, generator, config)(EXAMPLES[:1], round=1)[0]
     joint = JointModel(selector, generator, config)
-    parameters = [selector.prior.strength, selector.retriever.adapter.up_dr]
+    parameters = [selector.prior.strength, selector.retriever.adapter.up]
     ours = torch.autograd.grad(joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"], parameters)
     candidates = posterior.candidates
     scores_n = selector.retriever.score(candidates)

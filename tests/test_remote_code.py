@@ -25,11 +25,11 @@ from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
 from rag.pipeline import RAG
 from rag.planning.training_plan import encoder_shape, shape_of
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 
 QUESTION = "who wrote Hamlet?"
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)
-REFUSED = r"brings Python code of its own, .* set trust_remote_code=True \(--trust_remote_code\)"
+REFUSED = r"comes with Python code of its own, .* set trust_remote_code=True \(--trust_remote_code\)"
 
 BASE_CODE = """
 from pathlib import Path
@@ -164,7 +164,7 @@ def test_an_encoder_with_a_configuration_of_its_own(own_base: Path) -> None:
     assert encoder_shape(str(own_base), trust_remote_code=True).dimension == 32
 
 
-def test_an_index_records_it_and_does_not_grant_it(own_encoder: Path, ran: Path, tmp_path: Path) -> None:
+def test_an_index_records_trust_remote_code_without_granting_it(own_encoder: Path, ran: Path, tmp_path: Path) -> None:
     index = own_index(own_encoder, tmp_path / "index")
     assert index.manifest.encoder.trust_remote_code is True
     assert json.loads((tmp_path / "index" / "manifest.json").read_text())["encoder"]["trust_remote_code"] is True
@@ -189,7 +189,7 @@ def test_manifests_from_before_there_was_the_option(index: PassageIndex) -> None
     assert Manifest.from_json(json.dumps(data)) == index.manifest
 
 
-def test_a_bundle_records_it_and_does_not_grant_it(
+def test_a_bundle_records_trust_remote_code_without_granting_it(
     own_base: Path, own_encoder: Path, ran: Path, tmp_path: Path
 ) -> None:
     """Everything is inside the bundle, so that what it records could speak for nobody else's code."""
@@ -230,7 +230,7 @@ def test_the_commands_have_the_option(
     (tmp_path / "drift.jsonl").write_text('{"prompt": "some words"}\n')
     counts = ["--passages", "20", "--train_questions", "3"]
     commands = [
-        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output", index],
+        ["index", "build", "--corpus", str(corpus), "--encoder", str(own_encoder), "--output_dir", index],
         ["search", QUESTION, "--index", index],
         ["index", "verify", index, "--encoder", str(own_encoder)],
         ["index", "add", index, "--corpus", str(more)],

@@ -46,7 +46,7 @@ def test_one_seed_has_no_spread_and_a_missing_number_is_no_number() -> None:
     assert lines[-1] == "| dro - base | exact_match | 10.0 | - | 0.0300 |"
 
 
-def test_only_what_every_seed_has() -> None:
+def test_only_metrics_that_every_seed_has() -> None:
     short = _run(0.6, 0.1)
     del short["rows"][1], short["comparisons"][0]
     lines = _summary([_run(0.6, 0.1), short])

@@ -16,13 +16,14 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.pipeline import RAG
-from retriever.dense import Candidates, DenseRetriever
+from retriever.candidates import Candidates
+from retriever.dense import DenseRetriever
 from retriever.plackett_luce_selector import PlackettLuceSelector
-from retriever.selector import SamplingConfig, SelectorConfig
+from retriever.selector_config import SamplingConfig, SelectorConfig
 from retriever.selectors import SELECTORS, config_from_dict, config_to_dict
-from training.config import DROConfig
+from training.config import DROConfig, EStepConfig, MStepConfig
 from training.estimation import EStep
-from training.maximization import JointModel, MicroBatch
+from training.joint_model import JointModel, MicroBatch
 from training.prior_weights import fit_prior_weights
 from training.questions.example import QAExample
 
@@ -86,8 +87,8 @@ def test_plackett_luce_probabilities_are_those_of_the_formula(selector: TwoScore
     for candidates, everything in zip(found, selector.enumerate(found), strict=True):
         logits = selector.logits(candidates).tolist()
         expected = [plackett_luce(logits, z) for z in itertools.permutations(range(len(candidates)), 2)]
-        assert everything.log_p_m.tolist() == pytest.approx(expected, abs=1e-5)
-        best = selector.select([candidates])[0].z_mK[0].tolist()
+        assert everything.log_p.tolist() == pytest.approx(expected, abs=1e-5)
+        best = selector.select([candidates])[0].z[0].tolist()
         assert best == sorted(range(len(candidates)), key=lambda i: -logits[i])[:2]
 
 
@@ -98,22 +99,17 @@ def test_plackett_luce_draws_estimate_expectations_without_bias(
     """Mean of p/q f over draws at temperature 2 against the enumerated expectation of f."""
     candidates = retriever.search(QUESTIONS[0], 5)
     exact = selector.enumerate([candidates])[0]
-    value = {tuple(z): float(i % 7) for i, z in enumerate(exact.z_mK.tolist())}
+    value = {tuple(z): float(i % 7) for i, z in enumerate(exact.z.tolist())}
     sampling = SamplingConfig(num_permutations=4, temperature=2.0, replacement=replacement)
     draws = selector.propose([candidates] * 500, sampling, generator=torch.Generator().manual_seed(0))
     means = torch.stack(
-        [
-            ((d.log_p_m - d.log_q_m).exp() * torch.tensor([value[tuple(z)] for z in d.z_mK.tolist()])).mean()
-            for d in draws
-        ]
+        [((d.log_p - d.log_q).exp() * torch.tensor([value[tuple(z)] for z in d.z.tolist()])).mean() for d in draws]
     )
-    expected = sum(
-        math.exp(log_p) * value[tuple(z)] for z, log_p in zip(exact.z_mK.tolist(), exact.log_p_m, strict=True)
-    )
+    expected = sum(math.exp(log_p) * value[tuple(z)] for z, log_p in zip(exact.z.tolist(), exact.log_p, strict=True))
     assert float(means.mean()) == pytest.approx(expected, abs=4 * float(means.std()) / len(means) ** 0.5)
     for one in draws[:3]:
-        torch.testing.assert_close(one.log_p_m, log_probs_of(selector, candidates, one.z_mK), atol=1e-5, rtol=0)
-        assert replacement or len({tuple(z) for z in one.z_mK.tolist()}) == 4
+        torch.testing.assert_close(one.log_p, log_probs_of(selector, candidates, one.z), atol=1e-5, rtol=0)
+        assert replacement or len({tuple(z) for z in one.z.tolist()}) == 4
 
 
 def test_too_few_candidates_are_refused(selector: TwoScores, retriever: DenseRetriever) -> None:
@@ -125,17 +121,17 @@ def test_training_reaches_the_weights_and_the_question_adapter_of_any_selector(
     selector: TwoScores, generator: Generator
 ) -> None:
     """The gradient of the M-step equals that of - sum_j (w_j - b_j) log p(z_j), from the formula of Plackett-Luce."""
-    config = DROConfig(output_dir="unused", exact=True, loss_normalization="sum")
+    config = DROConfig(e_step=EStepConfig(exact=True), m_step=MStepConfig(loss_normalization="sum"))
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     posterior = EStep(selector.retriever, selector, generator, config)([example], round=1)[0]
     joint = JointModel(selector, generator, config)
-    parameters = [*selector.parameters(), selector.retriever.adapter.up_dr]
+    parameters = [*selector.parameters(), selector.retriever.adapter.up]
     loss = joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"]
     found = torch.autograd.grad(loss, parameters)
     logits_n = selector.logits(posterior.candidates)
     assert posterior.baseline_m is not None
     expected_loss = torch.zeros(())
-    for z, w, b in zip(posterior.permutations.z_mK.tolist(), posterior.weights_m, posterior.baseline_m, strict=True):
+    for z, w, b in zip(posterior.permutations.z.tolist(), posterior.weights_m, posterior.baseline_m, strict=True):
         first, second = z
         rest = torch.cat([logits_n[:first], logits_n[first + 1 :]])
         log_p = logits_n[first] - logits_n.logsumexp(0) + logits_n[second] - rest.logsumexp(0)
@@ -148,7 +144,7 @@ def test_training_reaches_the_weights_and_the_question_adapter_of_any_selector(
 def test_prior_weights_of_any_selector_are_fitted_to_the_posteriors(
     selector: TwoScores, make_e_step: Callable[..., EStep], generator: Generator
 ) -> None:
-    config = DROConfig(output_dir="unused", exact=True)
+    config = DROConfig(e_step=EStepConfig(exact=True))
     examples = [QAExample(f"q{i}", q, ("Shakespeare",)) for i, q in enumerate(QUESTIONS)]
     posteriors = EStep(selector.retriever, selector, generator, config)(examples, round=1)
     joint = JointModel(selector, generator, config)

@@ -28,15 +28,15 @@ from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from rag.model_loading import retriever_of
-from retriever.dense import Retriever
 from retriever.hybrid import reciprocal_rank_fusion
+from retriever.retriever import Retriever
+from retriever.retrievers import create_retriever
 from training.config import DROConfig
 from training.estimation import EStep
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
-from training.questions.loading import ignoring_identical_ids, load_examples, write_examples
-from training.questions.self_retrieval import identical_ids, retrieve
+from training.questions.loading import load_examples, write_examples
+from training.questions.self_retrieval import identical_ids
 from training.trainer import DROTrainer
 from training.warm_up import warm_up_posteriors
 
@@ -46,7 +46,7 @@ ASKED = [QAExample(p.id, p.contents, ("river", "is"), ignore_identical_id=True) 
 
 @pytest.fixture(params=KINDS)
 def finder(request: pytest.FixtureRequest, index: PassageIndex, encoder: Encoder) -> Retriever:
-    return retriever_of(index, encoder, request.param)
+    return create_retriever(index, encoder, request.param)
 
 
 @pytest.fixture
@@ -108,17 +108,17 @@ def test_the_ranking_without_the_passage(finder: Retriever, k: int) -> None:
 
 def test_a_hybrid_fuses_the_rankings_without_the_passage(index: PassageIndex, encoder: Encoder) -> None:
     """Left out of the fused list only, it would still have pushed others down."""
-    hybrid = retriever_of(index, encoder, {"kind": "hybrid", "depth": 4})
+    hybrid = create_retriever(index, encoder, {"kind": "hybrid", "depth": 4})
     question, own = "the capital of France is Paris; the Seine flows there", "p3"
-    dense = [id for id in retriever_of(index, encoder, "dense").search(question, 5).ids if id != own][:4]
-    found = retriever_of(index, encoder, "bm25").search(question, 5)
-    words = [e for e, s in zip(found.ids, found.scores_n.tolist(), strict=True) if e != own and s > 0][:4]
+    dense = [id for id in create_retriever(index, encoder, "dense").search(question, 5).ids if id != own][:4]
+    found = create_retriever(index, encoder, "bm25").search(question, 5)
+    words = [e for e, s in zip(found.ids, found.scores.tolist(), strict=True) if e != own and s > 0][:4]
     numbers = [[int(id[1:]) for id in ranking] for ranking in (dense, words)]
     expected = reciprocal_rank_fusion(numbers, rrf_k=hybrid.rrf_k)  # type: ignore[attr-defined]
-    got = hybrid.search(question, 4, ignored_ids=[own])
+    got = hybrid.search(question, 4, ignored_ids=[own], explain=True)
     assert [int(id[1:]) for id in got.ids] == list(expected)[:4]
-    torch.testing.assert_close(got.scores_n, torch.tensor(list(expected.values())[:4]))
-    ranks = [(e.dense_rank, e.bm25_rank) for e in hybrid.explain(got)]
+    torch.testing.assert_close(got.scores, torch.tensor(list(expected.values())[:4]))
+    ranks = [(e.dense_rank, e.bm25_rank) for e in got.explanations or []]
     assert (1 in [d for d, _ in ranks]) and (1 in [w for _, w in ranks])  # counted without it
 
 
@@ -128,7 +128,7 @@ def test_other_questions_of_a_batch_are_searched_as_before(finder: Retriever) ->
     after = finder.search(questions, 5, ignored_ids=[None, "p3", "not in the index"])
     for i in (0, 2):
         assert after[i].ids == before[i].ids
-        assert torch.equal(after[i].scores_n, before[i].scores_n)
+        assert torch.equal(after[i].scores, before[i].scores)
     assert "p3" in before[1].ids and "p3" not in after[1].ids and len(after[1]) == 5
     assert [c.question for c in after] == questions
 
@@ -143,7 +143,7 @@ def test_one_ignored_id_for_each_question(finder: Retriever, ids: Any) -> None:
 def test_no_chunk_of_the_own_document(encoder: Encoder, tmp_path: Path, kind: str) -> None:
     chunks = [Passage(f"{p.id}#{n}", p.title, f"{p.text} {n}") for p in PASSAGES[:5] for n in range(3)]
     index = build_index(Corpus.from_passages(chunks), encoder, tmp_path / "index", progress=False)
-    found = retriever_of(index, encoder, kind).search(PASSAGES[0].contents, 9, ignored_ids=["p0"])
+    found = create_retriever(index, encoder, kind).search(PASSAGES[0].contents, 9, ignored_ids=["p0"])
     assert len(found) == 9
     assert not any(id.startswith("p0#") for id in found.ids)
 
@@ -172,7 +172,7 @@ def test_digests_of_questions_that_ignore_nothing_are_what_they_were() -> None:
     assert dataset_digest([example]) != dataset_digest([ignoring])
 
 
-def test_what_is_said(index: PassageIndex) -> None:
+def test_the_message_about_identical_ids(index: PassageIndex) -> None:
     asked = [*ASKED[:2], QAExample("elsewhere", "q", ignore_identical_id=True), QAExample("p5", "q")]
     assert identical_ids(asked, index) == (3, 2, 0)
     gold = [replace(ASKED[0], gold_ids=("p0", "p1"))]
@@ -245,7 +245,7 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
             train_dataset=source,
             eval_dataset=source,
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
         assert trainer.eval_examples is not None
@@ -270,18 +270,6 @@ def test_a_sweep_takes_the_option(index: PassageIndex, tmp_path: Path, ignore: b
     assert {split: [e.ignore_identical_id for e in found] for split, found in questions.items()} == {
         split: [bool(ignore)] * 4 for split in files
     }
-
-
-def test_retrieve_asks_other_retrievers_as_before(finder: Retriever) -> None:
-    """Whoever wrote a retriever of their own needs the new argument only for questions that ignore something."""
-
-    class Own:
-        def search(self, questions: list[str], k: int) -> list[Any]:
-            return finder.search(questions, k)
-
-    plain = ignoring_identical_ids(ASKED, False)
-    found = retrieve(Own(), plain, 3)  # type: ignore[arg-type]
-    assert [c.ids[0] for c in found] == [e.id for e in ASKED]
 
 
 # -- tuning --------------------------------------------------------------------------------------------------------
@@ -320,7 +308,7 @@ def test_tuning_does_not_count_the_query_itself() -> None:
 def test_search_of_argu_ana(argu: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With identical ids the counterpart is second at best: nDCG@3 is 1 / log2(3) = .6309."""
     folder = tmp_path / "index"
-    assert run(["index", "build", "--corpus", argu, "--output", folder, "--quiet"], capsys)[0] == 0
+    assert run(["index", "build", "--corpus", argu, "--output_dir", folder, "--quiet"], capsys)[0] == 0
     asked = ["search", "--index", folder, "--questions", argu, "--split", "test", "-k", 3]
     code, out, err = run(asked, capsys)
     assert (code, err) == (0, "")

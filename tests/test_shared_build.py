@@ -81,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_build_what_one_builds_and_share_the_work(folder: Path) -> None:
+def test_two_processes_give_the_bytes_of_one_and_share_the_encoding(folder: Path) -> None:
     launch(folder, factory="IVF2,Flat")
     assert contents(folder / "shared") == contents(folder / "alone")
     first = [{int(i) // 16 for i in (folder / f"encoded-{rank}").read_text().split()} for rank in (0, 1)]

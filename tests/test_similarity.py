@@ -18,8 +18,8 @@ from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.vectors.faiss.faiss_index import FaissIndex
 from rag.model_loading import encoder_of
 from retriever import BM25Retriever, DenseRetriever, HybridRetriever
-from retriever.dense import QuestionAdapter
-from training.encoder_update import _loss, open_refreshed, refreshed
+from retriever.question_adapter import QuestionAdapter
+from training.encoder_update import _loss, open_trained_retrieval, train_encoder_and_reindex
 
 QUESTIONS = ["who wrote Hamlet", "a river in France", "the capital of Germany", "chemical element symbol"]
 TEXTS = [p.contents for p in PASSAGES] + QUESTIONS
@@ -66,13 +66,13 @@ def test_the_ranking_is_the_models_own(encoder: Encoder, index: PassageIndex) ->
     found = DenseRetriever(index, encoder).search(QUESTIONS, 12)
     for candidates, scores_N in zip(found, scores_BN, strict=True):
         assert candidates.ids == [PASSAGES[i].id for i in scores_N.argsort(descending=True).tolist()]
-        np.testing.assert_allclose(candidates.scores_n, scores_N.sort(descending=True).values, rtol=1e-5)
+        np.testing.assert_allclose(candidates.scores, scores_N.sort(descending=True).values, rtol=1e-5)
     by_cosine = Encoder(encoder.model, similarity="cosine").encode_passages(PASSAGES)
     encoder.model.similarity_fn_name = "dot"
     assert not np.allclose(by_cosine, encoder.encode_passages(PASSAGES))
 
 
-def test_it_is_said_and_kept(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
+def test_similarity_is_recorded_and_restored(encoder: Encoder, index: PassageIndex, folder: Path) -> None:
     assert (encoder.similarity, index.info()["similarity"], index.manifest.metric) == ("dot", "dot", "inner_product")
     assert json.loads((index.path / MANIFEST_FILE).read_text())["encoder"]["similarity"] == "dot"
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["similarity_fn_name"] == "dot"
@@ -124,10 +124,10 @@ def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) ->
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
-def test_what_inner_products_cannot_follow_is_refused(similarity: str) -> None:
+def test_other_similarities_are_refused(similarity: str) -> None:
     model = tiny_encoder(TEXTS).model
     model.similarity_fn_name = similarity
-    with pytest.raises(UsageError, match=f"one of cosine, dot, but this one says '{similarity}'.*--similarity"):
+    with pytest.raises(UsageError, match=f"one of cosine, dot, but got '{similarity}'.*--similarity"):
         Encoder(model)
     assert Encoder(model, similarity="cosine").similarity == "cosine"
 
@@ -163,14 +163,14 @@ def test_added_vectors_keep_their_length(encoder: Encoder, tmp_path: Path) -> No
     np.testing.assert_array_equal(changed.vectors.reconstruct(order), encoder.encode_passages(PASSAGES))
 
 
-def test_screening_in_bfloat16_finds_the_same_for_vectors_of_any_length() -> None:
+def test_prefilter_in_bfloat16_finds_the_same_for_vectors_of_any_length() -> None:
     generator = np.random.default_rng(0)
     lengths_N1 = np.exp(generator.normal(0, 1.5, (700, 1)))
     vectors_Nd = (generator.normal(size=(700, 24)) * lengths_N1).astype(np.float32)
     queries_Bd = (generator.normal(size=(40, 24)) * np.exp(generator.normal(0, 1.5, (40, 1)))).astype(np.float32)
     index = FaissIndex.build(vectors_Nd)
     exact_BN = queries_Bd.astype(np.float64) @ vectors_Nd.T.astype(np.float64)
-    scores_Bk, rows_Bk = index.search(queries_Bd, 5, screen=True)
+    scores_Bk, rows_Bk = index.search(queries_Bd, 5, prefilter=True)
     np.testing.assert_array_equal(rows_Bk, np.argsort(-exact_BN, axis=1)[:, :5])
     np.testing.assert_allclose(scores_Bk, -np.sort(-exact_BN, axis=1)[:, :5], rtol=1e-4)
 
@@ -179,15 +179,15 @@ class TestQuestionAdapter:
     def test_an_adapted_question_keeps_the_length_of_the_question(self, encoder: Encoder, index: PassageIndex) -> None:
         adapter = QuestionAdapter(encoder.dimension, rank=3)
         with torch.no_grad():
-            adapter.up_dr.normal_(generator=torch.Generator().manual_seed(2))
+            adapter.up.normal_(generator=torch.Generator().manual_seed(2))
         retriever = DenseRetriever(index, encoder, adapter=adapter)
         base_Bd = torch.from_numpy(encoder.encode_questions(QUESTIONS))
-        changed_Bd = base_Bd + base_Bd @ adapter.down_rd.T @ adapter.up_dr.T
+        changed_Bd = base_Bd + base_Bd @ adapter.down.T @ adapter.up.T
         expected_Bd = changed_Bd * (base_Bd.norm(dim=1) / changed_Bd.norm(dim=1)).unsqueeze(1)
         scores_BN = expected_Bd @ torch.from_numpy(encoder.encode_passages(PASSAGES)).T
         for candidates, scores_N in zip(retriever.search(QUESTIONS, 12), scores_BN, strict=True):
-            torch.testing.assert_close(candidates.scores_n, scores_N.sort(descending=True).values, rtol=1e-4, atol=1e-3)
-            torch.testing.assert_close(retriever.score(candidates), candidates.scores_n, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(candidates.scores, scores_N.sort(descending=True).values, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(retriever.score(candidates), candidates.scores, rtol=1e-4, atol=1e-3)
 
     def test_an_untrained_adapter_scores_what_was_found(self, encoder: Encoder, index: PassageIndex) -> None:
         for retriever in (
@@ -196,7 +196,7 @@ class TestQuestionAdapter:
             BM25Retriever(index, encoder, index.load_bm25()),
         ):
             candidates = retriever.search(QUESTIONS[1], 7)
-            torch.testing.assert_close(retriever.score(candidates), candidates.scores_n, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(retriever.score(candidates), candidates.scores, rtol=1e-5, atol=1e-5)
 
     def test_fused_scores_change_by_cosines_and_not_by_dot_products(
         self, encoder: Encoder, index: PassageIndex
@@ -205,8 +205,8 @@ class TestQuestionAdapter:
         candidates = retriever.search(QUESTIONS[1], 7)
         before = retriever.score(candidates).detach()
         with torch.no_grad():
-            retriever.adapter.up_dr.normal_(generator=torch.Generator().manual_seed(2))
-        question_d, passages_nd = candidates.question_vector_d, candidates.passage_vectors_nd
+            retriever.adapter.up.normal_(generator=torch.Generator().manual_seed(2))
+        question_d, passages_nd = candidates.question_vector, candidates.passage_vectors
         adapted_d = retriever.adapter(question_d.unsqueeze(0))[0] * question_d.norm()
         scale = question_d.norm() * passages_nd.norm(dim=1).mean()
         expected_n = (passages_nd @ (adapted_d - question_d)) / scale
@@ -230,7 +230,7 @@ class TestRefresh:
         from training import DROConfig
 
         config = DROConfig()
-        refreshed(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
-        new_index, new_encoder = open_refreshed(tmp_path / "new", encoder)
+        train_encoder_and_reindex(DenseRetriever(index, encoder), [], tmp_path / "new", config, seed=0, progress=False)
+        new_index, new_encoder = open_trained_retrieval(tmp_path / "new", encoder)
         assert (new_index.info()["similarity"], new_encoder.similarity) == ("dot", "dot")
         assert new_encoder.fingerprint == encoder.fingerprint

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,58 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 def run_parent(script: str, folder: Path, *prefix: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """Run a script in a process of its own; returns what it printed."""
     command = [*prefix, sys.executable, "-W", "ignore", "-c", PARENT + textwrap.dedent(script), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
 
-@pytest.mark.slow
+# Runs each script that it is sent in a fork of itself, with its outputs in files and five minutes of time.
+FORK_FOR_EACH = """
+import json
+
+for line in sys.stdin:
+    script, folder = json.loads(line)
+    folder = Path(folder)
+
+    def begin():
+        signal.alarm(300)
+        for descriptor, name in ((1, "printed"), (2, "errors")):
+            os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), descriptor)
+        exec(script, globals())
+        sys.stdout.flush()
+
+    print(wait(fork(begin)), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_fork() -> Iterator[Callable[[str, Path], str]]:
+    """Like `run_parent`, in forks of one process: importing takes longer than most of what is tested."""
+    command = [sys.executable, "-W", "ignore", "-c", PARENT + FORK_FOR_EACH, "unused"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as process:  # type: ignore[call-overload]
+
+        def run(script: str, folder: Path) -> str:
+            process.stdin.write(json.dumps([textwrap.dedent(script), str(folder)]) + "\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            printed = (folder / "printed").read_text()
+            assert code == 0, printed[-2000:] + (folder / "errors").read_text()[-4000:]
+            return printed
+
+        yield run
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("options", [{"bm25": True}, {"factory": "IVF8,PQ4x4,Refine(SQ8)"}, {"factory": "SQ8"}])
 def test_a_build_killed_at_twenty_random_moments_ends_with_the_same_bytes(
-    options: dict[str, object], folder: Path
+    options: dict[str, object], folder: Path, run_fork: Callable[[str, Path], str]
 ) -> None:
     script = f"""
     options, random_ = {options!r}, random.Random(7)
@@ -112,12 +153,14 @@ def test_a_build_killed_at_twenty_random_moments_ends_with_the_same_bytes(
     assert not [p.name for p in folder.iterdir() if "building" in p.name or "old" in p.name]
     print(kills, finished, len(stages))
     """
-    kills, _, stages = map(int, run_parent(script, folder).split())
+    kills, _, stages = map(int, run_fork(script, folder).split())
     assert kills == 20
     assert stages >= 3, "the moments were not different enough to show anything"
 
 
-def test_a_build_killed_at_each_step_of_its_files_ends_with_the_same_bytes(folder: Path) -> None:
+def test_a_build_killed_at_each_step_of_its_files_ends_with_the_same_bytes(
+    folder: Path, run_fork: Callable[[str, Path], str]
+) -> None:
     """Dies right before the n-th renaming, for every n: that is where a half and a whole file differ."""
     script = """
     Path(folder / "corpus.jsonl").write_text("".join(open(folder / "corpus.jsonl").readlines()[:200]))
@@ -146,10 +189,12 @@ def test_a_build_killed_at_each_step_of_its_files_ends_with_the_same_bytes(folde
         shutil.rmtree(folder / "killed")
     print(died)
     """
-    assert int(run_parent(script, folder)) >= 10
+    assert int(run_fork(script, folder)) >= 10
 
 
-def test_a_writer_killed_at_each_step_leaves_the_old_version_or_the_new_one(folder: Path) -> None:
+def test_a_writer_killed_at_each_step_leaves_the_old_version_or_the_new_one(
+    folder: Path, run_fork: Callable[[str, Path], str]
+) -> None:
     script = """
     Path(folder / "corpus.jsonl").write_text("".join(open(folder / "corpus.jsonl").readlines()[:200]))
     run(lambda: build("base", bm25=True))
@@ -196,7 +241,7 @@ def test_a_writer_killed_at_each_step_leaves_the_old_version_or_the_new_one(fold
     run(lambda: print(names == {"manifest.json", *PassageIndex.open(folder / "index").manifest.files}, flush=True))
     print(died)
     """
-    clean, died = run_parent(script, folder).split()
+    clean, died = run_fork(script, folder).split()
     assert clean == "True"
     assert int(died) >= 5
 

@@ -16,23 +16,26 @@ from indexes.errors import RAGError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation_file import read_evaluation
 from rag.experiments.recipes import RECIPES
+from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
-from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings, WorldSettings
+from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings
 from rag.pipeline import RAG
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROTrainer, QAExample
+
+DATASETS = ("train_dataset", "eval_dataset", "test_dataset")
 
 
 @pytest.fixture
 def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
     """Three rows over the toy passages and a tiny model."""
     rows = [{"question": e.question, "golden_answers": e.golden_answers, "gold_ids": e.gold_ids} for e in EXAMPLES]
-    for split, chosen in (("train", rows[:2]), ("dev", rows[:1]), ("test", rows)):
+    for split, chosen in (("train", rows[:2]), ("eval", rows[:1]), ("test", rows)):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     return SweepSettings(
         recipes=("vanilla", "rag_token", "dro"),
         index=str(index.path),
-        **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")},
+        **{f"{split}_dataset": str(tmp_path / f"{split}.jsonl") for split in ("train", "eval", "test")},
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=4, num_selected=2),
@@ -148,7 +151,7 @@ def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSet
 
 
 def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: Path) -> None:
-    with exclusive_writer_lock(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is at it now"):
+    with exclusive_writer_lock(tmp_path / "sweep"), pytest.raises(UsageError, match="another one is writing it"):
         Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert not (tmp_path / "sweep/questions").exists()
 
@@ -170,7 +173,7 @@ def test_from_the_shell(
     (tmp_path / "sweep.yaml").write_text(
         json.dumps(
             {
-                **{name: getattr(settings, name) for name in ("index", "train", "dev", "test", "base", "device")},
+                **{name: getattr(settings, name) for name in ("index", *DATASETS, "base", "device")},
                 **settings.training,
                 "recipes": ["vanilla", "sft"],
                 "selector": {"num_candidates": 4, "num_selected": 2},
@@ -185,7 +188,7 @@ def test_from_the_shell(
     def fail(trainer: DROTrainer) -> None:
         raise ValueError("no luck")
 
-    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         patch.setattr(DROTrainer, "train", fail)
         assert main(command) == 1
@@ -227,8 +230,11 @@ class TestSettings:
             ({"recipes": ("dpo",)}, r"A recipe must be one of .*; 'dpo' came"),
             ({"recipes": ("replug_selfaug",)}, "that of 'replug' stays the base model"),
             ({"recipes": ()}, "needs at least one of its recipes; none came"),
-            ({"index": None}, "either a world, or an index with train, dev and test questions"),
-            ({"world": WorldSettings()}, "either a world, or an index with train, dev and test questions"),
+            ({"index": None}, "either a world, or an index with train_dataset, eval_dataset and test_dataset"),
+            (
+                {"world": WorldSettings()},
+                "either a world, or an index with train_dataset, eval_dataset and test_dataset",
+            ),
             (
                 {"training": {"learning_rates": 1}},
                 "no training setting. Did you mean 'm_step.learning_rate'",
@@ -246,7 +252,7 @@ class TestSettings:
             replace(settings, **change)
 
     def test_an_unknown_domain_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
+        with pytest.raises(UsageError, match=r"domain must be one of .*, got 'law'"):
             WorldSettings(domain="law")
 
     def test_a_folder_of_something_else_is_refused(self, settings: SweepSettings, tmp_path: Path) -> None:
@@ -338,7 +344,7 @@ class TestComparisons:
 def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     settings = SweepSettings(
         with_selfaug=True,
-        world=WorldSettings(seed=5, train_questions=3, dev_questions=2, test_questions=3),
+        world=WorldSettings(seed=5, train_questions=3, eval_questions=2, test_questions=3),
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
         decoding=DecodingConfig(max_new_tokens=24),
         training={"rounds": 1, "e_step.num_permutations": 2, "m_step.learning_rate": 2e-3},
@@ -348,7 +354,7 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
     assert data["failed"] == []
     twins = [f"{name}_selfaug" for name, recipe in RECIPES.items() if recipe.trains_generator]
     assert [row["name"] for row in data["rows"]] == [*RECIPES, *twins]
-    # After the round, and not as kept: two dev questions may well prefer the start.
+    # After the round, and not as kept: two evaluation questions may well prefer the start.
     drift = {name: records[-1]["eval_kl_drift"] for name, records in data["curves"].items()}
     assert [name for name, kl in drift.items() if abs(kl) < 1e-6] == ["replug", "dro_no_generator"]
     assert asdict(settings.selector)["num_candidates"] == 4
@@ -390,10 +396,12 @@ def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: Sw
 def test_a_sweep_reads_questions_with_the_quoting_that_it_is_told(
     quoting: Any, asked: str, settings: SweepSettings, tmp_path: Path
 ) -> None:
-    files = {split: str(tmp_path / f"{split}.tsv") for split in ("train", "dev", "test")}
+    files = {f"{split}_dataset": str(tmp_path / f"{split}.tsv") for split in ("train", "eval", "test")}
     for file in files.values():
         Path(file).write_text("\"who wrote Hamlet?\"\t['Shakespeare']\n")
     given = replace(settings, recipes=("vanilla",), quoting=quoting, **files)
     assert SweepSettings.from_json(given.to_json()) == given
     questions = Sweep(tmp_path / "sweep", given, progress=False).questions()
-    assert {split: [e.question for e in found] for split, found in questions.items()} == {s: [asked] for s in files}
+    assert {split: [e.question for e in found] for split, found in questions.items()} == {
+        s: [asked] for s in ("train", "eval", "test")
+    }

@@ -77,7 +77,7 @@ def corpus_of(source: object) -> Corpus:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_ids_of_mixed_types_are_what_they_were(write: Write, tmp_path: Path) -> None:
+def test_ids_of_mixed_types_are_restored(write: Write, tmp_path: Path) -> None:
     """`datasets` itself reads "007" as 7 and "1e5" as 100000.0: it leaves a text that is JSON as it is."""
     ids = [1, "x2", "007", "1e5", "-0", "a b", "NaN"]
     dataset = loaded([{"id": id_, "text": f"text {id_}"} for id_ in ids], tmp_path)
@@ -88,7 +88,7 @@ def test_ids_of_mixed_types_are_what_they_were(write: Write, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_answers_of_mixed_types_are_what_they_were(write: Write, tmp_path: Path) -> None:
+def test_answers_of_mixed_types_are_restored(write: Write, tmp_path: Path) -> None:
     rows = [
         {"id": "a", "question": "q?", "golden_answers": "Paris"},
         {"id": "b", "question": "r?", "golden_answers": ["Rome", "Roma"]},
@@ -227,7 +227,7 @@ def test_an_index_named_as_another_field_is_that_field(tmp_path: Path) -> None:
     assert [(e.id, e.question) for e in load_examples(as_parquet(questions, tmp_path))] == [("0", "x"), ("1", "y")]
 
 
-def test_shards_whose_rows_are_only_counted_are_counted_on(tmp_path: Path) -> None:
+def test_records_without_ids_are_numbered_over_all_shards(tmp_path: Path) -> None:
     for number in range(2):
         pd.DataFrame(TEXTS).to_parquet(tmp_path / f"train-0000{number}-of-00002.parquet")
     assert list(Corpus.from_file(tmp_path).ids) == ["0", "1", "2", "3", "4", "5"]
@@ -265,19 +265,19 @@ def test_an_index_that_is_no_id_is_refused_where_an_id_is_needed(
 
 
 @pytest.mark.parametrize("kept", [slice(0, 2), slice(0, 0)])
-def test_the_metadata_of_other_rows_are_refused(kept: slice, tmp_path: Path) -> None:
+def test_an_index_of_another_length_is_refused(kept: slice, tmp_path: Path) -> None:
     """Rows that another program took out leave the range of all of them in the metadata."""
     table = pa.Table.from_pandas(pd.DataFrame(TEXTS, index=pd.RangeIndex(10, 40, 10)))
     pq.write_table(pa.concat_tables([table, table]), tmp_path / "longer.parquet")
     pq.write_table(table[kept], tmp_path / "shorter.parquet")
     for name in ("longer", "shorter"):
-        with pytest.raises(DataError, match="has one for 3 rows"):
+        with pytest.raises(DataError, match="each of its records, got 3 values"):
             Corpus.from_file(tmp_path / f"{name}.parquet")
 
 
 def test_a_missing_label_is_refused(tmp_path: Path) -> None:
     frame = pd.DataFrame(TEXTS, index=pd.Index(["a", None, "c"]))
-    with pytest.raises(DataError, match="has one that misses some"):
+    with pytest.raises(DataError, match="each of its records, got missing values"):
         Corpus.from_file(as_parquet(frame, tmp_path))
 
 

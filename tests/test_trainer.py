@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,12 @@ from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
+from training.checkpoint import load_learned
 from training.config import DROConfig
 from training.questions.example import QAExample
 from training.questions.loading import write_examples
+from training.round_callback import RoundCallback, TrainingState
+from training.run_folder import RunFolder
 from training.trainer import DROTrainer
 from training.warm_up import target_permutation, warm_up_posteriors
 
@@ -73,28 +76,41 @@ def train(
     dev: Sequence[QAExample] | None = EXAMPLES[:2],
     *,
     resume: bool = False,
-    evaluate: Callable[..., Any] = evaluate,
+    compute_metrics: Callable[..., Any] = evaluate,
 ) -> DROTrainer:
     trainer = DROTrainer(
-        rag, config, train_dataset=EXAMPLES, eval_dataset=dev, output_dir=output_dir, evaluate=evaluate, progress=False
+        rag,
+        config,
+        train_dataset=EXAMPLES,
+        eval_dataset=dev,
+        output_dir=output_dir,
+        compute_metrics=compute_metrics,
+        progress=False,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(make_rag: Callable[[], RAG], tmp_path_factory: pytest.TempPathFactory) -> tuple[RAG, DROTrainer]:
+    """A pipeline after two rounds and its trainer, for tests that only read them."""
+    rag = make_rag()
+    return rag, train(rag, settings(), tmp_path_factory.mktemp("trainer") / "whole")
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in history]
 
 
-def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
-    one, two, other = make_rag(), make_rag(), make_rag()
-    first = train(one, settings(), tmp_path / "a")
+def test_same_seed_same_everything(whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    one, first = whole
+    two, other = make_rag(), make_rag()
     second = train(two, settings(), tmp_path / "b")
     third = train(other, settings(seed=7), tmp_path / "c")
     assert without_seconds(first.history) == without_seconds(second.history)
     assert all(torch.equal(a, b) for a, b in zip(learned(one).values(), learned(two).values(), strict=True))
     assert without_seconds(first.history) != without_seconds(third.history)
-    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (first.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines == first.history
     assert {"ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"} <= set(
         lines[1]
@@ -103,19 +119,23 @@ def test_same_seed_same_everything(make_rag: Callable[[], RAG], tmp_path: Path) 
     assert {"eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"} <= set(lines[0])
 
 
-@pytest.mark.parametrize("killed_in", ["_estimate", "_maximize", "_evaluate"])
+@pytest.mark.parametrize("killed_in", ["_estimate", "_maximize", "_scores"])
 def test_a_killed_run_resumes_to_the_same_weights(
-    killed_in: str, make_rag: Callable[[], RAG], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed_in: str,
+    whole: tuple[RAG, DROTrainer],
+    make_rag: Callable[[], RAG],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, broken, resumed = make_rag(), make_rag(), make_rag()
-    reference = train(whole, settings(), tmp_path / "whole")
+    trained, reference = whole
+    broken, resumed = make_rag(), make_rag()
     trainer = DROTrainer(
         broken,
         settings(),
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES[:2],
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     )
     real = getattr(trainer, killed_in)
@@ -132,7 +152,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     metrics.write_text(metrics.read_text() + '{"round": 2, "cut o')  # what a kill in the middle of a write leaves
     again = train(resumed, settings(), tmp_path / "run", resume=True)
     assert without_seconds(again.history) == without_seconds(reference.history)
-    assert all(torch.equal(a, b) for a, b in zip(learned(whole).values(), learned(resumed).values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learned(trained).values(), learned(resumed).values(), strict=True))
 
 
 def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
@@ -145,9 +165,9 @@ def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
     begun = list(trainer.history)
     found = []
     for step in range(1, 200):
-        trainer.output_dir = tmp_path / str(step)
+        trainer.folder = RunFolder(tmp_path / str(step))
         shutil.copytree(tmp_path / "begun", trainer.output_dir)
-        trainer.history = list(begun)
+        trainer.state.log_history = list(begun)
         ended = survives(lambda: trainer._finish_round(1, {"ess": 2.0}, trainer._now()), step)
         rounds = [record["round"] for record in trainer._finished_rounds()]
         trainer._load_round(rounds[-1])
@@ -201,20 +221,22 @@ def test_the_best_round_is_kept(make_rag: Callable[[], RAG], tmp_path: Path) -> 
         seen.append(learned(rag))
         return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
-    trainer = train(rag, settings(rounds=3), tmp_path / "run", evaluate=evaluate)
-    assert trainer.best_round() == 1
+    trainer = train(rag, settings(rounds=3), tmp_path / "run", compute_metrics=evaluate)
+    assert trainer.state.best_round == 1
     assert all(torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[1].values(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(learned(rag).values(), seen[3].values(), strict=True))
 
 
-def test_records_hold_the_intervals_of_the_dev_metrics(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_records_hold_the_intervals_of_the_evaluation_metrics(
+    whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
     """They choose no round, and survive a killed run as they were."""
-    trainer = train(make_rag(), settings(rounds=1), tmp_path / "run")
+    _, trainer = whole
     record = trainer.history[-1]
     assert {f"eval_{name}" for name in record["eval_intervals"]} <= set(record)
     low, high = record["eval_intervals"]["f1"]
     assert low <= record["eval_f1"] <= high
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (trainer.output_dir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == trainer.history
     with pytest.raises(UsageError, match="must be one of") as error:
         train(make_rag(), settings(rounds=1, metric_for_best_model="intervals"), tmp_path / "other")
@@ -230,11 +252,11 @@ def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
         return SimpleNamespace(metrics={"f1": next(scores)}, intervals={})
 
     config = settings(rounds=5, e_step__num_permutations=1, early_stopping_patience=2)
-    trainer = train(rag, config, tmp_path / "run", evaluate=evaluate)
+    trainer = train(rag, config, tmp_path / "run", compute_metrics=evaluate)
     assert [row["round"] for row in trainer.history] == [0, 1, 2, 3]
 
 
-def test_ablations_leave_the_other_side_alone(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_ablations_train_only_one_model(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     for frozen in ("selector", "generator"):
         rag = make_rag()
         before = learned(rag)
@@ -265,7 +287,7 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
         train_dataset=EXAMPLES,
         eval_dataset=EXAMPLES[:2],
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         callbacks=[watching],
         progress=False,
     )
@@ -281,7 +303,7 @@ def test_training_logs_reach_tensorboard(make_rag: Callable[[], RAG], tmp_path: 
         eval_dataset=EXAMPLES[:2],
         output_dir=tmp_path / "run",
         callbacks=[watching],
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     )
     trainer.train(resume_from_checkpoint=True)
@@ -344,8 +366,8 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
         EXAMPLES, rag.retriever, rag.selector.config, config.with_settings({"supervised.target": "retriever"})
     )
     for posterior in only:
-        best = posterior.candidates.scores_n.argsort(descending=True)[:2]
-        assert posterior.permutations.z_mK[0].tolist() == best.tolist()
+        best = posterior.candidates.scores.argsort(descending=True)[:2]
+        assert posterior.permutations.z[0].tolist() == best.tolist()
 
 
 def test_output_dir_must_be_new_empty_or_a_run_to_continue(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
@@ -372,7 +394,7 @@ def test_training_questions_need_answers(make_rag: Callable[[], RAG], tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_an_unknown_evaluation_metric_is_refused(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """Found at round 0, and the run goes on under the right name."""
     with pytest.raises(UsageError, match=r"must be one of \['exact_match'"):
         train(make_rag(), settings(rounds=1, metric_for_best_model="bleu"), tmp_path / "run")
@@ -383,13 +405,9 @@ def test_unknown_dev_metric(make_rag: Callable[[], RAG], tmp_path: Path) -> None
 def test_eval_questions_without_a_function_that_scores_them_are_refused(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"got evaluate=None. Pass evaluate=rag.evaluate"):
+    with pytest.raises(UsageError, match=r"got compute_metrics=None. Pass compute_metrics=rag.evaluate"):
         DROTrainer(
-            make_rag(),
-            settings(),
-            train_dataset=EXAMPLES,
-            eval_dataset=EXAMPLES[:2],
-            output_dir=tmp_path / "run",
+            make_rag(), settings(), train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:2], output_dir=tmp_path / "run"
         )
 
 
@@ -430,32 +448,21 @@ def test_resume_refuses_a_base_with_other_settings(
         None,
     )
     again = settings(rounds=1, supervised__num_train_epochs=0, e_step__num_permutations=1)
-    file = tmp_path / "run" / "run.json"
-    written = json.loads(file.read_text())
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
     model = make_rag().generator.language_model
     assert (written["chat"], written["context_length"]) == (asdict(ChatConfig()), model.context_length)
-    newer = {"revision", "dtype", "chat", "context_length"}
-    for is_old in (False, True):  # before those settings were in the file, nobody could choose the last two
-        if is_old:
-            file.write_text(json.dumps({key: value for key, value in written.items() if key not in newer}))
-        train(make_rag(), again, tmp_path / "run", None, resume=True)
+    other = make_rag()
+    other.generator.language_model.chat.config = ChatConfig(system_message="Be short.")
+    with pytest.raises(MismatchError, match=r"other values of \['chat'\]"):
+        train(other, again, tmp_path / "run", None, resume=True)
+    for name, value in (("context_length", model.context_length - 1), ("revision", "v2"), ("mixed", True)):
         other = make_rag()
-        other.generator.language_model.chat.config = ChatConfig(system_message="Be short.")
-        with pytest.raises(MismatchError, match=r"other values of \['chat'\]"):
-            DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False).train(
-                resume_from_checkpoint=True
-            )
-        for name, value in (("context_length", model.context_length - 1), ("revision", "v2"), ("mixed", True)):
-            other = make_rag()
-            trainer = DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
-            with monkeypatch.context() as patched:
-                patched.setattr(other.generator.language_model, name, value)
-                refused = {"mixed": "dtype"}.get(name, name)
-                if is_old and refused in ("revision", "dtype"):
-                    trainer._check_run_file()
-                    continue
-                with pytest.raises(MismatchError, match=rf"other values of \['{refused}'\]"):
-                    trainer._check_run_file()
+        trainer = DROTrainer(other, again, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(other.generator.language_model, name, value)
+            refused = {"mixed": "dtype"}.get(name, name)
+            with pytest.raises(MismatchError, match=rf"other values of \['{refused}'\]"):
+                trainer.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -476,7 +483,7 @@ def test_config_is_checked(bad: dict[str, object], message: str) -> None:
         settings(**bad)
 
 
-def test_the_toy_corpus_is_what_these_tests_think() -> None:
+def test_the_toy_corpus_has_one_passage_on_berlin() -> None:
     assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
 
 
@@ -490,7 +497,7 @@ def test_a_ranking_prompt_that_does_not_fit_is_found_before_the_first_round(
         DROTrainer(rag, settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
 
 
-def test_answers_that_no_row_has_room_for_are_left_out(
+def test_answers_longer_than_the_context_are_left_out(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found before the first round; another answer of the same question stays."""
@@ -520,7 +527,7 @@ def test_answers_that_no_row_has_room_for_are_left_out(
         rag.generator.log_prob("who?", rag.retriever.search("who?", 2).passages, long)
 
 
-def test_dev_questions_may_be_unanswerable_and_training_questions_not(
+def test_evaluation_questions_may_be_unanswerable_and_training_questions_not(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     """Nothing can be learned from a question whose answer is none, but it is known what is right."""
@@ -534,18 +541,18 @@ def test_dev_questions_may_be_unanswerable_and_training_questions_not(
             train_dataset=EXAMPLES,
             eval_dataset=dev,
             output_dir=tmp_path / "run",
-            evaluate=evaluate,
+            compute_metrics=evaluate,
             progress=False,
         )
         assert trainer.eval_examples is not None
         assert [e.unanswerable for e in trainer.eval_examples] == [False, True]
-    assert {"exact_match_answerable", "exact_match_unanswerable"} <= set(trainer._evaluate())
+    assert {"eval_exact_match_answerable", "eval_exact_match_unanswerable"} <= set(trainer.evaluate())
     for train in ([*EXAMPLES, none], file):
         with pytest.raises(DataError, match="golden answer"):
             DROTrainer(make_rag(), settings(), train_dataset=train, output_dir=tmp_path / "other", progress=False)
 
 
-def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
+def test_gold_ids_of_another_corpus_give_no_recall(
     make_rag: Callable[[], RAG], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = [replace(e, gold_ids=("elsewhere",)) for e in EXAMPLES]
@@ -555,8 +562,82 @@ def test_gold_ids_of_another_corpus_do_not_make_dev_recall_zero(
         train_dataset=EXAMPLES,
         eval_dataset=foreign,
         output_dir=tmp_path / "run",
-        evaluate=evaluate,
+        compute_metrics=evaluate,
         progress=False,
     )
-    assert not any("_recall@" in name and "answer" not in name for name in trainer._evaluate())
+    assert not any("_recall@" in name and "answer" not in name for name in trainer.evaluate())
     assert "Gold ids must be ids of passages in the index" in caplog.text
+
+
+class Recorder(RoundCallback):
+    """Remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.metrics: dict[str, dict[str, Any]] = {}
+
+    def on_round_begin(self, state: TrainingState) -> None:
+        self.calls.append(("round_begin", state.round))
+
+    def on_e_step_end(self, state: TrainingState, posteriors: Sequence[Any], metrics: Mapping[str, float]) -> None:
+        assert [p.example.id for p in posteriors] == [e.id for e in EXAMPLES]
+        self.calls.append(("e_step_end", state.round))
+        self.metrics["e_step"] = dict(metrics)
+
+    def on_m_step_end(self, state: TrainingState, metrics: Mapping[str, float]) -> None:
+        self.calls.append(("m_step_end", state.round))
+        self.metrics["m_step"] = dict(metrics)
+
+    def on_round_end(self, state: TrainingState, metrics: Mapping[str, Any]) -> None:
+        assert state.log_history[-1] == metrics
+        self.calls.append(("round_end", state.round))
+        self.metrics["round"] = dict(metrics)
+
+
+def test_state_output_and_round_callbacks_tell_of_each_round(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    """Also with plain numbers from compute_metrics, the weights on demand, and a run continued after a given round."""
+    scores = iter([0.1, 0.5, 0.3, 0.3])
+    recorder, rag = Recorder(), make_rag()
+    arguments: dict[str, Any] = {
+        "train_dataset": EXAMPLES,
+        "eval_dataset": EXAMPLES[:2],
+        "output_dir": tmp_path / "run",
+        "compute_metrics": lambda rag, examples, progress: {"f1": next(scores)},
+        "progress": False,
+    }
+    short = settings(supervised__num_train_epochs=0, e_step__num_permutations=1)
+    trainer = DROTrainer(rag, short, callbacks=[recorder], **arguments)
+    assert repr(trainer).startswith("DROTrainer(train=3 questions, eval=2, round=0 of 2, best_round=None, output_dir=")
+    output = trainer.train()
+    each = ["round_begin", "e_step_end", "m_step_end", "round_end"]
+    assert recorder.calls == [("round_end", 0), *((name, 1) for name in each), *((name, 2) for name in each)]
+    assert recorder.metrics["round"].items() >= (recorder.metrics["e_step"] | recorder.metrics["m_step"]).items()
+    assert {"ess", "log_marginal"} <= recorder.metrics["e_step"].keys()
+    assert {"selector_loss", "generator_loss", "prior_gate"} <= recorder.metrics["m_step"].keys()
+    assert (output.best_round, output.metrics["eval_f1"], output.history) == (1, 0.5, trainer.history)
+    state = trainer.state
+    assert (state.round, state.best_round, state.best_metric, state.global_step) == (2, 1, 0.5, output.global_step)
+    assert trainer.evaluate() == {"eval_f1": 0.3}
+
+    folder = trainer.save_model(tmp_path / "weights")
+    other = make_rag()
+    load_learned(other.selector, folder)
+    assert all(torch.equal(a, b) for a, b in zip(learned(rag).values(), learned(other).values(), strict=True))
+
+    scores = iter([0.2])
+    again = DROTrainer(make_rag(), short, **arguments)
+    continued = again.train(resume_from_checkpoint=tmp_path / "run" / "round-1")
+    assert [record["eval_f1"] for record in continued.history] == [0.1, 0.5, 0.2]
+    assert continued.history[1] == output.history[1]
+    for wrong, message in (
+        ("round-7", "has rounds 0 to 2; got round 7"),
+        ("elsewhere", "or a folder round-N in output_dir"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            DROTrainer(make_rag(), short, **arguments).train(resume_from_checkpoint=tmp_path / "run" / wrong)
+
+
+def test_evaluation_needs_questions(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    trainer = DROTrainer(make_rag(), settings(), train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
+    with pytest.raises(UsageError, match=r"Pass eval_dataset and compute_metrics=rag\.evaluate"):
+        trainer.evaluate()

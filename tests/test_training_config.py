@@ -107,7 +107,7 @@ def test_a_command_says_the_new_name_of_an_old_option(
 ) -> None:
     file = tmp_path / "old.yaml"
     file.write_text("selfaug_rows: one\n")
-    required = {"train": ["--train", "a", "--output_dir", "b"], "sweep": ["--output", "a"]}
+    required = {"train": ["--train_dataset", "a", "--output_dir", "b"], "sweep": ["--output_dir", "a"]}
     words = [*command.split(), *required.get(command, [])] + (["--questions", "a"] if "batch" in command else [])
     for wrong in (["--selfaug_rows", "one"], ["--config", str(file)]):
         assert main([*words, *wrong]) == 2

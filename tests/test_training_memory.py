@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_language_model
 
 from generator.configs import AdapterConfig
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from rag.planning.flops import ModelShape, Question
 from rag.planning.training_memory import (
@@ -121,7 +121,7 @@ def test_parameters_are_those_of_a_real_model(architecture: str, tied: bool) -> 
     assert base_bytes(shape, FLOAT32) == sum(p.nbytes for p in weights)
 
 
-def saved_bytes(model: LanguageModel, rows: list[AnswerRow]) -> int:
+def saved_bytes(model: LanguageModel, rows: list[AnswerSequence]) -> int:
     """What autograd keeps of a forward pass, weights of the model left out, every storage once."""
     found: dict[int, torch.UntypedStorage] = {}
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -144,7 +144,7 @@ def test_kept_bytes_are_those_that_autograd_keeps(precision: str, checkpointing:
     sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 16}
     model = tiny_language_model("qwen2", **sizes)
     model.mixed = precision == "mixed"
-    rows = [AnswerRow(list(range(5, 150)), [7, 8, 9, 10, 1])] * 4
+    rows = [AnswerSequence(list(range(5, 150)), [7, 8, 9, 10, 1])] * 4
     shape = ModelShape.of(model.base_model.config, rank=model.adapter.r)
     with model.use("generator"), model.gradient_checkpointing(checkpointing):
         model.train()

@@ -12,7 +12,7 @@ from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import ResourceError, UsageError
-from indexes.host_memory import host_memory, resident_bytes
+from indexes.host_memory import format_seconds, host_memory, resident_bytes
 from rag.cli import main
 from rag.planning.flops import ModelShape, Question, e_sample_flops, m_generator_flops
 from rag.planning.machine import Machine, gemm_rate
@@ -25,7 +25,6 @@ from rag.planning.training_plan import (
     count_index,
     count_passages,
     count_questions,
-    duration,
     encoder_shape,
     index_size,
     mean_question,
@@ -37,7 +36,7 @@ from rag.planning.training_plan import (
     size,
     steps,
 )
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 SHAPE = ModelShape(
@@ -186,10 +185,10 @@ def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     assert count_questions(str(questions)) == (1, 6, 4)
 
 
-def test_dev_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
+def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
     dev = tmp_path / "dev.jsonl"
     dev.write_text('{"question": "a"}\n{"question": "b", "unanswerable": true}\n')
-    words = ["plan", "--base", config_only, *COUNTS, "--dev", str(dev)]
+    words = ["plan", "--base", config_only, *COUNTS, "--eval_dataset", str(dev)]
     assert main(words) == 3
     dev.write_text('{"question": "a", "answer": "b"}\n{"question": "b", "unanswerable": true}\n')
     assert main(words) == 0
@@ -238,7 +237,7 @@ def test_the_rate_of_products_is_positive_for_every_dtype() -> None:
 
 def test_numbers_for_people() -> None:
     assert [size(n) for n in (0, 5 * 2**20, 3 * 2**30)] == ["-", "5.0 MiB", "3.00 GiB"]
-    assert [duration(s) for s in (0.012, 12, 600, 7200)] == ["12.0 ms", "12.0 s", "10 min", "2.0 h"]
+    assert [format_seconds(s) for s in (0.012, 12, 600, 7200)] == ["12.0 ms", "12.0 s", "10 min", "2.0 h"]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -259,7 +258,7 @@ def test_nothing_is_loaded(config_only: str, tmp_path: Path, capsys: pytest.Capt
     """The options of `rag train`, as YAML and flags; what is not there yet is not missed."""
     config = tmp_path / "train.yaml"
     config.write_text(f"base: {config_only}\nindex: not-yet\noutput_dir: run\nrounds: 2\nadapter:\n  r: 4\n")
-    assert main(["plan", "--config", str(config), *COUNTS, "--dev_questions", "3", "--json"]) == 0
+    assert main(["plan", "--config", str(config), *COUNTS, "--eval_questions", "3", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data) == {
         *("base", "adapter_parameters", "encoder", "texts", "question", "machine", "time", "memory", "disk", "fits"),
@@ -289,11 +288,11 @@ def test_the_text_says_what_to_change() -> None:
     ("words", "code", "message"),
     [
         (["--base", "/no/base", *COUNTS], 5, "config.json must be found at '/no/base'"),
-        (["--passages", "10"], 2, "--train FILE or --train_questions N"),
+        (["--passages", "10"], 2, "--train_dataset FILE or --train_questions N"),
         (["--train_questions", "10"], 2, "--corpus FILE, --index DIR, or --passages N"),
         ([*COUNTS, "--selector.num_candidates", "2"], 2, "K=5, n=2"),
         ([*COUNTS, "--rounds", "0"], 2, "rounds must be at least 1"),
-        ([*COUNTS, "--dtype", "float64"], 2, "'float64' came"),
+        ([*COUNTS, "--dtype", "float64"], 2, "got 'float64'"),
         ([*COUNTS, "--corpus", "/no/corpus.jsonl"], 0, ""),  # numbers win
         (["--train_questions", "10", "--corpus", "/no/corpus.jsonl"], 3, "/no/corpus.jsonl"),
     ],

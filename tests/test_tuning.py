@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from indexes import FaissIndex, MismatchError, UsageError
+from indexes.vectors.faiss.faiss_factory import properties, search_parameters
 from indexes.vectors.tuning import Trial, tune
 
 N, D, B, K = 4000, 16, 40, 10
@@ -27,6 +28,7 @@ class Scripted:
 
     def __init__(self, factory: str, clock: list[float]) -> None:
         self.factory, self.clock = factory, clock
+        self.properties, self.search_parameters = properties(factory), search_parameters(factory)
 
     def __len__(self) -> int:
         return 10
@@ -63,7 +65,7 @@ def test_the_fastest_that_finds_enough_is_chosen(clock: list[float]) -> None:
     assert "nprobe=256,k_factor_rf=1" not in {trial.parameters for trial in found.tried}
 
 
-def test_a_recall_out_of_reach_is_said(clock: list[float]) -> None:
+def test_unreachable_recall_is_reported(clock: list[float]) -> None:
     """With 16 lists nprobe ends at 16, which finds 5 + 3 of ten; factor 2 is the smallest that allows 8."""
     found = tune(Scripted("IVF16,PQ4x4fs,RFlat", clock), np.ones((6, 1)), recall=0.95, k=10)
     assert (found.parameters, found.recall, found.reached) == ("nprobe=16,k_factor_rf=2", 0.8, False)
@@ -72,9 +74,7 @@ def test_a_recall_out_of_reach_is_said(clock: list[float]) -> None:
 
 
 @pytest.mark.parametrize("factory", ["HNSW8", "IVF16,Flat", "IVF16,PQ8x4fs,RFlat", "IVF16_HNSW8,SQ8,RFlat"])
-def test_real_indexes_reach_it_with_what_they_understand(
-    factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
-) -> None:
+def test_real_indexes_reach_the_recall(factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd, factory=factory)
     seen: list[Trial] = []
     found = tune(index, queries_Bd, recall=0.9, k=K, on_trial=seen.append)
@@ -94,7 +94,7 @@ def test_exact_ids_may_be_given(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) 
     worst_Bk = np.argsort(queries_Bd @ vectors_Nd.T, axis=1)[:, :K]
     found = tune(index, queries_Bd, k=K, exact_ids_Bk=worst_Bk)
     assert (found.recall, found.reached) == (0, False)
-    with pytest.raises(MismatchError, match=r"shape \[40, 10 or more\].*but \[39, 10\] came"):
+    with pytest.raises(MismatchError, match=r"shape \[40, 10 or more\].*but got \[39, 10\]"):
         tune(index, queries_Bd, k=K, exact_ids_Bk=worst_Bk[1:])
 
 
@@ -110,7 +110,7 @@ def test_lossy_kinds_say_what_recall_is_measured_against(vectors_Nd: np.ndarray,
 
 
 @pytest.mark.parametrize("factory", ["RaBitQ8", "IVF16,RaBitQ", "PCA8,Flat"])
-def test_kinds_that_score_by_something_else_need_exact_ids(
+def test_kinds_without_inner_product_scores_need_exact_ids(
     factory: str, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
 ) -> None:
     """RaBitQ8 finds nearly all of the best, and hardly what the one bit that it gives back would find."""
@@ -131,16 +131,16 @@ def test_fewer_vectors_than_results_are_all_found(vectors_Nd: np.ndarray, querie
     assert tune(FaissIndex.build(vectors_Nd[:5]), queries_Bd, k=20).recall == 1
 
 
-def test_what_cannot_be_is_refused(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_impossible_arguments_are_refused(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd[:50])
     for recall in (0, 1.01, float("nan")):
         with pytest.raises(UsageError, match="recall to reach must be above 0 and at most 1"):
             tune(index, queries_Bd, recall=recall)
-    with pytest.raises(UsageError, match="k must be at least 1, but 0 came"):
+    with pytest.raises(UsageError, match="k must be at least 1, but got 0"):
         tune(index, queries_Bd, k=0)
-    with pytest.raises(UsageError, match="0 vectors and 40 queries came"):
+    with pytest.raises(UsageError, match="got 0 vectors and 40 queries"):
         tune(FaissIndex.empty(D), queries_Bd)
-    with pytest.raises(UsageError, match="50 vectors and 0 queries came"):
+    with pytest.raises(UsageError, match="got 50 vectors and 0 queries"):
         tune(index, queries_Bd[:0])
 
 

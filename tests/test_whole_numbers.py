@@ -57,7 +57,7 @@ def corpus_of(source: Any) -> Corpus:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_answers_are_what_people_say(form: Form, tmp_path: Path) -> None:
+def test_whole_number_answers_have_no_decimal_point(form: Form, tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": ["a", "b"], "question": ["How many?", "Who?"], "answer": [42, None]})
     assert frame["answer"].dtype == "float64"
     first, second = load_examples(form(frame, tmp_path))
@@ -107,7 +107,7 @@ def test_lists_and_aliases_are_columns_too(form: Form, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_a_float_cannot_hold_is_refused(form: Form, tmp_path: Path) -> None:
+def test_floats_beyond_exact_integers_are_refused(form: Form, tmp_path: Path) -> None:
     """2**53 + 1 and 2**53 are one float: whichever was meant, the other would be found."""
     frame = pd.DataFrame({"id": [2**53 - 1, None], "question": ["a?", "b?"], "text": ["x", "y"]})
     assert load_examples(form(frame, tmp_path))[0].id == "9007199254740991"
@@ -122,7 +122,7 @@ def test_what_a_float_cannot_hold_is_refused(form: Form, tmp_path: Path) -> None
     assert load_examples(whole)[0].id == "9007199254740993"  # pandas' nullable integers are exact
 
 
-def test_ids_that_nobody_reads_may_be_what_a_float_cannot_hold(tmp_path: Path) -> None:
+def test_unread_ids_may_be_inexact_floats(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"id": 7.0, "question": "a?", "text": "x", "answer": "y", "metadata": {"id": 1.2e18}}\n')
     assert list(Corpus.from_file(file).ids) == ["7"]
@@ -131,7 +131,7 @@ def test_ids_that_nobody_reads_may_be_what_a_float_cannot_hold(tmp_path: Path) -
 
 def test_a_float_among_texts_is_no_id(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"id": "a", "text": "x"}\n{"_id": 7.0, "text": "y"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl, line 2 has 7\.0"):
+    with pytest.raises(DataError, match=r"c\.jsonl:2: an id must be .*got 7\.0"):
         Corpus.from_file(tmp_path / "c.jsonl")
     assert list(Corpus.from_file(tmp_path / "c.jsonl", on_error="skip").ids) == ["a"]
 
@@ -151,7 +151,7 @@ def test_rows_of_a_data_frame() -> None:
     corpus = Corpus.from_passages(frame.to_dict("records"))
     assert [(p.id, p.title) for p in corpus] == [("10", "One"), ("1", "")]
     assert list(Corpus.from_passages([{"id": np.int64(5), "text": "x"}]).ids) == ["5"]
-    with pytest.raises(DataError, match=r"the passages, row 0.*7\.5"):
+    with pytest.raises(DataError, match=r"the passages, record 0.*7\.5"):
         Corpus.from_passages([{"id": 7.5, "text": "x"}])
 
 
@@ -211,7 +211,7 @@ def test_only_as_much_of_a_file_is_read_as_is_needed(tmp_path: Path, monkeypatch
     assert len(opened) == 3
 
 
-def test_what_stands_deep_inside_a_row_is_left_alone(tmp_path: Path) -> None:
+def test_deeply_nested_fields_are_left_unchanged(tmp_path: Path) -> None:
     """json reads 800 levels, and a walk through all of them would be more than Python's stack."""
     deep = "[" * 800 + "1.0" + "]" * 800
     file = tmp_path / "f.jsonl"

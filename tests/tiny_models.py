@@ -4,8 +4,9 @@ Nothing is downloaded. This module imports torch, transformers and sentence-tran
 inside the fixtures that need it, so that a test file without models starts in about a second.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -27,11 +28,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from generator.configs import AdapterConfig
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.corpora.passage import Passage
 from indexes.encoder import Encoder
 from rag.pipeline import RAG
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 from retriever.selector import Selector
 from training.config import DROConfig
 from training.questions.example import QAExample
@@ -203,6 +205,20 @@ def successor_model(tokenizer: PreTrainedTokenizerFast, successors: dict[str, st
 def log_probs_of(selector: Selector, candidates: Candidates, z_mK: torch.Tensor) -> torch.Tensor:
     """Log p_s(z | x) of permutations of one question, without gradient, on the CPU."""
     return selector.log_prob([candidates], [z_mK])[0].cpu()
+
+
+def reply_with(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str, Sequence[Passage]], str]) -> None:
+    """Replace the language model of every generator by a function of question and passages."""
+    asked: dict[tuple[int, ...], tuple[str, Sequence[Passage]]] = {}
+    encode = Generator.prompt_ids
+
+    def prompt_ids(self: Generator, question: str, passages: Sequence[Passage]) -> list[int]:
+        ids = encode(self, question, passages)
+        asked[tuple(ids)] = (question, passages)
+        return ids
+
+    monkeypatch.setattr(Generator, "prompt_ids", prompt_ids)
+    monkeypatch.setattr(Generator, "complete", lambda self, prompts: [reply(*asked[tuple(p)]) for p in prompts])
 
 
 def dro_config(**settings: object) -> DROConfig:

@@ -1,7 +1,7 @@
 """What was learned, as files: adapters, retriever prior and question adapter (safetensors, no pickle).
 
-A checkpoint is written beside its place, synced to the disk and renamed: a process that is killed while it replaces one
-leaves the old one or the new one.
+A checkpoint is written under another name in the same folder, synced to the disk and renamed: a process that is killed
+while it replaces one leaves the old one or the new one.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from indexes.atomic_files import replace_folder, standing_folder
+from indexes.atomic_files import readable_directory, replace_directory
 from indexes.errors import MismatchError
 from retriever.selector import Selector
 
@@ -20,7 +20,7 @@ _QUESTION_ADAPTER = "question_adapter."
 
 def save_learned(selector: Selector, folder: Path) -> None:
     """Write every learned weight under `folder` (replaced as a whole when it exists)."""
-    replace_folder(folder, lambda partial: write_learned(selector, partial))
+    replace_directory(folder, lambda partial: write_learned(selector, partial))
 
 
 def write_learned(selector: Selector, folder: Path) -> None:
@@ -38,7 +38,7 @@ def load_learned(selector: Selector, folder: Path) -> None:
     Raises:
         MismatchError: A file is missing, damaged, or does not fit.
     """
-    folder = standing_folder(folder)
+    folder = readable_directory(folder)
     selector.language_model.load_adapters(folder)
     file = folder / LEARNED
     if not file.is_file():

@@ -227,6 +227,8 @@ class DROConfig:
     """Stop after this many rounds without a better evaluation metric."""
     max_train_samples: int | None = None
     """Use only the first so many training questions."""
+    max_eval_samples: int | None = None
+    """Use only the first so many evaluation questions."""
     ignore_identical_ids: bool | None = None
     """Leave the passage with a question's own id, and chunks of that document, out of its candidates: it would be the
     question itself. None: as the files say, which BEIR's do and others do not."""
@@ -238,7 +240,7 @@ class DROConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "rounds", "logging_steps")
-        _at_least(1, self, "early_stopping_patience", "max_train_samples", none=True)
+        _at_least(1, self, "early_stopping_patience", "max_train_samples", "max_eval_samples", none=True)
         if self.retriever_training.objective == "lsr":
             self._check_lsr()
         if not (self.train_selector or self.train_generator):
@@ -334,7 +336,7 @@ def flatten(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """Whole names first, then the last part alone: `num_permutation` is near `e_step.num_permutations`."""
+    """Whole names first, then only their last parts: `num_permutation` is near `e_step.num_permutations`."""
     found = difflib.get_close_matches(name, known, n=1)
     by_last = {full.rpartition(".")[2]: full for full in known}
     found = found or [by_last[last] for last in difflib.get_close_matches(name, by_last, n=1)]

@@ -1,10 +1,10 @@
-"""The whole encoder as a learner: trained on what the posterior says was read, then the corpus is encoded anew.
+"""Train the whole encoder on the posterior of a round, and encode the corpus again.
 
-    pairs   <- per question each candidate that was probably read, beside one that was not
+    pairs   <- per question each candidate that was probably selected, with one that was not
     encoder <- MultipleNegativesRankingLoss over them, by sentence-transformers' own trainer, by its own similarity
     index   <- the same passages, encoded by it
 
-The question adapter learns without this and leaves the index as it is; `DROConfig.train_encoder` asks for both.
+The question adapter learns without this and leaves the index as it is; `DROConfig.train_encoder` turns both on.
 
 Legend: n candidates.
 """
@@ -28,20 +28,19 @@ from transformers import PrinterCallback
 from indexes.directory.builder import build_index
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import DOT, Encoder
-from indexes.vectors.faiss.faiss_factory import properties
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from training.config import DROConfig
-from training.estimation import Posterior
+from training.posterior import Posterior
 
 logger = logging.getLogger(__name__)
 
-READ = 0.5
-"""A candidate whose posterior probability of being read is at least this is a positive."""
-UNREAD = 0.05
+POSITIVE_ABOVE = 0.5
+"""A candidate whose posterior probability of being selected is at least this is a positive."""
+NEGATIVE_BELOW = 0.05
 """One whose probability is at most this may be a hard negative."""
 
 
-def refreshed(
+def train_encoder_and_reindex(
     retriever: Retriever,
     posteriors: Sequence[Posterior],
     folder: Path,
@@ -51,7 +50,7 @@ def refreshed(
     is_main_process: bool = True,
     progress: bool = True,
 ) -> None:
-    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded anew.
+    """Write `folder/encoder`, the retriever's trained further, and `folder/index`, its passages encoded by it.
 
     Args:
         retriever: Left as it is; `Retriever.replace` takes what was written.
@@ -67,7 +66,7 @@ def refreshed(
     if pairs := training_pairs(posteriors):
         _train(model, old, pairs, folder, config, seed)
     else:
-        logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", READ)
+        logger.warning("No candidate was probably read (at least %.2f); the encoder stays as it is.", POSITIVE_ABOVE)
     if not is_main_process:
         return
     name = str((folder / "encoder").resolve())
@@ -84,33 +83,34 @@ def refreshed(
         index.corpus,
         new,
         folder / "index",
-        factory=index.manifest.factory.removeprefix("Milvus(").removesuffix(")"),
-        milvus=index.manifest.milvus.get("uri"),
+        factory=index.manifest.factory,
+        store=index.manifest.store_kind,
+        store_options=index.manifest.store_options,
         bm25=bool(index.manifest.bm25),
-        allow_untested=bool(properties(index.manifest.factory).untested),  # the kind that is in use already
+        allow_untested=bool(index.vectors.properties.untested),  # the kind that is in use already
         progress=progress,
     )
 
 
 def training_pairs(posteriors: Sequence[Posterior]) -> list[dict[str, str]]:
-    """Rows `question`, `positive`, `negative`: the negative is the unread candidate that the retriever liked best."""
-    rows: list[dict[str, str]] = []
+    """Triples `question`, `positive`, `negative`: the negative is the best-ranked candidate that was not selected."""
+    triples: list[dict[str, str]] = []
     for posterior in posteriors:
         marginals_n, passages = posterior.marginals(), posterior.candidates.passages
-        ranked = posterior.candidates.scores_n.argsort(descending=True).tolist()
-        unread = next((i for i in ranked if float(marginals_n[i]) <= UNREAD), None)
+        ranked = posterior.candidates.scores.argsort(descending=True).tolist()
+        unread = next((i for i in ranked if float(marginals_n[i]) <= NEGATIVE_BELOW), None)
         if unread is None:
             continue
-        rows += [
+        triples += [
             {
                 "question": posterior.example.question,
                 "positive": passages[i].contents,
                 "negative": passages[unread].contents,
             }
             for i in ranked
-            if float(marginals_n[i]) >= READ
+            if float(marginals_n[i]) >= POSITIVE_ABOVE
         ]
-    return rows
+    return triples
 
 
 def _train(
@@ -122,7 +122,7 @@ def _train(
     seed: int,
 ) -> None:
     """Train the model in place, with the prompts of `encoder`."""
-    model.model_card_data.generate_widget_examples = False  # nobody writes a model card here
+    model.model_card_data.generate_widget_examples = False  # no model card is written here
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "logs"),
         num_train_epochs=config.encoder_training.num_train_epochs,
@@ -166,8 +166,8 @@ def _loss(model: SentenceTransformer, similarity: str) -> MultipleNegativesRanki
     return MultipleNegativesRankingLoss(model)
 
 
-def open_refreshed(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
-    """What `refreshed` wrote, with the prompts and on the device of `like`."""
+def open_trained_retrieval(folder: Path, like: Encoder) -> tuple[PassageIndex, Encoder]:
+    """What `train_encoder_and_reindex` wrote, with the prompts and on the device of `like`."""
     encoder = Encoder.from_pretrained(
         folder / "encoder",
         question_prompt=like.question_prompt,

@@ -1,15 +1,15 @@
-"""More permutations in the E-step than the generator scores: the log-likelihoods of the others are guessed.
+"""More permutations in the E-step than the generator scores: the other log-likelihoods are predicted.
 
     z_1..z_M  <- the proposal, all different
-    alone_i   <- log p_g(y|x,d_i) of every candidate alone: n short rows
-    scored    <- m of the M, likelier the more they promise
-    log p_g   =  alone of what is read, place by place, and the best of it, in a linear model fitted to the scored ones
+    single_i  <- log p_g(y|x,d_i) of every single candidate: n short sequences
+    scored    <- m of the M, drawn in proportion to a first prediction of their posterior weight
+    log p_g   =  a linear model of single_i at each place of the permutation and of their maximum, fitted to the scored
 
-Drawing a permutation costs a few tokens behind a prompt that is read anyway; scoring one costs a row of K passages in
-the E-step and a training row in the M-step. So the selector learns from M, the generator from m.
+Drawing a permutation costs a few tokens after a prompt that is processed anyway; scoring one costs a sequence of K
+passages in the E-step and another in the M-step. So the selector learns from M permutations, the generator from m.
 
-Slopes are shared by the questions of a batch, the level is each question's own. The guesses replace what is not known,
-so the estimate is biased by their error and less noisy by who was drawn (`benchmarks/estimators.py` measures both).
+Slopes are shared by the questions of a batch, the intercept is each question's own. The predictions make the estimate
+biased by their error and less noisy (`benchmarks/estimators.py` measures both).
 
 Legend: M permutations drawn, m of them scored, n candidates, K selected, F = K + 1 features; `...` stands for E-steps
 done at once.
@@ -28,10 +28,10 @@ RIDGE = 3.0
 
 
 def features(single_passage_log_likelihood_n: Tensor, z_MK: Tensor) -> Tensor:
-    """What the candidates of each permutation say alone, in its order, and the best of it `[..., M, K + 1]`.
+    """Features per permutation: the single-passage log-likelihoods, in order, and their maximum `[..., M, K + 1]`.
 
     Args:
-        single_passage_log_likelihood_n: Log-likelihood of the answer given each candidate alone, nats.
+        single_passage_log_likelihood_n: Log-likelihood of the answer given each single candidate, nats.
         z_MK: Permutations.
     """
     read_MK = single_passage_log_likelihood_n[z_MK]
@@ -39,12 +39,12 @@ def features(single_passage_log_likelihood_n: Tensor, z_MK: Tensor) -> Tensor:
 
 
 def prior_coefficients(num_features: int) -> Tensor:
-    """Before anything is observed `[F]`: half way between the mean of what is read and the best of it."""
+    """Slopes before anything is observed `[F]`: half way between the mean of the single passages and their maximum."""
     k = num_features - 1
     return torch.tensor([0.5 / k] * k + [0.5])
 
 
-def choose(
+def choose_permutations_to_score(
     features_MF: Tensor, log_ratio_M: Tensor, m: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Which m permutations are scored: drawn without replacement in proportion to the posterior they promise.
@@ -95,15 +95,15 @@ class Surrogate:
         return cls(torch.linalg.solve(precision_FF, moment_F), precision_FF)
 
     def complete(self, features_MF: Tensor, scored_m: Tensor, log_likelihood_m: Tensor) -> Tensor:
-        """Log-likelihoods of all permutations of a question `[..., M]`: known where scored, guessed elsewhere."""
+        """Log-likelihoods of all permutations of a question `[..., M]`: as scored, predicted elsewhere."""
         slope_M = (features_MF * self.slopes_F.unsqueeze(-2)).sum(-1)
         level_1 = (log_likelihood_m - slope_M.gather(-1, scored_m)).mean(-1, keepdim=True)
         return (slope_M + level_1).scatter(-1, scored_m, log_likelihood_m)
 
     def residuals(self, features_mF: Tensor, log_likelihood_m: Tensor) -> Tensor:
-        """Of each scored permutation of a question, log p_g less the guess from all the others, nats `[..., m]`.
+        """Of each scored permutation of a question, log p_g less its prediction from all the others, nats `[..., m]`.
 
-        Leave one out in closed form: the residual over one less its leverage; 0 where nothing is left to guess from.
+        Leave one out in closed form: the residual over one less its leverage; 0 where nothing is left to predict from.
         """
         x_mF, y_m, spread_1 = _within(features_mF, log_likelihood_m)
         leverage_m = (x_mF * torch.linalg.solve(self.precision_FF, x_mF.mT).mT).sum(-1) + 1 / x_mF.shape[-2]

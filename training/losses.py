@@ -1,6 +1,6 @@
 r"""The objective, as pure functions of log-probabilities and hidden states.
 
-DRO (arXiv 2505.03075) treats the permutation z of documents as a latent variable:
+DRO (arXiv 2505.03075) treats the permutation z of candidate passages as a latent variable:
 
     log p(y|x) = log sum_z p_s(z|x) p_g(y|x,d_z)
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.log_probs import log_normaliser, rows_in_cache
+from generator.log_probs import log_normaliser, logit_bytes, rows_in_cache
 from indexes.errors import UsageError
 
 Head = Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ def posterior_weights(log_omega_m: Tensor) -> Tensor:
 
 
 def token_posterior_weights(log_p_m: Tensor, log_q_m: Tensor, token_log_p_mL: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a list is drawn anew for every answer token (RAG-Token, arXiv 2005.11401, section 2.1).
+    """Posterior at every answer token, for a permutation drawn per token (RAG-Token, arXiv 2005.11401, section 2.1).
 
         p(y|x) = prod_i sum_z p_s(z|x) p_g(y_i|x,d_z,y_<i)
         w_mi   = p_s(z_m|x) p_g(y_i|x,d_zm,y_<i) / sum_m' p_s(z_m'|x) p_g(y_i|x,d_zm',y_<i)
@@ -125,7 +125,7 @@ def distillation_loss(logits_n: Tensor, target_n: Tensor) -> Tensor:
     """The retriever's M-step by distillation: cross-entropy from what its softmax over the candidates should be.
 
     As REPLUG-LSR (arXiv 2301.12652) distils how much each document explains, with the posterior over all permutations
-    in place of the likelihood of one document alone.
+    in place of the likelihood of a single document.
 
     Args:
         logits_n: The retriever's scores of the candidates, with gradient.
@@ -143,7 +143,7 @@ def lsr_loss(logits_n: Tensor, log_likelihood_n: Tensor, temperature: float) -> 
 
     Args:
         logits_n: The retriever's scores of the candidates, with gradient.
-        log_likelihood_n: log p_g(y|x,d) of each candidate alone, nats.
+        log_likelihood_n: log p_g(y|x,d) of each single candidate, nats.
         temperature: beta.
     """
     log_p_n, log_target_n = logits_n.log_softmax(-1), (log_likelihood_n / temperature).log_softmax(-1)
@@ -202,7 +202,7 @@ def selfaug_loss(
         Scalar, float32.
     """
     if direction not in ("forward", "reverse"):
-        raise UsageError(f"direction must be 'forward' or 'reverse'; {direction!r} came.")
+        raise UsageError(f"direction must be 'forward' or 'reverse'; got {direction!r}.")
     return SelfAugKL.apply(tuned_NH, base_NH, weights_N, head, direction, chunk_tokens)
 
 
@@ -247,18 +247,18 @@ class SelfAugKL(torch.autograd.Function):
 
 
 def default_chunk_tokens(row_bytes: int, *, cuda: bool = False) -> int:
-    """C at which logits fill a tensor that is large enough for a fast product and small beside everything else.
+    """C, the tokens whose logits exist at one time, so that they fill `generator.log_probs.logit_bytes`.
 
     Args:
         row_bytes: Of the logits of one token.
-        cuda: A GPU needs more rows to be busy, and has more memory for them.
+        cuda: Whether they are on a GPU.
     """
-    fitting = max((2**28 if cuda else 2**25) // row_bytes, 1)
+    fitting = max(logit_bytes(cuda=cuda) // row_bytes, 1)
     return min(max(1 << round(math.log2(fitting)), 16), 1024 if cuda else 256)
 
 
 def _chunk_tokens(head: Head, hidden_NH: Tensor) -> int:
-    row_0V = head(hidden_NH[:0])  # no row, and so no work: its shape and its dtype say all
+    row_0V = head(hidden_NH[:0])  # an empty input costs nothing and gives shape and dtype
     return default_chunk_tokens(row_0V.shape[-1] * row_0V.element_size(), cuda=hidden_NH.is_cuda)
 
 

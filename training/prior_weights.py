@@ -17,8 +17,8 @@ from torch import Tensor
 
 from retriever.permutations import sequential_log_prob
 from retriever.selector import Selector
-from training.estimation import Posterior
 from training.losses import marginal_selector_loss, selector_loss
+from training.posterior import Posterior
 
 RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""
@@ -44,7 +44,7 @@ def fit_prior_weights(
         if not components:
             return {}
         baseline_m = torch.zeros(0) if posterior.baseline_m is None else posterior.baseline_m
-        drawn = (posterior.permutations.z_mK, posterior.permutations.log_p_m)
+        drawn = (posterior.permutations.z, posterior.permutations.log_p)
         tensors = (*(components[name] for name in weights), *drawn, posterior.weights_m, baseline_m)
         groups[tuple(t.shape for t in tensors)].append(tensors)
         progress(1)

@@ -1,8 +1,8 @@
-"""One training run for callbacks and trackers, although every round has a `transformers.Trainer` of its own.
+"""Present all rounds to callbacks and trackers as one run: each round has a `transformers.Trainer` of its own.
 
 A `Trainer` counts its steps from 0 and announces the beginning and the end of training each time. TensorBoard, Weights
-& Biases and a user's callbacks expect that once: here they see one beginning, steps that go on from round to round, the
-numbers of each round (E-step diagnostics, `eval_*`), and one end.
+& Biases and a user's callbacks expect that once: here they see one beginning, steps that grow from round to round, the
+metrics of each round (E-step diagnostics, `eval_*`), and one end.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class RunCallbacks(TrainerCallback):
         self._control = TrainerControl()
 
     def begin(self, model: nn.Module, *, steps: int = 0, rounds: int = 0) -> None:
-        """The run begins, or goes on after so many optimizer steps and M-steps."""
+        """The run begins, or continues after so many optimizer steps and M-steps."""
         self.steps, self.rounds = steps, rounds
         self._announce("on_init_end", model)
         self._announce("on_train_begin", model)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from indexes.corpora.chunk_ids import gold_document
 from indexes.errors import DataError
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
 from retriever.permutations import Permutations
-from retriever.selector import SelectorConfig
+from retriever.retriever import Retriever
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
-from training.estimation import Posterior, stable_seed
+from training.posterior import Posterior, stable_seed
 from training.questions.example import QAExample
 from training.questions.loading import draw_alias
 from training.questions.self_retrieval import retrieve
@@ -25,9 +26,9 @@ from training.questions.self_retrieval import retrieve
 def target_permutation(candidates: Candidates, gold_ids: Sequence[str], k: int) -> Tensor:
     """The first k candidates, int64 `[k]`: gold ones (in the order of `gold_ids`) first, the rest by score.
 
-    Of a gold document that was cut into chunks the best chunk stands for all.
+    Of a gold document that was cut into chunks only the best chunk counts.
     """
-    by_score = torch.argsort(candidates.scores_n, descending=True, stable=True).tolist()
+    by_score = torch.argsort(candidates.scores, descending=True, stable=True).tolist()
     best: dict[str | None, int] = {}
     for i in by_score:
         best.setdefault(gold_document(candidates.ids[i], gold_ids), i)

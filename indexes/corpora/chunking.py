@@ -1,15 +1,15 @@
-"""Cut long passages into chunks that are counted in the encoder's own tokens.
+"""Cut long passages into chunks, measured in tokens of the encoder.
 
-    text -> places where it may be cut, from best to worst -> chunks that fit, each repeating the end of the last
+    text -> positions where it may be cut, from best to worst -> chunks that fit, each repeating the end of the last
 
 Plain text is cut between paragraphs, else sentences, else words. Markdown is cut where the Markdown splitter of
 semantic-text-splitter would (between sections, list items, blocks), else like plain text. A text without blanks is cut
 between two characters.
 
-semantic-text-splitter 0.33 is not asked for whole chunks: it repeats whole pieces of the level it cuts at or nothing,
-so that an overlap of 16 tokens between sentences of 17 is none; it takes every single newline for a better place than
-the end of a sentence, as in hard-wrapped text; and it leaves a heading behind as a chunk of its own where the section
-under it is long.
+semantic-text-splitter 0.33 finds the positions but does not make the chunks: it repeats whole pieces of the level it
+cuts at or nothing, so that an overlap of 16 tokens between sentences of 17 is empty; it prefers every single newline to
+the end of a sentence, also in hard-wrapped text; and it leaves a heading as a chunk of its own where its section is
+long.
 
 Positions are characters of the text. Axes: T tokens of a text.
 """
@@ -36,11 +36,11 @@ from indexes.errors import UsageError
 TextFormat: TypeAlias = Literal["auto", "text", "markdown"]
 TEXT_FORMATS = ("auto", "text", "markdown")
 
-# A token longer than this stands for what the tokenizer does not know: WordPiece makes one unknown token of any word of
-# more than 100 characters (tokenizers, `max_input_chars_per_word`). By its count of tokens such a text always fits.
+# A longer token is an unknown one: WordPiece makes one unknown token of any word of more than 100 characters
+# (tokenizers, `max_input_chars_per_word`). Counted as one token, such a text would always fit.
 _LONGEST_TOKEN = 100
 _CHARACTERS_PER_TOKEN = 4
-# Lines that are wrapped by hand or by a program; longer ones are paragraphs on a line each.
+# Widths of hard-wrapped text; longer lines are paragraphs of one line.
 _WIDEST_WRAP = 132
 _NARROWEST_WRAP = 20
 # Finding sentences takes time with the square of the text (semantic-text-splitter 0.33: 1.3 s for 100,000 characters).
@@ -53,10 +53,10 @@ _FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 
 
 class Chunker:
-    """Cuts a passage at section, paragraph, sentence or word boundaries, the best that leave chunks well filled.
+    """Cuts a passage at section, paragraph, sentence or word boundaries, the best ones that fill the chunks well.
 
-    What is counted is what an encoder reads of a chunk: the prompt before it, the title, the text, and the special
-    tokens that the tokenizer adds. So chunks of `Encoder.max_length` tokens are read whole.
+    The length of a chunk is what an encoder reads: the prompt before it, the title, the text, and the special tokens
+    that the tokenizer adds. So chunks of `Encoder.max_length` tokens are read completely.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Chunker:
 
         Args:
             tokenizer: Counts the tokens; it is copied, so its truncation setting does not matter.
-            max_tokens: The most tokens of a chunk with its title, prompt and special tokens. A title that would take
+            max_tokens: Maximum tokens of a chunk with its title, prompt and special tokens. A title that would take
                 more than half of what the overlap leaves is shortened in the chunks. Only a single character of more
-                tokens than that is left as it is.
-            overlap: The most tokens of text that a chunk repeats from the one before. At least half of them (rounded
+                tokens than that exceeds it.
+            overlap: Maximum tokens of text that a chunk repeats from the one before. At least half of them (rounded
                 down) are repeated, from the beginning of a sentence if one begins there, else of a word, else (where
                 words are longer, and in scripts without blanks) from any character. It is less only where the text of
                 the chunk before is itself shorter than that, or where one character is more than half.
@@ -88,11 +88,11 @@ class Chunker:
         """
         if max_tokens < 1 or not 0 <= overlap < max_tokens:
             raise UsageError(
-                "A chunk needs max_tokens of at least 1 and an overlap from 0 to below max_tokens, but "
-                f"max_tokens={max_tokens} and overlap={overlap} came. Lower the overlap or raise max_tokens."
+                "A chunk must have max_tokens of at least 1 and an overlap from 0 to below max_tokens, got "
+                f"max_tokens={max_tokens} and overlap={overlap}. Lower the overlap or raise max_tokens."
             )
         if text_format not in TEXT_FORMATS:
-            raise UsageError(f"text_format must be one of {', '.join(TEXT_FORMATS)}, but {text_format!r} came.")
+            raise UsageError(f"text_format must be one of {', '.join(TEXT_FORMATS)}, got {text_format!r}. Choose one.")
         self.max_tokens = max_tokens
         self.overlap = overlap
         self.text_format: TextFormat = text_format
@@ -103,12 +103,12 @@ class Chunker:
         if max_tokens - added <= overlap:
             raise UsageError(
                 f"A chunk must have room for {added} tokens of prompt and special tokens, for {overlap} that overlap, "
-                f"and for something new, but max_tokens={max_tokens} came. Raise it, or lower the overlap."
+                f"and for something new, got max_tokens={max_tokens}. Raise it, or lower the overlap."
             )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes another one like it, besides the tokenizer; ready for JSON."""
+        """Arguments to make the same chunker again, except the tokenizer; ready for JSON."""
         names = ("max_tokens", "overlap", "text_format", "prompt")
         return {name: getattr(self, name) for name in names}
 
@@ -116,7 +116,7 @@ class Chunker:
         """The chunks of a passage in order, each under its title.
 
         A passage that fits is returned as it is. Otherwise chunk n has the id ``{id}#{n}``, counted from 0. Without
-        what overlaps, chunks are the text but for blanks between them.
+        the overlap, chunks are the text except for blanks between them.
         """
         if not passage.text.strip() or self._read(passage.title, passage.text) <= self.max_tokens:
             yield passage
@@ -136,7 +136,7 @@ class Chunker:
         return self.text_format == "markdown"
 
     def _fitting_title(self, title: str) -> str:
-        """The title, or its first words where the whole would leave less than half of a chunk to the text."""
+        """The title, or its first words where all of it would leave less than half of a chunk to the text."""
         room = max((self.max_tokens - self.overlap - self._read("", "")) // 2, 0)
         while title and self._read(title, "") - self._read("", "") > room:
             title = title.rpartition(" ")[0].rstrip() if " " in title else title[: len(title) // 2]
@@ -148,12 +148,12 @@ class Chunker:
         return _weight(self._tokenizer.encode(f"{self.prompt}{contents}", add_special_tokens=True))
 
     def _count(self, text: str) -> int:
-        """Tokens of a text alone."""
+        """Tokens of a text without title, prompt and special tokens."""
         return _weight(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 class _Cutter:
-    """The places of one text, and the spans between them."""
+    """The positions where one text may be cut, and the spans between them."""
 
     def __init__(self, chunker: Chunker, title: str, text: str, *, markdown: bool) -> None:
         self._chunker = chunker
@@ -173,7 +173,7 @@ class _Cutter:
             yield start, end
 
     def _next(self, start: int, end: int, last: int) -> tuple[int, int]:
-        """The span behind this one: it begins in it, or where it ends, and goes on behind its end."""
+        """The span after this one: it begins inside of it or at its end, and ends later."""
         first = self._overlap_start(start, end) if end else 0
         room, new = self._room, self._without_blanks(end)
         while True:
@@ -183,9 +183,10 @@ class _Cutter:
                 excess = self._excess(first, chosen)
                 if excess <= 0 or chosen <= self._one_character(new):
                     return first, chosen
-                # A text is cut into other tokens when it stands alone, so what was counted is checked and corrected.
+                # A part of a text has other tokens by itself than inside the text, so the count is checked and
+                # corrected.
                 room -= excess
-            elif first < end:  # what is repeated leaves no room for anything new
+            elif first < end:  # the overlap leaves no room for anything new
                 first, room = self._start_within([self._words], self._one_character(first), end), self._room
             else:
                 return first, self._one_character(new)
@@ -200,13 +201,13 @@ class _Cutter:
         """Tokens that end at a position or before it."""
         return int(np.searchsorted(self._ends_T, position, side="right"))
 
-    def _behind(self, tokens: int) -> int:
-        """The position behind so many tokens of the text."""
+    def _position_after(self, tokens: int) -> int:
+        """The position after so many tokens of the text."""
         return int(self._ends_T[min(tokens, len(self._ends_T)) - 1]) if tokens > 0 else 0
 
     def _reach(self, start: int, room: int) -> int:
-        """The last position that so many tokens behind a start reach, never inside a character."""
-        reach = self._behind(self._tokens_before(start) + room)
+        """The last position that `room` tokens after a start reach, never inside a character."""
+        reach = self._position_after(self._tokens_before(start) + room)
         while 0 < reach < len(self._text) and _is_joined(self._text[reach - 1], self._text[reach]):
             reach -= 1
         return reach
@@ -219,7 +220,7 @@ class _Cutter:
         return end
 
     def _without_blanks(self, position: int) -> int:
-        """Behind the blanks that begin here."""
+        """The position after the blanks that begin here."""
         while position < len(self._text) and self._text[position].isspace():
             position += 1
         return position
@@ -229,14 +230,14 @@ class _Cutter:
     def _best_end(self, start: int, new: int, reach: int) -> int:
         """The best place from the middle of what fits to its end, else the last blank, else any character.
 
-        It lies behind `new`, where what was not in the chunk before begins.
+        It lies after `new`, the position where the text that the last chunk did not have begins.
         """
         half = max(self._reach(start, self._room // 2), new)
-        behind = self._without_blanks(reach)  # where the next word begins, if what fits ends with one
+        limit = self._without_blanks(reach)  # where the next word begins, if the text that fits ends with a word
         for places in self._places:
-            if (found := _last(places, behind)) > half:
+            if (found := _last(places, limit)) > half:
                 return self._rstripped(found)
-        found = self._rstripped(_last(self._words, behind))
+        found = self._rstripped(_last(self._words, limit))
         return found if found > new else reach
 
     def _rstripped(self, end: int) -> int:
@@ -247,20 +248,20 @@ class _Cutter:
     # -- where the next one begins -------------------------------------------------------------------------------
 
     def _overlap_start(self, start: int, end: int) -> int:
-        """Where what is repeated begins: with at most `overlap` tokens before the end, and at least half of them."""
+        """Where the overlap begins: at most `overlap` tokens before the end, and at least half of them."""
         overlap = self._chunker.overlap
         if not overlap:
             return end
         total, levels = self._tokens_before(end), [*self._places, self._words]
-        earliest = max(self._behind(total - overlap), self._one_character(start))
-        latest = self._without_blanks(self._behind(total - max(1, overlap // 2)))
+        earliest = max(self._position_after(total - overlap), self._one_character(start))
+        latest = self._without_blanks(self._position_after(total - max(1, overlap // 2)))
         first = self._start_within(levels, earliest, min(latest, end))
         while first < end and self._chunker._count(self._text[first:end].strip()) > overlap:
             first = self._start_within(levels, self._one_character(first), min(latest, end))
         return first
 
     def _start_within(self, levels: Sequence[Sequence[int]], earliest: int, latest: int) -> int:
-        """The first place between two positions, of the best level that has one there; else `earliest`."""
+        """The first position between two others, of the best level that has one there; else `earliest`."""
         for places in levels:
             number = bisect_left(places, earliest)
             if number < len(places) and places[number] <= latest:
@@ -283,10 +284,10 @@ class _Cutter:
         return [sorted({headed.moved(position) for position in places}) for places in found]
 
     def _section_starts(self) -> list[int]:
-        """At which lines the Markdown splitter would cut if nothing overlapped.
+        """The lines at which the Markdown splitter would cut without overlap.
 
-        It counts characters and is shown no more of a line than fits: inside of lines others find the places, and for
-        100,000 characters without a blank it takes minutes.
+        It counts characters and is given no more of a line than fits: positions inside of lines are found otherwise,
+        and it takes minutes for 100,000 characters without a blank.
         """
         tokens = max(1, self._room - self._chunker.overlap)
         size = max(1, tokens * len(self._text) // max(1, len(self._ends_T)))
@@ -303,13 +304,13 @@ class _Cutter:
 
 @dataclass(frozen=True)
 class _Headings:
-    """Where headings begin, and where what they head begins."""
+    """Where headings begin, and where the text under them begins."""
 
     starts: Sequence[int]
     ends: Sequence[int]
 
     def moved(self, position: int) -> int:
-        """A position, or the beginning of the heading that it would part from what is under it."""
+        """A position, or the beginning of the heading that a cut there would separate from its text."""
         number = bisect_left(self.ends, position)
         if number < len(self.ends) and self.starts[number] < position <= self.ends[number]:
             return self.starts[number]
@@ -317,7 +318,7 @@ class _Headings:
 
 
 def _headed(text: str) -> _Headings:
-    """The headings of Markdown outside of code; of several with nothing between them the first counts."""
+    """The headings of Markdown outside of code; consecutive headings count as one that begins with the first."""
     starts: list[int] = []
     ends: list[int] = []
     lines = [(match.start(), match[0].rstrip("\n")) for match in re.finditer(r"[^\n]*\n|[^\n]+$", text)]
@@ -345,12 +346,12 @@ def _is_heading(lines: Sequence[tuple[int, str]], number: int) -> bool:
         return True
     if not line.strip() or number + 1 == len(lines) or _LIST_ITEM.match(line):
         return False
-    alone = number == 0 or not lines[number - 1][1].strip()
-    return alone and _UNDERLINE.match(lines[number + 1][1]) is not None
+    follows_blank = number == 0 or not lines[number - 1][1].strip()
+    return follows_blank and _UNDERLINE.match(lines[number + 1][1]) is not None
 
 
 def _lines_of_blocks(text: str) -> list[int]:
-    """Where lines of code, tables and lists begin: they are no wrapped sentences."""
+    """Where lines of code, tables and lists begin, which are not wrapped sentences."""
     found, fenced, start = [], False, 0
     for line in text.splitlines(keepends=True):
         if _FENCE.match(line):
@@ -362,7 +363,7 @@ def _lines_of_blocks(text: str) -> list[int]:
 
 
 def _sentence_starts(splitter: TextSplitter, text: str, borders: Sequence[int]) -> Iterator[int]:
-    """Where sentences begin (Unicode, UAX #29), and lines that end on purpose; `borders` are those of paragraphs."""
+    """Where sentences begin (Unicode, UAX #29), and lines that are not wrapped; `borders` are those of paragraphs."""
     for start, stop in pairwise(borders):
         flowing, kept = _unwrapped(text[start:stop])
         yield from (start + position for position in kept)
@@ -372,16 +373,16 @@ def _sentence_starts(splitter: TextSplitter, text: str, borders: Sequence[int]) 
             if len(window) == len(flowing):
                 yield from (start + position for position in found)
                 break
-            # The last sentence of a window may go on behind it, so it is looked at again with what follows.
+            # The last sentence of a window may continue after it, so the next window begins with it.
             step = found[-1] if found else len(window)
             yield from (start + position for position in found)
             start, flowing = start + step, flowing[step:]
 
 
 def _unwrapped(paragraph: str) -> tuple[str, list[int]]:
-    """A paragraph with blanks for its newlines, of the same length, and where lines begin that are not just wrapped.
+    """A paragraph with blanks instead of newlines, of the same length, and where lines begin that are not wrapped.
 
-    A line is wrapped where the next word would not have fitted into the width of the paragraph.
+    A line is wrapped if the next word would not have fitted into the width of the paragraph.
     """
     lines = paragraph.split("\n")
     width = max(len(line.rstrip()) for line in lines)
@@ -397,7 +398,7 @@ def _unwrapped(paragraph: str) -> tuple[str, list[int]]:
 
 
 def _is_joined(left: str, right: str) -> bool:
-    """Whether two characters are parts of one: a letter and its marks, or an emoji and what changes it."""
+    """Whether two code points belong to one character: a letter and its marks, or an emoji and its modifiers."""
     joiners = "\u200d\ufe0e\ufe0f"
     skin = "\U0001f3fb" <= right <= "\U0001f3ff"
     return right in joiners or left == "\u200d" or skin or unicodedata.category(right) in ("Mn", "Me", "Mc")
@@ -410,14 +411,14 @@ def _last(places: Sequence[int], limit: int) -> int:
 
 
 def _weight(encoding: Any) -> int:
-    """How many tokens a text counts."""
+    """The number of tokens of a text; an unknown token of a long text counts as several."""
     lengths_T = np.diff(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)).ravel()
     long_T = lengths_T[lengths_T > _LONGEST_TOKEN]
     return len(lengths_T) - len(long_T) + int((-(-long_T // _CHARACTERS_PER_TOKEN)).sum())
 
 
 def _token_ends(encoding: Any) -> NDArray[np.int64]:
-    """Where each token ends, int64 [T], ascending; a token that hides a long text is as many as it counts."""
+    """Where each token ends, int64 [T], ascending; an unknown token of a long text is split as `_weight` counts it."""
     offsets_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
     starts_T, ends_T = offsets_T2.T
     parts = [ends_T]
@@ -430,12 +431,11 @@ def _unlimited_copy(tokenizer: Tokenizer | PreTrainedTokenizerFast) -> Tokenizer
     backend = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer
     if not isinstance(backend, Tokenizer):
         raise UsageError(
-            "A chunker needs a tokenizers.Tokenizer or a fast transformers tokenizer, but "
-            f"{type(tokenizer).__name__} came. Load it with AutoTokenizer.from_pretrained(..., "
-            "use_fast=True)."
+            "A chunker needs a tokenizers.Tokenizer or a fast transformers tokenizer, got "
+            f"{type(tokenizer).__name__}. Load it with AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     copy = Tokenizer.from_str(backend.to_str())
-    # A tokenizer that truncates would call every text short enough.
+    # With truncation every text would seem short enough.
     copy.no_truncation()
     copy.no_padding()
     return copy

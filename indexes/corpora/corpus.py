@@ -52,7 +52,7 @@ class Corpus:
 
         Args:
             dataset: Passages in the string columns id, title and text.
-            source: The name of the file or folder that the passages came from, without its path.
+            source: The name of the file or folder that the passages were read from, without its path.
             fingerprint: The fingerprint of the passages, when it is already known.
             quarantined: How many records of the source were left out.
         """
@@ -80,9 +80,9 @@ class Corpus:
         Among them are JSON lines, JSON, CSV, TSV, Parquet and Arrow with the fields id, title and text; FlashRAG's,
         Pyserini's, BEIR's, DPR's and KILT's corpora; the passages inside question files (HotpotQA, SQuAD ...);
         documents (text, Markdown, HTML, PDF, Word) and folders of them; saved datasets; ``https://`` addresses; and
-        datasets of the Hugging Face hub as ``hf://datasets/owner/name``. `indexes.corpora.sources.CORPUS_FORMATS` takes
-        further ones. Memory does not grow with the text, and by at most 24 bytes for each passage (100 more for each
-        that comes out of a question file).
+        datasets of the Hugging Face hub as ``hf://datasets/owner/name``. Further formats can be registered
+        (`indexes.corpora.corpus_formats`). Memory does not grow with the text, and by at most 24 bytes for each passage
+        (100 more for each that comes out of a question file).
 
         Args:
             path: The file, folder or address; an address must be a string.
@@ -175,7 +175,7 @@ class Corpus:
 
     @property
     def source(self) -> str:
-        """The name of the file or folder that the passages came from; empty when there is none."""
+        """The name of the file or folder that the passages were read from; empty when there is none."""
         return self._source
 
     @property
@@ -186,7 +186,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """64 hex digits that are equal for equal passages, in whatever order and from whatever source.
+        """64 hex digits that are equal for equal passages, in any order and from any source.
 
         The sum of every passage's `passage_digest` modulo 2^256. It distinguishes corpora that differ by accident; it
         is not collision-resistant against chosen passages.

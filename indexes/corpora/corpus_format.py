@@ -9,7 +9,7 @@ A new format is a subclass in any module, registered under a name of its own:
         def records(self, path, name, options):
             ...
 
-`indexes.corpora.sources` holds the registry; ``examples/new_corpus_format.py`` is a whole one.
+`indexes.corpora.corpus_formats` holds the registry; ``examples/new_corpus_format.py`` is a whole one.
 """
 
 from abc import ABC, abstractmethod

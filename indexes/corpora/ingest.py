@@ -106,7 +106,7 @@ def hexadecimal(digest: int) -> str:
 
 
 class RecordProvenance:
-    """Where each written passage came from, the hash of its id, and the digest of all: 16 bytes per passage.
+    """Where each written passage was read, the hash of its id, and the digest of all: 16 bytes per passage.
 
     Attributes:
         hashes: Hashes of the ids, in the order of the passages.
@@ -133,7 +133,7 @@ class RecordProvenance:
         self.digest = (self.digest + digest) % FINGERPRINT_MODULUS
 
     def place(self, position: int, id: str) -> Place:
-        """Where the passage at a position came from."""
+        """Where the passage at a position was read."""
         number = bisect.bisect_right(self._files, position, key=lambda entry: entry[0])
         if not number:
             return Place("the documents", "file", id)

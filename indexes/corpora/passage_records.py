@@ -100,7 +100,7 @@ def check_columns(names: Sequence[str], where: str) -> None:
 def passage_records(records: RecordStream) -> RecordStream:
     """Records of passages as they are; a question's record becomes its passages, each where it is first found.
 
-    About a hundred bytes are kept of each passage that came out of a question's record.
+    About a hundred bytes are kept of each passage that is taken out of a question's record.
     """
     seen: dict[int, int] = {}
     for record in records:

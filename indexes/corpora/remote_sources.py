@@ -90,11 +90,11 @@ def stream_hub_dataset(address: HubAddress) -> RecordStream:
         )
         if isinstance(dataset, datasets.IterableDatasetDict):
             dataset = dataset[choose_split(dataset, split, url)]
-        rows = iter(dataset)
+        entries = iter(dataset)
     number = 0
     while True:
         with _hub_errors(url):
-            fields = next(rows, None)
+            fields = next(entries, None)
         if fields is None:
             return
         known = known_columns(list(fields))

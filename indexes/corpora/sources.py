@@ -1,7 +1,7 @@
 """Where passages come from: a path or an address becomes a stream of records.
 
-The format of a file or folder is found in `CORPUS_FORMATS`; addresses are downloaded, and datasets of the Hugging Face
-hub are streamed.
+The format of a file or folder is found in `indexes.corpora.corpus_formats`; addresses are downloaded, and datasets of
+the Hugging Face hub are streamed.
 """
 
 import re
@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import datasets
 
-from indexes.corpora.corpus_format import CorpusFormat, ReadOptions
+from indexes.corpora.corpus_format import ReadOptions
+from indexes.corpora.corpus_formats import check_suffix, corpus_format_of
 from indexes.corpora.passage_records import passage_columns, passage_records
 from indexes.corpora.remote_sources import (
     download,
@@ -29,25 +30,6 @@ from indexes.records.delimited import check_quoting
 from indexes.records.record import RecordStream, numbered
 from indexes.records.saved_datasets import read_dataset, refuse_split
 from indexes.records.whole_numbers import restore_whole_numbers
-from indexes.registry import Registry
-
-CORPUS_FORMATS: Registry[type[CorpusFormat]] = Registry(
-    "corpus format",
-    builtin={
-        "jsonl": "indexes.corpora.file_formats:JSONLines",
-        "json": "indexes.corpora.file_formats:JSONFile",
-        "csv": "indexes.corpora.file_formats:CSV",
-        "tsv": "indexes.corpora.file_formats:TSV",
-        "parquet": "indexes.corpora.file_formats:Parquet",
-        "arrow": "indexes.corpora.file_formats:Arrow",
-        "beir_archive": "indexes.corpora.file_formats:BEIRArchive",
-        "document": "indexes.corpora.documents:Document",
-        "saved_dataset": "indexes.corpora.folders:SavedDataset",
-        "shards": "indexes.corpora.folders:ShardFolder",
-        "documents": "indexes.corpora.folders:DocumentFolder",
-    },
-)
-"""Formats of corpora by name. Registered ones are asked before the built-in ones, which are asked in this order."""
 
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 _SCHEMES = ("http", "https", "file", "hf")
@@ -102,7 +84,7 @@ def open_source(
     elif scheme in _SCHEMES:
         with download_folder(cache_dir) as folder:
             file = folder / download_name(url)
-            _check_suffix(file)
+            check_suffix(file)
             download(url, file)
             yield _local(file, url, options)
     else:
@@ -121,7 +103,7 @@ def dataset_source(dataset: datasets.Dataset, name: str) -> Source:
 def _local(path: Path, name: str, options: ReadOptions) -> Source:
     if not _exists(path, name):
         raise DataError(f"{name}: a corpus must be an existing file or folder, got none. Check the path.")
-    corpus_format = _format_of(path)
+    corpus_format = corpus_format_of(path)
     if not corpus_format.has_splits:
         refuse_split(options.split, name)
     records = restore_whole_numbers(lambda: corpus_format.records(path, name, options))
@@ -141,34 +123,3 @@ def _exists(path: Path, name: str) -> bool:
         return path.exists()
     except OSError as error:
         raise DataError(f"{name}: a corpus must be accessible, got: {error}. Check the path.") from error
-
-
-def _format_of(path: Path) -> CorpusFormat:
-    for kind in _by_precedence():
-        corpus_format = CORPUS_FORMATS.get(kind)()
-        if corpus_format.recognises(path):
-            return corpus_format
-    raise _unknown_suffix(path)
-
-
-def _by_precedence() -> list[str]:
-    """Kinds of other packages and of this process, which may be more special, then the built-in ones."""
-    return sorted(CORPUS_FORMATS.kinds(), key=CORPUS_FORMATS.is_builtin)
-
-
-def _check_suffix(path: Path) -> None:
-    if not any(CORPUS_FORMATS.get(kind).has_suffix(path.name) for kind in CORPUS_FORMATS.kinds()):
-        raise _unknown_suffix(path)
-
-
-def _unknown_suffix(path: Path) -> DataError:
-    formats = [corpus_format for _, corpus_format in CORPUS_FORMATS.items()]
-    known = [
-        f"{suffix}{' (also with .gz)' if corpus_format.may_be_gzipped else ''}"
-        for corpus_format in formats
-        for suffix in corpus_format.suffixes
-    ]
-    return DataError(
-        f"{path.name!r}: the suffix of a corpus file must be one of {', '.join(known)}, or a registered corpus format "
-        "must recognise the file, got another one. Rename or convert it."
-    )

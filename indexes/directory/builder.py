@@ -1,11 +1,11 @@
-"""Build an index directory from a corpus and an encoder, losing no work whenever the process dies.
+"""Build an index directory from a corpus and an encoder; a build that is killed at any moment continues where it was.
 
     corpus -> passages.arrow -> shards of vectors -> segments -> index directory
               |________________ .<name>.building ______________|
 
-Everything on the way is a file that appears whole, in a folder beside the output. What is there is not done again: a
-resumed build reads the same passages, encodes the shards that are missing, and ends with the same bytes. The folder is
-renamed to the output at the end, so an index appears complete or not at all.
+Every intermediate file is written atomically, in a folder beside the output. What exists is not computed again: a
+resumed build reads the same passages, encodes the missing shards, and ends with the same bytes. The folder is renamed
+to the output at the end, so that an index appears complete or not at all.
 """
 
 import hashlib
@@ -15,11 +15,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any, Literal, TypeAlias
 
 import datasets
 import torch
@@ -31,58 +30,102 @@ from indexes.atomic_files import (
     remove_partial_files,
     remove_replaced,
     translate_os_errors,
-    write_folder,
-    write_path,
+    write_directory,
     write_text,
 )
 from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus
-from indexes.directory.manifest import MANIFEST_FILE, EncoderRecord, FileRecord, Manifest, SegmentRecord
+from indexes.directory.manifest import (
+    FAISS,
+    MANIFEST_FILE,
+    MILVUS,
+    EncoderRecord,
+    FileRecord,
+    Manifest,
+    SegmentRecord,
+    store_fields,
+)
 from indexes.directory.passage_index import PassageIndex
 from indexes.directory.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
 from indexes.directory.shards import ROWS, Shards, evenly_spaced
-from indexes.directory.vector_storage import FaissFiles, VectorStorage, storage_in
+from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar, Truncation
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
-from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, host_memory, parse_bytes, words
+from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, format_bytes, host_memory, parse_bytes
 from indexes.records.delimited import Quoting
 from indexes.vectors.bm25_index import BM25Index
-from indexes.vectors.faiss.faiss_factory import (
-    build_bytes,
-    bytes_per_vector,
-    choose_factory,
-    parse,
-    training_points,
-    training_sample,
-)
-from indexes.vectors.faiss.faiss_index import FaissIndex
+from indexes.vectors.vector_store import StoreConfig, VectorStore
+from indexes.vectors.vector_stores import VECTOR_STORES
 
 BM25_FOLDER = "bm25"
 QUARANTINE_FILE = "quarantine.jsonl"
 LAYOUT_FILE = "layout.json"
 
-_ANEW = "Begin anew by overwrite (--overwrite)."
-# Passages whose words are counted to know how many all have.
+_START_OVER = "Start over by overwrite (--overwrite)."
+# Passages whose words are counted to estimate those of all.
 _SAMPLED = 1000
-# What a plan leaves out at these values, so that a build that was begun before there were these options goes on, and a
-# finished one is known again.
-_NEWER: dict[str, Any] = {"quoting": "auto", "allow_untested": False}
+# Settings that a plan leaves out at these values, so that a build from before these options is resumed and recognised.
+_LATER_SETTINGS: dict[str, Any] = {"quoting": "auto", "allow_untested": False, "store": FAISS, "store_options": {}}
 
 logger = logging.getLogger(__name__)
 
+Source: TypeAlias = str | Path | Corpus | datasets.Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """Settings of a build; `build_index` documents them."""
+
+    factory: str = "auto"
+    store: str = FAISS
+    store_options: Mapping[str, str] = field(default_factory=dict)
+    batch_size: int = 256
+    chunker: Chunker | None = None
+    split: str | None = None
+    quoting: Quoting = "auto"
+    bm25: bool = False
+    max_memory: str | int | None = None
+    allow_untested: bool = False
+    on_error: Literal["raise", "skip"] = "raise"
+    overwrite: bool = False
+    resume: bool = False
+    distributed: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the corpus and the encoder."""
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, but got {self.batch_size}.")
+
+    @property
+    def memory_limit(self) -> int | None:
+        """`max_memory` in bytes."""
+        return None if self.max_memory is None else parse_bytes(self.max_memory)
+
+    def store_config(self, dimension: int, options: Mapping[str, str], factory: str | None = None) -> StoreConfig:
+        """What the store is built from; `factory` is what was chosen for "auto"."""
+        return StoreConfig(
+            dimension=dimension,
+            factory=self.factory if factory is None else factory,
+            options=options,
+            allow_untested=self.allow_untested,
+        )
+
 
 def build_index(
-    corpus: str | Path | Corpus | datasets.Dataset,
+    corpus: Source,
     encoder: str | Path | Encoder,
-    output: str | Path,
+    output_dir: str | Path,
     *,
     factory: str = "auto",
+    store: str = FAISS,
+    store_options: Mapping[str, str] | None = None,
+    milvus: str | None = None,
     batch_size: int = 256,
     chunker: Chunker | None = None,
     split: str | None = None,
     quoting: Quoting = "auto",
     bm25: bool = False,
-    milvus: str | None = None,
     max_memory: str | int | None = None,
     allow_untested: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
@@ -94,30 +137,35 @@ def build_index(
 ) -> PassageIndex:
     """Embed a corpus and write an index directory.
 
-    What is done is kept beside the output, in ``.<name>.building``, until the index is complete and takes its place; a
-    killed build goes on with `resume`. An older index stays untouched until then. The same input gives the same bytes
-    (for HNSW, with one thread), interrupted or not.
+    Finished work is kept beside the output, in ``.<name>.building``, until the index is complete and is renamed to the
+    output; `resume` continues a killed build. An older index at the output stays untouched until then. The same input
+    gives the same bytes (for HNSW, with one thread), interrupted or not.
 
     Args:
         corpus: Passages, or a file, folder or address that `Corpus.from_file` reads.
-        encoder: The encoder, or the folder or hub id of one.
-        output: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
-        factory: FAISS's description of the index; "auto" chooses by the number of passages and the memory.
+        encoder: The encoder, or the folder or Hub id of one.
+        output_dir: The directory; it must not exist, be empty, or be an index and `overwrite` be set.
+        factory: The kind of index, in the store's own notation: a FAISS factory string such as "IVF1024,Flat", or an
+            index type of Milvus such as "HNSW". "auto" lets the store choose: FAISS by the number of passages and the
+            memory, Milvus by itself (AUTOINDEX, which is approximate; "FLAT" is exact).
+        store: Kind of vector store (`indexes.vectors.vector_stores`): "faiss", "milvus" or one of another package.
+        store_options: Where the store keeps the vectors if not in the directory, such as {"uri": "http://host:19530"}.
+        milvus: The address of a Milvus server (http://host:19530), or a file of Milvus Lite; short for
+            `store="milvus", store_options={"uri": milvus}`.
         batch_size: The most passages that the encoder reads at once; fewer when they are long.
         chunker: Cuts the passages first; passages that are added later are cut in the same way.
         split: Of a dataset that has several, such as "train".
         quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
         bm25: Also build a BM25 index, for hybrid search.
-        milvus: Keep the vectors on this Milvus server (http://host:19530), or in this file of Milvus Lite, in place of
-            FAISS files; `factory` is then a Milvus index type, and "auto" leaves it to Milvus (AUTOINDEX), whose search
-            is approximate; "FLAT" is exact.
         max_memory: The most memory the process may use, in bytes or as "8GB". A kind of index that is built in memory
             is cut into segments that fit. None allows half of the machine's.
-        allow_untested: Also build kinds of FAISS index whose results nobody has compared (`faiss_kinds`).
-        on_error: "skip" leaves broken rows of the corpus out and lists them in ``quarantine.jsonl`` in the directory.
-        overwrite: Replace an index at the output, and throw away an unfinished one.
-        resume: Go on with an unfinished build of the same; begin one if there is none, and be content if it is done.
-        distributed: Share out the encoding among the processes of `accelerate launch`, all of which call this.
+        allow_untested: Also build kinds of FAISS index whose results were not measured (`faiss_kinds`).
+        on_error: "skip" leaves broken records of the corpus out and lists them in ``quarantine.jsonl`` in the
+            directory.
+        overwrite: Replace an index at the output, and discard an unfinished one.
+        resume: Continue an unfinished build of the same settings; start one if there is none, and do nothing if the
+            index is complete.
+        distributed: Share the encoding among the processes of `accelerate launch`, all of which call this.
         trust_remote_code: Of an encoder that is named: run Python code that comes with it.
         progress: Show progress bars.
 
@@ -125,59 +173,49 @@ def build_index(
         UsageError: The output is taken, the factory is untested or does not work for this corpus, or the memory is
             too little.
         DataError: The corpus is broken.
-        ResourceError: The encoder cannot be loaded, or disk or memory is full; `resume` goes on when there is more.
+        ResourceError: The encoder cannot be loaded, or disk or memory is full; `resume` continues when there is more.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, but {batch_size} came.")
-    output, team = Path(output).resolve(), Team.of(distributed)
+    if milvus is not None:
+        store, store_options = MILVUS, {"uri": milvus}
+    config = BuildConfig(
+        factory=factory,
+        store=store,
+        store_options=store_options or {},
+        batch_size=batch_size,
+        chunker=chunker,
+        split=split,
+        quoting=quoting,
+        bm25=bm25,
+        max_memory=max_memory,
+        allow_untested=allow_untested,
+        on_error=on_error,
+        overwrite=overwrite,
+        resume=resume,
+        distributed=distributed,
+        progress=progress,
+    )
+    output, context = Path(output_dir).resolve(), DistributedContext.of(distributed)
     if not isinstance(encoder, Encoder):
-        encoder = Encoder.from_pretrained(encoder, device=team.device, trust_remote_code=trust_remote_code)
-    if factory != "auto" and milvus is None:
-        # Refuses what FAISS cannot make, before hours of work.
-        FaissIndex.empty(encoder.dimension, factory, allow_untested=allow_untested)
-        _check_similarity(encoder, factory)
-    kept = f"What is done is kept beside {output}: run the same again with resume (--resume) to go on."
-    with exclusive_writer_lock(output) if team.is_main else nullcontext(), translate_os_errors(kept):
-        build = Build(
-            output,
-            _plan(
-                corpus,
-                encoder,
-                factory,
-                chunker,
-                split,
-                quoting,
-                bm25,
-                milvus,
-                max_memory,
-                allow_untested,
-                on_error,
-                output,
-            ),
-        )
-        if team.is_main and not build.begin(overwrite=overwrite, resume=resume):
-            build.read(corpus, encoder, chunker, progress=progress)
-        team.wait()
-        if not build.is_finished():
-            build.encode(encoder, team, batch_size=batch_size, progress=progress)
-            team.wait()
-            if team.is_main:
-                build.finish(encoder, overwrite=overwrite)
-            team.wait()
+        encoder = Encoder.from_pretrained(encoder, device=context.device, trust_remote_code=trust_remote_code)
+    build = Build(output, corpus, encoder, config)
+    kept = f"Finished work is kept beside {output}: run the same again with resume (--resume) to continue."
+    with exclusive_writer_lock(output) if context.is_main else nullcontext(), translate_os_errors(kept):
+        build.run(context)
     # What was built in little memory is not read into a lot of it afterwards.
     return PassageIndex.open(output, mmap=None if max_memory is None else True)
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that share out the encoding."""
+class DistributedContext:
+    """The processes that share the encoding, and the number of this one."""
 
     rank: int = 0
     size: int = 1
     state: Any = None
+    """accelerate's `PartialState`; None for a single process."""
 
     @classmethod
-    def of(cls, distributed: bool) -> "Team":
+    def of(cls, distributed: bool) -> "DistributedContext":
         """All processes of `accelerate launch`, or this one."""
         if not distributed:
             return cls()
@@ -185,29 +223,29 @@ class Team:
         from accelerate.utils import parse_flag_from_env
 
         on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-        # The first process reads the corpus and builds the index alone, for as long as that takes.
+        # The others wait while the first process reads the corpus and builds the index, for as long as that takes.
         state = PartialState(cpu=on_cpu, timeout=timedelta(weeks=4))
         return cls(state.process_index, state.num_processes, state)
 
     @property
     def device(self) -> str | None:
-        """Where this process encodes, unless it is told."""
+        """Where this process encodes if no device is named."""
         return None if self.state is None else str(self.state.device)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process does what is not shared out."""
+        """Whether this process does the work that is not shared."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have arrived here."""
         if self.state is not None:
             self.state.wait_for_everyone()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is decided once the corpus has been read."""
+    """What is decided once the corpus has been read: the kind of index and its segments."""
 
     passages: int
     dimension: int
@@ -216,8 +254,8 @@ class Layout:
     """Rows of every segment but the last."""
     fingerprint: str
     source: str
-    collection: str
-    """Of Milvus; a new one, so that no two indexes share it."""
+    options: dict[str, str]
+    """Of the vector store."""
 
     def segments(self) -> Iterator[tuple[SegmentRecord, range]]:
         """Each segment and the rows of the corpus that it holds."""
@@ -227,42 +265,64 @@ class Layout:
 
 
 class Build:
-    """One build: the folder beside the output, and what may already be in it."""
+    """One build: the folder beside the output, and the files that may already be in it."""
 
-    def __init__(self, output: Path, plan: dict[str, Any]) -> None:
-        """Where the index goes, and everything that shapes it."""
+    def __init__(self, output: Path, source: Source, encoder: Encoder, config: BuildConfig) -> None:
+        """Check the settings and the kind of index, before any work.
+
+        Raises:
+            UsageError: There is no such store or kind of index, or it cannot be used with this encoder.
+        """
         self.output = output
-        self.plan = plan
+        self.source = source
+        self.encoder = encoder
+        self.config = config
         self.work = output.parent / f".{output.name}.building"
+        self.store: type[VectorStore] = VECTOR_STORES.get(config.store)
+        store_config = config.store_config(encoder.dimension, config.store_options)
+        self.store.check(store_config, keeps_lengths=encoder.similarity != COSINE)
+        self.plan = _plan(source, encoder, output, config)
+
+    def run(self, context: DistributedContext) -> None:
+        """Do what is not done yet: read the corpus, encode it, and put the directory together."""
+        if context.is_main and not self.begin():
+            self.read()
+        context.wait()
+        if not self.is_finished():
+            self.encode(context)
+            context.wait()
+            if context.is_main:
+                self.finish()
+            context.wait()
 
     @property
     def plan_digest(self) -> str:
-        """By which a finished build is known."""
+        """The digest of the settings, by which a finished build is recognised."""
         return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do; true for all processes once the first has looked at what is there."""
+        """Whether nothing is left to do; the same in all processes after `begin` of the first."""
         return not self.work.exists()
 
-    def begin(self, *, overwrite: bool, resume: bool) -> bool:
-        """Look at what is there; returns whether the passages have been read already."""
-        plan, folder = self.work / "plan.json", self.work / "index"
-        if resume and plan.is_file():
-            self._check_plan(read_json(plan, _ANEW))
+    def begin(self) -> bool:
+        """Continue an unfinished build or start one; returns whether the passages have been read already."""
+        plan, folder, overwrite = self.work / "plan.json", self.work / "index", self.config.overwrite
+        if self.config.resume and plan.is_file():
+            self._check_plan(read_json(plan, _START_OVER))
             if folder.is_dir():
-                _refuse_taken(self.output, overwrite=overwrite)  # now, and not when all is encoded
-            else:  # it has been renamed to the output: only this is left to remove
+                _refuse_taken(self.output, overwrite=overwrite)  # now, and not after hours of encoding
+            else:  # it has been renamed to the output, and only this is left to remove
                 remove_replaced(self.output)
                 shutil.rmtree(self.work)
             return self.is_finished() or (self.work / LAYOUT_FILE).is_file()
-        if resume and self._is_output():
+        if self.config.resume and self._is_output():
             logger.info("%s is complete already.", self.output)
             return True
         _refuse_taken(self.output, overwrite=overwrite)
         if plan.is_file() and not overwrite:
             raise UsageError(
-                f"An unfinished build of {self.output} is in {self.work}, and its work is not thrown away unasked. Go "
-                "on with it by resume (--resume), or begin anew by overwrite (--overwrite)."
+                f"An unfinished build of {self.output} is in {self.work}, and its work is only discarded on request. "
+                "Continue it by resume (--resume), or start over by overwrite (--overwrite)."
             )
         shutil.rmtree(self.work, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -274,92 +334,85 @@ class Build:
         if self.work.exists() or not file.is_file():
             return False
         manifest = Manifest.load(file)
-        # What a writer has changed since then is not what was asked for.
+        # An index that a writer has changed since then is another one.
         return manifest.plan == self.plan_digest and manifest.corpus_fingerprint == manifest.origin
 
     def _check_plan(self, found: Mapping[str, Any]) -> None:
-        begun, asked = _NEWER | dict(found), _NEWER | self.plan
+        begun, asked = _LATER_SETTINGS | dict(found), _LATER_SETTINGS | self.plan
         for name, wanted in asked.items():
             if begun.get(name) != wanted:
                 raise MismatchError(
-                    f"The unfinished build in {self.work} was begun with {name} = {begun.get(name)!r}, but {wanted!r} "
-                    "came. Go on with what it was begun with, or begin anew by overwrite (--overwrite)."
+                    f"The unfinished build in {self.work} was started with {name} = {begun.get(name)!r}, but got "
+                    f"{wanted!r}. Continue with the value it was started with, or start over by overwrite "
+                    "(--overwrite)."
                 )
 
     # -- passages ------------------------------------------------------------------------------------------------
 
-    def read(
-        self,
-        source: str | Path | Corpus | datasets.Dataset,
-        encoder: Encoder,
-        chunker: Chunker | None,
-        *,
-        progress: bool,
-    ) -> None:
-        """The corpus becomes one file of passages, and the layout of the index is decided."""
+    def read(self) -> None:
+        """Write the corpus to one file of passages, and decide the layout of the index."""
         reading = self.work / "reading"
         try:
-            corpus = self._open(source, reading, progress=progress)
-            if chunker is not None:
-                corpus = corpus.chunked(chunker, cache_dir=reading)
+            corpus = self._open(reading)
+            if self.config.chunker is not None:
+                corpus = corpus.chunked(self.config.chunker, cache_dir=reading)
             write_passages(self.work / PASSAGES_FILE, corpus)
-            layout = self._layout(corpus, encoder)
-        except (DataError, UsageError):  # there is nothing yet that would be worth keeping
+            layout = self._layout(corpus)
+        except (DataError, UsageError):  # no work is worth keeping yet
             shutil.rmtree(self.work, ignore_errors=True)
             raise
         del corpus
         shutil.rmtree(reading, ignore_errors=True)
         write_text(self.work / LAYOUT_FILE, json.dumps(asdict(layout)))
 
-    def _open(self, source: str | Path | Corpus | datasets.Dataset, reading: Path, *, progress: bool) -> Corpus:
-        if isinstance(source, Corpus):
-            return source
-        if isinstance(source, datasets.Dataset):
-            return Corpus.from_dataset(source, cache_dir=reading)
-        quarantine = self.work / "index" / QUARANTINE_FILE if self.plan["on_error"] == "skip" else None
-        (self.work / "index" / QUARANTINE_FILE).unlink(missing_ok=True)  # half of one, if a process died here
+    def _open(self, reading: Path) -> Corpus:
+        if isinstance(self.source, Corpus):
+            return self.source
+        if isinstance(self.source, datasets.Dataset):
+            return Corpus.from_dataset(self.source, cache_dir=reading)
+        quarantine = self.work / "index" / QUARANTINE_FILE
+        quarantine.unlink(missing_ok=True)  # an incomplete one, if a process was killed here
         corpus = Corpus.from_file(
-            source,
+            self.source,
             cache_dir=reading,
-            progress=progress,
-            on_error=self.plan["on_error"],
-            quarantine=quarantine,
-            split=self.plan["split"],
-            quoting=self.plan.get("quoting", _NEWER["quoting"]),
+            progress=self.config.progress,
+            on_error=self.config.on_error,
+            quarantine=quarantine if self.config.on_error == "skip" else None,
+            split=self.config.split,
+            quoting=self.config.quoting,
         )
         if corpus.quarantined:
-            logger.warning("%d broken rows were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
+            logger.warning("%d broken records were left out; %s lists them.", corpus.quarantined, QUARANTINE_FILE)
         return corpus
 
-    def _layout(self, corpus: Corpus, encoder: Encoder) -> Layout:
-        factory, rows = self.plan["factory"], len(corpus)
-        if self.plan["milvus"]:
-            if factory == "auto":
-                logger.info("AUTOINDEX: Milvus chooses an approximate index; FLAT would search exactly.")
-            factory = f"Milvus({'AUTOINDEX' if factory == 'auto' else factory})"
-        else:
-            memory = index_memory(self.plan["max_memory"], encoder)
-            if factory == "auto":
-                factory, reason = choose_factory(len(corpus), encoder.dimension, memory=memory)
-                logger.info("%s: %s.", factory, reason)
-            rows = segment_rows(factory, len(corpus), encoder.dimension, memory)
-            check_training(factory, len(corpus))
-            if self.plan["bm25"] and self.plan["max_memory"] is not None:
-                _check_words(corpus, memory)
-        _check_space(self.work, factory, len(corpus), encoder.dimension)
+    def _layout(self, corpus: Corpus) -> Layout:
+        passages, dimension, memory = len(corpus), self.encoder.dimension, None
+        if self.store.uses_host_memory:
+            memory = index_memory(self.config.memory_limit, self.encoder)
+        factory = self.config.factory
+        if factory == "auto":
+            factory, reason = self.store.choose_factory(passages, dimension, memory=memory)
+            logger.info("%s: %s.", factory, reason)
+        options = self.store.new_options(self.config.store_options)
+        config = self.config.store_config(dimension, options, self.store.factory_name(factory))
+        rows = segment_rows(self.store, config, passages, memory)
+        check_training(self.store, config, passages)
+        if self.config.bm25 and self.config.max_memory is not None and memory is not None:
+            _check_words(corpus, memory)
+        _check_space(self.work, self.store, config, passages)
         return Layout(
-            passages=len(corpus),
-            dimension=encoder.dimension,
-            factory=factory,
+            passages=passages,
+            dimension=dimension,
+            factory=config.factory,
             segment_rows=rows,
             fingerprint=corpus.fingerprint,
             source=corpus.source,
-            collection=f"rag_{uuid4().hex}",
+            options=options,
         )
 
     def layout(self) -> Layout:
-        """What was decided."""
-        return Layout(**read_json(self.work / LAYOUT_FILE, _ANEW))
+        """The layout that was decided when the corpus was read."""
+        return Layout(**read_json(self.work / LAYOUT_FILE, _START_OVER))
 
     def corpus(self) -> Corpus:
         """The passages."""
@@ -373,28 +426,28 @@ class Build:
         layout = self.layout()
         return Shards(self.work / "vectors", layout.passages, layout.dimension)
 
-    def encode(self, encoder: Encoder, team: Team, *, batch_size: int, progress: bool) -> None:
-        """Encode the shards that are missing and are this process's."""
+    def encode(self, context: DistributedContext) -> None:
+        """Encode the missing shards that are this process's share."""
         corpus, shards = self.corpus(), self.shards()
-        mine = [number for number in shards.missing() if number % team.size == team.rank]
-        encode_shards(corpus, encoder, shards, mine, batch_size=batch_size, progress=progress and team.is_main)
+        mine = [number for number in shards.missing() if number % context.size == context.rank]
+        show = self.config.progress and context.is_main
+        encode_shards(corpus, self.encoder, shards, mine, batch_size=self.config.batch_size, progress=show)
 
     # -- the directory -------------------------------------------------------------------------------------------
 
-    def finish(self, encoder: Encoder, *, overwrite: bool) -> None:
-        """Put passages and vectors into segments, describe them, and rename the folder to the output."""
+    def finish(self) -> None:
+        """Put passages and vectors into segments, write the manifest, and rename the folder to the output."""
         layout, folder = self.layout(), self.work / "index"
-        milvus = {"uri": uri, "collection": layout.collection} if (uri := self.plan["milvus"]) else {}
-        allowed = self.plan.get("allow_untested", _NEWER["allow_untested"])
-        storage = storage_in(folder, layout.factory, layout.dimension, milvus, allow_untested=allowed)
-        truncation = truncation_of(self.shards(), encoder)
+        config = self.config.store_config(layout.dimension, layout.options, layout.factory)
+        storage = VectorStorage(folder, self.store, config)
+        truncation = truncation_of(self.shards(), self.encoder)
         remove_partial_files(folder)
         segments = []
-        train(storage, self.shards(), layout.factory)
+        storage.train(self.shards())
         for segment, rows in layout.segments():
             write_segment(folder, storage, segment.name, self.corpus(), self.shards(), rows)
             segments.append(segment)
-        if self.plan["bm25"] and not (folder / BM25_FOLDER).is_dir():
+        if self.config.bm25 and not (folder / BM25_FOLDER).is_dir():
             write_bm25(folder / BM25_FOLDER, self.corpus())
         files = {file.relative_to(folder).as_posix(): FileRecord.of(file) for file in files_below(folder)}
         manifest = Manifest(
@@ -403,22 +456,22 @@ class Build:
             factory=layout.factory,
             corpus_fingerprint=layout.fingerprint,
             corpus_source=layout.source,
-            encoder=EncoderRecord.of(encoder),
+            encoder=EncoderRecord.of(self.encoder),
             segments=tuple(segments),
             files=files,
             next_segment=len(segments),
             segment_rows=layout.segment_rows if len(segments) > 1 else 0,
-            bm25=BM25_FOLDER if self.plan["bm25"] else "",
+            bm25=BM25_FOLDER if self.config.bm25 else "",
             chunking=self.plan["chunking"],
             truncation=truncation,
-            milvus=milvus,
             origin=layout.fingerprint,
             plan=self.plan_digest,
-            allow_untested=allowed,
+            allow_untested=self.config.allow_untested,
+            **store_fields(self.config.store, layout.options),
         )
         manifest.save(folder / MANIFEST_FILE)
-        _refuse_taken(self.output, overwrite=overwrite)
-        replaced = _milvus_of(self.output)
+        _refuse_taken(self.output, overwrite=self.config.overwrite)
+        replaced = _storage_of(self.output)
         move_into_place(folder, self.output)
         if replaced is not None:
             replaced.keep_only(set())
@@ -433,7 +486,7 @@ class Build:
 def encode_shards(
     corpus: Corpus, encoder: Encoder, shards: Shards, numbers: list[int], *, batch_size: int, progress: bool
 ) -> None:
-    """Encode these shards of a corpus and keep each as it is done."""
+    """Encode these shards of a corpus and write each as soon as it is done."""
     with EncodingBar(sum(len(shards.rows(number)) for number in numbers), "passage", shown=progress) as bar:
         for number in numbers:
             bar.truncation = Truncation()
@@ -444,7 +497,7 @@ def encode_shards(
 
 
 def truncation_of(shards: Shards, encoder: Encoder) -> dict[str, int]:
-    """What the encoder has not read of the passages of all shards, for the manifest; warns if that is something.
+    """How much of the passages of all shards the encoder truncated, for the manifest; warns if it is not nothing.
 
     Empty where it was not counted.
     """
@@ -459,19 +512,8 @@ def truncation_of(shards: Shards, encoder: Encoder) -> dict[str, int]:
     return asdict(total)
 
 
-def train(storage: VectorStorage, shards: Shards, factory: str) -> None:
-    """Learn the clusters and codes of kinds that have some, from a sample of all vectors."""
-    if not isinstance(storage, FaissFiles) or storage.trained.is_file():
-        return
-    index = storage.untrained()
-    if index.is_trained:
-        return
-    index.train(shards.sample(training_sample(factory, shards.count)))
-    write_path(storage.trained, index.save)
-
-
 def write_segment(folder: Path, storage: VectorStorage, name: str, corpus: Corpus, shards: Shards, rows: range) -> None:
-    """Write the rows of a corpus and its vectors as a segment; what is there already stays."""
+    """Write the rows of a corpus and their vectors as a segment; files that exist stay."""
     file = segment_folder(folder, name) / PASSAGES_FILE
     storage.write(name, shards.blocks(rows.start, rows.stop))
     if not file.is_file():
@@ -479,8 +521,8 @@ def write_segment(folder: Path, storage: VectorStorage, name: str, corpus: Corpu
 
 
 def write_bm25(folder: Path, corpus: Corpus) -> None:
-    """Write a BM25 index as a folder that appears whole."""
-    write_folder(folder, BM25Index.build(corpus).save)
+    """Write a BM25 index as a folder, atomically."""
+    write_directory(folder, BM25Index.build(corpus).save)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -489,45 +531,38 @@ def files_below(folder: Path) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What is asked for, and whether it can be had
+# Checks of the settings
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(
-    corpus: str | Path | Corpus | datasets.Dataset,
-    encoder: Encoder,
-    factory: str,
-    chunker: Chunker | None,
-    split: str | None,
-    quoting: Quoting,
-    bm25: bool,
-    milvus: str | None,
-    max_memory: str | int | None,
-    allow_untested: bool,
-    on_error: str,
-    output: Path,
-) -> dict[str, Any]:
-    """Everything that shapes the bytes of an index, ready for JSON."""
-    newer = {"quoting": quoting, "allow_untested": allow_untested}
+def _plan(source: Source, encoder: Encoder, output: Path, config: BuildConfig) -> dict[str, Any]:
+    """All settings that shape the bytes of an index, ready for JSON."""
+    uri = config.store_options.get("uri") if config.store == MILVUS else None
+    later = {
+        "quoting": config.quoting,
+        "allow_untested": config.allow_untested,
+        "store": FAISS if uri else config.store,  # Milvus is recorded by its address
+        "store_options": {} if uri else dict(config.store_options),
+    }
     return {
-        "corpus": _identity(corpus, output),
-        "split": split,
+        "corpus": _identity(source, output),
+        "split": config.split,
         "encoder": encoder.fingerprint,
         "dtype": encoder.dtype,
-        "factory": factory,
-        "chunking": {} if chunker is None else chunker.settings,
-        "bm25": bm25,
-        "milvus": str(Path(milvus).resolve()) if milvus and "://" not in milvus else milvus,
-        "max_memory": None if max_memory is None else parse_bytes(max_memory),
-        "on_error": on_error,
-        **{name: value for name, value in newer.items() if value != _NEWER[name]},
+        "factory": config.factory,
+        "chunking": {} if config.chunker is None else config.chunker.settings,
+        "bm25": config.bm25,
+        "milvus": str(Path(uri).resolve()) if uri and "://" not in uri else uri,
+        "max_memory": config.memory_limit,
+        "on_error": config.on_error,
+        **{name: value for name, value in later.items() if value != _LATER_SETTINGS[name]},
     }
 
 
-def _identity(corpus: str | Path | Corpus | datasets.Dataset, output: Path) -> str:
-    """What the same corpus has in common with itself after a crash, without reading its rows.
+def _identity(corpus: Source, output: Path) -> str:
+    """A digest by which the same corpus is recognised after a crash, without parsing it.
 
-    Neither the index counts, which may be built inside the folder of its corpus, nor what is hidden, and never read.
+    It leaves out the index, which may be built inside the folder of its corpus, and hidden files, which are not read.
     """
     if isinstance(corpus, Corpus):
         return corpus.fingerprint
@@ -544,15 +579,6 @@ def _identity(corpus: str | Path | Corpus | datasets.Dataset, output: Path) -> s
     return digest.hexdigest()
 
 
-def _check_similarity(encoder: Encoder, factory: str) -> None:
-    """An index that scales vectors to unit length would turn a dot product into a cosine."""
-    if encoder.similarity != COSINE and "L2norm" in parse(factory).transforms:
-        raise UsageError(
-            f"An encoder whose similarity is {encoder.similarity!r} needs vectors of their own length, but the factory "
-            f'{factory!r} normalises them. Leave L2norm out, or load the encoder with similarity="cosine".'
-        )
-
-
 def index_memory(max_memory: int | None, encoder: Encoder) -> int:
     """`memory_beside` the weights of an encoder that is loaded."""
     tensors = [t for t in encoder.model.state_dict().values() if t.device.type == "cpu"]
@@ -561,11 +587,11 @@ def index_memory(max_memory: int | None, encoder: Encoder) -> int:
 
 
 def memory_beside(max_memory: int | None, encoder_bytes: int, *, narrow: bool = False) -> int:
-    """Bytes that an index may take while it is built, beside the process and its encoder.
+    """Bytes that an index may take while it is built, besides the process and its encoder.
 
     Args:
         max_memory: The most that the process may use; None allows the index half of the machine's.
-        encoder_bytes: Of the encoder's weights, as far as they are not on a GPU.
+        encoder_bytes: Of the encoder's weights, unless they are on a GPU.
         narrow: Whether a CPU multiplies them in bfloat16.
 
     Raises:
@@ -576,77 +602,76 @@ def memory_beside(max_memory: int | None, encoder_bytes: int, *, narrow: bool = 
     others = PROCESS_BYTES + encoder_bytes + NARROW_KERNELS * narrow
     if max_memory <= others:
         raise UsageError(
-            f"max_memory must leave room for Python, its libraries and this encoder, about {words(others)}, but it is "
-            f"{words(max_memory)}. Allow more."
+            f"max_memory must leave room for Python, its libraries and this encoder, about {format_bytes(others)}, "
+            f"but it is {format_bytes(max_memory)}. Allow more."
         )
     return max_memory - others
 
 
-def segment_rows(factory: str, passages: int, dimension: int, memory: int) -> int:
-    """Rows of a segment so that it can be built in so much memory: as few segments as can be, of equal size.
+def segment_rows(store: type[VectorStore], config: StoreConfig, passages: int, memory: int | None) -> int:
+    """Rows of a segment such that building it takes at most `memory`: as few segments as possible, of equal size.
 
     Raises:
         UsageError: Not even the smallest segment fits.
     """
-    if factory == "Flat":  # goes from shards to its file
-        return passages
     rows = passages
     for parts in range(1, passages // ROWS + 2):
         rows = -(-passages // parts)
         rows = -(-rows // ROWS) * ROWS if parts > 1 else rows
-        if build_bytes(factory, rows, dimension) <= memory:
+        if memory is None or store.build_bytes(config, rows) <= memory:
             return rows
+    assert memory is not None
     raise UsageError(
-        f"Building {factory!r} needs at least {words(build_bytes(factory, min(rows, ROWS), dimension))} of memory, but "
-        f'{words(memory)} are left for it. Allow more (max_memory), or choose a smaller kind such as "Flat".'
+        f"Building {config.factory!r} needs at least {format_bytes(store.build_bytes(config, min(rows, ROWS)))} of "
+        f"memory, but {format_bytes(memory)} are left for it. Allow more (max_memory), or choose a smaller kind such "
+        'as "Flat".'
     )
 
 
-def check_training(factory: str, passages: int) -> None:
-    """See that there are enough passages to train this kind of index on.
+def check_training(store: type[VectorStore], config: StoreConfig, passages: int) -> None:
+    """Check that there are enough passages to train this kind of index on.
 
     Raises:
         UsageError: There are not.
     """
-    if training_points(factory) > passages:
+    if (points := store.min_training_vectors(config)) > passages:
         raise UsageError(
-            f"An index {factory!r} needs at least {training_points(factory)} vectors to train on, but {passages} came. "
+            f"An index {config.factory!r} needs at least {points} vectors to train on, but got {passages}. "
             'Use a factory with fewer clusters, or "Flat", which needs no training.'
         )
 
 
 def _check_words(corpus: Corpus, memory: int) -> None:
-    """BM25 weighs all passages at once, so its index cannot be cut into segments."""
+    """Refuse a BM25 index that does not fit: it weighs all passages at once, so it cannot be cut into segments."""
     sample = corpus.take(evenly_spaced(len(corpus), _SAMPLED).tolist())
     needed = BM25Index.build(sample).pairs / len(sample) * len(corpus) * BM25_PAIR
     if needed > memory:
         raise UsageError(
-            f"A BM25 index of {len(corpus):,} passages like these takes about {words(needed)} of memory, but "
-            f"{words(memory)} are left for it. Allow more (max_memory), or build without BM25."
+            f"A BM25 index of {len(corpus):,} passages like these takes about {format_bytes(needed)} of memory, but "
+            f"{format_bytes(memory)} are left for it. Allow more (max_memory), or build without BM25."
         )
 
 
-def _check_space(work: Path, factory: str, passages: int, dimension: int) -> None:
-    """Say at once what would else be found out after hours."""
+def _check_space(work: Path, store: type[VectorStore], config: StoreConfig, passages: int) -> None:
+    """Refuse a disk that is too full, before hours of encoding."""
     texts = (work / PASSAGES_FILE).stat().st_size
-    index = 0 if factory.startswith("Milvus") else bytes_per_vector(factory, dimension) * passages
-    needed, free = texts + 4 * passages * dimension + index, shutil.disk_usage(work).free
+    shards, index = 4 * passages * config.dimension, store.disk_bytes(config, passages)
+    needed, free = texts + shards + index, shutil.disk_usage(work).free
     if needed > free:
         raise ResourceError(
-            f"The build needs another {words(needed)} on the disk of {work}: {words(4 * passages * dimension)} for "
-            f"vectors, {words(index)} for the index of them, {words(texts)} for passages; but {words(free)} are free. "
-            "Make room, or choose another output."
+            f"The build needs another {format_bytes(needed)} on the disk of {work}: {format_bytes(shards)} for "
+            f"vectors, {format_bytes(index)} for the index of them, {format_bytes(texts)} for passages; but "
+            f"{format_bytes(free)} are free. Make room, or choose another output."
         )
 
 
-def _milvus_of(output: Path) -> VectorStorage | None:
-    """Where an index that is about to be replaced keeps vectors outside its folder, if it does."""
+def _storage_of(output: Path) -> VectorStorage | None:
+    """Where an index that is about to be replaced keeps its vectors; None if there is none, or it cannot be read."""
     file = output / MANIFEST_FILE
     try:
-        manifest = Manifest.load(file) if file.is_file() else None
-    except MismatchError:  # of another format, or damaged
+        return VectorStorage.of(output, Manifest.load(file)) if file.is_file() else None
+    except (MismatchError, UsageError):  # of another format, damaged, or in a store that is not installed
         return None
-    return VectorStorage.of(output, manifest) if manifest is not None and manifest.milvus else None
 
 
 def _refuse_taken(output: Path, *, overwrite: bool) -> None:

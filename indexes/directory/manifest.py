@@ -1,7 +1,7 @@
-"""The manifest says what an index is made of, so that nothing can be opened with parts that do not belong.
+"""The manifest of an index: what it is made of, so that parts that do not belong together are refused.
 
-It is the one file of an index that changes, and it is replaced in one step: who reads it sees one version or the next.
-It holds no time and no absolute path of its own: the same build writes the same bytes.
+It is the only file of an index that changes, and it is replaced atomically: a reader sees one version or the next. It
+holds no time and no absolute path of its own: the same build writes the same bytes.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from indexes.atomic_files import write_text
 from indexes.corpora.corpus import Corpus
 from indexes.encoder import COSINE, SIMILARITIES, Encoder
 from indexes.errors import MismatchError
+from indexes.vectors.vector_stores import VECTOR_STORES
 
 FORMAT_VERSION = 2
 METRIC = "inner_product"
+FAISS, MILVUS = "faiss", "milvus"
 DISTRIBUTION = "dro-rag"
 MANIFEST_FILE = "manifest.json"
 _LIBRARIES = ("bm25s", "datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers")
@@ -31,15 +33,15 @@ class EncoderRecord:
     """The encoder that made the vectors.
 
     Attributes:
-        name: The folder or hub id it was loaded from; only a hint, since encoders are compared by fingerprint.
-        revision: The revision on the hub, if one was asked for.
+        name: The folder or Hub id it was loaded from; a hint, since encoders are compared by fingerprint.
+        revision: The revision on the Hub, if one was named.
         dtype: Of the weights, or "mixed": float32 weights whose vectors came from bfloat16 products.
         fingerprint: Of weights, prompts, length limit and similarity.
         question_prompt: Put before every question.
         passage_prompt: Put before every passage.
-        max_length: The most tokens that are read; None when there is no limit.
+        max_length: The most tokens of an input; None when there is no limit.
         similarity: "cosine": the vectors have unit length; "dot": they are as the encoder gives them.
-        trust_remote_code: Whether it runs Python code that came with it; who loads it must allow that anew.
+        trust_remote_code: Whether it runs Python code that came with it; loading it requires the option again.
     """
 
     name: str
@@ -81,7 +83,7 @@ class EncoderRecord:
             name_or_path: A copy of it somewhere else; None takes the recorded name.
             revision: Branch, tag or commit of that name on the Hub; None takes the recorded one for the recorded name.
             device: As for `Encoder.from_pretrained`.
-            trust_remote_code: As for `Encoder.from_pretrained`; what is recorded does not count.
+            trust_remote_code: As for `Encoder.from_pretrained`; the recorded value does not count.
 
         Raises:
             ResourceError: It cannot be loaded, or has code of its own that may not run.
@@ -100,7 +102,7 @@ class EncoderRecord:
         )
 
     def __post_init__(self) -> None:
-        """Refuse a similarity that no index has."""
+        """Refuse an unknown similarity."""
         if self.similarity not in SIMILARITIES:
             raise MismatchError(
                 f"The similarity of an index must be one of {', '.join(SIMILARITIES)}, but the manifest says "
@@ -134,10 +136,10 @@ class Manifest:
     """What an index directory holds.
 
     Attributes:
-        passages: How many passages and vectors, without those that are deleted.
+        passages: How many passages and vectors, without deleted ones.
         dimension: The length of a vector.
-        factory: FAISS's description of the index, or "Milvus(...)".
-        corpus_fingerprint: Of all passages, in whatever order.
+        factory: The store's description of the kind of index, such as "IVF1024,Flat" or "Milvus(HNSW)".
+        corpus_fingerprint: Of all passages, independent of their order.
         corpus_source: The name of the corpus file, without its path.
         encoder: What made the vectors.
         segments: The parts of the index in their order.
@@ -147,16 +149,18 @@ class Manifest:
         segment_rows: The most rows that a segment may have; 0 for as many as there are.
         deleted: The file with the rows that are deleted; empty when there are none.
         bm25: The folder of the BM25 index; empty when there is none.
-        search_parameters: How hard a search looks, such as "nprobe=64"; empty for the defaults.
+        search_parameters: Search parameters of this index, such as "nprobe=64"; empty for the defaults.
         chunking: The settings of the chunker that cut the passages (`Chunker.settings`; older releases kept only
             `max_tokens` and `overlap`); empty when they are whole.
         truncation: The fields of `encoder.Truncation`, over all passages that were ever encoded for this index, those
             deleted since included; empty in indexes of older releases, which did not count.
-        milvus: Where the vectors are if a Milvus server has them: its address and the collection.
+        milvus: Of the store "milvus": its address ("uri") and the collection; empty for other stores.
+        storage: Of a store other than "faiss" and "milvus": its "kind", the "package" that registers it and its
+            "options"; left out of the file when it is empty.
         origin: The fingerprint of the corpus that the index was built from; it stays while the index changes.
-        allow_untested: Whether the kind of index was allowed although none of its results were compared
+        allow_untested: Whether the kind of index was allowed although its results were not measured
             (`indexes.vectors.faiss.faiss_kinds`).
-        plan: The SHA-256 of what the build was asked to do; a finished build is known by it.
+        plan: The SHA-256 of the settings of the build, by which a finished build is recognised.
         metric: Always "inner_product".
         created_by: The version of this library that built it.
         libraries: The versions of the libraries it was built with.
@@ -180,6 +184,7 @@ class Manifest:
     chunking: Mapping[str, int | str] = field(default_factory=dict)
     truncation: Mapping[str, int] = field(default_factory=dict)
     milvus: Mapping[str, str] = field(default_factory=dict)
+    storage: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     plan: str = ""
     allow_untested: bool = False
@@ -211,6 +216,7 @@ class Manifest:
             )
         for name, wanted in (
             ("milvus", {"uri", "collection"}),
+            ("storage", {"kind", "package", "options"}),
             ("chunking", {"max_tokens", "overlap", "text_format", "prompt"}),
             ("truncation", {"passages", "truncated", "tokens", "lost"}),
         ):
@@ -222,9 +228,27 @@ class Manifest:
                     f"{_REBUILD}"
                 )
 
+    @property
+    def store_kind(self) -> str:
+        """The kind of the vector store, as `indexes.vectors.vector_stores` registers it."""
+        return str(self.storage["kind"]) if self.storage else MILVUS if self.milvus else FAISS
+
+    @property
+    def store_package(self) -> str | None:
+        """The package that registers the store; None for those of this library."""
+        return str(self.storage["package"]) if self.storage else None
+
+    @property
+    def store_options(self) -> Mapping[str, str]:
+        """Where the vectors are if not in the directory; empty for FAISS."""
+        return self.storage["options"] if self.storage else self.milvus
+
     def to_json(self) -> str:
         """The manifest as JSON with sorted keys."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        data = asdict(self)
+        if not self.storage:
+            del data["storage"]
+        return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "the manifest") -> "Manifest":
@@ -264,10 +288,10 @@ class Manifest:
         """Write the manifest to a file, which is replaced in one step and safely on the disk afterwards.
 
         Raises:
-            MismatchError: A value is of the wrong type, so that nobody could open the index.
+            MismatchError: A value is of the wrong type, so that the index could not be opened.
         """
         text = self.to_json()
-        self.from_json(text)  # what could not be read back must not replace what can
+        self.from_json(text)  # the old manifest is replaced only by one that can be read back
         write_text(Path(path), text)
 
     @classmethod
@@ -321,8 +345,8 @@ class Manifest:
             return
         raise MismatchError(
             f"The index was built with the encoder {self.encoder.name!r} (fingerprint "
-            f"{self.encoder.fingerprint[:12]}), but {found.name!r} (fingerprint {found.fingerprint[:12]}) "
-            f"came: {_difference(self.encoder, found)}. Open it with the encoder it was built with, or build "
+            f"{self.encoder.fingerprint[:12]}), but got {found.name!r} (fingerprint {found.fingerprint[:12]}): "
+            f"{_difference(self.encoder, found)}. Open it with the encoder it was built with, or build "
             "it again."
         )
 
@@ -336,16 +360,28 @@ class Manifest:
             return
         raise MismatchError(
             f"The index holds {self.passages} passages of {self.corpus_source or 'a corpus'!r} (fingerprint "
-            f"{self.corpus_fingerprint[:12]}), but a corpus of {len(corpus)} passages (fingerprint "
-            f"{corpus.fingerprint[:12]}) came. Use the corpus it was built from, or build the index again."
+            f"{self.corpus_fingerprint[:12]}), but got a corpus of {len(corpus)} passages (fingerprint "
+            f"{corpus.fingerprint[:12]}). Use the corpus it was built from, or build the index again."
         )
+
+
+def store_fields(kind: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a manifest that record a vector store.
+
+    Args:
+        kind: As registered.
+        options: Where the vectors are if not in the directory.
+    """
+    if kind in (FAISS, MILVUS):
+        return {"milvus": dict(options)}
+    return {"storage": {"kind": kind, "package": VECTOR_STORES.package_of(kind), "options": dict(options)}}
 
 
 def _difference(expected: EncoderRecord, found: EncoderRecord) -> str:
     for name in ("question_prompt", "passage_prompt", "max_length", "similarity", "dtype"):
-        wanted, came = asdict(expected)[name], asdict(found)[name]
-        if wanted != came:
-            return f"its {name} is {came!r} instead of {wanted!r}"
+        wanted, given = asdict(expected)[name], asdict(found)[name]
+        if wanted != given:
+            return f"its {name} is {given!r} instead of {wanted!r}"
     return "its weights differ"
 
 
@@ -366,33 +402,37 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "rows": (int,),
     "segment_rows": (int,),
     "segments": (list,),
+    "storage": (dict,),
     "truncation": (dict,),
     "trust_remote_code": (bool,),
     "version": (int,),
 }
-_LATER: dict[str, Any] = {"allow_untested": False, "similarity": COSINE, "truncation": {}, "trust_remote_code": False}
-"""Fields that manifests of this format had not from the beginning, and what is meant where they are missing."""
+_OPTIONAL: dict[str, Any] = {
+    "allow_untested": False,
+    "similarity": COSINE,
+    "storage": {},
+    "truncation": {},
+    "trust_remote_code": False,
+}
+"""Fields that may be missing, and their values then."""
 
 
 def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """The values of a record whose fields are all there, of the right kind, and no others.
-
-    Only what manifests did not have from the first may be missing, and has its default then.
-    """
+    """The values of a record, which must have all its fields (but `_OPTIONAL` ones) with values of their types."""
     names = {entry.name for entry in fields(cls)}
     if isinstance(data, dict):
-        data = {name: value for name, value in _LATER.items() if name in names} | data
+        data = {name: value for name, value in _OPTIONAL.items() if name in names} | data
     if not isinstance(data, dict) or set(data) != names:
         raise MismatchError(
-            f"{where} must have exactly the fields {sorted(names)}, but "
-            f"{sorted(data) if isinstance(data, dict) else type(data).__name__} came. {_REBUILD}"
+            f"{where} must have exactly the fields {sorted(names)}, but got "
+            f"{sorted(data) if isinstance(data, dict) else type(data).__name__}. {_REBUILD}"
         )
     for name, value in data.items():
         kinds = _KINDS.get(name, (str,))
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise MismatchError(
-                f"In {where}, {name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, but {value!r} "
-                f"came. {_REBUILD}"
+                f"In {where}, {name!r} must be {' or '.join(kind.__name__ for kind in kinds)}, but got {value!r}. "
+                f"{_REBUILD}"
             )
     return dict(data)
 

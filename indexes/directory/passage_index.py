@@ -1,7 +1,7 @@
-"""An open index: one version of a directory, read without ever stopping who writes the next one.
+"""An open index: one version of a directory, which readers keep while a writer publishes the next one.
 
 A directory holds ``manifest.json``, ``segments/<number>/`` with the vectors and the passages of each segment, the rows
-that are deleted, and perhaps a BM25 index. All but the manifest are written once and never changed.
+that are deleted, and optionally a BM25 index. All files but the manifest are written once and never changed.
 """
 
 import logging
@@ -17,11 +17,10 @@ from indexes.corpora.passage import Passage
 from indexes.directory.manifest import MANIFEST_FILE, Manifest
 from indexes.directory.segments import PASSAGES_FILE, Segments, open_passages, segment_folder
 from indexes.directory.shards import evenly_spaced
-from indexes.directory.vector_storage import VECTORS_FILE, VectorStorage
+from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar
 from indexes.errors import DataError, MismatchError, UsageError
 from indexes.vectors.bm25_index import BM25Index
-from indexes.vectors.faiss.faiss_factory import properties, stores_exact_vectors
 
 _LOWEST_COSINE = 0.999
 _TINY = np.finfo(np.float32).tiny
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 class PassageIndex:
     """An open index: passages, their vectors, and the manifest that ties them together.
 
-    It is one version for good: what a writer changes later is seen by `newest` or by opening again.
+    It stays at the version that was opened: later changes of a writer are seen by `newest` or by opening again.
 
     Attributes:
         corpus: The passages; the position of a passage is the id of its vector.
@@ -42,8 +41,8 @@ class PassageIndex:
     """
 
     def __init__(self, path: Path, corpus: Corpus, vectors: Segments, manifest: Manifest) -> None:
-        """Tie parts together that are known to belong; everybody else uses `open` or `build_index`."""
-        self.path = path.absolute()  # it must be found when the process has changed its directory
+        """Combine parts that are known to belong together; use `open` or `build_index` instead."""
+        self.path = path.absolute()  # still valid when the process changes its working directory
         self.corpus = corpus
         self.vectors = vectors
         self.manifest = manifest
@@ -64,20 +63,20 @@ class PassageIndex:
             path: The directory.
             encoder: Refuse the index unless this encoder made its vectors.
             verify: Compare nothing, the sizes (instant) or the checksums (reads every byte) of the files.
-            mmap: Leave the vectors on disk where FAISS can; passages always stay there. None does so when they would
-                fill more than half of the free memory.
+            mmap: Leave the vectors on disk where the store can; passages always stay there. None does so when they
+                would fill more than half of the free memory.
 
         Raises:
             MismatchError: It is not an index, its files are damaged, or the encoder is another one.
         """
         if verify not in ("none", "sizes", "checksums"):
-            raise UsageError(f"verify must be 'none', 'sizes' or 'checksums', but {verify!r} came.")
+            raise UsageError(f"verify must be 'none', 'sizes' or 'checksums', but got {verify!r}.")
         path = Path(path)
         manifest = load_manifest(path)
         while True:
             try:
                 return cls._open(path, manifest, encoder, verify, mmap)
-            except (MismatchError, OSError):  # a file may be gone between two looks at it
+            except (MismatchError, OSError):  # a file may be removed while the directory is read
                 # A writer may have published the next version and removed files of this one since it was read.
                 newest = load_manifest(path)
                 if newest == manifest:
@@ -102,6 +101,13 @@ class PassageIndex:
     def __len__(self) -> int:
         return len(self.corpus)
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"PassageIndex({str(self.path)!r}, {len(self):,} passages, {manifest.factory!r}, "
+            f"encoder={manifest.encoder.name!r}, version={manifest.version})"
+        )
+
     def newest(self) -> "PassageIndex":
         """The newest version of the directory: this object when nothing has changed, else another one.
 
@@ -112,23 +118,35 @@ class PassageIndex:
             return self
         return PassageIndex.open(self.path)
 
-    def load_encoder(self, *, device: str | None = None, trust_remote_code: bool = False) -> Encoder:
-        """Load the encoder that the manifest names, with the same prompts, and check that it is the one.
+    def load_encoder(
+        self,
+        encoder: str | Path | Encoder | None = None,
+        *,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        check: bool = True,
+    ) -> Encoder:
+        """Load the encoder of this index, with the recorded prompts, dtype and length limit.
 
         Args:
+            encoder: Another place to load it from (a folder or Hub id), or the encoder itself; None takes the name that
+                the manifest records.
             device: Such as "cpu"; None takes the best there is.
             trust_remote_code: Run Python code that comes with it; what the manifest records does not allow that.
+            check: Compare its fingerprint with that of the encoder that built the index.
 
         Raises:
-            ResourceError: It cannot be loaded from where it was, or has code of its own that may not run.
-            MismatchError: What is there now is another encoder.
+            ResourceError: It cannot be loaded, or has code of its own that may not run.
+            MismatchError: It is another encoder.
         """
-        encoder = self.manifest.encoder.load(device=device, trust_remote_code=trust_remote_code)
-        self.manifest.check_encoder(encoder)
+        if not isinstance(encoder, Encoder):
+            encoder = self.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)
+        if check:
+            self.manifest.check_encoder(encoder)
         return encoder
 
     def load_bm25(self) -> BM25Index:
-        """The BM25 index of the same passages: from the directory, or else built in memory once."""
+        """The BM25 index of the same passages: read from the directory, or built in memory at the first call."""
         if self._bm25 is None:
             self._bm25 = self._stored_bm25()
         if self._bm25 is None:
@@ -147,13 +165,13 @@ class PassageIndex:
             return None  # a writer has removed it; the passages of this version are still open
 
     def exact_results(self, reference: "PassageIndex", queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """What an exact search finds, by another index of the same passages: positions in this one, int64 [B, k].
+        """The results of exact search in another index of the same passages: positions in this one, int64 [B, k].
 
         Raises:
             MismatchError: The other index holds other passages or vectors of another encoder.
             UsageError: It does not search exactly.
         """
-        if not properties(reference.manifest.factory).is_exhaustive:
+        if not reference.vectors.properties.is_exhaustive:
             raise UsageError(
                 f'The reference must be searched exactly ("Flat", or FLAT in Milvus), but {reference.path} is '
                 f"{reference.manifest.factory!r}. Build an index of the same corpus with --factory Flat."
@@ -171,7 +189,7 @@ class PassageIndex:
         return np.array([[translated.get(p, -1) for p in row] for row in theirs_Bk.tolist()], dtype=np.int64)
 
     def info(self) -> dict[str, Any]:
-        """What the index is, ready for JSON."""
+        """A description of the index, ready for JSON."""
         manifest, record = self.manifest, self.manifest.encoder
         lost = manifest.truncation
         return {
@@ -205,18 +223,18 @@ class PassageIndex:
     def verify(
         self, *, encoder: Encoder | None = None, corpus: Corpus | None = None, sample: int = 64
     ) -> dict[str, Any]:
-        """Check everything that can be checked; slower than opening, since it reads every byte.
+        """Check all files, passages and vectors; slower than opening, since it reads every byte.
 
         Args:
             encoder: Also check that this encoder made the vectors, and encode some passages again.
-            corpus: Also check that these are the passages, in whatever order.
+            corpus: Also check that these are the passages, in any order.
             sample: How many evenly spaced passages are encoded again, for kinds that keep vectors exactly.
 
         Returns:
             What was checked: counts, and the lowest cosine between stored and new vectors (None if not done).
 
         Raises:
-            MismatchError: The first thing that does not hold.
+            MismatchError: A check fails; the message names it.
         """
         self._check_listed()
         if (version := load_manifest(self.path).version) != self.manifest.version:
@@ -226,7 +244,7 @@ class PassageIndex:
             )
         self.manifest.verify_files(self.path, checksums=True)
         _check_counts(self.path, self.corpus, self.vectors, self.manifest)
-        # Computed from the passages themselves: what this corpus says of itself came from the manifest.
+        # Computed from the passages themselves: the fingerprint of `self.corpus` is that of the manifest.
         self.manifest.check_corpus(_open_corpus(self.path, self.manifest, self.vectors.rows.deleted, trusting=False))
         self._check_ids()
         if self.manifest.bm25 and len(self.load_bm25()) != len(self):
@@ -236,7 +254,7 @@ class PassageIndex:
         cosines: list[float] = []
         if encoder is not None:
             self.manifest.check_encoder(encoder)
-            if stores_exact_vectors(self.manifest.factory):
+            if self.vectors.properties.stores_exact_vectors:
                 cosines = self._recomputed_cosines(encoder, sample)
         return {
             "files": len(self.manifest.files),
@@ -248,8 +266,8 @@ class PassageIndex:
         }
 
     def _check_listed(self) -> None:
-        """No file is left out of those whose checksums are compared."""
-        names = {PASSAGES_FILE} if self.manifest.milvus else {PASSAGES_FILE, VECTORS_FILE}
+        """Check that the manifest lists every file, so that all checksums are compared."""
+        names = {PASSAGES_FILE, *VectorStorage.of(self.path, self.manifest).file_names}
         used = {f"segments/{segment.name}/{name}" for segment in self.manifest.segments for name in names}
         if missing := sorted({*used, *filter(None, [self.manifest.deleted])} - self.manifest.files.keys()):
             raise MismatchError(
@@ -258,7 +276,7 @@ class PassageIndex:
             )
 
     def _check_ids(self) -> None:
-        """No id is there twice, in however many segments."""
+        """Check that no id occurs twice, in all segments together."""
         hashes = np.fromiter((hash(passage.id) for passage in self.corpus), dtype=np.int64, count=len(self))
         order = np.argsort(hashes, kind="stable")
         same = np.flatnonzero(np.diff(hashes[order]) == 0)
@@ -272,7 +290,7 @@ class PassageIndex:
         positions = evenly_spaced(len(self), sample).tolist()
         stored = self.vectors.reconstruct(positions)
         passages = self.corpus.take(positions)
-        bar = EncodingBar(len(passages), "passage", shown=False)  # the build has said what is not read
+        bar = EncodingBar(len(passages), "passage", shown=False)  # the build has warned of what is truncated
         given = encoder.encode_passages(passages, progress=bar)
         lengths_2n = np.linalg.norm([stored, given], axis=2)
         if encoder.similarity != COSINE:
@@ -290,7 +308,7 @@ class PassageIndex:
     def _check_lengths(
         self, passages: list[Passage], stored_n: NDArray[np.float32], given_n: NDArray[np.float32]
     ) -> None:
-        """Where the similarity is the dot product the length of a vector counts as well as its direction."""
+        """Compare lengths, which are part of the similarity where it is the dot product."""
         for passage, length, wanted in zip(passages, stored_n.tolist(), given_n.tolist(), strict=True):
             if not abs(length - wanted) <= (1 - _LOWEST_COSINE) * wanted:
                 raise MismatchError(
@@ -354,6 +372,6 @@ def _check_counts(path: Path, corpus: Corpus, vectors: Segments, manifest: Manif
     for name, count in expected.items():
         if found[name] != count:
             raise MismatchError(
-                f"{path} must have {name} = {count} as its manifest says, but {found[name]} was found. "
+                f"{path} must have {name} = {count} as its manifest says, but it has {found[name]}. "
                 "Build the index again."
             )

@@ -1,14 +1,13 @@
-"""Segments: the immutable parts of an index, each a file of vectors beside a file of passages.
+"""Segments: the immutable parts of an index, each with its vectors and a file of passages.
 
-Rows are counted through all segments in their order, positions only through the rows that are not deleted. Everybody
-outside sees positions: the position of a passage is the id of its vector.
+Rows are counted through all segments in their order, positions only through the rows that are not deleted. Callers of
+an index see positions only: the position of a passage is the id of its vector.
 
 Axes: B queries, k results, n rows or positions, d dimensions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import datasets
 import numpy as np
@@ -20,45 +19,28 @@ from indexes.atomic_files import write_path
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.ingest import PASSAGE_FEATURES
 from indexes.corpora.passage import Passage
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError
 from indexes.records.tables import BATCH_SIZE
-from indexes.vectors.vector_store import best_first
+from indexes.vectors.vector_store import SearchResult, StoreProperties, VectorStore, best_first, check_k
 
 PASSAGES_FILE = "passages.arrow"
 
 
 def segment_folder(path: Path, name: str) -> Path:
-    """Where a segment of an index is."""
+    """The folder of a segment."""
     return path / "segments" / name
 
 
-class SegmentVectors(Protocol):
-    """The vectors of one segment, under their rows 0, 1, ..."""
-
-    @property
-    def dimension(self) -> int:
-        """The length of a vector, d."""
-
-    @property
-    def factory(self) -> str:
-        """What kind of index it is."""
-
-    def __len__(self) -> int: ...
-
-    def search(
-        self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """As `Segments.search`, in rows of the segment."""
-
-    def reconstruct(self, rows: ArrayLike) -> NDArray[np.float32]:
-        """As `Segments.reconstruct`, of rows of the segment."""
-
-
-class Rows:
-    """Which rows there are, and which of them are deleted."""
+class LiveRowMap:
+    """Translates rows to positions and back: positions count only the rows that are not deleted."""
 
     def __init__(self, counts: Sequence[int], deleted: NDArray[np.int64]) -> None:
-        """Rows of each segment, and the deleted rows, int64, ascending."""
+        """Make the map of some segments.
+
+        Args:
+            counts: Rows of each segment.
+            deleted: The deleted rows, int64 [n], ascending.
+        """
         self.starts: NDArray[np.int64] = np.cumsum([0, *counts], dtype=np.int64)
         self.deleted = deleted
         # The position of the first live row behind each deleted one.
@@ -68,7 +50,7 @@ class Rows:
         """How many rows are not deleted."""
         return int(self.starts[-1]) - len(self.deleted)
 
-    def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows at these positions."""
         return positions + np.searchsorted(self._gaps, positions, side="right")
 
@@ -88,24 +70,50 @@ class Rows:
         """All rows that are not deleted, ascending."""
         return np.delete(np.arange(self.starts[-1], dtype=np.int64), self.deleted)
 
-    def deleted_of(self, segment: int) -> int:
+    def live_in(self, segment: int) -> NDArray[np.int64]:
+        """The rows of a segment that are not deleted, ascending."""
+        rows = np.arange(self.starts[segment], self.starts[segment + 1])
+        return rows[~self.are_deleted(rows)]
+
+    def count(self, segment: int) -> int:
+        """How many rows a segment has, with those that are deleted."""
+        return int(np.diff(self.starts)[segment])
+
+    def count_deleted(self, segment: int) -> int:
         """How many rows of a segment are deleted."""
         return int(np.diff(np.searchsorted(self.deleted, self.starts[segment : segment + 2]))[0])
 
+    def count_live(self, segment: int) -> int:
+        """How many rows of a segment are not deleted."""
+        return self.count(segment) - self.count_deleted(segment)
+
+    def deleted_in(self, segments: Sequence[int]) -> NDArray[np.int64]:
+        """The deleted rows of these segments, counted as if there were no others."""
+        found, start = [np.empty(0, np.int64)], 0
+        for segment in segments:
+            first, last = self.starts[segment : segment + 2]
+            here = self.deleted[np.searchsorted(self.deleted, first) : np.searchsorted(self.deleted, last)]
+            found.append(here - first + start)
+            start += int(last - first)
+        return np.concatenate(found)
+
 
 class Segments:
-    """Vectors of several segments searched as one, without what is deleted.
-
-    Ids are positions: they count what is not deleted, in order.
-    """
+    """Vectors of several segments searched as one, without deleted rows. Ids are positions."""
 
     def __init__(
-        self, parts: Sequence[SegmentVectors], deleted: NDArray[np.int64] | None = None, *, parameters: str = ""
+        self, parts: Sequence[VectorStore], deleted: NDArray[np.int64] | None = None, *, parameters: str = ""
     ) -> None:
-        """At least one part, the deleted rows, ascending, and how hard a search looks that is not told."""
+        """Join segments.
+
+        Args:
+            parts: At least one.
+            deleted: The deleted rows, int64 [n], ascending.
+            parameters: Search parameters of searches that name none.
+        """
         self.parts = list(parts)
         self.parameters = parameters
-        self.rows = Rows([len(part) for part in parts], np.empty(0, np.int64) if deleted is None else deleted)
+        self.rows = LiveRowMap([len(part) for part in parts], np.empty(0, np.int64) if deleted is None else deleted)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,29 +125,41 @@ class Segments:
 
     @property
     def factory(self) -> str:
-        """What kind of index they are."""
+        """The store's own description of the kind of index."""
         return self.parts[0].factory
 
-    def search(
-        self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    @property
+    def properties(self) -> StoreProperties:
+        """What the store returns and how it searches."""
+        return self.parts[0].properties
+
+    @property
+    def search_parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Parameters that trade recall for time, each with values from fast to thorough."""
+        return self.parts[0].search_parameters
+
+    def __repr__(self) -> str:
+        return (
+            f"Segments({self.factory!r}, {len(self):,} vectors of {self.dimension} dimensions in {len(self.parts)} "
+            "segments)"
+        )
+
+    def search(self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None) -> SearchResult:
         """The k nearest vectors of each query, best first; equal scores are ordered by position.
 
         Args:
             queries_Bd: float32 [B, d].
             k: How many results per query.
-            parameters: How hard to look, such as "nprobe=64"; None looks as the index was tuned to.
+            parameters: Search parameters, such as "nprobe=64"; None uses those that the index was tuned to.
 
         Returns:
-            Scores, float32 [B, k], and positions, int64 [B, k]. Where fewer than k vectors are found, the rest of
-            the row has the position -1 and the score -inf.
+            Scores, float32 [B, k], and positions, int64 [B, k]; -inf and -1 where fewer than k vectors are found.
 
         Raises:
             UsageError: k is below 1, or the parameters are not of this kind of index.
             MismatchError: The queries have another dimension.
         """
-        if k < 1:
-            raise UsageError(f"k must be at least 1, but {k} came.")
+        check_k(k)
         chosen = self.parameters or None if parameters is None else parameters
         found = [self._search_part(number, queries_Bd, k, chosen) for number in range(len(self.parts))]
         scores_Bn = np.concatenate([scores for scores, _ in found], axis=1)
@@ -147,14 +167,12 @@ class Segments:
         scores_Bn, positions_Bn = best_first(scores_Bn, positions_Bn)
         return scores_Bn[:, :k], positions_Bn[:, :k]
 
-    def _search_part(
-        self, number: int, queries_Bd: ArrayLike, k: int, parameters: str | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _search_part(self, number: int, queries_Bd: ArrayLike, k: int, parameters: str | None) -> SearchResult:
         """At least the k best live vectors of a segment, in no order, by position; deleted ones are -1 and -inf.
 
-        Deleted vectors are still found, so a few more are asked for, and ever more until enough live ones are there.
+        The store still finds deleted vectors, so more are asked for until enough live ones are found.
         """
-        part, dead = self.parts[number], self.rows.deleted_of(number)
+        part, dead = self.parts[number], self.rows.count_deleted(number)
         wanted = k + min(dead, k)
         while True:
             scores_Bn, rows_Bn = part.search(queries_Bd, wanted, parameters=parameters)
@@ -181,7 +199,7 @@ class Segments:
         unknown = wanted[(wanted < 0) | (wanted >= len(self))]
         if unknown.size:
             raise DataError(f"The id {int(unknown[0])} is not in the index, which holds {len(self)} vectors.")
-        rows = self.rows.of(wanted)
+        rows = self.rows.rows_at(wanted)
         vectors_nd = np.empty((len(rows), self.dimension), dtype=np.float32)
         numbers = np.searchsorted(self.rows.starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
@@ -196,7 +214,7 @@ class Segments:
 
 
 def write_passages(file: Path, passages: Iterable[Passage]) -> int:
-    """Stream passages into an Arrow file that appears whole; equal passages become equal bytes. Returns how many."""
+    """Stream passages into an Arrow file, atomically; equal passages give equal bytes. Returns how many there were."""
     count = 0
 
     def write(path: Path) -> None:
@@ -223,13 +241,13 @@ def open_passages(
     info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
     dataset = datasets.Dataset(concat_tables(tables), info=info, fingerprint=(fingerprint or "passages")[:16])
     if deleted is not None and len(deleted):
-        dataset = dataset.select(Rows([len(dataset)], deleted).live())
+        dataset = dataset.select(LiveRowMap([len(dataset)], deleted).live())
     return Corpus(dataset, source=source, fingerprint=fingerprint)
 
 
 def _open_table(file: Path) -> MemoryMappedTable:
     try:
-        # Without what `datasets` has noted about the columns: nothing there says more than their types.
+        # Without the metadata of `datasets`, which repeats the types of the columns.
         table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
         found = {field.name: field.type for field in table.schema}
     except (OSError, ValueError) as error:  # Arrow's errors are both

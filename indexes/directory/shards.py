@@ -1,6 +1,8 @@
-"""Vectors on their way into an index: files of a fixed number of rows, each written once and whole.
+"""Encoded vectors before they enter an index: files of a fixed number of rows, each written once, atomically.
 
-What is there need never be encoded again, whatever happens to the process. Axes: N vectors, n of a block, d dimensions.
+A shard that exists is never encoded again, even when the process is killed.
+
+Axes: N vectors, n vectors of a block, d dimensions.
 """
 
 import json
@@ -15,15 +17,15 @@ from indexes.encoder import Vectors
 from indexes.errors import MismatchError
 
 ROWS = 4096
-"""Rows of a shard: among so many passages an encoder finds others of the same length for each of its batches, and a
-killed build repeats seconds of work."""
+"""Rows of a shard: enough that an encoder can batch passages of similar length, few enough that a killed build repeats
+only seconds of work."""
 
 
 class Shards:
-    """N float32 vectors of d dimensions in a folder, by shards of `ROWS` rows."""
+    """N float32 vectors of d dimensions in a folder, in shards of `ROWS` rows."""
 
     def __init__(self, folder: Path, count: int, dimension: int) -> None:
-        """Those in the folder; it need not exist yet.
+        """The shards in a folder, which need not exist yet.
 
         Args:
             folder: Where they are.
@@ -35,7 +37,7 @@ class Shards:
         self.dimension = dimension
 
     def __len__(self) -> int:
-        """How many shards there are when all is done."""
+        """The number of shards when all are written."""
         return -(-self.count // ROWS)
 
     def rows(self, number: int) -> range:
@@ -43,7 +45,7 @@ class Shards:
         return range(number * ROWS, min((number + 1) * ROWS, self.count))
 
     def missing(self) -> list[int]:
-        """The shards that are not there yet, or have lost bytes since."""
+        """The shards that do not exist or are truncated."""
         return [number for number in range(len(self)) if not self._is_whole(number)]
 
     def _is_whole(self, number: int) -> bool:
@@ -51,22 +53,22 @@ class Shards:
         return file.is_file() and file.stat().st_size == size
 
     def write(self, number: int, vectors_nd: Vectors) -> None:
-        """Keep a shard; once this returns, nothing loses it."""
+        """Write a shard; it is on the disk when this returns."""
         expected = (len(self.rows(number)), self.dimension)
         if vectors_nd.shape != expected:
             raise MismatchError(
-                f"Shard {number} holds vectors of the shape {list(expected)}, but {list(vectors_nd.shape)} came. "
+                f"Shard {number} holds vectors of the shape {list(expected)}, but got {list(vectors_nd.shape)}. "
                 "Use the encoder and the corpus that the build was begun with."
             )
         block_nd = np.ascontiguousarray(vectors_nd, dtype="<f4")
         write_file(self._file(number), lambda stream: stream.write(block_nd.data))
 
     def note(self, number: int, counts: Mapping[str, int]) -> None:
-        """Keep counts beside a shard, before it is written: what is whole is noted too."""
+        """Write counts beside a shard, before the shard itself, so that every whole shard has them."""
         write_text(self._note(number), json.dumps(dict(counts)))
 
     def notes(self) -> list[dict[str, int]] | None:
-        """The counts of all shards; None where some are missing, since an older release wrote the shard."""
+        """The counts of all shards; None where some are missing."""
         files = [self._note(number) for number in range(len(self))]
         if not all(file.is_file() for file in files):
             return None

@@ -1,1 +1,1 @@
-"""Records: what one line, row or element of a data file holds, in every container that the library reads."""
+"""Records: the raw entries of data files, in every container that the library reads."""

@@ -25,8 +25,14 @@ class Place(NamedTuple):
     inside: str = ""
 
     def __str__(self) -> str:
-        """How messages begin: ``file:line`` for lines, ``source, record 3`` otherwise."""
-        place = f"{self.source}:{self.number}" if self.unit == "line" else f"{self.source}, {self.unit} {self.number}"
+        """How messages begin: ``file:line``, ``source, record 3``, or the path of the file."""
+        if self.unit == "line":
+            place = f"{self.source}:{self.number}"
+        elif self.unit == "record":
+            place = f"{self.source}, record {self.number}"
+        else:
+            # The source is the folder, or the file itself.
+            place = self.source if self.source.endswith(str(self.number)) else f"{self.source}/{self.number}"
         return f"{place}, {self.inside}" if self.inside else place
 
     def within(self, inside: str) -> "Place":

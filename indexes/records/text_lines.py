@@ -1,7 +1,7 @@
 """Lines of text files: plain or gzipped, numbered, of bounded length, decoded as UTF-8.
 
 A line that is no text comes out with the reason, so that the caller may leave it out; a compressed file that breaks off
-is an error, since nobody knows what is missing.
+is an error, since it is unknown what is missing.
 """
 
 import gzip
@@ -31,13 +31,11 @@ class Line(NamedTuple):
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is gzipped, by its first bytes or its name; a damaged ``.gz`` file must not pass for plain text.
+    """Whether a file is gzipped, by its first bytes, whatever its name: browsers unpack ``.gz`` files on the way.
 
     Raises:
         OSError: It cannot be read.
     """
-    if path.suffix.lower() == ".gz":
-        return True
     with path.open("rb") as file:
         return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
 

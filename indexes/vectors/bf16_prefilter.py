@@ -1,13 +1,13 @@
-"""Exact search in two looks: bfloat16 products find candidates, and a bound proves that none was missed.
+"""Exact search in two passes: bfloat16 products find candidates, and a bound proves that none was missed.
 
     x is left out  =>  q.x <= (lowest bfloat16 score that was kept) + error = ceiling
 
-so whoever finds k candidates whose exact scores lie above the ceiling has the k best of all vectors. With q', x' for
+so k candidates whose exact scores lie above the ceiling are the k best of all vectors. With q', x' for
 the rounded vectors, the error is at most
 
-    |q - q'| max|x| + |q'| max|x - x'|      by Cauchy-Schwarz, for the rounding of what is multiplied
-    + 2^-8 |score|                          for the rounding of what comes out
-    + d 2^-22 |q| max|x|                    for float32 sums over d dimensions, in any order, with room to spare
+    |q - q'| max|x| + |q'| max|x - x'|      by Cauchy-Schwarz, for the rounding of the factors
+    + 2^-8 |score|                          for the rounding of the product
+    + d 2^-22 |q| max|x|                    for float32 sums over d dimensions, in any order, with a margin
 
 Axes: N vectors, B queries, c candidates, n vectors of a block, d dimensions.
 """
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Scores that are held at once: 16 MiB in bfloat16, so that they are still in the cache when the best are picked.
+# Scores that are computed at once: 16 MiB in bfloat16, so that they are still in the cache when the best are picked.
 _SCORES = 2**23
 # Vectors whose rounding error is measured at once.
 _ROWS = 8192
@@ -26,8 +26,14 @@ _HALF_STEP = 2.0**-8
 _SUM_ERROR = 2.0**-22
 
 
-class Screen:
-    """A bfloat16 copy of N vectors, 2 d bytes each, and what is needed to bound its error."""
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 (AVX-512 BF16 or AMX), so that bfloat16 products beat float32 ones."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+class Bf16Prefilter:
+    """A bfloat16 copy of N vectors, 2 d bytes each, with a bound of its error."""
 
     def __init__(self, vectors_Nd: NDArray[np.float32]) -> None:
         """Copy float32 vectors [N, d], N > 0."""
@@ -43,7 +49,7 @@ class Screen:
         return len(self._rounded_Nd)
 
     def candidates(self, queries_Bd: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Vectors that may be among the best of each query.
+        """Vectors that may be among the best of each query, and how high all others can score.
 
         Args:
             queries_Bd: float32 [B, d].
@@ -62,13 +68,13 @@ class Screen:
     def _best(self, queries_Bd: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The `count` highest bfloat16 scores of each query, as float32, and their positions."""
         size = min(len(self), max(1, _SCORES // len(queries_Bd)))
-        buffer = torch.empty(len(queries_Bd) * size, dtype=torch.bfloat16)  # made once, since fresh memory is slow
+        buffer = torch.empty(len(queries_Bd) * size, dtype=torch.bfloat16)  # allocated once, since fresh memory is slow
         scores: list[Tensor] = []
         positions: list[Tensor] = []
         for start in range(0, len(self), size):
             block_nd = self._rounded_Nd[start : start + size]
-            room_Bn = buffer[: len(queries_Bd) * len(block_nd)].view(len(queries_Bd), len(block_nd))
-            scores_Bn = torch.mm(queries_Bd, block_nd.T, out=room_Bn)
+            block_Bn = buffer[: len(queries_Bd) * len(block_nd)].view(len(queries_Bd), len(block_nd))
+            scores_Bn = torch.mm(queries_Bd, block_nd.T, out=block_Bn)
             best_Bc, columns_Bc = scores_Bn.topk(min(count, len(block_nd)), sorted=False)
             scores.append(best_Bc)
             positions.append(columns_Bc + start)

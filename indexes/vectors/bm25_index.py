@@ -90,7 +90,7 @@ class BM25Index:
             UsageError: k1 is negative or not finite, b is not within 0 and 1, or the stemmer is unknown.
         """
         if not (0 <= k1 < float("inf") and 0 <= b <= 1):
-            raise UsageError(f"k1 must be at least 0 and finite, b between 0 and 1; k1={k1}, b={b} came.")
+            raise UsageError(f"k1 must be at least 0 and finite, b between 0 and 1, but got k1={k1}, b={b}.")
         analyzer = _Analyzer(stemmer, stopwords)
         tokens, vocabulary = _read(passages, analyzer, progress=progress)
         bm25 = bm25s.BM25(k1=float(k1), b=float(b), method="lucene", backend="numpy", csc_backend="scipy")
@@ -186,7 +186,7 @@ class BM25Index:
             UsageError: k is below 1.
         """
         if k < 1:
-            raise UsageError(f"k must be at least 1, but {k} came.")
+            raise UsageError(f"k must be at least 1, but got {k}.")
         scores_Bk = np.full((len(questions), k), -np.inf, dtype=np.float32)
         rows_Bk = np.full((len(questions), k), -1, dtype=np.int64)
         for i, question in enumerate(questions):
@@ -206,7 +206,7 @@ class BM25Index:
             UsageError: There is no such row.
         """
         if not 0 <= row < len(self):
-            raise UsageError(f"row must be at least 0 and below {len(self)}, but {row} came.")
+            raise UsageError(f"row must be at least 0 and below {len(self)}, but got {row}.")
         added: dict[str, float] = {}
         words = self._analyzer.question_words(question)
         for word, term in zip(words, self._analyzer.terms(words), strict=True):
@@ -239,11 +239,9 @@ class _Analyzer:
 
     def __init__(self, stemmer: str | None, stopwords: Sequence[str]) -> None:
         if stemmer is not None and stemmer not in Stemmer.algorithms():
-            raise UsageError(
-                f"The stemmer must be one of {sorted(Stemmer.algorithms())} or None, but {stemmer!r} came."
-            )
+            raise UsageError(f"The stemmer must be one of {sorted(Stemmer.algorithms())} or None, but got {stemmer!r}.")
         if isinstance(stopwords, str) or not all(isinstance(word, str) for word in stopwords):
-            raise UsageError(f"stopwords must be a list of words, but {stopwords!r} came.")
+            raise UsageError(f"stopwords must be a list of words, but got {stopwords!r}.")
         self.stemmer = stemmer
         self._stopwords = frozenset(word for entry in stopwords for word in self.words(entry))
         self.stopwords = tuple(sorted(self._stopwords))
@@ -298,7 +296,7 @@ class _Tokens(Sequence["array[int]"]):
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
-            raise IndexError(f"row must be at least 0 and below {len(self)}, but {row} came.")
+            raise IndexError(f"row must be at least 0 and below {len(self)}, but got {row}.")
         return self._numbers[self._ends[row] : self._ends[row + 1]]
 
 

@@ -1,4 +1,4 @@
-"""One segment's vectors on a Milvus server or in a milvus-lite file: the interface of `FaissIndex`, beyond one machine.
+"""One segment's vectors on a Milvus server or in a milvus-lite file, for indexes that exceed one machine.
 
 A segment is one partition of a collection. Milvus holds the vectors under int64 keys and nothing else; passages stay
 in Arrow files.
@@ -10,18 +10,28 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import DataError, MismatchError, RAGError, ResourceError, UsageError
-from indexes.vectors.milvus_kinds import LITE_TYPES, search_settings
-from indexes.vectors.vector_store import best_first, checked_matrix
+from indexes.vectors.milvus_kinds import LITE_TYPES, milvus_properties, search_settings
+from indexes.vectors.vector_store import (
+    SearchResult,
+    StoreConfig,
+    StoreProperties,
+    VectorStore,
+    best_first,
+    check_k,
+    checked_matrix,
+    checked_rows,
+)
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -33,33 +43,35 @@ _ROW_BITS = 40
 _SEGMENTS = 2 ** (63 - _ROW_BITS)
 # Milvus's own limits on the results of a query and on the queries of a request.
 _MOST_RESULTS = 16_384
-# A server accepts requests of 64 MiB unless it is told otherwise; of small ones less is sent again.
+# A server accepts requests of 64 MiB by default; after a failure less of smaller ones is sent again.
 _REQUEST_BYTES = 2**23
 _REQUEST_RESULTS = 2**18
 _PROBES = 1024
 _CONNECT_SECONDS = 10.0
 
 
-class MilvusIndex:
+class MilvusIndex(VectorStore):
     """Vectors under the rows 0 to N - 1 of one segment, searched by inner product. Make one with `create` or `open`.
 
     A server (`http://host:19530`, or with a database `http://host:19530/name`) may be used from many processes at
-    once, as long as only one of them adds to a segment. A local file (`vectors.db`, which milvus-lite keeps as a
-    folder) belongs to the first process that opens it until that one closes it or ends: any other gets a
+    once, as long as only one of them adds to a segment. A local file (`vectors.db`, a folder of milvus-lite)
+    belongs to the first process that opens it until that process closes it or ends; any other gets a
     `ResourceError`. Within a process all segments of one address share a connection, which does not survive a fork:
     open the index in the process that uses it.
 
     Only "FLAT" (and "GPU_BRUTE_FORCE") compares every vector. "AUTOINDEX" of milvus-lite is exact until `flush`, after
     which a graph is built in the background that finds most of the best; ask for "FLAT" where results must be exact.
 
-    What `add` has sent is found by every later search (consistency level "Strong"). It is sealed and indexed by
-    `flush`, or by the server in its own time.
+    Vectors that `add` has sent are found by every later search (consistency level "Strong"). `flush` seals and indexes
+    them, or the server does at a time of its own.
     """
+
+    uses_host_memory = False
 
     def __init__(
         self, connection: "_Connection", collection: str, segment: int, *, dimension: int, factory: str, timeout: float
     ) -> None:
-        """Wrap a partition that exists; everybody else uses the constructors named above."""
+        """Wrap a partition that exists; use the constructors named above instead."""
         self._connection: _Connection | None = connection
         self._collection = collection
         self._segment = segment
@@ -81,12 +93,12 @@ class MilvusIndex:
         token: str | None = None,
         timeout: float = 60.0,
     ) -> "MilvusIndex":
-        """A new, empty segment; the collection is made with the first one.
+        """Create an empty segment, and the collection with the first one.
 
         Args:
             uri: `http(s)://host:port`, or the path of a local file that ends in ".db", made if it is not there.
             collection: Letters, digits and underscores. All its segments have one dimension and one kind of index.
-            segment: Its number in the collection. Milvus allows 1,023 segments unless it is told otherwise.
+            segment: Its number in the collection. Milvus allows 1,023 segments by default.
             dimension: d.
             index_type: "AUTOINDEX", "FLAT", "HNSW", "IVF_FLAT", ... as Milvus names them; "FLAT" for exact results.
             index_parameters: Of the index, such as {"M": 16, "efConstruction": 200}; only the first segment sets them.
@@ -110,7 +122,7 @@ class MilvusIndex:
                     )
                 connection.client.create_partition(collection, _partition(segment), timeout=timeout)
                 connection.client.load_collection(collection)
-            factory = f"Milvus({index_type})"
+            factory = cls.factory_name(index_type)
             return cls(connection, collection, segment, dimension=dimension, factory=factory, timeout=timeout)
         except BaseException:
             connection.release()
@@ -120,7 +132,7 @@ class MilvusIndex:
     def open(
         cls, uri: str | Path, collection: str, segment: int, *, token: str | None = None, timeout: float = 60.0
     ) -> "MilvusIndex":
-        """A segment that `create` made, to search or to continue.
+        """Open a segment that `create` made, to search it or to add to it.
 
         Args:
             uri: As in `create`.
@@ -143,11 +155,11 @@ class MilvusIndex:
             with connection.asking(f"open segment {segment} of {collection!r}"):
                 if not connection.client.has_partition(collection, _partition(segment), timeout=timeout):
                     raise MismatchError(
-                        f"The collection {collection!r} must have segment {segment}, but it has not. Build the index "
+                        f"The collection {collection!r} must have segment {segment}, but it does not. Build the index "
                         "again."
                     )
                 connection.client.load_collection(collection)
-            factory = f"Milvus({index_type})"
+            factory = cls.factory_name(index_type)
             return cls(connection, collection, segment, dimension=dimension, factory=factory, timeout=timeout)
         except BaseException:
             connection.release()
@@ -199,15 +211,20 @@ class MilvusIndex:
         return self._factory
 
     @property
+    def properties(self) -> StoreProperties:
+        """What this index type returns and how it searches (`milvus_kinds`)."""
+        return milvus_properties(self.index_type)
+
+    @property
     def index_type(self) -> str:
         """As Milvus names it, such as "HNSW"."""
-        return self._factory.removeprefix("Milvus(").removesuffix(")")
+        return _index_type(self._factory)
 
     def add(self, vectors_nd: ArrayLike) -> None:
         """Append vectors; they get the next rows.
 
-        An add that was cut off has stored the first of its vectors, or none: open the segment again and continue after
-        `len` of them. Sending the same rows twice is harmless, they replace each other.
+        An interrupted add has stored the first of its vectors, or none: open the segment again and continue after
+        `len` of them. Sending the same rows twice is harmless: they replace each other.
 
         Args:
             vectors_nd: float32 [n, d].
@@ -231,10 +248,10 @@ class MilvusIndex:
             self._rows += len(batch_nd)
 
     def flush(self) -> None:
-        """Seal what was added, so that it is on disk and gets indexed: once, after the last `add`.
+        """Seal the added vectors, so that they are on disk and get indexed; call it once, after the last `add`.
 
         The server seals all segments of the collection at once, and by default not twice in ten seconds; this call
-        waits for it. So where several segments are built side by side, one of them is enough.
+        waits for it. If several segments are built at the same time, one call is enough.
 
         Raises:
             ResourceError: The server cannot be reached or fails.
@@ -242,29 +259,26 @@ class MilvusIndex:
         with self._asking("seal") as client:
             client.flush(self._collection)
 
-    def search(
-        self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, queries_Bd: ArrayLike, k: int, *, parameters: str | None = None) -> SearchResult:
         """The k nearest vectors of each query, best first; equal scores are ordered by row.
 
         Args:
             queries_Bd: float32 [B, d].
             k: How many results per query, at most 16,384: Milvus gives no more and no further pages.
             parameters: How to search, such as "ef=64" or "nprobe=32", by the names and ranges of the index type
-                (`milvus_kinds`); "ef" and other numbers of candidates below k are raised to k. None leaves it
+                (`milvus_kinds`); "ef" and other numbers of candidates below k are raised to k. None leaves them
                 to the server.
 
         Returns:
             Scores, float32 [B, k], and rows, int64 [B, k]. Where fewer than k vectors are found, the rest has the row
-            -1 and the score -inf. Which of several equal scores come in as the last ones is up to the server.
+            -1 and the score -inf. Which of several equal scores are the last results depends on the server.
 
         Raises:
             UsageError: k is out of range, or a parameter is not of this index type or out of its range.
             MismatchError: The queries have another dimension.
             ResourceError: The server cannot be reached or fails.
         """
-        if not 1 <= k <= _MOST_RESULTS:
-            raise UsageError(f"k must be from 1 to {_MOST_RESULTS:,}, the most that Milvus returns, but {k} came.")
+        check_k(k, _MOST_RESULTS)
         settings = search_settings(parameters, self.index_type, k, is_lite=self._open_connection.is_lite)
         queries = self._matrix(queries_Bd)
         scores_Bk = np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -290,12 +304,12 @@ class MilvusIndex:
                 limit=k,
                 partition_names=[_partition(self._segment)],
                 search_params={"metric_type": _METRIC, "params": settings},
-                output_fields=[_KEY],  # with none, milvus-lite sends the vectors as well
+                output_fields=[_KEY],  # without any, milvus-lite sends the vectors as well
                 consistency_level="Strong",
                 timeout=self._timeout,
             )
 
-    def reconstruct(self, rows: ArrayLike) -> NDArray[np.float32]:
+    def reconstruct(self, rows: ArrayLike, /) -> NDArray[np.float32]:
         """The vectors in these rows, exactly as they were added.
 
         Args:
@@ -308,10 +322,7 @@ class MilvusIndex:
             DataError: A row is not in the segment.
             ResourceError: The server cannot be reached or fails.
         """
-        wanted = np.asarray(rows, dtype=np.int64)
-        unknown = wanted[(wanted < 0) | (wanted >= len(self))]
-        if unknown.size:
-            raise self._missing(int(unknown[0]))
+        wanted = checked_rows(rows, len(self))
         distinct, where = np.unique(wanted, return_inverse=True)
         vectors_nd = np.empty((len(distinct), self.dimension), dtype=np.float32)
         most = min(_REQUEST_BYTES // vectors_nd.itemsize // self.dimension, _MOST_RESULTS)
@@ -344,13 +355,83 @@ class MilvusIndex:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back, harmlessly also twice. The last segment of a local file closes the file as well.
+        """Release the connection; a second call does nothing. The last segment of a local file closes the file as well.
 
-        That waits until milvus-lite has built the indexes of what was sealed.
+        This waits until milvus-lite has built the indexes of sealed vectors.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
+
+    # -- an index directory --------------------------------------------------------------------------------------
+
+    @classmethod
+    def new_options(cls, options: Mapping[str, str]) -> dict[str, str]:
+        """The address, and a new collection, so that no two indexes share one.
+
+        Raises:
+            UsageError: The options do not name the address.
+        """
+        if "uri" not in options:
+            raise UsageError(
+                'Vectors in Milvus need the address of a server or file, but the options have no "uri". Give '
+                'milvus="http://host:19530" (--milvus).'
+            )
+        uri = options["uri"]
+        return {"uri": str(Path(uri).resolve()) if "://" not in uri else uri, "collection": f"rag_{uuid4().hex}"}
+
+    @classmethod
+    def choose_factory(cls, passages: int, dimension: int, *, memory: int | None) -> tuple[str, str]:
+        """AUTOINDEX, with which Milvus chooses an approximate index."""
+        return "AUTOINDEX", "Milvus chooses an approximate index; FLAT would search exactly"
+
+    @classmethod
+    def factory_name(cls, factory: str) -> str:
+        """An index type as the manifest records it: "Milvus(HNSW)"."""
+        return f"Milvus({_index_type(factory)})"
+
+    @classmethod
+    def build_bytes(cls, config: StoreConfig, n: int) -> int:
+        """None: the server holds the vectors."""
+        return 0
+
+    @classmethod
+    def disk_bytes(cls, config: StoreConfig, n: int) -> int:
+        """None: the server keeps the vectors."""
+        return 0
+
+    @classmethod
+    def write_segment(
+        cls, directory: Path, folder: Path, config: StoreConfig, blocks: Iterable[NDArray[np.float32]]
+    ) -> None:
+        """Send the vectors of a segment that the server does not have yet."""
+        uri, collection, number = config.options["uri"], config.options["collection"], int(folder.name)
+        if number in cls.segments(uri, collection):
+            index = cls.open(uri, collection, number)
+        else:
+            index = cls.create(uri, collection, number, config.dimension, index_type=_index_type(config.factory))
+        with index:
+            there = len(index)  # from a build that was interrupted
+            for block_nd in blocks:
+                if there < len(block_nd):
+                    index.add(block_nd[there:])
+                there = max(there - len(block_nd), 0)
+            index.flush()
+
+    @classmethod
+    def open_segments(
+        cls, folders: Sequence[Path], config: StoreConfig, *, mmap: bool | None = None
+    ) -> list[VectorStore]:
+        """Open the partitions of segments; `mmap` has no meaning on a server."""
+        return [cls.open(config.options["uri"], config.options["collection"], int(folder.name)) for folder in folders]
+
+    @classmethod
+    def keep_only(cls, config: StoreConfig, names: Set[str]) -> None:
+        """Drop the partitions of all segments but these; readers of older versions lose the others at once."""
+        uri, collection, kept = config.options["uri"], config.options["collection"], set(map(int, names))
+        for number in cls.segments(uri, collection):
+            if number not in kept:
+                cls.open(uri, collection, number).drop()
 
     @property
     def _first_key(self) -> int:
@@ -369,7 +450,7 @@ class MilvusIndex:
             yield connection.client
 
     def _get(self, rows: NDArray[np.int64], field: str) -> dict[int, Any]:
-        """A field of the entities in these rows, by row; rows that are not there are left out."""
+        """A field of the entities in these rows, by row; missing rows are left out."""
         with self._asking("read") as client:
             entities = client.get(
                 self._collection,
@@ -382,7 +463,7 @@ class MilvusIndex:
         return {entity[_KEY] - self._first_key: entity[field] for entity in entities}
 
     def _count_rows(self) -> int:
-        """N: rows are stored in order and without gaps, so a few probes find the end, where counting reads them all."""
+        """N. Rows are stored in order without gaps, so a few probes find the end; Milvus would read all of them."""
         low, high = 0, 2**_ROW_BITS
         while low < high:
             probes = np.arange(low, high, -(-(high - low) // _PROBES), dtype=np.int64)
@@ -398,8 +479,13 @@ class MilvusIndex:
         return checked_matrix(vectors, self.dimension)
 
 
+def _index_type(factory: str) -> str:
+    """The index type of a factory string such as "Milvus(HNSW)", or "HNSW" as the caller of `build_index` names it."""
+    return factory.removeprefix("Milvus(").removesuffix(")")
+
+
 class _Connection:
-    """The one client of this process for an address, closed when its last segment is."""
+    """The client of this process for an address, closed with its last segment."""
 
     def __init__(self, address: str, client: "MilvusClient", shut: Callable[[], None]) -> None:
         self.address = address
@@ -411,14 +497,16 @@ class _Connection:
 
     @contextmanager
     def asking(self, doing: str, *, refusal: type[RAGError] = ResourceError) -> Iterator[None]:
-        """Turn the library's errors into ours: a refusal into the type given, no answer into a ResourceError."""
+        """Translate the library's errors: a refusal into the given type, a missing answer into a ResourceError."""
         grpc, pymilvus = _libraries()
         try:
             yield
         except (grpc.RpcError, pymilvus.MilvusException) as error:
             if _failed_call(error) is not None:
                 raise _unreachable(self.address, doing, error) from error
-            raise refusal(f"Milvus at {self.address} must be able to {doing}, but it says: {error.message}.") from error
+            raise refusal(
+                f"Milvus at {self.address} must be able to {doing}, but it reports: {error.message}."
+            ) from error
 
     def segments(self, collection: str, timeout: float) -> list[int]:
         if not self.client.has_collection(collection, timeout=timeout):
@@ -431,8 +519,8 @@ class _Connection:
         with self.asking(f"describe the collection {collection!r}"):
             if not self.client.has_collection(collection, timeout=timeout):
                 raise MismatchError(
-                    f"Milvus at {self.address} must have the collection {collection!r}, but it has not. Build the "
-                    "index again, or name the server that it was built on."
+                    f"Milvus at {self.address} must have the collection {collection!r}, but it does not. Build "
+                    "the index again, or name the server that it was built on."
                 )
             fields = self.client.describe_collection(collection, timeout=timeout)["fields"]
             index = self.client.describe_index(collection, _VECTOR, timeout=timeout) or {}
@@ -448,9 +536,9 @@ class _Connection:
     def make_collection(
         self, collection: str, dimension: int, index_type: str, parameters: dict[str, Any], timeout: float
     ) -> None:
-        """Make the collection, or check that it is as wanted."""
+        """Create the collection, or check that an existing one matches."""
         if self.is_lite and index_type not in LITE_TYPES:
-            raise UsageError(f"milvus-lite needs an index type of {', '.join(LITE_TYPES)}, but {index_type!r} came.")
+            raise UsageError(f"milvus-lite needs an index type of {', '.join(LITE_TYPES)}, but got {index_type!r}.")
         with self.asking(f"look for the collection {collection!r}"):
             exists = self.client.has_collection(collection, timeout=timeout)
         if not exists:
@@ -459,7 +547,7 @@ class _Connection:
         if found != (dimension, index_type):
             raise MismatchError(
                 f"The collection {collection!r} holds vectors of {found[0]} dimensions in an index {found[1]!r}, but "
-                f"{dimension} and {index_type!r} came. Use the encoder and the index type that it was built with, or "
+                f"got {dimension} and {index_type!r}. Use the encoder and the index type that it was built with, or "
                 "another collection."
             )
 
@@ -481,14 +569,14 @@ class _Connection:
                 collection, schema=schema, num_shards=1, consistency_level="Strong", timeout=timeout
             )
             try:
-                # There is nothing to index yet, so nothing to wait for.
+                # The collection is empty, so there is nothing to wait for.
                 self.client.create_index(collection, index, timeout=timeout, sync=False)
             except BaseException:
                 self.client.drop_collection(collection, timeout=timeout)
                 raise
 
     def release(self) -> None:
-        """One user less."""
+        """Count one user less and close the connection after the last."""
         with _connections_lock:
             self.users -= 1
             if self.users == 0:
@@ -501,7 +589,7 @@ _connections_lock = threading.Lock()
 
 
 def _connect(uri: str | Path, token: str | None) -> _Connection:
-    """The connection to this address, with one user more."""
+    """The connection to this address, counted with one user more."""
     key = _address(uri, token)
     with _connections_lock:
         if key not in _connections:
@@ -511,14 +599,14 @@ def _connect(uri: str | Path, token: str | None) -> _Connection:
 
 
 def _address(uri: str | Path, token: str | None) -> tuple[str, str]:
-    """Where to connect to, and the token to show there."""
+    """The address to connect to, and the token for it."""
     if _is_file(uri):
         return str(Path(uri).resolve()), ""
     parts = urlsplit(str(uri))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(
             'The address of vectors in Milvus must be like "http://host:19530" or the path of a local file that ends '
-            f'in ".db", but {str(uri)!r} came.'
+            f'in ".db", but got {str(uri)!r}.'
         )
     if parts.username is not None or parts.password is not None:
         raise UsageError(
@@ -531,7 +619,7 @@ def _address(uri: str | Path, token: str | None) -> tuple[str, str]:
 
 def _open_server(uri: str, token: str, shut: Callable[[], None] | None = None) -> _Connection:
     grpc, pymilvus = _libraries()
-    # A file is served on this machine, where an http_proxy has no business.
+    # A file is served on this machine, where an http_proxy must not be used.
     options = {} if shut is None else {"grpc.enable_http_proxy": 0}
     try:
         client = pymilvus.MilvusClient(
@@ -575,7 +663,7 @@ def _open_file(path: Path) -> _Connection:
             f"{path} can be open in one process only, but another one has it. Close that one, or run a Milvus server "
             "and name its address."
         )
-    raise ResourceError(f"milvus-lite must be able to open {path}, but it cannot: {reason}.")
+    raise ResourceError(f"milvus-lite must be able to open {path}, but it reports: {reason}.")
 
 
 @contextmanager
@@ -597,13 +685,13 @@ def _logged_errors(logger: str) -> Iterator[list[BaseException]]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """The modules grpc and pymilvus, which take a second to import and are not needed by an index without them."""
+    """The modules grpc and pymilvus, which take a second to import and are only needed by an index on Milvus."""
     try:
         import grpc
         import pymilvus
     except ImportError as error:
         raise _no_library("pymilvus") from error
-    # It writes every error that it raises into the log as well, with a traceback.
+    # It also logs every error that it raises, with a traceback.
     logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
     return grpc, pymilvus
 
@@ -629,7 +717,7 @@ def _unreachable(address: str, doing: str, error: Exception) -> ResourceError:
 def _failed_call(error: Exception) -> Any:
     """The gRPC call that failed, where that is the reason; pymilvus raises it, or its own error because of it."""
     grpc, _ = _libraries()
-    # Its wrappers re-raise an error as its own cause, so the call may be left in the context only.
+    # Its wrappers re-raise an error as its own cause, so the call may be in the context only.
     chain = (error, error.__cause__, error.__context__)
     return next((link for link in chain if isinstance(link, grpc.RpcError) and isinstance(link, grpc.Call)), None)
 
@@ -638,10 +726,10 @@ def _check_names(collection: str, segment: int) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
         raise UsageError(
             "The name of a collection must be letters, digits and underscores, at most 255 and no digit first, but "
-            f"{collection!r} came."
+            f"got {collection!r}."
         )
     if not 0 <= segment < _SEGMENTS:
-        raise UsageError(f"The number of a segment must be from 0 to {_SEGMENTS - 1:,}, but {segment} came.")
+        raise UsageError(f"The number of a segment must be from 0 to {_SEGMENTS - 1:,}, but got {segment}.")
 
 
 def _is_file(uri: str | Path) -> bool:
@@ -653,6 +741,6 @@ def _partition(segment: int) -> str:
 
 
 def _split(array: NDArray[Any], most: int) -> Iterator[NDArray[Any]]:
-    """The rows of an array in order, at most so many at once and at least one."""
+    """Blocks of an array in order, of at most `most` rows and at least one."""
     for start in range(0, len(array), max(1, most)):
         yield array[start : start + max(1, most)]

@@ -1,7 +1,7 @@
-"""What each index type of Milvus takes as search parameters and what its scores are.
+"""The index types of Milvus: their search parameters and what their scores are.
 
-Milvus and milvus-lite 3.2 answer a search with parameters that are wrong or belong to another type: "ef=0" finds one of
-ten results in a graph, "efSearch=64" and "nprobe=64" are ignored by it. So parameters are checked before they are sent.
+Milvus and milvus-lite 3.2 accept search parameters that are wrong or belong to another type: with "ef=0" a graph finds
+one of ten results, and it ignores "efSearch=64" and "nprobe=64". So parameters are checked before they are sent.
 Names and ranges are those of Milvus's documentation ("Index Explained", the page of each type); a server's own limits
 may be narrower, such as nprobe up to the number of clusters.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from indexes.errors import UsageError
-from indexes.vectors.faiss.faiss_kinds import Scores
+from indexes.vectors.vector_store import Scores, StoreProperties
 
 Range = tuple[float, float]
 
@@ -31,23 +31,23 @@ class MilvusKind:
 
     parameters: Mapping[str, Range] = field(default_factory=dict)
     scores: Scores = "exact"
-    """Compared with inner products of the vectors that Milvus gives back, which are always those that were added."""
+    """Compared with inner products of the vectors that Milvus returns, which are always those that were added."""
     is_exhaustive: bool = False
     """Whether a search compares every vector."""
 
 
 _LITE = {
-    "AUTOINDEX": MilvusKind(_EF),  # a graph, once a segment is sealed and the library faiss is there
+    "AUTOINDEX": MilvusKind(_EF),  # a graph, once a segment is sealed and the library faiss is installed
     "FLAT": MilvusKind(is_exhaustive=True),
     "HNSW": MilvusKind(_EF),
     "HNSW_SQ": MilvusKind(_EF, "other"),
     "IVF_FLAT": MilvusKind(_NPROBE),
     "IVF_SQ8": MilvusKind(_NPROBE, "other"),
 }
-"""What milvus-lite builds. It takes any other name as well, and then searches without an index."""
+"""What milvus-lite builds. It accepts any other name as well, and then searches without an index."""
 
 _SERVER = {
-    "AUTOINDEX": MilvusKind({"level": (1, 10)}, "other"),  # which index it is, only the server knows
+    "AUTOINDEX": MilvusKind({"level": (1, 10)}, "other"),  # only the server knows which index it is
     "FLAT": MilvusKind(is_exhaustive=True),
     "HNSW": MilvusKind(_EF),
     "HNSW_SQ": MilvusKind(_EF | _REFINE, "other"),
@@ -79,14 +79,20 @@ LITE_TYPES = tuple(_LITE)
 
 
 def milvus_kind(index_type: str, *, is_lite: bool = False) -> MilvusKind:
-    """What an index type takes; of one that is not known nothing good is assumed."""
+    """The entry of an index type; the worst is assumed of one that is not known."""
     return (_LITE if is_lite else _SERVER).get(index_type, MilvusKind(scores="other"))
+
+
+def milvus_properties(index_type: str) -> StoreProperties:
+    """What an index type returns and how it searches: the vectors that were added, whatever it searches by."""
+    kind = milvus_kind(index_type)
+    return StoreProperties(scores=kind.scores, is_exhaustive=kind.is_exhaustive)
 
 
 def search_settings(parameters: str | None, index_type: str, k: int, *, is_lite: bool) -> dict[str, float]:
     """Search parameters as Milvus takes them.
 
-    Those that say how many candidates are kept are raised to k, below which Milvus refuses them.
+    Numbers of candidates are raised to k, since Milvus refuses smaller ones.
 
     Args:
         parameters: Such as "ef=64" or "nprobe=32,max_empty_result_buckets=1"; None or "" names none.
@@ -102,14 +108,14 @@ def search_settings(parameters: str | None, index_type: str, k: int, *, is_lite:
     for part in parameters.split(",") if parameters else []:
         match = re.fullmatch(r"\s*([A-Za-z_]\w*)=(-?\d+(?:\.\d+)?)\s*", part)
         if match is None:
-            raise UsageError(f'Search parameters must be like "ef=64" or "nprobe=32", but {parameters!r} came.')
+            raise UsageError(f'Search parameters must be like "ef=64" or "nprobe=32", but got {parameters!r}.')
         name, text = match.groups()
         if name not in allowed:
             known = ", ".join(allowed) or "none"
             where = "milvus-lite" if is_lite else "Milvus"
             raise UsageError(
-                f"Search parameters must be those of the index type {index_type!r} in {where} ({known}), but {name!r} "
-                f"came. Leave {name} out."
+                f"Search parameters must be those of the index type {index_type!r} in {where} ({known}), but got "
+                f"{name!r}. Leave {name} out."
             )
         settings[name] = _within(name, text, *allowed[name])
     return {name: max(value, k) if name in _CANDIDATES else value for name, value in settings.items()}
@@ -120,6 +126,6 @@ def _within(name: str, text: str, low: float, high: float) -> float:
     if not low <= value <= high or (name not in _FRACTIONS and not value.is_integer()):
         kind = "a number" if name in _FRACTIONS else "a whole number"
         raise UsageError(
-            f"The search parameter {name} must be {kind} from {low:,.0f} to {high:,.0f}, but {text!r} came."
+            f"The search parameter {name} must be {kind} from {low:,.0f} to {high:,.0f}, but got {text!r}."
         )
     return value if name in _FRACTIONS else int(value)

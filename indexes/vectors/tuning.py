@@ -1,9 +1,9 @@
-"""The fastest search parameters that find enough: a sweep over what a kind of index understands.
+"""Find the fastest search parameters that reach a recall, by a sweep over the parameters of a kind of index.
 
-Recall of every parameter rises with its value and so does the time, so for each setting of the others the first one is
-raised until enough is found, it takes longer than what is known already, or no more is found. FAISS's own sweep
-(`ParameterSpace.explore`) sets parameters on one index in place, which neither several segments nor a search that runs
-beside it allow.
+Recall and time both rise with the value of each parameter. So for each setting of the others the first one is raised
+until the recall is reached, it takes longer than a setting that is known already, or recall rises no more. FAISS's own
+sweep (`ParameterSpace.explore`) sets parameters on one index in place, which neither several segments nor concurrent
+searches allow.
 
 Axes: N vectors, B queries, k results, d dimensions.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexes.errors import MismatchError, UsageError
-from indexes.vectors.faiss.faiss_factory import properties, search_parameters, stores_exact_vectors
+from indexes.vectors.vector_store import SearchResult, StoreProperties
 
 _BLOCK = 16_384
 # A search is repeated until it has taken so many seconds, so that its time means something.
@@ -28,18 +28,24 @@ _GAIN = 0.001
 
 
 class Searchable(Protocol):
-    """What can be tuned: a `FaissIndex`, or several that are searched as one."""
+    """What can be tuned: a `VectorStore`, or `Segments` that are searched as one."""
 
     @property
     def factory(self) -> str:
-        """FAISS's description of the index."""
+        """The store's own description of its kind of index."""
+
+    @property
+    def properties(self) -> StoreProperties:
+        """What it returns and how it searches."""
+
+    @property
+    def search_parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Parameters that trade recall for time, each with values from fast to thorough."""
 
     def __len__(self) -> int:
         """N."""
 
-    def search(
-        self, queries_Bd: NDArray[np.float32], k: int, *, parameters: str | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(self, queries_Bd: NDArray[np.float32], k: int, *, parameters: str | None = None) -> SearchResult:
         """Scores and ids, both [B, k]."""
 
     def reconstruct(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
@@ -48,7 +54,7 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """What one setting found, and how fast."""
+    """One setting with its recall and speed."""
 
     parameters: str
     recall: float
@@ -57,17 +63,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The setting to use, and what was tried."""
+    """The setting to use, and all that were tried."""
 
     parameters: str
-    """For `FaissIndex.search(parameters=...)`; "" when there is nothing to set."""
+    """For `search(parameters=...)`; "" when there is nothing to set."""
     recall: float
     """Share of the k best that are among the k found, averaged over queries."""
     queries_per_second: float
     reached: bool
-    """Whether the recall that was asked for is reached; if not, this is the setting that finds most."""
+    """Whether the wanted recall is reached; if not, this is the setting with the highest recall."""
     summary: str
-    """All that in a sentence, with what the recall is measured against."""
+    """The result in a sentence, with what the recall is measured against."""
     tried: tuple[Trial, ...]
 
 
@@ -89,21 +95,21 @@ def tune(
         recall: Of the k best by exact search, the share that must be found.
         k: How many results a search will ask for.
         exact_ids_Bk: int64 [B, k or more], the rows that exact search finds, best first. None searches the stored
-            vectors exactly; where the index keeps vectors only approximately (`stores_exact_vectors`), recall is then
-            measured against what is stored and not against what was added. Kinds that do not score by the vectors
-            that they give back, such as RaBitQ, need them (`indexes.vectors.faiss.faiss_kinds`).
+            vectors exactly; where the index keeps vectors only approximately (`StoreProperties.vectors`), recall is
+            then measured against the stored vectors and not against those that were added. Kinds that do not score
+            by the vectors that they return, such as RaBitQ, need the exact ids.
         ignored: For each query the rows that it must not find, such as a question's own passage; every search then asks
             for as many more, and k others count. The exact ids hold as many more as well.
         on_trial: Called after each setting.
 
     Raises:
-        UsageError: There is nothing to search, recall or k cannot be, or this kind needs exact ids and none came.
+        UsageError: There is nothing to search, recall or k is impossible, or this kind needs exact ids.
         MismatchError: The exact ids do not belong to the queries.
     """
     queries = np.ascontiguousarray(queries_Bd, dtype=np.float32)
     k = _check(index, queries, recall, k)
     if exact_ids_Bk is None:
-        _check_stored(index.factory)
+        _check_stored(index)
     ignored = _check_ignored(ignored, queries)
     deep = min(k + max(map(len, ignored)), len(index))
     exact_BD = _exact_ids(index, queries, deep) if exact_ids_Bk is None else _given_ids(exact_ids_Bk, queries, deep)
@@ -117,9 +123,9 @@ def tune(
             on_trial(trial)
         return trial
 
-    _sweep(search_parameters(index.factory), recall, attempt)
+    _sweep(index.search_parameters, recall, attempt)
     best = _best(tried, recall)
-    against = exact_ids_Bk is not None or stores_exact_vectors(index.factory)
+    against = exact_ids_Bk is not None or index.properties.stores_exact_vectors
     summary = _summary(index.factory, best, recall, k, len(tried), against="vectors" if against else "stored")
     reached = best.recall >= recall
     return Tuning(best.parameters, best.recall, best.queries_per_second, reached, summary, tuple(tried))
@@ -127,29 +133,29 @@ def tune(
 
 def _check(index: Searchable, queries_Bd: NDArray[np.float32], recall: float, k: int) -> int:
     if not 0 < recall <= 1:
-        raise UsageError(f"The recall to reach must be above 0 and at most 1, but {recall} came.")
+        raise UsageError(f"The recall to reach must be above 0 and at most 1, but got {recall}.")
     if k < 1:
-        raise UsageError(f"k must be at least 1, but {k} came.")
+        raise UsageError(f"k must be at least 1, but got {k}.")
     if not len(index) or not len(queries_Bd):
         raise UsageError(
-            f"Tuning needs vectors and queries, but {len(index)} vectors and {len(queries_Bd)} queries came. "
+            f"Tuning needs vectors and queries, but got {len(index)} vectors and {len(queries_Bd)} queries. "
             "Give it an index that is filled and some hundred questions."
         )
     return min(k, len(index))
 
 
-def _check_stored(factory: str) -> None:
-    """See that search over the stored vectors says what an index should find."""
-    kind = properties(factory)
-    if kind.scores == "other" and kind.vectors != "same":
+def _check_stored(index: Searchable) -> None:
+    """Check that exact search over the stored vectors gives what the index should find."""
+    if index.properties.scores == "other" and not index.properties.stores_exact_vectors:
         raise UsageError(
-            f"Recall needs the results of exact search, but an index {factory!r} does not score by the vectors that it "
-            "gives back. Give exact_ids_Bk (--reference DIR, an index of the same corpus built with --factory Flat)."
+            f"Recall needs the results of exact search, but an index {index.factory!r} does not score by the vectors "
+            "that it gives back. Give exact_ids_Bk (--reference DIR, an index of the same corpus built with --factory "
+            "Flat)."
         )
 
 
 def _exact_ids(index: Searchable, queries_Bd: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """By exact search over the stored vectors, a block at a time."""
+    """The results of exact search over the stored vectors, read in blocks."""
     import faiss
     from faiss.contrib.exhaustive_search import knn_ground_truth
 
@@ -167,7 +173,7 @@ def _given_ids(exact_ids_Bk: ArrayLike, queries_Bd: NDArray[np.float32], k: int)
     if ids_Bk.ndim != 2 or len(ids_Bk) != len(queries_Bd) or ids_Bk.shape[1] < k:
         raise MismatchError(
             f"The exact ids must have the shape [{len(queries_Bd)}, {k} or more], one row for each query, but "
-            f"{list(ids_Bk.shape)} came."
+            f"got {list(ids_Bk.shape)}."
         )
     return ids_Bk[:, :k]
 
@@ -175,7 +181,7 @@ def _given_ids(exact_ids_Bk: ArrayLike, queries_Bd: NDArray[np.float32], k: int)
 def _check_ignored(ignored: Sequence[Collection[int]], queries_Bd: NDArray[np.float32]) -> Sequence[Collection[int]]:
     if ignored and len(ignored) != len(queries_Bd):
         raise MismatchError(
-            f"Rows to ignore must come for each of {len(queries_Bd)} queries, but for {len(ignored)} they came."
+            f"Rows to ignore must be given for each of {len(queries_Bd)} queries, but got them for {len(ignored)}."
         )
     return ignored or [()] * len(queries_Bd)
 
@@ -227,7 +233,7 @@ def _sweep(ladders: Mapping[str, tuple[int, ...]], recall: float, attempt: Calla
 
 
 def _best(tried: list[Trial], recall: float) -> Trial:
-    """The fastest that finds enough, else the fastest of those that find most."""
+    """The fastest that reaches the recall, else the fastest of those with the highest recall."""
     enough = [trial for trial in tried if trial.recall >= recall]
     most = max(trial.recall for trial in tried)
     candidates = enough or [trial for trial in tried if trial.recall > most - _GAIN]

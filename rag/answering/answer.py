@@ -6,7 +6,7 @@ from typing import Any
 
 from indexes.corpora.passage import Passage
 from rag.metrics import answer_recall
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Answer:
         """The answer that was generated from a permutation of candidates, with its citations."""
         scored = [
             ScoredPassage(passage, score)
-            for passage, score in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+            for passage, score in zip(candidates.passages, candidates.scores.tolist(), strict=True)
         ]
         passages = [candidates.passages[i] for i in permutation]
         return cls(candidates.question, text, citations(text, passages), scored, list(permutation), log_prob)

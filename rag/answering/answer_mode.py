@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from generator.generator import AnswerRow, Generator
-from indexes.corpora.passage import Passage
+from generator.generator import Generator
 from rag.answering.answer import Answer
-from retriever.dense import Candidates, Retriever
-from retriever.selector import Selector, SelectorConfig
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 from training.questions.context_fit import why_too_long
 
 
@@ -70,12 +71,3 @@ class AnswerMode(ABC):
         selector whose language-model weight is 0 reads no prompt.
         """
         return why_too_long(question, self.selector, self.generator)
-
-
-def prompt_with_answer(generator: Generator, question: str, passages: Sequence[Passage], text: str) -> AnswerRow:
-    """The token ids of an answer after the prompt that it was generated from, to be scored."""
-    prompt_ids = generator.prompt_ids(question, passages)
-    if text.strip():
-        return AnswerRow(prompt_ids, generator.encode_answer(text))
-    # A model may end its answer immediately. That is scored as well, although nobody would train on it.
-    return AnswerRow(prompt_ids, [generator.language_model.end_of_answer_id])

@@ -16,7 +16,7 @@ from indexes.registry import Registry
 if TYPE_CHECKING:
     from generator.generator import Generator
     from rag.answering.answer_mode import AnswerMode
-    from retriever.dense import Retriever
+    from retriever.retriever import Retriever
     from retriever.selector import Selector
 
 PERMUTATION = "permutation"

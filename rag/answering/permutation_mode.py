@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from generator.recording import recording
 from indexes.corpora.passage import Passage
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import AnswerMode, prompt_with_answer
-from retriever.dense import Candidates
+from rag.answering.answer_mode import AnswerMode
+from retriever.candidates import Candidates
 
 
 class PermutationMode(AnswerMode):
@@ -23,7 +23,7 @@ class PermutationMode(AnswerMode):
 
     def select(self, candidates: Sequence[Candidates]) -> list[list[int]]:
         """The best permutation for each question's candidates: K retriever ranks, in reading order."""
-        return [found.z_mK[0].tolist() for found in self.selector.select(candidates)]
+        return [found.z[0].tolist() for found in self.selector.select(candidates)]
 
     def answer_from(self, candidates: Sequence[Candidates], *, log_prob: bool = True) -> list[Answer]:
         """One answer for each question's candidates; see `AnswerMode.answer_from`."""
@@ -48,12 +48,12 @@ class PermutationMode(AnswerMode):
         self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]
     ) -> tuple[list[str], list[float | None]]:
         """Answers, and log p of each, taken from the generating pass where possible."""
+        generator = self.generator
+        prompts = [generator.prompt_ids(*parts) for parts in zip(questions, passages, strict=True)]
         with recording() as recorded:
-            texts = self.generator.generate(questions, passages)
-        sequences = [
-            prompt_with_answer(self.generator, *parts) for parts in zip(questions, passages, texts, strict=True)
-        ]
-        return texts, self.generator.log_probs_of_generated(sequences, recorded).tolist()
+            texts = generator.complete(prompts)
+        sequences = [generator.generated_sequence(*parts) for parts in zip(prompts, texts, strict=True)]
+        return texts, generator.log_probs_of_generated(sequences, recorded).tolist()
 
     def stream(self, candidates: Candidates) -> Iterator[str]:
         """The answer in pieces, as the generator produces them."""

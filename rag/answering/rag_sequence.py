@@ -22,9 +22,11 @@ from generator.generator import Generator
 from generator.recording import Recorded, recording
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import AnswerMode, prompt_with_answer
-from retriever.dense import Candidates, Retriever
-from retriever.selector import Selector, SelectorConfig
+from rag.answering.answer_mode import AnswerMode
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
+from retriever.selector import Selector
+from retriever.selector_config import SelectorConfig
 
 
 class PerDocumentReader(AnswerMode):
@@ -62,29 +64,29 @@ class RAGSequence(PerDocumentReader):
 
         `log_prob` changes nothing: answers are ranked by it, so it is always there.
         """
+        prompts = [[self.generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
         with recording() as recorded:
-            proposals = self._proposals(candidates)
+            proposals = self._proposals(prompts)
         priors = log_priors(self.selector, candidates)
-        scored = self._scored(candidates, proposals, recorded)
+        scored = self._scored(prompts, proposals, recorded)
         return [self._best(*parts) for parts in zip(candidates, proposals, priors, scored, strict=True)]
 
-    def _proposals(self, candidates: Sequence[Candidates]) -> list[list[str]]:
-        """The greedy answer from each single document, without duplicates."""
-        questions = [c.question for c in candidates for _ in c.passages]
-        texts = iter(self.generator.generate(questions, [[p] for c in candidates for p in c.passages]))
-        return [list(dict.fromkeys(next(texts) for _ in c.passages)) for c in candidates]
+    def _proposals(self, prompts: Sequence[Sequence[list[int]]]) -> list[list[str]]:
+        """The greedy answer from each single document (one prompt each) of each question, without duplicates."""
+        texts = iter(self.generator.complete([prompt for of_question in prompts for prompt in of_question]))
+        return [list(dict.fromkeys(next(texts) for _ in of_question)) for of_question in prompts]
 
     def _scored(
-        self, candidates: Sequence[Candidates], proposals: Sequence[Sequence[str]], recorded: Recorded
+        self, prompts: Sequence[Sequence[list[int]]], proposals: Sequence[Sequence[str]], recorded: Recorded
     ) -> list[Tensor]:
         """Log p_g of every proposal given every document of its question, `[texts, n]`, all questions in one batch."""
         sequences = [
-            prompt_with_answer(self.generator, c.question, [passage], text)
-            for c, texts in zip(candidates, proposals, strict=True)
+            self.generator.generated_sequence(prompt, text)
+            for of_question, texts in zip(prompts, proposals, strict=True)
             for text in texts
-            for passage in c.passages
+            for prompt in of_question
         ]
-        sizes = [len(texts) * len(c) for c, texts in zip(candidates, proposals, strict=True)]
+        sizes = [len(texts) * len(of_question) for of_question, texts in zip(prompts, proposals, strict=True)]
         found = self.generator.log_probs_of_generated(sequences, recorded).split(sizes)
         return [log_p.view(len(texts), -1) for log_p, texts in zip(found, proposals, strict=True)]
 
@@ -109,6 +111,6 @@ def log_priors(selector: Selector, candidates: Sequence[Candidates]) -> list[Ten
     found = []
     for permutations in selector.enumerate(candidates):
         log_p_d = torch.empty(len(permutations))
-        log_p_d[permutations.z_mK[:, 0]] = permutations.log_p_m.float()
+        log_p_d[permutations.z[:, 0]] = permutations.log_p.float()
         found.append(log_p_d)
     return found

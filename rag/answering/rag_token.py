@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from generator.generator import ROLE, Generator
-from generator.padding import length_mask, pad_right
+from generator.padding import pad_left, pad_right
 from indexes.batching import token_budget_batches
 from rag.answering.answer import Answer
 from rag.answering.rag_sequence import PerDocumentReader, log_priors
-from retriever.dense import Candidates
+from retriever.candidates import Candidates
 
 
 class RAGToken(PerDocumentReader):
@@ -136,16 +136,13 @@ class _Steps:
         self.model = generator.language_model
         rows = [prompt for of_question in prompts for prompt in of_question]
         # The answer is appended on the right, so prompts are padded on the left.
-        reversed_ids, lengths_R = pad_right([p[::-1] for p in rows], self.model.end_of_answer_id, self.model.device)
-        self.ids_RT = reversed_ids.flip(1)
-        self.mask_RT = length_mask(lengths_R, self.ids_RT.shape[1]).flip(1)
-        self.next_R = lengths_R
+        self.ids_RT, self.mask_RT, self.next_R = pad_left(rows, self.model.end_of_answer_id, self.model.device)
         self.rows = rows
         self.counts = [len(of_question) for of_question in prompts]
         self.log_prior_R = torch.cat(list(priors)).to(self.model.device)
         self.question_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(self.counts)).to(self.model.device)
         # Some architectures do not support left padding: they reread every sequence in full, padded on the right.
-        self.cache = self.model.new_cache() if self.model.reads_left_padding else None
+        self.cache = self.model.new_cache() if self.model.supports_left_padding else None
 
     def first(self) -> Tensor:
         """Log p of the first token, `[B, V]`."""

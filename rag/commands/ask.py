@@ -1,4 +1,4 @@
-"""`rag ask`: answers, and what they were read from."""
+"""`rag ask`: answers, and the passages they were generated from."""
 
 from typing import Any
 
@@ -12,20 +12,23 @@ def _ask_arguments(parser: Any) -> None:
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help="of a question that is empty or does not fit the model's context: stop, or leave it out (null in --json)",
+        help="for a question that is empty or does not fit the model's context: stop, or leave it out (null in --json)",
     )
     parser.add_argument(
         "--log_prob",
         type=bool,
         default=True,
-        help="say how probable each answer is; false saves a second pass over answers that were cut off, and with "
-        "--dtype mixed over all",
+        help="also the log-probability of each answer; false saves a second pass over truncated answers, and with "
+        "--dtype mixed over all of them",
+    )
+    parser.add_argument(
+        "-k", "--k", type=int, help="passages that an answer is generated from (default: as configured)"
     )
     bundle_arguments(parser)
 
 
 def _ask(args: Any) -> Report:
-    answers = open_pipeline(args).answer(args.question, on_error=args.on_error, log_prob=args.log_prob)
+    answers = open_pipeline(args).answer(args.question, k=args.k, on_error=args.on_error, log_prob=args.log_prob)
     texts = [_answer_text(q, a) for q, a in zip(args.question, answers, strict=True)]
     return Report("\n\n".join(texts), {"answers": [None if a is None else a.to_dict() for a in answers]})
 
@@ -37,7 +40,8 @@ def _answer_text(question: str, answer: Any) -> str:
     lines = [answer.question, f"  {answer.text or '(no answer)'}{log_prob}"]
     for passage, rank in zip(answer.passages, answer.permutation, strict=True):
         mark = "*" if passage.id in answer.citations else " "
-        lines.append(f"  {mark} {passage.id}  {passage.title}  (retriever rank {rank + 1})")
+        found = f"retriever rank {rank + 1}, score {answer.candidates[rank].score:.4f}"
+        lines.append(f"  {mark} {passage.id}  {passage.title}  ({found})")
     return "\n".join(lines)
 
 

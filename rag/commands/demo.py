@@ -1,4 +1,4 @@
-"""`rag demo`: the laboratory."""
+"""`rag demo`: the demo experiment."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from rag.commands.command import Command, Report, progress
 def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of about a minute")
     parser.add_argument("--full", action="store_true", help="every baseline and ablation: 20 minutes on two cores")
-    parser.add_argument("--output", type=str, help="folder of the run; an unfinished one is continued")
+    parser.add_argument("--output_dir", type=str, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
     parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
     for name, what in _DEMO_SIZES.items():
@@ -33,13 +33,13 @@ def _demo(args: Any) -> Report:
     from rag.experiments.demo_sizes import run_demo
 
     if args.quick and args.full:
-        raise UsageError("A demo is either quick or full; both --quick and --full came.")
+        raise UsageError("A demo is either quick or full; got both --quick and --full.")
     sizes = {name: args[name] for name in _DEMO_SIZES if args[name] is not None}
     if args.rows:
         sizes["rows"] = tuple(args.rows)
     result = run_demo(
         mode="quick" if args.quick else "full" if args.full else "default",
-        output=args.output,
+        output=args.output_dir,
         seed=args.seed,
         progress=progress(args),
         **sizes,
@@ -49,7 +49,7 @@ def _demo(args: Any) -> Report:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "the laboratory: baselines, DRO and SelfAug on an invented world, with a tiny model",
+        "the demo experiment: baselines, DRO and SelfAug on an invented world, with a tiny model",
         _demo_arguments,
         _demo,
         json_file=True,

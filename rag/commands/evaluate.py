@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexes.errors import UsageError
-from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.command import Command, Report, progress
 from rag.commands.options import (
     bundle_arguments,
     identical_ids_argument,
@@ -14,6 +14,7 @@ from rag.commands.options import (
     quoting_argument,
     split_argument,
 )
+from rag.text_tables import cell, interval, table
 
 if TYPE_CHECKING:
     from rag.evaluation.attribution import AttributionSummary
@@ -160,7 +161,7 @@ def _paragraphs(file: "EvaluationFile") -> list[str]:
 
 def _metrics_table(file: "EvaluationFile") -> str:
     rows = [
-        [name, cell(value), _interval(file.intervals[name]), str(file.counts[name])]
+        [name, cell(value), interval(file.intervals[name]), str(file.counts[name])]
         for name, value in file.metrics.items()
     ]
     return table(["metric", "mean", "95 % interval", "questions"], rows)
@@ -200,7 +201,7 @@ def _attribution_text(summary: "AttributionSummary") -> str:
 
 
 def _estimates_table(named: "Mapping[str, Estimate | ShuffledScore]") -> str:
-    rows = [[name, cell(e.value), _interval(e.interval), str(e.n)] for name, e in named.items()]
+    rows = [[name, cell(e.value), interval(e.interval), str(e.n)] for name, e in named.items()]
     return table(["", "mean", "95 % interval", "questions"], rows)
 
 
@@ -210,7 +211,7 @@ def _comparison_text(compared: "Sequence[PairedComparison]") -> str:
             f"{c.name} - {c.against}",
             c.metric,
             f"{c.difference:+.4f}",
-            _interval(c.interval),
+            interval(c.interval),
             *(f"{p:.4f}" for p in (c.p, c.p_adjusted, c.p_exact, c.p_exact_adjusted)),
             str(c.questions),
         ]
@@ -218,10 +219,6 @@ def _comparison_text(compared: "Sequence[PairedComparison]") -> str:
     ]
     header = ["", "metric", "difference", "95 % interval", "p", "Holm", "p exact", "Holm", "questions"]
     return table(header, rows)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "-" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 COMMANDS: dict[str, Command] = {

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexes.errors import UsageError
-from rag.commands.command import Command, Report, cell, progress, table
+from rag.commands.command import Command, Report, progress
 from rag.commands.options import context_argument, trust_argument
+from rag.text_tables import cell, interval, table
 
 if TYPE_CHECKING:
     from rag.forgetting.measurement import ForgettingComparison, ForgettingTable, Measurement
@@ -123,7 +124,7 @@ def _values(table_: "ForgettingTable") -> str:
 
 
 def _value(found: "Measurement | None") -> str:
-    return "-" if found is None else f"{cell(found.value)} {_interval(found.interval)}"
+    return "-" if found is None else f"{cell(found.value)} {interval(found.interval)}"
 
 
 def _compared(comparisons: "Sequence[ForgettingComparison]") -> str:
@@ -133,16 +134,12 @@ def _compared(comparisons: "Sequence[ForgettingComparison]") -> str:
             c.task,
             c.metric,
             "-" if c.difference is None else f"{c.difference:+.4f}",
-            _interval(c.interval),
+            interval(c.interval),
             cell(c.p),
         ]
         for c in comparisons
     ]
     return table(["", "task", "metric", "difference", "95 % interval", "p"], cells)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 COMMANDS: dict[str, Command] = {

@@ -1,4 +1,4 @@
-"""`rag index ...`: build an index, look at it, change it by whole versions."""
+"""`rag index ...`: build, inspect, verify, change and tune an index."""
 
 import os
 from collections.abc import Callable
@@ -21,17 +21,16 @@ from rag.commands.options import (
 def _build_arguments(parser: Any) -> None:
     corpus_argument(parser)
     parser.add_argument("--split", type=str, help="of a dataset that has several, such as train")
-    parser.add_argument("--output", type=str, required=True, help="index directory to write")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished build, or begin one")
+    parser.add_argument("--output_dir", type=str, required=True, help="index directory to write")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished build, or start one")
     quoting_argument(parser)
     on_error_argument(parser, "list it in quarantine.jsonl in the index")
     parser.add_argument("--question_prompt", type=str, help="prefix of questions (default: the encoder's own)")
     parser.add_argument(
         "--similarity", choices=["cosine", "dot"], help="of questions and passages (default: the encoder's own)"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an index, or an unfinished one, that is there"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing index or an unfinished build")
+    parser.add_argument("--store", type=str, default="faiss", help="vector store: faiss, milvus, or a plugin's kind")
     building_arguments(parser)
 
 
@@ -51,7 +50,7 @@ def _chunker(args: Any, encoder: Any) -> Any:
 
 def _build(args: Any) -> Report:
     from indexes import Encoder, build_index
-    from indexes.directory.builder import Team
+    from indexes.directory.builder import DistributedContext
     from indexes.launcher_check import warn_of_one_process
 
     # Each process of `accelerate launch` encodes on its own device.
@@ -61,7 +60,7 @@ def _build(args: Any) -> Report:
         args.encoder,
         question_prompt=args.question_prompt,
         passage_prompt=args.passage_prompt,
-        device=Team.of(True).device if distributed and args.device is None else args.device,
+        device=DistributedContext.of(True).device if distributed and args.device is None else args.device,
         dtype=args.dtype,
         max_length=args.max_length,
         similarity=args.similarity,
@@ -70,13 +69,14 @@ def _build(args: Any) -> Report:
     index = build_index(
         args.corpus,
         encoder,
-        args.output,
+        args.output_dir,
         factory=args.factory,
         batch_size=args.batch_size,
         chunker=_chunker(args, encoder),
         split=args.split,
         quoting=args.quoting,
         bm25=args.bm25,
+        store=args.store,
         milvus=args.milvus,
         max_memory=args.max_memory,
         allow_untested=args.allow_untested,
@@ -87,7 +87,7 @@ def _build(args: Any) -> Report:
         progress=progress(args),
     )
     info = index.info()
-    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output}", info)
+    return Report(f"Indexed {info['passages']} passages ({info['factory']}) in {args.output_dir}", info)
 
 
 def _folder_argument(parser: Any) -> None:
@@ -112,7 +112,7 @@ def _verify_arguments(parser: Any) -> None:
     trust_argument(parser, "the encoder")
     parser.add_argument("--corpus", type=str, help="also check that the index holds exactly this corpus")
     quoting_argument(parser)
-    on_error_argument(parser, "go on")
+    on_error_argument(parser, "continue")
 
 
 def _verify(args: Any) -> Report:
@@ -129,18 +129,18 @@ def _verify(args: Any) -> Report:
         tokenizer = (encoder or encoder_of(index, trust_remote_code=trust)).tokenizer
         corpus = corpus.chunked(Chunker(tokenizer, **dict[str, Any](index.manifest.chunking)))
     result = index.verify(encoder=encoder, corpus=corpus)
-    return Report(f"{args.index} is whole: {result}", result)
+    return Report(f"{args.index} is complete: {result}", result)
 
 
 def _corpus_change_arguments(parser: Any) -> None:
     _folder_argument(parser)
     corpus_argument(parser)
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
     quoting_argument(parser)
     on_error_argument(parser, "list it with --quarantine")
-    parser.add_argument("--quarantine", type=str, help="file for the rows that --on_error skip leaves out")
+    parser.add_argument("--quarantine", type=str, help="file for the records that --on_error skip leaves out")
 
 
 def _delete_arguments(parser: Any) -> None:
@@ -151,7 +151,7 @@ def _delete_arguments(parser: Any) -> None:
 
 
 def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
-    """A command that makes one change with an `IndexWriter`."""
+    """The `run` of a command that makes one change with an `IndexWriter`."""
 
     def run(args: Any) -> Report:
         from dataclasses import asdict
@@ -181,7 +181,7 @@ def _ids(args: Any) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--ids_file needs a readable file of ids, one on each line: {error}") from error
     if not ids:
-        raise UsageError("Say what to delete: ids as words, or --ids_file FILE; none came.")
+        raise UsageError("Deleting needs ids: as words, or --ids_file FILE; got none.")
     return ids
 
 
@@ -195,7 +195,7 @@ def _tune_arguments(parser: Any) -> None:
     parser.add_argument("-k", "--k", type=int, default=20, help="results per question")
     parser.add_argument("--limit", type=int, default=1000, help="use only the first so many questions")
     parser.add_argument("--reference", type=str, help="an exact index of the same corpus, where this one is lossy")
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     trust_argument(parser, "the encoder")
     parser.add_argument("--dry_run", action="store_true", help="only measure; leave the index as it is")
 
@@ -226,8 +226,8 @@ def _tune(args: Any) -> Report:
     if not args.dry_run:
         with IndexWriter(args.index) as writer:
             writer.set_search_parameters(found.parameters)
-    said = [str(identical)] if identical.ignoring else []
-    return Report("\n".join([found.summary, *said]), {**asdict(found), "identical_ids": identical._asdict()})
+    note = [str(identical)] if identical.ignoring else []
+    return Report("\n".join([found.summary, *note]), {**asdict(found), "identical_ids": identical._asdict()})
 
 
 COMMANDS: dict[str, Command] = {

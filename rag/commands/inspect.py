@@ -1,4 +1,4 @@
-"""`rag inspect ...`: prompts, an E-step and a training batch, laid open."""
+"""`rag inspect ...`: shows prompts, an E-step and a training batch."""
 
 from collections.abc import Set
 from typing import Any
@@ -27,7 +27,7 @@ def _inspect_prompts(args: Any) -> Report:
 
 def _inspect_permutations_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, help="one question, in quotes")
-    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is explained")
+    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is scored")
     parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
     _inspect_arguments(parser, skip={"ignore_identical_ids"})  # a question of the command line has no id
 
@@ -35,7 +35,7 @@ def _inspect_permutations_arguments(parser: Any) -> None:
 def _inspect_arguments(parser: Any, *, skip: Set[str] = frozenset()) -> None:
     bundle_arguments(parser)
     training_options(parser, skip={"training_arguments", *skip})
-    parser.add_argument("--round", type=int, default=1, help="round whose draws are shown")
+    parser.add_argument("--round", type=int, default=1, help="round whose samples are shown")
 
 
 def _inspect_permutations(args: Any) -> Report:
@@ -56,7 +56,7 @@ def _inspect_batch_arguments(parser: Any) -> None:
 def _inspect_batch(args: Any) -> Report:
     from rag.diagnostics.inspection import batch_text, inspect_batch
     from training import load_examples
-    from training.questions.context_fit import refuse_too_long, that_fit_with_answers, warn_of_too_long
+    from training.questions.context_fit import filter_fitting_with_answers, refuse_too_long, warn_of_too_long
 
     config, rag = training_config(args), open_pipeline(args)
     limit = config.m_step.per_device_train_batch_size
@@ -67,7 +67,7 @@ def _inspect_batch(args: Any) -> Report:
         quoting=args.quoting,
         ignore_identical_ids=config.ignore_identical_ids,
     )
-    fitted = that_fit_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
+    fitted = filter_fitting_with_answers(examples, rag.selector, rag.generator, learning=config.train_selector)
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")
     warn_of_too_long(fitted.too_long, len(examples), "questions")  # as training does
@@ -77,17 +77,17 @@ def _inspect_batch(args: Any) -> Report:
 
 COMMANDS: dict[str, Command] = {
     "inspect prompts": Command(
-        "what the model reads for a question, with the chat template's own part",
+        "the prompts for a question, with what the chat template adds",
         _inspect_prompts_arguments,
         _inspect_prompts,
     ),
     "inspect permutations": Command(
-        "what the E-step draws for a question, and how much each permutation explains the answer",
+        "permutations that the E-step samples for a question, with their importance weights",
         _inspect_permutations_arguments,
         _inspect_permutations,
     ),
     "inspect batch": Command(
-        "the generator's rows of a training batch, with the role of every token",
+        "the generator's sequences of a training batch, with the role of every token",
         _inspect_batch_arguments,
         _inspect_batch,
     ),

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the pipelines that they describe."""
+"""Options that several commands share, and the pipelines that they describe."""
 
 from collections.abc import Set
 from typing import Any
@@ -44,17 +44,17 @@ def quoting_argument(parser: Any) -> None:
 
 
 def on_error_argument(parser: Any, then: str) -> None:
-    """`--on_error`: what becomes of broken rows."""
+    """`--on_error`: what happens to broken records."""
     parser.add_argument(
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help=f"of a broken row: stop, or leave it out and {then}",
+        help=f"for a broken record: stop, or leave it out and {then}",
     )
 
 
 def building_arguments(parser: Any) -> None:
-    """What a build costs depends on these, so that a plan takes them too."""
+    """Options that affect the cost of a build, so that a plan takes them too."""
     parser.add_argument("--encoder", type=str, default="tiny", help="sentence-transformers name or folder")
     parser.add_argument("--passage_prompt", type=str, help="prefix of passages (default: the encoder's own)")
     parser.add_argument(
@@ -112,23 +112,33 @@ def retriever_argument(parser: Any) -> None:
     """`--retriever`: how candidates are found."""
     parser.add_argument(
         "--retriever",
-        choices=["dense", "bm25", "hybrid"],
+        type=str,
         default="dense",
-        help="how candidates are found: by vectors, by words (BM25), or by both rankings together",
+        help="how candidates are found: dense (vectors), bm25 (words), hybrid (both fused), or a plugin's kind",
+    )
+
+
+def answer_mode_argument(parser: Any) -> None:
+    """`--answer_mode`: how answers are produced from candidates."""
+    parser.add_argument(
+        "--answer_mode",
+        type=str,
+        default="permutation",
+        help="how answers are produced from candidates: permutation, rag_sequence, rag_token, or a plugin's kind",
     )
 
 
 def trust_argument(parser: Any, whose: str) -> None:
-    """`--trust_remote_code`: whether models may run code that they bring."""
+    """`--trust_remote_code`: whether models may run code that comes with them."""
     parser.add_argument(
         "--trust_remote_code",
         action="store_true",
-        help=f"run Python code that comes with {whose}; read it first, since it may do whatever you may",
+        help=f"run Python code that comes with {whose}; read it first: it has all your permissions",
     )
 
 
 def context_argument(parser: Any) -> None:
-    """`--context_length`: how much of a prompt the base reads."""
+    """`--context_length`: how many tokens the base model reads."""
     parser.add_argument(
         "--context_length",
         type=int,
@@ -136,21 +146,23 @@ def context_argument(parser: Any) -> None:
     )
 
 
-def pipeline_arguments(parser: Any) -> None:
-    """What a new pipeline is made of."""
+def pipeline_arguments(parser: Any, *, answer_mode: bool = True) -> None:
+    """The parts of a new pipeline, with or without its answer mode."""
     from generator import AdapterConfig, ChatConfig, DecodingConfig
     from retriever import SelectorConfig
 
     parser.add_argument("--index", type=str, help="index directory")
     parser.add_argument("--base", type=str, default="tiny", help='causal LM: Hub name, folder, or "tiny"')
     parser.add_argument("--revision", type=str, help="revision on the Hub: of --bundle, or else of --base")
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     parser.add_argument("--quantization", type=str, help="4bit or 8bit (needs the quantization extra)")
     context_argument(parser)
     trust_argument(parser, "base or encoder")
     retriever_argument(parser)
+    if answer_mode:
+        answer_mode_argument(parser)
     parser.add_class_arguments(SelectorConfig, "selector")
     parser.add_class_arguments(DecodingConfig, "decoding")
     parser.add_class_arguments(AdapterConfig, "adapter")
@@ -159,32 +171,38 @@ def pipeline_arguments(parser: Any) -> None:
 
 def create_pipeline(args: Any) -> Any:
     """The new pipeline that `pipeline_arguments` describe."""
-    from generator import AdapterConfig, ChatConfig, DecodingConfig
-    from rag import RAG
-    from retriever import SelectorConfig
-
     if args.index is None:
         raise UsageError("An index is needed: give --index DIR (build one with `rag index build`).")
-    return RAG.create(
-        index=args.index,
-        base=args.base,
-        encoder=args.encoder,
-        retriever=args.retriever,
-        selector=SelectorConfig(**vars(args.selector)),
-        decoding=DecodingConfig(**vars(args.decoding)),
-        adapter=AdapterConfig(**vars(args.adapter)),
-        revision=args.revision,
-        dtype=args.dtype,
-        device=args.device,
-        quantization=args.quantization,
-        context_length=args.context_length,
-        chat=ChatConfig(**vars(args.chat)),
-        trust_remote_code=args.trust_remote_code,
-    )
+    options = {**config_options(args), "base": model_config(args)}  # refused settings are found before torch is loaded
+    options |= {name: args[name] for name in ("index", "encoder", "retriever", "answer_mode")}
+    from rag import RAG
+
+    return RAG.create(**options)
+
+
+def config_options(args: Any) -> dict[str, Any]:
+    """The nested options of `pipeline_arguments` as the dataclasses that `RAG.create` takes, by name."""
+    from generator import AdapterConfig, ChatConfig, DecodingConfig
+    from retriever import SelectorConfig
+
+    return {
+        "selector": SelectorConfig(**vars(args.selector)),
+        "decoding": DecodingConfig(**vars(args.decoding)),
+        "adapter": AdapterConfig(**vars(args.adapter)),
+        "chat": ChatConfig(**vars(args.chat)),
+    }
+
+
+def model_config(args: Any) -> Any:
+    """The `ModelConfig` that the options describe."""
+    from generator import ModelConfig
+
+    names = ("revision", "dtype", "device", "quantization", "context_length", "trust_remote_code")
+    return ModelConfig(name=args.base, **{name: args[name] for name in names})
 
 
 def bundle_arguments(parser: Any) -> None:
-    """A trained pipeline, or what a new one is made of."""
+    """A trained pipeline, or the parts of a new one."""
     parser.add_argument(
         "--bundle",
         type=str,
@@ -197,17 +215,17 @@ def open_pipeline(args: Any) -> Any:
     """The pipeline that `bundle_arguments` describe."""
     from jsonargparse import ArgumentParser
 
-    from rag import RAG
-
     if args.bundle is None:
         return create_pipeline(args)
     untouched = ArgumentParser()
     pipeline_arguments(untouched)
     fresh = untouched.get_defaults()
-    own = ("base", "context_length", "retriever", "selector", "decoding", "adapter", "chat")
+    own = ("base", "context_length", "retriever", "answer_mode", "selector", "decoding", "adapter", "chat")
     given = [key for key in own if args[key] != fresh[key]]
     if given:
-        raise UsageError(f"A bundle brings its own {given}; leave those options out, or make a new pipeline.")
+        raise UsageError(f"A bundle brings its own {given}; leave those options out, or create a new pipeline.")
+    from rag import RAG
+
     return RAG.from_pretrained(
         args.bundle,
         index=args.index,
@@ -243,11 +261,18 @@ def training_settings(args: Any) -> dict[str, Any]:
     return {name: args[name] for name in DROConfig.names() if name in args}
 
 
-def dev_arguments(parser: Any) -> None:
-    """Which questions a run is steered by, and which it leaves out."""
-    parser.add_argument("--dev", type=str, help="dev questions; they pick the round to keep")
-    parser.add_argument("--max_eval_samples", type=int, help="use only the first so many dev questions")
+def eval_arguments(parser: Any) -> None:
+    """Which questions choose the round that is kept, and which training questions are left out."""
+    parser.add_argument("--eval_dataset", type=str, help="evaluation questions, which choose the round that is kept")
     quoting_argument(parser)
+    answerable_argument(parser)
+
+
+def answerable_argument(parser: Any) -> None:
+    """`--answerable_only`: whether training questions without an answer in their candidates are left out."""
     parser.add_argument(
-        "--answerable_only", type=bool, default=False, help="leave out training questions no candidate answers"
+        "--answerable_only",
+        type=bool,
+        default=True,
+        help="leave out training questions whose answer is in none of their candidates: they would teach to guess",
     )

@@ -7,7 +7,7 @@ from indexes.errors import UsageError
 from rag.commands.command import Command, Report
 from rag.commands.options import (
     building_arguments,
-    dev_arguments,
+    eval_arguments,
     on_error_argument,
     pipeline_arguments,
     quoting_argument,
@@ -17,11 +17,11 @@ from rag.commands.options import (
 
 
 def _plan_arguments(parser: Any) -> None:
-    """Those of `rag train`, none of them required, and numbers in place of files."""
+    """The options of `rag train`, none of them required, and numbers in place of files."""
     pipeline_arguments(parser)
     parser.add_argument("--corpus", type=str, help="what an index would be built from")
-    parser.add_argument("--train", type=str, help="training questions with golden answers")
-    dev_arguments(parser)
+    parser.add_argument("--train_dataset", type=str, help="training questions with golden answers")
+    eval_arguments(parser)
     for name, what in _PLAN_SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=what)
     training_options(parser)
@@ -35,7 +35,7 @@ _PLAN_SIZES = {
     "passages": "number of passages, in place of a corpus or an index",
     "passage_tokens": "mean tokens of a passage (four characters are taken for one token)",
     "train_questions": "number of training questions, in place of a file",
-    "dev_questions": "number of dev questions, in place of a file",
+    "eval_questions": "number of evaluation questions, in place of a file",
     "question_tokens": "mean tokens of a question",
     "answer_tokens": "mean tokens of an answer, end-of-answer token included",
 }
@@ -86,23 +86,25 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
 
     passages, tokens, dimension = _plan_passages(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
-    if args.train is not None:
-        count, question, answer = count_questions(args.train, limit, quoting=args.quoting)
+    if args.train_dataset is not None:
+        count, question, answer = count_questions(args.train_dataset, limit, quoting=args.quoting)
         found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
-    if args.dev is not None:
-        dev = load_examples(
-            args.dev,
+    if args.eval_dataset is not None:
+        eval_examples = load_examples(
+            args.eval_dataset,
             require_answers=True,
             allow_unanswerable=True,
             limit=args.max_eval_samples,
             quoting=args.quoting,
         )
-        found["eval_questions"] = len(dev)
-    given = {"train_questions": "questions", "dev_questions": "eval_questions"}
+        found["eval_questions"] = len(eval_examples)
+    given = {"train_questions": "questions", "eval_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}
     if "questions" not in found:
-        raise UsageError("Say how much there is to learn from: --train FILE or --train_questions N; neither came.")
+        raise UsageError(
+            "A plan needs the number of training questions: --train_dataset FILE or --train_questions N, got neither."
+        )
     return Texts(**found), dimension
 
 
@@ -113,7 +115,8 @@ def _plan_passages(args: Any) -> tuple[int, int, int | None]:
         return args.passages, args.passage_tokens or 130, None
     if args.corpus is None and args.index is None:
         raise UsageError(
-            "Say how much there is to index: --corpus FILE, --index DIR, or --passages N --passage_tokens L; none came."
+            "A plan needs the number of passages: --corpus FILE, --index DIR, or --passages N --passage_tokens L; "
+            "got none."
         )
     if args.corpus is None:
         count, tokens, dimension = count_index(args.index)
@@ -123,14 +126,18 @@ def _plan_passages(args: Any) -> tuple[int, int, int | None]:
 
 
 def _plan_index_arguments(parser: Any) -> None:
-    """Those of `rag index build` that cost something, none of them required, and numbers in place of the corpus."""
+    """The options of `rag index build` that affect its cost, none required, and numbers in place of the corpus."""
     parser.add_argument("--corpus", type=str, help="what the index would be built from, as in `rag index build`")
     for name in ("passages", "passage_tokens"):
         parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
-    parser.add_argument("--processes", type=int, default=1, help="of `accelerate launch`, which share out the encoding")
-    parser.add_argument("--output", type=str, help="where the index would go; only its free space is looked at")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes of `accelerate launch`, which share the encoding"
+    )
+    parser.add_argument(
+        "--output_dir", type=str, help="where the index would be written; only its free space is checked"
+    )
     quoting_argument(parser)
-    on_error_argument(parser, "go on")
+    on_error_argument(parser, "continue")
     building_arguments(parser)
 
 
@@ -142,7 +149,7 @@ def _plan_index(args: Any) -> Report:
 
     for name in ("passages", "passage_tokens", "processes", "batch_size"):
         if args[name] is not None and args[name] < 1:
-            raise UsageError(f"--{name} must be at least 1, but {args[name]} came.")
+            raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
     count, sample, basis = _plan_sample(args)
     data = plan_index(
         IndexJob(
@@ -167,26 +174,26 @@ def _plan_index(args: Any) -> Report:
             bm25=args.bm25,
             milvus=args.milvus is not None,
             processes=args.processes,
-            output=None if args.output is None else Path(args.output),
+            output=None if args.output_dir is None else Path(args.output_dir),
         )
     )
     return Report(render(data), data)
 
 
 def _plan_sample(args: Any) -> tuple[int, Any, str]:
-    """How many passages, some of them, and where both come from; numbers win over files."""
+    """The number of passages, a sample, and where both are from; numbers take precedence over files."""
     from rag.planning.index_plan import invented_passages
     from rag.planning.training_plan import sample_passages
 
     if args.corpus is not None:
         count, sample = sample_passages(args.corpus, quoting=args.quoting, on_error=args.on_error)
-        counted = "counted" if args.passages is None else "as many as you say"
+        counted = "counted" if args.passages is None else "as given"
         return args.passages or count, sample, f"{counted}, judged by {len(sample):,} of {args.corpus}"
     if args.passages is None:
         raise UsageError(
-            "Say how much there is to index: --corpus FILE, or --passages N --passage_tokens L; none came."
+            "A plan needs the number of passages: --corpus FILE, or --passages N --passage_tokens L, got none."
         )
-    return args.passages, invented_passages(args.passages, args.passage_tokens or 130), "as many as you say, made up"
+    return args.passages, invented_passages(args.passages, args.passage_tokens or 130), "as given, made up"
 
 
 COMMANDS: dict[str, Command] = {

@@ -1,4 +1,4 @@
-"""`rag search`: what a retriever finds, and how good that is."""
+"""`rag search`: what a retriever finds, with its recall where there are answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def _search_arguments(parser: Any) -> None:
     identical_ids_argument(parser)
     quoting_argument(parser)
     parser.add_argument("-k", "--k", type=int, default=20, help="passages per question")
-    parser.add_argument("--encoder", type=str, help="encoder folder, when it is no longer where it was")
+    parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="questions searched at once")
     retriever_argument(parser)
@@ -36,41 +36,38 @@ def _search_arguments(parser: Any) -> None:
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
     from rag.evaluation.evaluation import search_metrics
-    from rag.model_loading import encoder_of, retriever_of
+    from rag.model_loading import encoder_of
     from retriever import Candidates
+    from retriever.retrievers import create_retriever
     from training import check_gold_ids, identical_ids, retrieve
 
     if args.batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, but {args.batch_size} came.")
+        raise UsageError(f"batch_size must be at least 1, got {args.batch_size}.")
     examples = _questions(args)
     index = PassageIndex.open(args.index)
     examples = check_gold_ids(examples, index)
-    retriever = retriever_of(
+    retriever = create_retriever(
         index, encoder_of(index, args.encoder, trust_remote_code=args.trust_remote_code), args.retriever
     )
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
-        found += retrieve(retriever, examples[start : start + args.batch_size], args.k)
-    explanations = [retriever.explain(c) for c in found] if args.explain else None
-    results = [
-        {"id": e.id, "hits": _hits(c, explanations[i] if explanations else None)}
-        for i, (e, c) in enumerate(zip(examples, found, strict=True))
-    ]
+        found += retrieve(retriever, examples[start : start + args.batch_size], args.k, explain=args.explain)
+    results = [{"id": e.id, "hits": _hits(c)} for e, c in zip(examples, found, strict=True)]
     metrics = search_metrics(examples, found, args.k)
-    hits = [] if args.questions and not args.explain else [_hits_text(found, explanations)]
+    hits = [] if args.questions and not args.explain else [_hits_text(found)]
     identical = identical_ids(examples, index)
-    said = [str(identical)] if identical.ignoring else []
-    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else []), *said])
+    note = [str(identical)] if identical.ignoring else []
+    text = "\n\n".join([*hits, *([metrics_text(metrics)] if args.questions else []), *note])
     return Report(text, {"results": results, "metrics": metrics, "identical_ids": identical._asdict()})
 
 
-def _hits(candidates: Any, explanations: Sequence[Any] | None) -> list[dict[str, Any]]:
+def _hits(candidates: Any) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores_n.tolist(), strict=True)]
-    if explanations is None:
+    hits = [{"id": i, "score": s} for i, s in zip(candidates.ids, candidates.scores.tolist(), strict=True)]
+    if candidates.explanations is None:
         return hits
-    return [{**hit, "explanation": asdict(e)} for hit, e in zip(hits, explanations, strict=True)]
+    return [{**hit, "explanation": asdict(e)} for hit, e in zip(hits, candidates.explanations, strict=True)]
 
 
 def _questions(args: Any) -> list[Any]:
@@ -92,14 +89,14 @@ def _questions(args: Any) -> list[Any]:
     return [QAExample(id=str(i), question=text) for i, text in enumerate(args.question)]
 
 
-def _hits_text(found: Sequence[Any], explanations: Sequence[Sequence[Any]] | None) -> str:
+def _hits_text(found: Sequence[Any]) -> str:
     lines = []
-    for i, candidates in enumerate(found):
+    for candidates in found:
         lines.append(candidates.question)
-        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores_n.tolist(), strict=True)):
+        for n, (passage, score) in enumerate(zip(candidates.passages, candidates.scores.tolist(), strict=True)):
             lines.append(f"  {score:.4f}  {passage.id}  {passage.title}")
-            if explanations:
-                lines.append(f"          {_explanation_text(explanations[i][n])}")
+            if candidates.explanations:
+                lines.append(f"          {_explanation_text(candidates.explanations[n])}")
     return "\n".join(lines)
 
 

@@ -5,31 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
-from rag.commands.command import Command, Report, progress, table
+from rag.commands.command import Command, Report, progress
 from rag.commands.options import (
+    answerable_argument,
+    config_options,
     identical_ids_argument,
     pipeline_arguments,
     quoting_argument,
     training_options,
     training_settings,
 )
+from rag.text_tables import table
 
 _FILES = {
-    "train": "training questions with golden answers",
-    "dev": "questions that choose the round that is kept",
-    "test": "questions that fill the table",
+    "train_dataset": "training questions with golden answers",
+    "eval_dataset": "questions that choose the round that is kept",
+    "test_dataset": "questions that fill the table",
 }
-_LIMITS = {"max_train_samples": "training", "max_dev_samples": "dev", "max_test_samples": "test"}
-# Every row has its own.
-_OF_A_ROW = {"seed", "max_train_samples", "ignore_identical_ids"}
+_LIMITS = {"max_train_samples": "training", "max_eval_samples": "evaluation", "max_test_samples": "test"}
+# Every trial has its own.
+_OF_A_TRIAL = {"seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids"}
 
 
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
-    from rag.experiments.sweep_runner import SHARED_DEFAULTS, WorldSettings
+    from rag.experiments.sweep_options import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import task_options
 
-    parser.add_argument("--output", type=str, required=True, help="folder of the sweep; an unfinished one is continued")
+    parser.add_argument(
+        "--output_dir", type=str, required=True, help="folder of the sweep; an unfinished one is continued"
+    )
     parser.add_argument("--workers", type=int, help="rows done at the same time (default: one per core; one on a GPU)")
     parser.add_argument(
         "--recipes",
@@ -49,15 +54,13 @@ def _sweep_arguments(parser: Any) -> None:
         parser.add_argument(f"--{name}", type=str, help=what)
     for name, split in _LIMITS.items():
         parser.add_argument(f"--{name}", type=int, help=f"use only the first so many {split} questions")
-    parser.add_argument(
-        "--answerable_only", type=bool, default=True, help="leave out training questions no candidate answers"
-    )
+    answerable_argument(parser)
     identical_ids_argument(parser)
     quoting_argument(parser)
     parser.add_argument(
         "--world", type=WorldSettings | None, default=None, help="an invented world in place of index and files"
     )
-    pipeline_arguments(parser)
+    pipeline_arguments(parser, answer_mode=False)
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
     parser.add_argument("--general_tasks", type=int, default=48, help="general tasks of the tiny base model; 0: none")
     parser.add_argument(
@@ -66,7 +69,7 @@ def _sweep_arguments(parser: Any) -> None:
         default={},
         help=f"retention tasks by kind, as `rag forgetting` takes them: {', '.join(o.name for o in task_options())}",
     )
-    training_options(parser, skip=_OF_A_ROW)
+    training_options(parser, skip=_OF_A_TRIAL)
     # As in the laboratory: nobody is told which passages are gold.
     parser.set_defaults(SHARED_DEFAULTS)
 
@@ -75,9 +78,8 @@ def settings_of(args: Any) -> Any:
     """`SweepSettings` from parsed options."""
     from dataclasses import fields
 
-    from generator import AdapterConfig, ChatConfig, DecodingConfig
-    from rag.experiments.sweep_runner import SweepSettings, WorldSettings
-    from retriever import SelectorConfig
+    from rag.experiments.sweep_options import WorldSettings
+    from rag.experiments.sweep_runner import SweepSettings
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
@@ -85,11 +87,8 @@ def settings_of(args: Any) -> Any:
         "recipes": tuple(args.recipes),
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
-        "selector": SelectorConfig(**vars(args.selector)),
-        "decoding": DecodingConfig(**vars(args.decoding)),
-        "adapter": AdapterConfig(**vars(args.adapter)),
-        "chat": ChatConfig(**vars(args.chat)),
-        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_ROW},
+        **config_options(args),
+        "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_TRIAL},
     }
     return SweepSettings(**given)
 
@@ -99,8 +98,8 @@ def _sweep(args: Any) -> Report:
 
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers must be at least 1; {args.workers} came.")
-    data = Sweep(args.output, settings_of(args), progress=progress(args), workers=args.workers).run()
-    report = Path(args.output) / "report.html"
+    data = Sweep(args.output_dir, settings_of(args), progress=progress(args), workers=args.workers).run()
+    report = Path(args.output_dir) / "report.html"
     return Report(sweep_text(data, report), data | {"report": str(report)}, exit_code=1 if data["failed"] else 0)
 
 

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerRow
+from generator.generator import AnswerSequence
 from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document
 from rag.pipeline import RAG
+from rag.text_tables import cell, table
 from training import DROConfig, QAExample
-from training.estimation import EStep, Posterior
+from training.estimation import EStep
+from training.joint_model import JointModel, MicroBatch
 from training.losses import selfaug_positions
-from training.maximization import JointModel, MicroBatch
+from training.posterior import Posterior
 
 
 def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
     """
     model = rag.generator.language_model
     candidates = rag.retriever.search(question, rag.num_candidates)
-    z = rag.selector.select([candidates])[0].z_mK[0].tolist()
+    z = rag.selector.select([candidates])[0].z[0].tolist()
     ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
     name = model.tokenizer.convert_ids_to_tokens
@@ -76,7 +78,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     Returns:
         `candidates` in the order of the selector's prompt, each with its posterior `marginal` (the probability that
         it is read); `permutations`, heaviest first, each with how often it was drawn, log p_s, log q,
-        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `telemetry` of the E-step.
+        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `diagnostics` of the E-step.
     """
     posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
     rows = _drawn(posterior)
@@ -85,7 +87,7 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
         "answer": posterior.answer,
         "candidates": _candidates(posterior, example),
         "permutations": sorted(rows, key=lambda row: -row["weight"]),
-        "telemetry": posterior.telemetry(),
+        "diagnostics": posterior.diagnostics().to_dict(),
     }
 
 
@@ -102,8 +104,8 @@ def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
                 "positions": z_K,
                 "ids": [posterior.candidates.ids[i] for i in z_K],
                 "times": inverse_m.count(u),
-                "log_p": float(drawn.log_p_m[first]),
-                "log_q": float(drawn.log_q_m[first]),
+                "log_p": float(drawn.log_p[first]),
+                "log_q": float(drawn.log_q[first]),
                 "log_likelihood": float(posterior.log_likelihood_m[first]),
                 "scored": first in scored,
                 "weight": float(d.weights_u[u]),
@@ -124,28 +126,48 @@ def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]
             "gold": gold_document(passage.id, example.gold_ids) is not None,
             "marginal": marginals[i],
         }
-        for i, (passage, score) in enumerate(zip(found.passages, found.scores_n, strict=True))
+        for i, (passage, score) in enumerate(zip(found.passages, found.scores, strict=True))
     ]
 
 
 def permutations_text(data: Mapping[str, Any]) -> str:
-    """What `inspect_permutations` found, for people."""
-    lines = [data["question"], f"answer that is explained: {data['answer']}", "", "candidates (* gold):"]
-    for c in data["candidates"]:
-        mark = "*" if c["gold"] else " "
-        numbers = f"read {c['marginal']:.3f}  score {c['score']:.4f}"
-        lines.append(f"  [{c['position'] + 1}] {mark} {numbers}  {c['id']}  {c['title']}")
-    guessed = "" if all(row["scored"] for row in data["permutations"]) else "   (~ guessed)"
-    lines += ["", f"  times    log p    log q  log p(y|z)       w       b  permutation{guessed}"]
-    for row in data["permutations"]:
-        order = " > ".join(f"[{i + 1}]" for i in row["positions"])
-        baseline = "      -" if row["baseline"] is None else f"{row['baseline']:7.4f}"
-        mark = " " if row["scored"] else "~"
-        lines.append(
-            f"  {row['times']:5d} {row['log_p']:8.3f} {row['log_q']:8.3f} {mark}{row['log_likelihood']:10.3f} "
-            f"{row['weight']:7.4f} {baseline}  {order}"
-        )
-    return "\n".join([*lines, "", *(f"{name}: {value:.4g}" for name, value in data["telemetry"].items())])
+    """What `inspect_permutations` found, as text."""
+    candidates = [
+        [
+            f"[{c['position'] + 1}]{' *' if c['gold'] else ''}",
+            f"{c['marginal']:.3f}",
+            cell(c["score"]),
+            c["id"],
+            c["title"],
+        ]
+        for c in data["candidates"]
+    ]
+    permutations = [
+        [
+            " > ".join(f"[{i + 1}]" for i in p["positions"]),
+            str(p["times"]),
+            f"{p['log_p']:.3f}",
+            f"{p['log_q']:.3f}",
+            f"{'' if p['scored'] else '~'}{p['log_likelihood']:.3f}",
+            cell(p["weight"]),
+            cell(p["baseline"]),
+        ]
+        for p in data["permutations"]
+    ]
+    notes = [] if all(p["scored"] for p in data["permutations"]) else ["~: predicted, not scored by the generator"]
+    return "\n".join(
+        [
+            data["question"],
+            f"answer that is scored: {data['answer']}",
+            "",
+            table(["candidate (* gold)", "P(read)", "score", "id", "title"], candidates),
+            "",
+            table(["permutation", "times", "log p", "log q", "log p(y|z)", "w", "b"], permutations),
+            *notes,
+            "",
+            *(f"{name}: {value:.4g}" for name, value in data["diagnostics"].items()),
+        ]
+    )
 
 
 # -- rows of the M-step ----------------------------------------------------------------------------------------
@@ -183,8 +205,8 @@ def inspect_batch(
     posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
-    rows, weights_R, aligned = joint.rows(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.rows))
+    rows, weights_R, aligned = joint.sequences(micro_batch)
+    tokens = _tokens(rag, rows, set(aligned.sequences))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
     return [
         {
@@ -197,7 +219,7 @@ def inspect_batch(
     ]
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerRow], aligned_rows: set[int]) -> list[list[Token]]:
+def _tokens(rag: RAG, rows: Sequence[AnswerSequence], aligned_rows: set[int]) -> list[list[Token]]:
     model = rag.generator.language_model
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
     answers_B = torch.tensor([len(row.answer_ids) for row in rows])

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from generator.generator import AnswerRow, Generator
+from generator.generator import AnswerSequence, Generator
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
-from rag.answering.answer_mode import AnswerMode, prompt_with_answer
+from rag.answering.answer_mode import AnswerMode
 from rag.answering.permutation_mode import PermutationMode
 from rag.evaluation.evaluation import Evaluation, argsort_by_id, progress_bar
 from rag.evaluation.significance import Estimate, estimate
@@ -155,11 +155,11 @@ def _log_prob(answer: Answer) -> float:
     return answer.log_prob
 
 
-def _leaving_out(rag: PromptedAnswerer, answer: Answer) -> Iterator[AnswerRow]:
+def _leaving_out(rag: PromptedAnswerer, answer: Answer) -> Iterator[AnswerSequence]:
     """The answer after a prompt without its first passage, without its second and so on."""
     for i in range(len(answer.passages)):
         rest = [*answer.passages[:i], *answer.passages[i + 1 :]]
-        yield prompt_with_answer(rag.generator, answer.question, rest, answer.text)
+        yield rag.generator.generated_sequence(rag.generator.prompt_ids(answer.question, rest), answer.text)
 
 
 def summarize(records: Sequence[Sequence[PassageAttribution]], threshold: float = THRESHOLD) -> AttributionSummary:

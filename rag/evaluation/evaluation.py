@@ -28,7 +28,8 @@ from rag.answering.answer import Answer
 from rag.evaluation.metric import CUTOFFS, STAGES, metrics_of
 from rag.evaluation.significance import bootstrap_intervals
 from rag.metrics import aggregate, answer_recall
-from retriever.dense import Candidates, Retriever
+from retriever.candidates import Candidates
+from retriever.retriever import Retriever
 from training.questions.context_fit import Fitted, refuse_too_long, split_by_length, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.loading import read_questions
@@ -249,7 +250,7 @@ def _cutoffs(k_max: int) -> list[int]:
 def _scored_candidates(candidates: Candidates) -> list[ScoredCandidate]:
     return [
         ScoredCandidate(passage.id, passage.title, value)
-        for passage, value in zip(candidates.passages, candidates.scores_n.tolist(), strict=True)
+        for passage, value in zip(candidates.passages, candidates.scores.tolist(), strict=True)
     ]
 
 

@@ -24,7 +24,7 @@ from rag.evaluation.evaluation import Evaluation, ScoredCandidate, argsort_by_id
 from rag.evaluation.order_bias import OrderBias, OrderBiasRecord, OrderBiasSummary
 from rag.evaluation.significance import RESAMPLES
 from rag.pipeline import RAG
-from retriever.dense import Retriever
+from retriever.retriever import Retriever
 from training.questions.example import QAExample
 from training.questions.self_retrieval import identical_ids
 

@@ -30,8 +30,8 @@ from rag.evaluation.evaluation import Answerer, Evaluation, argsort_by_id, progr
 from rag.evaluation.metric import accepted_answers
 from rag.evaluation.significance import Estimate, estimate
 from rag.metrics import exact_match, f1, normalize_answer
-from retriever.dense import Candidates
-from training.estimation import stable_seed
+from retriever.candidates import Candidates
+from training.posterior import stable_seed
 from training.questions.example import QAExample
 from training.questions.self_retrieval import retrieve
 

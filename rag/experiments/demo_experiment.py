@@ -14,7 +14,7 @@ real facts:
 | dro_selfaug | DRO with the SelfAug term (arXiv 2509.03934) |
 
 All trained rows see the same questions (those that some candidate answers) for the same number of rounds, none sees
-which passages are gold, and the round that is kept is chosen on validation questions, not on those of the table.
+which passages are gold, and the round that is kept is chosen on evaluation questions, not on those of the table.
 Held-out questions are taken as they come.
 """
 
@@ -27,18 +27,19 @@ from generator.configs import AdapterConfig, DecodingConfig
 from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock
-from indexes.cpu_features import fast_bfloat16
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.tiny_encoder import TINY
+from indexes.vectors.bf16_prefilter import has_fast_bfloat16
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.recipes import Variant
+from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
-from rag.experiments.sweep_runner import Row, Sweep, SweepSettings, WorldSettings
+from rag.experiments.sweep_runner import Row, Sweep, SweepSettings
 from rag.worlds.encyclopedia import write
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import QAExample, load_examples
 from training.checkpoint import load_learned
 
@@ -63,7 +64,7 @@ class LabSettings:
     """Other entities that are easily taken for the one that is asked about."""
     train_questions: int = 128
     """Those that no candidate answers are left out of training."""
-    validation_questions: int = 24
+    eval_questions: int = 24
     """They choose the round that is kept, and draw the curves."""
     test_questions: int = 96
     """They fill the table."""
@@ -100,7 +101,7 @@ class LabSettings:
                 domain=self.domain,
                 similar_names=self.similar_names,
                 train_questions=self.train_questions,
-                dev_questions=self.validation_questions,
+                eval_questions=self.eval_questions,
                 test_questions=self.test_questions,
             ),
             # The tiny base learned to rank with the identifiers of the answer prompt.
@@ -108,7 +109,7 @@ class LabSettings:
                 num_candidates=self.num_candidates, num_selected=self.num_selected, identifiers="numbers"
             ),
             decoding=DecodingConfig(max_new_tokens=24),
-            dtype="mixed" if best_device() == "cpu" and fast_bfloat16() else "auto",
+            dtype="mixed" if best_device() == "cpu" and has_fast_bfloat16() else "auto",
             adapter=AdapterConfig(r=self.lora_r, lora_alpha=2 * self.lora_r),
             training={
                 "rounds": self.rounds,

@@ -25,7 +25,7 @@ from typing import Any
 
 from indexes.errors import UsageError
 from rag.answering.answer_modes import PERMUTATION
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 SELFAUG = "_selfaug"

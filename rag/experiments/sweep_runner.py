@@ -2,7 +2,7 @@
 
     questions, index -> for each row: fresh pipeline -> train -> bundle -> score -> compare
 
-All rows are trained on the same questions for the same number of rounds; the round that is kept is chosen on dev
+All rows are trained on the same questions for the same number of rounds; the round that is kept is chosen on evaluation
 questions, and the table is filled from test questions that nothing was chosen by. A row lives in a folder of its own:
 
     rows/NAME/run/             the run of the trainer (`rag train` writes the same)
@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 
+from generator.adapters import BASE
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
-from generator.language_model import BASE, best_device
+from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
 from indexes.dataclass_json import to_json_object
@@ -49,6 +50,7 @@ from rag.evaluation.evaluation_file import (
     write_json,
 )
 from rag.experiments.recipes import RECIPES, Variant
+from rag.experiments.sweep_options import DOMAIN_NAMES, SHARED_DEFAULTS, WorldSettings
 from rag.experiments.sweep_results import (
     SAMPLES,
     RowResult,
@@ -74,49 +76,28 @@ from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.unseen_domain import UNSEEN
 from rag.worlds.world import write_world
 from retriever.dense import DenseRetriever
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training import DROConfig, DROTrainer, QAExample, load_examples
 from training.config import flatten
-from training.questions.context_fit import refuse_too_long, that_fit, that_fit_with_answers, warn_of_too_long
+from training.questions.context_fit import (
+    filter_fitting,
+    filter_fitting_with_answers,
+    refuse_too_long,
+    warn_of_too_long,
+)
 from training.questions.loading import write_examples
-from training.trainer import RUN_FILE
+from training.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-DOMAINS: dict[str, Callable[[], Domain]] = {"unseen": lambda: UNSEEN, "encyclopedia": encyclopedia}
+DOMAINS: dict[str, Callable[[], Domain]] = dict(zip(DOMAIN_NAMES, (lambda: UNSEEN, encyclopedia), strict=True))
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
 RETENTION_FILE = "retention.json"
-SPLITS = ("train", "dev", "test")
+SPLITS = ("train", "eval", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
-_OWN = ("seed", "ignore_identical_ids")
-SHARED_DEFAULTS: dict[str, Any] = {
-    # Warm-up towards gold passages would tell which they are, and warm-up towards the retriever's order would only
-    # sharpen the prior until nothing else is ever drawn.
-    "supervised.num_train_epochs": 0,
-    "selfaug.permutations": "one",
-    "metric_for_best_model": "exact_match",
-}
-"""Settings of training in which a sweep differs from `DROConfig`'s defaults."""
+_OWN = ("seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids")
 _WHICH_ROWS = ("recipes", "with_selfaug", "seeds", "grid", "ours")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldSettings:
-    """An invented world in place of files: see `rag.worlds.world`."""
-
-    seed: int = 42
-    domain: str = "unseen"
-    """"unseen", of which the tiny base has never read, or "encyclopedia", whose wording it was made on."""
-    similar_names: int = 6
-    """Other entities that are easily taken for the one that is asked about."""
-    train_questions: int = 256
-    dev_questions: int = 64
-    test_questions: int = 320
-
-    def __post_init__(self) -> None:
-        if self.domain not in DOMAINS:
-            raise UsageError(f"domain must be one of {list(DOMAINS)}; {self.domain!r} came.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +119,13 @@ class SweepSettings:
 
     index: str | None = None
     """Index directory (with files of questions)."""
-    train: str | None = None
-    dev: str | None = None
+    train_dataset: str | None = None
+    eval_dataset: str | None = None
     """Questions that choose the round that is kept, and draw the curves."""
-    test: str | None = None
+    test_dataset: str | None = None
     """Questions that fill the table."""
     max_train_samples: int | None = None
-    max_dev_samples: int | None = None
+    max_eval_samples: int | None = None
     max_test_samples: int | None = None
     world: WorldSettings | None = None
     """An invented world in place of index and files."""
@@ -185,11 +166,11 @@ class SweepSettings:
         for name in ("recipes", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"A sweep needs at least one of its {name}; none came.")
-        files = {name: getattr(self, name) for name in ("index", *SPLITS)}
+        files = {name: getattr(self, name) for name in ("index", *(f"{split}_dataset" for split in SPLITS))}
         missing = [name for name, file in files.items() if file is None]
         if (self.world is None and missing) or (self.world is not None and len(missing) < len(files)):
             raise UsageError(
-                "A sweep needs either a world, or an index with train, dev and test questions; "
+                "A sweep needs either a world, or an index with train_dataset, eval_dataset and test_dataset; "
                 f"{'a world' if self.world else 'no world'} and {[n for n in files if n not in missing]} came."
             )
         self._check_fields("training", self.training)
@@ -413,12 +394,12 @@ class Sweep:
                 rag,
                 config,
                 train_dataset=questions["train"],
-                eval_dataset=questions["dev"],
+                eval_dataset=questions["eval"],
                 output_dir=run,
-                evaluate=evaluation_with_retention(self.tasks),
+                compute_metrics=evaluation_with_retention(self.tasks),
                 progress=self.progress,
             )
-            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file())
+            curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file()).history
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         file = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
@@ -512,10 +493,10 @@ class Sweep:
         if s.world is not None:
             found = self._of_world(s.world)
         else:
-            limits = {"train": s.max_train_samples, "dev": s.max_dev_samples, "test": s.max_test_samples}
+            limits = {"train": s.max_train_samples, "eval": s.max_eval_samples, "test": s.max_test_samples}
             found = {
                 split: load_examples(
-                    getattr(s, split),
+                    getattr(s, f"{split}_dataset"),
                     require_answers=True,
                     allow_unanswerable=split != "train",
                     limit=limit,
@@ -535,7 +516,7 @@ class Sweep:
 
         Rows are compared on the same questions, so one that does not fit some of them is left out of all.
         """
-        fitting = that_fit_with_answers if split == "train" else that_fit
+        fitting = filter_fitting_with_answers if split == "train" else filter_fitting
         fitted = fitting(examples, rag.selector, rag.generator, learning=True)
         if not fitted.kept:
             refuse_too_long(fitted.too_long, len(examples), f"{split} questions", "give other questions")
@@ -554,7 +535,7 @@ class Sweep:
     def _too_long(self) -> dict[str, list[str]]:
         """Ids of the questions of each split that do not fit the model's context and were left out."""
         file = self._too_long_file
-        return read_json(file, "Name another folder with --output.") if file.is_file() else {}
+        return read_json(file, "Name another folder with --output_dir.") if file.is_file() else {}
 
     def _of_world(self, world: WorldSettings) -> dict[str, list[QAExample]]:
         folder = self.folder / "world"
@@ -565,11 +546,11 @@ class Sweep:
                 domain=DOMAINS[world.domain](),
                 similar_names=world.similar_names,
                 train_questions=world.train_questions,
-                dev_questions=world.dev_questions + world.test_questions,
+                dev_questions=world.eval_questions + world.test_questions,
             )
         held_out = load_examples(folder / "dev.jsonl", require_answers=True)
         train = load_examples(folder / "train.jsonl", require_answers=True)
-        return {"train": train, "dev": held_out[: world.dev_questions], "test": held_out[world.dev_questions :]}
+        return {"train": train, "eval": held_out[: world.eval_questions], "test": held_out[world.eval_questions :]}
 
     def _vanilla(self) -> RAG:
         return self.pipeline(Row.of("vanilla", Variant.of("vanilla"), 0, {}, self.settings), self.index())
@@ -614,7 +595,7 @@ class Sweep:
 
     def _open_folder(self) -> None:
         file, ours = self.folder / SETTINGS_FILE, self.settings.to_json()
-        written = _as_written_now(read_json(file, "Name another folder with --output.")) if file.is_file() else None
+        written = _as_written_now(read_json(file, "Name another folder with --output_dir.")) if file.is_file() else None
         if written is None and self.folder.exists() and any(self.folder.iterdir()):
             what = "something else"
         elif written is not None and _data_of(written) != _data_of(ours):
@@ -626,7 +607,7 @@ class Sweep:
             return
         raise UsageError(
             f"A sweep needs a new or empty folder, or one of its own to continue; {self.folder} holds "
-            f"{what}. Name another folder with --output."
+            f"{what}. Name another folder with --output_dir."
         )
 
     def _check_rows(self) -> None:
@@ -642,7 +623,7 @@ class Sweep:
                     f"A row must be what its name says; {self.folder_of(row)} was trained with "
                     f"{ {name: written[name] for name in different} }, and now "
                     f"{ {name: ours[name] for name in different} } came. Name both values, so that each has a row of "
-                    "its own, or another folder with --output."
+                    "its own, or another folder with --output_dir."
                 )
 
     def _trained_with(self, row: Row) -> dict[str, Any]:

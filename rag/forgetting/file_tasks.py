@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from generator.adapters import BASE
 from generator.generator import Generator
-from generator.language_model import BASE
 from generator.likelihood import (
     Continuation,
     Likelihood,

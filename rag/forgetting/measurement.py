@@ -20,9 +20,10 @@ from typing import Any
 
 from scipy import stats
 
+from generator.adapters import BASE
 from generator.configs import ModelConfig
 from generator.generator import Generator
-from generator.language_model import BASE, LanguageModel
+from generator.language_model import LanguageModel
 from indexes.atomic_files import read_json
 from indexes.dataclass_json import from_json_object, to_json_object
 from indexes.errors import DataError, MismatchError, UsageError

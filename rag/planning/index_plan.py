@@ -27,19 +27,21 @@ import numpy as np
 from indexes.corpora.passage import Passage
 from indexes.directory.shards import ROWS
 from indexes.errors import UsageError
-from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, host_memory, resident_bytes, words
+from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, format_bytes, format_seconds, host_memory, resident_bytes
 from indexes.tiny_encoder import encoder_path
 from indexes.vectors.faiss.faiss_factory import (
     build_bytes,
     bytes_per_vector,
     choose_factory,
+    code_training_points,
     fixed_bytes,
     parse,
     stored_dimension,
     training_points,
     training_sample,
 )
-from rag.planning.training_plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape, duration
+from indexes.vectors.faiss.faiss_kinds import CLUSTERING_ROUNDS, MAX_POINTS_PER_LIST
+from rag.planning.training_plan import CHARACTERS_PER_TOKEN, SAMPLED_LINES, USABLE, EncoderShape
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,8 +62,6 @@ _NO_LENGTH = 512
 """Tokens where neither files nor positions limit them."""
 LEDGER = 24
 """Bytes that reading remembers of each passage."""
-_CLUSTERING_ROUNDS = 10
-_MOST_POINTS_PER_LIST = 256
 _FLOAT = 4
 _WEIGHT_BYTES = {"float32": 4, "mixed": 6, "bfloat16": 2, "float16": 2}
 """mixed keeps a bfloat16 copy while it encodes."""
@@ -565,11 +565,12 @@ def measure_kind(factory: str, dimension: int) -> Kind:
 
 def _time_kind(factory: str, dimension: int) -> tuple[float, float]:
     """Seconds of training on, and of adding, one vector."""
-    from indexes.vectors.faiss.faiss_index import FaissIndex, raw_index
+    from indexes.vectors.faiss.faiss_index import FaissIndex
+    from indexes.vectors.faiss.faiss_training import new_faiss_index
 
     vectors_nd = _gathered(PROBED, dimension)
     # A part of an index that was looked at as a whole: alone it may give no vectors back, and need not.
-    index = FaissIndex(raw_index(dimension, factory), factory)
+    index = FaissIndex(new_faiss_index(dimension, factory), factory)
     started = time.process_time()
     index.train(vectors_nd)
     trained = time.process_time()
@@ -582,7 +583,7 @@ def _coarse_rate(dimension: int, lists: int) -> float:
 
     centroids = FaissIndex.build(_gathered(lists, dimension))
     vectors_nd = _gathered(PROBED, dimension, seed=1)
-    seconds = _best_of(lambda: centroids.search(vectors_nd, 1, screen=False, batch_size=PROBED), 5)
+    seconds = _best_of(lambda: centroids.search(vectors_nd, 1, prefilter=False, batch_size=PROBED), 5)
     return 2 * PROBED * lists * dimension / seconds
 
 
@@ -611,6 +612,7 @@ def layout(job: IndexJob, passages: int) -> Layout:
     """
     from indexes.directory.builder import check_training, memory_beside, segment_rows
     from indexes.vectors.faiss.faiss_index import FaissIndex
+    from indexes.vectors.vector_store import StoreConfig
 
     if job.milvus:
         name = "AUTOINDEX" if job.factory == "auto" else job.factory
@@ -622,8 +624,9 @@ def layout(job: IndexJob, passages: int) -> Layout:
         memory = memory_beside(job.max_memory, job.weight_bytes, narrow=job.is_narrow)
         if factory == "auto":
             factory, reason = choose_factory(passages, d, memory=memory)
-        rows = segment_rows(factory, passages, d, memory)
-        check_training(factory, passages)
+        config = StoreConfig(dimension=d, factory=factory, allow_untested=job.allow_untested)
+        rows = segment_rows(FaissIndex, config, passages, memory)
+        check_training(FaissIndex, config, passages)
     except UsageError as error:
         return Layout(factory=factory, reason=reason, rows=0, segments=0, memory=memory, refused=str(error))
     return Layout(factory=factory, reason=reason, rows=rows, segments=-(-passages // rows), memory=memory)
@@ -636,19 +639,13 @@ def index_seconds(factory: str, passages: int, rows: int, dimension: int, kind: 
     """Training once, and adding all vectors to segments of so many rows."""
     parts, inner = parse(factory), stored_dimension(factory, dimension)
     sample = training_sample(factory, passages)
-    train = kind.train_seconds * min(sample, _points_for_codes(parts.code, sample))
+    train = kind.train_seconds * code_training_points(factory, sample)
     add = kind.add_seconds * passages * (graph_growth(rows) if parts.neighbours else 1)
     if parts.lists:
         compared = 2 * parts.lists * inner / kind.coarse_rate
-        train += _CLUSTERING_ROUNDS * compared * min(sample, _MOST_POINTS_PER_LIST * parts.lists)
+        train += CLUSTERING_ROUNDS * compared * min(sample, MAX_POINTS_PER_LIST * parts.lists)
         add += compared * passages
     return train if sample else 0.0, add
-
-
-def _points_for_codes(code: str, sample: int) -> int:
-    """How many points FAISS learns codes from, as `FaissIndex` limits it for each of their centroids."""
-    centroids = training_points(code)
-    return sample if centroids < 2 else centroids * (1024 if centroids <= 16 else 256)
 
 
 def graph_growth(rows: int) -> float:
@@ -911,7 +908,9 @@ def _changes(
             held = max(peak.held for peak in memory.values())
             changes.append({"change": name, "factory": other.factory, "segments": other.segments, "peak": held})
     if fits["disk"] is False:
-        changes.append({"change": "another --output", "factory": found.factory, "segments": found.segments, "peak": 0})
+        changes.append(
+            {"change": "another --output_dir", "factory": found.factory, "segments": found.segments, "peak": 0}
+        )
     return changes
 
 
@@ -947,8 +946,8 @@ def _heading(data: dict[str, Any]) -> str:
 def _phases_text(data: dict[str, Any]) -> str:
     lines = [f"{'':<12}{'seconds':>12}{'memory':>12}{'files in it':>14}   seconds rest on"]
     lines += [
-        f"  {p['name']:<10}{duration(p['seconds']) if p['basis'] else '-':>12}{words(p['held']):>12}"
-        f"{words(p['mapped']) if p['mapped'] else '-':>14}   {p['basis'] or '-'}"
+        f"  {p['name']:<10}{format_seconds(p['seconds']) if p['basis'] else '-':>12}{format_bytes(p['held']):>12}"
+        f"{format_bytes(p['mapped']) if p['mapped'] else '-':>14}   {p['basis'] or '-'}"
         for p in data["phases"]
     ]
     processes, memory = data["processes"], data["memory"]
@@ -957,12 +956,12 @@ def _phases_text(data: dict[str, Any]) -> str:
         if processes["count"] == 1
         else (f"; {processes['count']} processes encode {processes['encoding_speedup']:.1f} times as fast as one")
     )
-    lines.append(f"  in all {duration(data['seconds'])}{several}")
+    lines.append(f"  in all {format_seconds(data['seconds'])}{several}")
     return "\n".join(
         [
             *lines,
-            f"Memory: {words(memory['process'])} for Python and libraries (of this process), "
-            f"{words(memory['encoder'])} for weights (the encoder's files or config), the rest by formula. "
+            f"Memory: {format_bytes(memory['process'])} for Python and libraries (of this process), "
+            f"{format_bytes(memory['encoder'])} for weights (the encoder's files or config), the rest by formula. "
             "The system can drop files from memory.",
         ]
     )
@@ -970,10 +969,11 @@ def _phases_text(data: dict[str, Any]) -> str:
 
 def _disk_text(data: dict[str, Any]) -> str:
     found = data["disk"]
-    parts = ", ".join(f"{name} {words(found[name])}" for name in ("passages", "vectors", "bm25") if found[name])
+    parts = ", ".join(f"{name} {format_bytes(found[name])}" for name in ("passages", "vectors", "bm25") if found[name])
     return (
-        f"Disk: {words(found['after'])} in the end ({parts}: passages and words as in the sample, vectors by formula); "
-        f"{words(found['building'])} while it is built, with {words(found['shards'])} of shards and the passages twice."
+        f"Disk: {format_bytes(found['after'])} in the end ({parts}: passages and words as in the sample, vectors "
+        f"by formula); {format_bytes(found['building'])} while it is built, with {format_bytes(found['shards'])} of "
+        "shards and the passages twice."
     )
 
 
@@ -981,15 +981,20 @@ def _verdict(data: dict[str, Any]) -> str:
     memory, fits, index = data["memory"], data["fits"], data["index"]
     lines = [f"The builder would refuse it: {index['refused']}"] if index["refused"] else []
     lines.append(
-        f"Peak {words(memory['peak'])} ({memory['peak_phase']}), {words(memory['resident'])} with files: "
-        f"{_says(fits['machine'])} {words(memory['room'])}, {USABLE:.0%} of what is free here."
+        f"Peak {format_bytes(memory['peak'])} ({memory['peak_phase']}), {format_bytes(memory['resident'])} with files: "
+        f"{_says(fits['machine'])} {format_bytes(memory['room'])}, {USABLE:.0%} of what is free here."
     )
     if memory["max_memory"] is not None:
-        lines.append(f"--max_memory {words(memory['max_memory'])} for each process: {_says(fits['max_memory'])} it.")
+        lines.append(
+            f"--max_memory {format_bytes(memory['max_memory'])} for each process: {_says(fits['max_memory'])} it."
+        )
     if fits["disk"] is not None:
-        lines.append(f"Disk: {_says(fits['disk'])} the {words(data['disk']['free'])} that are free at the output.")
+        lines.append(
+            f"Disk: {_says(fits['disk'])} the {format_bytes(data['disk']['free'])} that are free at the output."
+        )
     lines += [
-        f"  {c['change']:<40} {c['factory']} in {c['segments']} segments, {words(c['peak'])}" for c in data["changes"]
+        f"  {c['change']:<40} {c['factory']} in {c['segments']} segments, {format_bytes(c['peak'])}"
+        for c in data["changes"]
     ]
     if not data["changes"] and False in fits.values():
         lines.append("  Nothing here makes it fit: take more memory, a smaller encoder, or fewer passages.")

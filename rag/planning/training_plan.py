@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from generator.base_config import choose_context, stated_context, text_config
 from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
 from indexes.errors import ResourceError, UsageError
+from indexes.host_memory import format_seconds
 from indexes.records.delimited import Quoting
 from indexes.remote_code import code_refused, is_refusal
 from indexes.tiny_encoder import encoder_path
@@ -42,7 +43,7 @@ from rag.planning.training_memory import (
     optimizer_bytes,
 )
 from rag.tiny_base import base_path
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 if TYPE_CHECKING:
@@ -494,7 +495,7 @@ def _again(shape: ModelShape, job: Job, rows: Sequence[int]) -> int:
 
 
 def _evaluation(job: Job) -> list[Step]:
-    """Greedy selection and a greedy answer of every dev question, before the first round and after each."""
+    """Greedy selection and a greedy answer of every evaluation question, before the first round and after each."""
     if not job.texts.eval_questions:
         return []
     one = replace(
@@ -703,12 +704,15 @@ def _time_text(data: dict[str, Any]) -> str:
     times = data["time"]
     lines = [f"{'time':<26}{'TFLOP':>12}{'each':>12}{'times':>7}{'in all':>12}"]
     lines += [
-        f"  {p['name']:<24}{p['flops'] / 1e12:>12,.2f}{duration(p['seconds']):>12}{p['times']:>7}"
-        f"{duration(p['seconds'] * p['times']):>12}"
+        f"  {p['name']:<24}{p['flops'] / 1e12:>12,.2f}{format_seconds(p['seconds']):>12}{p['times']:>7}"
+        f"{format_seconds(p['seconds'] * p['times']):>12}"
         for p in times["phases"]
     ]
     return "\n".join(
-        [*lines, f"  a round {duration(times['round_seconds'])}, index and run {duration(times['run_seconds'])}"]
+        [
+            *lines,
+            f"  a round {format_seconds(times['round_seconds'])}, index and run {format_seconds(times['run_seconds'])}",
+        ]
     )
 
 
@@ -752,10 +756,3 @@ def size(count: float) -> str:
     if not count:
         return "-"
     return f"{count / GIB:,.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:,.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

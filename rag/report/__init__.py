@@ -4,7 +4,7 @@ The page is a single file without scripts: charts are SVG, series are shown and 
 security policy forbids every load. It can be mailed, archived, or opened from a disk without a network, and text from a
 data set cannot run in it. The same data always give the same bytes.
 
-`pages` has a module per kind of page, `charts` one per chart (a new chart is one file there, see `chart_registry`),
+`pages` has a module per kind of page, `charts` one per chart (a new chart is one file there, see `chart`),
 `html` the templates and the style sheet, `sections` what several pages share, `drawing` the geometry of the figures.
 Only `result_files` knows the keys of result files.
 """

@@ -26,7 +26,7 @@ from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
 from rag.experiments.sweep_runner import Sweep, SweepSettings
-from retriever.selector import SelectorConfig
+from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 from training.questions.loading import write_examples
 
@@ -78,13 +78,13 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
     fill(base, 1 / 16)
     base.save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
-    files = {split: folder / f"{split}.jsonl" for split in ("train", "dev", "test")}
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "eval", "test")}
     for file in files.values():
         write_examples(QUESTIONS, file)
     settings = SweepSettings(
         recipes=("dro_selfaug", "sft", "rag_sequence"),
         index=str(folder / "flat"),
-        **{split: str(file) for split, file in files.items()},
+        **{f"{split}_dataset": str(file) for split, file in files.items()},
         base=str(folder / "base"),
         device="cpu",
         selector=SelectorConfig(num_candidates=6, num_selected=2),

@@ -1,8 +1,8 @@
-"""Which questions fit a model's context, found before anything is asked of the model.
+"""Which questions fit the context of the models, found before the models run.
 
-Titles and texts of passages are cut where a prompt is too long, down to nothing; the question and the answer never are.
-So whether a question fits depends on it alone, and not on what is retrieved for it. One that does not would end an
-evaluation or an E-step after hours; here it is named and left out first.
+Titles and texts of passages are truncated where a prompt is too long, if need be to nothing; the question and the
+answer never are. So whether a question fits does not depend on the passages that are retrieved for it. One that does
+not would stop an evaluation or an E-step after hours; here it is named and left out first.
 """
 
 import logging
@@ -21,11 +21,15 @@ _SHOWN = 20  # ids that a message names
 
 
 class Fitted(NamedTuple):
-    """Questions, and those among them that do not fit."""
+    """The questions that fit, and the others.
+
+    Attributes:
+        kept: The questions that fit.
+        too_long: Why each of the others is too long, by id.
+    """
 
     kept: list[QAExample]
     too_long: dict[str, str]
-    """Why each of the others is too long, by id."""
 
 
 def why_too_long(question: str, selector: Selector, generator: Generator, *, learning: bool = False) -> str | None:
@@ -33,15 +37,15 @@ def why_too_long(question: str, selector: Selector, generator: Generator, *, lea
 
     Args:
         question: The question.
-        selector: Who reads the candidates; one that does not use its language model, as its gate is 0, reads no prompt.
-        generator: Who reads the K selected passages.
+        selector: Reads the candidates; one that does not use its language model reads no prompt.
+        generator: Reads the K selected passages.
         learning: Whether the selector learns, so that it will read prompts even if it reads none now.
     """
     found = selector.why_too_long(question, learning=learning)
     return found or generator.why_too_long(question, selector.config.num_selected)
 
 
-def that_fit(
+def filter_fitting(
     examples: Sequence[QAExample], selector: Selector, generator: Generator, *, learning: bool = False
 ) -> Fitted:
     """The questions that can be answered, and why the others are too long; arguments as `why_too_long`."""
@@ -50,10 +54,10 @@ def that_fit(
     )
 
 
-def that_fit_with_answers(
+def filter_fitting_with_answers(
     examples: Sequence[QAExample], selector: Selector, generator: Generator, *, learning: bool = True
 ) -> Fitted:
-    """The questions that can be trained on, without the golden answers that no row has room for.
+    """The questions that can be trained on, without the golden answers for which no sequence has room.
 
     A question without any answer that fits does not fit itself; arguments as `why_too_long`.
     """
@@ -63,7 +67,8 @@ def that_fit_with_answers(
         for e in examples
     ]
     ranked = [selector.why_too_long(e.question, learning=learning) for e in kept]
-    answered = [None if e.golden_answers else f"no answer of it has room in a row of {k} passages" for e in kept]
+    unanswered = f"none of its answers fits into a sequence with {k} passages"
+    answered = [None if e.golden_answers else unanswered for e in kept]
     return split_by_length(kept, [one or other for one, other in zip(ranked, answered, strict=True)])
 
 
@@ -75,23 +80,23 @@ def split_by_length(examples: Sequence[QAExample], reasons: Sequence[str | None]
 
 
 def refuse_too_long(too_long: Mapping[str, str], total: int, what: str, advice: str) -> None:
-    """Raise if there are any.
+    """Refuse questions that are too long.
 
     Raises:
-        DataError: With the first id and why that question is too long.
+        DataError: There are any; the message has the first id and the reason.
     """
     if not too_long:
         return
     first, reason = next(iter(too_long.items()))
     raise DataError(
-        f"Every question must fit into the model's context beside passages that are cut to nothing; {len(too_long)} of "
-        f"{total} {what} do not, first {first!r}: {reason}. Shorten the question, use fewer passages, take a model "
-        f"with a longer context, or {advice}."
+        f"Every question must fit into the model's context with passages that are truncated to nothing, got "
+        f"{len(too_long)} of {total} {what} that do not, first {first!r}: {reason}. Shorten the question, use fewer "
+        f"passages, use a model with a longer context, or {advice}."
     )
 
 
 def warn_of_too_long(too_long: Mapping[str, str], total: int, what: str) -> None:
-    """Say in the log how many were left out, and which."""
+    """Log how many questions were left out, and which."""
     if too_long:
         first = next(iter(too_long.values()))
         logger.warning(

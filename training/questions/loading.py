@@ -43,24 +43,12 @@ from indexes.errors import DataError, UsageError
 from indexes.records.delimited import Quoting
 from indexes.records.record import BrokenRecord, Record, RecordStream
 from indexes.records.whole_numbers import restore_whole_numbers
-from indexes.registry import Registry
 from training.questions.example import QAExample
-from training.questions.question_format import QuestionFormat
+from training.questions.question_formats import question_format_of
 from training.questions.question_sources import open_records
-from training.questions.readers import NUMBER_NAMES, refuse_alpaca
+from training.questions.readers import NUMBER_NAMES
 
 logger = logging.getLogger(__name__)
-
-QUESTION_FORMATS: Registry[type[QuestionFormat]] = Registry(
-    "question format",
-    builtin={
-        "question_records": "training.questions.readers:QuestionRecords",
-        "kilt": "training.questions.readers:KILT",
-        "beir": "training.questions.readers:BEIR",
-        "dro_samples": "training.questions.readers:DROSamples",
-    },
-)
-"""Question formats by name. Registered ones are asked before the built-in ones, which are asked in this order."""
 
 _SHOWN = 20  # broken records that are logged one by one
 
@@ -269,23 +257,8 @@ def _examples(records: RecordStream, source: Path | None, name: str, skipped: _S
         if skipped.errors:
             return iter(())
         raise DataError(f"{name}: a question file must hold at least one question, got none. Check the file.")
-    question_format = _format_of(first)(source)
+    question_format = question_format_of(first)(source)
     return _unique(question_format.examples(itertools.chain([first], valid), skipped.add), skipped)
-
-
-def _format_of(first: Record) -> type[QuestionFormat]:
-    # Formats of other packages and of this process come first, since they may be more special.
-    for kind in sorted(QUESTION_FORMATS.kinds(), key=QUESTION_FORMATS.is_builtin):
-        question_format = QUESTION_FORMATS.get(kind)
-        if question_format.recognises(first.fields):
-            return question_format
-    refuse_alpaca(first)
-    known = ", ".join(question_format.fields for _, question_format in QUESTION_FORMATS.items())
-    found = ", ".join(map(str, first.fields)) or "no keys at all"
-    raise DataError(
-        f"{first.where}: the keys must be those of a known question format, got: {found}. Known: {known}. Rename the "
-        "fields, or register a QuestionFormat for them."
-    )
 
 
 def _valid(records: RecordStream, skipped: _Skipped) -> Iterator[Record]:

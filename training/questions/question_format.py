@@ -13,7 +13,7 @@ A new format is a subclass in any module, registered under a name of its own:
         def read(self, record):
             return QAExample(id=str(record.fields["topic"]), question=record.fields["title"])
 
-`training.questions.loading` holds the registry; ``examples/new_question_format.py`` is a whole one.
+`training.questions.question_formats` holds the registry; ``examples/new_question_format.py`` is a whole one.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a FAISS factory string costs and needs, worked out from the string alone; no index is made.
+"""FAISS factory strings: taken apart, sized and judged from the text and the table of types; no index is made.
 
     [transform,]... [IVF<lists>[_HNSW<M>],] [HNSW<M>,] code [,RFlat | ,Refine(factory)]
 
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from functools import cache
 
 from indexes.errors import UsageError
+from indexes.host_memory import format_bytes
 from indexes.vectors.faiss.faiss_kinds import (
-    Scores,
-    Storage,
-    Vectors,
+    FLOAT_BYTES,
+    SEARCH_PARAMETERS,
+    FaissKind,
+    Transform,
+    find_kind,
+    find_transform,
     is_coarse,
+    points_per_centroid,
     refused_in_refine,
-    storage_row,
-    transform_row,
 )
-from indexes.vectors.milvus_kinds import milvus_kind
+from indexes.vectors.vector_store import Fidelity, StoreProperties
 
 EXAMPLES = '"Flat", "HNSW32", "IVF1024,Flat", "IVF4096,PQ48x4fs,Refine(SQ8)"'
 
-_FLOAT = 4
 _LIST_ID = 8
-# FAISS's fast scan compares so many vectors at once, and pads each list to a multiple of it.
-_SCAN_BLOCK = 32
 # Per vector of a graph: its level and where its links begin.
 _GRAPH_RECORD = 4 + 8
 _LINK = 4
@@ -43,21 +43,19 @@ _LARGEST_SAMPLE = 2**20
 _FLAT_LIMIT = 200_000
 _GRAPH_LIMIT = 2_000_000
 
-_PANORAMA = re.compile(r"Flat(?:IP)?Panorama(\d*)(?:_(\d+))?")  # levels, vectors of a block
 _MULTIPLES = {"": 1, "k": 1024, "M": 1024**2}
-_SCALAR_BITS = {"SQ0": 0, "SQ4": 4, "SQ6": 6, "SQ8": 8, "SQfp16": 16, "SQbf16": 16}
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A factory string taken apart."""
+class FactorySpec:
+    """The parts of a factory string."""
 
     transforms: tuple[str, ...]
     """What is done to a vector first, in order, such as ("OPQ8_64",)."""
     lists: int
     """Clusters of an inverted file; 0 without one."""
     coarse: str
-    """The index that finds a vector's cluster, "Flat" unless said otherwise; "" without clusters."""
+    """The index that finds a vector's cluster, "Flat" unless it is named; "" without clusters."""
     graph: str
     """"HNSW" or "NSG"; "" without a graph."""
     neighbours: int
@@ -65,50 +63,45 @@ class Parts:
     code: str
     """How a vector is stored in the lists or in the graph."""
     refine: str
-    """The index by which the best are scored again; "" without."""
+    """The index by which the best are scored again; "" without one."""
 
     @property
     def within(self) -> str:
         """What holds the codes: "IVF", "HNSW", "NSG" or ""."""
         return "IVF" if self.lists else self.graph
 
+    @property
+    def kind(self) -> FaissKind | None:
+        """The entry of the code in the table of types; None when there is none."""
+        return find_kind(self.within, self.code)
 
-@dataclass(frozen=True)
-class Properties:
-    """What an index of a factory string does, put together from the rows of `indexes.vectors.faiss.faiss_kinds`.
+    @property
+    def code_bits(self) -> int:
+        """Bits of each part of a product quantizer; 0 for other codes."""
+        return self.kind.bits_of(self.code) if self.kind else 0
 
-    Of an untested kind nothing good is assumed.
-    """
 
-    untested: str
-    """The part of the factory string of which nothing was measured; "" where all of it was."""
-    refused: str
-    """Why such an index cannot be used; "" when it can."""
-    vectors: Vectors
-    """What `reconstruct` gives."""
-    scores: Scores
-    """What a search score is, compared with the inner product of the query and the reconstructed vector."""
-    is_stable: bool
-    """Whether vectors that are read back and added again are found as well as before."""
-    is_matrix: bool
-    """Whether the memory of the index is its vectors, float32 [N, d]."""
-    is_exhaustive: bool
-    """Whether a search compares every vector as it was added: the results are exact."""
-    maps_lists: bool
+@dataclass(frozen=True, kw_only=True)
+class FaissProperties(StoreProperties):
+    """The properties of a factory string, from the entries of its parts; the worst is assumed of an untested type."""
+
+    is_matrix: bool = False
+    """Whether the memory of the index is its vectors, float32 [N, d], one after another."""
+    maps_lists: bool = False
     """Whether FAISS can leave its inverted lists on the disk."""
-    most_results: int | None
+    most_results: int | None = None
     """The most results of a search."""
 
 
-def parse(factory: str) -> Parts:
-    """Take a factory string apart; whether FAISS can build it is FAISS's to say.
+def parse(factory: str) -> FactorySpec:
+    """Take a factory string apart, without asking whether FAISS can build it.
 
     Raises:
-        UsageError: Brackets are open, or something is missing.
+        UsageError: Brackets are not closed, or the code is missing.
     """
     rest, refine = _split_refine(factory)
     transforms = []
-    while (head := rest.partition(","))[1] and transform_row(head[0]) is not None:
+    while (head := rest.partition(","))[1] and find_transform(head[0]) is not None:
         transforms.append(head[0])
         rest = head[2]
     lists, coarse, graph, neighbours = 0, "", "", 0
@@ -117,8 +110,8 @@ def parse(factory: str) -> Parts:
     elif found := re.fullmatch(r"(HNSW|NSG)(\d*)(?:[,_](.+))?", rest):
         graph, neighbours, rest = found[1], int(found[2] or 32), found[3] or "Flat"
     if not rest or rest.count("(") != rest.count(")"):
-        raise UsageError(f"The factory must name an index, such as {EXAMPLES}, but {factory!r} came.")
-    return Parts(tuple(transforms), lists, coarse, graph, neighbours, rest, refine)
+        raise UsageError(f"The factory must name an index, such as {EXAMPLES}, but got {factory!r}.")
+    return FactorySpec(tuple(transforms), lists, coarse, graph, neighbours, rest, refine)
 
 
 def _split_refine(factory: str) -> tuple[str, str]:
@@ -130,13 +123,15 @@ def _split_refine(factory: str) -> tuple[str, str]:
 
 def stored_dimension(factory: str, dimension: int) -> int:
     """The dimension that is left after the transforms of a factory, for vectors of `dimension`."""
-    for transform in parse(factory).transforms:
-        kind, number = re.fullmatch(r"([A-Za-z]+|L2[nN]orm)(?:\d+_)?(\d*)", transform).groups()  # type: ignore[union-attr]
-        if kind == "HR":  # its number is a seed
-            dimension = 1 << (dimension - 1).bit_length()
-        elif number and not re.fullmatch(r"OPQ\d+", transform):
-            dimension = int(number)
+    for name in parse(factory).transforms:
+        dimension = _transform(name).dimension_of(name, dimension)
     return dimension
+
+
+def _transform(name: str) -> Transform:
+    found = find_transform(name)
+    assert found is not None, f"{name!r} was parsed as a transform"
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -145,75 +140,46 @@ def stored_dimension(factory: str, dimension: int) -> int:
 
 
 def bytes_per_vector(factory: str, dimension: int) -> float:
-    """Bytes that one more vector takes, on disk and in memory alike.
+    """Bytes that one more vector takes, both on disk and in memory.
 
     Args:
         factory: FAISS's description of the index.
         dimension: d.
 
     Raises:
-        UsageError: The factory stores vectors in a way of which the size is not known.
+        UsageError: The size of a code is not known.
     """
-    parts = parse(factory)
-    size: float = _code_bytes(parts.code, stored_dimension(factory, dimension))
-    if parts.lists:
+    spec = parse(factory)
+    size: float = _code_bytes(spec, stored_dimension(factory, dimension))
+    if spec.lists:
         size += _LIST_ID
-    if parts.neighbours:
-        size += _graph_bytes(parts.neighbours)
-    if parts.refine:
-        size += bytes_per_vector(parts.refine, dimension)
+    if spec.neighbours:
+        size += _graph_bytes(spec.neighbours)
+    if spec.refine:
+        size += bytes_per_vector(spec.refine, dimension)
     return size
 
 
 def fixed_bytes(factory: str, dimension: int) -> int:
     """Bytes that do not grow with the vectors: rotations, centroids, and the padding of lists that are blocks."""
-    parts, inner = parse(factory), stored_dimension(factory, dimension)
-    size = sum(_transform_bytes(transform, dimension, inner) for transform in parts.transforms)
-    if parts.lists:
-        size += int(parts.lists * bytes_per_vector(parts.coarse, inner))
-        if parts.code.find("fs") > 0:
-            size += parts.lists * _SCAN_BLOCK // 2 * int(_code_bytes(parts.code, inner))
-        if found := _PANORAMA.fullmatch(parts.code):
-            size += parts.lists * (int(found[2] or 1024) - 1) * int(_code_bytes(parts.code, inner)) // 2
-    if bits := _code_bits(parts.code):
-        size += 2**bits * inner * _FLOAT
-    return size + (fixed_bytes(parts.refine, dimension) if parts.refine else 0)
+    spec, inner = parse(factory), stored_dimension(factory, dimension)
+    size = sum(FLOAT_BYTES * _transform(name).floats(dimension, inner) for name in spec.transforms)
+    if spec.lists:
+        size += int(spec.lists * bytes_per_vector(spec.coarse, inner))
+        if spec.kind is not None:
+            size += spec.lists * spec.kind.padding_of(spec.code, _code_bytes(spec, inner))
+    if spec.code_bits:
+        size += 2**spec.code_bits * inner * FLOAT_BYTES
+    return size + (fixed_bytes(spec.refine, dimension) if spec.refine else 0)
 
 
-def _transform_bytes(transform: str, dimension: int, inner: int) -> int:
-    if re.match("L2[nN]orm|Pad|HR", transform):
-        return 0
-    # Principal components are kept whole, beside those that are used.
-    matrices = dimension * (inner + dimension) if transform.startswith("PCA") else dimension * inner
-    return matrices * _FLOAT
-
-
-def _code_bytes(code: str, dimension: int) -> int:
-    if code in ("Flat", "FlatDedup"):
-        return _FLOAT * dimension
-    if code in _SCALAR_BITS:
-        return -(-dimension * _SCALAR_BITS[code] // 8)
-    if found := _PANORAMA.fullmatch(code):  # and what is left of a vector at the beginning and after each level
-        return _FLOAT * (dimension + int(found[1] or 8) + 1)
-    if found := re.fullmatch(r"PQ(\d+)x4fsr?", code):
-        return -(-int(found[1]) // 2)
-    if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", code):
-        return -(-int(found[1]) * int(found[2] or 8) // 8)
-    if found := re.fullmatch(r"RaBitQ(?:fs)?(\d?)", code):
-        return _rabitq_bytes(dimension, int(found[1] or 1))
-    if found := re.fullmatch(r"EDEN(\d?)", code):
-        return -(-dimension * int(found[1] or 1) // 8) + 8
-    return _measured_code_bytes(code, dimension)
-
-
-def _rabitq_bytes(dimension: int, bits: int) -> int:
-    """Signs and two factors; beyond one bit a third factor, and two more beside the other bits."""
-    signs = -(-dimension // 8)
-    return signs + 8 if bits == 1 else signs + 12 + -(-dimension * (bits - 1) // 8) + 8
+def _code_bytes(spec: FactorySpec, dimension: int) -> int:
+    known = spec.kind.bytes_of(spec.code, dimension) if spec.kind else None
+    return _measured_code_bytes(spec.code, dimension) if known is None else known
 
 
 def _measured_code_bytes(code: str, dimension: int) -> int:
-    """Of rare codes, such as additive quantizers: FAISS says it."""
+    """Bytes of a code whose size only FAISS knows, such as additive quantizers."""
     import faiss
 
     try:
@@ -226,15 +192,15 @@ def _measured_code_bytes(code: str, dimension: int) -> int:
 
 
 def _graph_bytes(neighbours: int) -> float:
-    """2 M links on the ground, and M on each level above, which one in M vectors of the level below reaches."""
+    """2 M links on the lowest level, and M on each level above, which one in M vectors of the level below reaches."""
     levels_above = 1 / (neighbours - 1) if neighbours > 1 else 1
     return _GRAPH_RECORD + _LINK * (2 * neighbours + neighbours * levels_above)
 
 
 def build_bytes(factory: str, n: int, dimension: int) -> int:
-    """Bytes of memory that it takes to train an index and to hold it while n vectors are added.
+    """Bytes of memory that training an index and adding n vectors to it takes, with the index itself.
 
-    The vectors that are handed over are not counted, those that are kept are.
+    The vectors that are passed in are not counted, those that are kept are.
 
     Args:
         factory: FAISS's description of the index.
@@ -242,8 +208,8 @@ def build_bytes(factory: str, n: int, dimension: int) -> int:
         dimension: d.
     """
     held, fixed = n * bytes_per_vector(factory, dimension), fixed_bytes(factory, dimension)
-    sample = training_sample(factory, n) * dimension * _FLOAT
-    # The sample, what is left of it once centroids are taken off, and a rotated copy.
+    sample = training_sample(factory, n) * dimension * FLOAT_BYTES
+    # The sample, its residuals from the centroids, and a copy for each transform.
     training = (2 + len(parse(factory).transforms)) * sample
     return fixed + max(int(held * _GROWTH), training)
 
@@ -260,17 +226,15 @@ def training_points(factory: str, dimension: int = 0) -> int:
         factory: FAISS's description of the index.
         dimension: d, of which a rotation without a number (OPQ8) needs as many; 0 leaves that out.
     """
-    parts = parse(factory)
-    codes = 2 ** _code_bits(parts.code) if _code_bits(parts.code) else 0
-    points = [parts.lists, codes]
-    if parts.refine:
-        points.append(training_points(parts.refine, dimension))
-    for transform in parts.transforms:
-        if transform.startswith("OPQ"):  # learned for the codes behind it, or for codes of 8 bits
-            points += [codes or 2**8, int(transform.partition("_")[2] or dimension)]
-        else:
-            points.append(int(re.sub(r"\D", "", transform) or dimension) if re.match("PCA|ITQ", transform) else 1)
-    if parts.code != "Flat":
+    spec = parse(factory)
+    codes = 2**spec.code_bits if spec.code_bits else 0
+    points = [spec.lists, codes]
+    if spec.refine:
+        points.append(training_points(spec.refine, dimension))
+    for name in spec.transforms:
+        transform = _transform(name)
+        points.append(transform.training_points(transform.dimension_of(name, dimension), codes))
+    if spec.code != "Flat":
         points.append(1)
     return max(points)
 
@@ -288,119 +252,98 @@ def training_sample(factory: str, n: int) -> int:
     fewest = training_points(factory)
     if not fewest:
         return 0
-    parts = parse(factory)
-    wanted = max(
-        _SMALLEST_SAMPLE, parts.lists * _POINTS_PER_LIST, 2 ** _code_bits(parts.code) * _POINTS_PER_CODE, fewest
-    )
+    spec = parse(factory)
+    wanted = max(_SMALLEST_SAMPLE, spec.lists * _POINTS_PER_LIST, 2**spec.code_bits * _POINTS_PER_CODE, fewest)
     return min(n, max(fewest, min(wanted, _LARGEST_SAMPLE)))
 
 
-def _code_bits(code: str) -> int:
-    """Bits of each part of a product quantizer; 0 for others."""
-    found = re.fullmatch(r"PQ\d+(?:x(\d+))?(?:fsr?|np)?", code)
-    return int(found[1] or 8) if found else 0
+def code_training_points(factory: str, sample: int) -> int:
+    """How many of the vectors of a training sample FAISS learns the codes of an index from."""
+    bits = parse(factory).code_bits
+    return min(sample, 2**bits * points_per_centroid(bits)) if bits else sample
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What it does
+# Properties
 # ---------------------------------------------------------------------------------------------------------
 
 
 @cache
-def properties(factory: str) -> Properties:
-    """What an index of this kind does, as it was measured.
+def properties(factory: str) -> FaissProperties:
+    """The properties of an index of this kind, as they were measured.
 
     Args:
-        factory: FAISS's description of the index, or "Milvus(<index type>)".
+        factory: FAISS's description of the index.
 
     Raises:
         UsageError: As `parse`.
     """
-    if factory.startswith(_MILVUS):
-        return _of_milvus(factory)
-    parts = parse(factory)
-    row = storage_row(parts.within, parts.code)
-    steps = [step for name in parts.transforms if (step := transform_row(name)) is not None]
-    untested = "" if row is not None else _part(parts)
-    if parts.lists and not is_coarse(parts.coarse):
-        untested = untested or f"IVF{parts.lists}({parts.coarse})"
-    if row is None:
-        row = _ASSUMED
-    if parts.refine:
-        return _refined(factory, parts, row, untested)
+    spec = parse(factory)
+    kind = spec.kind
+    steps = [_transform(name) for name in spec.transforms]
+    untested = "" if kind is not None else _part(spec)
+    if spec.lists and not is_coarse(spec.coarse):
+        untested = untested or f"IVF{spec.lists}({spec.coarse})"
+    if kind is None:
+        kind = _ASSUMED
+    if spec.refine:
+        return _refined(factory, spec, kind, untested)
     irreversible = next((step.irreversible for step in steps if step.irreversible), "")
-    vectors = min([row.vectors, *(step.vectors for step in steps)], key=_VECTORS.index)
-    return Properties(
+    vectors = min([kind.vectors, *(step.vectors for step in steps)], key=_VECTORS.index)
+    return FaissProperties(
         untested=untested,
-        refused=row.refused or row.refused_alone or irreversible or _without_vectors(vectors),
+        refused=kind.refused or kind.refused_alone or irreversible or _without_vectors(vectors),
         vectors=vectors,
-        scores=min([row.scores, *(step.scores for step in steps)], key=_SCORES.index),
-        is_stable=row.is_stable,
-        is_matrix=row.is_matrix and not steps,
-        is_exhaustive=not parts.within and vectors == "same" and row.scores == "exact",
-        maps_lists=row.maps_lists,
-        most_results=row.most_results,
+        scores=min([kind.scores, *(step.scores for step in steps)], key=_SCORES.index),
+        is_stable=kind.is_stable,
+        is_matrix=kind.is_matrix and not steps,
+        is_exhaustive=not spec.within and vectors == "same" and kind.scores == "exact",
+        maps_lists=kind.maps_lists,
+        most_results=kind.most_results,
     )
 
 
-def _of_milvus(factory: str) -> Properties:
-    """Of vectors in Milvus, which gives back what was added whatever it searches by."""
-    found = milvus_kind(factory.removeprefix(_MILVUS).removesuffix(")"))
-    return Properties(
-        untested="",
-        refused="",
-        vectors="same",
-        scores=found.scores,
-        is_stable=True,
-        is_matrix=False,
-        is_exhaustive=found.is_exhaustive,
-        maps_lists=False,
-        most_results=None,
-    )
-
-
-def _refined(factory: str, parts: Parts, row: Storage, untested: str) -> Properties:
+def _refined(factory: str, spec: FactorySpec, kind: FaissKind, untested: str) -> FaissProperties:
     """Of an index whose best are scored again: vectors and scores are those of the second index."""
-    panorama = factory.endswith(f",RefinePanorama({parts.refine})")
-    second = storage_row("", parts.refine)
+    panorama = factory.endswith(f",RefinePanorama({spec.refine})")
+    second = find_kind("", spec.refine)
     if panorama or second is None or not second.can_refine:
-        untested = untested or (f"RefinePanorama({parts.refine})" if panorama else f"Refine({parts.refine})")
-    reason = "" if panorama else refused_in_refine(parts.refine)
+        untested = untested or (f"RefinePanorama({spec.refine})" if panorama else f"Refine({spec.refine})")
+    reason = "" if panorama else refused_in_refine(spec.refine)
     if second is None:
         second = _ASSUMED
-    return Properties(
+    return FaissProperties(
         untested=untested,
-        refused=row.refused or (f"refines with {parts.refine!r}, which {reason}" if reason else ""),
+        refused=kind.refused or (f"refines with {spec.refine!r}, which {reason}" if reason else ""),
         vectors=second.vectors,
         scores=second.scores,
         is_stable=second.is_stable,
         is_matrix=False,
         is_exhaustive=False,
-        maps_lists=row.maps_lists,
-        most_results=row.most_results,
+        maps_lists=kind.maps_lists,
+        most_results=kind.most_results,
     )
 
 
-_MILVUS = "Milvus("
 _VECTORS = ("none", "near", "same")
 _SCORES = ("other", "rounded", "exact")
-_ASSUMED = Storage(code="", scores="other", is_stable=False, maps_lists=False)
+_ASSUMED = FaissKind(code="", scores="other", is_stable=False, maps_lists=False)
 
 
-def _without_vectors(vectors: Vectors) -> str:
+def _without_vectors(vectors: Fidelity) -> str:
     return "gives no vectors back" if vectors == "none" else ""
 
 
-def _part(parts: Parts) -> str:
-    return f"{parts.within},{parts.code}" if parts.within else parts.code
+def _part(spec: FactorySpec) -> str:
+    return f"{spec.within},{spec.code}" if spec.within else spec.code
 
 
 def refusal(factory: str, *, allow_untested: bool = False) -> str:
-    """Why an index of this kind is not used: known faults, or nothing measured; "" when it is.
+    """Why an index of this kind is refused: known faults, or results that were never measured; "" when it is not.
 
     Args:
         factory: FAISS's description of the index.
-        allow_untested: Let kinds pass of which nothing was measured.
+        allow_untested: Accept kinds whose results were not measured.
 
     Raises:
         UsageError: As `parse`.
@@ -409,20 +352,20 @@ def refusal(factory: str, *, allow_untested: bool = False) -> str:
     if found.refused or not found.untested or allow_untested:
         return found.refused
     return (
-        f"is untested: {found.untested!r} is not in the table of kinds whose results were measured (indexes."
-        "faiss_kinds). Allow it by allow_untested (--allow_untested) if you have compared its results with exact ones"
+        f"is untested: {found.untested!r} is not in the table of kinds whose results were measured "
+        "(faiss_kinds). Allow it by allow_untested (--allow_untested) if you have compared its results with exact ones"
     )
 
 
 def stores_exact_vectors(factory: str) -> bool:
-    """Whether `reconstruct` gives back the very vectors that were added."""
+    """Whether `reconstruct` returns the very vectors that were added."""
     return properties(factory).vectors == "same"
 
 
 def reencoding_is_stable(factory: str) -> bool:
     """Whether a vector that is read back and added again is found as well as before, however often.
 
-    RaBitQ gives one bit of each dimension back, and the residual of SQtq is drawn anew: each time more is lost.
+    RaBitQ returns one bit of each dimension, and the residual of SQtq is drawn again: more is lost each time.
     """
     return properties(factory).is_stable
 
@@ -434,18 +377,18 @@ def reencoding_is_stable(factory: str) -> bool:
 
 def search_parameters(factory: str) -> dict[str, tuple[int, ...]]:
     """The parameters that trade recall for time, each with values from fast to thorough; empty for exact kinds."""
-    parts = parse(factory)
+    spec = parse(factory)
     found: dict[str, tuple[int, ...]] = {}
-    if parts.lists:
-        found["nprobe"] = (*_powers(1, parts.lists), parts.lists)
-        if parts.coarse.startswith("HNSW"):
+    if spec.lists:
+        found["nprobe"] = (*_powers(1, spec.lists), spec.lists)
+        if spec.coarse.startswith("HNSW"):
             found["quantizer_efSearch"] = _powers(16, 1024)
-    if parts.graph == "HNSW":
+    if spec.graph == "HNSW":
         found["efSearch"] = _powers(16, 2048)
-    if parts.refine:
+    if spec.refine:
         found["k_factor_rf"] = _powers(1, 128)
-    if (row := storage_row(parts.within, parts.code)) is not None:
-        found |= {name: (4, 8) for name in row.parameters}
+    if spec.kind is not None:
+        found |= {name: SEARCH_PARAMETERS[name].values for name in spec.kind.parameters}
     return found
 
 
@@ -459,7 +402,7 @@ def _powers(low: int, end: int) -> tuple[int, ...]:
 
 
 def choose_factory(n: int, dimension: int, *, memory: int | None = None) -> tuple[str, str]:
-    """The index for n vectors, and the reason in words.
+    """Choose the index for n vectors, with the reason in words.
 
     Exact search while it is fast, then a graph, then compressed clusters whose best hits are scored again; smaller
     kinds where these do not fit.
@@ -476,18 +419,18 @@ def choose_factory(n: int, dimension: int, *, memory: int | None = None) -> tupl
     first, why = wanted[0]
     if memory is None or build_bytes(first, n, dimension) <= memory:
         return first, f"{n:,} vectors: {why}"
-    too_large = f"{n:,} vectors need {_in_words(build_bytes(first, n, dimension))} as {first}, more than the "
-    too_large += f"{_in_words(memory)} allowed: "
+    too_large = f"{n:,} vectors need {format_bytes(build_bytes(first, n, dimension))} as {first}, more than the "
+    too_large += f"{format_bytes(memory)} allowed: "
     for factory, why in wanted[1:]:
         if build_bytes(factory, n, dimension) <= memory:
-            return factory, f"{too_large}{factory} needs {_in_words(build_bytes(factory, n, dimension))}, {why}"
+            return factory, f"{too_large}{factory} needs {format_bytes(build_bytes(factory, n, dimension))}, {why}"
     smallest = min((factory for factory, _ in wanted), key=lambda factory: build_bytes(factory, n, dimension))
-    needed = _in_words(build_bytes(smallest, n, dimension))
+    needed = format_bytes(build_bytes(smallest, n, dimension))
     return smallest, f"{too_large}nothing fits, and {smallest} comes closest with {needed}"
 
 
 def _wanted(n: int, dimension: int) -> list[tuple[str, str]]:
-    """Kinds from the best to the smallest, each with what speaks for it."""
+    """Kinds from the best to the smallest, each with its reason."""
     lists = _lists(n)
     parts = _pq_parts(dimension)
     clusters = f"{lists:,} clusters of codes of {-(-parts // 2)} bytes"
@@ -511,10 +454,3 @@ def _lists(n: int) -> int:
 def _pq_parts(dimension: int) -> int:
     """The largest divisor of the dimension that leaves at least two dimensions to each part."""
     return next(parts for parts in range(max(1, dimension // 2), 0, -1) if dimension % parts == 0)
-
-
-def _in_words(size: int) -> str:
-    for unit, bytes in (("GB", 10**9), ("MB", 10**6)):
-        if size >= bytes:
-            return f"{size / bytes:.1f} {unit}"
-    return f"{size / 1000:.1f} kB"

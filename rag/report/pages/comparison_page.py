@@ -20,7 +20,7 @@ _SIZES = {
     "domain": "domain {}",
     "train_questions": "{} training questions",
     "answerable_questions": "{} of which some candidate answers, and no others were learned from",
-    "validation_questions": "{} validation questions",
+    "eval_questions": "{} evaluation questions",
     "test_questions": "{} test questions",
     "rounds": "{} rounds",
     "num_candidates": "{} candidate passages per question",

@@ -31,6 +31,7 @@ class FigureGroup:
         num_series: How many lines each may have: many need larger figures, and hide their intervals at first.
         switched: Names of series that can be hidden; empty: none.
         has_intervals: Whether the switch of the intervals is shown.
+        many: Figures with more lines than this are larger.
     """
 
     figures: Sequence[Figure]

@@ -1,6 +1,6 @@
 """Does the question adapter find more on held-out questions? Trained from a posterior, the index as it is.
 
-    python benchmarks/question_adapter.py --index DIR --train FILE --test FILE [--objectives prior distillation both]
+    python benchmarks/retriever_learning.py --index DIR --train FILE --test FILE [--objectives prior distillation both]
 
 The E-step is the library's, with a reader that knows the gold passages in place of a language model: an answer is
 `--utility` nats likelier for each gold passage that is read (`gold_ids` in the question file). The selector is the
@@ -25,8 +25,9 @@ from rag.tiny_base import TINY
 from retriever import DenseRetriever, SelectorConfig
 from training import DROConfig, QAExample, load_examples, retrieve
 from training.config import EStepConfig
-from training.estimation import EStep, Posterior
-from training.maximization import distilled_loss, selection_losses
+from training.estimation import EStep
+from training.joint_model import distilled_loss, selection_losses
+from training.posterior import Posterior
 
 CUTS = (1, 5, 20)
 
