@@ -89,8 +89,8 @@ def test_a_question_with_fewer_candidates_counts_at_every_cut_off(rag: RAG, monk
     """An approximate index may find fewer for some; left out there, they would only make recall@5 look better."""
     search = rag.retriever.search
 
-    def three_of_germany(questions: Sequence[str], k: int) -> list[Any]:
-        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k)]
+    def three_of_germany(questions: Sequence[str], k: int, **options: Any) -> list[Any]:
+        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k, **options)]
 
     monkeypatch.setattr(rag.retriever, "search", three_of_germany)
     found = evaluate(rag, EXAMPLES, progress=False)
