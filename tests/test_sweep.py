@@ -116,7 +116,7 @@ def test_a_failed_row_holds_up_nobody_and_is_tried_again(
 ) -> None:
     settings = replace(settings, recipes=("vanilla", "sft"))
 
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     with monkeypatch.context() as patch:
@@ -159,7 +159,7 @@ def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: 
 def test_a_sweep_whose_rows_all_fail_is_an_error(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     monkeypatch.setattr(DROTrainer, "train", fail)
@@ -185,7 +185,7 @@ def test_from_the_shell(
         )
     )
 
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "out")]
@@ -217,7 +217,7 @@ class TestSettings:
         ]
 
     def test_a_recipe_has_one_row_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
-        some = replace(settings, recipes=("base", "vanilla", "dro_selfaug", "dro"), selfaug=True)
+        some = replace(settings, recipes=("base", "vanilla", "dro_selfaug", "dro"), with_selfaug=True)
         assert [row.name for row in some.rows()] == ["base", "dro_selfaug", "dro"]
 
     def test_survive_the_file(self, settings: SweepSettings) -> None:
