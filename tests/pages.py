@@ -97,7 +97,17 @@ HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="
 
 # Names that select parts of a page, so that hostile ones would select others.
 CHOOSING = {
-    *("base", "vanilla", "exact_match", "f1", "general", "accuracy", "word_perplexity", "recall_at_1", "selector_mrr"),
+    *(
+        "base",
+        "vanilla",
+        "exact_match",
+        "f1",
+        "general",
+        "accuracy",
+        "word_perplexity",
+        "selector_recall@1",
+        "selector_mrr",
+    ),
     *("all", "best", "worst", "evaluation", "forgetting", "run", "sweep"),
 }
 

@@ -104,7 +104,7 @@ def test_a_bundle_remembers_its_context(index: PassageIndex, tmp_path: Path) -> 
     assert again.generator.language_model.context_length == 900
     assert again.generator.prompt_ids("who wrote Hamlet?", passages) == ids
     assert load_generator(bundle, device="cpu").language_model.context_length == 900
-    assert describe_pipeline(again)["context_length"] == 900
+    assert describe_pipeline(again).context_length == 900
 
 
 def test_a_plan_reads_the_same_context(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_thought_without_end_is_no_answer_and_is_logged(caplog: pytest.LogCapt
     generator = Generator(model, config=DecodingConfig(max_new_tokens=6))
     with caplog.at_level(logging.WARNING):
         assert generator.generate(["Where?"], [PASSAGES[:1]]) == [""]
-    assert re.search(r"1 of 1 replies had not come to an answer after 6 tokens.*enable_thinking", caplog.text)
+    assert re.search(r"1 of 1 replies were still in a thought after 6 tokens.*enable_thinking", caplog.text)
     assert "".join(generator.stream("Where?", PASSAGES[:1])) == ""
 
 

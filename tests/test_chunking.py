@@ -77,12 +77,12 @@ def test_a_chunked_corpus_keeps_order_and_source(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize(("max_tokens", "overlap"), [(16, 16), (16, 17), (0, 0), (16, -1)])
 def test_an_overlap_that_leaves_nothing_new_is_refused(tokenizer: Tokenizer, max_tokens: int, overlap: int) -> None:
-    with pytest.raises(UsageError, match=f"max_tokens={max_tokens} and overlap={overlap} came"):
+    with pytest.raises(UsageError, match=f"got max_tokens={max_tokens} and overlap={overlap}"):
         Chunker(tokenizer, max_tokens=max_tokens, overlap=overlap)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"tokenizers\.Tokenizer or a fast transformers tokenizer, but str"):
+    with pytest.raises(UsageError, match=r"tokenizers\.Tokenizer or a fast transformers tokenizer, got str"):
         Chunker("bert-base-uncased")  # type: ignore[arg-type]
 
 
@@ -262,7 +262,7 @@ def test_markdown_is_recognised_by_the_document_name_unless_the_format_is_given(
     assert as_markdown != as_text
     assert texts("guide/intro.md") == texts("a.DOCX") == texts("page.html") == as_markdown
     assert texts("notes.txt") == texts("scan.pdf") == texts("17") == texts("a.md", text_format="text") == as_text
-    with pytest.raises(UsageError, match="one of auto, text, markdown, but 'html' came"):
+    with pytest.raises(UsageError, match="one of auto, text, markdown, got 'html'"):
         texts("x", text_format="html")
 
 

@@ -176,7 +176,7 @@ def test_train_evaluate_ask(files: dict[str, str], capsys: pytest.CaptureFixture
     scored = result(["evaluate", "--bundle", bundle, "--questions", files["questions"]], capsys)
     best = trained["rounds"][trained["best_round"]]
     assert scored["metrics"]["f1"] == best["eval_f1"]
-    assert len(scored["rows"]) == 2
+    assert len(scored["records"]) == 2
     answers = result(["ask", "--bundle", bundle, "who wrote Hamlet?", "and Faust?"], capsys)["answers"]
     assert [a["question"] for a in answers] == ["who wrote Hamlet?", "and Faust?"]
     assert len(answers[0]["passages"]) == 2

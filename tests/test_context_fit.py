@@ -27,7 +27,7 @@ from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.sweep_runner import Sweep, SweepSettings
 from rag.forgetting.measurement import measure_model
-from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
@@ -153,11 +153,11 @@ def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypa
 def test_an_evaluation_leaves_out_what_does_not_fit(rag: RAG, caplog: pytest.LogCaptureFixture) -> None:
     found = evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], on_error="skip", progress=False)
     alone = evaluate(rag, SHORT, progress=False)
-    assert (found.metrics, found.rows) == (alone.metrics, alone.rows)
+    assert (found.metrics, found.scores) == (alone.metrics, alone.scores)
     assert (found.skipped, list(found.too_long)) == (1, ["too-long"])
     assert "Left out 1 of 3 questions" in caplog.text and "'too-long'" in caplog.text
-    assert evaluation_file(rag, found, name="x")["dataset"]["too_long"] == ["too-long"]
-    assert "too_long" not in evaluation_file(rag, alone, name="x")["dataset"]
+    assert evaluation_file(rag, found, name="x").dataset.too_long == ["too-long"]
+    assert "too_long" not in evaluation_file(rag, alone, name="x").to_dict()["dataset"]
 
 
 def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExample) -> None:
@@ -313,7 +313,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
         selector=SelectorConfig(num_candidates=5, num_selected=2),
         decoding=DecodingConfig(max_new_tokens=3),
         adapter=AdapterConfig(r=3),
-        exercises=0,
+        general_tasks=0,
         answerable_only=False,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
@@ -324,10 +324,10 @@ def test_a_sweep_asks_all_rows_the_same_questions(
     assert again["too_long"] == data["too_long"]
 
 
-# -- probes of forgetting --------------------------------------------------------------------------------------
+# -- retention tasks -------------------------------------------------------------------------------------------
 
 
-def test_probes_that_do_not_fit_are_found_first_or_left_out(
+def test_retention_tasks_that_do_not_fit_are_found_first_or_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     generator = Generator(tiny_language_model(context=60))
@@ -342,20 +342,22 @@ def test_probes_that_do_not_fit_are_found_first_or_left_out(
         "drift": (write("d.jsonl", [{"prompt": "say y"}, {"prompt": "x" * 90}]),),
         "max_new_tokens": 3,
     }
-    scores = measure_model(generator, "base", Probes(**files, on_error="skip"), progress=False).scores
+    scores = measure_model(generator, "base", RetentionTasks(**files, on_error="skip"), progress=False).scores
     assert {(score.task, len(score.items)) for score in scores} == {("a", 1), ("p", 1), ("d", 1)}
-    assert caplog.text.count("Left out 1 of 2 rows") >= 3
+    assert caplog.text.count("Left out 1 of 2 records") >= 3
     monkeypatch.setattr(generator.language_model, "hidden", refuse)
     for kind in ("answers", "pairs", "drift"):
         # The file that is measured last is looked at before the first is measured.
         short = {"answers": (write("s.jsonl", [{"prompt": "say y", "answer": "y"}]),)}
         with pytest.raises(DataError, match="--on_error skip"):
-            measure_model(generator, "base", Probes(**{**short, kind: files[kind]}, max_new_tokens=3), progress=False)
-    only_long = Probes(drift=(write("l.jsonl", [{"prompt": "x" * 90}]),), on_error="skip")
+            measure_model(
+                generator, "base", RetentionTasks(**{**short, kind: files[kind]}, max_new_tokens=3), progress=False
+            )
+    only_long = RetentionTasks(drift=(write("l.jsonl", [{"prompt": "x" * 90}]),), on_error="skip")
     with pytest.raises(DataError, match="must leave"):
         measure_model(generator, "base", only_long, progress=False)
     with pytest.raises(UsageError, match="on_error must be"):
-        Probes(drift=("d.jsonl",), on_error="ignore")
+        RetentionTasks(drift=("d.jsonl",), on_error="ignore")
 
 
 # -- the command line ------------------------------------------------------------------------------------------

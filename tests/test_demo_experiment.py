@@ -1,6 +1,7 @@
 """The laboratory on a handful of questions: every recipe trains what it says, and a killed run is continued."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_records import evaluation_of
 
 from indexes.errors import UsageError
 from rag.experiments.demo_experiment import LABELS, Lab, LabSettings, lab_pairs
@@ -28,7 +30,7 @@ TINY = LabSettings(
     num_candidates=4,
     num_selected=2,
     num_permutations=2,
-    exercises=12,
+    general_tasks=12,
     encyclopedia_questions=2,
 )
 
@@ -102,9 +104,7 @@ class TestRecipes:
 
 class TestCompare:
     def result(self, name: str, right: list[float], general: list[float]) -> RowResult:
-        rows = [{"id": str(i), "scores": {"exact_match": r}} for i, r in enumerate(right)]
-        about = {"pipeline": {"index": {"corpus_fingerprint": "c"}}, "dataset": {"sha256": "d"}}
-        evaluation = {"name": name, "rows": rows, "metrics": {"exact_match": 0.0}, **about}
+        evaluation = evaluation_of(name, {"exact_match": right})
         return RowResult(name, name, name, False, 1, {}, evaluation, general, 0.0, [], 1.0)
 
     def test_differences_are_paired_and_relative_to_the_other(self) -> None:
@@ -113,11 +113,11 @@ class TestCompare:
             self.result("dro", [1, 1, 0, 0], [1, 0]),
             self.result("dro_selfaug", [1, 1, 1, 0], [1, 1]),
         ]
-        found = {(c["name"], c["against"], c["metric"]): c for c in compare(lab_pairs(results))}
-        assert found["dro", "base", "exact_match"]["difference"] == 0.25
-        assert found["dro", "base", "exact_match"]["relative"] == 1.0
-        assert found["dro_selfaug", "dro", "general"]["difference"] == 0.5
-        assert found["dro", "base", "general"]["relative"] == -0.5
+        found = {(c.name, c.against, c.metric): c for c in compare(lab_pairs(results))}
+        assert found["dro", "base", "exact_match"].difference == 0.25
+        assert found["dro", "base", "exact_match"].relative == 1.0
+        assert found["dro_selfaug", "dro", "general"].difference == 0.5
+        assert found["dro", "base", "general"].relative == -0.5
         assert len(found) == 5
 
     def test_dro_is_compared_with_every_baseline_and_every_ablation(self) -> None:
@@ -126,12 +126,12 @@ class TestCompare:
             ([name for name in LABELS if name != "dro"], "dro_selfaug"),
         ):
             found = compare(lab_pairs([self.result(name, [1, 0], [1, 1]) for name in rows]))
-            against = [c["against"] for c in found if c["metric"] == "exact_match" and c["name"] == ours]
+            against = [c.against for c in found if c.metric == "exact_match" and c.name == ours]
             assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
 
     def test_nothing_is_relative_to_zero(self) -> None:
         results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
-        assert compare(lab_pairs(results))[0]["relative"] is None
+        assert compare(lab_pairs(results))[0].relative is None
 
 
 def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
@@ -139,11 +139,11 @@ def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     result = run_demo(mode="full", output=tmp_path / "lab", seed=5, progress=False, **sizes)
     rows = {row["name"]: row for row in result.data["rows"]}
     assert list(rows) == list(LABELS)
-    keys = {"name", "exact_match", "f1", "recall_at_1", "general", "kl_drift", "seconds", "seed"}
+    keys = {"name", "exact_match", "f1", "selector_recall@1", "general", "kl_drift", "seconds", "seed"}
     assert all(keys <= row.keys() for row in rows.values())
     assert rows["base"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
     assert rows["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
-    assert rows["sft"]["recall_at_1"] == rows["base"]["recall_at_1"]
+    assert rows["sft"]["selector_recall@1"] == rows["base"]["selector_recall@1"]
     assert result.data["curves"]["sft"][-1]["eval_kl_drift"] > 0.0
     assert result.data["curves"].keys() == LABELS.keys() - {"base"}
     assert [r["round"] for r in result.data["curves"]["dro"]] == [0, 1]
@@ -253,8 +253,11 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
         Lab(tmp_path, replace(TINY, seed=6), progress=False)
 
 
-def test_a_table_without_exercises_has_no_drift() -> None:
-    assert _table([{"label": "base model", "seconds": 1.0}]).count("-") >= 7
+def test_a_metric_that_was_not_measured_is_a_dash_in_the_table() -> None:
+    measured = {"exact_match": 0.25, "intervals": {"exact_match": [0.125, 0.375]}, "seconds": 90.0}
+    line = next(line for line in _table([{"label": "base model", **measured}]).splitlines() if "base model" in line)
+    cells = [cell.strip() for cell in re.split("[│┃]", line) if cell.strip()]
+    assert cells == ["base model", "25.0 [12.5, 37.5]", "-", "-", "-", "-", "-", "-", "90"]
 
 
 def test_an_unknown_mode_is_refused() -> None:

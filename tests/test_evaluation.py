@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_records import evaluation_of
 from tiny_models import PASSAGES, randomize_adapters, reply_with
 
 from indexes.errors import DataError, MismatchError, UsageError
@@ -76,8 +77,8 @@ def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[in
 def test_every_metric_has_an_interval_and_a_count(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES, progress=False)
     assert set(found.intervals) == set(found.counts) == set(found.metrics) - {"n"}
-    by_id = sorted(found.rows, key=lambda row: row["id"])
-    values = [row["f1"] for row in by_id]
+    ids = [e.id for e in found.examples]
+    values = [found.scores[i]["f1"] for i in sorted(range(len(ids)), key=ids.__getitem__)]
     assert found.intervals["f1"] == pytest.approx(bootstrap_interval(values), abs=1e-12)
     assert found.counts["retriever_ndcg@3"] == found.counts["selector_mrr"] == 3  # q1 has no gold ids
     assert found.counts["selector_answer_recall@3"] == found.metrics["n"] == 4
@@ -88,34 +89,34 @@ def test_a_question_with_fewer_candidates_counts_at_every_cut_off(rag: RAG, monk
     """An approximate index may find fewer for some; left out there, they would only make recall@5 look better."""
     search = rag.retriever.search
 
-    def three_of_germany(questions: Sequence[str], k: int) -> list[Any]:
-        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k)]
+    def three_of_germany(questions: Sequence[str], k: int, **options: Any) -> list[Any]:
+        return [c.reordered(range(3)) if "Germany" in c.question else c for c in search(questions, k, **options)]
 
     monkeypatch.setattr(rag.retriever, "search", three_of_germany)
     found = evaluate(rag, EXAMPLES, progress=False)
     assert all(found.counts[f"{stage}_recall@5"] == 3 for stage in ("retriever", "selector"))
     assert found.counts["retriever_answer_recall@5"] == found.counts["selector_answer_recall@5"] == 4
-    assert found.rows[0]["retriever_recall@5"] == found.rows[0]["retriever_recall@3"]
+    assert found.scores[0]["retriever_recall@5"] == found.scores[0]["retriever_recall@3"]
     assert "retriever_recall@20" not in found.metrics
 
 
-def test_rows_come_back_in_the_order_of_the_questions(rag: RAG) -> None:
+def test_results_are_in_the_order_of_the_questions(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES, batch_size=2, progress=False)
-    assert [row["id"] for row in found.rows] == [e.id for e in EXAMPLES] == [e.id for e in found.examples]
+    assert [e.id for e in found.examples] == [e.id for e in EXAMPLES]
     assert [a.question for a in found.answers] == [e.question for e in EXAMPLES]
     for example, candidates in zip(EXAMPLES, found.candidates, strict=True):
         searched = rag.retriever.search(example.question, 5)
-        assert [c["id"] for c in candidates] == searched.ids
-        assert [c["score"] for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
+        assert [c.id for c in candidates] == searched.ids
+        assert [c.score for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
 
 
 def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES[:1], progress=False)
-    ids = [c["id"] for c in found.candidates[0]]
-    assert found.rows[0]["retriever_mrr"] == (1 / (ids.index("p4") + 1) if "p4" in ids else 0.0)
+    ids = [c.id for c in found.candidates[0]]
+    assert found.scores[0]["retriever_mrr"] == (1 / (ids.index("p4") + 1) if "p4" in ids else 0.0)
     read = [p.id for p in found.answers[0].passages]
     ranked = [*read, *(i for i in ids if i not in read)]
-    assert found.rows[0]["selector_mrr"] == (1 / (ranked.index("p4") + 1) if "p4" in ranked else 0.0)
+    assert found.scores[0]["selector_mrr"] == (1 / (ranked.index("p4") + 1) if "p4" in ranked else 0.0)
 
 
 def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
@@ -125,7 +126,7 @@ def test_decoding_is_greedy_whatever_the_temperature(rag: RAG) -> None:
     assert [a.text for a in hot.answers] == [a.text for a in greedy.answers]
     assert rag.generator.config is sampling
     written = evaluation_file(rag, hot, name="hot")
-    assert written["pipeline"]["decoding"] == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
+    assert written.pipeline.decoding == {"max_new_tokens": 3, "temperature": 0.0, "top_p": 1.0}
 
 
 # -- odd questions ---------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_unanswerable_questions_are_scored_against_the_empty_answer(rag: RAG, mo
         assert found.counts[f"{name}_unanswerable"] == 2
     assert found.counts["retriever_answer_recall@1"] == 2  # nothing is found nowhere
     assert found.counts["retriever_recall@1"] == 4
-    assert evaluation_file(rag, found, name="x")["rows"][0]["unanswerable"]
+    assert evaluation_file(rag, found, name="x").records[0].unanswerable
 
 
 def test_a_question_without_answers_is_an_error_or_left_out(rag: RAG) -> None:
@@ -207,7 +208,7 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questi
     (tmp_path / "turned").mkdir()
     turned = tmp_path / "turned" / questions.name
     write_examples(EXAMPLES[::-1], turned)
-    words = ["evaluate", "--bundle", str(bundle), "--order_bias", "2", "--support", "--quiet", "--output"]
+    words = ["evaluate", "--bundle", str(bundle), "--order_bias", "2", "--attribution", "--quiet", "--output"]
     for number, file in enumerate([questions, turned]):
         assert run([*words, tmp_path / f"{number}.json", "--questions", file], capsys)[0] == 0
     subprocess.run(
@@ -222,17 +223,18 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questi
     assert (tmp_path / "2.json").read_bytes() == first
     assert str(tmp_path).encode() not in first
     data = read_evaluation(tmp_path / "0.json")
-    assert [row["id"] for row in data["rows"]] == ["q1", "q10", "q2", "q3"]
-    assert data["n"] == data["n_scored"] == data["dataset"]["n"] == 4
-    assert data["name"] == data["label"] == "tuned"
-    assert data["pipeline"]["bundle_sha256"] == bundle_digest(bundle)
-    assert data["dataset"]["sha256"] == dataset_digest(EXAMPLES)
-    assert data["order_bias"]["candidates"]["questions"] == 4
-    assert data["support"]["answers"] == 4
-    for row in data["rows"]:
-        assert len(row["passages"]) == len(row["permutation"]) == len(row["support"]) == 2
-        assert [row["candidates"][rank]["id"] for rank in row["permutation"]] == [p["id"] for p in row["passages"]]
-        assert len(row["order_bias"]["candidates"]["answers"]) == 2
+    assert data.to_dict() == json.loads(first)
+    assert [record.id for record in data.records] == ["q1", "q10", "q2", "q3"]
+    assert data.n == data.n_scored == data.dataset.n == 4
+    assert data.name == data.label == "tuned"
+    assert data.pipeline.bundle_sha256 == bundle_digest(bundle)
+    assert data.dataset.sha256 == dataset_digest(EXAMPLES)
+    assert data.order_bias.candidates.questions == 4
+    assert data.attribution.answers == 4
+    for record in data.records:
+        assert len(record.passages) == len(record.permutation) == len(record.attribution) == 2
+        assert [record.candidates[rank].id for rank in record.permutation] == [p.id for p in record.passages]
+        assert len(record.order_bias.candidates.answers) == 2
 
 
 @pytest.mark.parametrize("below", ["", "dev.jsonl/found.json"])
@@ -247,18 +249,18 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
 def test_limit_takes_the_first_of_the_file(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(["evaluate", "--bundle", bundle, "--questions", questions, "--limit", "2", "--json"], capsys)
     assert code == 0
-    assert [row["id"] for row in json.loads(out)["rows"]] == ["q10", "q2"]
+    assert [record["id"] for record in json.loads(out)["records"]] == ["q10", "q2"]
 
 
 def test_the_table_has_intervals(bundle: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--bundle", bundle, "--questions", questions, "--name", "ours", "--order_bias", "1"]
-    code, out, _ = run([*words, "--support"], capsys)
+    code, out, _ = run([*words, "--attribution"], capsys)
     assert code == 0
     assert "ours: 4 questions scored" in out
     assert "95 % interval" in out
     assert "Order of candidates" in out
     assert "Order of passages" in out
-    assert "Support: " in out
+    assert "Attribution: " in out
 
 
 def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,34 +280,61 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
     assert "answered 4 and 3" in error
     for wrong in (["--compare", one, one], ["--compare", one], ["--compare", one, other, "--questions", questions], []):
         assert run(["evaluate", *wrong], capsys)[0] == 2
-    _, _, error = run(["evaluate", "--compare", one, other, "--support", "--limit", "3"], capsys)
-    assert "leave --limit, --support out" in error
+    _, _, error = run(["evaluate", "--compare", one, other, "--attribution", "--limit", "3"], capsys)
+    assert "leave --limit, --attribution out" in error
     code, _, error = run(["evaluate", "--questions", questions, "--metrics", "f1"], capsys)
     assert code == 2 and "--metrics names what --compare compares" in error
     assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
-    without_rows = json.loads(one.read_text())
-    del without_rows["rows"]
-    write_json({**without_rows, "name": "short"}, other)
+    without_records = json.loads(one.read_text())
+    del without_records["records"]
+    write_json({**without_records, "name": "short"}, other)
     code, _, error = run(["evaluate", "--compare", one, other], capsys)
-    assert code == 4 and "it has no 'rows'" in error
+    assert code == 3 and "the key 'records' is missing" in error
     assert run(["evaluate", "--compare", one, questions], capsys)[0] == 4
 
 
-def test_a_file_is_read_as_it_was_written_or_refused(tmp_path: Path) -> None:
-    parts: dict[str, Any] = {
-        "name": "x",
-        "pipeline": {},
-        "dataset": {},
-        "metrics": {},
-        "rows": [{"question": "\u00e9"}],
-    }
-    data = {"kind": "evaluation", "format_version": 1, **parts}
-    write_json(data, tmp_path / "new" / "good.json")
-    assert read_evaluation(tmp_path / "new" / "good.json") == data
-    for text in ("{", '{"kind": "sweep", "format_version": 1}', '{"kind": "evaluation", "format_version": 9}', "[]"):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(MismatchError, match=r"bad\.json must"):
-            read_evaluation(tmp_path / "bad.json")
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    file = evaluation_of("x", {"exact_match": [1.0, 0.0]}, label="\u00e9")
+    write_json(file.to_dict(), tmp_path / "new" / "good.json")
+    assert read_evaluation(tmp_path / "new" / "good.json") == file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "sweep"}, r"the key 'kind' must be 'evaluation', got 'sweep'"),
+        ({"format_version": 9}, r"the key 'format_version' must be 1, got 9"),
+        ({"support": {}}, r"the key 'support' is unknown"),
+        ({"n": None}, r"the key 'n' must be int, got 'None'"),
+        ({"n": True}, r"the key 'n' must be int, got 'True'"),
+        ({"metrics": {"f1": "high"}}, r"the key 'metrics\.f1' must be float, got 'high'"),
+        ({"intervals": {"f1": [0.5]}}, r"the key 'intervals\.f1' must be a list of 2, got '\[0\.5\]'"),
+        ({"pipeline": {}}, r"the key 'pipeline\.bundle_sha256' is missing"),
+        ({"records": [{"id": "q"}]}, r"the key 'records\[0\]\.question' is missing"),
+        ({"records": {}}, r"the key 'records' must be list, got '{}'"),
+        ({"attribution": []}, r"the key 'attribution' must be an object \(AttributionSummary\)"),
+    ],
+)
+def test_a_file_of_another_version_or_kind_names_the_key(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(evaluation_of("x", {"f1": [1.0]}).to_dict() | change))
+    with pytest.raises(DataError, match=rf"bad\.json: {message}"):
+        read_evaluation(file)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(MismatchError, match=r"bad\.json must hold a JSON object"):
+        read_evaluation(tmp_path / "bad.json")
+
+
+def test_a_question_file_is_evaluated_as_its_questions(rag: RAG, questions: Path) -> None:
+    assert evaluate(rag, questions, progress=False) == evaluate(rag, EXAMPLES, progress=False)
+    questions.write_text(questions.read_text() + '{"id": "q9", "question": "cut of')
+    with pytest.raises(DataError, match=r"dev\.jsonl:5"):
+        evaluate(rag, str(questions), progress=False)
+    assert evaluate(rag, questions, on_error="skip", progress=False).skipped == 1
 
 
 def test_ids_must_differ_in_a_file(rag: RAG) -> None:
@@ -357,6 +386,6 @@ def test_the_digest_of_the_base_is_of_its_weights(make_rag: Callable[..., RAG]) 
 
 
 def test_another_corpus_is_another_fingerprint(rag: RAG) -> None:
-    found = evaluation_file(rag, evaluate(rag, EXAMPLES, progress=False), name="x")["pipeline"]["index"]
-    assert found["corpus_fingerprint"] == rag.retriever.index.manifest.corpus_fingerprint
-    assert found["passages"] == len(PASSAGES)
+    found = evaluation_file(rag, evaluate(rag, EXAMPLES, progress=False), name="x").pipeline.index
+    assert found.corpus_fingerprint == rag.retriever.index.manifest.corpus_fingerprint
+    assert found.passages == len(PASSAGES)

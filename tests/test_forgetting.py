@@ -1,4 +1,4 @@
-"""What forgetting is measured by: counted exactly, against transformers' own losses, the same in every order."""
+"""Forgetting: exact counts, against transformers' own losses, independent of the order of items."""
 
 import gzip
 import itertools
@@ -31,18 +31,23 @@ from indexes.errors import DataError, MismatchError, UsageError
 from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation_file import bundle_digest, write_json
+from rag.forgetting.file_tasks import AnsweredPrompts, Drift, MinimalPairs, PlainText
 from rag.forgetting.general_tasks import GeneralTask
 from rag.forgetting.measurement import (
+    ForgettingTable,
+    MeasuredBase,
     ModelScores,
-    forgetting,
     forgetting_table,
     kl_drift,
     load_base,
     measure_forgetting,
+    measure_general_tasks,
     measure_model,
+    read_forgetting,
 )
-from rag.forgetting.retention_tasks import Probes, read_pairs, read_texts
-from rag.forgetting.task_scores import Score, measure_answers, measure_drift, measure_pairs, measure_text
+from rag.forgetting.retention_items import read_pairs, read_texts
+from rag.forgetting.retention_task import RetentionOptions, Score
+from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
 
 PROMPTS = ["Repeat: abc", "What is 2 + 2?", "Sort these: 3 1 2, please."]
@@ -74,7 +79,7 @@ def kl_of(model: LanguageModel, ids: list[int]) -> torch.Tensor:
     return torch.nn.functional.kl_div(log_p["generator"], log_p["base"], log_target=True, reduction="none").sum(-1)
 
 
-# -- the laboratory's measures ---------------------------------------------------------------------------------
+# -- general tasks ---------------------------------------------------------------------------------------------
 
 
 def test_an_untrained_model_has_not_moved() -> None:
@@ -92,13 +97,13 @@ def test_the_drift_is_the_mean_kl_of_the_next_token(language_model: LanguageMode
     assert found > 0.01
 
 
-def test_an_exercise_counts_when_the_answer_is_exactly_right() -> None:
+def test_a_general_task_is_right_if_the_answer_is_exactly_equal() -> None:
     model = tiny_language_model()
     randomize_adapters(model)
     generator = Generator(model)
-    said = generator.complete([render_chat(model.tokenizer, text) for text in PROMPTS])
-    tasks = [GeneralTask("any", PROMPTS[0], said[0]), GeneralTask("any", PROMPTS[1], said[1] + "x")]
-    result = measure_forgetting(generator, tasks)
+    replies = generator.complete([render_chat(model.tokenizer, text) for text in PROMPTS])
+    tasks = [GeneralTask("any", PROMPTS[0], replies[0]), GeneralTask("any", PROMPTS[1], replies[1] + "x")]
+    result = measure_general_tasks(generator, tasks)
     assert result.right == [1.0, 0.0]
     assert result.general == 0.5
     assert result.kl_drift > 0
@@ -113,7 +118,7 @@ def test_pairs_are_decided_as_by_transformers(tmp_path: Path, architecture: str,
     model = tiny_language_model(architecture)
     randomize_adapters(model)
     file = write(tmp_path / "pairs.jsonl", PAIRS)
-    (score,) = measure_pairs(Generator(model, max_tokens_per_batch=50), role, file, progress=False)
+    (score,) = MinimalPairs().measure(Generator(model, max_tokens_per_batch=50), role, file, progress=False)
     with model.use(role):
         expected = {
             (pair["good"], pair["bad"]): float(log_prob(model, pair["good"], 1) > log_prob(model, pair["bad"], 1))
@@ -128,7 +133,7 @@ def test_pairs_are_decided_as_by_transformers(tmp_path: Path, architecture: str,
 
 def test_a_tie_is_not_right(generator: Generator, tmp_path: Path) -> None:
     file = write(tmp_path / "ties.jsonl", [{"good": "same here", "bad": "same here"}])
-    assert measure_pairs(generator, "generator", file, progress=False)[0].numerators == (0.0,)
+    assert MinimalPairs().measure(generator, "generator", file, progress=False)[0].numerators == (0.0,)
 
 
 def test_accuracy_by_group(generator: Generator, tmp_path: Path) -> None:
@@ -142,8 +147,10 @@ def test_accuracy_by_group(generator: Generator, tmp_path: Path) -> None:
         {"good": likely if is_right else unlikely, "bad": unlikely if is_right else likely, "task": pair["task"]}
         for (likely, unlikely), is_right, pair in zip(ordered, right, PAIRS, strict=True)
     ]
-    scores = measure_model(generator, "base", Probes(pairs=(write(tmp_path / "p.jsonl", rows),)), progress=False)
-    found = {row["group"]: (row["value"], row["n"]) for row in forgetting_table([scores])["measurements"]}
+    scores = measure_model(
+        generator, "base", RetentionTasks(pairs=(write(tmp_path / "p.jsonl", rows),)), progress=False
+    )
+    found = {row["group"]: (row["value"], row["n"]) for row in forgetting_table([scores]).to_dict()["measurements"]}
     assert found == {"all": (0.6, 5), "agreement": (2 / 3, 3), "binding": (1.0, 1), "island": (0.0, 1)}
 
 
@@ -152,7 +159,7 @@ def test_perplexity_of_text_that_fits(tmp_path: Path, architecture: str) -> None
     model = tiny_language_model(architecture)
     randomize_adapters(model)
     file = write(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
-    scores = {s.metric: s for s in measure_text(Generator(model), "generator", file, progress=False)}
+    scores = {s.metric: s for s in PlainText().measure(Generator(model), "generator", file, progress=False)}
     with model.use("generator"):
         nats = -sum(log_prob(model, text, 1) for text in TEXTS)
     words, sizes = sum(len(text.split()) for text in TEXTS), sum(len(text.encode()) for text in TEXTS)
@@ -178,7 +185,7 @@ def test_perplexity_of_text_that_is_longer_than_the_context(tmp_path: Path, wind
             log_p = model.base_model(torch.tensor([seen[0]])).logits[0].log_softmax(-1)
             nats -= float(log_p[torch.arange(width), torch.tensor(seen[1])][-count:].sum())
     file = write(tmp_path / "t.jsonl", [{"text": text}])
-    score = measure_text(Generator(model), "generator", file, window=window, progress=False)[0]
+    score = PlainText(window=window).measure(Generator(model), "generator", file, progress=False)[0]
     assert score.numerators[0] == pytest.approx(nats, rel=1e-4)
 
 
@@ -203,8 +210,10 @@ def test_replies_are_the_greedy_ones_of_the_role(tmp_path: Path) -> None:
     rows = [{"prompt": p, "answer": a, "match": "exact"} for p, a in zip(PROMPTS, said["generator"], strict=True)]
     rows = [row for row in rows if row["answer"].strip()]
     file = write(tmp_path / "a.jsonl", [*rows, rows[0] | {"answer": "something else"}])
-    (tuned,) = measure_answers(generator, "generator", file, max_new_tokens=6, progress=False)
-    (base,) = measure_answers(generator, "base", file, max_new_tokens=6, progress=False)
+    (tuned,) = AnsweredPrompts().measure(
+        generator, "generator", file, RetentionOptions(max_new_tokens=6), progress=False
+    )
+    (base,) = AnsweredPrompts().measure(generator, "base", file, RetentionOptions(max_new_tokens=6), progress=False)
     assert sum(tuned.numerators) == len(rows) == len(tuned.items) - 1
     assert sum(base.numerators) < len(rows)
     assert generator.config.temperature == 0.7
@@ -212,7 +221,7 @@ def test_replies_are_the_greedy_ones_of_the_role(tmp_path: Path) -> None:
 
 def test_drift_of_chat_turns_and_of_text(language_model: LanguageModel, tmp_path: Path) -> None:
     rows = [{"prompt": PROMPTS[0]}, {"question": PROMPTS[1], "answer": "4"}, {"text": TEXTS[0]}]
-    kl, variation, agreement = measure_drift(
+    kl, variation, agreement = Drift().measure(
         Generator(language_model), "generator", write(tmp_path / "d.jsonl", rows), progress=False
     )
     tokenizer = language_model.tokenizer
@@ -231,23 +240,23 @@ def test_drift_of_chat_turns_and_of_text(language_model: LanguageModel, tmp_path
     assert sorted(agreement.numerators) == pytest.approx(sorted(agreed))
 
 
-def test_what_does_not_fit_is_said_with_its_place(tmp_path: Path) -> None:
+def test_an_item_that_does_not_fit_is_named_with_file_and_line(tmp_path: Path) -> None:
     generator = Generator(tiny_language_model(context=40))
     long = write(tmp_path / "long.jsonl", [{"prompt": "x" * 30, "answer": "y", "good": "x" * 50, "bad": "y"}])
     with pytest.raises(DataError, match=r"long\.jsonl:1: a prompt must leave 20 of the model's 40 tokens free"):
-        measure_answers(generator, "base", long, max_new_tokens=20, progress=False)
-    with pytest.raises(DataError, match=r"long\.jsonl: a sentence must fit into 40 tokens; 'xx"):
-        measure_pairs(generator, "base", long, progress=False)
+        AnsweredPrompts().measure(generator, "base", long, RetentionOptions(max_new_tokens=20), progress=False)
+    with pytest.raises(DataError, match=r"long\.jsonl:1: a sentence must fit into 40 tokens; 'xx"):
+        MinimalPairs().measure(generator, "base", long, progress=False)
 
 
 # -- the table -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def probes(tmp_path: Path) -> Probes:
+def tasks(tmp_path: Path) -> RetentionTasks:
     """A little of everything."""
     rows = [{"prompt": p, "answer": str(i), "group": "even" if i % 2 else "odd"} for i, p in enumerate(PROMPTS)]
-    return Probes(
+    return RetentionTasks(
         answers=(write(tmp_path / "answers.jsonl", rows),),
         pairs=(write(tmp_path / "pairs.jsonl.gz", PAIRS),),
         text=(write(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS]),),
@@ -256,8 +265,8 @@ def probes(tmp_path: Path) -> Probes:
     )
 
 
-def test_an_untrained_adapter_is_exactly_the_base(probes: Probes) -> None:
-    table = forgetting([("untrained", Generator(tiny_language_model()))], probes, progress=False)
+def test_an_untrained_adapter_is_exactly_the_base(tasks: RetentionTasks) -> None:
+    table = measure_forgetting([("untrained", Generator(tiny_language_model()))], tasks, progress=False).to_dict()
     values = {
         model: [m["value"] for m in table["measurements"] if m["model"] == model] for model in ("base", "untrained")
     }
@@ -269,15 +278,15 @@ def test_an_untrained_adapter_is_exactly_the_base(probes: Probes) -> None:
     assert {m["value"] for m in table["measurements"] if m["metric"] == "kl_drift"} == {0.0}
 
 
-def test_several_models_against_one_base(probes: Probes) -> None:
+def test_several_models_against_one_base(tasks: RetentionTasks) -> None:
     def generator(seed: int) -> Generator:
         model = tiny_language_model()
         randomize_adapters(model, seed=seed)
         return Generator(model)
 
-    table = forgetting([("a", generator(1)), ("b", generator(2))], probes, progress=False)
+    table = measure_forgetting([("a", generator(1)), ("b", generator(2))], tasks, progress=False).to_dict()
     assert [model["name"] for model in table["models"]] == ["base", "a", "b"]
-    alone = forgetting([("b", generator(2))], probes, progress=False)
+    alone = measure_forgetting([("b", generator(2))], tasks, progress=False).to_dict()
     of_b = [m for m in table["measurements"] if m["model"] in ("base", "b")]
     assert of_b == alone["measurements"]
     assert [c for c in table["comparisons"] if c["model"] == "b"] == alone["comparisons"]
@@ -295,31 +304,40 @@ def test_several_models_against_one_base(probes: Probes) -> None:
     assert bits["n"] == len(TEXTS) and 0 < bits["p"] <= 1
 
 
-def test_the_selectors_adapter_can_be_measured(language_model: LanguageModel, probes: Probes) -> None:
+def test_the_selectors_adapter_can_be_measured(language_model: LanguageModel, tasks: RetentionTasks) -> None:
     generator = Generator(language_model)
-    found = [forgetting([("x", generator)], probes, role=role, progress=False) for role in ("generator", "selector")]
+    found = [
+        measure_forgetting([("x", generator)], tasks, role=role, progress=False).to_dict()
+        for role in ("generator", "selector")
+    ]
     assert found[0]["measurements"] != found[1]["measurements"]
     assert found[1]["models"][1]["role"] == "selector"
 
 
-def test_a_shuffled_file_gives_the_same_numbers(generator: Generator, probes: Probes) -> None:
-    before = forgetting([("x", generator)], probes, progress=False)
-    for file in [*probes.pairs, *probes.text, *probes.answers, *probes.drift]:
+def test_a_shuffled_file_gives_the_same_numbers(generator: Generator, tasks: RetentionTasks) -> None:
+    before = measure_forgetting([("x", generator)], tasks, progress=False).to_dict()
+    for file in [*tasks.sources["pairs"], *tasks.sources["text"], *tasks.sources["answers"], *tasks.sources["drift"]]:
         path = Path(file)
         lines = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).splitlines()
         random.Random(3).shuffle(lines)
         write(path, [json.loads(line) for line in lines])
-    assert forgetting([("x", generator)], probes, progress=False) == before
+    assert measure_forgetting([("x", generator)], tasks, progress=False).to_dict() == before
 
 
-def test_scores_survive_a_file(generator: Generator, probes: Probes, tmp_path: Path) -> None:
-    table = forgetting([("x", generator)], probes, scores_folder=tmp_path / "scores", progress=False)
+def test_scores_survive_a_file(generator: Generator, tasks: RetentionTasks, tmp_path: Path) -> None:
+    table = measure_forgetting([("x", generator)], tasks, scores_folder=tmp_path / "scores", progress=False).to_dict()
     loaded = [ModelScores.load(tmp_path / "scores" / f"{name}.json") for name in ("base", "x")]
     write_json(table, tmp_path / "a.json")
-    write_json(forgetting_table(loaded), tmp_path / "b.json")
+    write_json(forgetting_table(loaded).to_dict(), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    with pytest.raises(MismatchError, match="must hold the scores of one model"):
+    with pytest.raises(DataError, match=r"a\.json: the key 'name' is missing"):
         ModelScores.load(tmp_path / "a.json")
+    assert read_forgetting(tmp_path / "a.json") == forgetting_table(loaded)
+    (tmp_path / "a.json").write_text(json.dumps(table | {"measurements": [{"model": "x"}]}))
+    with pytest.raises(DataError, match=r"a\.json: the key 'measurements\[0\]\.task' is missing"):
+        read_forgetting(tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"the key 'kind' must be 'forgetting', got None"):
+        ForgettingTable.from_dict(loaded[0].to_dict())
 
 
 def some_scores(name: str, role: str, sha256: str = "0" * 64, **changes: Any) -> ModelScores:
@@ -332,22 +350,24 @@ def some_scores(name: str, role: str, sha256: str = "0" * 64, **changes: Any) ->
         numerators=(1.0, 0.0, 1.0),
         denominators=(1.0, 1.0, 1.0),
     )
-    base = {"name": "x", "revision": None, "sha256": sha256, "dtype": "float32", "quantization": None}
+    base = MeasuredBase(
+        name="x", revision=None, sha256=sha256, dtype="float32", quantization=None, chat={}, context_length=100
+    )
     return ModelScores(name=name, role=role, base=base, bundle_sha256=None, scores=(replace(score, **changes),))
 
 
 def test_only_what_belongs_together_is_compared() -> None:
     base = some_scores("base", "base")
-    with pytest.raises(MismatchError, match="compared over one base; a stands on 'x'"):
-        forgetting_table([base, some_scores("a", "generator", "1" * 64)])
+    with pytest.raises(MismatchError, match="compared over one base model; a is over 'x'"):
+        forgetting_table([base, some_scores("a", "generator", "1" * 64)]).to_dict()
     with pytest.raises(MismatchError, match="a and base must be measured on the same items; those of t differ"):
-        forgetting_table([base, some_scores("a", "generator", items=("i", "j", "l"))])
-    with pytest.raises(UsageError, match="needs the base exactly once; 0 of 1"):
-        forgetting_table([some_scores("a", "generator")])
+        forgetting_table([base, some_scores("a", "generator", items=("i", "j", "l"))]).to_dict()
+    with pytest.raises(UsageError, match="needs the base model exactly once, got it 0 times"):
+        forgetting_table([some_scores("a", "generator")]).to_dict()
     with pytest.raises(UsageError, match="different names"):
-        forgetting_table([base, some_scores("base", "generator")])
-    with pytest.raises(UsageError, match="or of a base alone; neither came"):
-        forgetting([], Probes(text=("t.txt",)))
+        forgetting_table([base, some_scores("base", "generator")]).to_dict()
+    with pytest.raises(UsageError, match="or of a base model; give one of them, got neither"):
+        measure_forgetting([], RetentionTasks(text=("t.txt",))).to_dict()
 
 
 def test_reported_values_are_compared_by_their_standard_errors() -> None:
@@ -355,7 +375,7 @@ def test_reported_values_are_compared_by_their_standard_errors() -> None:
     known: dict[str, Any] = {"numerators": (), "denominators": ()}
     base = some_scores("base", "base", reported=0.5, stderr=0.03, **known)
     tuned = some_scores("a", "generator", reported=0.2, stderr=0.04, **known)
-    table = forgetting_table([base, tuned])
+    table = forgetting_table([base, tuned]).to_dict()
     (found,) = [m for m in table["measurements"] if (m["model"], m["group"]) == ("a", "all")]
     assert found["value"] == 0.2 and found["interval"] == pytest.approx(
         [0.2 - 1.96 * 0.04, 0.2 + 1.96 * 0.04], abs=1e-4
@@ -364,14 +384,14 @@ def test_reported_values_are_compared_by_their_standard_errors() -> None:
     assert compared["difference"] == pytest.approx(-0.3)
     assert compared["interval"] == pytest.approx([-0.3 - 1.96 * 0.05, -0.3 + 1.96 * 0.05], abs=1e-4)
     assert compared["p"] == pytest.approx(1.97e-9, rel=0.01)
-    unsure = forgetting_table([base, some_scores("a", "generator", reported=0.2, **known)])
+    unsure = forgetting_table([base, some_scores("a", "generator", reported=0.2, **known)]).to_dict()
     assert {c["p"] for c in unsure["comparisons"]} == {None}
 
 
 def test_p_values_of_groups_are_adjusted_and_that_of_the_whole_is_not() -> None:
     base = some_scores("base", "base")
     tuned = some_scores("a", "generator", numerators=(0.0, 0.0, 1.0), groups=base.scores[0].groups)
-    found = {c["group"]: c for c in forgetting_table([base, tuned])["comparisons"]}
+    found = {c["group"]: c for c in forgetting_table([base, tuned]).to_dict()["comparisons"]}
     assert found["all"]["p_adjusted"] == found["all"]["p"]
     assert found["g"]["p_adjusted"] == found["g"]["p"]  # a single group
     assert found["g"]["n"] == 2 and found["all"]["n"] == 3
@@ -382,13 +402,13 @@ def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
     known: dict[str, Any] = {"metric": "word_perplexity", "is_exponential": True}
     base = some_scores("base", "base", numerators=(2000.0, 2100.0, 1900.0), **known)
     tuned = some_scores("a", "generator", numerators=(2010.0, 2120.0, 1930.0), **known)
-    table = forgetting_table([base, tuned])
+    table = forgetting_table([base, tuned]).to_dict()
     write_json(table, tmp_path / "table.json")
     assert {(m["value"], m["interval"]) for m in table["measurements"]} == {(None, None)}
     (whole,) = [c for c in table["comparisons"] if c["group"] == "all"]
     assert (whole["difference"], whole["interval"]) == (None, None) and whole["p"] >= 0.25
     none: dict[str, Any] = {"numerators": (), "denominators": (), "reported": None, "stderr": None}
-    table = forgetting_table([some_scores("base", "base", **none), some_scores("a", "generator", **none)])
+    table = forgetting_table([some_scores("base", "base", **none), some_scores("a", "generator", **none)]).to_dict()
     assert {m["value"] for m in table["measurements"]} == {None}
     assert {c["difference"] for c in table["comparisons"]} == {None}
 
@@ -421,10 +441,19 @@ def test_a_generator_without_an_index(bundles: list[Path], make_rag: Callable[..
         load_generator(bundles[0].parent)
 
 
-def test_the_command(bundles: list[Path], probes: Probes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    bundles: list[Path], tasks: RetentionTasks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["forgetting", "--bundle", *map(str, bundles), "--device", "cpu", "--max_new_tokens", "3"]
-    words += ["--pairs", str(probes.pairs[0]), "--text", str(probes.text[0]), "--answers", str(probes.answers[0])]
-    words += ["--drift", str(probes.drift[0])]
+    words += [
+        "--pairs",
+        str(tasks.sources["pairs"][0]),
+        "--text",
+        str(tasks.sources["text"][0]),
+        "--answers",
+        str(tasks.sources["answers"][0]),
+    ]
+    words += ["--drift", str(tasks.sources["drift"][0])]
     for name in ("one.json", "two.json"):
         assert main([*words, "--output", str(tmp_path / name)]) == 0
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
@@ -436,70 +465,72 @@ def test_the_command(bundles: list[Path], probes: Probes, tmp_path: Path, capsys
     assert data["base"]["sha256"] and "/" not in data["base"]["name"]
     keys = {"model", "task", "group", "metric", "value", "interval", "n", "higher_is_better"}
     assert {frozenset(row) for row in data["measurements"]} == {frozenset(keys)}
-    in_memory = forgetting(
+    in_memory = measure_forgetting(
         [(n, load_generator(b, device="cpu")) for n, b in zip(("first", "second"), bundles, strict=True)],
-        probes,
+        tasks,
         progress=False,
-    )
+    ).to_dict()
     assert data["measurements"] == in_memory["measurements"]
 
 
-def test_commands_that_will_not_do(bundles: list[Path], probes: Probes, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = ["--pairs", str(probes.pairs[0])]
+def test_wrong_options_of_the_command_are_refused(
+    bundles: list[Path], tasks: RetentionTasks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = ["--pairs", str(tasks.sources["pairs"][0])]
     for words, code, message in [
         ([], 2, "give one of both"),
         (["--bundle", str(bundles[0]), "--base", "tiny", *pairs], 2, "give one of both"),
-        (["--bundle", str(bundles[0])], 2, "at least one of answers"),
+        (["--bundle", str(bundles[0])], 2, "give sources of at least one of"),
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "['first'] came twice"),
         (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "one name for each bundle"),
-        (["--bundle", "not-opened", "--name", "base", *pairs], 2, "none but the base is 'base'"),
-        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders; 'a/b' came"),
-        (["--base", "tiny", *pairs, "--output", str(probes.pairs[0].parent)], 2, "must be a file in a folder"),
+        (["--bundle", "not-opened", "--name", "base", *pairs], 2, "only the base model is named 'base'"),
+        (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders, got 'a/b'"),
+        (
+            ["--base", "tiny", *pairs, "--output", str(Path(tasks.sources["pairs"][0]).parent)],
+            2,
+            "must be a file in a folder",
+        ),
         (["--base", "tiny", "--pairs", "nowhere.jsonl"], 3, "does not exist"),
     ]:
         assert main(["forgetting", *words]) == code
         assert message in capsys.readouterr().err
 
 
-def test_bundles_over_different_bases(bundles: list[Path], probes: Probes) -> None:
-    with pytest.raises(MismatchError, match="compared over one base; other stands on"):
+def test_bundles_over_different_bases(bundles: list[Path], tasks: RetentionTasks) -> None:
+    with pytest.raises(MismatchError, match="compared over one base model; other is over"):
         other = Generator(tiny_language_model(seed=7))
-        forgetting([("first", bundles[0]), ("other", other)], probes, progress=False, device="cpu")
+        measure_forgetting([("first", bundles[0]), ("other", other)], tasks, progress=False, device="cpu").to_dict()
 
 
-def test_models_are_compared_on_the_same_prompts(make_rag: Callable[..., RAG], probes: Probes, tmp_path: Path) -> None:
+def test_models_are_compared_on_the_same_prompts(
+    make_rag: Callable[..., RAG], tasks: RetentionTasks, tmp_path: Path
+) -> None:
     generators = [make_rag().generator for _ in range(2)]
     model = generators[1].language_model
     model.chat = Chat(model.tokenizer, ChatConfig(system_message="Be short."))
     with pytest.raises(MismatchError, match=r"second has other settings of the chat template.*\['system_message'\]"):
-        forgetting(list(zip(("first", "second"), generators, strict=True)), probes, progress=False)
-    scores = [measure_model(generators[0], role, probes, progress=False) for role in ("base", "generator")]
-    older = replace(scores[0], base={key: value for key, value in scores[0].base.items() if key != "chat"})
-    assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
+        measure_forgetting(list(zip(("first", "second"), generators, strict=True)), tasks, progress=False)
 
 
-def test_models_are_compared_over_one_length_of_context(make_rag: Callable[..., RAG], probes: Probes) -> None:
+def test_models_are_compared_over_one_length_of_context(make_rag: Callable[..., RAG], tasks: RetentionTasks) -> None:
     generators = [make_rag().generator for _ in range(2)]
     generators[1].language_model.context_length = 200
     with pytest.raises(MismatchError, match=r"second has a context of 200 tokens, the others of \d+\. Measure"):
-        forgetting(list(zip(("first", "second"), generators, strict=True)), probes, progress=False)
-    scores = [measure_model(generators[0], role, probes, progress=False) for role in ("base", "generator")]
-    assert scores[0].base["context_length"] == generators[0].language_model.context_length
-    older = replace(scores[0], base={key: value for key, value in scores[0].base.items() if key != "context_length"})
-    assert forgetting_table([older, scores[1]])["measurements"] == forgetting_table(scores)["measurements"]
-    mixed = replace(scores[1], base={**scores[1].base, "dtype": "mixed"})
-    assert forgetting_table([older, mixed])["measurements"] == forgetting_table(scores)["measurements"]
-    with pytest.raises(MismatchError, match="compared over one base"):
-        forgetting_table([scores[0], mixed])
+        measure_forgetting(list(zip(("first", "second"), generators, strict=True)), tasks, progress=False).to_dict()
+    scores = [measure_model(generators[0], role, tasks, progress=False) for role in ("base", "generator")]
+    assert scores[0].base.context_length == generators[0].language_model.context_length
+    mixed = replace(scores[1], base=replace(scores[1].base, dtype="mixed"))
+    with pytest.raises(MismatchError, match="compared over one base model"):
+        forgetting_table([scores[0], mixed]).to_dict()
 
 
 def test_context_and_revision_of_a_base_alone(
     base: Path,
     bundles: list[Path],
-    probes: Probes,
+    tasks: RetentionTasks,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["forgetting", "--pairs", str(probes.pairs[0]), "--device", "cpu", "--json"]
+    words = ["forgetting", "--pairs", str(tasks.sources["pairs"][0]), "--device", "cpu", "--json"]
     assert main([*words, "--base", str(base), "--context_length", "100", "--revision", "v1"]) == 0
     found = json.loads(capsys.readouterr().out)["base"]
     assert (found["context_length"], found["revision"]) == (100, "v1")
@@ -508,9 +539,9 @@ def test_context_and_revision_of_a_base_alone(
 
 
 def test_the_chat_template_of_a_base_alone(
-    base: Path, bundles: list[Path], probes: Probes, capsys: pytest.CaptureFixture[str]
+    base: Path, bundles: list[Path], tasks: RetentionTasks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["forgetting", "--answers", str(probes.answers[0]), "--device", "cpu", "--json"]
+    words = ["forgetting", "--answers", str(tasks.sources["answers"][0]), "--device", "cpu", "--json"]
     assert main([*words, "--base", str(base), "--chat.system_message", "Be short."]) == 0
     assert json.loads(capsys.readouterr().out)["base"]["chat"]["system_message"] == "Be short."
     assert main([*words, "--bundle", str(bundles[0]), "--chat.system_message", "Be short."]) == 2
@@ -523,11 +554,11 @@ def test_replies_are_read_without_their_thoughts(tmp_path: Path) -> None:
     successors = {"<|assistant|>": "<think>", "<think>": "h", "h": "</think>", "</think>": "R", "R": "<eos>"}
     generator = Generator(LanguageModel(successor_model(tokenizer, successors), tokenizer, adapter=AdapterConfig(r=2)))
     (tmp_path / "answers.jsonl").write_text('{"prompt": "say R", "answer": "R"}\n')
-    (score,) = measure_answers(generator, "base", tmp_path / "answers.jsonl", progress=False)
+    (score,) = AnsweredPrompts().measure(generator, "base", tmp_path / "answers.jsonl", progress=False)
     assert score.numerators == (1.0,)
 
 
-# -- real probes -----------------------------------------------------------------------------------------------
+# -- real tasks -----------------------------------------------------------------------------------------------
 
 
 def test_the_tiny_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
@@ -540,15 +571,17 @@ def test_the_tiny_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
             files[name] = write(
                 tmp_path / f"{name}.jsonl", [json.loads(line) for line in itertools.islice(lines, count)]
             )
-    (pairs,) = measure_pairs(generator, "base", files["blimp"], progress=False)
+    (pairs,) = MinimalPairs().measure(generator, "base", files["blimp"], progress=False)
     for item, right in zip(read_pairs(files["blimp"]), pairs.numerators, strict=True):
         good, bad = (
             log_prob(model, text, model.tokenizer.eos_token_id) for text in (item.content.good, item.content.bad)
         )
         assert right == float(good > bad)
-    text = measure_text(generator, "base", files["wikitext2_test"], progress=False)[0]
+    text = PlainText().measure(generator, "base", files["wikitext2_test"], progress=False)[0]
     for item, nats in zip(read_texts(files["wikitext2_test"]), text.numerators, strict=True):
         assert nats == pytest.approx(-log_prob(model, item.content, model.tokenizer.eos_token_id), rel=1e-4)
-    assert len(measure_drift(generator, "generator", files["ifeval"], progress=False)[0].items) == 4
-    (solved,) = measure_answers(generator, "base", files["gsm8k_test"], max_new_tokens=8, progress=False)
+    assert len(Drift().measure(generator, "generator", files["ifeval"], progress=False)[0].items) == 4
+    (solved,) = AnsweredPrompts().measure(
+        generator, "base", files["gsm8k_test"], RetentionOptions(max_new_tokens=8), progress=False
+    )
     assert set(solved.numerators) <= {0.0, 1.0}

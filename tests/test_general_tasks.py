@@ -1,4 +1,4 @@
-"""General abilities: at least eight, each with one right answer that an independent solver finds too."""
+"""General tasks: at least eight kinds, each with one right answer that an independent solver finds too."""
 
 import random
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rag.forgetting.general_tasks import ABILITIES, exercise, exercises
+from rag.forgetting.general_tasks import KINDS, draw_general_task, make_general_tasks
 
 
 def after(text: str) -> str:
@@ -38,21 +38,21 @@ SOLVERS["pattern"] = next_of_pattern
 
 
 def test_there_are_at_least_eight() -> None:
-    assert len(ABILITIES) >= 8
-    assert SOLVERS.keys() == ABILITIES.keys()
+    assert len(KINDS) >= 8
+    assert SOLVERS.keys() == KINDS.keys()
 
 
-@pytest.mark.parametrize("ability", ABILITIES)
-def test_the_answer_is_right(ability: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answer_is_right(kind: str) -> None:
     rng = random.Random(1)
     for _ in range(200):
-        task = exercise(rng, ability)
-        assert task.answer == SOLVERS[ability](task.prompt)
+        task = draw_general_task(rng, kind)
+        assert task.answer == SOLVERS[kind](task.prompt)
         assert task.answer == task.answer.strip() != ""
 
 
-def test_exercises_take_the_abilities_in_turn_and_are_the_same_for_a_seed() -> None:
-    some = exercises(30, seed=5)
-    assert [e.ability for e in some[:12]] == list(ABILITIES)
-    assert some == exercises(30, seed=5) != exercises(30, seed=6)
-    assert exercises(12, seed=5) == some[:12]
+def test_tasks_take_the_kinds_in_turn_and_are_the_same_for_a_seed() -> None:
+    some = make_general_tasks(30, seed=5)
+    assert [task.kind for task in some[:12]] == list(KINDS)
+    assert some == make_general_tasks(30, seed=5) != make_general_tasks(30, seed=6)
+    assert make_general_tasks(12, seed=5) == some[:12]

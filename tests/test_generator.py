@@ -108,7 +108,7 @@ def test_streaming_raises_the_workers_error(generator: Generator, monkeypatch: p
 
 def test_long_documents_are_cut_and_answers_are_not() -> None:
     model = tiny_language_model(context=900)
-    row = Generator(model).row("q?", PASSAGES, "an answer of some length")
+    row = Generator(model).answer_sequence("q?", PASSAGES, "an answer of some length")
     assert len(row.input_ids) <= 900
     assert model.tokenizer.decode(row.answer_ids[:-1]) == "an answer of some length"
 

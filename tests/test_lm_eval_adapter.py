@@ -19,9 +19,9 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
-from rag.forgetting.measurement import forgetting, forgetting_table, measure_model
-from rag.forgetting.retention_tasks import Probes
-from rag.forgetting.task_scores import measure_text
+from rag.forgetting.file_tasks import PlainText
+from rag.forgetting.measurement import forgetting_table, measure_forgetting, measure_model
+from rag.forgetting.retention_tasks import RetentionTasks
 
 pytest.importorskip("lm_eval", reason="needs the harness extra")
 
@@ -90,8 +90,8 @@ def reply_log_prob(model: LanguageModel, context: str, reply: str) -> float:
 
 def test_multiple_choice(tuned: Generator, tmp_path: Path) -> None:
     choice_task(tmp_path / "tasks")
-    probes = Probes(harness=("toy_choice",), harness_path=tmp_path / "tasks")
-    table = forgetting([("tuned", tuned)], probes, progress=False)
+    tasks = RetentionTasks(harness=("toy_choice",), harness_path=tmp_path / "tasks")
+    table = measure_forgetting([("tuned", tuned)], tasks, progress=False).to_dict()
     right: dict[str, list[float]] = {}
     for role, name in (("base", "base"), ("generator", "tuned")):
         with tuned.language_model.use(role):
@@ -133,8 +133,8 @@ def test_generation_ends_at_the_stop_text(tuned: Generator, tmp_path: Path) -> N
         generation_kwargs={"until": [stop], "max_gen_toks": 8, "do_sample": False},
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
-    probes = Probes(harness=("toy_reply",), harness_path=tmp_path / "tasks")
-    table = forgetting([("tuned", tuned)], probes, progress=False)
+    tasks = RetentionTasks(harness=("toy_reply",), harness_path=tmp_path / "tasks")
+    table = measure_forgetting([("tuned", tuned)], tasks, progress=False).to_dict()
     assert of(table, "tuned", "exact_match") == pytest.approx(3 / 5)
     assert of(table, "base", "exact_match") < 3 / 5
 
@@ -155,12 +155,12 @@ def test_perplexity_is_that_of_our_own_measure(tuned: Generator, tmp_path: Path)
             for name, better in names.items()
         ],
     )
-    probes = Probes(
+    tasks = RetentionTasks(
         harness=("toy_text",),
         harness_path=tmp_path / "tasks",
         text=(write(tmp_path / "own.jsonl", [{"text": text} for text in TEXTS]),),
     )
-    table = forgetting([("tuned", tuned)], probes, progress=False)
+    table = measure_forgetting([("tuned", tuned)], tasks, progress=False).to_dict()
     with tuned.language_model.use("generator"):
         nats = -sum(log_prob(tuned.language_model, text, 1) for text in TEXTS)
     (bits,) = [
@@ -191,8 +191,10 @@ def test_a_group_of_tasks_keeps_its_documents(tuned: Generator, tmp_path: Path) 
         "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
     }
     (tmp_path / "tasks" / "toy_all.yaml").write_text(json.dumps(group))
-    scores = measure_model(tuned, "base", Probes(harness=("toy_all",), harness_path=tmp_path / "tasks"), progress=False)
-    found = {(m["task"], m["group"]): m for m in forgetting_table([scores])["measurements"]}
+    scores = measure_model(
+        tuned, "base", RetentionTasks(harness=("toy_all",), harness_path=tmp_path / "tasks"), progress=False
+    )
+    found = {(m["task"], m["group"]): m for m in forgetting_table([scores]).to_dict()["measurements"]}
     assert set(found) == {
         ("toy_a", "all"),
         ("toy_b", "all"),
@@ -218,11 +220,11 @@ def test_a_metric_that_is_no_mean_comes_with_the_harness_s_error(
     config["metric_list"] = [{"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]
     file.write_text(json.dumps(config))
     scores = measure_model(
-        tuned, "base", Probes(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False
+        tuned, "base", RetentionTasks(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False
     )
     (score,) = scores.scores
     assert score.metric == "mcc" and score.numerators == () and len(score.items) == 9
-    (found,) = forgetting_table([scores])["measurements"]
+    (found,) = forgetting_table([scores]).to_dict()["measurements"]
     assert score.stderr is not None and score.stderr > 0
     assert found["interval"][1] - found["interval"][0] == pytest.approx(2 * 1.96 * score.stderr, rel=1e-3)
 
@@ -232,7 +234,9 @@ def test_the_callers_random_numbers_and_output_are_left_alone(
 ) -> None:
     choice_task(tmp_path / "tasks")
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    measure_model(tuned, "base", Probes(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False)
+    measure_model(
+        tuned, "base", RetentionTasks(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False
+    )
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert capsys.readouterr().out == ""
 
@@ -254,17 +258,21 @@ def test_the_command_takes_a_limit_and_a_chat_template(
 def test_tasks_that_will_not_do(tuned: Generator, tmp_path: Path) -> None:
     choice_task(tmp_path / "tasks")
     with pytest.raises(DataError, match="harness_path must be a folder"):
-        measure_model(tuned, "base", Probes(harness=("x",), harness_path=tmp_path / "nowhere"), progress=False)
+        measure_model(tuned, "base", RetentionTasks(harness=("x",), harness_path=tmp_path / "nowhere"), progress=False)
     (tmp_path / "tasks" / "toy_choice.jsonl").unlink()
     with pytest.raises(DataError, match="or where the task file says"):
-        measure_model(tuned, "base", Probes(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False)
+        measure_model(
+            tuned, "base", RetentionTasks(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False
+        )
 
 
 def test_a_reply_longer_than_the_context(tmp_path: Path) -> None:
     choice_task(tmp_path / "tasks", [CHOICES[0] | {"choices": ["x" * 60, "y", "z"]}])
     short = Generator(tiny_language_model(context=32))
     with pytest.raises(MismatchError, match="1 to 32 tokens; one has 61"):
-        measure_model(short, "base", Probes(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False)
+        measure_model(
+            short, "base", RetentionTasks(harness=("toy_choice",), harness_path=tmp_path / "tasks"), progress=False
+        )
 
 
 def test_a_task_that_nobody_knows(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,17 +286,19 @@ def test_a_task_that_nobody_knows(tuned: Generator, tmp_path: Path, monkeypatch:
         "__init__",
         lambda self, include_path=None, include_defaults=True: build(self, None, include_path, False),
     )
-    with pytest.raises(UsageError, match=r"must know every task; \['toy_chioce'\] it does not"):
-        measure_model(tuned, "base", Probes(harness=("toy_chioce",), harness_path=tmp_path / "tasks"), progress=False)
+    with pytest.raises(UsageError, match=r"does not know \['toy_chioce'\]"):
+        measure_model(
+            tuned, "base", RetentionTasks(harness=("toy_chioce",), harness_path=tmp_path / "tasks"), progress=False
+        )
 
 
 def test_without_the_extra(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "rag.forgetting.lm_eval_adapter", raising=False)
     with pytest.raises(ResourceError, match=r'pip install "dro-rag\[harness\]"'):
-        measure_model(tuned, "base", Probes(harness=("x",)), progress=False)
+        measure_model(tuned, "base", RetentionTasks(harness=("x",)), progress=False)
     own = write(tmp_path / "t.jsonl", [{"text": "fine"}])
-    assert measure_text(tuned, "base", own, progress=False)
+    assert PlainText().measure(tuned, "base", own, progress=False)
 
 
 def test_conversations_are_written_with_the_settings_of_the_chat_template() -> None:

@@ -10,7 +10,8 @@ from tiny_models import randomize_adapters, reply_with
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.evaluation.evaluation import Evaluation, evaluate
-from rag.evaluation.order_bias import order_bias, other_orders
+from rag.evaluation.order_bias import OrderBiasSummary, order_bias, other_orders
+from rag.evaluation.significance import Estimate
 from rag.metrics import normalize_answer
 from rag.pipeline import RAG
 from retriever.selector_config import SelectorConfig
@@ -60,13 +61,12 @@ def test_a_reader_of_sets_has_no_bias(make_rag: Callable[..., RAG], monkeypatch:
     reads(monkeypatch, lambda passages: " ".join(sorted(p.title for p in passages)))
     rag = make_rag()
     summary = order_bias(rag, evaluate(rag, EXAMPLES, progress=False), shuffles=3, progress=False).summary
-    for audit in ("candidates", "passages"):
-        found = summary[audit]
-        assert found["questions"] == 3
-        assert found["changed"] == {"value": 0.0, "interval": [0.0, 0.0], "n": 3}
-        assert found["agreement"]["value"] == 1.0
-        assert found["exact_match"]["lowest"] == found["exact_match"]["highest"] == found["exact_match"]["unshuffled"]
-    assert summary["candidates"]["selected_overlap"]["value"] == 1.0
+    for found in (summary.candidates, summary.passages):
+        assert found.questions == 3
+        assert found.changed == Estimate(0.0, (0.0, 0.0), 3)
+        assert found.agreement.value == 1.0
+        assert found.exact_match.lowest == found.exact_match.highest == found.exact_match.unshuffled
+    assert summary.candidates.selected_overlap.value == 1.0
 
 
 def test_a_reader_of_the_first_passage_has_all_of_it(
@@ -77,28 +77,28 @@ def test_a_reader_of_the_first_passage_has_all_of_it(
     rag = make_rag()
     evaluation = evaluate(rag, EXAMPLES, progress=False)
     audit = order_bias(rag, evaluation, shuffles=3, progress=False)
-    found = audit.summary["passages"]
-    assert found["changed"]["value"] == found["changed_per_shuffle"]["value"] == 1.0
-    assert found["agreement"]["value"] == 0.75
+    found = audit.summary.passages
+    assert found.changed.value == found.changed_per_shuffle.value == 1.0
+    assert found.agreement.value == 0.75
     read = [[p.id for p in a.passages] for a in evaluation.answers]
     with_gold = [(ids.index(e.gold_ids[0]), e) for ids, e in zip(read, EXAMPLES, strict=True) if e.gold_ids[0] in ids]
     assert with_gold
-    positions = found["exact_match_by_gold_position"]
-    assert {place: (e["value"], e["n"]) for place, e in positions.items()} == {
+    positions = found.exact_match_by_gold_position
+    assert {position: (e.value, e.n) for position, e in positions.items()} == {
         "1": (1.0, len(with_gold)),
         "2": (0.0, len(with_gold)),
     }
     unshuffled = sum(place == 0 for place, _ in with_gold) / 3
-    assert found["exact_match"]["unshuffled"] == pytest.approx(unshuffled)
-    assert found["exact_match"]["value"] == pytest.approx(len(with_gold) / 3 - unshuffled)
-    assert audit.summary["candidates"]["changed"]["value"] == 0.0
+    assert found.exact_match.unshuffled == pytest.approx(unshuffled)
+    assert found.exact_match.value == pytest.approx(len(with_gold) / 3 - unshuffled)
+    assert audit.summary.candidates.changed.value == 0.0
 
 
 def test_shuffled_candidates_are_answered_as_one_by_one(listening: RAG) -> None:
     evaluation = evaluate(listening, EXAMPLES, progress=False)
     audit = order_bias(listening, evaluation, shuffles=4, seed=3, progress=False)
     changed = []
-    for example, answer, row in zip(EXAMPLES, evaluation.answers, audit.rows, strict=True):
+    for example, answer, record in zip(EXAMPLES, evaluation.answers, audit.records, strict=True):
         candidates = listening.retriever.search(example.question, 5)
         original = {p.id for p in answer.passages}
         texts, overlaps = [], []
@@ -107,17 +107,18 @@ def test_shuffled_candidates_are_answered_as_one_by_one(listening: RAG) -> None:
             texts.append(again.text)
             ids = {p.id for p in again.passages}
             overlaps.append(len(ids & original) / len(ids | original))
-        assert row["candidates"]["answers"] == texts
-        assert row["candidates"]["selected_overlap"] == pytest.approx(sum(overlaps) / 4)
+        assert record.candidates is not None
+        assert record.candidates.answers == texts
+        assert record.candidates.selected_overlap == pytest.approx(sum(overlaps) / 4)
         different = [normalize_answer(t) != normalize_answer(answer.text) for t in texts]
-        assert row["candidates"]["changed"] == sum(different) / 4
+        assert record.candidates.changed == sum(different) / 4
         changed.append(any(different))
-    assert audit.summary["candidates"]["changed"]["value"] == pytest.approx(sum(changed) / 3)
-    assert 0 < audit.summary["candidates"]["selected_overlap"]["value"] < 1  # else nothing was shuffled
+    assert audit.summary.candidates.changed.value == pytest.approx(sum(changed) / 3)
+    assert 0 < audit.summary.candidates.selected_overlap.value < 1  # else nothing was shuffled
 
 
 def test_the_order_of_the_questions_changes_nothing(listening: RAG) -> None:
-    def audit(examples: Sequence[QAExample]) -> dict:
+    def audit(examples: Sequence[QAExample]) -> OrderBiasSummary:
         evaluation: Evaluation = evaluate(listening, examples, progress=False)
         return order_bias(listening, evaluation, shuffles=2, batch_size=2, progress=False).summary
 
@@ -129,16 +130,16 @@ def test_single_passages_cannot_be_shuffled(make_rag: Callable[..., RAG]) -> Non
     rag.selector.config = SelectorConfig(num_candidates=5, num_selected=1)
     evaluation = evaluate(rag, EXAMPLES, progress=False)
     found = order_bias(rag, evaluation, shuffles=2, progress=False)
-    assert found.summary["passages"]["questions"] == 0
-    assert found.summary["passages"]["exact_match"]["value"] is None
-    assert all("passages" not in row for row in found.rows)
+    assert found.summary.passages.questions == 0
+    assert found.summary.passages.exact_match.value is None
+    assert all(record.passages is None for record in found.records)
     summed = RAG(rag.retriever, rag.selector, rag.generator, answer_mode="rag_sequence")
     found = order_bias(summed, evaluate(summed, EXAMPLES, progress=False), shuffles=1, progress=False)
-    assert "passages" not in found.summary
-    assert found.summary["candidates"]["changed"]["value"] == 0.0  # a sum over documents has no order
+    assert found.summary.passages is None
+    assert found.summary.candidates.changed.value == 0.0  # a sum over documents has no order
 
 
 def test_no_shuffle_is_refused(make_rag: Callable[..., RAG]) -> None:
     rag = make_rag()
-    with pytest.raises(UsageError, match="at least one shuffle; 0 came"):
+    with pytest.raises(UsageError, match="at least one shuffle, got 0"):
         order_bias(rag, evaluate(rag, EXAMPLES, progress=False), shuffles=0, progress=False)

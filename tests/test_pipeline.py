@@ -38,10 +38,10 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.answering.answer import Answer
 from rag.bundle import load_generator
 from rag.cli import main
-from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import describe_pipeline
-from rag.forgetting.measurement import forgetting
-from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.measurement import measure_forgetting
+from rag.forgetting.retention_tasks import RetentionTasks
 from rag.hub import can_be_found_elsewhere
 from rag.pipeline import RAG
 from retriever.selector_config import SelectorConfig
@@ -639,7 +639,7 @@ def test_an_evaluation_downloads_no_part_that_is_given(
     words += ["--index", str(parts / "index"), "--json"]
     for encoder, left_out in (([], ["index/*"]), (["--encoder", str(parts / "encoder")], ["index/*", "encoder/*"])):
         assert main([*words, *encoder]) == 0
-        assert json.loads(capsys.readouterr().out)["rows"][0]["prediction"] == rag.answer(QUESTIONS[0]).text
+        assert json.loads(capsys.readouterr().out)["records"][0]["prediction"] == rag.answer(QUESTIONS[0]).text
         options = hub.calls["download"][1]
         assert (options["revision"], options["ignore_patterns"]) == ("v2", left_out)
 
@@ -649,8 +649,10 @@ def test_forgetting_downloads_one_revision_without_index_and_encoder(
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"good": "It rains.", "bad": "It rain."}\n')
-    probes = Probes(pairs=(str(pairs),))
-    found = forgetting([("ours", "me/my-rag")], probes, revision="v2", token="t", progress=False, device="cpu")
+    tasks = RetentionTasks(pairs=(str(pairs),))
+    found = measure_forgetting(
+        [("ours", "me/my-rag")], tasks, revision="v2", token="t", progress=False, device="cpu"
+    ).to_dict()
     options = {"revision": "v2", "token": "t", "cache_dir": None, "local_files_only": False}
     options["ignore_patterns"] = ["index/*", "encoder/*"]
     assert hub.calls["download"] == ("me/my-rag", options)
@@ -726,13 +728,13 @@ def test_a_mixed_bundle_opens_mixed(base: Path, index: PassageIndex, tmp_path: P
     randomize_adapters(rag.generator.language_model)
     bundle = rag.save_pretrained(tmp_path / "bundle")
     assert json.loads((bundle / "rag_config.json").read_text())["base"]["dtype"] == "mixed"
-    assert describe_pipeline(rag)["base"]["dtype"] == "mixed"
+    assert describe_pipeline(rag).base.dtype == "mixed"
     again = RAG.from_pretrained(bundle, device="cpu")
     assert again.generator.language_model.mixed and load_generator(bundle, device="cpu").language_model.mixed
     assert again.answer(QUESTIONS) == rag.answer(QUESTIONS)
     exact = RAG.from_pretrained(bundle, device="cpu", dtype="float32")
     assert not exact.generator.language_model.mixed
-    assert describe_pipeline(exact)["base"]["dtype"] == "float32"
+    assert describe_pipeline(exact).base.dtype == "float32"
 
 
 def test_missing_bundle_is_a_resource_error(
@@ -782,7 +784,7 @@ def test_evaluation_by_hand(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = (float("p0" in first[0]) + len({"p3", "p7"} & set(first[1])) / 2) / 2
     assert result.metrics["selector_recall@3"] == pytest.approx(expected)
     assert "retriever_recall@20" not in result.metrics  # n = 6
-    assert [row["prediction"] for row in result.rows] == ["Shakespeare", "Paris France", "the danube!"]
+    assert [answer.text for answer in result.answers] == ["Shakespeare", "Paris France", "the danube!"]
 
 
 def test_evaluation_does_not_depend_on_order_or_batches(rag: RAG) -> None:
@@ -808,11 +810,11 @@ def test_only_questions_that_a_candidate_answers_are_kept(rag: RAG) -> None:
         for e, c in zip(questions, found, strict=True)
         if any(a.removeprefix("The ") in p.contents for a in e.golden_answers for p in c.passages)
     ]
-    assert [e.id for e in answerable(rag, questions, batch_size=2)] == expected
+    assert [e.id for e in filter_answerable(rag, questions, batch_size=2)] == expected
     assert "q3" in expected
     assert "q4" not in expected
     with pytest.raises(DataError, match="no candidate of any of 1 holds an answer"):
-        answerable(rag, questions[-1:])
+        filter_answerable(rag, questions[-1:])
 
 
 # -- the chat template of the base -------------------------------------------------------------------------------

@@ -260,7 +260,9 @@ def test_every_command_that_loads_a_model_has_the_option(capsys: pytest.CaptureF
 
 def test_the_helpers_of_a_sweep_read_it_with_the_other_settings() -> None:
     """They are processes of their own, which read the settings that the user's command has written."""
-    settings = SweepSettings(index="i", train="t", dev="d", test="e", trust_remote_code=True, context_length=700)
+    settings = SweepSettings(
+        index="i", train_dataset="t", eval_dataset="d", test_dataset="e", trust_remote_code=True, context_length=700
+    )
     again = SweepSettings.from_json(settings.to_json())
     assert (again.trust_remote_code, again.context_length) == (True, 700)
-    assert SweepSettings(index="i", train="t", dev="d", test="e").trust_remote_code is False
+    assert SweepSettings(index="i", train_dataset="t", eval_dataset="d", test_dataset="e").trust_remote_code is False

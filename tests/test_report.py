@@ -74,7 +74,7 @@ def result() -> dict[str, Any]:
                 "label": "Base model, retrieved top-K",
                 "exact_match": 0.41,
                 "f1": 0.5,
-                "recall_at_1": 0.4,
+                "selector_recall@1": 0.4,
                 "general": 0.93,
                 "kl_drift": 0.0,
                 "seconds": 60.2,
@@ -94,11 +94,11 @@ def result() -> dict[str, Any]:
                 "label": "DRO",
                 "exact_match": 0.62,
                 "f1": float("nan"),
-                "recall_at_1": 0.6,
+                "selector_recall@1": 0.6,
                 "general": 0.8,
             },
         ],
-        "retriever": {"recall_at_1": 0.42, "recall_at_3": 0.6},
+        "retriever": {"retriever_recall@1": 0.42, "retriever_recall@3": 0.6},
         "comparisons": [
             {
                 "name": "dro",
@@ -249,7 +249,7 @@ def test_results_table_has_the_numbers_of_every_trial(tree: ET.Element) -> None:
     (table,) = by_class(by_id(tree, "results"), "results")
     headings = [text(cell) for cell in table.findall("thead/tr/th")]
     assert headings == [
-        "Pipeline", "Exact match", "F1", "Recall@1", "Recall@3", "General ability", "KL drift", "Seconds",
+        "Pipeline", "Exact match", "F1", "Recall@1", "Recall@3", "General tasks", "KL drift", "Seconds",
     ]  # fmt: skip
     rows = [[text(cell) for cell in row] for row in table.findall("tbody/tr")]
     base = "Base model, retrieved top-Kbase \u00b7 seed 42"  # the label, and in small print below it the name
@@ -289,7 +289,7 @@ def test_paired_tests_table(tree: ET.Element) -> None:
     base, none = "Base model, retrieved top-K", "\u2013"
     assert [[text(cell) for cell in row] for row in rows] == [
         ["DRO", "Supervised fine-tuning", "Exact match", "+0.170+0.085 to +0.255", "+38%", "< 0.001", "200"],
-        ["Supervised fine-tuning", base, "General ability", "\u22120.085", none, "0.300", none],
+        ["Supervised fine-tuning", base, "General tasks", "\u22120.085", none, "0.300", none],
     ]
     assert [bool(row.findall("td/b")) for row in rows] == [True, False]
     bars = [row.findall("td/svg/rect")[1] for row in rows]
@@ -331,7 +331,7 @@ def test_retriever_line_of_the_curves_is_measured_on_their_questions(result: dic
     curves = {
         "dro": [{"round": r, "eval_selector_recall@1": 0.5 + r / 10, "eval_retriever_recall@1": 0.5} for r in (0, 1)]
     }
-    tree = parse(render_report({**result, "retriever": {"recall_at_1": 0.1}, "curves": curves}))
+    tree = parse(render_report({**result, "retriever": {"retriever_recall@1": 0.1}, "curves": curves}))
     y_axis = ticks(tree, "selector")[1]
     assert [y for _, y in lines(tree, "selector")[-1]] == pytest.approx([placed(y_axis, 0.5)] * 2, abs=0.11)
 

@@ -41,7 +41,7 @@ def question(id: str, f1: float, log_prob: float, gold: list[str], **more: Any) 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
-    support = [
+    attribution = [
         {"id": "p2", "cited": True, "log_prob_drop": 2.345, "answer_changed": True},
         {"id": "p0", "cited": False, "log_prob_drop": -0.1, "answer_changed": False},
     ]
@@ -68,9 +68,9 @@ def evaluation() -> dict[str, Any]:
                 "exact_match_by_gold_position": {"1": estimate(0.333), "2": estimate(0.444)},
             },
         },
-        "support": {"threshold": 0.1, "citations": 3, "supported": 2, "supported_citations": estimate(0.666)},
-        "rows": [
-            question("q1", 1.0, -0.5, ["p0", "p9"], support=support),
+        "attribution": {"threshold": 0.1, "citations": 3, "supported": 2, "supported_citations": estimate(0.666)},
+        "records": [
+            question("q1", 1.0, -0.5, ["p0", "p9"], attribution=attribution),
             question("q2", 0.5, -1.0, ["p2", "p0", "p4"]),
             question("q3", 0.0, -9.0, []),
         ],
@@ -133,13 +133,13 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
         about = {"id": f"q{n}", "question": f"{kind} {n}?", "golden_answers": ["42 km"], "gold_ids": ["p0", "p7"]}
         return {**about, "list": kind, "candidates": CANDIDATES, "answers": answers}
 
-    alone = {key: value for key, value in evaluation.items() if key not in ("rows", "order_bias", "support")}
+    alone = {key: value for key, value in evaluation.items() if key not in ("records", "order_bias", "attribution")}
     like_retriever = {**alone, "metrics": {**alone["metrics"], "selector_recall@1": 0.125, "selector_recall@3": 0.625}}
-    metrics = ("exact_match", "f1", "general", "selector_mrr", "recall_at_1")
+    metrics = ("exact_match", "f1", "general", "selector_mrr", "selector_recall@1")
     return {
         "kind": "sweep", "format_version": 1, "settings": {"rounds": 2, "training": {"lora": {"r": 16}}},
         "dataset": evaluation["dataset"], "rows": [row(name) for name in ROWS],
-        "retriever": {"recall_at_1": 0.125},
+        "retriever": {"retriever_recall@1": 0.125},
         "comparisons": [compared(n, m, -g if m == "general" else g, 0.02) for m in metrics for n, g in GAINS.items()],
         "evaluations": {name: alone if name == "dro_selfaug" else like_retriever for name in ROWS},
         "curves": {
@@ -212,12 +212,12 @@ def test_evaluation_metrics_with_intervals_and_counts(evaluation: dict[str, Any]
     answers, passages = tables(parse(render_report(evaluation)), "metrics")
     assert answers == [
         ["Answers", "Mean", "Questions"],
-        ["Exact matchequals a golden answer after normalisation", "0.2500.125 to 0.375", "3"],
-        ["F1overlap with the golden answer in words", "0.500", NONE],
+        ["Exact matchShare of answers that equal a golden answer after normalisation.", "0.2500.125 to 0.375", "3"],
+        ["F1Overlap of answer and golden answer in words: the harmonic mean of precision and recall.", "0.500", NONE],
     ]
     assert passages[0] == ["Passages", "Selector", "Retriever", "Questions"]
     assert {row[0].split("@")[0][:8]: row[1:] for row in passages[1:3]} == {
-        "MRRone o": ["0.800", NONE, NONE],
+        "MRROne o": ["0.800", NONE, NONE],
         "nDCG": ["0.700", NONE, NONE],
     }
     assert passages[3][1:] == ["0.5000.375 to 0.625", "0.125", "2"]
@@ -306,7 +306,7 @@ def test_best_and_worst_do_not_depend_on_the_order_of_records() -> None:
 
 def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Ids of the best and the worst questions."""
-    data = parse_result({"kind": "evaluation", "rows": rows})
+    data = parse_result({"kind": "evaluation", "records": rows})
     assert isinstance(data, EvaluationData)
     return {found.heading: [view.question.id for view in found.questions] for found in best_and_worst(data.records)}
 
@@ -485,7 +485,7 @@ def test_bits_per_byte_and_perplexities_have_one_figure(sweep: dict[str, Any]) -
         entries = sweep["forgetting"][kind]
         entries += [{**e, "metric": "bits_per_byte"} for e in entries if e["metric"] == "word_perplexity"]
     headings = [text(h) for h in by_id(parse(render_report(sweep)), "tradeoff").findall(".//figcaption/h3")]
-    assert headings == ["General ability", "blimp: accuracy", "wikitext: bits per byte"]
+    assert headings == ["General tasks", "blimp: accuracy", "wikitext: bits per byte"]
     # Upwards is better, so what is better when it is lower is shown by how far it fell.
     assert "fall of bits per byte" in text(by_id(parse(render_report(sweep)), "tradeoff"))
 
@@ -610,7 +610,7 @@ def test_retriever_recall_is_that_of_the_base_trial(sweep: dict[str, Any]) -> No
     changed = {"retriever_recall@1": 0.9, "retriever_recall@20": 1.0}
     moved |= sweep["evaluations"]["vanilla"]["metrics"] | moved | changed
     sweep["rows"].reverse()
-    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"recall_at_1": 0.125}}
+    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"retriever_recall@1": 0.125}}
     tree = parse(render_report(sweep))
     assert tables(tree, "recall")[-1][-1][:2] == ["The retriever alone", "0.125"]
     assert tables(tree, "results")[0][-1][0] == "The bm25 retriever alone"
@@ -752,7 +752,9 @@ def test_same_data_give_the_same_bytes(pages: dict[str, Any], kind: str) -> None
     first = render_report(pages[kind])
     assert first == render_report(json.loads(json.dumps(pages[kind])))
     if kind == "evaluation":
-        orders = {render_report({**pages[kind], "rows": list(rows)}) for rows in permutations(pages[kind]["rows"])}
+        orders = {
+            render_report({**pages[kind], "records": list(records)}) for records in permutations(pages[kind]["records"])
+        }
         assert orders == {first}
 
 

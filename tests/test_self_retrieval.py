@@ -24,7 +24,7 @@ from indexes.errors import MismatchError, UsageError
 from indexes.vectors.tuning import tune
 from rag import RAG
 from rag.cli import main
-from rag.evaluation.evaluation import answerable, evaluate
+from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
 from rag.experiments.sweep_runner import Sweep, SweepSettings
@@ -212,15 +212,15 @@ def test_evaluation_audit_and_answerable_questions(
     evaluation = evaluate(rag, ASKED, progress=False)
     assert [len(row) for row in evaluation.candidates] == [5] * 4
     order_bias(rag, evaluation, shuffles=1, progress=False)
-    answerable(rag, ASKED)
+    filter_answerable(rag, ASKED)
     assert len(found_ids) == 12
     assert no_question_found_itself(found_ids, 5)
     data = evaluation_file(rag, evaluation, name="x")
-    assert data["dataset"]["identical_ids"] == {"ignoring": 4, "found": 4, "gold": 0}
+    assert data.dataset.identical_ids == {"ignoring": 4, "found": 4, "gold": 0}
     plain = [replace(example, ignore_identical_id=False) for example in ASKED]
     own = evaluate(rag, plain, progress=False)
     assert [row[0]["id"] for row in own.candidates] == [e.id for e in ASKED]
-    assert "identical_ids" not in evaluation_file(rag, own, name="x")["dataset"]
+    assert "identical_ids" not in evaluation_file(rag, own, name="x").to_dict()["dataset"]
 
 
 def test_warm_up_and_e_step(make_e_step: Callable[..., EStep], found_ids: list[tuple[str, list[str]]]) -> None:

@@ -9,13 +9,14 @@ from scipy import stats
 
 from indexes.errors import UsageError
 from rag.evaluation.significance import (
+    Estimate,
     bootstrap_interval,
     bootstrap_intervals,
     estimate,
     holm,
     paired_bootstrap,
     sign_flip_test,
-    surest_p,
+    smallest_p,
 )
 
 
@@ -72,12 +73,12 @@ def test_one_question_leaves_nothing_to_resample() -> None:
 def test_few_questions_that_all_improve_alike_are_as_sure_as_a_sign_test(n: int) -> None:
     """Their resamples never vary; 2 / 2^n is what all heads in n tosses, or all tails, come out with."""
     found = paired_bootstrap([1.0] * n + [0.0], [0.0] * n + [0.0])
-    assert found.p >= surest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
-    assert paired_bootstrap([1.0] * n, [0.0] * n).p == surest_p(n)
+    assert found.p >= smallest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
+    assert paired_bootstrap([1.0] * n, [0.0] * n).p == smallest_p(n)
 
 
 def test_no_score_is_refused() -> None:
-    with pytest.raises(UsageError, match="at least one score; none came"):
+    with pytest.raises(UsageError, match="at least one score, got none"):
         bootstrap_interval([])
 
 
@@ -98,8 +99,8 @@ def test_holm_stops_at_one_and_leaves_a_single_comparison_alone() -> None:
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan])
-def test_holm_refuses_what_is_no_probability(wrong: float) -> None:
-    with pytest.raises(UsageError, match=r"lies in \[0, 1\]"):
+def test_holm_refuses_values_outside_of_0_and_1(wrong: float) -> None:
+    with pytest.raises(UsageError, match=r"must lie in \[0, 1\], got"):
         holm([0.5, wrong])
 
 
@@ -127,8 +128,8 @@ def test_intervals_do_not_depend_on_how_many_are_resampled_at_once(monkeypatch: 
 
 
 def test_an_estimate_of_nothing_has_no_value() -> None:
-    assert estimate([]) == {"value": None, "interval": None, "n": 0}
-    assert estimate([0.5, 0.5]) == {"value": 0.5, "interval": [0.5, 0.5], "n": 2}
+    assert estimate([]) == Estimate(None, None, 0)
+    assert estimate([0.5, 0.5]) == Estimate(0.5, (0.5, 0.5), 2)
 
 
 def test_the_sign_flip_test_of_right_and_wrong_is_mcnemars() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_records import evaluation_of
 from tiny_models import EXAMPLES_FOR_WORKERS
 
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
@@ -18,7 +19,6 @@ from rag.experiments.recipes import RECIPES
 from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import RowResult, cells, compare, extremes, retriever_recall, sweep_pairs
 from rag.experiments.sweep_runner import SETTINGS_FILE, Sweep, SweepSettings
-from rag.forgetting.retention_tasks import Probes
 from rag.pipeline import RAG
 from retriever.selector_config import SelectorConfig
 from training import DROTrainer, QAExample
@@ -48,7 +48,7 @@ def settings(base: Path, index: PassageIndex, tmp_path: Path) -> SweepSettings:
             "e_step.proposals_per_sample": 1,
             "m_step.learning_rate": 1e-3,
         },
-        exercises=0,
+        general_tasks=0,
         answerable_only=False,
     )
 
@@ -77,14 +77,14 @@ def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path:
     against = [(c["name"], c["against"]) for c in written["comparisons"] if c["metric"] == "exact_match"]
     assert against == [("dro", "vanilla"), ("dro", "rag_token"), ("rag_token", "vanilla")]
     evaluation = read_evaluation(tmp_path / "sweep/rows/rag_token/evaluation.json")
-    assert evaluation["pipeline"]["answer_mode"] == "rag_token"
-    assert evaluation["pipeline"]["selector"]["num_candidates"] == 2
-    assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.items() if k != "rows"}
+    assert evaluation.pipeline.answer_mode == "rag_token"
+    assert evaluation.pipeline.selector["num_candidates"] == 2
+    assert written["evaluations"]["rag_token"] == {k: v for k, v in evaluation.to_dict().items() if k != "records"}
     assert {q["list"] for q in written["questions"]} == {"best", "worst"}
     assert [a["row"] for a in written["questions"][0]["answers"]] == ["vanilla", "rag_token", "dro"]
     assert (tmp_path / "sweep/report.html").is_file()
     bundle = RAG.from_pretrained(tmp_path / "sweep/rows/rag_token/bundle", device="cpu")
-    assert bundle.answer(EXAMPLES[0].question).text == evaluation["rows"][0]["prediction"]
+    assert bundle.answer(EXAMPLES[0].question).text == evaluation.records[0].prediction
 
 
 def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
@@ -116,7 +116,7 @@ def test_a_failed_row_holds_up_nobody_and_is_tried_again(
 ) -> None:
     settings = replace(settings, recipes=("vanilla", "sft"))
 
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     with monkeypatch.context() as patch:
@@ -159,7 +159,7 @@ def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: 
 def test_a_sweep_whose_rows_all_fail_is_an_error(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     monkeypatch.setattr(DROTrainer, "train", fail)
@@ -178,14 +178,14 @@ def test_from_the_shell(
                 "recipes": ["vanilla", "sft"],
                 "selector": {"num_candidates": 4, "num_selected": 2},
                 "decoding": {"max_new_tokens": 3},
-                "exercises": 0,
+                "general_tasks": 0,
                 "answerable_only": False,
                 "workers": 1,
             }
         )
     )
 
-    def fail(trainer: DROTrainer) -> None:
+    def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
         raise ValueError("no luck")
 
     command = ["sweep", "--config", str(tmp_path / "sweep.yaml"), "--output_dir", str(tmp_path / "out")]
@@ -217,7 +217,7 @@ class TestSettings:
         ]
 
     def test_a_recipe_has_one_row_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
-        some = replace(settings, recipes=("base", "vanilla", "dro_selfaug", "dro"), selfaug=True)
+        some = replace(settings, recipes=("base", "vanilla", "dro_selfaug", "dro"), with_selfaug=True)
         assert [row.name for row in some.rows()] == ["base", "dro_selfaug", "dro"]
 
     def test_survive_the_file(self, settings: SweepSettings) -> None:
@@ -270,31 +270,6 @@ class TestSettings:
 def result(name: str, right: list[float]) -> RowResult:
     """A row whose only questions are right or wrong."""
     selfaug = name.endswith("_selfaug")
-    rows = [
-        {
-            "id": f"q{i}",
-            "question": f"question {i}",
-            "golden_answers": ["x"],
-            "gold_ids": [],
-            "prediction": "x",
-            "log_prob": -1.0,
-            "citations": [],
-            "permutation": [0],
-            "passages": [],
-            "candidates": [],
-            "scores": {"exact_match": score, "f1": score},
-        }
-        for i, score in enumerate(right)
-    ]
-    metrics = {"exact_match": 0.0, "f1": 0.0}
-    index = {"corpus_fingerprint": "c"}
-    evaluation = {
-        "name": name,
-        "rows": rows,
-        "metrics": metrics,
-        "pipeline": {"index": index},
-        "dataset": {"sha256": "d"},
-    }
     return RowResult(
         name=name,
         label=name,
@@ -302,7 +277,7 @@ def result(name: str, right: list[float]) -> RowResult:
         selfaug=selfaug,
         seed=1,
         changes={},
-        evaluation=evaluation,
+        evaluation=evaluation_of(name, {"exact_match": right, "f1": right}),
         general=[1.0, 0.0],
         kl_drift=0.0,
         curve=[],
@@ -314,18 +289,18 @@ class TestComparisons:
     def test_ours_against_all_twins_and_the_base(self) -> None:
         names = ("vanilla", "sft", "sft_selfaug", "dro", "dro_selfaug")
         found = compare(sweep_pairs([result(name, [1.0, 0.0]) for name in names], "dro_selfaug"))
-        pairs = [(c["name"], c["against"]) for c in found if c["metric"] == "f1"]
+        pairs = [(c.name, c.against) for c in found if c.metric == "f1"]
         assert pairs == [
             *[("dro_selfaug", other) for other in names[:-1]],
             ("sft_selfaug", "sft"),
             *[(name, "vanilla") for name in names[1:-1]],
         ]
-        assert {c["metric"] for c in found} == {"exact_match", "f1", "general"}
+        assert {c.metric for c in found} == {"exact_match", "f1", "general"}
 
     def test_p_values_are_adjusted_within_a_metric(self) -> None:
         right = {"vanilla": [0.0] * 12, "sft": [1.0] * 6 + [0.0] * 6, "dro": [1.0] * 12}
         found = compare(sweep_pairs([result(name, scores) for name, scores in right.items()], "dro"))
-        p = {(c["name"], c["against"]): (c["p"], c["p_adjusted"]) for c in found if c["metric"] == "f1"}
+        p = {(c.name, c.against): (c.p, c.p_adjusted) for c in found if c.metric == "f1"}
         assert p["dro", "vanilla"][1] == pytest.approx(3 * p["dro", "vanilla"][0])  # the smallest of three
         assert max(p.values())[0] == pytest.approx(max(p.values())[1], rel=1.0)
         assert all(plain <= adjusted <= 1 for plain, adjusted in p.values())
@@ -345,7 +320,7 @@ class TestComparisons:
         base = result("vanilla", [0.0, 1.0, 0.0, 1.0])
         ours = result("dro", [1.0, 0.0, 0.0, 1.0])
         found = [(q["list"], q["id"]) for q in extremes([base, ours], "dro")]
-        assert found == [("best", "q0"), ("best", "q3"), ("worst", "q1"), ("worst", "q2")]
+        assert found == [("best", "q000"), ("best", "q003"), ("worst", "q001"), ("worst", "q002")]
 
     def test_of_equals_the_smaller_id_comes_first_in_both_lists(self) -> None:
         base, ours = result("vanilla", [0.0] * 30), result("dro", [0.0] * 30)
@@ -356,13 +331,13 @@ class TestComparisons:
     def test_the_retriever_is_the_one_that_training_did_not_move(self) -> None:
         def found(name: str, recall: float) -> RowResult:
             row = result(name, [0.0])
-            return replace(row, evaluation={**row.evaluation, "metrics": {"retriever_recall@1": recall}})
+            return replace(row, evaluation=replace(row.evaluation, metrics={"retriever_recall@1": recall}))
 
         base, sft, dro = found("vanilla", 0.1), found("sft", 0.1), found("dro", 0.9)
-        unknown = {"recall_at_3": None, "recall_at_5": None}
-        assert retriever_recall([dro, base]) == {"recall_at_1": 0.1, **unknown}
-        assert retriever_recall([dro, sft]) == {"recall_at_1": 0.1, **unknown}
-        assert retriever_recall([dro]) == {"recall_at_1": None, **unknown}
+        unknown = {"retriever_recall@3": None, "retriever_recall@5": None}
+        assert retriever_recall([dro, base]) == {"retriever_recall@1": 0.1, **unknown}
+        assert retriever_recall([dro, sft]) == {"retriever_recall@1": 0.1, **unknown}
+        assert retriever_recall([dro]) == {"retriever_recall@1": None, **unknown}
 
 
 @pytest.mark.slow
@@ -373,7 +348,7 @@ def test_every_recipe_on_a_world(tmp_path: Path) -> None:
         selector=SelectorConfig(num_candidates=4, num_selected=2, identifiers="numbers"),
         decoding=DecodingConfig(max_new_tokens=24),
         training={"rounds": 1, "e_step.num_permutations": 2, "m_step.learning_rate": 2e-3},
-        exercises=12,
+        general_tasks=12,
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
@@ -401,19 +376,20 @@ def test_settings_of_the_chat_template_are_those_of_every_row(settings: SweepSet
 def test_a_sweep_that_began_before_there_were_some_settings_goes_on(settings: SweepSettings, tmp_path: Path) -> None:
     """Its file has no setting that came later, at the top or in a part."""
     (tmp_path / "text.txt").write_text("Some words.")
-    probes = Probes(text=(str(tmp_path / "text.txt"),))
-    settings = replace(settings, probes=probes)
+    settings = replace(settings, retention={"text": [str(tmp_path / "text.txt")]})
     Sweep(tmp_path / "sweep", settings, progress=False)
     file = tmp_path / "sweep" / SETTINGS_FILE
     newer = ("chat", "context_length", "trust_remote_code", "ignore_identical_ids", "quoting")
     older = {key: value for key, value in json.loads(file.read_text()).items() if key not in newer}
-    assert older["probes"].pop("on_error") == "raise"
     file.write_text(json.dumps(older))
     assert SweepSettings.from_json(older) == settings
     Sweep(tmp_path / "sweep", settings, progress=False)
     file.write_text(json.dumps(older))
-    with pytest.raises(UsageError, match=r"other values of \['probes'\]"):
-        Sweep(tmp_path / "sweep", replace(settings, probes=replace(probes, on_error="skip")), progress=False)
+    skipping = {**settings.retention, "on_error": "skip"}
+    with pytest.raises(UsageError, match=r"other values of \['retention'\]"):
+        Sweep(tmp_path / "sweep", replace(settings, retention=skipping), progress=False)
+    with pytest.raises(UsageError, match=r"Retention tasks must be among .*got 'txt'\. Did you mean 'text'\?"):
+        replace(settings, retention={"txt": ["a.txt"]})
 
 
 @pytest.mark.parametrize(("quoting", "asked"), [("csv", "who wrote Hamlet?"), ("none", '"who wrote Hamlet?"')])

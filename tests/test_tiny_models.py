@@ -15,8 +15,8 @@ from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, Identifiers
 from indexes.encoder import Encoder
-from rag.forgetting.general_tasks import exercises
-from rag.forgetting.measurement import measure_forgetting
+from rag.forgetting.general_tasks import make_general_tasks
+from rag.forgetting.measurement import measure_general_tasks
 from rag.metrics import exact_match
 from rag.tiny_base import TINY, base_path
 from rag.worlds.world import reading_item
@@ -75,7 +75,7 @@ def test_the_base_reads(generator: Generator) -> None:
 
 
 def test_the_base_has_general_abilities(generator: Generator) -> None:
-    found = measure_forgetting(generator, exercises(72, seed=123))
+    found = measure_general_tasks(generator, make_general_tasks(72, seed=123))
     assert found.general > card_scores("base")["general abilities"] - 0.15
     assert found.kl_drift == pytest.approx(0.0, abs=1e-6)
 

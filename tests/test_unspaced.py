@@ -11,8 +11,8 @@ import pytest
 
 from indexes.corpora.passage import Passage
 from rag.answering.answer import citations
-from rag.evaluation.evaluation import answerable
-from rag.forgetting.retention_tasks import Task, final_number
+from rag.evaluation.evaluation import filter_answerable
+from rag.forgetting.retention_items import AnsweredPrompt, final_number
 from rag.metrics import answer_recall, exact_match, f1, normalize_answer
 from training.questions.example import QAExample
 
@@ -115,12 +115,12 @@ def test_answerable_questions() -> None:
     retriever = SimpleNamespace(search=lambda questions, k, **options: found)
     rag: Any = SimpleNamespace(retriever=retriever, num_candidates=1)
     examples = [QAExample("zh", "x", ("北京",)), QAExample("ja", "y", ("京都",)), QAExample("th", "z", ("ประเทศไทย",))]
-    assert [example.id for example in answerable(rag, examples)] == ["zh", "th"]
+    assert [example.id for example in filter_answerable(rag, examples)] == ["zh", "th"]
 
 
 def test_replies_to_probes() -> None:
-    assert Task("q", ("北京",), "normalised").is_right("「北京」。")
-    assert not Task("q", ("北京",), "normalised").is_right("北京市")
+    assert AnsweredPrompt("q", ("北京",), "normalised").is_right("「北京」。")
+    assert not AnsweredPrompt("q", ("北京",), "normalised").is_right("北京市")
     assert final_number("所以答案是-5。") == Decimal(-5)
     assert final_number("答えは\uff0d\uff11\uff0c\uff12\uff15\uff10\uff0e\uff15です") == Decimal("-1250.5")
     assert final_number("需要10-12小时") == Decimal(12)

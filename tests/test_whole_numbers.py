@@ -17,7 +17,7 @@ import pytest
 
 from indexes.corpora.corpus import Corpus
 from indexes.errors import DataError
-from rag.forgetting.retention_tasks import read_tasks
+from rag.forgetting.retention_items import read_answered_prompts
 from rag.metrics import exact_match
 from training.questions.loading import load_examples
 
@@ -190,7 +190,7 @@ def test_choices_by_a_position_that_became_a_float(tmp_path: Path) -> None:
 
 def test_probes_compare_with_whole_numbers(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "6 x 7?", "answer": 42.0}\n{"prompt": "6 x 8?", "answer": 48.0}\n')
-    assert sorted(item.content.answers for item in read_tasks(tmp_path / "p.jsonl")) == [("42",), ("48",)]
+    assert sorted(item.content.answers for item in read_answered_prompts(tmp_path / "p.jsonl")) == [("42",), ("48",)]
 
 
 def test_only_as_much_of_a_file_is_read_as_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,8 @@ from indexes import build_index
 from indexes.corpora.passage import Passage
 from indexes.encoder import Encoder
 from rag.evaluation.evaluation import search_metrics
-from rag.forgetting.general_tasks import ABILITIES, exercise, exercises
-from rag.forgetting.measurement import measure_forgetting
+from rag.forgetting.general_tasks import KINDS, draw_general_task, make_general_tasks
+from rag.forgetting.measurement import measure_general_tasks
 from rag.metrics import exact_match
 from rag.worlds.encyclopedia.render import passages, questions
 from rag.worlds.world import Cluster, Item, Question, invent_cluster, ranking, reading_item, write_world
@@ -141,7 +141,7 @@ def _tokenizer_texts(rng: random.Random) -> Iterator[str]:
     for _ in range(6000):
         item = reading_item(rng, 2, hops=rng.choice((1, 2)))
         yield from (f"{p.title} {p.text}" for p in item.passages)
-        task = exercise(rng)
+        task = draw_general_task(rng)
         yield from (item.question.question, item.question.golden_answers[0], task.prompt, task.answer)
 
 
@@ -339,7 +339,7 @@ class Rows:
 
     def _ability(self) -> Row:
         """Tasks as chats of their own in one row: alone they are too short to be worth a row."""
-        tasks = [exercise(self.rng) for _ in range(TASKS_PER_ROW)]
+        tasks = [draw_general_task(self.rng) for _ in range(TASKS_PER_ROW)]
         row = self._row("ability", render_chat(self.tokenizer, tasks[0].prompt), tasks[0].answer)
         for task in tasks[1:]:
             row = self._continued(row, "ability", render_chat(self.tokenizer, task.prompt), task.answer)
@@ -683,8 +683,8 @@ def scores(folder: Path, count: int, seed: int) -> dict[str, float]:
     listed = [reading_item(rng, MOST_PASSAGES, **easy) for _ in range(count)]
     result[f"ranking, gold passage first of {MOST_PASSAGES}"] = ranked_first(model, listed)
     result |= {f"real facts, {hops}, gold passages": real_facts(generator, count, hops) for hops in (1, 2)}
-    solved = measure_forgetting(generator, exercises(12 * (count // 12), seed=seed)).right
-    names = list(ABILITIES)
+    solved = measure_general_tasks(generator, make_general_tasks(12 * (count // 12), seed=seed)).right
+    names = list(KINDS)
     by_ability = {name: mean(solved[i :: len(names)]) for i, name in enumerate(names)}
     return result | {"general abilities": mean(solved)} | {f"ability: {k}": v for k, v in by_ability.items()}
 

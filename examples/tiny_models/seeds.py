@@ -14,8 +14,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-METRICS = ("exact_match", "f1", "recall_at_1", "recall_at_3", "recall_at_5", "general", "kl_drift", "seconds")
-SHARES = ("exact_match", "f1", "recall_at_1", "recall_at_3", "recall_at_5", "general")
+METRICS = (
+    "exact_match",
+    "f1",
+    "selector_recall@1",
+    "selector_recall@3",
+    "selector_recall@5",
+    "general",
+    "kl_drift",
+    "seconds",
+)
+SHARES = ("exact_match", "f1", "selector_recall@1", "selector_recall@3", "selector_recall@5", "general")
 
 
 def main() -> None:

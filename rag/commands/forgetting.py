@@ -1,18 +1,22 @@
-"""`rag forgetting`: what tuned models still can do that their base could, on the same probes."""
+"""`rag forgetting`: what fine-tuning changed in tuned models, on the same retention tasks as their base model."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexes.errors import UsageError
 from rag.commands.command import Command, Report, progress
 from rag.commands.options import context_argument, trust_argument
 from rag.text_tables import cell, interval, table
 
+if TYPE_CHECKING:
+    from rag.forgetting.measurement import ForgettingComparison, ForgettingTable, Measurement
+
 
 def _forgetting_arguments(parser: Any) -> None:
     from generator import ChatConfig
+    from rag.forgetting.retention_tasks import task_options
 
     parser.add_argument(
         "--bundle", type=str, nargs="+", default=[], help="trained pipelines (folders or Hub ids), all over one base"
@@ -22,16 +26,14 @@ def _forgetting_arguments(parser: Any) -> None:
     parser.add_argument(
         "--role", choices=["generator", "selector"], default="generator", help="whose adapter is compared with the base"
     )
-    parser.add_argument("--answers", type=str, nargs="+", default=[], help="JSONL of prompts with answers")
-    parser.add_argument("--pairs", type=str, nargs="+", default=[], help="JSONL of minimal pairs, as BLiMP's")
-    parser.add_argument("--text", type=str, nargs="+", default=[], help="plain text: JSONL with text, or .txt")
-    parser.add_argument("--drift", type=str, nargs="+", default=[], help="prompts for the distance from the base")
-    parser.add_argument("--harness", type=str, nargs="+", default=[], help="tasks of lm-evaluation-harness, by name")
-    parser.add_argument("--harness_path", type=str, help="a folder with further task files (YAML) of the harness")
-    parser.add_argument("--harness_limit", type=int, help="only the first so many documents of each of its tasks")
-    parser.add_argument("--harness_chat", action="store_true", help="put its prompts through the chat template")
+    for option in task_options():
+        if option.field is None:
+            parser.add_argument(f"--{option.name}", type=str, nargs="+", default=[], help=option.help)
+        elif option.type is bool:
+            parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
+        else:
+            parser.add_argument(f"--{option.name}", type=option.type, default=None, help=option.help)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens that a reply may have")
-    parser.add_argument("--window", type=int, help="tokens of context for plain text (default: the model's)")
     parser.add_argument(
         "--on_error",
         choices=["raise", "skip"],
@@ -52,8 +54,8 @@ def _forgetting_arguments(parser: Any) -> None:
 def _forgetting(args: Any) -> Report:
     from generator import ChatConfig
     from rag.evaluation.evaluation_file import check_output, write_json
-    from rag.forgetting.measurement import forgetting
-    from rag.forgetting.retention_tasks import Probes
+    from rag.forgetting.measurement import measure_forgetting
+    from rag.forgetting.retention_tasks import RetentionTasks, task_options
 
     if bool(args.bundle) == (args.base is not None):
         raise UsageError(
@@ -65,22 +67,11 @@ def _forgetting(args: Any) -> Report:
         raise UsageError(f"A bundle brings its own {given}; leave those options out, or measure a --base alone.")
     if args.output is not None:
         check_output(args.output)
-    probes = Probes(
-        answers=tuple(args.answers),
-        pairs=tuple(args.pairs),
-        text=tuple(args.text),
-        drift=tuple(args.drift),
-        harness=tuple(args.harness),
-        harness_path=args.harness_path,
-        harness_limit=args.harness_limit,
-        harness_chat=args.harness_chat,
-        max_new_tokens=args.max_new_tokens,
-        window=args.window,
-        on_error=args.on_error,
-    )
-    data = forgetting(
+    given_tasks = {option.name: args[option.name] for option in task_options()}
+    tasks = RetentionTasks(**given_tasks, max_new_tokens=args.max_new_tokens, on_error=args.on_error)
+    found = measure_forgetting(
         list(zip(_names(args.bundle, args.name), args.bundle, strict=True)),
-        probes,
+        tasks,
         base=args.base,
         role=args.role,
         scores_folder=args.scores,
@@ -92,9 +83,10 @@ def _forgetting(args: Any) -> Report:
         trust_remote_code=args.trust_remote_code,
         **({} if args.bundle else of_base),
     )
+    data = found.to_dict()
     if args.output is not None:
         write_json(data, args.output)
-    return Report(_text(data), data)
+    return Report(_text(found), data)
 
 
 def _names(bundles: Sequence[str], given: Sequence[str] | None) -> list[str]:
@@ -113,47 +105,46 @@ def _names(bundles: Sequence[str], given: Sequence[str] | None) -> list[str]:
 # -- for people ------------------------------------------------------------------------------------------------
 
 
-def _text(data: Mapping[str, Any]) -> str:
-    parts = [_values(data)]
-    if compared := [row for row in data["comparisons"] if row["group"] == "all"]:
+def _text(table_: "ForgettingTable") -> str:
+    parts = [_values(table_)]
+    if compared := [c for c in table_.comparisons if c.group == "all"]:
         parts.append(_compared(compared))
     return "\n\n".join(parts)
 
 
-def _values(data: Mapping[str, Any]) -> str:
-    names = [model["name"] for model in data["models"]]
-    rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
-    for found in data["measurements"]:
-        rows.setdefault((found["task"], found["metric"], found["group"]), {})[found["model"]] = found
+def _values(table_: "ForgettingTable") -> str:
+    names = [model.name for model in table_.models]
+    rows: dict[tuple[str, str, str], dict[str, Measurement]] = {}
+    for found in table_.measurements:
+        rows.setdefault((found.task, found.metric, found.group), {})[found.model] = found
     cells = [
-        [*key, str(next(iter(row.values()))["n"]), *(_value(row.get(name)) for name in names)]
-        for key, row in rows.items()
+        [*key, str(next(iter(row.values())).n), *(_value(row.get(name)) for name in names)] for key, row in rows.items()
     ]
     return table(["task", "metric", "group", "n", *names], cells)
 
 
-def _value(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else f"{cell(found['value'])} {interval(found['interval'])}"
+def _value(found: "Measurement | None") -> str:
+    return "-" if found is None else f"{cell(found.value)} {interval(found.interval)}"
 
 
-def _compared(rows: Sequence[Mapping[str, Any]]) -> str:
+def _compared(comparisons: "Sequence[ForgettingComparison]") -> str:
     cells = [
         [
-            f"{row['model']} - {row['against']}",
-            row["task"],
-            row["metric"],
-            "-" if row["difference"] is None else f"{row['difference']:+.4f}",
-            interval(row["interval"]),
-            cell(row["p"]),
+            f"{c.model} - {c.against}",
+            c.task,
+            c.metric,
+            "-" if c.difference is None else f"{c.difference:+.4f}",
+            interval(c.interval),
+            cell(c.p),
         ]
-        for row in rows
+        for c in comparisons
     ]
     return table(["", "task", "metric", "difference", "95 % interval", "p"], cells)
 
 
 COMMANDS: dict[str, Command] = {
     "forgetting": Command(
-        "what tuned models still can do that their base could: probes, perplexity, drift, any benchmark",
+        "what fine-tuning changed: retention tasks, perplexity, drift, benchmarks, against the base model",
         _forgetting_arguments,
         _forgetting,
     ),

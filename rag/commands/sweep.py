@@ -30,7 +30,7 @@ _OF_A_TRIAL = {"seed", "max_train_samples", "max_eval_samples", "ignore_identica
 def _sweep_arguments(parser: Any) -> None:
     from rag.experiments.recipes import RECIPES
     from rag.experiments.sweep_options import SHARED_DEFAULTS, WorldSettings
-    from rag.forgetting.retention_tasks import Probes
+    from rag.forgetting.retention_tasks import task_options
 
     parser.add_argument(
         "--output_dir", type=str, required=True, help="folder of the sweep; an unfinished one is continued"
@@ -62,8 +62,13 @@ def _sweep_arguments(parser: Any) -> None:
     )
     pipeline_arguments(parser, answer_mode=False)
     parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
-    parser.add_argument("--exercises", type=int, default=48, help="general-ability tasks of the tiny base; 0: none")
-    parser.add_argument("--probes", type=Probes | None, default=None, help="files as those of `rag forgetting`")
+    parser.add_argument("--general_tasks", type=int, default=48, help="general tasks of the tiny base model; 0: none")
+    parser.add_argument(
+        "--retention",
+        type=dict[str, Any],
+        default={},
+        help=f"retention tasks by kind, as `rag forgetting` takes them: {', '.join(o.name for o in task_options())}",
+    )
     training_options(parser, skip=_OF_A_TRIAL)
     # As in the laboratory: nobody is told which passages are gold.
     parser.set_defaults(SHARED_DEFAULTS)
@@ -75,7 +80,6 @@ def settings_of(args: Any) -> Any:
 
     from rag.experiments.sweep_options import WorldSettings
     from rag.experiments.sweep_runner import SweepSettings
-    from rag.forgetting.retention_tasks import Probes
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
@@ -84,7 +88,6 @@ def settings_of(args: Any) -> Any:
         "seeds": tuple(args.seeds),
         "world": None if args.world is None else WorldSettings(**vars(args.world)),
         **config_options(args),
-        "probes": None if args.probes is None else Probes(**vars(args.probes)),
         "training": {k: v for k, v in training_settings(args).items() if k not in _OF_A_TRIAL},
     }
     return SweepSettings(**given)
@@ -101,15 +104,6 @@ def _sweep(args: Any) -> Report:
 
 
 # -- for people ------------------------------------------------------------------------------------------------
-
-_PERCENT = {
-    "exact_match": "EM",
-    "f1": "F1",
-    "recall_at_1": "recall@1",
-    "recall_at_3": "recall@3",
-    "recall_at_5": "recall@5",
-    "general": "general",
-}
 
 
 def sweep_text(data: Mapping[str, Any], report: Path) -> str:
@@ -128,41 +122,30 @@ def sweep_text(data: Mapping[str, Any], report: Path) -> str:
 
 
 def _rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    shown = [name for name in _PERCENT if any(name in row for row in rows)]
-    drift = any("kl_drift" in row for row in rows)
-    header = ["", *(_PERCENT[name] for name in shown), *["KL"] * drift, "seconds"]
+    from rag.evaluation.metric import columns
+
+    shown = [column for column in columns("trials") if any(column.name in row for row in rows)]
     cells = [
-        [
-            row["name"],
-            *(_share(row, name) for name in shown),
-            *[f"{row['kl_drift']:.3f}" if "kl_drift" in row else "-"] * drift,
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
+        [row["name"], *(c.metric.format(row.get(c.name), row["intervals"].get(c.name)) for c in shown)] for row in rows
     ]
-    return table(header, cells)
-
-
-def _share(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        return "-"
-    low, high = row["intervals"][name]
-    return f"{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return table(["", *(column.heading for column in shown)], cells)
 
 
 def _comparisons_text(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    from rag.evaluation.metric import METRICS, metric_heading
+
     cells = [
         [
             f"{c['name']} - {c['against']}",
-            c["metric"],
-            f"{100 * c['difference']:+.1f} [{100 * c['interval'][0]:+.1f}, {100 * c['interval'][1]:+.1f}]",
+            metric_heading(c["metric"]),
+            METRICS.get(c["metric"]).format_difference(c["difference"], c["interval"]),
             f"{c['p']:.4f}",
             f"{c['p_adjusted']:.4f}",
             f"{c['p_exact_adjusted']:.4f}",
         ]
         for c in comparisons
     ]
-    return table(["", "metric", "points", "p", "Holm", "exact, Holm"], cells) if cells else ""
+    return table(["", "metric", "difference", "p", "Holm", "exact, Holm"], cells) if cells else ""
 
 
 COMMANDS: dict[str, Command] = {

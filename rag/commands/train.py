@@ -55,9 +55,9 @@ def _train(args: Any) -> Report:
         ignore_identical_ids=config.ignore_identical_ids,
     )
     if args.answerable_only:
-        from rag.evaluation.evaluation import answerable
+        from rag.evaluation.evaluation import filter_answerable
 
-        train, total = answerable(rag, train), len(train)
+        train, total = filter_answerable(rag, train), len(train)
         if len(train) < total:
             logger.info(
                 "Left out %d of %d training questions: no candidate holds an answer.", total - len(train), total
@@ -88,7 +88,9 @@ def _write_report(folder: Path, kept: int) -> Path:
 
 
 def _history_text(history: Sequence[dict[str, Any]]) -> str:
-    wanted = ["round", "eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1"]
+    from rag.evaluation.metric import columns
+
+    wanted = ["round", *(f"eval_{column.name}" for column in columns("rounds"))]
     wanted += [
         "ess",
         "distinct_permutations",
@@ -98,9 +100,9 @@ def _history_text(history: Sequence[dict[str, Any]]) -> str:
         "selfaug_kl",
         "seconds",
     ]
-    columns = [name for name in wanted if any(name in row for row in history)]
-    rows = [[cell(row.get(name)) for name in columns] for row in history]
-    return table([name.removeprefix("eval_") for name in columns], rows)
+    shown = [name for name in wanted if any(name in record for record in history)]
+    rows = [[cell(record.get(name)) for name in shown] for record in history]
+    return table([name.removeprefix("eval_") for name in shown], rows)
 
 
 COMMANDS: dict[str, Command] = {

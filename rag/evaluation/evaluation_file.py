@@ -1,25 +1,27 @@
-"""An evaluation as a file: the numbers, what was measured with what, and every question with what was read for it.
+"""An evaluation as a file: metrics, a description of the pipeline, and the record of every question.
 
-The same pipeline on the same questions gives the same bytes: no time, no path, and rows in the order of ids. Digests
-say what was measured: of the questions, in whatever order and format they came, of the bundle and of the base.
+The same pipeline on the same questions gives the same bytes: no times, no paths, and records in the order of ids.
+Digests say what was evaluated: of the questions, independent of their order and format, of the bundle and of the base
+model.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from generator.language_model import LanguageModel
-from indexes.atomic_files import write_text
-from indexes.errors import DataError, MismatchError, UsageError
+from indexes.atomic_files import read_json, write_text
+from indexes.dataclass_json import from_json_object, to_json_object
+from indexes.errors import DataError, UsageError
 from rag.bundle import CONFIG_FILE, LEARNED_FOLDER, read_config
-from rag.evaluation.attribution import Support
-from rag.evaluation.evaluation import Evaluation, by_id
-from rag.evaluation.order_bias import OrderBias
+from rag.evaluation.attribution import Attribution, AttributionSummary, PassageAttribution
+from rag.evaluation.evaluation import Evaluation, ScoredCandidate, argsort_by_id
+from rag.evaluation.order_bias import OrderBias, OrderBiasRecord, OrderBiasSummary
 from rag.evaluation.significance import RESAMPLES
 from rag.pipeline import RAG
 from retriever.retriever import Retriever
@@ -28,8 +30,170 @@ from training.questions.self_retrieval import identical_ids
 
 KIND = "evaluation"
 FORMAT_VERSION = 1
-# What comparisons read; a sweep keeps its evaluations without rows.
-_COMPARED = ("name", "pipeline", "dataset", "metrics", "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseDescription:
+    """The frozen base model: what models that are compared must share."""
+
+    name: str
+    """Hub name, "tiny", or the name of its folder without the path."""
+    revision: str | None
+    sha256: str
+    """Digest of the weights in memory (`base_digest`)."""
+    dtype: str
+    quantization: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexDescription:
+    """The index of a pipeline."""
+
+    corpus_fingerprint: str
+    origin: str
+    """Fingerprint of the corpus before the index was changed."""
+    encoder_fingerprint: str
+    factory: str
+    search_parameters: str
+    passages: int
+    chunking: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineDescription:
+    """What answers depend on: settings, and fingerprints of everything that was learned or indexed."""
+
+    bundle_sha256: str | None
+    """None for a pipeline that was not opened from a bundle."""
+    base: BaseDescription
+    retriever: dict[str, Any]
+    """`kind` and its options."""
+    selector: dict[str, Any]
+    decoding: dict[str, Any]
+    """As evaluation decodes: greedily."""
+    chat: dict[str, Any]
+    context_length: int
+    """Tokens of prompt and answer together."""
+    ranking_prompt: dict[str, Any]
+    answer_prompt: dict[str, Any]
+    index: IndexDescription
+    answer_mode: str
+    answer_mode_settings: dict[str, Any] | None = None
+    """None for an answer mode without options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDescription:
+    """The questions of an evaluation."""
+
+    sha256: str
+    """`dataset_digest` of the questions that were scored."""
+    file: str | None
+    """Name of the question file, without the path."""
+    n: int
+    skipped: int
+    """Questions left out."""
+    identical_ids: dict[str, int] | None = None
+    """`training.questions.self_retrieval.IdenticalIds`; None where no question ignores the passage with its own id."""
+    too_long: list[str] | None = None
+    """Ids of questions left out because they do not fit the model's context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassageText:
+    """A passage that was read."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """One question, its answer, the passages behind it and its scores."""
+
+    id: str
+    question: str
+    golden_answers: list[str]
+    gold_ids: list[str]
+    unanswerable: bool
+    prediction: str
+    log_prob: float | None
+    """Nats; see `Answer.log_prob`."""
+    citations: list[str]
+    permutation: list[int]
+    """Ranks, from 0, that the retriever gave the passages read."""
+    passages: list[PassageText]
+    """Read by the generator, in this order."""
+    candidates: list[ScoredCandidate]
+    """Found by the retriever, best first."""
+    scores: dict[str, float]
+    """Value of each metric that the question has."""
+    attribution: list[PassageAttribution] | None = None
+    order_bias: OrderBiasRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFile:
+    """Everything about an evaluation; docs/evaluation.md explains each key.
+
+    Read one with `read_evaluation`, write it with ``write_json(file.to_dict(), path)``.
+    """
+
+    name: str
+    """Name in tables."""
+    label: str
+    """Name in prose."""
+    pipeline: PipelineDescription
+    dataset: DatasetDescription
+    n: int
+    n_scored: int
+    metrics: dict[str, float]
+    """Means over questions."""
+    intervals: dict[str, tuple[float, float]]
+    """95 % bootstrap intervals of the means."""
+    counts: dict[str, int]
+    """Questions that have each metric."""
+    settings: dict[str, Any]
+    records: list[EvaluationRecord]
+    """In the order of ids."""
+    order_bias: OrderBiasSummary | None = None
+    attribution: AttributionSummary | None = None
+
+    def __repr__(self) -> str:
+        return f"EvaluationFile({self.name!r}, {self.n_scored} questions, {len(self.metrics)} metrics)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it, with `kind` and `format_version`."""
+        return {"kind": KIND, "format_version": FORMAT_VERSION, **to_json_object(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str = "the evaluation") -> "EvaluationFile":
+        """Read what `to_dict` made; `where` opens error messages.
+
+        Raises:
+            DataError: Another kind of file, another version, or a key that is missing or wrong; it is named.
+        """
+        return from_json_object(cls, without_header(data, KIND, FORMAT_VERSION, where), where)
+
+    def values(self, metric: str) -> dict[str, float]:
+        """The scores of a metric by question id, in the order of the records; questions without one are left out."""
+        return {record.id: record.scores[metric] for record in self.records if metric in record.scores}
+
+
+def without_header(data: Mapping[str, Any], kind: str, version: int, where: str) -> dict[str, Any]:
+    """The contents of a result file without `kind` and `format_version`, which must be these.
+
+    Raises:
+        DataError: They are others.
+    """
+    for key, expected in (("kind", kind), ("format_version", version)):
+        if data.get(key) != expected:
+            raise DataError(
+                f"{where}: the key {key!r} must be {expected!r}, got {data.get(key)!r}. Give a file that this version "
+                f"of `rag` wrote for {kind}."
+            )
+    return {key: value for key, value in data.items() if key not in ("kind", "format_version")}
 
 
 def evaluation_file(
@@ -41,55 +205,41 @@ def evaluation_file(
     bundle: str | Path | None = None,
     questions: str | Path | None = None,
     order_bias: OrderBias | None = None,
-    support: Support | None = None,
+    attribution: Attribution | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Everything about an evaluation, ready for JSON; docs/evaluation.md explains each key.
+) -> EvaluationFile:
+    """An evaluation with the description of its pipeline and its questions.
 
     Args:
         rag: The pipeline that answered.
-        evaluation: What came out.
-        name: What tables call it.
-        label: For people; default: the name.
+        evaluation: Of `rag.evaluation.evaluation.evaluate`.
+        name: Name in tables.
+        label: Name in prose; default: the name.
         bundle: The folder that `rag` was opened from.
-        questions: The question file, whose name is noted.
+        questions: The question file; its name is recorded.
         order_bias: Of `rag.evaluation.order_bias.order_bias`.
-        support: Of `rag.evaluation.attribution.support`.
-        settings: Noted beside those of the bootstrap.
+        attribution: Of `rag.evaluation.attribution.leave_one_out_attribution`.
+        settings: Recorded with those of the bootstrap.
 
     Raises:
-        DataError: Two questions of one id.
+        DataError: Two questions with the same id.
     """
     _check_ids(evaluation.examples)
-    identical = identical_ids(evaluation.examples, rag.retriever.index)
-    data = {
-        "kind": KIND,
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "label": label or name,
-        "pipeline": describe_pipeline(rag, bundle=bundle),
-        "dataset": {
-            "sha256": dataset_digest(evaluation.examples),
-            "file": None if questions is None else Path(questions).name,
-            "n": len(evaluation.examples),
-            "skipped": evaluation.skipped,
-            # Only where it says something: files of before are the same bytes.
-            **({"identical_ids": identical._asdict()} if identical.ignoring else {}),
-            **({"too_long": sorted(evaluation.too_long)} if evaluation.too_long else {}),
-        },
-        "n": len(evaluation.examples),
-        "n_scored": len(evaluation.rows),
-        "metrics": {name: value for name, value in evaluation.metrics.items() if name != "n"},
-        "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
-        "counts": evaluation.counts,
-        "settings": {"bootstrap_resamples": RESAMPLES, "bootstrap_seed": 0, "confidence": 0.95, **(settings or {})},
-        "rows": [_row(evaluation, i, order_bias, support) for i in by_id(evaluation.examples)],
-    }
-    if order_bias is not None:
-        data["order_bias"] = order_bias.summary
-    if support is not None:
-        data["support"] = support.summary
-    return data
+    return EvaluationFile(
+        name=name,
+        label=label or name,
+        pipeline=describe_pipeline(rag, bundle=bundle),
+        dataset=_describe_dataset(rag, evaluation, questions),
+        n=len(evaluation.examples),
+        n_scored=len(evaluation.scores),
+        metrics={name: value for name, value in evaluation.metrics.items() if name != "n"},
+        intervals=dict(evaluation.intervals),
+        counts=dict(evaluation.counts),
+        settings={"bootstrap_resamples": RESAMPLES, "bootstrap_seed": 0, "confidence": 0.95, **(settings or {})},
+        records=[_record(evaluation, i, order_bias, attribution) for i in argsort_by_id(evaluation.examples)],
+        order_bias=None if order_bias is None else order_bias.summary,
+        attribution=None if attribution is None else attribution.summary,
+    )
 
 
 def _check_ids(examples: Sequence[QAExample]) -> None:
@@ -99,32 +249,30 @@ def _check_ids(examples: Sequence[QAExample]) -> None:
         raise DataError(f"Questions of an evaluation file must have different ids; {twice!r} is there twice.")
 
 
-def _row(evaluation: Evaluation, i: int, order_bias: OrderBias | None, support: Support | None) -> dict[str, Any]:
+def _record(
+    evaluation: Evaluation, i: int, order_bias: OrderBias | None, attribution: Attribution | None
+) -> EvaluationRecord:
     example, answer = evaluation.examples[i], evaluation.answers[i]
-    about = ("id", "question", "prediction")
-    row = {
-        "id": example.id,
-        "question": example.question,
-        "golden_answers": list(example.golden_answers),
-        "gold_ids": list(example.gold_ids),
-        "unanswerable": example.unanswerable,
-        "prediction": answer.text,
-        "log_prob": answer.log_prob,
-        "citations": answer.citations,
-        "permutation": answer.permutation,
-        "passages": [{"id": p.id, "title": p.title, "text": p.text} for p in answer.passages],
-        "candidates": evaluation.candidates[i],
-        "scores": {name: value for name, value in evaluation.rows[i].items() if name not in about},
-    }
-    if support is not None:
-        row["support"] = support.rows[i]
-    if order_bias is not None:
-        row["order_bias"] = order_bias.rows[i]
-    return row
+    return EvaluationRecord(
+        id=example.id,
+        question=example.question,
+        golden_answers=list(example.golden_answers),
+        gold_ids=list(example.gold_ids),
+        unanswerable=example.unanswerable,
+        prediction=answer.text,
+        log_prob=answer.log_prob,
+        citations=answer.citations,
+        permutation=answer.permutation,
+        passages=[PassageText(id=p.id, title=p.title, text=p.text) for p in answer.passages],
+        candidates=evaluation.candidates[i],
+        scores=evaluation.scores[i],
+        attribution=None if attribution is None else attribution.records[i],
+        order_bias=None if order_bias is None else order_bias.records[i],
+    )
 
 
 def write_json(data: Mapping[str, Any], file: str | Path) -> None:
-    """Write a file that is whole or not there; the same data are always the same bytes."""
+    """Write a JSON file atomically; the same data are always the same bytes."""
     file = Path(file)
     check_output(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -132,99 +280,100 @@ def write_json(data: Mapping[str, Any], file: str | Path) -> None:
 
 
 def check_output(file: str | Path) -> None:
-    """Refuse a place where no file can be written, before hours of work for it.
+    """Refuse a path that cannot be written, before hours of work for it.
 
     Raises:
-        UsageError: It is a folder, or stands below a file.
+        UsageError: It is a folder, or has a file among its parents.
     """
     file = Path(file)
     above = next((folder for folder in file.parents if folder.exists()), file.parent)
     if file.is_dir() or not above.is_dir():
-        found = "is a folder" if file.is_dir() else f"stands below {above}, which is none"
+        found = "is a folder" if file.is_dir() else f"has the file {above} among its parents"
         raise UsageError(f"The output must be a file in a folder; {file} {found}. Give the name of a file.")
 
 
-def read_evaluation(file: str | Path) -> dict[str, Any]:
-    """An evaluation that `write_json` wrote.
+def read_evaluation(file: str | Path) -> EvaluationFile:
+    """Read an evaluation file.
 
     Raises:
-        DataError: There is no such file.
-        MismatchError: It holds something else, or is damaged, or of another version.
+        DataError: There is no such file, or a key of it is missing, unknown or wrong; the key is named.
+        MismatchError: It is not JSON.
     """
     file = Path(file)
     if not file.is_file():
-        raise DataError(f"An evaluation is a file of `rag evaluate --output`; {file} is none. Check the path.")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MismatchError(f"{file} must be JSON; it is damaged ({error}). Evaluate again.") from error
-    if not isinstance(data, dict) or data.get("kind") != KIND or data.get("format_version") != FORMAT_VERSION:
-        raise MismatchError(
-            f'{file} must hold "kind": "{KIND}" and "format_version": {FORMAT_VERSION}; it does not. Give a file that '
-            "this version's `rag evaluate --output` wrote."
-        )
-    if missing := [key for key in _COMPARED if key not in data]:
-        raise MismatchError(f"{file} must be a whole evaluation; it has no {missing[0]!r}. Evaluate again.")
-    return data
+        raise DataError(f"An evaluation is a file of `rag evaluate --output`; {file} does not exist. Check the path.")
+    return EvaluationFile.from_dict(read_json(file, "Evaluate again."), where=str(file))
 
 
-# -- what was measured -----------------------------------------------------------------------------------------
+# -- descriptions ----------------------------------------------------------------------------------------------
 
 
-def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> dict[str, Any]:
+def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> PipelineDescription:
     """What answers depend on: settings, and fingerprints of everything that was learned or indexed."""
-    return {
-        "bundle_sha256": None if bundle is None else bundle_digest(bundle),
-        "base": describe_base(rag.generator.language_model),
-        "retriever": {"kind": rag.retriever.kind, **rag.retriever.settings},
-        "selector": asdict(rag.selector.config),
-        "decoding": {**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},  # as evaluate decodes
-        "chat": asdict(rag.generator.language_model.chat.config),
-        "context_length": rag.generator.language_model.context_length,
-        "ranking_prompt": asdict(rag.selector.prompt),
-        "answer_prompt": asdict(rag.generator.prompt),
-        "index": _describe_index(rag.retriever),
-        "answer_mode": rag.answer_mode.kind,
-        **({"answer_mode_settings": dict(settings)} if (settings := rag.answer_mode.settings) else {}),
-    }
+    return PipelineDescription(
+        bundle_sha256=None if bundle is None else bundle_digest(bundle),
+        base=describe_base(rag.generator.language_model),
+        retriever={"kind": rag.retriever.kind, **rag.retriever.settings},
+        selector=asdict(rag.selector.config),
+        decoding={**asdict(rag.generator.config), "temperature": 0.0, "top_p": 1.0},
+        chat=asdict(rag.generator.language_model.chat.config),
+        context_length=rag.generator.language_model.context_length,
+        ranking_prompt=asdict(rag.selector.prompt),
+        answer_prompt=asdict(rag.generator.prompt),
+        index=_describe_index(rag.retriever),
+        answer_mode=rag.answer_mode.kind,
+        answer_mode_settings=dict(rag.answer_mode.settings) or None,
+    )
 
 
-def describe_base(model: LanguageModel) -> dict[str, Any]:
-    """Name and weights of the frozen base: what models that are compared must share."""
-    return {
-        "name": Path(model.name).name if Path(model.name).is_dir() else model.name,
-        "revision": model.revision,
-        "sha256": base_digest(model),
-        "dtype": model.dtype_name(),
-        "quantization": model.quantization,
-    }
+def describe_base(model: LanguageModel) -> BaseDescription:
+    """Name and weights of the frozen base model."""
+    return BaseDescription(
+        name=Path(model.name).name if Path(model.name).is_dir() else model.name,
+        revision=model.revision,
+        sha256=base_digest(model),
+        dtype=model.dtype_name(),
+        quantization=model.quantization,
+    )
 
 
-def _describe_index(retriever: Retriever) -> dict[str, Any]:
+def _describe_index(retriever: Retriever) -> IndexDescription:
     manifest = retriever.index.manifest
-    return {
-        "corpus_fingerprint": manifest.corpus_fingerprint,
-        "origin": manifest.origin,
-        "encoder_fingerprint": manifest.encoder.fingerprint,
-        "factory": manifest.factory,
-        "search_parameters": manifest.search_parameters,
-        "passages": manifest.passages,
-        "chunking": dict(manifest.chunking),
-    }
+    return IndexDescription(
+        corpus_fingerprint=manifest.corpus_fingerprint,
+        origin=manifest.origin,
+        encoder_fingerprint=manifest.encoder.fingerprint,
+        factory=manifest.factory,
+        search_parameters=manifest.search_parameters,
+        passages=manifest.passages,
+        chunking=dict(manifest.chunking),
+    )
+
+
+def _describe_dataset(rag: RAG, evaluation: Evaluation, questions: str | Path | None) -> DatasetDescription:
+    identical = identical_ids(evaluation.examples, rag.retriever.index)
+    return DatasetDescription(
+        sha256=dataset_digest(evaluation.examples),
+        file=None if questions is None else Path(questions).name,
+        n=len(evaluation.examples),
+        skipped=evaluation.skipped,
+        identical_ids=identical._asdict() if identical.ignoring else None,
+        too_long=sorted(evaluation.too_long) or None,
+    )
 
 
 def dataset_digest(examples: Iterable[QAExample]) -> str:
-    """SHA-256 (hex) of the questions with all that is known of them, in whatever order they come."""
+    """SHA-256 (hex) of the questions with all their fields, independent of their order."""
     lines = sorted(json.dumps(e.to_dict(), ensure_ascii=False, sort_keys=True) for e in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def bundle_digest(folder: str | Path) -> str:
-    """SHA-256 (hex) of what a bundle learned and how it is set.
+    """SHA-256 (hex) of the learned weights and the settings of a bundle.
 
-    Covered are the names and the contents of the files with weights, and the configuration. Not covered is what changes
-    no answer (the model card, the version that wrote it) and *where* index, encoder and base are: of the first two the
-    fingerprints count, wherever they lie, and the base has a digest of its own.
+    It covers the names and contents of the files of weights, and the configuration. It does not cover what changes no
+    answer (the model card, the version that wrote it) or *where* index, encoder and base model are: of the first two
+    the fingerprints count, wherever they are, and the base model has a digest of its own.
 
     Raises:
         MismatchError: Not a bundle.
@@ -249,7 +398,7 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_digest(model: LanguageModel) -> str:
-    """SHA-256 (hex) of the base's weights as they are in memory, by name: the same wherever and however they lie."""
+    """SHA-256 (hex) of the base model's weights in memory, by name: independent of their files and place."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.base_weights().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())

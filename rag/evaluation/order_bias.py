@@ -1,14 +1,14 @@
-"""How answers move when only an order changes: of the candidates that are selected from, and of the passages read.
+"""Order bias: how answers change when only an order changes, of the candidates or of the passages read.
 
 An order carries no evidence, so a pipeline without order bias gives the same answer every time. Two audits, each on the
 questions of an evaluation:
 
 - `candidates`: the retriever's candidates are shuffled before the selector reads them, and the pipeline answers.
-- `passages`: what the selector chose is shuffled before the generator reads it (pipelines that read what was selected,
-  with K > 1). Here the passages are the same every time, so exact match by the place of the first gold passage shows
+- `passages`: the selected passages are shuffled before the generator reads them (pipelines that read a permutation,
+  with K > 1). The passages are the same every time, so exact match by the position of the first gold passage shows
   where in the prompt the generator looks ("Lost in the Middle", arXiv 2307.03172).
 
-Orders are drawn uniformly from those that are not the original one, by a seed and the id of the question alone. Answers
+Orders are drawn uniformly from those that are not the original one, by a seed and the id of the question only. Answers
 are compared after SQuAD's normalisation. Every interval resamples questions, never shuffles of one question.
 
 Legend: n candidates, K passages read, R shuffles.
@@ -17,8 +17,7 @@ Legend: n candidates, K passages read, R shuffles.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,10 +26,10 @@ from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
 from rag.answering.permutation_mode import PermutationMode, permuted
-from rag.evaluation.evaluation import Answerer, Evaluation, accepted_answers, by_id, progress_bar
-from rag.evaluation.significance import estimate
+from rag.evaluation.evaluation import Answerer, Evaluation, argsort_by_id, progress_bar
+from rag.evaluation.metric import accepted_answers
+from rag.evaluation.significance import Estimate, estimate
 from rag.metrics import exact_match, f1, normalize_answer
-from rag.pipeline import RAG
 from retriever.candidates import Candidates
 from training.posterior import stable_seed
 from training.questions.example import QAExample
@@ -41,13 +40,82 @@ _Draw = Callable[[str, int, int], list[_Order]]
 
 
 @dataclass(frozen=True)
-class OrderBias:
-    """What shuffling does, over all questions and for each; ready for JSON."""
+class ShuffledScore:
+    """A score over shuffles: the mean with its interval, and the scores of single shuffles."""
 
-    summary: dict[str, Any]
-    """`candidates` and, where it was done, `passages`, with `shuffles` and `seed`."""
-    rows: list[dict[str, Any]]
-    """The same two for each question, in the order of the evaluation; empty where nothing could be shuffled."""
+    value: float | None
+    """Mean over shuffles, then over questions."""
+    interval: tuple[float, float] | None
+    n: int
+    unshuffled: float | None
+    lowest: float | None
+    """Mean over questions of the shuffle with the lowest one."""
+    highest: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderAuditSummary:
+    """One audit over all questions."""
+
+    questions: int
+    """Those with at least two things to shuffle."""
+    changed: Estimate
+    """Share of questions whose answer some shuffle changes."""
+    changed_per_shuffle: Estimate
+    """Share of shuffles that change the answer."""
+    agreement: Estimate
+    """Share of the R + 1 answers that equal the most frequent one."""
+    exact_match: ShuffledScore
+    f1: ShuffledScore
+    selected_overlap: Estimate | None = None
+    """Audit of candidates: Jaccard index of the passages read with and without shuffling."""
+    exact_match_by_gold_position: dict[str, Estimate] | None = None
+    """Audit of passages: by the position, from 1, of the first gold passage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderBiasSummary:
+    """Both audits over all questions."""
+
+    shuffles: int
+    seed: int
+    candidates: OrderAuditSummary
+    passages: OrderAuditSummary | None = None
+    """None where the pipeline does not read a permutation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderAuditRecord:
+    """One audit of one question."""
+
+    answers: list[str]
+    """One for each shuffle."""
+    changed: float
+    """Share of shuffles that change the answer."""
+    agreement: float
+    exact_match: list[float]
+    """Of the unshuffled answer, then of each shuffle."""
+    f1: list[float]
+    selected_overlap: float | None = None
+    gold_positions: list[int | None] | None = None
+    """Position, from 1, of the first gold passage: unshuffled, then in each shuffle; None where none was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderBiasRecord:
+    """Both audits of one question; None where there was nothing to shuffle."""
+
+    candidates: OrderAuditRecord | None = None
+    passages: OrderAuditRecord | None = None
+
+
+@dataclass(frozen=True)
+class OrderBias:
+    """The order bias of an evaluation."""
+
+    summary: OrderBiasSummary
+    records: list[OrderBiasRecord]
+    """Of each question, in the order of the evaluation."""
 
 
 def order_bias(
@@ -62,7 +130,7 @@ def order_bias(
     """Shuffle and answer again, R times per question and audit.
 
     Args:
-        rag: Who gave the answers of the evaluation.
+        rag: The pipeline that gave the answers of the evaluation.
         evaluation: Answers to compare with.
         shuffles: R.
         seed: Of the orders.
@@ -73,9 +141,10 @@ def order_bias(
         UsageError: Fewer than one shuffle.
     """
     if shuffles < 1:
-        raise UsageError(f"An order-bias audit needs at least one shuffle; {shuffles} came.")
-    rows: list[dict[str, Any]] = [{} for _ in evaluation.examples]
-    order = by_id(evaluation.examples)
+        raise UsageError(f"An order-bias audit needs at least one shuffle, got {shuffles}.")
+    candidates: dict[int, OrderAuditRecord] = {}
+    passages: dict[int, OrderAuditRecord] = {}
+    order = argsort_by_id(evaluation.examples)
 
     def draw(audit: str, n: int, i: int) -> list[_Order]:
         return other_orders(n, shuffles, seed, audit, evaluation.examples[i].id)
@@ -84,28 +153,32 @@ def order_bias(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             reader = _Reader(rag, {i: evaluation.answers[i] for i in batch})
-            for i, row in _with_shuffled_candidates(rag, evaluation, batch, draw, reader).items():
-                rows[i]["candidates"] = row
-            if _permutation_mode(rag):  # other modes read one document at a time
-                for i, row in _with_shuffled_passages(evaluation, batch, draw, reader).items():
-                    rows[i]["passages"] = row
+            candidates |= _with_shuffled_candidates(rag, evaluation, batch, draw, reader)
+            if _permutation_mode(rag):  # other answer modes read one document at a time
+                passages |= _with_shuffled_passages(evaluation, batch, draw, reader)
             bar.update(len(batch))
-    ordered = [rows[i] for i in order]
-    summary: dict[str, Any] = {"shuffles": shuffles, "seed": seed, "candidates": _summary(ordered, "candidates")}
-    if _permutation_mode(rag):
-        positions = _by_gold_position(ordered)
-        summary["passages"] = _summary(ordered, "passages") | {"exact_match_by_gold_position": positions}
-    return OrderBias(summary, rows)
+    summary = OrderBiasSummary(
+        shuffles=shuffles,
+        seed=seed,
+        candidates=_summary([candidates[i] for i in order if i in candidates], "candidates"),
+        passages=_summary([passages[i] for i in order if i in passages], "passages")
+        if _permutation_mode(rag)
+        else None,
+    )
+    records = [
+        OrderBiasRecord(candidates=candidates.get(i), passages=passages.get(i)) for i in range(len(evaluation.examples))
+    ]
+    return OrderBias(summary, records)
 
 
 def _permutation_mode(rag: Answerer) -> PermutationMode | None:
     """The answer mode, if the generator reads a whole permutation in one prompt."""
-    mode = rag.answer_mode if isinstance(rag, RAG) else None
+    mode = getattr(rag, "answer_mode", None)
     return mode if isinstance(mode, PermutationMode) else None
 
 
 def other_orders(n: int, count: int, *key: object) -> list[_Order]:
-    """`count` orders of n things, uniform over all but the original, fixed by the key; none for fewer than two."""
+    """`count` orders of n things, uniform over all but the original, fixed by the key; none if n is below 2."""
     if n < 2:
         return []
     generator = torch.Generator().manual_seed(stable_seed(*key))
@@ -121,7 +194,7 @@ def other_orders(n: int, count: int, *key: object) -> list[_Order]:
 
 
 class _Reader:
-    """Answers to the questions of a batch from other passages; what was read in an order before is not read again."""
+    """Answers to the questions of a batch from other passages; the same passages in the same order are read once."""
 
     def __init__(self, rag: Answerer, originals: Mapping[int, Answer]) -> None:
         self.rag, self.originals = rag, originals
@@ -132,7 +205,7 @@ class _Reader:
         return i, tuple(p.id for p in passages)
 
     def select(self, jobs: Sequence[tuple[int, Candidates]]) -> list[tuple[str, Sequence[Passage]]]:
-        """The pipeline's answer from candidates, and what it read."""
+        """The pipeline's answer from candidates, and the passages it read."""
         mode = _permutation_mode(self.rag)
         if mode is None:
             return [(answer.text, answer.passages) for answer in self.rag.answer_from([c for _, c in jobs])]
@@ -154,98 +227,101 @@ class _Reader:
 
 def _with_shuffled_candidates(
     rag: Answerer, evaluation: Evaluation, batch: Sequence[int], draw: _Draw, reader: _Reader
-) -> dict[int, dict[str, Any]]:
-    """One row for each question of the batch that has two candidates or more."""
+) -> dict[int, OrderAuditRecord]:
+    """A record for each question of the batch that has at least two candidates."""
     examples, originals = evaluation.examples, evaluation.answers
     found = dict(zip(batch, retrieve(rag.retriever, [examples[i] for i in batch], rag.num_candidates), strict=True))
     orders = {i: drawn for i in batch if (drawn := draw("candidates", len(found[i]), i))}
     jobs = [(i, order) for i, drawn in orders.items() for order in dict.fromkeys(drawn)]
     given = dict(zip(jobs, reader.select([(i, found[i].reordered(order)) for i, order in jobs]), strict=True))
-    rows = {}
+    records = {}
     for i, drawn in orders.items():
         texts, chosen = zip(*(given[i, order] for order in drawn), strict=True)
         overlap = math.fsum(_overlap(originals[i].passages, passages) for passages in chosen) / len(chosen)
-        rows[i] = _row(examples[i], originals[i].text, texts) | {"selected_overlap": overlap}
-    return rows
+        records[i] = replace(_record(examples[i], originals[i].text, texts), selected_overlap=overlap)
+    return records
 
 
 def _overlap(one: Sequence[Passage], other: Sequence[Passage]) -> float:
-    """Jaccard's index of two sets of passages."""
+    """Jaccard index of two sets of passages."""
     ids, others = {p.id for p in one}, {p.id for p in other}
     return len(ids & others) / len(ids | others)
 
 
 def _with_shuffled_passages(
     evaluation: Evaluation, batch: Sequence[int], draw: _Draw, reader: _Reader
-) -> dict[int, dict[str, Any]]:
-    """One row for each question of the batch that two passages or more were read for."""
+) -> dict[int, OrderAuditRecord]:
+    """A record for each question of the batch for which at least two passages were read."""
     examples, originals = evaluation.examples, evaluation.answers
     orders = {i: drawn for i in batch if (drawn := draw("passages", len(originals[i].passages), i))}
     jobs = [(i, order) for i, drawn in orders.items() for order in drawn]
     texts = iter(reader.read([(i, [originals[i].passages[at] for at in order]) for i, order in jobs]))
-    rows = {}
+    records = {}
     for i, drawn in orders.items():
         ids = [p.id for p in originals[i].passages]
         gold = [_first_gold([ids[at] for at in order], examples[i]) for order in [range(len(ids)), *drawn]]
-        rows[i] = _row(examples[i], originals[i].text, [next(texts) for _ in drawn]) | {"gold_positions": gold}
-    return rows
+        record = _record(examples[i], originals[i].text, [next(texts) for _ in drawn])
+        records[i] = replace(record, gold_positions=gold)
+    return records
 
 
 def _first_gold(ids: Sequence[str], example: QAExample) -> int | None:
-    """The place, from 1, of the first gold passage."""
-    return next((place for place, id in enumerate(ids, 1) if gold_document(id, example.gold_ids) is not None), None)
+    """The position, from 1, of the first gold passage."""
+    return next(
+        (position for position, id in enumerate(ids, 1) if gold_document(id, example.gold_ids) is not None), None
+    )
 
 
 # -- one question, and all of them -----------------------------------------------------------------------------
 
 
-def _row(example: QAExample, original: str, texts: Sequence[str]) -> dict[str, Any]:
-    """What R shuffles did to one question; `exact_match` and `f1` are lists, the unshuffled answer's first."""
+def _record(example: QAExample, original: str, texts: Sequence[str]) -> OrderAuditRecord:
+    """The effect of R shuffles on one question."""
     accepted, everything = accepted_answers(example), [original, *texts]
     normalised = [normalize_answer(text) for text in everything]
-    return {
-        "answers": list(texts),
-        "changed": sum(other != normalised[0] for other in normalised[1:]) / len(texts),
-        "agreement": max(Counter(normalised).values()) / len(normalised),
-        "exact_match": [exact_match(text, accepted) for text in everything],
-        "f1": [f1(text, accepted) for text in everything],
-    }
+    return OrderAuditRecord(
+        answers=list(texts),
+        changed=sum(other != normalised[0] for other in normalised[1:]) / len(texts),
+        agreement=max(Counter(normalised).values()) / len(normalised),
+        exact_match=[exact_match(text, accepted) for text in everything],
+        f1=[f1(text, accepted) for text in everything],
+    )
 
 
-def _summary(rows: Sequence[dict[str, Any]], audit: str) -> dict[str, Any]:
-    found = [row[audit] for row in rows if audit in row]
-    result = {
-        "questions": len(found),
-        "changed": estimate([float(row["changed"] > 0) for row in found]),
-        "changed_per_shuffle": estimate([row["changed"] for row in found]),
-        "agreement": estimate([row["agreement"] for row in found]),
-        **{name: _spread([row[name] for row in found]) for name in ("exact_match", "f1")},
-    }
-    if audit == "candidates":
-        result["selected_overlap"] = estimate([row["selected_overlap"] for row in found])
-    return result
+def _summary(records: Sequence[OrderAuditRecord], audit: str) -> OrderAuditSummary:
+    overlaps = [record.selected_overlap for record in records if record.selected_overlap is not None]
+    return OrderAuditSummary(
+        questions=len(records),
+        changed=estimate([float(record.changed > 0) for record in records]),
+        changed_per_shuffle=estimate([record.changed for record in records]),
+        agreement=estimate([record.agreement for record in records]),
+        exact_match=_over_shuffles([record.exact_match for record in records]),
+        f1=_over_shuffles([record.f1 for record in records]),
+        selected_overlap=estimate(overlaps) if audit == "candidates" else None,
+        exact_match_by_gold_position=_by_gold_position(records) if audit == "passages" else None,
+    )
 
 
-def _spread(scores: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The mean over shuffles with its interval, the lowest and the highest of the R shuffles, and without shuffling."""
+def _over_shuffles(scores: Sequence[Sequence[float]]) -> ShuffledScore:
+    """Of the scores of each question, the unshuffled one first."""
     if not scores:
-        return {**estimate([]), "unshuffled": None, "lowest": None, "highest": None}
+        return ShuffledScore(None, None, 0, None, None, None)
     columns = [math.fsum(column) / len(column) for column in zip(*scores, strict=True)]
-    mean = estimate([math.fsum(row[1:]) / len(row[1:]) for row in scores])
-    return {**mean, "unshuffled": columns[0], "lowest": min(columns[1:]), "highest": max(columns[1:])}
+    mean = estimate([math.fsum(of_one[1:]) / len(of_one[1:]) for of_one in scores])
+    return ShuffledScore(mean.value, mean.interval, mean.n, columns[0], min(columns[1:]), max(columns[1:]))
 
 
-def _by_gold_position(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Exact match by the place of the first gold passage, the unshuffled reading included.
+def _by_gold_position(records: Sequence[OrderAuditRecord]) -> dict[str, Estimate]:
+    """Exact match by the position of the first gold passage, the unshuffled order included.
 
-    A question counts once per place: as the mean over the orders that put it there.
+    A question counts once per position: as the mean over the orders that have it there.
     """
-    places: dict[int, list[float]] = defaultdict(list)
-    for row in (row["passages"] for row in rows if "passages" in row):
+    positions: dict[int, list[float]] = defaultdict(list)
+    for record in records:
         seen: dict[int, list[float]] = defaultdict(list)
-        for place, value in zip(row["gold_positions"], row["exact_match"], strict=True):
-            if place is not None:
-                seen[place].append(value)
-        for place, values in seen.items():
-            places[place].append(math.fsum(values) / len(values))
-    return {str(place): estimate(places[place]) for place in sorted(places)}
+        for position, value in zip(record.gold_positions or [], record.exact_match, strict=True):
+            if position is not None:
+                seen[position].append(value)
+        for position, values in seen.items():
+            positions[position].append(math.fsum(values) / len(values))
+    return {str(position): estimate(positions[position]) for position in sorted(positions)}

@@ -1,9 +1,9 @@
-"""Fractions of two sums over items, and how sure they are: accuracies, perplexities, bits per byte.
+"""Ratios of two sums over items, with intervals and paired tests: accuracies, perplexities, bits per byte.
 
     value = f(sum of numerators / sum of denominators)
 
-With denominators of 1 and no f it is a mean. A perplexity is exp(nats / words): long documents weigh more than
-short ones, so items are resampled *with* their denominators (the bootstrap of a ratio, Efron and Tibshirani 1993,
+With denominators of 1 and f the identity it is a mean. A perplexity is exp(nats / words): long documents weigh more
+than short ones, so items are resampled *with* their denominators (the bootstrap of a ratio, Efron and Tibshirani 1993,
 chapter 10), and two models are compared on the same resamples.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rag.evaluation.significance import RESAMPLES, bootstrap_interval, paired_bootstrap, surest_p
+from rag.evaluation.significance import RESAMPLES, bootstrap_interval, paired_bootstrap, smallest_p
 
-_ROWS_AT_A_TIME = 256
+_RESAMPLES_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """Of all items; infinite where a perplexity is more than a float holds, as of long texts without blanks."""
+        """The ratio over all items; infinite where a perplexity exceeds a float, as for long texts without spaces."""
         sums = np.asarray([[np.sum(self.numerators)], [np.sum(self.denominators)]], dtype=np.float64)
         return float(self._finish(sums[0] / sums[1])[0])
 
@@ -49,7 +49,7 @@ class Ratio:
         """Paired difference of the values (self - other), its interval, and p of "no difference".
 
         The test is on the ratio before exp: for perplexities on the log of their quotient, which is far closer to
-        symmetric than their difference; `surest_p` is its lower bound. Interval and p are None for a single item, and
+        symmetric than their difference; `smallest_p` is its lower bound. Interval and p are None for a single item, and
         the interval where it is not finite.
         """
         if len(self.numerators) < 2:
@@ -69,7 +69,7 @@ class Ratio:
         differing = sum((one, size) != (two, other_size) for one, size, two, other_size in pairs)
         with np.errstate(invalid="ignore"):  # inf - inf
             interval = _middle(self._finish(a / b) - self._finish(c / d))
-        return self.value - other.value, interval, max((extreme + 1) / (len(a) + 1), surest_p(differing))
+        return self.value - other.value, interval, max((extreme + 1) / (len(a) + 1), smallest_p(differing))
 
     def _finish(self, ratios: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -81,8 +81,8 @@ def resampled_sums(columns: Sequence[Sequence[float]], seed: int) -> np.ndarray:
     values = np.asarray(columns, dtype=np.float64)
     rng = np.random.default_rng(seed)
     n = values.shape[1]
-    sizes = [min(_ROWS_AT_A_TIME, RESAMPLES - start) for start in range(0, RESAMPLES, _ROWS_AT_A_TIME)]
-    return np.concatenate([values[:, rng.integers(n, size=(rows, n))].sum(-1) for rows in sizes], axis=1)
+    sizes = [min(_RESAMPLES_AT_A_TIME, RESAMPLES - start) for start in range(0, RESAMPLES, _RESAMPLES_AT_A_TIME)]
+    return np.concatenate([values[:, rng.integers(n, size=(size, n))].sum(-1) for size in sizes], axis=1)
 
 
 def _middle(values: np.ndarray) -> tuple[float, float] | None:

@@ -1,7 +1,7 @@
-"""How sure a number is: bootstrap intervals over questions, and paired comparisons of two pipelines.
+"""Uncertainty of means: bootstrap intervals over questions, and paired tests of two pipelines.
 
-A pipeline is scored once per question; what varies is which questions happened to be asked. Intervals resample the
-questions, and a comparison resamples the *pairs*, as both pipelines answered the same ones.
+A pipeline is scored once per question; what varies is the sample of questions. Intervals resample the questions, and a
+comparison resamples the *pairs* of scores, because both pipelines answered the same questions.
 """
 
 import math
@@ -20,6 +20,15 @@ _MOST_AT_ONCE = 2**22  # scores that are resampled in one array: 32 MiB
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A mean over n values with its 95 % bootstrap interval; both are None without any value."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
 class PairedDifference:
     """Mean of `values - others` over the same questions."""
 
@@ -27,7 +36,7 @@ class PairedDifference:
     interval: tuple[float, float]
     """95 % percentile bootstrap interval of the difference."""
     p: float
-    """Two-sided paired bootstrap p-value of "no difference"; never below 1 / (resamples + 1) or `surest_p`."""
+    """Two-sided paired bootstrap p-value of "no difference"; at least 1 / (resamples + 1) and `smallest_p`."""
 
 
 def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
@@ -45,7 +54,7 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
 
 
 def bootstrap_intervals(columns: Mapping[str, Sequence[float]], *, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The same interval for several metrics at once; those of as many questions share the resampled questions.
+    """`bootstrap_interval` of several metrics; those with the same number of questions share the resampled questions.
 
     Raises:
         UsageError: A metric without any value.
@@ -58,12 +67,11 @@ def bootstrap_intervals(columns: Mapping[str, Sequence[float]], *, seed: int = 0
     return {name: intervals[name] for name in columns}
 
 
-def estimate(values: Sequence[float], *, seed: int = 0) -> dict[str, Any]:
-    """A mean as files hold it: `value`, `interval` and `n`; the first two are None where there is no value."""
+def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
+    """The mean of some values with its interval."""
     if not len(values):
-        return {"value": None, "interval": None, "n": 0}
-    mean = math.fsum(values) / len(values)
-    return {"value": mean, "interval": list(bootstrap_interval(values, seed=seed)), "n": len(values)}
+        return Estimate(None, None, 0)
+    return Estimate(math.fsum(values) / len(values), bootstrap_interval(values, seed=seed), len(values))
 
 
 def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: int = 0) -> PairedDifference:
@@ -71,7 +79,7 @@ def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: 
 
     The p-value is that of a two-sided test on the shifted bootstrap distribution (Koehn 2004): how often a mean
     difference at least as far from 0 arises when the differences are centred on 0. Resamples of three questions that
-    all differ by the same amount never vary, which is no certainty, so `surest_p` is its lower bound.
+    all differ by the same amount do not vary, which proves nothing, so `smallest_p` is its lower bound.
 
     Args:
         values: One score per question.
@@ -85,37 +93,37 @@ def paired_bootstrap(values: Sequence[float], others: Sequence[float], *, seed: 
     low, high, means = _bootstrap(differences, seed)
     observed = float(differences.mean())
     extreme = int((np.abs(means - observed) >= abs(observed) - 1e-12).sum())
-    p = max((extreme + 1) / (len(means) + 1), surest_p(int(np.count_nonzero(differences))))
+    p = max((extreme + 1) / (len(means) + 1), smallest_p(int(np.count_nonzero(differences))))
     return PairedDifference(observed, (float(low), float(high)), p)
 
 
-def surest_p(differing: int) -> float:
-    """The smallest two-sided p-value that so many pairs which differ can give: all in one direction, 2 / 2^m.
+def smallest_p(differing: int) -> float:
+    """The smallest two-sided p-value that m differing pairs can give: all in one direction, 2 / 2^m.
 
-    Were it chance which of the two got which score of a pair, this and its mirror image would come out so often. It
-    takes six such pairs to fall below 0.05.
+    If the assignment of the two scores of a pair were random, this outcome and its mirror image would have that
+    probability. Six such pairs are needed to fall below 0.05.
 
-    >>> surest_p(1), surest_p(6)
+    >>> smallest_p(1), smallest_p(6)
     (1.0, 0.03125)
     """
     return float(min(1.0, 2.0 ** (1 - differing)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for how many comparisons were made, in the order given (Holm 1979, step-down).
+    """P-values adjusted for the number of comparisons, in the order given (Holm 1979, step-down).
 
     The smallest of m is multiplied by m, the next by m - 1 and so on; none falls below the one before it or exceeds 1.
-    Calling what is then at most 0.05 a difference is wrong about one or more of them with a probability of 5 % at most,
-    however the comparisons depend on each other. Never weaker than Bonferroni's, which multiplies all of them by m.
+    Rejecting at an adjusted p of at most 0.05 controls the family-wise error rate at 5 % under any dependence, and is
+    uniformly more powerful than Bonferroni's correction, which multiplies all of them by m.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
 
     Raises:
-        UsageError: Something that is no probability.
+        UsageError: A value outside of [0, 1].
     """
     if wrong := [p for p in p_values if not 0 <= p <= 1]:
-        raise UsageError(f"A p-value lies in [0, 1]; {wrong[0]} came.")
+        raise UsageError(f"A p-value must lie in [0, 1], got {wrong[0]}.")
     adjusted = [0.0] * len(p_values)
     floor = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -125,11 +133,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sign_flip_test(values: Sequence[float], others: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided p-value of "which pipeline got which score of a pair is chance" (Fisher's randomisation test).
+    """Two-sided p-value of Fisher's randomisation test for paired scores.
 
-    Under that hypothesis each difference might as well have the other sign. Where all that differ do so by the same
-    amount, as with scores of 0 and 1, that is McNemar's exact test, a binomial one. Else all signs are tried for up to
-    13 questions that differ, and 9,999 random ones for more (the smallest p is then 0.0002).
+    Under its hypothesis the two scores of a pair are exchangeable, so each difference may have either sign. Where all
+    nonzero differences have the same size, as with scores of 0 and 1, it is McNemar's exact (binomial) test. Otherwise
+    all signs are enumerated for up to 13 questions that differ, and 9,999 random ones are drawn for more (the smallest
+    p is then 0.0002).
 
     Args:
         values: One score per question.
@@ -159,18 +168,18 @@ def sign_flip_test(values: Sequence[float], others: Sequence[float], *, seed: in
 def _differences(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
     if len(values) != len(others):
         raise UsageError(
-            f"A paired comparison needs two scores per question; {len(values)} and {len(others)} came. Score both "
+            f"A paired comparison needs two scores per question, got {len(values)} and {len(others)}. Score both "
             "pipelines on the same questions."
         )
     if not len(values):
-        raise UsageError("A paired comparison needs at least one question; none came.")
+        raise UsageError("A paired comparison needs at least one question, got none.")
     return np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[Any, Any, np.ndarray]:
     """Low and high end of the interval of the mean over the last axis, and the resampled means."""
     if not values.shape[-1]:
-        raise UsageError("A bootstrap needs at least one score; none came.")
+        raise UsageError("A bootstrap needs at least one score, got none.")
     if values.shape[-1] == 1 or np.ptp(values) == 0:  # nothing to resample: every mean is the same
         constant = values[..., 0]
         return constant, constant, np.repeat(constant[..., None], RESAMPLES, axis=-1)

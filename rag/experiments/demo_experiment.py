@@ -80,7 +80,7 @@ class LabSettings:
     lora_r: int = 16
     selfaug_alpha: float = 4.0
     gradient_accumulation_steps: int = 2
-    exercises: int = 48
+    general_tasks: int = 48
     """General-ability tasks behind the last columns."""
     encyclopedia_questions: int = 32
     """Real-facts questions that the last row answers at the end."""
@@ -121,8 +121,8 @@ class LabSettings:
                 "m_step.gradient_accumulation_steps": self.gradient_accumulation_steps,
                 "selfaug.alpha": self.selfaug_alpha,
             },
-            exercises=self.exercises,
-            exercises_seed=self.seed,
+            general_tasks=self.general_tasks,
+            general_tasks_seed=self.seed,
         )
 
 
@@ -177,7 +177,7 @@ class Lab:
             "answerable_questions": len(questions["train"]),
             "rows": [{**r.table_row(), "seconds": r.seconds} for r in results],
             "retriever": retriever_recall(results),
-            "comparisons": compare(lab_pairs(results)),
+            "comparisons": [c.to_dict() for c in compare(lab_pairs(results))],
             "curves": {r.name: list(r.curve) for r in results if r.curve},
             "samples": samples(results, questions["test"]),
             "encyclopedia": self._encyclopedia(self.sweep.rows[-1]),
@@ -221,5 +221,5 @@ def lab_pairs(results: Sequence[RowResult]) -> list[Pair]:
 
 def samples(results: Sequence[RowResult], examples: Sequence[QAExample]) -> list[dict[str, Any]]:
     """The first questions, each with what every row made of it."""
-    place = {row["id"]: i for i, row in enumerate(results[0].evaluation["rows"])}
+    place = {record.id: i for i, record in enumerate(results[0].evaluation.records)}
     return [question_of(results, place[example.id]) for example in examples[:SAMPLES]]

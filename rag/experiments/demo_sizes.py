@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexes.errors import UsageError
+from rag.evaluation.metric import METRICS, columns, metric_heading
 from rag.experiments.demo_experiment import LABELS, Lab, LabSettings
 from rag.experiments.sweep_runner import SETTINGS_FILE
 from rag.report import write_report
@@ -24,7 +25,7 @@ MODES: dict[str, LabSettings] = {
         test_questions=24,
         rounds=1,
         num_candidates=5,
-        exercises=24,
+        general_tasks=24,
         encyclopedia_questions=8,
     ),
     "default": LabSettings(),
@@ -35,10 +36,9 @@ MODES: dict[str, LabSettings] = {
         eval_questions=64,
         test_questions=320,
         rounds=3,
-        exercises=96,
+        general_tasks=96,
     ),
 }
-_PERCENT = ("exact_match", "f1", "recall_at_1", "recall_at_3", "recall_at_5", "general")
 
 
 @dataclass(frozen=True)
@@ -111,30 +111,22 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "EM", "F1", "recall@1", "recall@3", "recall@5", "general", "KL", "seconds")
+    shown = columns("trials")
+    table = Table("", *(column.heading for column in shown))
     for row in rows:
-        cells = [_cell(row, name) for name in _PERCENT]
-        table.add_row(
-            row["label"], *cells, f"{row['kl_drift']:.3f}" if "kl_drift" in row else "-", f"{row['seconds']:.0f}"
-        )
+        cells = [column.metric.format(row.get(column.name), row["intervals"].get(column.name)) for column in shown]
+        table.add_row(row["label"], *cells)
     buffer = StringIO()
     Console(file=buffer, width=170).print(table)
     return buffer.getvalue().rstrip()
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        return "-"
-    low, high = row["intervals"][name]
-    return f"{100 * row[name]:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
 def _compared(comparison: Mapping[str, Any]) -> str:
     relative = comparison["relative"]
     share = f" ({100 * relative:+.0f} %)" if relative is not None else ""
-    metric = {"exact_match": "EM", "general": "general"}[comparison["metric"]]
+    difference = METRICS.get(comparison["metric"]).format_difference(comparison["difference"])
     return (
-        f"{metric}: {comparison['name']} - {comparison['against']} = {100 * comparison['difference']:+.1f} points"
+        f"{metric_heading(comparison['metric'])}: {comparison['name']} - {comparison['against']} = {difference} points"
         f"{share}, paired bootstrap p = {comparison['p']:.4f}"
     )
 

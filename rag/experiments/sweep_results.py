@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag.evaluation.comparison import adjusted, compare_evaluations, paired_row
+from indexes.dataclass_json import to_json_object
+from rag.evaluation.comparison import PairedComparison, adjusted, compare_evaluations, paired_comparison
+from rag.evaluation.evaluation_file import EvaluationFile, EvaluationRecord
+from rag.evaluation.metric import columns, metrics_of
 from rag.evaluation.significance import bootstrap_interval
 
 BASE = "vanilla"
@@ -17,17 +20,6 @@ UNMOVED = ("sft", "dro_no_selector")
 SAMPLES = 8
 EXTREMES = 10
 GENERAL = "general"
-COLUMNS = {
-    "exact_match": "exact_match",
-    "f1": "f1",
-    "recall_at_1": "selector_recall@1",
-    "recall_at_3": "selector_recall@3",
-    "recall_at_5": "selector_recall@5",
-    GENERAL: GENERAL,
-}
-"""Columns of the table, and the score of a question behind each."""
-METRICS = ("exact_match", "f1", GENERAL)
-"""What rows are compared by."""
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -42,8 +34,7 @@ class RowResult:
     seed: int
     changes: Mapping[str, Any]
     """Settings by which it differs from the other rows of its recipe."""
-    evaluation: Mapping[str, Any]
-    """The evaluation file; its rows are sorted by id."""
+    evaluation: EvaluationFile
     general: Sequence[float]
     """1 or 0 for each general-ability task."""
     kl_drift: float | None
@@ -57,16 +48,13 @@ class RowResult:
         return (self.seed, *sorted((name, str(value)) for name, value in self.changes.items()))
 
     def column(self, name: str) -> list[float]:
-        """One score for each question (or task) that has it."""
-        if name == GENERAL:
-            return list(self.general)
-        source = COLUMNS[name]
-        return [row["scores"][source] for row in self.evaluation["rows"] if source in row["scores"]]
+        """The values of a metric, one for each question (or general task) that has one."""
+        return list(self.general) if name == GENERAL else list(self.evaluation.values(name).values())
 
     def table_row(self) -> dict[str, Any]:
         """Means and intervals; without times, which are never the same twice."""
-        columns = {name: self.column(name) for name in COLUMNS}
-        columns = {name: values for name, values in columns.items() if values}
+        values = {column.name: self.column(column.name) for column in columns("trials")}
+        values = {name: found for name, found in values.items() if found}
         return {
             "name": self.name,
             "label": self.label,
@@ -74,9 +62,9 @@ class RowResult:
             "selfaug": self.selfaug,
             "seed": self.seed,
             "changes": dict(self.changes),
-            **{name: sum(values) / len(values) for name, values in columns.items()},
+            **{name: sum(found) / len(found) for name, found in values.items()},
             **({} if self.kl_drift is None else {"kl_drift": self.kl_drift}),
-            "intervals": {name: list(bootstrap_interval(values)) for name, values in columns.items()},
+            "intervals": {name: list(bootstrap_interval(found)) for name, found in values.items()},
         }
 
     def timeless_curve(self) -> list[dict[str, Any]]:
@@ -95,8 +83,8 @@ def retriever_recall(results: Sequence[RowResult]) -> dict[str, float | None]:
     Where that is not there: by a row whose retriever was not trained, else nothing.
     """
     untrained = [r for recipe in (BASE, *UNMOVED) for r in results if r.recipe == recipe]
-    metrics = untrained[0].evaluation["metrics"] if untrained else {}
-    return {f"recall_at_{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
+    metrics = untrained[0].evaluation.metrics if untrained else {}
+    return {f"retriever_recall@{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
 
 
 Pair = tuple[RowResult, RowResult, str]
@@ -112,7 +100,7 @@ def sweep_pairs(results: Sequence[RowResult], ours: str) -> list[Pair]:
     """
     found: dict[tuple[str, str, str], Pair] = {}
     for cell in cells(results):
-        for metric in METRICS:
+        for metric in (column.name for column in columns("trial_comparisons")):
             for one, other in _pairs_of(cell, ours):
                 if one.column(metric) and other.column(metric):
                     found.setdefault((one.name, other.name, metric), (one, other, metric))
@@ -147,19 +135,19 @@ def variant_name(result: RowResult) -> str:
     return result.recipe + "_selfaug" * result.selfaug
 
 
-def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def compare(pairs: Sequence[Pair]) -> list[PairedComparison]:
     """Paired tests over the same questions; p-values adjusted by Holm over all comparisons of the same metric."""
-    found: list[dict[str, Any]] = []
+    found: list[PairedComparison] = []
     for metric in dict.fromkeys(metric for _, _, metric in pairs):
         chosen = [(one, other) for one, other, name in pairs if name == metric]
         if metric == GENERAL:  # task by task: the same for what no evaluation holds
             found += adjusted(
-                [paired_row(one.name, other.name, GENERAL, one.general, other.general) for one, other in chosen]
+                [paired_comparison(one.name, other.name, GENERAL, one.general, other.general) for one, other in chosen]
             )
         else:
             rows = {r.name: r.evaluation for pair in chosen for r in pair}
             names = [(one.name, other.name) for one, other in chosen]
-            found += compare_evaluations(list(rows.values()), metrics=[COLUMNS[metric]], pairs=names)
+            found += compare_evaluations(list(rows.values()), metrics=[metric], pairs=names)
     return found
 
 
@@ -168,19 +156,21 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 def question_of(results: Sequence[RowResult], i: int) -> dict[str, Any]:
     """The i-th question by id, with what every row made of it."""
-    widest = max((r.evaluation["rows"][i] for r in results), key=lambda row: len(row["candidates"]))
+    widest = max((r.evaluation.records[i] for r in results), key=lambda record: len(record.candidates))
+    shown = to_json_object(widest)
     return {
-        **{name: widest[name] for name in ("id", "question", "golden_answers", "gold_ids", "candidates")},
-        "answers": [_answer(r, r.evaluation["rows"][i]) for r in results],
+        **{name: shown[name] for name in ("id", "question", "golden_answers", "gold_ids", "candidates")},
+        "answers": [_answer(r, r.evaluation.records[i]) for r in results],
     }
 
 
-def _answer(result: RowResult, row: Mapping[str, Any]) -> dict[str, Any]:
+def _answer(result: RowResult, record: EvaluationRecord) -> dict[str, Any]:
+    shown = to_json_object(record)
     return {
         "row": result.name,
-        "text": row["prediction"],
-        **{name: row[name] for name in ("question", "citations", "passages", "permutation", "log_prob")},
-        **{name: row["scores"][name] for name in ("exact_match", "f1")},
+        "text": record.prediction,
+        **{name: shown[name] for name in ("question", "citations", "passages", "permutation", "log_prob")},
+        **{m.name: record.scores[m.name] for m in metrics_of("answer") if m.name in record.scores},
     }
 
 
@@ -194,7 +184,7 @@ def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
     mine = next((r for r in shown if variant_name(r) == ours), shown[-1])
     base = next((r for r in shown if r.recipe == BASE), None)
     gain = _gain(mine, None if base is mine else base)
-    places = range(len(mine.evaluation["rows"]))
+    places = range(len(mine.evaluation.records))
     best = sorted(places, key=gain, reverse=True)[: min(EXTREMES, (len(places) + 1) // 2)]  # sorted is stable
     worst = [i for i in sorted(places, key=gain) if i not in best][:EXTREMES]
     return [{**question_of(shown, i), "list": "best"} for i in best] + [
@@ -204,8 +194,8 @@ def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
 
 def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float]]:
     def gain(i: int) -> tuple[float, float]:
-        scores = mine.evaluation["rows"][i]["scores"]
-        less = {"f1": 0.0} if base is None else base.evaluation["rows"][i]["scores"]
+        scores = mine.evaluation.records[i].scores
+        less = {"f1": 0.0} if base is None else base.evaluation.records[i].scores
         return scores["f1"] - less["f1"], scores["f1"]
 
     return gain

@@ -35,13 +35,20 @@ from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from generator.language_model import best_device
 from indexes import build_index
 from indexes.atomic_files import exclusive_writer_lock, read_json
+from indexes.dataclass_json import to_json_object
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import RAGError, UsageError
 from indexes.records.delimited import Quoting
 from indexes.tiny_encoder import TINY
-from rag.evaluation.evaluation import Evaluation, answerable, evaluate
-from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, read_evaluation, write_json
+from rag.evaluation.evaluation import Evaluation, evaluate, filter_answerable
+from rag.evaluation.evaluation_file import (
+    EvaluationFile,
+    bundle_digest,
+    evaluation_file,
+    read_evaluation,
+    write_json,
+)
 from rag.experiments.recipes import RECIPES, Variant
 from rag.experiments.sweep_options import DOMAIN_NAMES, SHARED_DEFAULTS, WorldSettings
 from rag.experiments.sweep_results import (
@@ -57,9 +64,9 @@ from rag.experiments.sweep_results import (
     without_timings,
 )
 from rag.experiments.workers import Helpers, claim, forget_claims, leave_with_parent
-from rag.forgetting.general_tasks import GeneralTask, exercises
-from rag.forgetting.measurement import ModelScores, forgetting_table, measure_forgetting, measure_model
-from rag.forgetting.retention_tasks import Probes
+from rag.forgetting.general_tasks import GeneralTask, make_general_tasks
+from rag.forgetting.measurement import ModelScores, forgetting_table, measure_general_tasks, measure_model
+from rag.forgetting.retention_tasks import retention_tasks_of
 from rag.logs import set_up_logs
 from rag.model_loading import encoder_of
 from rag.pipeline import RAG
@@ -86,6 +93,7 @@ logger = logging.getLogger(__name__)
 DOMAINS: dict[str, Callable[[], Domain]] = dict(zip(DOMAIN_NAMES, (lambda: UNSEEN, encyclopedia), strict=True))
 SETTINGS_FILE = "sweep-settings.json"
 FORMAT_VERSION = 1
+RETENTION_FILE = "retention.json"
 SPLITS = ("train", "eval", "test")
 # Of DROConfig: every row has its own, or all rows have the sweep's.
 _OWN = ("seed", "max_train_samples", "max_eval_samples", "ignore_identical_ids")
@@ -147,11 +155,12 @@ class SweepSettings:
     chat: ChatConfig = field(default_factory=ChatConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `DROConfig` that all rows share, dotted or nested; `selfaug.alpha` is of the rows with SelfAug."""
-    exercises: int = 48
-    """General-ability tasks of the tiny base: so many at each round, twice as many at the end. 0: none."""
-    exercises_seed: int = 42
-    probes: Probes | None = None
-    """Files on which every row is compared with the base: see `rag forgetting`. None: the tasks above are all."""
+    general_tasks: int = 48
+    """General tasks of the tiny base model: this number after each round, twice as many at the end. 0: none."""
+    general_tasks_seed: int = 42
+    retention: Mapping[str, Any] = field(default_factory=dict)
+    """Retention tasks on which every trial is compared with the base model, as keywords of
+    `rag.forgetting.retention_tasks.RetentionTasks`: {"pairs": ["blimp.jsonl"]}. Empty: only the general tasks."""
 
     def __post_init__(self) -> None:
         for name in ("recipes", "seeds"):
@@ -170,6 +179,7 @@ class SweepSettings:
             raise UsageError(f"Each setting of the grid needs values to try; {empty} has none.")
         if self.documents is not None and self.documents < 1:
             raise UsageError(f"documents must be at least 1; {self.documents} came.")
+        retention_tasks_of(self.retention)  # refuses unknown kinds
         self.rows()  # every configuration is made, so that a wrong one is found before the first row
         if self.ours != "auto" and Variant.of(self.ours) not in self.variants().values():
             raise UsageError(f"ours must be one of the rows, {list(self.variants())}, or auto; {self.ours!r} came.")
@@ -235,7 +245,6 @@ class SweepSettings:
         }
         made: dict[str, Any] = {name: kind(**data[name]) for name, kind in kinds.items()}
         made["world"] = None if data["world"] is None else WorldSettings(**data["world"])
-        made["probes"] = None if data["probes"] is None else _probes(data["probes"])
         return cls(**{**data, **made, "recipes": tuple(data["recipes"]), "seeds": tuple(data["seeds"])})
 
 
@@ -267,7 +276,7 @@ def evaluation_with_retention(tasks: Sequence[GeneralTask]) -> Callable[..., Eva
     def evaluate_with_retention(rag: RAG, examples: Sequence[QAExample], **options: Any) -> Evaluation:
         forgotten: dict[str, float] = {}
         if tasks:
-            forgetting = measure_forgetting(rag.generator, tasks)
+            forgetting = measure_general_tasks(rag.generator, tasks)
             forgotten = {"general": forgetting.general, "kl_drift": forgetting.kl_drift}
         found = evaluate(rag, examples, **options)
         return replace(found, metrics=found.metrics | forgotten)
@@ -304,7 +313,8 @@ class Sweep:
         self.folder, self.settings, self.progress, self.on_row = Path(folder), settings, progress, on_row
         self.rows = settings.rows()
         self.workers = min(workers or default_workers(), len(self.rows))
-        self.tasks = exercises(settings.exercises, seed=settings.exercises_seed) if settings.exercises else []
+        self.tasks = make_general_tasks(settings.general_tasks, seed=settings.general_tasks_seed)
+        self.retention = retention_tasks_of(settings.retention)
         self._open_folder()
 
     # -- the story ---------------------------------------------------------------------------------------------
@@ -358,7 +368,7 @@ class Sweep:
         A row that fails leaves `failed.json` and the next one begins.
         """
         rows = list(enumerate(self.rows, 1))
-        self._probe_base()
+        self._measure_retention_of_base()
         for number, row in rows if self.workers == 1 else reversed(rows):
             if self.is_done(row) or self._file(row, "failed.json").is_file() or not claim(self.folder, row.name):
                 continue
@@ -392,10 +402,10 @@ class Sweep:
             curve = trainer.train(resume_from_checkpoint=(run / RUN_FILE).is_file()).history
         bundle = rag.save_pretrained(folder / "bundle", report=[without_timings(record) for record in curve])
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
-        data = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
-        write_json(data, folder / "evaluation.json")
+        file = evaluation_file(rag, evaluation, name=row.name, label=row.label, bundle=bundle)
+        write_json(file.to_dict(), folder / "evaluation.json")
         write_json(self._forgetting(rag), folder / "forgetting.json")
-        self._probe(row, rag, bundle)
+        self._measure_retention(row, rag, bundle)
         seconds = time.perf_counter() - started
         done = {
             "name": row.name,
@@ -408,37 +418,37 @@ class Sweep:
     def _forgetting(self, rag: RAG) -> dict[str, Any]:
         if not self.tasks:
             return {"general": [], "kl_drift": None}
-        more = exercises(2 * len(self.tasks), seed=self.settings.exercises_seed + 1)
-        forgetting = measure_forgetting(rag.generator, more)
+        more = make_general_tasks(2 * len(self.tasks), seed=self.settings.general_tasks_seed + 1)
+        forgetting = measure_general_tasks(rag.generator, more)
         return {"general": forgetting.right, "kl_drift": forgetting.kl_drift}
 
-    def _probe(self, row: Row, rag: RAG, bundle: Path) -> None:
-        """Scores on the probes; a generator that is still the base has those of the base."""
-        if self.settings.probes is None or rag.generator.language_model.is_untrained("generator"):
+    def _measure_retention(self, row: Row, rag: RAG, bundle: Path) -> None:
+        """Scores on the retention tasks; a generator that was not trained has those of the base model."""
+        if self.retention is None or rag.generator.language_model.is_untrained("generator"):
             return
         name, digest = row.name, bundle_digest(bundle)
         scores = measure_model(
-            rag.generator, "generator", self.settings.probes, name=name, bundle_sha256=digest, progress=self.progress
+            rag.generator, "generator", self.retention, name=name, bundle_sha256=digest, progress=self.progress
         )
-        scores.save(self._file(row, "probes.json"))
+        scores.save(self._file(row, RETENTION_FILE))
 
-    def _probe_base(self) -> None:
-        """The base on the probes: a job like any row."""
-        file, probes = self._base_probes, self.settings.probes
-        if probes is not None and not file.is_file() and claim(self.folder, file.name):
-            measure_model(self._vanilla().generator, BASE, probes, progress=self.progress).save(file)
+    def _measure_retention_of_base(self) -> None:
+        """The base model on the retention tasks: a job like any trial."""
+        file = self._base_retention
+        if self.retention is not None and not file.is_file() and claim(self.folder, file.name):
+            measure_model(self._vanilla().generator, BASE, self.retention, progress=self.progress).save(file)
 
     @property
-    def _base_probes(self) -> Path:
-        return self.folder / "base-probes.json"
+    def _base_retention(self) -> Path:
+        return self.folder / f"base-{RETENTION_FILE}"
 
     def _forgotten(self) -> dict[str, Any]:
-        """The forgetting file of all rows whose generator was trained, where there are probes."""
-        if self.settings.probes is None:
+        """The forgetting table of all trials whose generator was trained, where there are retention tasks."""
+        if self.retention is None:
             return {}
-        files = [self._file(row, "probes.json") for row in self.rows if self.is_done(row)]
-        scores = [ModelScores.load(file) for file in (self._base_probes, *files) if file.is_file()]
-        return {"forgetting": forgetting_table(scores)}
+        files = [self._file(row, RETENTION_FILE) for row in self.rows if self.is_done(row)]
+        scores = [ModelScores.load(file) for file in (self._base_retention, *files) if file.is_file()]
+        return {"forgetting": forgetting_table(scores).to_dict()}
 
     def _compared(self, results: Sequence[RowResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
         ours = self._ours(results)
@@ -447,15 +457,17 @@ class Sweep:
             "kind": "sweep",
             "format_version": FORMAT_VERSION,
             "settings": self.settings.to_json(),
-            "dataset": results[0].evaluation["dataset"],
+            "dataset": to_json_object(results[0].evaluation.dataset),
             "answerable_questions": len(questions["train"]),
             **({"too_long": too_long} if (too_long := self._too_long()) else {}),
             "rows": [r.table_row() for r in results],
             "retriever": retriever_recall(results),
-            "comparisons": compare(sweep_pairs(results, ours)),
-            "evaluations": {r.name: {k: v for k, v in r.evaluation.items() if k != "rows"} for r in results},
+            "comparisons": [c.to_dict() for c in compare(sweep_pairs(results, ours))],
+            "evaluations": {
+                r.name: {k: v for k, v in r.evaluation.to_dict().items() if k != "records"} for r in results
+            },
             "curves": {r.name: r.timeless_curve() for r in results if r.curve},
-            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation["rows"])))],
+            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation.records)))],
             "questions": extremes(results, ours),
             **self._forgotten(),
         }
@@ -496,7 +508,7 @@ class Sweep:
         rag = self._vanilla()
         found = {split: self._that_fit(rag, split, examples) for split, examples in found.items()}
         if s.answerable_only:
-            found["train"] = answerable(rag, found["train"])
+            found["train"] = filter_answerable(rag, found["train"])
         return found
 
     def _that_fit(self, rag: RAG, split: str, examples: list[QAExample]) -> list[QAExample]:
@@ -635,7 +647,7 @@ class Sweep:
         """Whether it is trained and scored."""
         return self._file(row, "row.json").is_file()
 
-    def result(self, row: Row, *, evaluation: Mapping[str, Any] | None = None) -> RowResult:
+    def result(self, row: Row, *, evaluation: EvaluationFile | None = None) -> RowResult:
         """What was written of a finished row; `evaluation` stands in place of that on the test questions."""
         done, forgetting = (
             read_json(self._file(row, f"{name}.json"), f"Delete {self.folder_of(row)} to train it again.")
@@ -675,7 +687,6 @@ def _as_written_now(settings: Mapping[str, Any]) -> dict[str, Any]:
         "decoding": DecodingConfig,
         "adapter": AdapterConfig,
         "chat": ChatConfig,
-        "probes": Probes,
     }
     now = _defaults(SweepSettings) | dict(settings)
     return now | {
@@ -689,10 +700,6 @@ def _defaults(kind: Any) -> dict[str, Any]:
     made |= {f.name: f.default for f in fields(kind) if f.default is not MISSING}
     parts = {name: asdict(value) if is_dataclass(value) else value for name, value in made.items()}  # type: ignore[arg-type]
     return dict(json.loads(json.dumps(parts, default=str)))
-
-
-def _probes(data: Mapping[str, Any]) -> Probes:
-    return Probes(**_tuples(data))
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -730,8 +737,3 @@ def help_out(folder: str, *, quiet: bool, progress: bool) -> None:
     settings = SweepSettings.from_json(read_json(Path(folder) / SETTINGS_FILE, "Start the sweep again."))
     sweep = Sweep(folder, settings, progress=progress, workers=2)
     sweep.do_rows(sweep.questions())
-
-
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where our settings have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -1,7 +1,7 @@
-"""General abilities that have nothing to do with retrieval: what fine-tuning may destroy, and SelfAug must keep.
+"""General tasks that have nothing to do with retrieval: what fine-tuning may destroy and SelfAug must keep.
 
-Each ability is a family of small tasks with one right answer, asked as an ordinary chat turn. Their words are
-invented, so that none can be answered from memory. An `GeneralTask` is scored by exact match on the stripped text.
+Each kind is a family of small tasks with one right answer, asked as an ordinary chat turn. Their words are invented, so
+that none can be answered from memory. A task is scored by exact match of the stripped text.
 """
 
 import random
@@ -15,9 +15,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True)
 class GeneralTask:
-    """One task of one ability."""
+    """A prompt with its one right answer."""
 
-    ability: str
+    kind: str
+    """One of `KINDS`."""
     prompt: str
     answer: str
 
@@ -98,7 +99,7 @@ def _contains(rng: random.Random) -> tuple[str, str]:
     return f'Answer yes or no. Is "{asked}" in this list: {", ".join(words)}?', "yes" if asked in words else "no"
 
 
-ABILITIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "copy": _copy,
     "uppercase": _uppercase,
     "reverse": _reverse,
@@ -114,14 +115,14 @@ ABILITIES: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 }
 
 
-def exercise(rng: random.Random, ability: str | None = None) -> GeneralTask:
-    """A task of the named ability, or of any."""
-    name = rng.choice(list(ABILITIES)) if ability is None else ability
-    return GeneralTask(name, *ABILITIES[name](rng))
+def draw_general_task(rng: random.Random, kind: str | None = None) -> GeneralTask:
+    """A random task of a kind, or of a random one."""
+    name = rng.choice(list(KINDS)) if kind is None else kind
+    return GeneralTask(name, *KINDS[name](rng))
 
 
-def exercises(count: int, *, seed: int = 0) -> list[GeneralTask]:
-    """`count` tasks, the abilities in turn, the same ones for the same seed."""
+def make_general_tasks(count: int, *, seed: int = 0) -> list[GeneralTask]:
+    """`count` tasks, the kinds in turn; the same tasks for the same seed."""
     rng = random.Random(seed)
-    names = list(ABILITIES)
-    return [exercise(rng, names[i % len(names)]) for i in range(count)]
+    names = list(KINDS)
+    return [draw_general_task(rng, names[i % len(names)]) for i in range(count)]

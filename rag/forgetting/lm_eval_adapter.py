@@ -1,10 +1,10 @@
-"""lm-evaluation-harness over our models: IFEval, MMLU, GSM8K and hundreds of other tasks, by their names.
+"""The adapter of lm-evaluation-harness: IFEval, MMLU, GSM8K and hundreds of other tasks, by their names.
 
-The harness (github.com/EleutherAI/lm-evaluation-harness; `pip install "dro-rag[harness]"`) brings the tasks, the
-prompts and the rules; `HarnessModel` answers its three kinds of request. Base and tuned model are the same weights,
-with the adapters off and on, so whatever differs between two results was learned.
+The harness (github.com/EleutherAI/lm-evaluation-harness; `pip install "dro-rag[harness]"`) defines tasks, prompts and
+metrics; `HarnessModel` answers its three kinds of request. Base and tuned model are the same weights with the adapters
+off and on, so that every difference between two results was learned.
 
-Data sets come from the Hugging Face Hub unless a task file says otherwise; `--harness_path` names a folder with own
+Data sets come from the Hugging Face Hub unless a task file says otherwise; `--harness_path` names a folder with further
 task files (YAML), which may read local JSONL and then need no network.
 """
 
@@ -15,10 +15,10 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import datasets
@@ -33,12 +33,12 @@ from generator.prompts import encode_document
 from indexes.batching import token_budget_batches
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.evaluation.ratios import Ratio
-from rag.forgetting.retention_tasks import Probes
-from rag.forgetting.task_scores import Score, likelihoods
+from rag.forgetting.file_tasks import likelihoods
+from rag.forgetting.retention_task import RetentionOptions, RetentionTask, Score, check_at_least_one
 
 try:
     from lm_eval.api.model import TemplateLM
-except ImportError as error:  # the module says what is missing; nothing else of this package needs it
+except ImportError as error:  # nothing else in this package needs it
     raise ResourceError(
         f'Tasks of lm-evaluation-harness need it installed: pip install "dro-rag[harness]" ({error}). Probe files '
         "need nothing further."
@@ -46,64 +46,107 @@ except ImportError as error:  # the module says what is missing; nothing else of
 
 # Resamples behind the standard error of the metrics that have no closed form.
 _RESAMPLES = 1000
-# What differs by less between the harness's value and ours differs by rounding.
+# Smaller differences between the harness's value and ours are rounding.
 _CLOSE = 1e-6
 
 
-def measure_harness(generator: Generator, role: str, probes: Probes, *, progress: bool = True) -> list[Score]:
-    """Every metric of every task that `probes.harness` names, with the documents behind it where they are known.
-
-    Raises:
-        UsageError: There is no such task.
-        DataError: A task whose data cannot be had.
-        MismatchError: A task that asks for more than a language model can do, or breaks.
-    """
-    model = HarnessModel(generator, role, max_new_tokens=probes.max_new_tokens, progress=progress)
-    manager = _task_manager(probes)
-    from lm_eval import simple_evaluate
-
-    with _undisturbed(progress):
-        try:
-            results = simple_evaluate(
-                model=model,
-                tasks=list(probes.harness),
-                task_manager=manager,
-                limit=probes.harness_limit,
-                apply_chat_template=probes.harness_chat,
-                bootstrap_iters=_RESAMPLES,
-                log_samples=True,
-            )
-        except (OSError, ConnectionError) as error:
-            raise DataError(
-                f"The data of {list(probes.harness)} must be on the Hub or where the task file says; they are not: "
-                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Go online once, or name a "
-                "local task with harness_path."
-            ) from error
-    return harness_scores(dict(results or {}))
+class _PreparedTasks(NamedTuple):
+    names: list[str]
+    manager: Any
+    """lm-evaluation-harness's TaskManager, which knows them."""
 
 
-def _task_manager(probes: Probes) -> Any:
-    """Own tasks first: reading the harness's thousands of task files takes seconds."""
+@dataclass(frozen=True)
+class HarnessTasks(RetentionTask):
+    """Tasks of lm-evaluation-harness: every metric of each, with the documents behind it where they are known."""
+
+    kind = "harness"
+    sources = "tasks of lm-evaluation-harness, by name"
+
+    path: str | None = None
+    """A folder with further task files (YAML)."""
+    limit: int | None = None
+    """Only the first so many documents of each task."""
+    chat: bool = False
+    """Write the prompts through the model's chat template."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(harness_limit=self.limit)
+
+    def prepare(self, generator: Generator, source: str | Path, options: RetentionOptions) -> _PreparedTasks:
+        """Look up a task; see `prepare_all`."""
+        return self.prepare_all(generator, [source], options)[0]
+
+    def prepare_all(
+        self, generator: Generator, sources: Sequence[str | Path], options: RetentionOptions
+    ) -> list[_PreparedTasks]:
+        """Look up the tasks, all together: reading the harness's thousands of task files takes seconds.
+
+        Raises:
+            DataError: `path` is no folder.
+            UsageError: There is no such task.
+        """
+        names = [str(source) for source in sources]
+        return [_PreparedTasks(names, _task_manager(names, self.path))]
+
+    def score(
+        self,
+        generator: Generator,
+        role: str,
+        prepared: _PreparedTasks,
+        options: RetentionOptions,
+        *,
+        progress: bool = True,
+    ) -> list[Score]:
+        """See `RetentionTask.score`.
+
+        Raises:
+            DataError: A task whose data cannot be loaded.
+            MismatchError: A task that asks for more than a language model can do, or breaks.
+        """
+        from lm_eval import simple_evaluate
+
+        model = HarnessModel(generator, role, max_new_tokens=options.max_new_tokens, progress=progress)
+        with _undisturbed(progress):
+            try:
+                results = simple_evaluate(
+                    model=model,
+                    tasks=prepared.names,
+                    task_manager=prepared.manager,
+                    limit=self.limit,
+                    apply_chat_template=self.chat,
+                    bootstrap_iters=_RESAMPLES,
+                    log_samples=True,
+                )
+            except (OSError, ConnectionError) as error:
+                raise DataError(
+                    f"The data of {prepared.names} must be on the Hub or where the task file says; they are not: "
+                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Go online once, or name a "
+                    "local task with harness_path."
+                ) from error
+        return harness_scores(dict(results or {}))
+
+
+def _task_manager(names: Sequence[str], folder: str | None) -> Any:
+    """The tasks of the folder first, and those of the harness only where they are needed."""
     from lm_eval.tasks import TaskManager
 
-    folder = probes.harness_path
     if folder is not None and not Path(folder).is_dir():
         raise DataError(f"harness_path must be a folder with task files (YAML); {folder} is none. Check the path.")
     manager = TaskManager(include_path=folder, include_defaults=False) if folder else None
-    if manager is None or not set(probes.harness) <= set(manager.all_tasks):
+    if manager is None or not set(names) <= set(manager.all_tasks):
         manager = TaskManager(include_path=folder)
-    unknown = [task for task in probes.harness if not manager.match_tasks([task])]
-    if unknown:
+    if unknown := [task for task in names if not manager.match_tasks([task])]:
         raise UsageError(
-            f"lm-evaluation-harness must know every task; {unknown} it does not. `lm_eval ls tasks` lists its own; "
-            "harness_path adds a folder with others."
+            f"lm-evaluation-harness must know every task; it does not know {unknown}. `lm_eval ls tasks` lists its "
+            "own; harness_path adds a folder with others."
         )
     return manager
 
 
 @contextlib.contextmanager
 def _undisturbed(progress: bool) -> Iterator[None]:
-    """The harness prints, starts processes and seeds every generator there is; a caller notices none of it."""
+    """The harness prints, starts processes and seeds every random generator; keep all of it from the caller."""
     from lm_eval.api import task
 
     states = random.getstate(), np.random.get_state()
@@ -138,12 +181,12 @@ def _dataset_bars(progress: bool) -> Iterator[None]:
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """One of our models as the harness sees it.
+    """A `LanguageModel` in one role, as a model of the harness.
 
     Args:
         generator: Whose language model it is.
-        role: Who answers: "base", "generator" or "selector".
-        max_new_tokens: Of a reply where a task does not say.
+        role: "base" (adapters off), "generator" or "selector".
+        max_new_tokens: Length of a reply where the task does not set one.
         progress: Show progress bars.
     """
 
@@ -160,20 +203,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token."""
+        """The token before the first one."""
         return prefix_id(self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
-        """Of caches, which are not used."""
+        """The name of caches, which are not used."""
         return self.model.name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as the model's chat template writes it, with the settings that its prompts have."""
         if self.tokenizer.chat_template is None:
-            raise UsageError(
-                "A chat template must be known to apply it; this tokenizer has none. Leave harness_chat out."
-            )
+            raise UsageError("harness_chat needs a chat template; this tokenizer has none. Leave harness_chat out.")
         messages = self.model.chat.with_system_message(chat_history)
         return (
             self.model.chat.open_reply(messages)
@@ -182,43 +223,43 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids as the tokenizer opens a text, but never closed: what follows is to be scored or written."""
+        """Token ids with the tokenizer's opening special tokens and without closing ones, as a reply follows."""
         opened = self.tokenizer.bos_token is not None and string.startswith(self.tokenizer.bos_token)
         if add_special_tokens is False or (add_special_tokens is None and opened):
             return encode_document(self.tokenizer, string)
         return self.model.chat.encode_open(string)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-probability of each reply behind its context, and whether it is the greedy one."""
-        return list(super().loglikelihood(requests, disable_tqdm=True))  # ours is the bar that takes time
+        """Log-probability of each reply after its context, and whether it is the greedy one."""
+        return list(super().loglikelihood(requests, disable_tqdm=True))  # `likelihoods` shows the progress
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        rows = [self._fitted(context, target) for _, context, target in requests]
-        found = likelihoods(self.generator, self.role, rows, "harness: likelihoods", self.progress)
+        encoded = [self._fitted(context, target) for _, context, target in requests]
+        found = likelihoods(self.generator, self.role, encoded, "harness: likelihoods", self.progress)
         return [(one.log_prob, one.is_greedy) for one in found]
 
     def _fitted(self, context_ids: list[int], target_ids: list[int]) -> Continuation:
-        """The end of a context that is too long: what stands next to the target is kept."""
+        """A context that is too long is truncated on the left."""
         room = self.model.context_length + 1 - len(target_ids)
         if room < 1 or not target_ids:
             raise MismatchError(
-                f"A reply to score must have 1 to {self.model.context_length} tokens; one has {len(target_ids)}. Take "
-                "another task, or a model with a longer context."
+                f"A reply to score must have 1 to {self.model.context_length} tokens; one has {len(target_ids)}. "
+                "Choose another task, or a model with a longer context."
             )
         return Continuation(context_ids[-room:], target_ids)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, each token once."""
-        rows, owners = [], []
+        encoded, owners = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = rolling_windows(ids, self.prefix_token_id, self.model.context_length)
-            rows += windows
+            encoded += windows
             owners += [i] * len(windows)
         parts: list[list[float]] = [[] for _ in requests]
-        found = likelihoods(self.generator, self.role, rows, "harness: texts", self.progress)
+        found = likelihoods(self.generator, self.role, encoded, "harness: texts", self.progress)
         for owner, one in zip(owners, found, strict=True):
             parts[owner].append(one.log_prob)
         return [math.fsum(part) for part in parts]
@@ -237,11 +278,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return replies
 
     def _generation(self, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-        """Tokens and stop texts of a request; decoding is greedy, whatever else it asks for."""
+        """Length and stop texts of a request; decoding is always greedy."""
         if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
             raise MismatchError(
-                f"Tasks are decoded greedily, so that a result can be repeated; {dict(settings)} asks for sampling. "
-                "Take a task without it."
+                f"Tasks are decoded greedily to be reproducible; {dict(settings)} asks for sampling. Choose a task "
+                "without it."
             )
         names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
         allowed = next((int(settings[name]) for name in names if settings.get(name)), self.max_new_tokens)
@@ -271,12 +312,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
 
 def harness_scores(results: Mapping[str, Any]) -> list[Score]:
-    """What `simple_evaluate` returned as scores.
+    """The results of `simple_evaluate` as scores.
 
-    The value is the harness's. Where it can be computed again from what was logged of each document (a mean, or a
-    perplexity), the documents are kept: they are resampled for the interval, as everywhere here, and two models are
-    compared on each of them. Elsewhere (BLEU, Matthews' correlation, groups whose tasks weigh the same) interval and
-    comparison come from the harness's standard errors.
+    The value is the harness's. Where it can be computed again from the logged values of the documents (a mean, or a
+    perplexity), these are kept: intervals resample documents, and two models are compared document by document.
+    Elsewhere (BLEU, Matthews' correlation, groups that average over tasks) interval and comparison come from the
+    harness's standard errors.
     """
     scores = []
     for task in sorted(results["results"]):
@@ -335,7 +376,7 @@ def _documents(
     for leaf in leaves:
         for sample in results["samples"][leaf]:
             if sample["filter"] == filter_ and metric in sample:
-                # The same document may be asked twice; it is then told apart by where it stands.
+                # A document may occur twice; its position distinguishes the two.
                 name = f"{sample['doc_hash']}{sample['doc_id']}"
                 id_ = f"{leaf}:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
                 found.append((id_, () if leaf == task else (leaf,), sample[metric]))
@@ -343,7 +384,7 @@ def _documents(
 
 
 def _leaves(results: Mapping[str, Any], task: str) -> list[str]:
-    """The task itself, or the tasks that a group comes down to."""
+    """The task itself, or the tasks of a group, of its subgroups and so on."""
     if task in results["samples"]:
         return [task]
     children = results.get("group_subtasks", {}).get(task, [])
@@ -351,7 +392,7 @@ def _leaves(results: Mapping[str, Any], task: str) -> list[str]:
 
 
 def _ratios(values: Sequence[Any]) -> Iterator[Ratio]:
-    """What a metric may be of the values of its documents."""
+    """Ratios that a metric may be of the values of its documents."""
     if values and all(isinstance(v, bool | int | float | np.number) for v in values):
         yield Ratio([float(v) for v in values], [1.0] * len(values))
     if values and all(isinstance(v, tuple | list) and len(v) == 2 for v in values):

@@ -1,361 +1,154 @@
-"""Probe files: what a model is asked to find out what it still can do.
+"""`RETENTION_TASKS`, the registry of retention tasks by kind, and `RetentionTasks`, what to measure; torch-free.
 
-| kind | a row | read as |
-|---|---|---|
-| answers | `prompt` or `question`, and `answer`, `answers` or `golden_answers` | one chat turn, a greedy reply |
-| pairs | `sentence_good` and `sentence_bad` (BLiMP), or `good` and `bad` | which of the two is more probable |
-| text | `text`, or the paragraphs of a .txt file | how probable all of it is |
-| drift | `prompt`, `question` or `text` | how far the distribution over input tokens moved |
+    tasks = RetentionTasks(pairs=["blimp.jsonl.gz"], text=["wikitext2_test.jsonl.gz"], max_new_tokens=64)
 
-Rows are JSON lines, plain or gzipped. A row belongs to the groups that it names: `task`, `group`, `ability`, and
-BLiMP's `UID`, `linguistics_term` and `field`. What an item is called comes from what it says, not from where it
-stands, and items are sorted by that name: a shuffled file gives the same numbers to the last digit.
+Keywords are the kinds, with their sources, and the options of a kind with the kind as prefix (`text_window`). The same
+names are the options of `rag forgetting` and the keys of `retention` in a sweep.
 """
 
-import gzip
-import hashlib
-import json
-import math
-import re
-import string
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-import regex
+from indexes.errors import UsageError
+from indexes.registry import Registry
 
-from indexes.errors import DataError, UsageError
-from indexes.records.field_types import check_unicode
-from indexes.records.formats import read_json_lines
-from indexes.records.record import BrokenRecord, Record
-from indexes.records.whole_numbers import restore_whole_numbers
-from indexes.word_segmentation import UNSPACED
-from rag.metrics import normalize_answer
+if TYPE_CHECKING:
+    from rag.forgetting.retention_task import RetentionOptions, RetentionTask
 
-PROMPT_FIELDS = ("prompt", "question")
-ANSWER_FIELDS = ("golden_answers", "answers", "answer")
-PAIR_FIELDS = (("sentence_good", "sentence_bad"), ("good", "bad"))
-GROUP_FIELDS = ("task", "group", "ability", "UID", "linguistics_term", "field")
-WHOLE = "all"
-MATCHES = ("normalised", "exact", "number")
-# A hyphen behind a letter or a digit ("10-12 hours") is no sign; behind one of a script without blanks it may be.
-_NUMBER = regex.compile(rf"(?:(?<![\w--[{UNSPACED}]])[-+])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", regex.V1)
-_HALF_WIDTH = {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
-_FINAL = re.compile(r"####\s*(\S[^\n]*)")
+RETENTION_TASKS: "Registry[type[RetentionTask]]" = Registry(
+    "retention task",
+    builtin={
+        "answers": "rag.forgetting.file_tasks:AnsweredPrompts",
+        "pairs": "rag.forgetting.file_tasks:MinimalPairs",
+        "text": "rag.forgetting.file_tasks:PlainText",
+        "drift": "rag.forgetting.file_tasks:Drift",
+        "harness": "rag.forgetting.lm_eval_adapter:HarnessTasks",
+    },
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probes:
-    """Which files to measure on; the name of a task is the name of its file without suffixes."""
+class TaskOption(NamedTuple):
+    """A keyword of `RetentionTasks`: the sources of a kind, or an option of it."""
 
-    answers: tuple[str | Path, ...] = ()
-    """Prompts with answers."""
-    pairs: tuple[str | Path, ...] = ()
-    """Minimal pairs."""
-    text: tuple[str | Path, ...] = ()
-    """Plain text."""
-    drift: tuple[str | Path, ...] = ()
-    """Prompts whose input distribution is compared with the base's."""
-    harness: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness (`pip install "dro-rag[harness]"`)."""
-    harness_path: str | Path | None = None
-    """A folder with further task files of the harness."""
-    harness_limit: int | None = None
-    """Only the first so many documents of each harness task."""
-    harness_chat: bool = False
-    """Write the harness's prompts through the model's chat template."""
-    max_new_tokens: int = 256
-    """Tokens a reply to a prompt may have."""
-    window: int | None = None
-    """Tokens of context in which plain text is read; None: as many as the model reads."""
-    on_error: str = "raise"
-    """Of a prompt or a sentence that does not fit the model's context: "raise", or "skip" it for all models alike."""
-
-    def __post_init__(self) -> None:
-        if not (self.answers or self.pairs or self.text or self.drift or self.harness):
-            raise UsageError(
-                "Forgetting is measured on something: give at least one of answers, pairs, text, drift (files) or "
-                "harness (task names)."
-            )
-        if self.on_error not in ("raise", "skip"):
-            raise UsageError(f'on_error must be "raise" or "skip"; {self.on_error!r} came.')
-        for name in ("max_new_tokens", "window", "harness_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1; {value} came.")
-        for name in ("answers", "pairs", "text", "drift"):
-            tasks = Counter(task_name(file) for file in getattr(self, name))
-            if twice := sorted(task for task, count in tasks.items() if count > 1):
-                raise UsageError(
-                    f"Files of one kind must have different names, which are their tasks; {twice} came twice among "
-                    f"{name}. Rename one."
-                )
+    name: str
+    kind: str
+    type: Any
+    """Of one source, or of the option."""
+    help: str
+    field: str | None
+    """The field of the task's class; None for its sources."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A prompt whose reply is right or wrong."""
-
-    prompt: str
-    answers: tuple[str, ...]
-    match: str
-    """How a reply is compared: one of `MATCHES`."""
-
-    def is_right(self, reply: str) -> bool:
-        """Whether the reply counts.
-
-        "normalised": equal to an answer after the normalisation of SQuAD (case, articles, ASCII punctuation and
-        spacing do not matter); of an answer that is nothing but articles or signs (the choice "A", "+") those count.
-        "exact": equal to an answer, but for spaces around both. "number": the final number
-        equals that of an answer, as `final_number` finds both.
-        """
-        if self.match == "number":
-            found = final_number(reply)
-            return found is not None and found in [final_number(answer) for answer in self.answers]
-        if self.match == "exact":
-            return reply.strip() in [answer.strip() for answer in self.answers]
-        return _compared(reply) in [_compared(answer) for answer in self.answers]
+# What the classes say, here because `--help` must not import them (a test compares both).
+_BUILTIN_OPTIONS = (
+    TaskOption("answers", "answers", str, "JSONL of prompts with answers", None),
+    TaskOption("pairs", "pairs", str, "JSONL of minimal pairs, as BLiMP's", None),
+    TaskOption("text", "text", str, "plain text: JSONL with text, or .txt", None),
+    TaskOption("text_window", "text", int | None, "option window of text", "window"),
+    TaskOption("drift", "drift", str, "prompts on which the distance from the base model is measured", None),
+    TaskOption("harness", "harness", str, "tasks of lm-evaluation-harness, by name", None),
+    TaskOption("harness_path", "harness", str | None, "option path of harness", "path"),
+    TaskOption("harness_limit", "harness", int | None, "option limit of harness", "limit"),
+    TaskOption("harness_chat", "harness", bool, "option chat of harness", "chat"),
+)
 
 
-def _compared(text: str) -> str:
-    """Normalised, or what is left of it before articles, or signs too, would be taken away; empty if it is blank."""
-    words = (word.strip(string.punctuation) for word in text.lower().split())
-    return normalize_answer(text) or " ".join(word for word in words if word) or "".join(text.split())
+def task_options() -> list[TaskOption]:
+    """The keywords of all kinds; built-in ones are listed without importing them."""
+    builtin = {option.kind for option in _BUILTIN_OPTIONS}
+    registered = [kind for kind in RETENTION_TASKS if kind not in builtin]
+    return [*_BUILTIN_OPTIONS, *(option for kind in registered for option in options_of(kind))]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two sentences that differ in one thing, which makes the second ungrammatical."""
-
-    good: str
-    bad: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Something to read: the user's turn of a chat, or plain text."""
-
-    text: str
-    is_chat: bool
+def options_of(kind: str) -> list[TaskOption]:
+    """The keywords of one kind, from its class."""
+    task = RETENTION_TASKS.get(kind)
+    hints = get_type_hints(task)
+    found = [TaskOption(kind, kind, str, task.sources, None)]
+    return found + [
+        TaskOption(f"{kind}_{f.name}", kind, hints[f.name], f"option {f.name} of {kind}", f.name) for f in fields(task)
+    ]
 
 
-ItemType = TypeVar("ItemType", Task, Pair, Prompt, str)
+class RetentionTasks:
+    """Which retention tasks to measure, with their options.
 
-
-@dataclass(frozen=True)
-class Item(Generic[ItemType]):
-    """One row of a probe file."""
-
-    id: str
-    """From what the row says; the same row twice is "...", "...#2"."""
-    groups: tuple[str, ...]
-    content: ItemType
-    where: str
-    """File and line."""
-
-
-def task_name(file: str | Path) -> str:
-    """`a/b/blimp.jsonl.gz` to `blimp`.
-
-    >>> task_name("a/b/wikitext2_test.jsonl.gz")
-    'wikitext2_test'
-    """
-    return Path(file).name.partition(".")[0] or Path(file).name
-
-
-def final_number(text: str) -> Decimal | None:
-    r"""The number that a solution ends with: the first after the last "####" (GSM8K's mark), else the last of all.
-
-    Thousands' commas and dollar signs do not count, 18 and 18.0 are equal. Full-width digits and marks are read too.
-
-    >>> final_number("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18")
-    Decimal('18')
-    >>> final_number("So it costs $1,250.50 in all.")
-    Decimal('1250.50')
-    >>> final_number("答案是-5。")
-    Decimal('-5')
-    >>> final_number("No idea.") is None
-    True
-    """
-    text = text.translate(_HALF_WIDTH)
-    marked = _FINAL.findall(text)
-    numbers = _NUMBER.findall(marked[-1]) if marked else _NUMBER.findall(text)
-    if not numbers:
-        return None
-    try:
-        return Decimal((numbers[0] if marked else numbers[-1]).replace(",", "").replace("$", ""))
-    except InvalidOperation:
-        return None
-
-
-# -- files -------------------------------------------------------------------------------------------------------
-
-
-def read_tasks(file: str | Path) -> list[Item[Task]]:
-    """Prompts with answers.
-
-    `match` of a row says how its reply is compared; without it an answer with "####" is a number, any other is
-    normalised.
+    Args:
+        max_new_tokens: Tokens that a reply may have.
+        on_error: A prompt or sentence that does not fit the model's context: "raise", or "skip" it for all models.
+        tasks: Sources by kind (files, or task names of lm-evaluation-harness), and options with the kind as prefix.
 
     Raises:
-        DataError: No such file, an empty one, a row without prompt or answer; file and line are named.
+        UsageError: No source, an unknown keyword, two files of one name in a kind, or an option out of range.
     """
-    return _items(file, _task)
+
+    def __init__(self, *, max_new_tokens: int = 256, on_error: str = "raise", **tasks: Any) -> None:
+        known = {option.name: option for option in task_options()}
+        for name in tasks:
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise UsageError(f"Retention tasks must be among {sorted(known)}, got {name!r}.{hint}")
+        self.max_new_tokens, self.on_error = max_new_tokens, on_error
+        given = {name: value for name, value in tasks.items() if value or (value == 0 and value is not False)}
+        self.sources: dict[str, tuple[str, ...]] = {
+            name: _sources(name, value) for name, value in given.items() if known[name].field is None
+        }
+        self._options: dict[str, dict[str, Any]] = {kind: {} for kind in self.sources}
+        for name, value in given.items():
+            if (option := known[name].field) is not None:
+                self._options.setdefault(known[name].kind, {})[option] = value
+        if not self.sources:
+            kinds = [option.name for option in known.values() if option.field is None]
+            raise UsageError(f"Forgetting is measured on retention tasks: give sources of at least one of {kinds}.")
+        self.shared()  # these refuse wrong values
+        list(self.tasks())
+
+    def __repr__(self) -> str:
+        return f"RetentionTasks({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RetentionTasks) and self.to_dict() == other.to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keywords, as JSON has them."""
+        options = {f"{kind}_{name}": v for kind, found in self._options.items() for name, v in found.items()}
+        sources = {kind: list(found) for kind, found in self.sources.items()}
+        return {**sources, **options, "max_new_tokens": self.max_new_tokens, "on_error": self.on_error}
+
+    def shared(self) -> "RetentionOptions":
+        """The options of all kinds.
+
+        Raises:
+            UsageError: One is out of range.
+        """
+        from rag.forgetting.retention_task import RetentionOptions
+
+        return RetentionOptions(max_new_tokens=self.max_new_tokens, on_error=self.on_error)
+
+    def tasks(self) -> "Iterator[tuple[RetentionTask, tuple[str, ...]]]":
+        """Each kind that has sources, built-in kinds first, with its options set; and its sources."""
+        for kind in (kind for kind in RETENTION_TASKS if kind in self.sources):
+            yield RETENTION_TASKS.get(kind)(**self._options[kind]), self.sources[kind]
 
 
-def read_pairs(file: str | Path) -> list[Item[Pair]]:
-    """Minimal pairs; errors as `read_tasks`."""
-    return _items(file, _pair)
+def _sources(kind: str, value: Any) -> tuple[str, ...]:
+    from rag.forgetting.retention_items import task_name
 
-
-def read_texts(file: str | Path) -> list[Item[str]]:
-    """Documents: `text` of each row, or the paragraphs (blank lines apart) of a .txt file; errors as `read_tasks`."""
-    if _is_text_file(file):
-        return _named([(*paragraph, ()) for paragraph in _paragraphs(Path(file))], file)
-    return _items(file, _text)
-
-
-def read_prompts(file: str | Path) -> list[Item[Prompt]]:
-    """Prompts or questions, answered or not (IFEval's are not), or plain text; errors as `read_tasks`."""
-    if _is_text_file(file):
-        return _named([(where, Prompt(text, False), ()) for where, text in _paragraphs(Path(file))], file)
-    return _items(file, _prompt)
-
-
-def _is_text_file(file: str | Path) -> bool:
-    return Path(str(file).removesuffix(".gz")).suffix.lower() == ".txt"
-
-
-def _items(file: str | Path, content: Callable[[Mapping[str, Any], str], ItemType]) -> list[Item[ItemType]]:
-    found = []
-    for row in _records(file):
-        where = f"{file}:{row.place.number}"
-        found.append((where, content(row.fields, where), _groups(row.fields, where)))
-    return _named(found, file)
-
-
-def _named(rows: Sequence[tuple[str, ItemType, tuple[str, ...]]], file: str | Path) -> list[Item[ItemType]]:
-    """Sorted by what they say."""
-    if not rows:
-        raise DataError(f"{file}: a probe file must hold at least one row; it is empty. Check the path.")
-    named = sorted(
-        ((_fingerprint(content, groups), where, content, groups) for where, content, groups in rows), key=lambda r: r[0]
-    )
-    seen: Counter[str] = Counter()
-    items = []
-    for id_, where, content, groups in named:
-        seen[id_] += 1
-        items.append(Item(id_ if seen[id_] == 1 else f"{id_}#{seen[id_]}", groups, content, where))
-    return items
-
-
-def _fingerprint(content: Any, groups: tuple[str, ...]) -> str:
-    said = [list(vars(content).values()) if isinstance(content, Task | Pair | Prompt) else content, groups]
-    return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _records(file: str | Path) -> Iterator[Record]:
-    path = Path(file)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"A probe file must be JSON lines (or .txt for plain text); {path} {found}. Check the path.")
-    for record in restore_whole_numbers(lambda: read_json_lines(path, str(path)), ANSWER_FIELDS):
-        if isinstance(record, BrokenRecord):
-            raise record.error
-        yield record
-
-
-def _paragraphs(path: Path) -> Iterator[tuple[str, str]]:
-    if not path.is_file():
-        raise DataError(f"A text file must exist; {path} does not. Check the path.")
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            text = stream.read().decode("utf-8-sig").replace("\r\n", "\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(
-            f"{path}: a text file must be whole and UTF-8; it is not ({error}). Convert or copy it."
-        ) from error
-    line = 1
-    for part in re.split(r"(\n[ \t\r]*\n\s*)", text):
-        if part.strip():
-            yield f"{path}:{line}", part.strip()
-        line += part.count("\n")
-
-
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
-def _task(fields: Mapping[str, Any], where: str) -> Task:
-    prompt = _said(fields, PROMPT_FIELDS, where)
-    name = next((name for name in ANSWER_FIELDS if name in fields), None)
-    if name is None:
-        raise DataError(
-            f"{where}: a prompt must have one of {list(ANSWER_FIELDS)}; this row has {sorted(fields)}. Prompts without "
-            "answers (IFEval's, say) only measure drift: give the file as drift."
+    sources: Sequence[str | Path] = [value] if isinstance(value, str | Path) else value
+    names = Counter(task_name(source) for source in sources)
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        raise UsageError(
+            f"Sources of one kind must have different names, which are the names of their tasks; {twice} are there "
+            f"twice among {kind}. Rename one."
         )
-    answers = tuple(_answers(fields[name], f"{where}: {name}"))
-    match = fields.get("match", "number" if all("####" in answer for answer in answers) else "normalised")
-    if match not in MATCHES:
-        raise DataError(f"{where}: match must be one of {list(MATCHES)}; {match!r} came. Mend the row.")
-    if match == "number" and any(final_number(answer) is None for answer in answers):
-        raise DataError(f"{where}: an answer that is compared as a number must hold one; {answers} came. Mend the row.")
-    return Task(prompt, answers, match)
+    return tuple(map(str, sources))
 
 
-def _answers(value: Any, where: str) -> list[str]:
-    """A text, a number, or a list of them; at least one, and none empty."""
-    found = [str(v) if _is_number(v) else v for v in _as_list(value)]
-    if not found or not all(isinstance(v, str) and v.strip() for v in found):
-        raise DataError(f"{where} must be text, a number, or a list of at least one; {value!r} came. Mend the row.")
-    return [check_unicode(text, where) for text in found]
-
-
-def _is_number(value: Any) -> bool:
-    """JSON's own numbers only: `json` reads NaN and 1e999 too."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _pair(fields: Mapping[str, Any], where: str) -> Pair:
-    names = next((names for names in PAIR_FIELDS if any(name in fields for name in names)), None)
-    if names is None:
-        raise DataError(
-            f"{where}: a minimal pair must have {' or '.join(' and '.join(names) for names in PAIR_FIELDS)}; this row "
-            f"has {sorted(fields)}. Mend the row."
-        )
-    return Pair(*(_said(fields, (name,), where) for name in names))
-
-
-def _text(fields: Mapping[str, Any], where: str) -> str:
-    return _said(fields, ("text",), where)
-
-
-def _prompt(fields: Mapping[str, Any], where: str) -> Prompt:
-    is_chat = any(name in fields for name in PROMPT_FIELDS)
-    return Prompt(_said(fields, (*PROMPT_FIELDS, "text"), where), is_chat)
-
-
-def _said(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
-    """The first of the fields that is there; it must be text that shows."""
-    name = next((name for name in names if name in fields), None)
-    if name is None:
-        raise DataError(f"{where}: a row must have {' or '.join(names)}; this one has {sorted(fields)}. Mend the row.")
-    value = fields[name]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {name} must be text with a visible character; {value!r} came. Mend the row.")
-    return check_unicode(value, f"{where}: {name}")
-
-
-def _groups(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Every group that the row names, each once, sorted."""
-    found = {fields[name] for name in GROUP_FIELDS if isinstance(fields.get(name), str) and fields[name]}
-    if WHOLE in found:
-        raise DataError(f"{where}: a group may not be called {WHOLE!r}, which is the whole file. Rename it.")
-    return tuple(sorted(found))
+def retention_tasks_of(settings: Mapping[str, Any]) -> RetentionTasks | None:
+    """`RetentionTasks` of a mapping of its keywords, such as `retention` of a sweep; None for an empty one."""
+    return RetentionTasks(**settings) if settings else None

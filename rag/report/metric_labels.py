@@ -1,70 +1,77 @@
-"""How metrics are called on a page: the only table of labels, meanings and columns."""
+"""Labels, meanings and columns of metrics on a page, from the registry of metrics (`rag.evaluation.metric`)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rag.report.formatting import count, decimal
+
+if TYPE_CHECKING:  # importing the report loads no other package
+    from rag.evaluation.metric import Column
 
 
 @dataclass(frozen=True)
 class MetricLabel:
-    """A metric on a page.
+    """A metric in the table of trials.
 
     Attributes:
         name: Its name in files.
         label: Its heading.
         meaning: One sentence for readers.
         is_share: It lies in [0, 1], and higher is better.
+        of_retriever: The name of the same metric of the retriever's ranking; empty if it is of something else.
     """
 
     name: str
     label: str
     meaning: str = ""
     is_share: bool = True
+    of_retriever: str = ""
+
+    @classmethod
+    def of(cls, column: "Column") -> "MetricLabel":
+        """Of a registered metric; that of the selector's ranking is named without the stage."""
+        metric, (_, k) = column.metric, split_cutoff(column.name)
+        return cls(
+            name=column.name,
+            label=metric.label + (f"@{k}" if k else ""),
+            meaning=metric.meaning,
+            is_share=metric.unit == "share" and metric.higher_is_better,
+            of_retriever=metric.name_at("retriever", k or None) if metric.scores == "ranking" else "",
+        )
 
     def text(self, value: float | None) -> str:
         """A value of this metric."""
         return count(value) if self.name == "seconds" else decimal(value)
 
 
-RESULT_COLUMNS = (
-    MetricLabel("exact_match", "Exact match", "Share of answers that equal a golden answer after normalisation."),
-    MetricLabel("f1", "F1", "Overlap of answer and golden answer in words: the harmonic mean of precision and recall."),
-    MetricLabel("recall_at_1", "Recall@1", "Share of the gold passages that come first: at most 1/2 if there are two."),
-    MetricLabel("recall_at_3", "Recall@3", "The same among the first three: what is read, then the other candidates."),
-    MetricLabel("recall_at_5", "Recall@5", "The same among the first five."),
-    MetricLabel(
-        "general",
-        "General ability",
-        "Share of tasks solved that need no retrieval and that the base model was made for.",
-    ),
-    MetricLabel(
-        "kl_drift",
-        "KL drift",
-        "Mean KL(base || tuned) per input token of those tasks, in nats; 0 is the base.",
-        is_share=False,
-    ),
-    MetricLabel("seconds", "Seconds", "Time for training and evaluation of this trial.", is_share=False),
-)
-"""Columns of the table of trials."""
-ROUND_COLUMNS = (
-    *("eval_exact_match", "eval_f1", "eval_selector_recall@1", "eval_retriever_recall@1", "ess"),
-    *("distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"),
+def trial_columns() -> list[MetricLabel]:
+    """Columns of the table of trials."""
+    from rag.evaluation.metric import columns
+
+    return [MetricLabel.of(column) for column in columns("trials")]
+
+
+def round_columns() -> list[str]:
+    """Columns of the table of a run's rounds."""
+    from rag.evaluation.metric import columns
+
+    return [*(f"eval_{column.name}" for column in columns("rounds")), *TRAINING_COLUMNS]
+
+
+def ranking_metrics() -> list[str]:
+    """Ranking metrics in the order of their table."""
+    from rag.evaluation.metric import metrics_of
+
+    return [metric.name for metric in metrics_of("ranking")]
+
+
+TRAINING_COLUMNS = (
+    *("ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"),
     *("tokens_per_second", "seconds"),
 )
-"""Columns of the table of a run's rounds."""
+"""What training measures in a round."""
 STAGES = ("selector", "retriever")
 """Who ranked the passages: prefixes of ranking metrics."""
-RANKING_METRICS = ("recall", "ndcg", "mrr", "answer_recall")
-"""Ranking metrics in the order of their table."""
-
-_MEANINGS = {
-    "exact_match": "equals a golden answer after normalisation",
-    "f1": "overlap with the golden answer in words",
-    "answer_recall": "a golden answer is in the first k passages",
-    "recall": "share of the gold passages among the first k",
-    "ndcg": "normalised discounted cumulative gain of the gold passages",
-    "mrr": "one over the rank of the first gold passage",
-}
 _AUDIT_LABELS = {
     "changed": "questions whose answer some shuffle changes",
     "changed_per_shuffle": "answers that one shuffle changes",
@@ -79,14 +86,18 @@ _AUDIT_LABELS = {
     "exact_match": "exact match, mean over shuffles",
     "f1": "F1, mean over shuffles",
 }
-_LABELS = {column.name: column.label for column in RESULT_COLUMNS}
 _ACRONYMS = {"ndcg": "nDCG", "mrr": "MRR", "f1": "F1", "kl": "KL", "em": "EM"}
 
 
 def metric_label(name: str) -> str:
     """The heading of a metric; an unknown name without its underscores."""
+    from rag.evaluation.metric import metric_of
+
+    metric = metric_of(name)
+    if metric is not None and name == metric.name and metric.scores != "ranking":
+        return metric.label
     words = [word.partition("@") for word in name.split("_")]
-    return _LABELS.get(name, " ".join(_ACRONYMS.get(word, word) + at + k for word, at, k in words))
+    return " ".join(_ACRONYMS.get(word, word) + at + k for word, at, k in words)
 
 
 def metric_within_sentence(name: str) -> str:
@@ -102,8 +113,10 @@ def round_label(name: str) -> str:
 
 def metric_meaning(name: str) -> str:
     """What a metric of an evaluation measures; empty if it is unknown."""
-    kind = name.partition("@")[0]
-    return next((text for key, text in _MEANINGS.items() if kind == key or kind.startswith(f"{key}_")), "")
+    from rag.evaluation.metric import metric_of
+
+    metric = metric_of(name)
+    return "" if metric is None else metric.meaning
 
 
 def audit_label(name: str) -> str:

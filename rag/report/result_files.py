@@ -164,8 +164,11 @@ def with_evaluation_records(sweep: _Object, folder: str | Path) -> dict[str, Any
         file = Path(folder) / "rows" / name / "evaluation.json"
         if Path(name).name == name and file.is_file():
             with contextlib.suppress(ValueError):  # a damaged file costs only the ceilings, not the page
-                records = _object(json.loads(file.read_text(encoding="utf-8"))).get("rows")
-                return {**sweep, "evaluations": {**evaluations, name: {**_object(evaluations[name]), "rows": records}}}
+                records = _object(json.loads(file.read_text(encoding="utf-8"))).get("records")
+                return {
+                    **sweep,
+                    "evaluations": {**evaluations, name: {**_object(evaluations[name]), "records": records}},
+                }
     return dict(sweep)
 
 
@@ -201,14 +204,14 @@ def _evaluation(file: _Object) -> EvaluationData:
         name=name,
         label=_text(file.get("label")) or name,
         metrics=_metrics(file),
-        records=_records(file.get("rows"), name),
+        records=_records(file.get("records"), name),
         dataset=_dataset(file),
         n=_number(file.get("n")),
         n_scored=_number(file.get("n_scored")),
         answer_mode=_text(pipeline.get("answer_mode")),
         bundle=_text(pipeline.get("bundle_sha256")),
         order_bias=_order_bias(_object(file.get("order_bias"))),
-        attribution=_attribution_audit(_object(file.get("support"))),
+        attribution=_attribution_audit(_object(file.get("attribution"))),
         forgetting=_forgetting(_object(file.get("forgetting"))),
         settings=_settings(parts),
     )
@@ -346,7 +349,7 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
         )
     trials = [_trial(entry) for entry in _objects(result["rows"])]
     evaluations = {str(name): _object(entry) for name, entry in _object(result.get("evaluations")).items()}
-    with_records = next((entry for entry in evaluations.values() if entry.get("rows")), {})
+    with_records = next((entry for entry in evaluations.values() if entry.get("records")), {})
     encyclopedia = _object(result.get("encyclopedia"))
     settings = _object(result.get("settings"))
     return ComparisonData(
@@ -357,7 +360,7 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
         paired_tests=[_paired_test(entry) for entry in _objects(result.get("comparisons"))],
         curves=_in_order_of(trials, _curves(result.get("curves"))),
         evaluations=_in_order_of(trials, {name: _metrics(entry) for name, entry in evaluations.items()}),
-        records=_records(with_records.get("rows"), ""),
+        records=_records(with_records.get("records"), ""),
         questions=_questions(result.get("questions")),
         samples=_questions(result.get("samples")),
         encyclopedia=EncyclopediaReading(
@@ -387,11 +390,9 @@ def _sweep(result: _Object) -> ComparisonData:
 
 
 def _trial(entry: _Object) -> Trial:
-    """A trial whose recall has the name of its column, whether the file calls it `recall_at_k` or by its metric."""
     name = _text(entry.get("name"))
     intervals = _object(entry.get("intervals"))
-    values, intervals = ({**_recall_columns(found), **found} for found in (entry, intervals))
-    numbers = {key: number for key, number in _numbers(values).items() if key not in ("seed", "selfaug")}
+    numbers = {key: number for key, number in _numbers(entry).items() if key not in ("seed", "selfaug")}
     return Trial(
         name=name,
         label=_text(entry.get("label")) or name,
@@ -399,10 +400,6 @@ def _trial(entry: _Object) -> Trial:
         seed=_text(entry.get("seed")),
         metrics={key: Estimate(value, _interval(intervals.get(key))) for key, value in numbers.items()},
     )
-
-
-def _recall_columns(entry: _Object) -> dict[str, Any]:
-    return {f"recall_at_{k}": entry[f"selector_recall@{k}"] for k in (1, 3, 5) if f"selector_recall@{k}" in entry}
 
 
 def _paired_test(entry: _Object) -> PairedTest:
@@ -479,7 +476,7 @@ def _answer(entry: _Object) -> GivenAnswer:
         passages=_passages(entry.get("passages")),
         attributions={
             _text(found.get("id")): Attribution(_number(found.get("log_prob_drop")), bool(found.get("answer_changed")))
-            for found in _objects(entry.get("support"))
+            for found in _objects(entry.get("attribution"))
         },
     )
 

@@ -98,7 +98,7 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
             "m_step.gradient_accumulation_steps": 2,
             "m_step.fit_prior_weights": False,
         },
-        exercises=2,
+        general_tasks=2,
         answerable_only=False,
     )
     with pytest.MonkeyPatch.context() as patch:

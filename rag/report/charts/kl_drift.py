@@ -1,4 +1,4 @@
-"""General ability over the distance from the base model, round by round."""
+"""General tasks over the distance from the base model, round by round."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class KLDrift(Chart):
             "Each line starts at the base model and moves on with every round: to the right as the model's "
             "distributions leave the base, down as it forgets."
         )
-        labels = "KL drift, nats", "general ability"
+        labels = "KL drift, nats", "general tasks"
         return [LineFigure("drift", "Drift and forgetting", text, *labels, series, by_round=False)]
 
 

@@ -136,15 +136,10 @@ def _rounded(found: RecallByCutoff) -> dict[int, float]:
 
 
 def _of_trials(trials: Sequence[Trial], retriever: Mapping[str, float]) -> dict[str, Metrics]:
-    """Trials whose evaluations are not in the file: `recall_at_3` of the trial is `selector_recall@3`."""
-    shared = _ranking({name: Estimate(value) for name, value in retriever.items()}, "retriever")
-    own = {trial.name: _ranking(trial.metrics, "selector") for trial in trials}
+    """Recall of the trials, where their evaluations are not in the file."""
+    shared = {name: Estimate(value) for name, value in retriever.items()}
+    own = {t.name: {m: found for m, found in t.metrics.items() if m.startswith("selector_recall@")} for t in trials}
     return {name: {**shared, **found} for name, found in own.items() if found}
-
-
-def _ranking(metrics: Metrics, stage: str) -> dict[str, Estimate]:
-    recall = {name: found for name, found in metrics.items() if name.startswith("recall_at_")}
-    return {f"{stage}_recall@{name.removeprefix('recall_at_')}": found for name, found in recall.items()}
 
 
 def recall_ceilings(records: Sequence[AnsweredQuestion]) -> dict[str, RecallByCutoff]:

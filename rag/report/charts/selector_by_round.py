@@ -25,7 +25,7 @@ class SelectorByRound(Chart):
         ]
         trained = [series for series in retrievers if len({point.y for point in series.points}) > 1]
         # On the questions of the curves where they have it: those of the table of results are others.
-        start = retrievers[0].points[0].y if retrievers else data.retriever.get("recall_at_1")
+        start = retrievers[0].points[0].y if retrievers else data.retriever.get("retriever_recall@1")
         rounds = sorted({point.round for series in selectors for point in series.points})
         reference = [Point(round, round, start) for round in rounds] if start is not None else []
         # The reference comes last, so that it stays visible on selectors that are no better.

@@ -95,7 +95,7 @@ class TradeoffChart(Chart):
     pages = ("sweep", "comparison")
 
     def draw(self, data: ComparisonData, styles: SeriesStyles) -> Sequence[ScatterFigure]:
-        """General ability first, then the tasks of the forgetting file."""
+        """General tasks first, then the tasks of the forgetting file."""
         tradeoff = tradeoff_of(data)
         if tradeoff is None:
             return []
@@ -153,9 +153,9 @@ def _plain_differences(trials: Iterable[Trial], metric: str, base: str) -> dict[
 
 
 def _measures(data: ComparisonData, base: str) -> list[ForgettingMeasure]:
-    """General ability as the trials measure it, then every task and metric of the forgetting file."""
+    """General tasks as the trials measure them, then every task and metric of the forgetting file."""
     general = {**_plain_differences(data.trials, _GENERAL, base), **_tested(data.paired_tests, _GENERAL, base)}
-    own = ForgettingMeasure("tradeoff-general", "General ability", "change of the share of tasks solved", general)
+    own = ForgettingMeasure("tradeoff-general", "General tasks", "change of the share of tasks solved", general)
     return [measure for measure in [own, *_task_measures(data.forgetting)] if measure.changes]
 
 

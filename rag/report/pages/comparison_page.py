@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from rag.report.drawing.bars import Bar, value_bar
 from rag.report.formatting import counted, duration
-from rag.report.metric_labels import RESULT_COLUMNS, MetricLabel
+from rag.report.metric_labels import MetricLabel, trial_columns
 from rag.report.page import Page, Section, dataset_facts, settings_section
 from rag.report.report_data import ComparisonData, Trial
 from rag.report.sections.figure_sections import charts_section, recall_section, rounds_section, tradeoff_section
@@ -45,7 +45,8 @@ class ResultsTable:
     def columns(self) -> list[MetricLabel]:
         """Those with a number."""
         values = [trial.metrics for trial in self.data.trials]
-        return [c for c in RESULT_COLUMNS if c.name in self.data.retriever or any(c.name in found for found in values)]
+        known = {*self.data.retriever, *(name for found in values for name in found)}
+        return [column for column in trial_columns() if known & {column.name, column.of_retriever}]
 
     @property
     def has_retriever(self) -> bool:

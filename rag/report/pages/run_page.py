@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rag.report.formatting import count
-from rag.report.metric_labels import ROUND_COLUMNS
+from rag.report.metric_labels import round_columns
 from rag.report.page import Fact, Page, Section, settings_section
 from rag.report.report_data import Interval, RoundRecord, RunData
 from rag.report.sections.figure_sections import charts_section, rounds_section
@@ -38,7 +38,7 @@ class RoundTable:
 def run_page(data: RunData) -> Page:
     """The page of a run folder."""
     styles = SeriesStyles.of({data.name: data.name}, data.forgetting.models, first_look=2)
-    columns = [name for name in ROUND_COLUMNS if any(name in record.values for record in data.records)]
+    columns = [name for name in round_columns() if any(name in record.values for record in data.records)]
     table = RoundTable(columns, data.records[:MOST_ROUNDS], len(data.records), data.kept_round)
     return Page(
         title=f"Training run: {data.name}",

@@ -8,7 +8,7 @@ from rag.report.charts import CHARTS
 from rag.report.charts.recall_vs_ceiling import RankingResults
 from rag.report.charts.tradeoff import Tradeoff, tradeoff_of
 from rag.report.drawing.line_figure import FEW, MANY
-from rag.report.metric_labels import RANKING_METRICS, split_cutoff
+from rag.report.metric_labels import ranking_metrics, split_cutoff
 from rag.report.page import Section
 from rag.report.report_data import ComparisonData, EvaluationData, ReportData, RunData
 from rag.report.series_style import SeriesStyles
@@ -101,7 +101,8 @@ def _ranking_metrics(results: RankingResults) -> list[str]:
 
 def _ranking_place(metric: str) -> tuple[int, int, str]:
     kind, k = split_cutoff(metric)
-    return RANKING_METRICS.index(kind) if kind in RANKING_METRICS else len(RANKING_METRICS), k, metric
+    kinds = ranking_metrics()
+    return kinds.index(kind) if kind in kinds else len(kinds), k, metric
 
 
 @dataclass(frozen=True)
