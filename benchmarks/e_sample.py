@@ -14,7 +14,7 @@ import torch
 from benchmarks import rivals
 from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
 from benchmarks.timing import Case, Make, Options, main
-from rag.planning.flops import Question, e_sample_flops
+from rag.planning.flops import QuestionShape, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
 from retriever.selector import standardise
 from retriever.selector_config import SamplingConfig
@@ -29,7 +29,7 @@ def build(options: Options, decoding: str, prompt: int, target: float | None) ->
     p = pipeline(model, questions=questions, prompt=prompt, decoding=decoding)
     generator = torch.Generator().manual_seed(0)
     # With replacement, as the rival draws.
-    question = Question(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
+    question = QuestionShape(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
     return Case(
         path=f"E-sample, {decoding}",
         shape=f"{name}, {questions} prompts of {prompt}",

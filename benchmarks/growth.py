@@ -25,7 +25,7 @@ from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, o
 from benchmarks.timing import keep_freed_memory, seconds
 from rag.planning.flops import (
     ModelShape,
-    Question,
+    QuestionShape,
     causal_pairs,
     e_sample_flops,
     e_score_flops,
@@ -37,7 +37,7 @@ from training.config import DROConfig
 from training.joint_model import JointModel
 
 TOLERANCE = 0.15
-PLAIN = Question(num_candidates=20, num_selected=5, num_permutations=8, prompt=640, row=256, answer=8)
+PLAIN = QuestionShape(num_candidates=20, num_selected=5, num_permutations=8, prompt=640, sequence=256, answer=8)
 SWEEPS: dict[str, tuple[str, list[int]]] = {
     "m": ("num_permutations", [1, 4, 8, 16]),
     "n": ("num_candidates", [5, 10, 20, 40]),
@@ -134,7 +134,7 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
         questions=1,
         n=question.num_candidates,
         prompt=question.prompt,
-        row=question.row - question.answer,
+        row=question.sequence - question.answer,
     )
     question = replace(question, choice=1 + len(p.selector.separator_ids))
     for name, run in steps(p, question.num_permutations).items():
@@ -148,9 +148,9 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
             yield Point(name, sweep, value, taken, counter.total, flops, flops + unseen(name, p.shape, question))
 
 
-def unseen(name: str, shape: ModelShape, q: Question) -> float:
+def unseen(name: str, shape: ModelShape, q: QuestionShape) -> float:
     """Operations on the pairs that torch counts and nobody attends to: above the diagonal, and between replies."""
-    prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_permutations * q.row * (q.row - 1) / 2
+    prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_permutations * q.sequence * (q.sequence - 1) / 2
     written, steps = q.num_permutations * q.choice, q.num_selected - 1
     seen = q.num_permutations * causal_pairs([q.reply])  # by each reply of itself: that is in the formula
     pairs = {

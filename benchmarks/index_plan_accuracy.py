@@ -133,7 +133,7 @@ def line(case: Case, found: dict[str, Any]) -> str:
     cells = [f"{case} ({len(measured['segments'])} segments)"]
     cells += [_cell(seconds.get(name, 0.0), measured["seconds"][name], ".1f") for name in PHASES]
     cells.append(_cell(predicted["memory"]["resident"] / 1e6, measured["peak"] / 1e6))
-    cells += [_cell(predicted["disk"][name] / 1e6, measured[name] / 1e6, ",.1f") for name in ("building", "after")]
+    cells += [_cell(predicted["disk"][name] / 1e6, measured[name] / 1e6, ",.1f") for name in ("peak", "after")]
     return f"| {' | '.join(cells)} |"
 
 
@@ -215,7 +215,7 @@ def grow(count: int) -> None:
     import numpy as np
 
     from indexes import FaissIndex
-    from rag.planning.index_plan import PROBED, graph_growth
+    from rag.planning.index_seconds import PROBE_VECTORS, graph_growth
 
     print("| dimension | vectors | us for each | times the first | predicted |\n|---|---|---|---|---|")
     for dimension in (256, 384):
@@ -223,7 +223,7 @@ def grow(count: int) -> None:
         centres = generator.standard_normal((8192, dimension), dtype=np.float32)
         index, spent, first = FaissIndex.empty(dimension, "HNSW32"), 0.0, 0.0
         while len(index) < count:
-            block = centres[generator.integers(0, len(centres), PROBED)]
+            block = centres[generator.integers(0, len(centres), PROBE_VECTORS)]
             block = block + 0.5 * generator.standard_normal(block.shape, dtype=np.float32)
             block /= np.linalg.norm(block, axis=1, keepdims=True)
             started = time.process_time()
@@ -231,7 +231,7 @@ def grow(count: int) -> None:
             spent += time.process_time() - started
             each = spent / len(index)
             first = first or each
-            if (len(index) // PROBED).bit_count() == 1:
+            if (len(index) // PROBE_VECTORS).bit_count() == 1:
                 grown = f"{each / first:.2f} | {graph_growth(len(index)):.2f}"
                 print(f"| {dimension} | {len(index):,} | {1e6 * each:.0f} | {grown} |", flush=True)
 

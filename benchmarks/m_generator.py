@@ -27,7 +27,7 @@ from benchmarks.setting import (
     step,
 )
 from benchmarks.timing import Case, Make, Options, main
-from rag.planning.flops import Question, m_generator_flops
+from rag.planning.flops import QuestionShape, m_generator_flops
 from training.config import DROConfig
 from training.joint_model import JointModel
 from training.posterior import Posterior
@@ -54,7 +54,7 @@ def build(
     joint = JointModel(p.selector, p.generator, DROConfig().with_settings(settings))
     exact = JointModel(p.selector, p.generator, DROConfig())
     answer = len(p.generator.encode_answer(found[0].answer))
-    question = Question(20, 5, m, 0, row + answer, answer)
+    question = QuestionShape(20, 5, m, 0, row + answer, answer)
     aligned = 1 if settings.get("selfaug.permutations") == "one" else None
     return Case(
         path="M-generator + SelfAug" + (", row KL" if aligned else ""),
@@ -62,7 +62,7 @@ def build(
         rival=lambda: step(p, "generator", lambda: rivals.generator_loss(p, found)),
         ours=lambda: step(p, "generator", lambda: our_loss(joint, "generator", found)),
         check=lambda: check(p, exact, found, options.dtype),
-        flops=m_generator_flops(p.shape, question, aligned_rows=aligned),
+        flops=m_generator_flops(p.shape, question, aligned_sequences=aligned),
         dtype=options.dtype,
         target=target,
     )

@@ -21,7 +21,7 @@ from benchmarks.setting import (
     step,
 )
 from benchmarks.timing import Case, Make, Options, main
-from rag.planning.flops import Question, m_selector_flops
+from rag.planning.flops import QuestionShape, m_selector_flops
 from training.config import DROConfig
 from training.joint_model import JointModel
 from training.posterior import Posterior
@@ -36,7 +36,7 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     p = pipeline(model, questions=1, prompt=prompt, decoding=decoding)
     found = posteriors(p, M)
     joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))
-    question = Question(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
+    question = QuestionShape(20, 5, M, prompt, 0, 0, 1 + len(p.selector.separator_ids))
     return Case(
         path=f"M-selector, {decoding}",
         shape=f"{name}, prompt of {prompt}",

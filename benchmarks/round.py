@@ -20,7 +20,7 @@ from benchmarks import rivals
 from benchmarks.setting import CONFIGS, Pipeline, answer_rows, language_model, pipeline, posteriors, tiny
 from benchmarks.timing import Case, Make, Options, main
 from generator.language_model import LanguageModel
-from rag.planning.flops import Question, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
+from rag.planning.flops import QuestionShape, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
 from training.config import DROConfig
 from training.estimation import EStep
 from training.joint_model import JointModel
@@ -42,10 +42,10 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
     model = language_model(config, options.dtype, options.device)
     p = pipeline(model, questions=questions, prompt=PROMPT, row=ROW)
     answer = len(p.generator.encode_answer(p.examples[0].golden_answers[0]))
-    question = Question(20, 5, M, PROMPT, ROW + answer, answer, 1 + len(p.selector.separator_ids))
+    question = QuestionShape(20, 5, M, PROMPT, ROW + answer, answer, 1 + len(p.selector.separator_ids))
     aligned = 1 if settings.get("selfaug.permutations") == "one" else None
     flops = e_sample_flops(p.shape, question) + e_score_flops(p.shape, question)
-    flops += m_selector_flops(p.shape, question) + m_generator_flops(p.shape, question, aligned_rows=aligned)
+    flops += m_selector_flops(p.shape, question) + m_generator_flops(p.shape, question, aligned_sequences=aligned)
     return Case(
         path=f"whole round, {name}",
         shape=f"{options.shape or 'tiny'}, V = {config.vocab_size:,}, {questions} questions",

@@ -121,7 +121,7 @@ def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
 def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
     from indexes.host_memory import resident_bytes
-    from rag.planning.training_plan import measured
+    from rag.planning.training_plan import measure_machine
     from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
     from training.joint_model import JointModel
@@ -137,7 +137,7 @@ def run(case: Case) -> dict[str, Any]:
         )
         examples = _examples()
         job = _job(case, config, selector, generator, examples[0])
-        before = measured(job)
+        before = measure_machine(job)
         e_step = EStep(retriever, selector, generator, config)
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
@@ -150,7 +150,7 @@ def run(case: Case) -> dict[str, Any]:
                 trainer.train()
 
         _, m_found = _measured(case, train)
-        after = measured(job)
+        after = measure_machine(job)
     return {"measured": {"E": e_found, "M": m_found}, "predicted": _predicted(job, process, before, after)}
 
 
@@ -219,15 +219,17 @@ def _measured(case: Case, work: Callable[[], Any]) -> tuple[Any, dict[str, float
 
 
 def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -> Any:
-    from rag.planning.flops import ModelShape, Question
-    from rag.planning.training_plan import EncoderShape, Job, Texts
+    from rag.planning.flops import ModelShape, QuestionShape
+    from rag.planning.model_sizes import EncoderShape
+    from rag.planning.text_sizes import TextSizes
+    from rag.planning.training_job import TrainingJob
 
     n, K = selector.config.num_candidates, selector.config.num_selected
     found, answer = selector.retriever.search(example.question, n), example.golden_answers[0]
     row, alone = (generator.answer_sequence(example.question, found.passages[:k], answer) for k in (K, 1))
     choice = 1 + len(selector.separator_ids)
     prompt = len(selector.prompt_ids(found))
-    return Job(
+    return TrainingJob(
         base=case.shape,
         shape=ModelShape.of(selector.language_model.base_model.config),
         context=4096,
@@ -236,20 +238,20 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
         config=config,
         selector=selector.config,
         encoder=EncoderShape(dimension=256),
-        texts=Texts(passages=40, passage_tokens=0, questions=QUESTIONS),
-        question=Question(n, K, case.num_permutations, prompt, len(row.input_ids), len(row.answer_ids), choice),
-        alone_row=len(alone.input_ids),
+        texts=TextSizes(passages=40, passage_tokens=0, questions=QUESTIONS),
+        question=QuestionShape(n, K, case.num_permutations, prompt, len(row.input_ids), len(row.answer_ids), choice),
+        single_passage_sequence=len(alone.input_ids),
     )
 
 
 def _predicted(job: Any, process: int, before: Any, after: Any) -> dict[str, dict[str, float]]:
     """The plan's numbers for the E-step and for one M-step, with the mean of the rates before and after both."""
-    from rag.planning.training_plan import peaks, plan
+    from rag.planning.training_plan import peaks, plan_training
 
     rates = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("body_rate", "head_rate")}
     machine = replace(after, **rates)
     found = peaks(job, process if job.device == "cpu" else 0)
-    phases = {p["name"]: p["seconds"] for p in plan(job, machine)["time"]["phases"]}
+    phases = {phase.name: phase.seconds for phase in plan_training(job, machine).phases}
     return {
         part: {
             "peak": max(v for name, v in found.items() if name.startswith(f"{part}:")),

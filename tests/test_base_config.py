@@ -21,7 +21,7 @@ from rag.bundle import load_generator
 from rag.cli import main
 from rag.evaluation.evaluation_file import describe_pipeline
 from rag.pipeline import RAG
-from rag.planning.training_plan import encoder_shape, shape_of
+from rag.planning.model_sizes import base_shape, encoder_shape
 from retriever.selector_config import SelectorConfig
 
 SMALL = SelectorConfig(num_candidates=4, num_selected=2)
@@ -109,10 +109,10 @@ def test_a_bundle_remembers_its_context(index: PassageIndex, tmp_path: Path) -> 
 
 def test_a_plan_reads_the_same_context(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 1234}))
-    assert shape_of(str(tmp_path))[1] == 1234
-    assert shape_of(str(tmp_path), context_length=1000)[1] == 1000
+    assert base_shape(str(tmp_path))[1] == 1234
+    assert base_shape(str(tmp_path), context_length=1000)[1] == 1000
     with pytest.raises(UsageError, match="at most 1234"):
-        shape_of(str(tmp_path), context_length=2000)
+        base_shape(str(tmp_path), context_length=2000)
 
 
 @pytest.mark.parametrize(

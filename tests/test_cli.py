@@ -214,9 +214,9 @@ def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
     assert result([*words, "--round", "2"], capsys)["candidates"] != found["candidates"]
     assert "answer that is scored: Shakespeare" in run(words, capsys)[1]
     batch = ["inspect", "batch", "--questions", files["questions"], *pipeline]
-    rows = result(batch, capsys)["rows"]
-    assert {row["question"] for row in rows} == {QUESTIONS[0]["question"]}
-    assert {token["part"] for row in rows for token in row["tokens"]} >= {"prompt", "answer"}
+    sequences = result(batch, capsys)["sequences"]
+    assert {sequence["question"] for sequence in sequences} == {QUESTIONS[0]["question"]}
+    assert {token["part"] for sequence in sequences for token in sequence["tokens"]} >= {"prompt", "answer"}
     assert "answer + scored" in run([*batch, "--m_step.per_device_train_batch_size", "2"], capsys)[1]
     code, _, err = run([*words, "--ignore_identical_ids", "true"], capsys)
     assert code == 2 and "ignore_identical_ids" in err, "the question of a command line has no id"
@@ -234,8 +234,8 @@ def test_a_batch_is_inspected_as_training_sees_it(
     words = ["--questions", str(write_jsonl(tmp_path / "q.jsonl", [asked])), "--e_step.exact", "true"]
     words = ["inspect", "batch", "--index", files["index"], "--base", files["base"], *SMALL, *words]
     for ignore, found in (("false", True), ("true", False)):
-        rows = result([*words, "--ignore_identical_ids", ignore], capsys)["rows"]
-        assert any(passage.id in row["ids"] for row in rows) is found
+        sequences = result([*words, "--ignore_identical_ids", ignore], capsys)["sequences"]
+        assert any(passage.id in sequence["ids"] for sequence in sequences) is found
 
 
 def test_chat_options(files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     batch = ["inspect", "batch", "--bundle", bundle, "--device", "cpu", "--questions", tmp_path / "q.jsonl"]
     small = ["--num_permutations", "2", "--proposals_per_sample", "1", "--per_device_train_batch_size", "3", "--json"]
     code, out, _ = run([*batch, *small], capsys)
-    assert code == 0 and {row["question"] for row in json.loads(out)["records"]} == {SHORT[0].question}
+    assert code == 0 and {sequence["question"] for sequence in json.loads(out)["sequences"]} == {SHORT[0].question}
 
 
 def test_the_question_alone_decides(rag: RAG) -> None:

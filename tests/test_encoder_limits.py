@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from indexes import Corpus, Encoder, IndexWriter, Passage, PassageIndex, UsageError, build_index
 from indexes.encoder import EncodingBar, Truncation
 from rag.cli import main
-from rag.planning.index_plan import max_length
+from rag.planning.encoder_files import max_length
 
 WORDS = [f"w{i}" for i in range(30)]
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]

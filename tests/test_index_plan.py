@@ -1,10 +1,10 @@
-"""`rag plan index`: what it says is what `build_index` then does, and nothing is encoded for it."""
+"""`rag plan index`: its predictions match what `build_index` does, and nothing is encoded for them."""
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_models import PASSAGES
@@ -15,29 +15,18 @@ from transformers import BertConfig
 
 from indexes import PassageIndex, UsageError
 from rag.cli import main
-from rag.planning.index_plan import (
-    IndexJob,
-    Kind,
-    Measured,
-    Room,
-    Words,
-    answer,
-    disk,
-    graph_growth,
-    index_seconds,
-    invented_passages,
-    layout,
-    measure_kind,
-    peaks,
-    render,
-    speedup,
-    words_bytes,
-)
-from rag.planning.training_plan import EncoderShape
+from rag.planning.cost_plan import Plan
+from rag.planning.index_bytes import bm25_bytes, build_peaks, disk_space, plan_layout
+from rag.planning.index_job import IndexJob, IndexSpeed, PassageMeasurements, WordStatistics
+from rag.planning.index_plan import MachineLimits, assemble_plan
+from rag.planning.index_seconds import PhaseTime, encoding_speedup, graph_growth, index_seconds, measure_index_speed
+from rag.planning.model_sizes import EncoderShape
+from rag.planning.plan_text import plan_text
+from rag.planning.text_sizes import synthetic_passages
 
 GB = 10**9
 SHAPE = EncoderShape(dimension=384, layers=6, intermediate=1536, parameters=22_700_000)
-MEASURED = Measured(
+MEASURED = PassageMeasurements(
     passages=100_000,
     sampled=1000,
     tokens=100.0,
@@ -51,7 +40,7 @@ MEASURED = Measured(
     tokenise_seconds=3e-5,
     layers_seconds=4e-3,
 )
-ROOM = Room(memory=16 * GB, process=600 * 10**6, disk=None)
+LIMITS = MachineLimits(memory=16 * GB, process=600 * 10**6, disk=None)
 
 
 def job(**changed: object) -> IndexJob:
@@ -60,12 +49,14 @@ def job(**changed: object) -> IndexJob:
     )
 
 
-def planned(changed: IndexJob, measured: Measured = MEASURED, room: Room = ROOM) -> dict[str, Any]:
+def planned(changed: IndexJob, measured: PassageMeasurements = MEASURED, limits: MachineLimits = LIMITS) -> Plan:
     """A plan without any measuring."""
-    return answer(changed, measured, layout(changed, measured.passages), {"read": (1.0, "said")}, room)
+    return assemble_plan(
+        changed, measured, plan_layout(changed, measured.passages), {"read": PhaseTime(1.0, "given")}, limits
+    )
 
 
-# -- what the builder does, too --------------------------------------------------------------------------------------
+# -- against the builder --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -87,22 +78,23 @@ def corpus(tmp_path: Path) -> Path:
         ("SQ8", ["--bm25"], [9000]),
     ],
 )
-def test_bytes_and_segments_are_those_of_the_index(
+def test_bytes_and_segments_equal_those_of_the_index(
     factory: str, options: list[str], segments: list[int], corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--corpus", str(corpus), "--factory", factory, "--device", "cpu", *options]
     assert main(["plan", "index", *words, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = Plan.from_dict(json.loads(capsys.readouterr().out))
     assert main(["index", "build", *words, "--output_dir", str(corpus.parent / "index"), "--quiet", "--json"]) == 0
     built = json.loads(capsys.readouterr().out)
     assert built["segments"] == segments
-    assert plan["index"]["factory"] == built["factory"]
-    assert (plan["index"]["segments"], plan["index"]["rows"]) == (len(segments), segments[0])
-    assert plan["corpus"]["indexed"] == 9000
-    assert plan["disk"]["after"] == pytest.approx(built["bytes_on_disk"], rel=0.05)
+    layout = plan.setting.layout
+    assert layout.factory == built["factory"]
+    assert (layout.segments, layout.segment_rows) == (len(segments), segments[0])
+    assert plan.setting.indexed == 9000
+    assert plan.disk.after == pytest.approx(built["bytes_on_disk"], rel=0.05)
     files = PassageIndex.open(corpus.parent / "index").manifest.files
     vectors = sum(record.bytes for name, record in files.items() if name.endswith(".faiss"))
-    assert plan["disk"]["vectors"] == pytest.approx(vectors, rel=0.02)
+    assert plan.disk.parts["vectors"] == pytest.approx(vectors, rel=0.02)
 
 
 def encoder_and_corpus(folder: Path, prompts: dict[str, str] | None = None) -> Path:
@@ -120,17 +112,16 @@ def encoder_and_corpus(folder: Path, prompts: dict[str, str] | None = None) -> P
     return source
 
 
-def test_a_transformer_is_cut_and_counted_by_its_own_tokenizer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_encoders_own_tokenizer_splits_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six words in chunks of at most four tokens, by an encoder of which there are no weights."""
     source = encoder_and_corpus(tmp_path)
     options = ["--corpus", str(source), "--encoder", str(tmp_path), "--chunk_tokens", "4", "--chunk_overlap", "0"]
     assert main(["plan", "index", *options, "--device", "cpu", "--dtype", "mixed", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["corpus"]["passages"], data["corpus"]["indexed"]) == (10, 20)
-    assert (data["corpus"]["tokens"], data["corpus"]["tokens_basis"]) == (3, "its own tokenizer")
-    assert (data["encoder"]["dimension"], data["encoder"]["layers"]) == (24, 3)
+    setting = data["setting"]
+    assert (setting["passages"], setting["indexed"]) == (10, 20)
+    assert (setting["tokens"], setting["tokens_basis"]) == (3, "its own tokenizer")
+    assert (setting["shape"]["dimension"], setting["shape"]["layers"]) == (24, 3)
     assert [p["name"] for p in data["phases"]] == ["read", "encode", "segments", "open"]
     assert all(p["seconds"] > 0 for p in data["phases"][:3])
 
@@ -144,7 +135,7 @@ def test_a_transformer_is_cut_and_counted_by_its_own_tokenizer(
         ("", ["--passage_prompt", "one two "], 30, 4),
     ],
 )
-def test_a_prompt_takes_its_part_of_every_chunk(
+def test_a_prompt_takes_room_in_every_chunk(
     prompt: str, options: list[str], indexed: int, tokens: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Six words in chunks of at most four tokens, of which the prompt before each passage takes two, one or none."""
@@ -152,7 +143,7 @@ def test_a_prompt_takes_its_part_of_every_chunk(
     words = ["plan", "index", "--corpus", str(corpus), "--encoder", str(tmp_path), "--device", "cpu", *options]
     assert main([*words, "--chunk_tokens", "4", "--chunk_overlap", "0", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["corpus"]["indexed"], data["corpus"]["tokens"]) == (indexed, tokens)
+    assert (data["setting"]["indexed"], data["setting"]["tokens"]) == (indexed, tokens)
 
 
 @pytest.mark.parametrize("said", [[], ["--passage_tokens", "6"]])
@@ -168,83 +159,88 @@ def test_chunks_that_a_prompt_fills_are_refused_as_by_the_build(
 # -- formulas --------------------------------------------------------------------------------------------------------
 
 
-def test_bytes_on_the_disk() -> None:
+def test_disk_space() -> None:
     """Flat: 100,000 x (500 + 1536); while it is built shards and the passages again, or at first two copies of them."""
-    flat = disk(job(factory="Flat"), layout(job(factory="Flat"), 100_000), MEASURED)
-    assert flat == {
-        "passages": 50_000_000,
-        "vectors": 153_600_000,
-        "bm25": 0,
-        "shards": 153_600_000,
-        "building": 50_000_000 + 153_600_000 + 203_600_000,
-        "after": 203_600_000,
-    }
+    flat = disk_space(job(factory="Flat"), plan_layout(job(factory="Flat"), 100_000), MEASURED)
+    assert flat.parts == {"passages": 50_000_000, "vectors": 153_600_000, "bm25": 0}
+    assert (flat.temporary, flat.after) == (153_600_000, 203_600_000)
+    assert flat.peak == 50_000_000 + 153_600_000 + 203_600_000
     # A million words of 8 bytes each, and a vocabulary that doubles with four times as many passages.
-    counted = Words(seconds=0.0, pairs=10.0, vocabulary=500, growth=0.5, word_bytes=20.0)
-    assert words_bytes(replace(MEASURED, words=counted)) == 8 * 1_000_000 + 20 * 500 * 10
-    server = disk(job(milvus=True), layout(job(milvus=True), 100_000), MEASURED)
-    assert (server["vectors"], server["after"]) == (0, 50_000_000)
+    counted = WordStatistics(seconds=0.0, pairs=10.0, vocabulary=500, growth=0.5, word_bytes=20.0)
+    assert bm25_bytes(replace(MEASURED, words=counted)) == 8 * 1_000_000 + 20 * 500 * 10
+    server = disk_space(job(milvus=True), plan_layout(job(milvus=True), 100_000), MEASURED)
+    assert (server.parts["vectors"], server.after) == (0, 50_000_000)
 
 
 def test_seconds_of_an_index() -> None:
     """IVF64 of 16 dimensions: 2 x 64 x 16 operations for a vector; ten rounds over 16,384 of them, and all once."""
-    kind = Kind(train_seconds=1e-6, add_seconds=2e-6, coarse_rate=1e6)
+    kind = IndexSpeed(train_seconds=1e-6, add_seconds=2e-6, coarse_rate=1e6)
     train, add = index_seconds("IVF64,SQ8", 100_000, 100_000, 16, kind)
     assert train == pytest.approx(10 * 16_384 * 2048 / 1e6 + 16_384e-6)
     assert add == pytest.approx(100_000 * (2048 / 1e6 + 2e-6))
-    assert index_seconds("Flat", 100_000, 100_000, 16, Kind()) == (0, 0)
-    assert index_seconds("HNSW32", 100, 16_384, 16, Kind(add_seconds=0.5)) == (0, 100 * 0.5 * 2)
+    assert index_seconds("Flat", 100_000, 100_000, 16, IndexSpeed()) == (0, 0)
+    assert index_seconds("HNSW32", 100, 16_384, 16, IndexSpeed(add_seconds=0.5)) == (0, 100 * 0.5 * 2)
     assert [graph_growth(n) for n in (1024, 4096, 32_768)] == [0.5, 1.0, 2.5]
 
 
-def test_more_passages_never_cost_less() -> None:
+def test_costs_never_fall_with_more_passages() -> None:
     before: list[float] = []
     for passages in (1000, 10_000, 100_000, 199_999):
         measured = replace(MEASURED, passages=passages)
-        data = planned(job(factory="HNSW32"), measured)
-        now = [data["disk"]["after"], data["disk"]["building"], data["memory"]["peak"], data["memory"]["resident"]]
-        now += index_seconds("IVF16,PQ48", passages, passages, 384, Kind(train_seconds=1e-6, add_seconds=1e-6))
+        plan = planned(job(factory="HNSW32"), measured)
+        now = [plan.disk.after, plan.disk.peak, plan.memory.peak, plan.memory.resident]
+        now += index_seconds("IVF16,PQ48", passages, passages, 384, IndexSpeed(train_seconds=1e-6, add_seconds=1e-6))
         assert not before or all(b <= a for a, b in zip(now, before, strict=True))
         assert not before or now[0] > before[0]
         before = now
 
 
-def test_processes_share_out_shards_and_cores() -> None:
+def test_processes_share_shards_and_cores() -> None:
     """100,000 passages are 25 shards: four processes have 7 at most; two cores do no more than two."""
-    assert speedup(job(processes=4), 100_000, threads=1, cores=8) == pytest.approx(25 / 7)
-    assert speedup(job(processes=4), 100_000, threads=1, cores=2) == 2
-    assert speedup(job(processes=4), 4000, threads=1, cores=8) == 1
-    assert speedup(job(processes=2), 100_000, threads=8, cores=8) == 1
-    one, four = (peaks(j, layout(j, 100_000), MEASURED, 600, free=GB) for j in (job(), job(processes=4)))
-    assert four["encode"].held == 4 * one["encode"].held
-    assert four["read"].held - one["read"].held == 3 * (600 + 4 * 22_700_000)
+    assert encoding_speedup(job(processes=4), 100_000, threads=1, cores=8) == pytest.approx(25 / 7)
+    assert encoding_speedup(job(processes=4), 100_000, threads=1, cores=2) == 2
+    assert encoding_speedup(job(processes=4), 4000, threads=1, cores=8) == 1
+    assert encoding_speedup(job(processes=2), 100_000, threads=8, cores=8) == 1
+    one, four = (build_peaks(j, plan_layout(j, 100_000), MEASURED, 600, free=GB) for j in (job(), job(processes=4)))
+    assert four["encode"].allocated == 4 * one["encode"].allocated
+    assert four["read"].allocated - one["read"].allocated == 3 * (600 + 4 * 22_700_000)
 
 
 # -- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_told_and_mended() -> None:
+def test_changes_are_proposed_for_what_does_not_fit() -> None:
     """600 MB of process, 91 of weights, 210 of tokens; HNSW32 of 100,000 x 384 takes 258 more, Flat 154 once open."""
-    small = replace(ROOM, memory=1_100 * 10**6)
-    data = planned(job(factory="HNSW32"), room=small)
-    assert data["fits"] == {"builder": True, "max_memory": None, "machine": False, "disk": None}
-    assert "DOES NOT FIT" in render(data)
-    changes = {c["change"]: c for c in data["changes"]}
-    assert changes["--factory Flat"]["peak"] < 1_100 * 10**6
-    assert all(c["peak"] <= 1_100 * 10**6 for c in data["changes"])
-    assert planned(job(factory="HNSW32"))["changes"] == []
-    full = planned(job(), room=replace(ROOM, disk=10**6))
-    assert full["fits"]["disk"] is False
-    assert full["changes"][-1]["change"] == "another --output_dir"
+    small = replace(LIMITS, memory=1_100 * 10**6)
+    plan = planned(job(factory="HNSW32"), limits=small)
+    assert {fit.limit: fit.fits for fit in plan.fits} == {"builder": True, "memory": False}
+    assert "memory: DOES NOT FIT" in plan_text(plan)
+    changes = {change.change: change for change in plan.changes}
+    assert changes["--factory Flat"].peak < 1_100 * 10**6
+    assert all(change.peak <= 1_100 * 10**6 and change.fits for change in plan.changes)
+    assert planned(job(factory="HNSW32")).changes == ()
+    full = planned(job(), limits=replace(LIMITS, disk=10**6))
+    assert {fit.limit: fit.fits for fit in full.fits} == {"builder": True, "memory": True, "disk": False}
+    assert full.changes[-1].change == "another --output_dir"
 
 
-def test_segments_are_a_way_to_fit() -> None:
-    room = replace(ROOM, memory=1_200 * 10**6)
+def test_text_of_a_plan_that_nothing_makes_fit() -> None:
+    """An encoder of 91 MB and a process of 600 MB do not fit into 500 MB."""
+    plan = planned(job(factory="Flat", max_memory=400 * 10**6), limits=replace(LIMITS, memory=500 * 10**6))
+    assert {fit.limit: fit.fits for fit in plan.fits} == {"builder": False, "memory": False, "max_memory": False}
+    assert plan.changes == ()
+    limits = "builder, memory, max_memory"
+    assert f"is enough for {limits}: use more memory, a smaller encoder, or fewer passages" in plan_text(plan)
+
+
+def test_max_memory_makes_segments_that_fit() -> None:
+    limits = replace(LIMITS, memory=1_200 * 10**6)
     million = replace(MEASURED, passages=1_000_000)
-    data = planned(job(factory="HNSW32"), million, room)
-    (change,) = (c for c in data["changes"] if c["change"] == "--max_memory 1200MB")
-    assert change["segments"] > 4
-    assert change["peak"] <= 1_200 * 10**6
+    plan = planned(job(factory="HNSW32"), million, limits)
+    (change,) = (change for change in plan.changes if change.change == "--max_memory 1200MB")
+    segments = re.fullmatch(r"HNSW32 in (\d+) segments", change.detail)
+    assert segments and int(segments[1]) > 4
+    assert change.peak <= 1_200 * 10**6
 
 
 @pytest.mark.parametrize(
@@ -255,7 +251,7 @@ def test_segments_are_a_way_to_fit() -> None:
         (["--factory", "IVF4096,Flat"], "needs at least 4096 vectors to train on"),
     ],
 )
-def test_a_refusal_of_the_builder_is_a_verdict(
+def test_a_refusal_by_the_builder_is_part_of_the_plan(
     options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["plan", "index", "--passages", "3000", "--passage_tokens", "20", "--device", "cpu", *options]
@@ -263,7 +259,9 @@ def test_a_refusal_of_the_builder_is_a_verdict(
     assert reason in capsys.readouterr().out
     assert main([*words, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["fits"]["builder"] is False
+    assert data["fits"][0]["limit"] == "builder"
+    assert data["fits"][0]["fits"] is False
+    assert reason in data["fits"][0]["reason"]
     assert [p["name"] for p in data["phases"]] == ["read", "encode"]
     assert data["changes"]
 
@@ -271,34 +269,33 @@ def test_a_refusal_of_the_builder_is_a_verdict(
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_json_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_an_index_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output_dir", str(tmp_path / "no/index")]
     assert main(["plan", "index", *words, "--max_memory", "1GB", "--processes", "2", "--device", "cpu", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert set(data) == {
-        *("corpus", "encoder", "index", "processes", "phases", "seconds", "memory", "disk", "fits", "changes"),
-        "not_modelled",
-    }
+    plan = Plan.from_dict(data)
+    assert plan.to_dict() == data
+    assert plan.kind == "index"
     assert list(tmp_path.iterdir()) == []
     names = [p["name"] for p in data["phases"]]
     assert names[:2] == ["read", "encode"]
     assert names[-3:] == ["segments", "bm25", "open"]
     assert all(p["basis"] for p in data["phases"][:-1])
     assert data["seconds"] == pytest.approx(sum(p["seconds"] for p in data["phases"]))
-    assert data["memory"]["peak"] == max(p["held"] for p in data["phases"])
+    assert data["memory"]["peak"] == max(p["peak"] for p in data["phases"])
     assert data["disk"]["free"] > 0
-    assert data["index"]["reason"].startswith("300,000 vectors")
+    assert data["setting"]["layout"]["reason"].startswith("300,000 vectors")
     assert main(["plan", "index", *words, "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "Not modelled:" in text
-    assert "seconds rest on" in text
+    assert "rests on" in text
 
 
-def test_invented_passages_have_the_length_asked_for() -> None:
-    passages = invented_passages(5, 50)
+def test_synthetic_passages_have_the_requested_length() -> None:
+    passages = synthetic_passages(5, 50)
     assert [p.id for p in passages] == ["0", "1", "2", "3", "4"]
     assert all(190 <= len(p.text) <= 200 for p in passages)
-    assert len(invented_passages(5000, 5)) == 1000
+    assert len(synthetic_passages(5000, 5)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -310,7 +307,7 @@ def test_invented_passages_have_the_length_asked_for() -> None:
         (["--passages", "10", "--encoder", "/no/encoder"], 5, "config.json must be found"),
         (["--passages", "10", "--factory", "IVF"], 2, "factory"),
         (["--passages", "10", "--max_memory", "lots"], 2, "got 'lots'"),
-        (["--passages", "10", "--chunk_tokens", "4", "--chunk_overlap", "4"], 2, "--chunk_overlap 4 came"),
+        (["--passages", "10", "--chunk_tokens", "4", "--chunk_overlap", "4"], 2, "--chunk_overlap 4."),
         (["--corpus", "/no/corpus.jsonl"], 3, "/no/corpus.jsonl"),
     ],
 )
@@ -319,8 +316,8 @@ def test_bad_input(words: list[str], code: int, message: str, capsys: pytest.Cap
     assert message in capsys.readouterr().err
 
 
-def test_rag_plan_is_still_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its help is not hidden by that of the second word."""
+def test_both_plan_commands_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of `rag plan` is not hidden by that of `rag plan index`."""
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "--help"])
     assert stopped.value.code == 0
@@ -333,13 +330,13 @@ def test_rag_plan_is_still_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "indes"]) == 2
 
 
-def test_parts_of_an_index_are_timed_that_would_be_none_alone() -> None:
-    """What scores again gives the vectors back, so the lists before it need not."""
-    kind = measure_kind("IVF16,RaBitQfs,Refine(SQ8)", 16)
+def test_parts_of_an_index_are_timed_that_are_no_index_by_themselves() -> None:
+    """The refining part can reconstruct vectors, so the lists before it need not."""
+    kind = measure_index_speed("IVF16,RaBitQfs,Refine(SQ8)", 16)
     assert kind.train_seconds >= 0 and kind.add_seconds > 0
 
 
 def test_an_untested_kind_is_planned_when_it_is_allowed() -> None:
     with pytest.raises(UsageError, match=r"'IVF16\(SQ6\),Flat' is untested: .*--allow_untested"):
-        layout(job(factory="IVF16(SQ6),Flat"), 100_000)
-    assert layout(job(factory="IVF16(SQ6),Flat", allow_untested=True), 100_000).factory == "IVF16(SQ6),Flat"
+        plan_layout(job(factory="IVF16(SQ6),Flat"), 100_000)
+    assert plan_layout(job(factory="IVF16(SQ6),Flat", allow_untested=True), 100_000).factory == "IVF16(SQ6),Flat"

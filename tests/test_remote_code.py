@@ -24,7 +24,7 @@ from rag.bundle import load_generator
 from rag.cli import main
 from rag.experiments.sweep_runner import SweepSettings
 from rag.pipeline import RAG
-from rag.planning.training_plan import encoder_shape, shape_of
+from rag.planning.model_sizes import base_shape, encoder_shape
 from retriever.selector_config import SelectorConfig
 
 QUESTION = "who wrote Hamlet?"
@@ -122,7 +122,7 @@ def test_a_base_with_code_is_refused_and_its_code_does_not_run(own_base: Path, r
     with pytest.raises(ResourceError, match=REFUSED):
         LanguageModel.from_pretrained(own_base, device="cpu")
     with pytest.raises(ResourceError, match=REFUSED):
-        shape_of(str(own_base))
+        base_shape(str(own_base))
     assert not ran.exists()
 
 
@@ -135,7 +135,7 @@ def test_a_base_with_code_runs_where_that_is_allowed(own_base: Path, ran: Path) 
     with torch.no_grad():
         expected = tiny_model().eval()(input_ids=ids).logits
         torch.testing.assert_close(model.head(model.hidden(ids, None)), expected)
-    shape, context = shape_of(str(own_base), trust_remote_code=True)
+    shape, context = base_shape(str(own_base), trust_remote_code=True)
     assert (shape.hidden, context) == (32, 4096)
 
 

@@ -15,8 +15,9 @@ from tiny_models import PASSAGES, byte_tokenizer
 from generator.prompts import AnswerPrompt
 from indexes import BM25Index, Chunker, Corpus, DataError, Encoder, IndexWriter, Passage, PassageIndex, build_index
 from rag.answering.answer import citations
-from rag.planning.index_plan import IndexJob, _chunks
-from rag.planning.training_plan import EncoderShape
+from rag.planning.index_job import IndexJob
+from rag.planning.model_sizes import EncoderShape
+from rag.planning.passage_measurements import split_sample
 from training.questions.loading import load_examples
 
 # beir#158: in TREC-COVID such are the articles whose abstract is missing; BEIR embeds title + text.
@@ -136,7 +137,7 @@ def test_it_is_not_chunked() -> None:
         chunk_tokens=12,
         chunk_overlap=2,
     )
-    assert _chunks(job, None, "")[0] == TITLE_ONLY
+    assert split_sample(job, None, "")[0] == TITLE_ONLY
 
 
 def test_it_is_shown_by_its_title_also_where_texts_are_cut() -> None:

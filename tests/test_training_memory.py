@@ -9,10 +9,10 @@ from tiny_models import tiny_language_model
 from generator.configs import AdapterConfig
 from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
-from rag.planning.flops import ModelShape, Question
+from rag.planning.flops import ModelShape, QuestionShape
 from rag.planning.training_memory import (
     PRECISIONS,
-    Phase,
+    StepMemory,
     adapter_bytes,
     answer_bytes,
     base_bytes,
@@ -29,11 +29,13 @@ from rag.planning.training_memory import (
 )
 
 SHAPE = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
-QUESTION = Question(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, row=50, answer=7, choice=2)
+QUESTION = QuestionShape(
+    num_candidates=6, num_selected=3, num_permutations=4, prompt=70, sequence=50, answer=7, choice=2
+)
 FLOAT32 = PRECISIONS["float32"]
 
 
-def test_one_block_keeps_of_one_token() -> None:
+def test_bytes_that_a_block_keeps_per_token() -> None:
     """q = 4 x 3 = 12, k = 2 x 3 = 6, H = 10, I = 30, r = 5.
 
     float32: 4 (2H + 2H + 2q + 2k + 4I + 7r) + 4 (4 heads + 2 norms) = 4 (40 + 24 + 12 + 120 + 35) + 24 = 948.
@@ -46,7 +48,7 @@ def test_one_block_keeps_of_one_token() -> None:
     assert block_bytes(SHAPE, FLOAT32, stored_attention=50) == 1748
 
 
-def test_what_is_always_there() -> None:
+def test_bytes_that_are_always_in_use() -> None:
     """Body: 2 layers x (10x12 + 2 x 10x6 + 12x10 + 3 x 10x30) = 2520 weights; embedding and head 1000 each.
 
     One adapter: 2 layers x rank 5 x (22 + 2 x 16 + 22 + 3 x 40) = 1960 weights.
@@ -61,7 +63,7 @@ def test_what_is_always_there() -> None:
     assert index_bytes(1000, 384) == 1_536_000
 
 
-def test_logits() -> None:
+def test_bytes_of_logits() -> None:
     """C x V twice; L x V x 4 floats in training, 2 in scoring, and the head's own where it is bfloat16."""
     assert kl_bytes(SHAPE, FLOAT32, 16) == 16 * 100 * 8
     assert kl_bytes(SHAPE, PRECISIONS["bfloat16"], 16) == 16 * 100 * 4
@@ -69,39 +71,39 @@ def test_logits() -> None:
     assert answer_bytes(SHAPE, PRECISIONS["bfloat16"], 7, learning=False) == 7 * 100 * 10
 
 
-def test_the_generator_step() -> None:
-    """Four rows of 50 tokens, all aligned: 2 x 200 x 948 bytes kept, and 4 x 200 x 10 numbers of hidden states.
+def test_bytes_of_the_generator_step() -> None:
+    """Four sequences of 50 tokens, all aligned: 2 x 200 x 948 bytes kept, and 4 x 200 x 10 numbers of hidden states.
 
     On top either a block's gradients, 4 x 200 x (30 + 10), or logits: 4 x 28 x 100 floats of the 28 answer tokens, or
     those once and a chunk of the KL, 28 x 100 x 4 + 128 x 100 x 8.
     Checkpointed: 2 x 200 x 10 numbers kept, and one block again beside the gradients.
     """
-    phase = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=4, chunk=128)
-    assert phase == Phase(kept=379_200 + 32_000, logits=11_200 + 102_400, passing=32_000)
+    phase = m_generator_bytes(SHAPE, FLOAT32, QUESTION, sequences=4, aligned_sequences=4, chunk=128)
+    assert phase == StepMemory(kept=379_200 + 32_000, logits=11_200 + 102_400, passing=32_000)
     assert phase.peak == 524_800
-    bare = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=0)
-    assert bare == Phase(kept=379_200 + 8_000, logits=44_800, passing=32_000)
-    again = m_generator_bytes(SHAPE, FLOAT32, QUESTION, rows=4, aligned_rows=4, checkpointing=True)
+    bare = m_generator_bytes(SHAPE, FLOAT32, QUESTION, sequences=4, aligned_sequences=0)
+    assert bare == StepMemory(kept=379_200 + 8_000, logits=44_800, passing=32_000)
+    again = m_generator_bytes(SHAPE, FLOAT32, QUESTION, sequences=4, aligned_sequences=4, checkpointing=True)
     assert (again.kept, again.passing) == (16_000 + 32_000, 32_000 + 200 * 948)
 
 
-def test_the_selector_step() -> None:
+def test_bytes_of_the_selector_step() -> None:
     """A prompt of 70 tokens and 4 x (3 - 1) x 2 = 16 tokens of replies.
 
     Prompt: 2 x 70 x 948. Replies: in each of 2 layers 16 x 900, 2 x 12 x 86 repeated keys and values of 4 bytes, and
     one mask of 16 x 86 floats. Gradients: 70 x 4 x (30 + 10).
     """
     phase = m_selector_bytes(SHAPE, FLOAT32, QUESTION)
-    assert phase == Phase(kept=132_720 + 2 * (14_400 + 8_256) + 5_504, passing=11_200)
+    assert phase == StepMemory(kept=132_720 + 2 * (14_400 + 8_256) + 5_504, passing=11_200)
     assert m_selector_bytes(SHAPE, FLOAT32, QUESTION, decoding="single_pass").kept == 132_720
     checkpointed = m_selector_bytes(SHAPE, FLOAT32, QUESTION, checkpointing=True)
     assert checkpointed.kept == 2 * 86 * 10 * 4 + 86 * 86 * 4
     assert m_selector_bytes(SHAPE, FLOAT32, QUESTION, questions=3).kept == 3 * phase.kept
 
 
-def test_e_step_passes_fit_their_token_budget() -> None:
-    """16384 // 50 = 327 rows at once; five replies (one more than asked) of 4 tokens: 16384 // 90 = 182 prompts."""
-    few, many = (e_score_bytes(SHAPE, FLOAT32, QUESTION, rows=rows) for rows in (3, 10_000))
+def test_e_step_passes_keep_to_their_token_budget() -> None:
+    """16384 // 50 = 327 sequences at once; five replies (one too many) of 4 tokens: 16384 // 90 = 182 prompts."""
+    few, many = (e_score_bytes(SHAPE, FLOAT32, QUESTION, sequences=sequences) for sequences in (3, 10_000))
     assert few.logits == 3 * 7 * 100 * 8
     assert many.logits == 327 * 7 * 100 * 8
     drawn = e_sample_bytes(SHAPE, FLOAT32, QUESTION, questions=10_000, decoding="autoregressive")
@@ -111,7 +113,7 @@ def test_e_step_passes_fit_their_token_budget() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "mistral", "gemma"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_parameters_are_those_of_a_real_model(architecture: str, tied: bool) -> None:
+def test_parameters_equal_those_of_a_real_model(architecture: str, tied: bool) -> None:
     """All but norms and biases, which have one dimension."""
     model = tiny_language_model(architecture, tie_word_embeddings=tied)
     shape = ModelShape.of(model.base_model.config, rank=3)
@@ -139,7 +141,7 @@ def saved_bytes(model: LanguageModel, rows: list[AnswerSequence]) -> int:
 
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("float32", False), ("mixed", False), ("float32", True)])
-def test_kept_bytes_are_those_that_autograd_keeps(precision: str, checkpointing: bool) -> None:
+def test_kept_bytes_equal_those_that_autograd_keeps(precision: str, checkpointing: bool) -> None:
     """To 2 %: the first norm keeps nothing, as nothing before it learns, and the last one as much as one of a block."""
     sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 16}
     model = tiny_language_model("qwen2", **sizes)
@@ -155,6 +157,6 @@ def test_kept_bytes_are_those_that_autograd_keeps(precision: str, checkpointing:
     assert kept == pytest.approx(expected, rel=0.02)
 
 
-def test_adapters_of_another_rank() -> None:
+def test_adapter_parameters_grow_with_the_rank() -> None:
     assert replace(SHAPE, rank=10).adapter_parameters == 2 * SHAPE.adapter_parameters
     assert AdapterConfig().r == ModelShape.of(tiny_language_model().base_model.config).rank

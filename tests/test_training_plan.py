@@ -1,4 +1,4 @@
-"""`rag plan`: what it says follows from shapes alone, and no weights are touched."""
+"""`rag plan`: predictions follow from shapes, and no weights are read."""
 
 import json
 import mmap
@@ -11,31 +11,25 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import dro_config, tiny_model
 
 from indexes.directory.passage_index import PassageIndex
-from indexes.errors import ResourceError, UsageError
+from indexes.errors import DataError, ResourceError, UsageError
 from indexes.host_memory import format_seconds, host_memory, resident_bytes
 from rag.cli import main
-from rag.planning.flops import ModelShape, Question, e_sample_flops, m_generator_flops
+from rag.planning.cost_plan import Plan
+from rag.planning.flops import ModelShape, QuestionShape, e_sample_flops, m_generator_flops
 from rag.planning.machine import Machine, gemm_rate
-from rag.planning.training_plan import (
-    EncoderShape,
-    Job,
-    Texts,
-    always,
-    changes,
-    count_index,
+from rag.planning.model_sizes import EncoderShape, base_shape, encoder_shape, planned_dtype
+from rag.planning.plan_text import plan_text
+from rag.planning.text_sizes import (
+    IndexSizes,
+    QuestionSizes,
+    TextSizes,
     count_passages,
-    count_questions,
-    encoder_shape,
-    index_size,
-    mean_question,
-    peaks,
-    plan,
-    plan_dtype,
-    render,
-    shape_of,
-    size,
-    steps,
+    index_sizes,
+    question_sizes,
 )
+from rag.planning.training_job import TrainingJob, mean_question
+from rag.planning.training_plan import always_used, auto_index_bytes, peaks, plan_training, possible_changes
+from rag.planning.training_steps import training_steps
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
@@ -45,9 +39,9 @@ SHAPE = ModelShape(
 MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, body_rate=1e11, head_rate=5e10)
 
 
-def job(**changed: object) -> Job:
+def job(**changed: object) -> TrainingJob:
     """Qwen2.5-0.5B on 100 passages and 10 questions; changes are of the config."""
-    return Job(
+    return TrainingJob(
         base="a-model",
         shape=SHAPE,
         context=4096,
@@ -56,87 +50,88 @@ def job(**changed: object) -> Job:
         config=dro_config(**{"rounds": 3} | changed),
         selector=SelectorConfig(num_candidates=20, num_selected=5),
         encoder=EncoderShape(dimension=384, layers=6, intermediate=1536, parameters=20_000_000),
-        texts=Texts(passages=100, passage_tokens=130, questions=10),
-        question=Question(20, 5, 4, prompt=2840, row=808, answer=8),
-        alone_row=270,
+        texts=TextSizes(passages=100, passage_tokens=130, questions=10),
+        question=QuestionShape(20, 5, 4, prompt=2840, sequence=808, answer=8),
+        single_passage_sequence=270,
     )
 
 
-def test_the_phases_of_a_run() -> None:
-    found = {step.name: step for step in steps(job())}
+def test_phases_of_a_run() -> None:
+    found = {step.name: step for step in training_steps(job())}
     assert list(found) == [
-        *("encode corpus", "warm-up", "E: draw", "E: candidates alone", "E: score"),
+        *("encode corpus", "supervised epochs", "E: sample", "E: score single passages", "E: score"),
         *("M: selector", "M: generator + SelfAug"),
     ]
-    assert [step.often for step in found.values()] == [1, 1, 3, 3, 3, 3, 3]
+    assert [step.times for step in found.values()] == [1, 1, 3, 3, 3, 3, 3]
     generator = found["M: generator + SelfAug"]
     assert generator.flops == 10 * m_generator_flops(SHAPE, job().question)
     # Three products with the head at 799 of the 808 tokens of four rows, two at their 8 answer tokens.
     assert generator.head == 10 * 4 * (3 * 799 + 2 * 8) * 2 * 896 * 151936
 
 
-def test_draws_without_replacement_read_their_replies_anew() -> None:
-    """K = 3, S = 2, m = 4: five beams read 2, then 4 tokens each, and not four replies of 4 tokens.
+def test_sampling_without_replacement_reads_whole_replies_at_every_step() -> None:
+    """K = 3, S = 2, m = 4: five beams read 2, then 4 tokens each, instead of four replies of 4 tokens.
 
-    Pairs: 5 x (2 x 70 + 3) and 5 x (4 x 70 + 10), and not 4 x (4 x 70 + 10); id logits after 15 choices, and not 8.
+    Pairs: 5 x (2 x 70 + 3) and 5 x (4 x 70 + 10) instead of 4 x (4 x 70 + 10); id logits after 15 choices, not 8.
     """
     shape = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
-    q = Question(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, row=50, answer=7, choice=2)
-    once, anew = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
+    q = QuestionShape(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, sequence=50, answer=7, choice=2)
+    once, again = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
     weights = shape.body_parameters + shape.adapter_parameters
-    assert anew - once == 2 * weights * (30 - 16) + 4 * 2 * 12 * (715 + 1450 - 1160) + 2 * 10 * 6 * (15 - 8)
+    assert again - once == 2 * weights * (30 - 16) + 4 * 2 * 12 * (715 + 1450 - 1160) + 2 * 10 * 6 * (15 - 8)
 
 
 @pytest.mark.parametrize(
     ("changed", "missing"),
     [
-        ({"e_step.proposals_per_sample": 1}, "E: candidates alone"),
+        ({"e_step.proposals_per_sample": 1}, "E: score single passages"),
         ({"train_selector": False}, "M: selector"),
         ({"train_generator": False}, "M: generator + SelfAug"),
-        ({"supervised.num_train_epochs": 0}, "warm-up"),
+        ({"supervised.num_train_epochs": 0}, "supervised epochs"),
     ],
 )
-def test_what_is_not_done_costs_nothing(changed: dict[str, object], missing: str) -> None:
-    assert missing not in {step.name for step in steps(job(**changed))}
+def test_disabled_phases_are_left_out(changed: dict[str, object], missing: str) -> None:
+    assert missing not in {step.name for step in training_steps(job(**changed))}
 
 
-def test_evaluation_comes_after_every_round_and_before_the_first() -> None:
+def test_evaluation_runs_before_the_first_round_and_after_each() -> None:
     texts = replace(job().texts, eval_questions=5)
-    assert [(s.name, s.often) for s in steps(replace(job(), texts=texts))][-1] == ("evaluation", 4)
+    assert [(s.name, s.times) for s in training_steps(replace(job(), texts=texts))][-1] == ("evaluation", 4)
 
 
 def test_seconds_are_operations_over_rates() -> None:
-    data = plan(job(), MACHINE)
-    phases = {p["name"]: p for p in data["time"]["phases"]}
-    step = next(s for s in steps(job()) if s.name == "E: score")
-    efficiency = data["time"]["efficiency"]
-    assert phases["E: score"]["seconds"] == pytest.approx((step.body / 1e11 + step.head / 5e10) / efficiency)
-    in_round = sum(p["seconds"] for name, p in phases.items() if name[:2] in ("E:", "M:"))
-    assert data["time"]["round_seconds"] == pytest.approx(in_round)
-    once = phases["warm-up"]["seconds"] + phases["encode corpus"]["seconds"]
-    assert data["time"]["run_seconds"] == pytest.approx(3 * in_round + once)
+    plan = plan_training(job(), MACHINE)
+    assert plan.setting.efficiency == 0.7
+    step = next(s for s in training_steps(job()) if s.name == "E: score")
+    assert plan.phase("E: score").seconds == pytest.approx((step.body / 1e11 + step.head / 5e10) / 0.7)
+    in_round = sum(phase.seconds for phase in plan.phases if phase.name[:2] in ("E:", "M:"))
+    assert plan.round_seconds == pytest.approx(in_round)
+    once = plan.phase("supervised epochs").seconds + plan.phase("encode corpus").seconds
+    assert plan.seconds == pytest.approx(3 * in_round + once)
 
 
-def test_every_change_lowers_the_peak_or_leaves_it() -> None:
-    """And what is proposed ends where it fits: 7 GiB hold no four rows of 808 tokens with all activations."""
-    data = plan(job(), MACHINE)
-    assert not data["fits"]["here"]
-    proposed = [c["peak"] for c in data["changes"]]
-    assert proposed == sorted(proposed, reverse=True)
-    assert data["changes"][0]["change"] == "m_step.gradient_checkpointing: true"
-    assert [c["fits"] for c in data["changes"]][-1]
-    assert proposed[-1] <= data["room"] == int(0.85 * MACHINE.available)
-    assert plan(job(), replace(MACHINE, available=2**40))["changes"] == []
+def test_proposed_changes_lower_the_peak_until_it_fits() -> None:
+    """The proposals end where it fits: 7 GiB are too few for four sequences of 808 tokens with all activations."""
+    plan = plan_training(job(), MACHINE)
+    here = plan.fit("here")
+    assert here is not None and not here.fits
+    assert plan.memory.peak == here.needed == max(phase.peak for phase in plan.phases)
+    proposed = [change for change in plan.changes if change.limit == "here"]
+    assert [c.peak for c in proposed] == sorted((c.peak for c in proposed), reverse=True)
+    assert proposed[0].change == "m_step.gradient_checkpointing: true"
+    assert proposed[-1].fits
+    assert proposed[-1].peak <= here.available == int(0.85 * MACHINE.available)
+    assert plan_training(job(), replace(MACHINE, available=2**40)).changes == ()
 
 
-def test_changes_leave_what_is_set_already() -> None:
+def test_settings_that_already_hold_are_not_proposed() -> None:
     small = job(m_step__gradient_checkpointing=True, m_step__sequences_per_micro_batch=1, selfaug__permutations="one")
-    names = [name for name, _ in changes(small)]
+    names = [name for name, _ in possible_changes(small)]
     assert names == ["selfaug.chunk_tokens: 64", "e_step.batch_size: 1", "dtype: bfloat16"]
-    assert [name for name, _ in changes(replace(small, device="cuda"))][-1] == "quantization: 4bit"
+    assert [name for name, _ in possible_changes(replace(small, device="cuda"))][-1] == "quantization: 4bit"
 
 
-def test_memory_by_setting() -> None:
+def test_settings_that_save_memory() -> None:
     def peak(name: str = "M: generator + SelfAug", **changed: object) -> int:
         return peaks(job(**changed), 0)[name]
 
@@ -144,20 +139,20 @@ def test_memory_by_setting() -> None:
     assert peak(m_step__sequences_per_micro_batch=1) < peak(m_step__sequences_per_micro_batch=2) < peak()
     assert peak(m_step__per_device_train_batch_size=2) > peak()
     assert peak("E: score", e_step__batch_size=1) < peak("E: score")
-    on_gpu = always(replace(job(), device="cuda"), 0)
+    on_gpu = always_used(replace(job(), device="cuda"), 0)
     assert "index" not in on_gpu  # it stays in the host's memory
-    assert always(job(), 7)["process"] == 7
+    assert always_used(job(), 7)["process"] == 7
 
 
-def test_the_index_by_its_kind() -> None:
+def test_bytes_of_the_automatic_index() -> None:
     """Flat: 4 d. HNSW32: 64 links of 4 bytes and 16 more. Clusters: codes of d / 4, d to refine, 8 of its number."""
-    assert index_size(1000, 384) == pytest.approx(1000 * 1536, rel=1e-3)
-    assert index_size(500_000, 384) == pytest.approx(500_000 * (1536 + 272), rel=1e-3)
+    assert auto_index_bytes(1000, 384) == pytest.approx(1000 * 1536, rel=1e-3)
+    assert auto_index_bytes(500_000, 384) == pytest.approx(500_000 * (1536 + 272), rel=1e-3)
     clusters = 16384  # the power of two next to 4 sqrt(21 million)
-    assert index_size(21_000_000, 384) == pytest.approx(21_000_000 * (96 + 8 + 384) + clusters * 1536, rel=0.05)
+    assert auto_index_bytes(21_000_000, 384) == pytest.approx(21_000_000 * (96 + 8 + 384) + clusters * 1536, rel=0.05)
 
 
-def test_an_encoder_of_word_vectors_multiplies_nothing(tmp_path: Path) -> None:
+def test_an_encoder_of_word_vectors_has_no_operations(tmp_path: Path) -> None:
     tiny = encoder_shape("tiny")
     assert tiny.layers == tiny.flops(100) == tiny.bytes(100) == 0
     vectors = SentenceTransformer(str(Path(__file__).parents[1] / "indexes/tiny_encoder/encoder"), device="cpu")
@@ -169,7 +164,7 @@ def test_an_encoder_of_word_vectors_multiplies_nothing(tmp_path: Path) -> None:
         encoder_shape("/no/encoder")
 
 
-def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
+def test_sizes_are_read_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     """3000 passages of 43 characters, of which a third is read; 43 / 4 is 11 tokens."""
     corpus = tmp_path / "corpus.jsonl"
     line = json.dumps({"id": "00000", "text": "x" * 43})
@@ -177,12 +172,12 @@ def test_lengths_come_from_samples(index: PassageIndex, tmp_path: Path) -> None:
     assert count_passages(str(corpus)) == (3000, 11)
     corpus.rename(tmp_path / "corpus.csv").write_text("id,text\na,eight ch\nb,eight ch\n")
     assert count_passages(str(tmp_path / "corpus.csv")) == (2, 2)
-    passages, tokens, dimension = count_index(str(index.path))
-    assert (passages, dimension) == (12, 24)
-    assert 10 < tokens < 25
+    found = index_sizes(str(index.path))
+    assert found == IndexSizes(passages=12, passage_tokens=found.passage_tokens, dimension=24)
+    assert 10 < found.passage_tokens < 25
     questions = tmp_path / "train.jsonl"
-    questions.write_text('{"question": "who is it that it was?", "golden_answers": ["nobody else"]}\n' * 1)
-    assert count_questions(str(questions)) == (1, 6, 4)
+    questions.write_text('{"question": "who is it that it was?", "golden_answers": ["anyone else"]}\n' * 1)
+    assert question_sizes(str(questions)) == QuestionSizes(questions=1, question_tokens=6, answer_tokens=4)
 
 
 def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Path) -> None:
@@ -194,31 +189,31 @@ def test_evaluation_questions_may_be_unanswerable(config_only: str, tmp_path: Pa
     assert main(words) == 0
 
 
-def test_prompts_are_cut_to_the_context() -> None:
+def test_prompts_are_truncated_to_the_context() -> None:
     selector, config, texts = SelectorConfig(), DROConfig(), job().texts
-    wide, alone = mean_question(selector, config, texts, 100_000)
+    wide, single = mean_question(selector, config, texts, 100_000)
     assert 20 * 130 < wide.prompt < 20 * 150
-    assert 5 * 130 < wide.row < 1000
-    assert 130 < alone < wide.row
+    assert 5 * 130 < wide.sequence < 1000
+    assert 130 < single < wide.sequence
     narrow, _ = mean_question(selector, config, texts, 512)
-    assert (narrow.prompt, narrow.row) == (512, 512)
+    assert (narrow.prompt, narrow.sequence) == (512, 512)
 
 
 def test_dtype_is_what_loading_would_choose() -> None:
-    assert plan_dtype("auto", "cpu", None) == ("cpu", "float32")
-    assert plan_dtype("mixed", "cpu", None) == ("cpu", "mixed")
-    assert plan_dtype("bfloat16", "cuda", "4bit") == ("cuda", "4bit")
-    with pytest.raises(UsageError, match="'3bit' came"):
-        plan_dtype("auto", "cpu", "3bit")
+    assert planned_dtype("auto", "cpu", None) == ("cpu", "float32")
+    assert planned_dtype("mixed", "cpu", None) == ("cpu", "mixed")
+    assert planned_dtype("bfloat16", "cuda", "4bit") == ("cuda", "4bit")
+    with pytest.raises(UsageError, match="got '3bit'"):
+        planned_dtype("auto", "cpu", "3bit")
 
 
 def test_a_base_without_gates_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UsageError, match=r"gpt2\) has no \['intermediate_size'\]"):
-        shape_of(str(tmp_path))
+        base_shape(str(tmp_path))
 
 
-def test_the_machine_is_asked() -> None:
+def test_memory_of_machine_and_process() -> None:
     total, available = host_memory()
     assert 0 < available <= total
     before = resident_bytes()
@@ -230,13 +225,12 @@ def test_the_machine_is_asked() -> None:
     held.close()
 
 
-def test_the_rate_of_products_is_positive_for_every_dtype() -> None:
+def test_matrix_product_rate_is_positive_for_every_dtype() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert gemm_rate(32, 48, dtype, "cpu", rows=8, seconds=0.01) > 1e5
 
 
-def test_numbers_for_people() -> None:
-    assert [size(n) for n in (0, 5 * 2**20, 3 * 2**30)] == ["-", "5.0 MiB", "3.00 GiB"]
+def test_durations_as_text() -> None:
     assert [format_seconds(s) for s in (0.012, 12, 600, 7200)] == ["12.0 ms", "12.0 s", "10 min", "2.0 h"]
 
 
@@ -254,33 +248,47 @@ def config_only(tmp_path: Path) -> str:
 COUNTS = ["--passages", "1000", "--passage_tokens", "50", "--train_questions", "20", "--device", "cpu"]
 
 
-def test_nothing_is_loaded(config_only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The options of `rag train`, as YAML and flags; what is not there yet is not missed."""
+def test_json_of_a_training_plan_without_weights(
+    config_only: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options of `rag train`, as YAML and flags; the index and the output need not exist."""
     config = tmp_path / "train.yaml"
     config.write_text(f"base: {config_only}\nindex: not-yet\noutput_dir: run\nrounds: 2\nadapter:\n  r: 4\n")
     assert main(["plan", "--config", str(config), *COUNTS, "--eval_questions", "3", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert set(data) == {
-        *("base", "adapter_parameters", "encoder", "texts", "question", "machine", "time", "memory", "disk", "fits"),
-        *("room", "changes", "not_modelled"),
-    }
-    assert data["base"]["rank"] == 4
-    assert [p["times"] for p in data["time"]["phases"]] == [1, 1, 2, 2, 2, 2, 2, 3]
-    assert all(p["seconds"] >= 0 for p in data["time"]["phases"])
-    assert set(data["memory"]["phases"]) == {p["name"] for p in data["time"]["phases"]}
-    assert data["memory"]["peak"] == max(p["peak"] for p in data["memory"]["phases"].values())
-    assert data["fits"]["80 GB GPU"] == {"peak": data["fits"]["24 GB GPU"]["peak"], "fits": True, "changes": []}
+    plan = Plan.from_dict(data)
+    assert plan.to_dict() == data
+    assert plan.kind == "training"
+    assert plan.setting.shape.rank == 4
+    assert [phase.times for phase in plan.phases] == [1, 1, 2, 2, 2, 2, 2, 3]
+    assert all(phase.seconds >= 0 for phase in plan.phases)
+    assert data["seconds"] == pytest.approx(sum(p["seconds"] * p["times"] for p in data["phases"]))
+    assert data["memory"]["peak"] == max(p["peak"] for p in data["phases"])
+    assert data["disk"]["after"] == sum(data["disk"]["parts"].values())
+    small, large = (plan.fit(name) for name in ("24 GB GPU", "80 GB GPU"))
+    assert small is not None and large is not None
+    assert (large.needed, large.fits) == (small.needed, True)
+    assert not [change for change in plan.changes if change.limit == "80 GB GPU"]
     assert main(["plan", "--config", str(config), *COUNTS]) == 0
     text = capsys.readouterr().out
     assert "M: generator + SelfAug" in text
     assert "Not modelled:" in text
 
 
-def test_the_text_says_what_to_change() -> None:
-    text = render(plan(job(), MACHINE))
-    assert "DOES NOT FIT cpu with 7.00 GiB free of 8.00 GiB" in text
+def test_a_plan_of_another_version_is_refused() -> None:
+    data = plan_training(job(), MACHINE).to_dict()
+    with pytest.raises(DataError, match="must be what `rag plan --json`"):
+        Plan.from_dict(data | {"kind": "milvus"})
+    with pytest.raises(DataError, match="Plan again"):
+        Plan.from_dict(data | {"phases": [{"name": "E: sample", "tflop": 1.0}]})
+
+
+def test_text_names_what_to_change() -> None:
+    text = plan_text(plan_training(job(), MACHINE))
+    assert "here: DOES NOT FIT" in text
+    assert "6.4 GB usable" in text  # 85 % of 7 GiB
     assert "gradient_checkpointing: true" in text
-    hopeless = render(plan(job(), replace(MACHINE, available=2**30)))
+    hopeless = plan_text(plan_training(job(), replace(MACHINE, available=2**30)))
     assert "take a smaller base" in hopeless
 
 

@@ -46,7 +46,7 @@ class TestInvented:
                 r"the [A-ZÉÖÁ][a-zéöá]* of [A-ZÉÖÁ][a-zéöá]*", invented("the Tale of Genji", random.Random(seed))
             )
 
-    def test_nothing_of_a_real_name_is_left(self) -> None:
+    def test_no_word_of_a_real_name_is_kept(self) -> None:
         rng = random.Random(0)
         names = [e.name for e in load_entities() if len(e.name) > 6 and e.name[0].isupper()]
         kept = [
@@ -58,7 +58,7 @@ class TestInvented:
         assert kept == []
 
     @pytest.mark.parametrize("name", ["Henry Cavendish", "the Nile", "oxygen", "the 1896 Summer Olympics"])
-    def test_a_similar_name_shares_a_part_and_is_another(self, name: str) -> None:
+    def test_a_similar_name_shares_a_part_and_differs(self, name: str) -> None:
         for seed in range(30):
             other = similar(name, random.Random(seed))
             shared = set(name.split()) & set(other.split())
@@ -71,13 +71,13 @@ DOMAINS = pytest.mark.parametrize("domain", [encyclopedia(), UNSEEN], ids=["ency
 
 @DOMAINS
 class TestDomain:
-    def test_every_thing_has_two_facts_or_more_and_every_relation_is_used(self, domain: Domain) -> None:
+    def test_every_table_has_two_relations_and_every_relation_is_used(self, domain: Domain) -> None:
         used = {relation for _, relation in domain.values}
         assert used == set(domain.relations)
         assert {table for table, _ in domain.values} == set(domain.names) == set(domain.kinds)
         assert all(len(domain.relations_of(table)) >= 2 and domain.names[table] for table in domain.kinds)
 
-    def test_relations_are_said_and_asked_in_four_ways(self, domain: Domain) -> None:
+    def test_relations_have_four_statements_and_four_questions(self, domain: Domain) -> None:
         assert len(domain.relations) >= 12
         for name, relation in domain.relations.items():
             assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4, name
@@ -100,8 +100,8 @@ class TestDomain:
             assert link is not None and link.count("{subject}") == 1
 
 
-def test_the_second_domain_shares_no_relation_and_no_wording_with_the_first() -> None:
-    """Or the tiny base would have read it."""
+def test_the_unseen_domain_shares_no_relation_and_no_wording_with_the_encyclopedia() -> None:
+    """Otherwise the tiny base would have been trained on it."""
     known = encyclopedia()
     assert not known.relations.keys() & UNSEEN.relations.keys()
     assert not known.kinds.keys() & UNSEEN.kinds.keys()
@@ -111,7 +111,7 @@ def test_the_second_domain_shares_no_relation_and_no_wording_with_the_first() ->
 
 class TestItems:
     @DOMAINS
-    def test_the_first_answer_stands_in_the_last_gold_passage(self, domain: Domain) -> None:
+    def test_the_first_answer_is_in_the_last_gold_passage(self, domain: Domain) -> None:
         rng = random.Random(1)
         for i in range(200):
             item = reading_item(rng, 4, hops=1 + i % 2, domain=domain)
@@ -119,7 +119,7 @@ class TestItems:
             assert item.question.golden_answers[0].removeprefix("the ") in gold.text
 
     @DOMAINS
-    def test_no_question_says_its_answer(self, domain: Domain) -> None:
+    def test_no_question_contains_its_answer(self, domain: Domain) -> None:
         rng = random.Random(2)
         for i in range(200):
             question = reading_item(rng, 2, hops=1 + i % 2, domain=domain).question
@@ -128,7 +128,7 @@ class TestItems:
             )
 
     @DOMAINS
-    def test_two_hops_lead_through_a_name_that_the_question_keeps_to_itself(self, domain: Domain) -> None:
+    def test_two_hop_questions_do_not_name_the_linking_entity(self, domain: Domain) -> None:
         rng = random.Random(3)
         for _ in range(100):
             item = reading_item(rng, 2, hops=2, domain=domain)
@@ -138,7 +138,7 @@ class TestItems:
             assert second.title not in item.question.question
 
     @DOMAINS
-    def test_hard_distractors_look_like_the_gold_passage(self, domain: Domain) -> None:
+    def test_hard_distractors_have_similar_titles(self, domain: Domain) -> None:
         rng = random.Random(4)
         alike = 0
         for _ in range(100):
@@ -153,9 +153,9 @@ class TestItems:
         assert alike >= 95
 
     def test_the_gold_passage_cannot_be_guessed_without_the_question(self) -> None:
-        """Every name of a family is made from one of them: were only that one asked about, its title would tell.
+        """All names of a family are derived from one: if questions were about that one only, its title would show it.
 
-        A quarter is chance. Asking about the first alone, the shortest title was gold in 0.71 of the items.
+        A quarter is chance. With questions about the first only, the shortest title was gold in 0.71 of the items.
         """
 
         def likeness(title: str, others: list[str]) -> float:
@@ -177,12 +177,12 @@ class TestItems:
             right /= count
             assert 0.15 < right < 0.4, f"{name}: {right}"
 
-    def test_easy_distractors_are_about_anything(self) -> None:
+    def test_easy_distractors_are_about_other_entities(self) -> None:
         rng = random.Random(5)
         item = reading_item(rng, 6, hardness=0.0)
         assert len({p.title for p in item.passages}) == 6
 
-    def test_an_outdated_value_is_told_beside_the_current_one(self) -> None:
+    def test_an_outdated_value_is_stated_with_the_current_one(self) -> None:
         rng = random.Random(6)
         for _ in range(50):
             entity = invent_entity(rng, "countries", need=["capital", "currency"])
@@ -190,7 +190,7 @@ class TestItems:
             assert entity.facts["capital"][0] in text
             assert re.search(r"Until|Before|Older books|long thought", text)
 
-    def test_facts_of_an_entity_that_has_two_passages_are_told_once(self) -> None:
+    def test_facts_of_an_entity_with_two_passages_are_stated_once(self) -> None:
         rng = random.Random(7)
         seen = 0
         for _ in range(100):
@@ -217,19 +217,19 @@ class TestItems:
             reading_item(random.Random(0), 1, hops=2)
 
     def test_three_hops_are_refused(self) -> None:
-        with pytest.raises(UsageError, match="hops must be 1 or 2; 3 came"):
+        with pytest.raises(UsageError, match="hops must be 1 or 2, but got 3"):
             invent_cluster(random.Random(0), hops=3)
 
 
 class TestWorld:
-    def test_is_the_same_for_the_same_seed(self, files: dict[str, Path], tmp_path: Path) -> None:
+    def test_files_are_the_same_for_the_same_seed(self, files: dict[str, Path], tmp_path: Path) -> None:
         again = write_world(tmp_path / "again", seed=3, train_questions=150, dev_questions=60)
         other = write_world(tmp_path / "other", seed=4, train_questions=150, dev_questions=60)
         for name, file in files.items():
             assert again[name].read_bytes() == file.read_bytes()
             assert other[name].read_bytes() != file.read_bytes()
 
-    def test_has_as_many_questions_as_asked_for(self, files: dict[str, Path]) -> None:
+    def test_number_of_questions(self, files: dict[str, Path]) -> None:
         assert len(rows(files["train"])) == 150
         assert len(rows(files["dev"])) == 60
 
@@ -240,15 +240,15 @@ class TestWorld:
             for row in rows(files[split]):
                 assert set(row["gold_ids"]) <= set(ids)  # type: ignore[arg-type]
 
-    def test_train_and_dev_ask_about_different_passages(self, files: dict[str, Path]) -> None:
+    def test_train_and_dev_have_different_gold_passages(self, files: dict[str, Path]) -> None:
         gold = {s: {i for row in rows(files[s]) for i in row["gold_ids"]} for s in ("train", "dev")}  # type: ignore[attr-defined]
         assert not gold["train"] & gold["dev"]
 
-    def test_asks_in_many_ways(self, files: dict[str, Path]) -> None:
+    def test_questions_have_many_openings(self, files: dict[str, Path]) -> None:
         asked = {str(row["question"]).split()[0] for row in rows(files["train"])}
         assert len(asked) >= 8
 
-    def test_of_another_domain_holds_nothing_of_the_first(self, tmp_path: Path) -> None:
+    def test_questions_of_another_domain_use_its_wording(self, tmp_path: Path) -> None:
         found = write_world(tmp_path, seed=3, train_questions=150, dev_questions=60, domain=UNSEEN)
         questions = [str(row["question"]) for row in rows(found["train"])]
         assert len(questions) == 150
@@ -256,11 +256,13 @@ class TestWorld:
         assert all(any(question.startswith(opening) for opening in openings) for question in questions)
         assert {row["hops"] for row in rows(found["train"])} == {1, 2}
 
-    def test_holds_no_real_name(self, files: dict[str, Path]) -> None:
+    def test_no_real_name_is_in_the_corpus(self, files: dict[str, Path]) -> None:
         text = files["corpus"].read_text(encoding="utf-8")
         real = [e.name for e in load_entities() if len(e.name) >= 8 and " " in e.name and e.name[0].isupper()]
         assert [name for name in real if name in text] == []
 
-    def test_needs_questions(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="needs questions in both splits; 0 and 5 came"):
+    def test_a_world_without_questions_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            UsageError, match="needs questions in both splits, but got train_questions=0 and dev_questions=5"
+        ):
             write_world(tmp_path, train_questions=0, dev_questions=5)

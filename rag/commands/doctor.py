@@ -10,10 +10,10 @@ def _doctor_arguments(parser: Any) -> None:
 
 
 def _doctor(args: Any) -> Report:
-    from rag.diagnostics.installation import diagnose, render
+    from rag.diagnostics.installation import check_installation
 
-    report = diagnose(measure=not args.no_measure)
-    return Report(render(report), report)
+    found = check_installation(measure=not args.no_measure)
+    return Report(found.text(), found.to_dict())
 
 
 COMMANDS: dict[str, Command] = {

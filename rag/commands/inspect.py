@@ -1,4 +1,4 @@
-"""`rag inspect ...`: shows prompts, an E-step and a training batch."""
+"""`rag inspect ...`: what the model reads, what an E-step samples, and what a training batch contains."""
 
 from collections.abc import Set
 from typing import Any
@@ -19,15 +19,17 @@ def _inspect_prompts_arguments(parser: Any) -> None:
 
 
 def _inspect_prompts(args: Any) -> Report:
-    from rag.diagnostics.inspection import inspect_prompts, prompts_text
+    from rag.diagnostics.inspection import inspect_prompts
 
-    data = inspect_prompts(open_pipeline(args), args.question)
-    return Report(prompts_text(data), data)
+    found = inspect_prompts(open_pipeline(args), args.question)
+    return Report(found.text(), found.to_dict())
 
 
 def _inspect_permutations_arguments(parser: Any) -> None:
     parser.add_argument("question", type=str, help="one question, in quotes")
-    parser.add_argument("--answer", type=str, nargs="+", required=True, help="golden answers; one of them is scored")
+    parser.add_argument(
+        "--answer", type=str, nargs="+", required=True, help="golden answers, of which the E-step scores one"
+    )
     parser.add_argument("--gold_ids", type=str, nargs="+", default=[], help="ids of gold passages, to mark them")
     _inspect_arguments(parser, skip={"ignore_identical_ids"})  # a question of the command line has no id
 
@@ -39,12 +41,12 @@ def _inspect_arguments(parser: Any, *, skip: Set[str] = frozenset()) -> None:
 
 
 def _inspect_permutations(args: Any) -> Report:
-    from rag.diagnostics.inspection import inspect_permutations, permutations_text
+    from rag.diagnostics.inspection import inspect_permutations
     from training import QAExample
 
     example = QAExample("inspected", args.question, tuple(args.answer), tuple(args.gold_ids))
-    data = inspect_permutations(open_pipeline(args), example, training_config(args), round=args.round)
-    return Report(permutations_text(data), data)
+    found = inspect_permutations(open_pipeline(args), example, training_config(args), round=args.round)
+    return Report(found.text(), found.to_dict())
 
 
 def _inspect_batch_arguments(parser: Any) -> None:
@@ -54,7 +56,7 @@ def _inspect_batch_arguments(parser: Any) -> None:
 
 
 def _inspect_batch(args: Any) -> Report:
-    from rag.diagnostics.inspection import batch_text, inspect_batch
+    from rag.diagnostics.inspection import inspect_batch
     from training import load_examples
     from training.questions.context_fit import filter_fitting_with_answers, refuse_too_long, warn_of_too_long
 
@@ -71,18 +73,18 @@ def _inspect_batch(args: Any) -> Report:
     if not fitted.kept:
         refuse_too_long(fitted.too_long, len(examples), "questions", "give others")
     warn_of_too_long(fitted.too_long, len(examples), "questions")  # as training does
-    rows = inspect_batch(rag, fitted.kept, config, round=args.round)
-    return Report(batch_text(rows, rag.generator.language_model.tokenizer.decode), {"rows": rows})
+    batch = inspect_batch(rag, fitted.kept, config, round=args.round)
+    return Report(batch.text(rag.generator.language_model.tokenizer.decode), batch.to_dict())
 
 
 COMMANDS: dict[str, Command] = {
     "inspect prompts": Command(
-        "the prompts for a question, with what the chat template adds",
+        "what the model reads for a question, with the parts that the chat template adds",
         _inspect_prompts_arguments,
         _inspect_prompts,
     ),
     "inspect permutations": Command(
-        "permutations that the E-step samples for a question, with their importance weights",
+        "the permutations that the E-step samples for a question, with their posterior weights",
         _inspect_permutations_arguments,
         _inspect_permutations,
     ),

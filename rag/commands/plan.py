@@ -1,7 +1,8 @@
 """`rag plan` and `rag plan index`: time and memory, before anything is loaded."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexes.errors import UsageError
 from rag.commands.command import Command, Report
@@ -14,6 +15,12 @@ from rag.commands.options import (
     training_config,
     training_options,
 )
+
+if TYPE_CHECKING:
+    from indexes.corpora.passage import Passage
+    from rag.planning.index_job import IndexJob
+    from rag.planning.text_sizes import TextSizes
+    from rag.planning.training_job import TrainingJob
 
 
 def _plan_arguments(parser: Any) -> None:
@@ -33,7 +40,7 @@ def _plan_arguments(parser: Any) -> None:
 
 _PLAN_SIZES = {
     "passages": "number of passages, in place of a corpus or an index",
-    "passage_tokens": "mean tokens of a passage (four characters are taken for one token)",
+    "passage_tokens": "mean tokens of a passage (four characters count as one token)",
     "train_questions": "number of training questions, in place of a file",
     "eval_questions": "number of evaluation questions, in place of a file",
     "question_tokens": "mean tokens of a question",
@@ -42,62 +49,64 @@ _PLAN_SIZES = {
 
 
 def _plan(args: Any) -> Report:
-    from dataclasses import replace
+    from rag.planning.plan_text import plan_text
+    from rag.planning.training_plan import plan_training
 
-    from rag.planning.training_plan import Job, encoder_shape, mean_question, plan, plan_dtype, render, shape_of
+    plan = plan_training(_training_job(args))
+    return Report(plan_text(plan), plan.to_dict())
+
+
+def _training_job(args: Any) -> "TrainingJob":
+    from rag.planning.model_sizes import base_shape, encoder_shape, planned_dtype
+    from rag.planning.training_job import TrainingJob, mean_question
     from retriever import SelectorConfig
 
-    config = training_config(args)
-    selector = SelectorConfig(**vars(args.selector))
-    shape, context = shape_of(
+    config, selector = training_config(args), SelectorConfig(**vars(args.selector))
+    shape, context = base_shape(
         args.base,
         revision=args.revision,
         rank=args.adapter.r,
         context_length=args.context_length,
         trust_remote_code=args.trust_remote_code,
     )
-    texts, dimension = _plan_texts(args, config.max_train_samples)
+    texts, dimension = _text_sizes(args, config.max_train_samples)
     encoder = encoder_shape(args.encoder or "tiny", trust_remote_code=args.trust_remote_code)
-    device, dtype = plan_dtype(args.dtype, args.device, args.quantization)
-    question, alone_row = mean_question(selector, config, texts, context)
-    data = plan(
-        Job(
-            base=args.base,
-            shape=shape,
-            context=context,
-            dtype=dtype,
-            device=device,
-            config=config,
-            selector=selector,
-            encoder=encoder if dimension is None else replace(encoder, dimension=dimension),
-            texts=texts,
-            question=question,
-            alone_row=alone_row,
-            max_new_tokens=args.decoding.max_new_tokens,
-        )
+    device, dtype = planned_dtype(args.dtype, args.device, args.quantization)
+    question, single_passage_sequence = mean_question(selector, config, texts, context)
+    return TrainingJob(
+        base=args.base,
+        shape=shape,
+        context=context,
+        dtype=dtype,
+        device=device,
+        config=config,
+        selector=selector,
+        encoder=encoder if dimension is None else replace(encoder, dimension=dimension),
+        texts=texts,
+        question=question,
+        single_passage_sequence=single_passage_sequence,
+        max_new_tokens=args.decoding.max_new_tokens,
     )
-    return Report(render(data), data)
 
 
-def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
+def _text_sizes(args: Any, limit: int | None) -> "tuple[TextSizes, int | None]":
     """Counts and lengths, from numbers where they are given, else from files; and the dimension of an index."""
-    from rag.planning.training_plan import Texts, count_questions
+    from rag.planning.text_sizes import TextSizes, question_sizes
     from training.questions.loading import load_examples
 
-    passages, tokens, dimension = _plan_passages(args)
+    passages, tokens, dimension = _passage_sizes(args)
     found: dict[str, int] = {"passages": passages, "passage_tokens": tokens}
     if args.train_dataset is not None:
-        count, question, answer = count_questions(args.train_dataset, limit, quoting=args.quoting)
-        found |= {"questions": count, "question_tokens": question, "answer_tokens": answer}
+        found |= asdict(question_sizes(args.train_dataset, limit, quoting=args.quoting))
     if args.eval_dataset is not None:
-        eval_examples = load_examples(
+        examples = load_examples(
             args.eval_dataset,
             require_answers=True,
             allow_unanswerable=True,
             limit=args.max_eval_samples,
             quoting=args.quoting,
         )
-        found["eval_questions"] = len(eval_examples)
+        found["eval_questions"] = len(examples)
     given = {"train_questions": "questions", "eval_questions": "eval_questions"}
     given |= {name: name for name in ("question_tokens", "answer_tokens")}
     found |= {field: args[name] for name, field in given.items() if args[name] is not None}
@@ -105,33 +114,34 @@ def _plan_texts(args: Any, limit: int | None) -> tuple[Any, int | None]:
         raise UsageError(
             "A plan needs the number of training questions: --train_dataset FILE or --train_questions N, got neither."
         )
-    return Texts(**found), dimension
+    return TextSizes(**found), dimension
 
 
-def _plan_passages(args: Any) -> tuple[int, int, int | None]:
-    from rag.planning.training_plan import count_index, count_passages
+def _passage_sizes(args: Any) -> tuple[int, int, int | None]:
+    """Number of passages, tokens of each, and the dimension of the vectors where an index is given."""
+    from rag.planning.text_sizes import DEFAULT_PASSAGE_TOKENS, count_passages, index_sizes
 
     if args.passages is not None:
-        return args.passages, args.passage_tokens or 130, None
-    if args.corpus is None and args.index is None:
+        return args.passages, args.passage_tokens or DEFAULT_PASSAGE_TOKENS, None
+    if args.corpus is not None:
+        count, tokens = count_passages(args.corpus, quoting=args.quoting)
+        return count, args.passage_tokens or tokens, None
+    if args.index is None:
         raise UsageError(
             "A plan needs the number of passages: --corpus FILE, --index DIR, or --passages N --passage_tokens L; "
             "got none."
         )
-    if args.corpus is None:
-        count, tokens, dimension = count_index(args.index)
-        return count, args.passage_tokens or tokens, dimension
-    count, tokens = count_passages(args.corpus, quoting=args.quoting)
-    return count, args.passage_tokens or tokens, None
+    index = index_sizes(args.index)
+    return index.passages, args.passage_tokens or index.passage_tokens, index.dimension
 
 
 def _plan_index_arguments(parser: Any) -> None:
-    """The options of `rag index build` that affect its cost, none required, and numbers in place of the corpus."""
+    """The options of `rag index build` that affect its cost, none of them required; numbers replace the corpus."""
     parser.add_argument("--corpus", type=str, help="what the index would be built from, as in `rag index build`")
     for name in ("passages", "passage_tokens"):
         parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes of `accelerate launch`, which share the encoding"
+        "--processes", type=int, default=1, help="number of processes of `accelerate launch`, which share the encoding"
     )
     parser.add_argument(
         "--output_dir", type=str, help="where the index would be written; only its free space is checked"
@@ -142,58 +152,64 @@ def _plan_index_arguments(parser: Any) -> None:
 
 
 def _plan_index(args: Any) -> Report:
-    from generator.language_model import best_device
-    from indexes.host_memory import parse_bytes
-    from rag.planning.index_plan import IndexJob, plan_index, render
-    from rag.planning.training_plan import encoder_shape
+    from rag.planning.index_plan import plan_index
+    from rag.planning.plan_text import plan_text
 
     for name in ("passages", "passage_tokens", "processes", "batch_size"):
         if args[name] is not None and args[name] < 1:
             raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
-    count, sample, basis = _plan_sample(args)
-    data = plan_index(
-        IndexJob(
-            encoder=args.encoder,
-            shape=encoder_shape(args.encoder, trust_remote_code=args.trust_remote_code),
-            trust_remote_code=args.trust_remote_code,
-            count=count,
-            sample=sample,
-            basis=basis,
-            passage_tokens=args.passage_tokens if args.corpus else args.passage_tokens or 130,
-            factory=args.factory,
-            dtype=args.dtype,
-            device=args.device or best_device(),
-            batch_size=args.batch_size,
-            max_length=args.max_length,
-            passage_prompt=args.passage_prompt,
-            chunk_tokens=args.chunk_tokens,
-            chunk_overlap=args.chunk_overlap,
-            chunk_format=args.chunk_format,
-            max_memory=None if args.max_memory is None else parse_bytes(args.max_memory),
-            allow_untested=args.allow_untested,
-            bm25=args.bm25,
-            milvus=args.milvus is not None,
-            processes=args.processes,
-            output=None if args.output_dir is None else Path(args.output_dir),
-        )
+    plan = plan_index(_index_job(args))
+    return Report(plan_text(plan), plan.to_dict())
+
+
+def _index_job(args: Any) -> "IndexJob":
+    from generator.language_model import best_device
+    from indexes.host_memory import parse_bytes
+    from rag.planning.index_job import IndexJob
+    from rag.planning.model_sizes import encoder_shape
+    from rag.planning.text_sizes import DEFAULT_PASSAGE_TOKENS
+
+    count, sample, basis = _passage_sample(args)
+    return IndexJob(
+        encoder=args.encoder,
+        shape=encoder_shape(args.encoder, trust_remote_code=args.trust_remote_code),
+        trust_remote_code=args.trust_remote_code,
+        count=count,
+        sample=sample,
+        basis=basis,
+        passage_tokens=args.passage_tokens if args.corpus else args.passage_tokens or DEFAULT_PASSAGE_TOKENS,
+        factory=args.factory,
+        dtype=args.dtype,
+        device=args.device or best_device(),
+        batch_size=args.batch_size,
+        max_length=args.max_length,
+        passage_prompt=args.passage_prompt,
+        chunk_tokens=args.chunk_tokens,
+        chunk_overlap=args.chunk_overlap,
+        chunk_format=args.chunk_format,
+        max_memory=None if args.max_memory is None else parse_bytes(args.max_memory),
+        allow_untested=args.allow_untested,
+        bm25=args.bm25,
+        milvus=args.milvus is not None,
+        processes=args.processes,
+        output=None if args.output_dir is None else Path(args.output_dir),
     )
-    return Report(render(data), data)
 
 
-def _plan_sample(args: Any) -> tuple[int, Any, str]:
-    """The number of passages, a sample, and where both are from; numbers take precedence over files."""
-    from rag.planning.index_plan import invented_passages
-    from rag.planning.training_plan import sample_passages
+def _passage_sample(args: Any) -> "tuple[int, list[Passage], str]":
+    """The number of passages, some of them, and where both are from; numbers take precedence over files."""
+    from rag.planning.text_sizes import DEFAULT_PASSAGE_TOKENS, sample_passages, synthetic_passages
 
     if args.corpus is not None:
         count, sample = sample_passages(args.corpus, quoting=args.quoting, on_error=args.on_error)
-        counted = "counted" if args.passages is None else "as given"
-        return args.passages or count, sample, f"{counted}, judged by {len(sample):,} of {args.corpus}"
+        counted = "counted" if args.passages is None else "number as given"
+        return args.passages or count, sample, f"{counted}, sizes from {len(sample):,} of {args.corpus}"
     if args.passages is None:
         raise UsageError(
             "A plan needs the number of passages: --corpus FILE, or --passages N --passage_tokens L, got none."
         )
-    return args.passages, invented_passages(args.passages, args.passage_tokens or 130), "as given, made up"
+    tokens = args.passage_tokens or DEFAULT_PASSAGE_TOKENS
+    return args.passages, synthetic_passages(args.passages, tokens), "number as given, synthetic texts"
 
 
 COMMANDS: dict[str, Command] = {

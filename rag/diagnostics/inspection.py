@@ -1,17 +1,18 @@
-"""Looking inside: what the model reads, what one E-step drew and how it weighed it, and what the M-step makes of a row.
+"""Inspection of one question: prompts, permutations and weights of an E-step, and the sequences of an M-step.
 
-Everything shown comes from the functions that train (`training.estimation.EStep`, `training.maximization.JointModel`),
-so what is seen here is what is learned from.
+Everything is computed by the functions that train (`training.estimation.EStep`, `training.maximization.JointModel`), so
+the numbers are those that training uses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from generator.configs import ChatConfig
 from generator.generator import AnswerSequence
 from generator.log_probs import answer_positions
 from generator.padding import pad_right
@@ -24,215 +25,325 @@ from training.joint_model import JointModel, MicroBatch
 from training.losses import selfaug_positions
 from training.posterior import Posterior
 
+# -- prompts ---------------------------------------------------------------------------------------------------------
 
-def inspect_prompts(rag: RAG, question: str) -> dict[str, Any]:
-    """What the model reads for a question, to the letter.
 
-    Returns:
-        `question`; `ranking_prompt` of the selector, ending where the first identifier is due, and `answer_prompt` of
-        the generator, both as text with all control tokens; `template_system_message`, which the base's chat template
-        adds by itself where none is given (None: none that can be told apart); `chat`, the settings; `end_of_answer`,
-        the token that closes an answer, and `stop_tokens`, every one that ends a reply.
-    """
+@dataclass(frozen=True, kw_only=True)
+class InspectedPrompts:
+    """What the model reads for a question, as text with all control tokens."""
+
+    question: str
+    ranking_prompt: str
+    """Of the selector, up to where the first identifier is generated."""
+    answer_prompt: str
+    """Of the generator."""
+    template_system_message: str | None
+    """What the base's chat template adds by itself where no system message is given; None: nothing that is known."""
+    chat: ChatConfig
+    end_of_answer: str
+    """The token that ends an answer."""
+    stop_tokens: tuple[str, ...]
+    """Every token that ends a reply."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The same for people."""
+        own = self.template_system_message
+        settings = ", ".join(f"{name}={value!r}" for name, value in asdict(self.chat).items())
+        return "\n".join(
+            [
+                f"system message of the chat template itself: {'none' if own is None else repr(own)}",
+                f"settings of the chat template: {settings}",
+                f"an answer ends with {self.end_of_answer!r}; a reply ends at any of {list(self.stop_tokens)}",
+                f"\n-- ranking prompt --\n{self.ranking_prompt}",
+                f"\n-- answer prompt --\n{self.answer_prompt}",
+            ]
+        )
+
+
+def inspect_prompts(rag: RAG, question: str) -> InspectedPrompts:
+    """What the model reads for a question."""
     model = rag.generator.language_model
     candidates = rag.retriever.search(question, rag.num_candidates)
     z = rag.selector.select([candidates])[0].z[0].tolist()
     ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
     name = model.tokenizer.convert_ids_to_tokens
-    return {
-        "question": question,
-        "ranking_prompt": "\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
-        "answer_prompt": str(model.tokenizer.decode(answer)),
-        "template_system_message": model.chat.template_system_message,
-        "chat": asdict(model.chat.config),
-        "end_of_answer": name(model.end_of_answer_id),
-        "stop_tokens": [name(i) for i in model.chat.stop_ids],
-    }
-
-
-def prompts_text(data: Mapping[str, Any]) -> str:
-    """What `inspect_prompts` found, for people."""
-    own = data["template_system_message"]
-    settings = ", ".join(f"{name}={value!r}" for name, value in data["chat"].items())
-    lines = [
-        f"system message of the chat template itself: {'none' if own is None else repr(own)}",
-        f"settings of the chat template: {settings}",
-        f"an answer is closed by {data['end_of_answer']!r}; a reply ends at any of {data['stop_tokens']}",
-    ]
-    prompts = [f"-- {kind} prompt --\n{data[f'{kind}_prompt']}" for kind in ("ranking", "answer")]
-    return "\n\n".join(["\n".join(lines), *prompts])
-
-
-def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> dict[str, Any]:
-    """The E-step of one question, as data.
-
-    Guesses come from a model that is fitted to this question alone; in training the questions of a batch share it.
-
-    Args:
-        rag: The pipeline.
-        example: A question with golden answers; with gold ids the gold passages are marked.
-        config: How it samples and weighs.
-        round: Number of the round, which with the seed fixes every draw.
-
-    Returns:
-        `candidates` in the order of the selector's prompt, each with its posterior `marginal` (the probability that
-        it is read); `permutations`, heaviest first, each with how often it was drawn, log p_s, log q,
-        log p(y|x,d_z) and whether that was `scored` or is a guess, w and b; and the `diagnostics` of the E-step.
-    """
-    posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
-    rows = _drawn(posterior)
-    return {
-        "question": example.question,
-        "answer": posterior.answer,
-        "candidates": _candidates(posterior, example),
-        "permutations": sorted(rows, key=lambda row: -row["weight"]),
-        "diagnostics": posterior.diagnostics().to_dict(),
-    }
-
-
-def _drawn(posterior: Posterior) -> list[dict[str, Any]]:
-    """One row per distinct permutation."""
-    drawn, d = posterior.permutations, posterior.distinct()
-    inverse_m = drawn.distinct()[1].tolist()
-    scored = set(range(len(drawn)) if posterior.scored is None else posterior.scored.index_m.tolist())
-    rows = []
-    for u, z_K in enumerate(d.z_uK.tolist()):
-        first = inverse_m.index(u)
-        rows.append(
-            {
-                "positions": z_K,
-                "ids": [posterior.candidates.ids[i] for i in z_K],
-                "times": inverse_m.count(u),
-                "log_p": float(drawn.log_p[first]),
-                "log_q": float(drawn.log_q[first]),
-                "log_likelihood": float(posterior.log_likelihood_m[first]),
-                "scored": first in scored,
-                "weight": float(d.weights_u[u]),
-                "baseline": None if d.baseline_u is None else float(d.baseline_u[u]),
-            }
-        )
-    return rows
-
-
-def _candidates(posterior: Posterior, example: QAExample) -> list[dict[str, Any]]:
-    found, marginals = posterior.candidates, posterior.marginals().tolist()
-    return [
-        {
-            "position": i,
-            "id": passage.id,
-            "title": passage.title,
-            "score": float(score),
-            "gold": gold_document(passage.id, example.gold_ids) is not None,
-            "marginal": marginals[i],
-        }
-        for i, (passage, score) in enumerate(zip(found.passages, found.scores, strict=True))
-    ]
-
-
-def permutations_text(data: Mapping[str, Any]) -> str:
-    """What `inspect_permutations` found, as text."""
-    candidates = [
-        [
-            f"[{c['position'] + 1}]{' *' if c['gold'] else ''}",
-            f"{c['marginal']:.3f}",
-            cell(c["score"]),
-            c["id"],
-            c["title"],
-        ]
-        for c in data["candidates"]
-    ]
-    permutations = [
-        [
-            " > ".join(f"[{i + 1}]" for i in p["positions"]),
-            str(p["times"]),
-            f"{p['log_p']:.3f}",
-            f"{p['log_q']:.3f}",
-            f"{'' if p['scored'] else '~'}{p['log_likelihood']:.3f}",
-            cell(p["weight"]),
-            cell(p["baseline"]),
-        ]
-        for p in data["permutations"]
-    ]
-    notes = [] if all(p["scored"] for p in data["permutations"]) else ["~: predicted, not scored by the generator"]
-    return "\n".join(
-        [
-            data["question"],
-            f"answer that is scored: {data['answer']}",
-            "",
-            table(["candidate (* gold)", "P(read)", "score", "id", "title"], candidates),
-            "",
-            table(["permutation", "times", "log p", "log q", "log p(y|z)", "w", "b"], permutations),
-            *notes,
-            "",
-            *(f"{name}: {value:.4g}" for name, value in data["diagnostics"].items()),
-        ]
+    return InspectedPrompts(
+        question=question,
+        ranking_prompt="\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
+        answer_prompt=str(model.tokenizer.decode(answer)),
+        template_system_message=model.chat.template_system_message,
+        chat=model.chat.config,
+        end_of_answer=name(model.end_of_answer_id),
+        stop_tokens=tuple(name(i) for i in model.chat.stop_ids),
     )
 
 
-# -- rows of the M-step ----------------------------------------------------------------------------------------
+# -- permutations ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedCandidate:
+    """One candidate passage."""
+
+    position: int
+    """Its place in the selector's prompt, from 0."""
+    id: str
+    title: str
+    score: float
+    """Of the retriever."""
+    gold: bool
+    marginal: float
+    """Posterior probability that it is selected."""
+
+    def cells(self) -> list[str]:
+        """Of its line in the table of candidates."""
+        gold = " *" if self.gold else ""
+        return [f"[{self.position + 1}]{gold}", f"{self.marginal:.3f}", cell(self.score), self.id, self.title]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedPermutation:
+    """One distinct permutation of the E-step."""
+
+    positions: tuple[int, ...]
+    """Of its candidates, in reading order."""
+    ids: tuple[str, ...]
+    times: int
+    """How often it was sampled."""
+    log_p: float
+    """log p_s of the selector."""
+    log_q: float
+    """log q of the proposal."""
+    log_likelihood: float
+    """log p(y | x, d_z) of the answer: computed where `scored`, else predicted."""
+    scored: bool
+    weight: float
+    """w: its posterior probability."""
+    baseline: float | None
+    """b: of the control variate; None without one."""
+
+    def cells(self) -> list[str]:
+        """Of its line in the table of permutations."""
+        return [
+            " > ".join(f"[{i + 1}]" for i in self.positions),
+            str(self.times),
+            f"{self.log_p:.3f}",
+            f"{self.log_q:.3f}",
+            f"{'' if self.scored else '~'}{self.log_likelihood:.3f}",
+            cell(self.weight),
+            cell(self.baseline),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedPermutations:
+    """The E-step of one question."""
+
+    question: str
+    answer: str
+    """The golden answer that was scored."""
+    candidates: tuple[InspectedCandidate, ...]
+    """In the order of the selector's prompt."""
+    permutations: tuple[InspectedPermutation, ...]
+    """Largest weight first."""
+    diagnostics: dict[str, float]
+    """Of the E-step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The same for people."""
+        predicted = any(not permutation.scored for permutation in self.permutations)
+        return "\n".join(
+            [
+                self.question,
+                f"answer that is scored: {self.answer}",
+                "",
+                table(
+                    ["candidate (* gold)", "P(selected)", "score", "id", "title"], [c.cells() for c in self.candidates]
+                ),
+                "",
+                table(
+                    ["permutation", "times", "log p", "log q", "log p(y|z)", "w", "b"],
+                    [p.cells() for p in self.permutations],
+                ),
+                *(["~: predicted, not scored by the generator"] if predicted else []),
+                "",
+                *(f"{name}: {value:.4g}" for name, value in self.diagnostics.items()),
+            ]
+        )
+
+
+def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, round: int = 1) -> InspectedPermutations:
+    """The E-step of one question.
+
+    Log-likelihoods that are not computed are predicted by a regression that is fitted to this question only; in
+    training the questions of a batch share it.
+
+    Args:
+        rag: The pipeline.
+        example: A question with golden answers; its gold ids mark the gold passages.
+        config: Settings of the E-step.
+        round: Number of the round, which together with the seed determines every sample.
+    """
+    posterior = EStep(rag.retriever, rag.selector, rag.generator, config)([example], round=round)[0]
+    return InspectedPermutations(
+        question=example.question,
+        answer=posterior.answer,
+        candidates=_candidates(posterior, example),
+        permutations=tuple(sorted(_permutations(posterior), key=lambda permutation: -permutation.weight)),
+        diagnostics=posterior.diagnostics().to_dict(),
+    )
+
+
+def _permutations(posterior: Posterior) -> list[InspectedPermutation]:
+    sampled, d = posterior.permutations, posterior.distinct()
+    inverse_m = sampled.distinct()[1].tolist()
+    scored = set(range(len(sampled)) if posterior.scored is None else posterior.scored.index_m.tolist())
+    found = []
+    for u, z_K in enumerate(d.z_uK.tolist()):
+        first = inverse_m.index(u)
+        found.append(
+            InspectedPermutation(
+                positions=tuple(z_K),
+                ids=tuple(posterior.candidates.ids[i] for i in z_K),
+                times=inverse_m.count(u),
+                log_p=float(sampled.log_p[first]),
+                log_q=float(sampled.log_q[first]),
+                log_likelihood=float(posterior.log_likelihood_m[first]),
+                scored=first in scored,
+                weight=float(d.weights_u[u]),
+                baseline=None if d.baseline_u is None else float(d.baseline_u[u]),
+            )
+        )
+    return found
+
+
+def _candidates(posterior: Posterior, example: QAExample) -> tuple[InspectedCandidate, ...]:
+    found, marginals = posterior.candidates, posterior.marginals().tolist()
+    return tuple(
+        InspectedCandidate(
+            position=i,
+            id=passage.id,
+            title=passage.title,
+            score=float(score),
+            gold=gold_document(passage.id, example.gold_ids) is not None,
+            marginal=marginals[i],
+        )
+        for i, (passage, score) in enumerate(zip(found.passages, found.scores, strict=True))
+    )
+
+
+# -- sequences of the M-step -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Token:
-    """One token of a row, and what is asked of the prediction *of it* (made one position earlier)."""
+class InspectedToken:
+    """One token of a sequence, and which losses use the prediction *of it* (made one position earlier)."""
 
     id: int
     text: str
-    part: str
-    """"prompt", "answer" or "padding"."""
+    part: Literal["prompt", "answer", "padding"]
     aligned: bool
     """SelfAug compares its prediction with the base's."""
     scored: bool
     """Its log-probability is part of log p(y | x, d_z)."""
 
+    @property
+    def role(self) -> str:
+        """Part and losses in words: "prompt + KL"."""
+        return " + ".join([self.part, *(["KL"] if self.aligned else []), *(["scored"] if self.scored else [])])
 
-def inspect_batch(
-    rag: RAG, examples: Sequence[QAExample], config: DROConfig, *, round: int = 1
-) -> list[dict[str, Any]]:
-    """The generator's rows of one micro-batch, token by token.
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedSequence:
+    """One sequence of the generator: prompt and answer, padded as in training."""
+
+    question: str
+    ids: tuple[str, ...]
+    """Of the passages in the prompt, in their order."""
+    weight: float
+    """w: posterior probability of the permutation."""
+    tokens: tuple[InspectedToken, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectedBatch:
+    """The generator's sequences of one micro-batch."""
+
+    sequences: tuple[InspectedSequence, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def text(self, decode: Callable[[list[int]], str]) -> str:
+        """The same for people, neighbouring tokens of one role together.
+
+        Args:
+            decode: From token ids to text.
+        """
+        lines: list[str] = []
+        for number, sequence in enumerate(self.sequences, 1):
+            read = ", ".join(sequence.ids)
+            lines += [f"sequence {number}: {sequence.question}   w = {sequence.weight:.4f}   passages {read}"]
+            start = 0
+            for role, group in groupby(sequence.tokens, key=lambda token: token.role):
+                ids = [token.id for token in group]
+                lines.append(f"  {start:5d}-{start + len(ids) - 1:<5d} {role:<18} {decode(ids)!r}")
+                start += len(ids)
+        return "\n".join(lines)
+
+
+def inspect_batch(rag: RAG, examples: Sequence[QAExample], config: DROConfig, *, round: int = 1) -> InspectedBatch:
+    """The generator's sequences of one micro-batch, token by token.
 
     Args:
         rag: The pipeline.
         examples: The questions of the micro-batch.
-        config: How it is trained.
+        config: Settings of the training run.
         round: Number of the round.
-
-    Returns:
-        Per row: `question`, the permutation's ids, its posterior `weight`, and its `tokens` (`Token` as dictionaries),
-        padded as in training.
     """
     posteriors = EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=round)
     joint = JointModel(rag.selector, rag.generator, config)
     micro_batch = MicroBatch("generator", tuple(posteriors), num_questions=len(posteriors), seed=config.seed)
-    rows, weights_R, aligned = joint.sequences(micro_batch)
-    tokens = _tokens(rag, rows, set(aligned.sequences))
+    sequences, weights_R, aligned = joint.sequences(micro_batch)
+    tokens = _tokens(rag, sequences, set(aligned.sequences))
     owners = [(p.example, p.candidates, z) for p in posteriors for z in p.distinct_scored().z_uK.tolist()]
-    return [
-        {
-            "question": example.question,
-            "ids": [candidates.ids[i] for i in z],
-            "weight": float(weight),
-            "tokens": [asdict(token) for token in row],
-        }
-        for (example, candidates, z), weight, row in zip(owners, weights_R, tokens, strict=True)
-    ]
+    return InspectedBatch(
+        sequences=tuple(
+            InspectedSequence(
+                question=example.question,
+                ids=tuple(candidates.ids[i] for i in z),
+                weight=float(weight),
+                tokens=tuple(of_sequence),
+            )
+            for (example, candidates, z), weight, of_sequence in zip(owners, weights_R, tokens, strict=True)
+        )
+    )
 
 
-def _tokens(rag: RAG, rows: Sequence[AnswerSequence], aligned_rows: set[int]) -> list[list[Token]]:
+def _tokens(rag: RAG, sequences: Sequence[AnswerSequence], aligned: set[int]) -> list[list[InspectedToken]]:
     model = rag.generator.language_model
-    ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, torch.device("cpu"))
-    answers_B = torch.tensor([len(row.answer_ids) for row in rows])
+    ids_BT, lengths_B = pad_right([s.input_ids for s in sequences], model.end_of_answer_id, torch.device("cpu"))
+    answers_B = torch.tensor([len(s.answer_ids) for s in sequences])
     prompts_B = lengths_B - answers_B
     scored_BT = _predicted(ids_BT, *answer_positions(prompts_B, answers_B))
-    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(rows)))[:2])
+    aligned_BT = _predicted(ids_BT, *selfaug_positions(prompts_B, torch.ones(len(sequences)))[:2])
     result = []
-    for b in range(len(rows)):
-        parts = ["prompt"] * int(prompts_B[b]) + ["answer"] * int(answers_B[b])
+    for b in range(len(sequences)):
+        parts: list[Any] = ["prompt"] * int(prompts_B[b]) + ["answer"] * int(answers_B[b])
         parts += ["padding"] * (ids_BT.shape[1] - len(parts))
         result.append(
             [
-                Token(int(i), str(model.tokenizer.decode([int(i)])), part, bool(a) and b in aligned_rows, bool(s))
+                InspectedToken(int(i), str(model.tokenizer.decode([int(i)])), part, bool(a) and b in aligned, bool(s))
                 for i, part, a, s in zip(ids_BT[b], parts, aligned_BT[b], scored_BT[b], strict=True)
             ]
         )
@@ -240,30 +351,7 @@ def _tokens(rag: RAG, rows: Sequence[AnswerSequence], aligned_rows: set[int]) ->
 
 
 def _predicted(ids_BT: Tensor, rows_N: Tensor, positions_N: Tensor) -> Tensor:
-    """True at the tokens that these positions predict: each the one after it."""
+    """True at the tokens that these positions predict, each one position later."""
     mask_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     mask_BT[rows_N, positions_N + 1] = True
     return mask_BT
-
-
-def batch_text(rows: Sequence[Mapping[str, Any]], decode: Any) -> str:
-    """What `inspect_batch` found, for people: neighbouring tokens of one role together.
-
-    Args:
-        rows: What it returned.
-        decode: From token ids to text.
-    """
-    lines: list[str] = []
-    for number, row in enumerate(rows, 1):
-        lines += [f"row {number}: {row['question']}   w = {row['weight']:.4f}   reads {', '.join(row['ids'])}"]
-        start = 0
-        for role, group in groupby(row["tokens"], key=_role):
-            tokens = list(group)
-            text = decode([token["id"] for token in tokens])
-            lines.append(f"  {start:5d}-{start + len(tokens) - 1:<5d} {role:<18} {text!r}")
-            start += len(tokens)
-    return "\n".join(lines)
-
-
-def _role(token: Mapping[str, Any]) -> str:
-    return " + ".join([token["part"], *(["KL"] if token["aligned"] else []), *(["scored"] if token["scored"] else [])])

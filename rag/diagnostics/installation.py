@@ -1,15 +1,15 @@
-"""What this installation is made of, and what would go wrong with it: `rag doctor`."""
+"""Checks of the installation: versions, devices, OpenMP runtimes and thread settings, with advice: `rag doctor`."""
 
 import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 PACKAGES = (
     "dro-rag",
@@ -26,39 +26,95 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
-    level: str
-    """`"ok"` or `"advice"`."""
+    level: Literal["ok", "advice"]
     text: str
 
 
-def diagnose(*, measure: bool = True) -> dict[str, Any]:
-    """Versions, devices, OpenMP runtimes, and findings with what to do about each.
+@dataclass(frozen=True)
+class OpenMPRuntime:
+    """An OpenMP library that is loaded."""
+
+    library: str
+    """Its name, such as "libgomp"."""
+    file: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class LoopTimes:
+    """Seconds of a loop of short torch operations; NaN where its process failed."""
+
+    alone: float
+    """Without another busy process (of this program)."""
+    busy: float
+    """With one other busy process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstallationReport:
+    """What `check_installation` found."""
+
+    python: str
+    """Version."""
+    platform: str
+    packages: dict[str, str | None]
+    """Versions; None where a package is not installed."""
+    devices: tuple[str, ...]
+    openmp: tuple[OpenMPRuntime, ...]
+    thread_policies: dict[str, LoopTimes]
+    """By the names of `thread_policies`; empty where nothing was measured."""
+    load: float | None
+    """Cores that all processes kept busy over the last minute; None where the system does not say."""
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The same for people."""
+        return "\n".join(
+            [
+                f"python {self.python} on {self.platform}",
+                *(f"  {name} {version or 'not installed'}" for name, version in self.packages.items()),
+                "devices",
+                *(f"  {device}" for device in self.devices),
+                "OpenMP runtimes",
+                *(f"  {runtime.file} ({runtime.threads} threads)" for runtime in self.openmp),
+                *_policy_lines(self.thread_policies, self.load),
+                "findings",
+                *(f"  [{finding.level}] {finding.text}" for finding in self.findings),
+            ]
+        )
+
+
+def check_installation(*, measure: bool = True) -> InstallationReport:
+    """Versions, devices, OpenMP runtimes, and findings with advice.
 
     Args:
-        measure: Also time how torch's threads get on with other busy processes, which takes about ten seconds.
+        measure: Also time torch's threads with and without another busy process, which takes about ten seconds.
     """
-    import torch  # first: torch and faiss bring an OpenMP runtime each, and the first one in is shared
+    import torch  # before faiss: both bring an OpenMP runtime, and the first one that is loaded is shared
 
     import indexes.vectors.faiss.faiss_index  # noqa: F401  (loads faiss after torch)
 
-    devices = _devices(torch)
-    runtimes = _openmp_runtimes()
-    findings = [_wait_policy(), _runtimes(runtimes), _threads(torch), _precision(torch)]
+    devices, runtimes = _devices(torch), _openmp_runtimes()
+    findings = [_check_wait_policy(), _check_runtimes(runtimes), _check_threads(torch), _check_precision(torch)]
     load = os.getloadavg()[0] if sys.platform != "win32" else None
     timings = measure_policies(os.cpu_count() or 1) if measure else {}
-    findings += [advice(timings)] if timings else []
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "devices": devices,
-        "openmp": runtimes,
-        "thread_policies": timings if _is_whole(timings) else {},
-        "load": load,
-        "findings": [{"level": f.level, "text": f.text} for f in findings],
-    }
+    findings += [thread_advice(timings)] if timings else []
+    return InstallationReport(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        devices=tuple(devices),
+        openmp=tuple(runtimes),
+        thread_policies=timings if _is_complete(timings) else {},
+        load=load,
+        findings=tuple(findings),
+    )
 
 
 def _version(name: str) -> str | None:
@@ -77,21 +133,17 @@ def _devices(torch: Any) -> list[str]:
     return found + (["mps"] if torch.backends.mps.is_available() else [])
 
 
-def _openmp_runtimes() -> list[dict[str, Any]]:
+def _openmp_runtimes() -> list[OpenMPRuntime]:
     from threadpoolctl import threadpool_info
 
     return [
-        {
-            "library": info["prefix"],
-            "file": os.path.basename(info["filepath"]),
-            "threads": info["num_threads"],
-        }
+        OpenMPRuntime(info["prefix"], os.path.basename(info["filepath"]), info["num_threads"])
         for info in threadpool_info()
         if info["user_api"] == "openmp"
     ]
 
 
-def _wait_policy() -> Finding:
+def _check_wait_policy() -> Finding:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.upper() == "PASSIVE":
         return Finding("ok", "OMP_WAIT_POLICY is PASSIVE: idle OpenMP threads sleep.")
@@ -103,10 +155,10 @@ def _wait_policy() -> Finding:
     )
 
 
-def _runtimes(runtimes: list[dict[str, Any]]) -> Finding:
+def _check_runtimes(runtimes: Sequence[OpenMPRuntime]) -> Finding:
     if len(runtimes) < 2:
         return Finding("ok", f"{len(runtimes)} OpenMP runtime is loaded.")
-    names = ", ".join(r["file"] for r in runtimes)
+    names = ", ".join(runtime.file for runtime in runtimes)
     text = f"{len(runtimes)} OpenMP runtimes are loaded ({names}): import torch before faiss, as this package does."
     if platform.system() == "Darwin":
         text += " On macOS two of them may crash: set faiss.omp_set_num_threads(1) and KMP_DUPLICATE_LIB_OK=TRUE."
@@ -114,26 +166,26 @@ def _runtimes(runtimes: list[dict[str, Any]]) -> Finding:
     return Finding("ok", text)
 
 
-def _threads(torch: Any) -> Finding:
+def _check_threads(torch: Any) -> Finding:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     if threads > cores:
         return Finding("advice", f"torch uses {threads} threads on {cores} cores. Set OMP_NUM_THREADS={cores}.")
     return Finding("ok", f"torch uses {threads} threads on {cores} cores.")
 
 
-def _precision(torch: Any) -> Finding:
+def _check_precision(torch: Any) -> Finding:
     if torch.cuda.is_available():
         kind = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         return Finding("ok", f"The base model will be loaded in {kind} on the GPU.")
     return Finding("ok", "No GPU: the base model will be loaded in float32 on the CPU.")
 
 
-# -- threads that wait -----------------------------------------------------------------------------------------------
+# -- waiting threads -------------------------------------------------------------------------------------------------
 
-Timings = Mapping[str, Mapping[str, float]]
-"""Seconds of one loop by policy and by `"alone"` or `"busy"`."""
+Timings = Mapping[str, LoopTimes]
+"""By the names of `thread_policies`."""
 
-# Short operations, hence many parallel regions with a wait at the end of each: what a small model is made of.
+# Short operations, hence many parallel regions with a wait at the end of each, as in a small model.
 _LOOP = """
 import sys, time
 import torch
@@ -153,8 +205,8 @@ for line in sys.stdin:
 _BUSY = "while True: pass"
 
 
-def policies(cores: int) -> dict[str, dict[str, str]]:
-    """Ways to run torch on so many cores, as environments: OpenMP reads them once, when it is loaded."""
+def thread_policies(cores: int) -> dict[str, dict[str, str]]:
+    """Environments in which torch can run on this many cores; OpenMP reads them once, when it is loaded."""
     every = str(cores)
     return {
         "all threads, active": {"OMP_NUM_THREADS": every, "OMP_WAIT_POLICY": "ACTIVE"},
@@ -164,26 +216,25 @@ def policies(cores: int) -> dict[str, dict[str, str]]:
 
 
 def measure_policies(
-    cores: int, *, seconds: float = 0.5, run: Callable[[Mapping[str, str], float], tuple[float, float]] | None = None
-) -> dict[str, dict[str, float]]:
-    """Seconds of a loop of short torch operations, alone and beside one busy process.
+    cores: int, *, seconds: float = 0.5, run: Callable[[Mapping[str, str], float], LoopTimes] | None = None
+) -> dict[str, LoopTimes]:
+    """Time a loop of short torch operations under each thread policy, with and without another busy process.
 
-    One busy process is enough to keep a thread waiting at every barrier, and is what a desktop or a shared machine has.
+    One busy process is enough to delay a thread at every barrier, and is usual on a desktop or a shared machine.
 
     Args:
-        cores: Of the machine; on a single one there is nothing to choose, and nothing is measured.
-        seconds: How long each is timed.
-        run: Times the loop in an environment, alone and beside a busy process (given by tests).
+        cores: Of the machine; with a single one there is nothing to choose, and nothing is measured.
+        seconds: Duration of each measurement.
+        run: Times the loop in an environment for this many seconds (for tests).
     """
     if cores < 2:
         return {}
     timed = run or _time_loop
-    found = {name: timed(environment, seconds) for name, environment in policies(cores).items()}
-    return {name: {"alone": alone, "busy": busy} for name, (alone, busy) in found.items()}
+    return {name: timed(environment, seconds) for name, environment in thread_policies(cores).items()}
 
 
-def _time_loop(environment: Mapping[str, str], seconds: float) -> tuple[float, float]:
-    """NaN where the process failed: that is no reason to say nothing of the rest."""
+def _time_loop(environment: Mapping[str, str], seconds: float) -> LoopTimes:
+    """NaN where the process failed, so that the rest of the report is still printed."""
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
     command = [sys.executable, "-c", _LOOP]
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
@@ -191,16 +242,17 @@ def _time_loop(environment: Mapping[str, str], seconds: float) -> tuple[float, f
         command, env={**kept, **environment}, stdin=pipe, stdout=pipe, stderr=quiet, text=True
     ) as process:
         try:
-            alone = _asked(process, seconds)
-            with _busy():
-                return alone, _asked(process, seconds)
+            alone = _timed(process, seconds)
+            with _busy_process():
+                return LoopTimes(alone, _timed(process, seconds))
         except (ValueError, OSError):
-            return math.nan, math.nan
+            return LoopTimes(math.nan, math.nan)
         finally:
             process.kill()
 
 
-def _asked(process: "subprocess.Popen[str]", seconds: float) -> float:
+def _timed(process: "subprocess.Popen[str]", seconds: float) -> float:
+    """Seconds of one loop in a process that runs `_LOOP`."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(f"{seconds}\n")
     process.stdin.flush()
@@ -208,7 +260,7 @@ def _asked(process: "subprocess.Popen[str]", seconds: float) -> float:
 
 
 @contextmanager
-def _busy() -> Iterator["subprocess.Popen[bytes]"]:
+def _busy_process() -> Iterator["subprocess.Popen[bytes]"]:
     """One other process that keeps a core busy."""
     process = subprocess.Popen([sys.executable, "-c", _BUSY])
     try:
@@ -218,69 +270,59 @@ def _busy() -> Iterator["subprocess.Popen[bytes]"]:
         process.wait()
 
 
-WORTH_A_WORD = 1.2
-"""Times faster from which a difference is no noise."""
+NOTABLE_RATIO = 1.2
+"""Ratio of two times from which their difference is taken for more than noise."""
 
 
-def advice(timings: Timings) -> Finding:
-    """What the numbers say."""
-    active, passive, one = timings.values()
-    if not _is_whole(timings):
+def thread_advice(timings: Timings) -> Finding:
+    """Which thread policy to use, from the times of all three."""
+    if not _is_complete(timings):
         return Finding("advice", "Threads could not be timed: a process that only multiplies matrices failed.")
-    spinning = active["busy"] / passive["busy"]
-    if spinning > WORTH_A_WORD:
-        text = (
-            f"Beside one busy process spinning threads are {spinning:.1f} times slower than sleeping ones; alone they "
-            f"are {_gain(passive['alone'] / active['alone'])}: keep OMP_WAIT_POLICY=PASSIVE{_or_one(passive, one)}."
-        )
+    active, passive, one = timings.values()
+    if (slower := active.busy / passive.busy) > NOTABLE_RATIO:
         is_set = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-        return Finding("ok" if is_set else "advice", text)
-    if passive["alone"] > WORTH_A_WORD * active["alone"]:
+        return Finding(
+            "ok" if is_set else "advice",
+            f"With another busy process, spinning threads are {slower:.1f} times slower than sleeping ones; without "
+            f"one they are {_gain(passive.alone / active.alone)}: keep OMP_WAIT_POLICY=PASSIVE"
+            f"{_single_thread(passive, one)}.",
+        )
+    if passive.alone > NOTABLE_RATIO * active.alone:
         return Finding(
             "ok",
-            f"Spinning threads are {passive['alone'] / active['alone']:.1f} times faster alone and lose nothing beside "
-            "a busy process: OMP_WAIT_POLICY=ACTIVE is worth setting here.",
+            f"Without another busy process, spinning threads are {passive.alone / active.alone:.1f} times faster, and "
+            "with one they lose nothing: setting OMP_WAIT_POLICY=ACTIVE is worthwhile here.",
         )
-    return Finding("ok", f"It makes no difference here whether idle threads spin or sleep{_or_one(passive, one)}.")
+    text = f"It makes no difference here whether idle threads spin or sleep{_single_thread(passive, one)}."
+    return Finding("ok", text)
 
 
-def _is_whole(timings: Timings) -> bool:
-    return not any(math.isnan(seconds) for found in timings.values() for seconds in found.values())
+def _is_complete(timings: Timings) -> bool:
+    return not any(math.isnan(seconds) for times in timings.values() for seconds in astuple(times))
 
 
 def _gain(times: float) -> str:
     return f"{times:.1f} times as fast" if times >= 1.05 else "no faster"
 
 
-def _or_one(passive: Mapping[str, float], one: Mapping[str, float]) -> str:
-    """What one thread would do, where that is better."""
-    alone, busy = (passive[where] / one[where] for where in ("alone", "busy"))
-    if busy <= WORTH_A_WORD:
+def _single_thread(passive: LoopTimes, one: LoopTimes) -> str:
+    """What a single thread gains, where it is faster."""
+    alone, busy = passive.alone / one.alone, passive.busy / one.busy
+    if busy <= NOTABLE_RATIO:
         return ""
     if alone >= 1:
-        return f", or better OMP_NUM_THREADS=1, {alone:.1f} times faster alone and {busy:.1f} times beside it"
-    return f"; OMP_NUM_THREADS=1 is {busy:.1f} times faster again while the machine is shared, and slower alone"
+        return f", or better OMP_NUM_THREADS=1: {busy:.1f} times faster with a busy process, {alone:.1f} without"
+    return f"; OMP_NUM_THREADS=1 is {busy:.1f} times faster still with a busy process, and slower without"
 
 
 def _policy_lines(timings: Timings, load: float | None) -> list[str]:
-    """A table in milliseconds, with how many times slower each is beside a busy process."""
+    """A table in milliseconds, with the slowdown by another busy process."""
     if not timings:
         return []
-    header = f"  {'short operations':<24}{'alone':>12}{'beside one':>12}{'slower':>9}"
-    rows = [
-        f"  {name:<24}{1e3 * t['alone']:>9.2f} ms{1e3 * t['busy']:>9.2f} ms{t['busy'] / t['alone']:>8.1f}x"
-        for name, t in timings.items()
+    header = f"  {'short operations':<24}{'no other':>12}{'one busy':>12}{'slower':>9}"
+    lines = [
+        f"  {name:<24}{1e3 * times.alone:>9.2f} ms{1e3 * times.busy:>9.2f} ms{times.busy / times.alone:>8.1f}x"
+        for name, times in timings.items()
     ]
-    others = f"  other processes kept {load:.1f} cores busy, so that alone was not alone"
-    return ["threads", header, *rows, *([others] if load is not None and load > 0.7 else [])]
-
-
-def render(report: dict[str, Any]) -> str:
-    """The report as text."""
-    lines = [f"python {report['python']} on {report['platform']}"]
-    lines += [f"  {name} {found or 'not installed'}" for name, found in report["packages"].items()]
-    lines += ["devices", *(f"  {d}" for d in report["devices"])]
-    lines += ["OpenMP runtimes", *(f"  {r['file']} ({r['threads']} threads)" for r in report["openmp"])]
-    lines += _policy_lines(report["thread_policies"], report["load"])
-    lines += ["findings", *(f"  [{f['level']}] {f['text']}" for f in report["findings"])]
-    return "\n".join(lines)
+    others = f"  other processes kept {load:.1f} cores busy, which the times include"
+    return ["threads", header, *lines, *([others] if load is not None and load > 0.7 else [])]

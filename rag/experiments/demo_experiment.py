@@ -38,7 +38,7 @@ from rag.experiments.recipes import Variant
 from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import GENERAL, SAMPLES, Pair, RowResult, compare, question_of, retriever_recall
 from rag.experiments.sweep_runner import Row, Sweep, SweepSettings
-from rag.worlds.encyclopedia import write
+from rag.worlds.encyclopedia import write_encyclopedia
 from retriever.selector_config import SelectorConfig
 from training import QAExample, load_examples
 from training.checkpoint import load_learned
@@ -187,7 +187,7 @@ class Lab:
         """Let one trained row read real facts, which neither it nor the base has ever seen."""
         folder = self.folder / "encyclopedia"
         if not (folder / "dev.jsonl").is_file():
-            write(folder)
+            write_encyclopedia(folder)
         asked = load_examples(folder / "dev.jsonl", require_answers=True, limit=self.settings.encyclopedia_questions)
         if not (folder / "index").is_dir():
             build_index(

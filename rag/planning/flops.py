@@ -4,8 +4,9 @@ One multiply-add is two operations. Only matrix products count; norms, softmaxes
 between these numbers and what is measured. The base is frozen, so a backward pass has gradients of activations only:
 as many operations as the forward one for the body, twice as many for attention.
 
-Legend: T tokens of a row, P tokens of the ranking prompt, G tokens of an answer row, L answer tokens, H hidden size,
-V vocabulary, n candidates, K selected, m permutations, S tokens that follow one choice (its id and the separator).
+Legend: T tokens of a sequence, P tokens of the ranking prompt, G tokens of the generator's sequence (prompt and
+answer), L answer tokens, H hidden size, V vocabulary, n candidates, K selected, m permutations, S tokens that follow
+one choice (its id and the separator).
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     tied: bool = False
-    """Whether the output head is the embedding."""
+    """Whether the output head shares its weights with the embedding."""
     rank: int = 16
     """Of the LoRA adapters on all linear layers of the body."""
 
@@ -57,7 +58,7 @@ class ModelShape:
 
     @property
     def body_parameters(self) -> int:
-        """Weights of the linear layers; what a token is multiplied by."""
+        """Weights of the linear layers of all blocks."""
         return self.layers * sum(i * o for i, o in self.linear_sizes)
 
     @property
@@ -82,7 +83,7 @@ class ModelShape:
 
 
 def causal_pairs(lengths: Sequence[int]) -> int:
-    """Pairs of query and visible key in rows of plain causal attention."""
+    """Pairs of query and visible key in sequences of these lengths under causal attention."""
     return sum(T * (T + 1) // 2 for T in lengths)
 
 
@@ -100,30 +101,30 @@ def forward_flops(shape: ModelShape, tokens: int, pairs: int, *, adapted: bool =
 
 
 def training_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
-    """Forward and backward of the body, only the adapter learning."""
+    """Forward and backward pass of the body, training only the adapter."""
     attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
     return tokens * (4 * shape.body_parameters + 6 * shape.adapter_parameters) + 3 * attention
 
 
-def head_flops(shape: ModelShape, rows: int) -> int:
-    """Logits of all V tokens at so many positions."""
-    return 2 * shape.head_parameters * rows
+def head_flops(shape: ModelShape, positions: int) -> int:
+    """Logits of all V tokens at this many positions."""
+    return 2 * shape.head_parameters * positions
 
 
 @dataclass(frozen=True)
-class Question:
-    """The sizes that decide what one question costs."""
+class QuestionShape:
+    """Sizes of one question that determine its cost."""
 
     num_candidates: int
     """n."""
     num_selected: int
     """K."""
     num_permutations: int
-    """m: permutations that are scored and learned from."""
+    """m: permutations that the generator scores and trains on."""
     prompt: int
     """P."""
-    row: int
-    """G: prompt and answer of the generator."""
+    sequence: int
+    """G: tokens of the generator's prompt and answer."""
     answer: int
     """L."""
     choice: int = 3
@@ -135,17 +136,17 @@ class Question:
         return (self.num_selected - 1) * self.choice
 
 
-def _replies(q: Question, m: int) -> tuple[int, int]:
+def _replies(q: QuestionShape, m: int) -> tuple[int, int]:
     """Tokens of m replies behind one prompt, and the pairs of query and visible key of these."""
     return m * q.reply, m * (q.reply * q.prompt + causal_pairs([q.reply]))
 
 
 def e_sample_flops(
-    shape: ModelShape, q: Question, *, decoding: str = "autoregressive", replacement: bool = True
+    shape: ModelShape, q: QuestionShape, *, decoding: str = "autoregressive", replacement: bool = True
 ) -> int:
-    """Draw m permutations: one prefill, then the replies on its cache (none for `"single_pass"`).
+    """Sample m permutations: one prefill, then the replies on its cache (none for `"single_pass"`).
 
-    Without replacement the m + 1 beams change their parents, and at every step their replies are read anew.
+    Without replacement the m + 1 beams change their parents, and every step reads their whole replies again.
     """
     prefill = forward_flops(shape, q.prompt, causal_pairs([q.prompt]))
     if decoding == "single_pass":
@@ -160,14 +161,16 @@ def e_sample_flops(
     return prefill + read + ids
 
 
-def e_score_flops(shape: ModelShape, q: Question) -> int:
-    """Log p_g of m rows: the body on all tokens, the head on answer tokens only."""
-    rows = [q.row] * q.num_permutations
-    return forward_flops(shape, sum(rows), causal_pairs(rows)) + head_flops(shape, q.num_permutations * q.answer)
+def e_score_flops(shape: ModelShape, q: QuestionShape) -> int:
+    """Log p_g of m sequences: the body on all tokens, the head on answer tokens only."""
+    sequences = [q.sequence] * q.num_permutations
+    return forward_flops(shape, sum(sequences), causal_pairs(sequences)) + head_flops(
+        shape, q.num_permutations * q.answer
+    )
 
 
-def m_selector_flops(shape: ModelShape, q: Question, *, decoding: str = "autoregressive") -> int:
-    """Learn from m permutations: one prompt and m replies, forward and backward."""
+def m_selector_flops(shape: ModelShape, q: QuestionShape, *, decoding: str = "autoregressive") -> int:
+    """One selector step on m permutations: one prompt and m replies, forward and backward."""
     tokens, pairs = q.prompt, causal_pairs([q.prompt])
     if decoding == "autoregressive":
         more_tokens, more_pairs = _replies(q, q.num_permutations)
@@ -175,15 +178,15 @@ def m_selector_flops(shape: ModelShape, q: Question, *, decoding: str = "autoreg
     return training_flops(shape, tokens, pairs)
 
 
-def m_generator_flops(shape: ModelShape, q: Question, *, aligned_rows: int | None = None) -> int:
-    """Learn from m rows, SelfAug on `aligned_rows` of them (all by default; 0: none).
+def m_generator_flops(shape: ModelShape, q: QuestionShape, *, aligned_sequences: int | None = None) -> int:
+    """One generator step on m sequences, with SelfAug on `aligned_sequences` of them (None: all; 0: none).
 
-    The reference is one more forward pass of the aligned rows. The KL takes three products with the head at every
+    The reference is one more forward pass of the aligned sequences. The KL takes three products with the head at every
     input token (base logits, tuned logits, gradient), the answer two at each of its tokens.
     """
-    aligned = q.num_permutations if aligned_rows is None else aligned_rows
-    rows = [q.row] * q.num_permutations
-    body = training_flops(shape, sum(rows), causal_pairs(rows))
-    reference = forward_flops(shape, q.row * aligned, causal_pairs([q.row] * aligned), adapted=False)
+    aligned = q.num_permutations if aligned_sequences is None else aligned_sequences
+    sequences = [q.sequence] * q.num_permutations
+    body = training_flops(shape, sum(sequences), causal_pairs(sequences))
+    reference = forward_flops(shape, q.sequence * aligned, causal_pairs([q.sequence] * aligned), adapted=False)
     answers = 2 * head_flops(shape, q.num_permutations * q.answer)
-    return body + reference + answers + 3 * head_flops(shape, aligned * (q.row - q.answer - 1))
+    return body + reference + answers + 3 * head_flops(shape, aligned * (q.sequence - q.answer - 1))

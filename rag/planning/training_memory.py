@@ -1,4 +1,4 @@
-r"""What training holds in memory at its peak, in bytes: pure formulas over the shape of a causal LM.
+r"""Peak memory of training, in bytes: pure formulas over the shape of a causal LM.
 
 They follow from what autograd keeps for the backward pass. The base is frozen, so a linear layer keeps no input for its
 own sake; its LoRA adapter does. Per token and layer, with H hidden size, I intermediate size, q = heads x head_dim,
@@ -16,19 +16,20 @@ keeps no T x T matrix; with an explicit mask (replies behind a prompt) keys and 
 head. With gradient checkpointing the input of every block is all that is kept, and one block at a time is computed
 again.
 
-Legend: T tokens of a pass, P tokens of the ranking prompt, G tokens of an answer row, L answer tokens, V vocabulary,
-C tokens of a chunk of the KL, N passages, d dimension of the encoder, m permutations, R rows of a micro-batch.
+Legend: T tokens of a pass, P tokens of the ranking prompt, G tokens of the generator's sequence, L answer tokens,
+V vocabulary, C tokens of a chunk of the KL, N passages, d dimension of the encoder, m permutations, R sequences
+of a micro-batch.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rag.planning.flops import ModelShape, Question
+from rag.planning.flops import ModelShape, QuestionShape
 from training.losses import default_chunk_tokens
 
 FLOAT32 = 4
 TOKENS_PER_BATCH = 16384
-"""Rows x longest row of one forward pass of the E-step, as selector and generator have it by default."""
+"""Sequences x longest sequence of one forward pass of the E-step; the default of selector and generator."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ PRECISIONS: Mapping[str, Precision] = {
     "8bit": Precision(1 + 4 / 4096, 2, 2, 2, 4),
     "4bit": Precision(0.5 + 4 / 64, 2, 2, 2, 4),
 }
-"""By `dtype` or quantization. 4bit: blocks of 64 weights share a float32 scale; 8bit: rows do."""
+"""By `dtype` or quantization. 4bit: 64 weights share one float32 scale; 8bit: one scale per matrix row of 4096."""
 
 
-# -- what is there all the time --------------------------------------------------------------------------------------
+# -- memory that is always in use ------------------------------------------------------------------------------------
 
 
 def base_bytes(shape: ModelShape, precision: Precision) -> int:
@@ -85,11 +86,11 @@ def index_bytes(passages: int, dimension: int) -> int:
 
 
 def cache_bytes(shape: ModelShape, precision: Precision, tokens: int) -> int:
-    """Keys and values of so many tokens in all layers."""
+    """Keys and values of this many tokens in all layers."""
     return tokens * shape.kv_size * precision.compute
 
 
-# -- what a pass keeps -----------------------------------------------------------------------------------------------
+# -- memory kept for the backward pass -------------------------------------------------------------------------------
 
 
 def block_bytes(shape: ModelShape, precision: Precision, *, masked: bool = False, stored_attention: int = 0) -> int:
@@ -116,7 +117,7 @@ def block_bytes(shape: ModelShape, precision: Precision, *, masked: bool = False
 def kept_bytes(
     shape: ModelShape, precision: Precision, tokens: int, *, checkpointing: bool = False, stored_attention: int = 0
 ) -> int:
-    """Kept by a plain causal pass over so many tokens."""
+    """Kept by a causal pass over this many tokens."""
     if checkpointing:
         return shape.layers * tokens * shape.hidden * precision.residual
     each = block_bytes(shape, precision, stored_attention=stored_attention)
@@ -135,15 +136,15 @@ def _replies_kept(shape: ModelShape, precision: Precision, prompt: int, replies:
 
 
 def passing_bytes(shape: ModelShape, precision: Precision, tokens: int) -> int:
-    """Alive within one block of a forward pass: silu(gate), and three like `up` while its adapter is added."""
+    """In use within one block of a forward pass: silu(gate), and three like `up` while its adapter is added."""
     wide = 4 * shape.intermediate * precision.compute
     return tokens * (wide + shape.hidden * (2 * precision.residual + precision.compute))
 
 
 def backward_bytes(shape: ModelShape, precision: Precision, tokens: int, *, checkpointing: bool = False) -> int:
-    """Alive within one block of a backward pass, beside what was kept: gradients, and with checkpointing the block.
+    """In use within one block of a backward pass, besides what was kept: gradients, and with checkpointing the block.
 
-    Gradients take the place of what was kept and is let go; one of the size of `up` is all that comes on top.
+    Gradients take the place of kept activations as these are freed; one of the size of `up` is added on top.
     """
     gradients = tokens * (shape.intermediate * precision.compute + shape.hidden * precision.residual)
     if not checkpointing:
@@ -156,7 +157,7 @@ def backward_bytes(shape: ModelShape, precision: Precision, tokens: int, *, chec
 
 
 def kl_bytes(shape: ModelShape, precision: Precision, chunk: int) -> int:
-    """One chunk of the KL: the tuned and the base's logits; float32 exists for a few rows only and is left out."""
+    """One chunk of the KL: logits of the tuned model and the base; float32 copies of a few positions are left out."""
     return 2 * chunk * shape.vocabulary * precision.head
 
 
@@ -170,15 +171,16 @@ def answer_bytes(shape: ModelShape, precision: Precision, tokens: int, *, learni
 
 
 @dataclass(frozen=True)
-class Phase:
-    """The peak of one phase beyond what is there all the time."""
+class StepMemory:
+    """Peak memory of one step besides what is always in use, in bytes."""
 
     kept: int = 0
     """For the backward pass."""
     logits: int = 0
     passing: int = 0
-    """Within one block, and the key-value cache."""
+    """Within one block."""
     cache: int = 0
+    """Keys and values."""
 
     @property
     def peak(self) -> int:
@@ -186,42 +188,44 @@ class Phase:
         return self.kept + self.cache + max(self.logits, self.passing)
 
 
-def e_sample_bytes(shape: ModelShape, precision: Precision, q: Question, *, questions: int, decoding: str) -> Phase:
-    """Drawing: prompts of up to `TOKENS_PER_BATCH` tokens in one pass, their cache, and m + 1 replies behind each."""
+def e_sample_bytes(
+    shape: ModelShape, precision: Precision, q: QuestionShape, *, questions: int, decoding: str
+) -> StepMemory:
+    """Sampling: prompts of up to `TOKENS_PER_BATCH` tokens in one pass, their cache, and m + 1 replies behind each."""
     replies = 0 if decoding == "single_pass" else (q.num_permutations + 1) * q.reply
-    rows = _rows_at_once(q.prompt + replies, questions)
-    cache = cache_bytes(shape, precision, rows * (q.prompt + replies)) if replies else 0
-    masks = rows * replies * (q.prompt + replies) * (precision.compute + 2 * 8 + 2)
-    repeated = rows * (q.prompt + replies) * 2 * shape.heads * shape.head_dim * precision.compute
-    read = passing_bytes(shape, precision, rows * q.prompt)
-    written = passing_bytes(shape, precision, rows * replies) + masks + repeated
-    return Phase(passing=max(read, written), cache=cache)
+    prompts = _sequences_per_pass(q.prompt + replies, questions)
+    cache = cache_bytes(shape, precision, prompts * (q.prompt + replies)) if replies else 0
+    masks = prompts * replies * (q.prompt + replies) * (precision.compute + 2 * 8 + 2)
+    repeated = prompts * (q.prompt + replies) * 2 * shape.heads * shape.head_dim * precision.compute
+    read = passing_bytes(shape, precision, prompts * q.prompt)
+    written = passing_bytes(shape, precision, prompts * replies) + masks + repeated
+    return StepMemory(passing=max(read, written), cache=cache)
 
 
-def e_score_bytes(shape: ModelShape, precision: Precision, q: Question, *, rows: int) -> Phase:
-    """Log p_g of so many rows, batched by tokens."""
-    together = _rows_at_once(q.row, rows)
-    tokens = together * q.row
-    return Phase(
+def e_score_bytes(shape: ModelShape, precision: Precision, q: QuestionShape, *, sequences: int) -> StepMemory:
+    """Log p_g of this many sequences, batched by tokens."""
+    together = _sequences_per_pass(q.sequence, sequences)
+    tokens = together * q.sequence
+    return StepMemory(
         kept=tokens * shape.hidden * precision.residual,
         logits=answer_bytes(shape, precision, together * q.answer, learning=False),
         passing=passing_bytes(shape, precision, tokens),
     )
 
 
-def _rows_at_once(length: int, rows: int) -> int:
-    return min(max(1, TOKENS_PER_BATCH // length), rows)
+def _sequences_per_pass(length: int, sequences: int) -> int:
+    return min(max(1, TOKENS_PER_BATCH // length), sequences)
 
 
 def m_selector_bytes(
     shape: ModelShape,
     precision: Precision,
-    q: Question,
+    q: QuestionShape,
     *,
     questions: int = 1,
     checkpointing: bool = False,
     decoding: str = "autoregressive",
-) -> Phase:
+) -> StepMemory:
     """One prompt and m replies of each question of a micro-batch, forward and backward."""
     replies = 0 if decoding == "single_pass" else q.num_permutations * q.reply
     if checkpointing or not replies:
@@ -230,36 +234,38 @@ def m_selector_bytes(
         kept = kept_bytes(shape, precision, tokens, checkpointing=checkpointing) + masks
         passing = backward_bytes(shape, precision, tokens, checkpointing=checkpointing)
         repeated = 2 * tokens * shape.heads * shape.head_dim * precision.compute if replies else 0
-        return Phase(kept=kept, passing=passing + repeated)
+        return StepMemory(kept=kept, passing=passing + repeated)
     prompts = kept_bytes(shape, precision, questions * q.prompt)
     behind = questions * _replies_kept(shape, precision, q.prompt, replies) + _weight_copies(shape, precision)
-    return Phase(kept=prompts + behind, passing=backward_bytes(shape, precision, questions * max(replies, q.prompt)))
+    return StepMemory(
+        kept=prompts + behind, passing=backward_bytes(shape, precision, questions * max(replies, q.prompt))
+    )
 
 
 def m_generator_bytes(
     shape: ModelShape,
     precision: Precision,
-    q: Question,
+    q: QuestionShape,
     *,
-    rows: int,
-    aligned_rows: int,
+    sequences: int,
+    aligned_sequences: int,
     chunk: int | None = None,
     checkpointing: bool = False,
     stored_attention: bool = False,
     cuda: bool = False,
-) -> Phase:
-    """So many answer rows in one micro-batch, forward and backward, with SelfAug on some of them.
+) -> StepMemory:
+    """Generator step on one micro-batch of answer sequences, forward and backward, with SelfAug on some of them.
 
     The answer's logits are kept while the KL is formed; the hidden states of the reference and the KL's gradient have
     H numbers per aligned token each, as have the tuned ones.
     """
-    tokens = rows * q.row
-    states = (tokens + 3 * aligned_rows * q.row) * shape.hidden * precision.residual
+    tokens = sequences * q.sequence
+    states = (tokens + 3 * aligned_sequences * q.sequence) * shape.hidden * precision.residual
     kept = kept_bytes(
-        shape, precision, tokens, checkpointing=checkpointing, stored_attention=q.row if stored_attention else 0
+        shape, precision, tokens, checkpointing=checkpointing, stored_attention=q.sequence if stored_attention else 0
     )
-    answers = answer_bytes(shape, precision, rows * q.answer, learning=True)
+    answers = answer_bytes(shape, precision, sequences * q.answer, learning=True)
     chunk = chunk or default_chunk_tokens(shape.vocabulary * precision.head, cuda=cuda)
-    kl = answers // 4 + kl_bytes(shape, precision, min(chunk, tokens)) if aligned_rows else 0
+    kl = answers // 4 + kl_bytes(shape, precision, min(chunk, tokens)) if aligned_sequences else 0
     passing = backward_bytes(shape, precision, tokens, checkpointing=checkpointing)
-    return Phase(kept=kept + states, logits=max(answers, kl), passing=passing)
+    return StepMemory(kept=kept + states, logits=max(answers, kl), passing=passing)

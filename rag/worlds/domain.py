@@ -1,4 +1,4 @@
-"""What an invented world is about: kinds of things, their relations, and real values whose shape it imitates."""
+"""The domain of an invented world: kinds of entities, their relations, and real values whose shape it imitates."""
 
 import functools
 from collections import defaultdict
@@ -11,22 +11,22 @@ from rag.worlds.encyclopedia.relations import RELATIONS, Relation
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Kinds of things by table, and what is known about them."""
+    """Kinds of entities by table, with their relations, names and values."""
 
     kinds: Mapping[str, Kind]
-    """How the things of each table are spoken of."""
+    """Wording for the entities of each table."""
 
     relations: Mapping[str, Relation]
-    """How each relation is said and asked."""
+    """Statements and questions for each relation."""
 
     names: Mapping[str, Sequence[str]]
-    """Real names by table, as they stand inside a sentence."""
+    """Real names by table, as written inside a sentence."""
 
     values: Mapping[tuple[str, str], Sequence[tuple[str, ...]]]
-    """Real values by table and relation: which table has which relation is read from here."""
+    """Real values by table and relation: they define which table has which relation."""
 
     def relations_of(self, table: str) -> tuple[str, ...]:
-        """The relations that things of this table may have, sorted."""
+        """The relations that entities of this table may have, sorted."""
         return self._relations_by_table[table]
 
     @functools.cached_property

@@ -1,10 +1,10 @@
-"""A second domain for invented worlds, of which the tiny base has never read a word: ships, teams, remedies, firms.
+"""The unseen domain: a second domain for invented worlds, with ships, teams, remedies and firms.
 
-The tiny base was made on the wording of `encyclopedia`, so a world in that wording leaves a generator nothing to
-learn. Here it finds a passage by its title as well as ever, and does not know which of the facts is asked for: what a
-model of general English meets in a company's own documents.
+The tiny base was pre-trained on the wording of `encyclopedia`, so a world in that wording leaves a generator nothing to
+learn, whereas it has seen no word of this domain's relations. It finds a passage by its title as well as before, but
+does not know which fact a question is about: the situation of a general model with a company's own documents.
 
-Its statements and questions obey the rules of `rag.worlds.encyclopedia.relations`, and share no relation with it.
+Its statements and questions follow the rules of `rag.worlds.encyclopedia.relations`, and share no relation with it.
 """
 
 from rag.worlds.domain import Domain

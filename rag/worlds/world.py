@@ -1,11 +1,11 @@
-"""An invented world in plain English: passages, questions and traps, the same ones for the same seed.
+"""An invented world in plain English: passages, questions and distractors, reproducible by seed.
 
-It is a domain (the demo encyclopedia, if no other is named) with every name, word and number made up. A fact keeps
-its relation, its wording and the *shape* of a real value ("6,650 km" may become "2,914 km", "the Nile" may become "the
-Brost"), and nothing else is kept, so nothing real can be learned from it: whoever answers about this world reads, and
-answering about the encyclopedia is then a held-out test of reading.
+It is a domain (by default the demo encyclopedia) in which every name, word and number is replaced by an invented one. A
+fact keeps its relation, its wording and the *shape* of a real value ("6,650 km" may become "2,914 km", "the Nile" may
+become "the Brost"). As nothing real is left, a model can answer questions about this world only by reading its
+passages, and answering about the encyclopedia is a held-out test of reading.
 
-What makes it hard, in the order of `Cluster.passages`:
+What makes questions hard, in the order of `Cluster.passages`:
 
 - the passage of the asked entity, which may also state an outdated value ("until 1954 ..., since then ...");
 - a second passage of the same entity with its other facts;
@@ -25,7 +25,14 @@ from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
 from rag.worlds.domain import Domain, encyclopedia
 from rag.worlds.encyclopedia.entities import Entity
-from rag.worlds.encyclopedia.render import ask, for_long_subjects, golden_answers, leaks, sentences, spoken
+from rag.worlds.encyclopedia.render import (
+    choose_phrasing,
+    contains_answer,
+    for_long_subjects,
+    golden_answers,
+    joined_values,
+    sentences,
+)
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z".split()
 _CLUSTERS = "bl br ch cl cr dr fl fr gl gr kl kr ph pl pr qu sc sh sk sl sn st str th tr y".split()
@@ -58,13 +65,13 @@ class Question:
 
     @property
     def hops(self) -> int:
-        """Passages that must be read."""
+        """Number of passages that an answer needs."""
         return len(self.gold_ids)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Entities that are easily taken for each other, and what can be asked about any of them."""
+    """Entities that are easily confused, their passages, and questions about each of them."""
 
     passages: list[Passage] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
@@ -113,11 +120,11 @@ def _replaced(part: str, rng: random.Random, keep_common: bool) -> str:
 
 
 def similar(name: str, rng: random.Random) -> str:
-    """A name that is easily taken for `name`: another epithet, or one word changed in whole or in its second half."""
+    """A name that is easily confused with `name`: another epithet, or one word replaced in whole or in part."""
     if rng.random() < 0.45:
         return _with_epithet(name, rng)
     words = [m for m in _WORD.finditer(name) if m.group().lower() not in _GRAMMAR and len(m.group()) > 2]
-    if not words:  # nothing to share
+    if not words:  # no word that can be replaced
         return f"{name} {word(rng).capitalize()}"
     chosen = rng.choice(words)
     text = chosen.group()
@@ -145,7 +152,7 @@ def _with_epithet(name: str, rng: random.Random) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InventedEntity(Entity):
-    """An entity that remembers what its name and values imitate."""
+    """An entity with the domain that its name and values imitate."""
 
     domain: Domain = field(repr=False)
 
@@ -191,14 +198,14 @@ def describe(
     """The passage that states these facts of an entity.
 
     Args:
-        entity: Whom it is about.
+        entity: What it is about.
         relations: Which facts.
         rng: Source of every choice.
-        outdated: A relation among them whose former value is told as well.
+        outdated: A relation among them whose former value is stated as well.
         part: Number of the passage among those of the entity.
     """
-    told = [r for r in relations if r != outdated]
-    lines = sentences(entity, told, rng) if told else []
+    current = [r for r in relations if r != outdated]
+    lines = sentences(entity, current, rng) if current else []
     if outdated is not None:
         lines.insert(rng.randint(min(1, len(lines)), len(lines)), _outdated_sentence(entity, outdated, rng))
     return Passage(f"{entity.id}-{part}", entity.title, " ".join(lines))
@@ -215,7 +222,7 @@ def _clause(entity: Entity, relation: str, values: tuple[str, ...], rng: random.
     template = rng.choice(entity.wording[relation].statements).removesuffix(".")
     if not template.startswith("{"):
         template = template[0].lower() + template[1:]
-    return template.format(subject=entity.name, object=spoken(values))
+    return template.format(subject=entity.name, object=joined_values(values))
 
 
 # -- clusters --------------------------------------------------------------------------------------------------
@@ -229,20 +236,20 @@ def invent_cluster(
     outdated: float = 0.15,
     domain: Domain | None = None,
 ) -> Cluster:
-    """A few entities that are easily taken for each other, and questions about all of them.
+    """A few entities that are easily confused, and questions about all of them.
 
     Args:
         rng: Source of every choice.
         hops: 1, or 2 for questions that lead through a second entity.
         similar_names: Entities of similar names.
-        outdated: Probability that a passage also tells a former value.
+        outdated: Probability that a passage also states a former value.
         domain: What the entities are taken from; None: the demo encyclopedia.
 
     Raises:
         UsageError: Neither one nor two hops.
     """
     if hops not in (1, 2):
-        raise UsageError(f"hops must be 1 or 2; {hops} came.")
+        raise UsageError(f"hops must be 1 or 2, but got {hops}.")
     invent = _one_hop if hops == 1 else _two_hop
     return invent(rng, similar_names, outdated, domain or encyclopedia())
 
@@ -250,8 +257,8 @@ def invent_cluster(
 def _one_hop(rng: random.Random, similar_names: int, outdated: float, domain: Domain) -> Cluster:
     cluster = Cluster()
     for entity in _family(_any_entity(rng, domain), similar_names, rng):
-        passages, owner = _tell(entity, rng, outdated)
-        asked = (_asked(entity.described, entity, r, [gold], rng) for r, gold in owner.items())
+        passages, owner = _entity_passages(entity, rng, outdated)
+        asked = (_question(entity.described, entity, r, [gold], rng) for r, gold in owner.items())
         cluster.passages.extend(passages)
         cluster.questions.extend(q for q in asked if q)
     return cluster
@@ -265,12 +272,12 @@ def _two_hop(rng: random.Random, similar_names: int, outdated: float, domain: Do
     cluster = Cluster()
     for first, second in zip(firsts, seconds, strict=False):
         first.facts[relation] = (second.name,)
-        passages, owner = _tell(first, rng, outdated)
-        more, owner_of_second = _tell(second, rng, outdated)
+        passages, owner = _entity_passages(first, rng, outdated)
+        more, owner_of_second = _entity_passages(second, rng, outdated)
         cluster.passages.extend([*passages, *more])
         cluster.questions.extend(_chained(first, second, relation, owner[relation], owner_of_second, rng))
-    for alone in firsts[len(seconds) :]:
-        cluster.passages.extend(_tell(alone, rng, outdated)[0])
+    for unlinked in firsts[len(seconds) :]:
+        cluster.passages.extend(_entity_passages(unlinked, rng, outdated)[0])
     return cluster
 
 
@@ -282,13 +289,15 @@ def _chained(
     assert link is not None
     subject = link.format(subject=first.described, kind=second.noun)
     for asked, gold in owner.items():
-        if leaks([second.title], subject):
+        if contains_answer([second.title], subject):
             continue
-        if question := _asked(subject, second, asked, [first_gold, gold], rng, long=True):
+        if question := _question(subject, second, asked, [first_gold, gold], rng, long=True):
             yield question
 
 
-def _tell(entity: InventedEntity, rng: random.Random, outdated: float) -> tuple[list[Passage], dict[str, str]]:
+def _entity_passages(
+    entity: InventedEntity, rng: random.Random, outdated: float
+) -> tuple[list[Passage], dict[str, str]]:
     """The passages of one entity (its facts may be split over several), and which of them states which fact."""
     relations = list(entity.facts)
     rng.shuffle(relations)
@@ -304,8 +313,8 @@ def _tell(entity: InventedEntity, rng: random.Random, outdated: float) -> tuple[
 def _family(first: InventedEntity, similar_names: int, rng: random.Random) -> list[InventedEntity]:
     """Entities of similar names with mostly the same relations and values of their own, in random order.
 
-    Everyone's name is made from the first's, so the order must be random: asked only about the first, a reader would
-    find it without the question, as the one that all the others resemble.
+    All names are derived from the first, so the order must be random: if questions were about the first only, a reader
+    could find it without the question, as the one that all others resemble.
     """
     family = [first]
     names = {first.title.casefold()}
@@ -320,12 +329,12 @@ def _family(first: InventedEntity, similar_names: int, rng: random.Random) -> li
     return family
 
 
-def _asked(
+def _question(
     subject: str, entity: Entity, relation: str, gold_ids: list[str], rng: random.Random, *, long: bool = False
 ) -> Question | None:
     phrasings = entity.wording[relation].questions
     answers = golden_answers(entity.facts[relation])
-    question = ask(for_long_subjects(phrasings) if long else phrasings, subject, answers, str(rng.random()))
+    question = choose_phrasing(for_long_subjects(phrasings) if long else phrasings, subject, answers, str(rng.random()))
     return None if question is None else Question(question, answers, gold_ids)
 
 
@@ -356,7 +365,7 @@ def reading_item(
         num_passages: How many passages; at least `hops`.
         hops: 1 or 2.
         hardness: Share of hard distractors (of the same cluster); the others are about anything.
-        outdated: Probability that a passage also tells a former value.
+        outdated: Probability that a passage also states a former value.
         domain: What the passages are about; None: the demo encyclopedia.
 
     Raises:
@@ -374,14 +383,15 @@ def reading_item(
     hard = [p for p in cluster.passages if p.id not in question.gold_ids]
     rng.shuffle(hard)
     chosen = [
-        hard.pop() if hard and rng.random() < hardness else _anything(rng, domain) for _ in range(num_passages - hops)
+        hard.pop() if hard and rng.random() < hardness else _random_passage(rng, domain)
+        for _ in range(num_passages - hops)
     ]
     passages = gold + chosen
     rng.shuffle(passages)
     return Item(question, passages)
 
 
-def _anything(rng: random.Random, domain: Domain) -> Passage:
+def _random_passage(rng: random.Random, domain: Domain) -> Passage:
     entity = _any_entity(rng, domain)
     return describe(entity, entity.facts, rng)
 
@@ -412,7 +422,7 @@ def write_world(
 ) -> dict[str, Path]:
     """Write `corpus.jsonl`, `train.jsonl` and `dev.jsonl` of one world.
 
-    Train and dev ask about different clusters, over one corpus.
+    The questions of train and dev are about different clusters, over one corpus.
 
     Args:
         folder: Where to write; created when missing.
@@ -430,28 +440,33 @@ def write_world(
         UsageError: A number of questions is not positive.
     """
     if min(train_questions, dev_questions) < 1:
-        raise UsageError(f"A world needs questions in both splits; {train_questions} and {dev_questions} came.")
+        raise UsageError(
+            f"A world needs questions in both splits, but got train_questions={train_questions} and "
+            f"dev_questions={dev_questions}."
+        )
     rng = random.Random(seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     corpus: list[dict[str, object]] = []
-    rows = {"corpus": corpus}
+    records = {"corpus": corpus}
     clusters = _clusters(rng, two_hop, similar_names, domain or encyclopedia())
     for split, count in (("train", train_questions), ("dev", dev_questions)):
-        rows[split] = []
+        records[split] = []
         for cluster in clusters:
             corpus.extend({"id": p.id, "title": p.title, "text": p.text} for p in cluster.passages)
-            rows[split] += [_row(q, f"{split}-{len(rows[split]) + i}") for i, q in enumerate(_some(cluster, rng))]
-            if len(rows[split]) >= count:
+            records[split] += [
+                _record(q, f"{split}-{len(records[split]) + i}") for i, q in enumerate(_sampled_questions(cluster, rng))
+            ]
+            if len(records[split]) >= count:
                 break
-        del rows[split][count:]
-        rng.shuffle(rows[split])
+        del records[split][count:]
+        rng.shuffle(records[split])
     rng.shuffle(corpus)
-    return {name: _write(folder / f"{name}.jsonl", lines) for name, lines in rows.items()}
+    return {name: _write(folder / f"{name}.jsonl", lines) for name, lines in records.items()}
 
 
 def _clusters(rng: random.Random, two_hop: float, similar_names: int, domain: Domain) -> Iterator[Cluster]:
-    """Clusters without end; no title of one stands in another, or a question about it would have two answers."""
+    """Endless clusters that share no title, since a question about a shared one would have two answers."""
     taken: set[str] = set()
     while True:
         hops = 2 if rng.random() < two_hop else 1
@@ -462,11 +477,11 @@ def _clusters(rng: random.Random, two_hop: float, similar_names: int, domain: Do
             yield cluster
 
 
-def _some(cluster: Cluster, rng: random.Random, most: int = 3) -> list[Question]:
+def _sampled_questions(cluster: Cluster, rng: random.Random, most: int = 3) -> list[Question]:
     return rng.sample(cluster.questions, min(most, len(cluster.questions)))
 
 
-def _row(question: Question, id: str) -> dict[str, object]:
+def _record(question: Question, id: str) -> dict[str, object]:
     return {
         "id": id,
         "question": question.question,
@@ -476,6 +491,6 @@ def _row(question: Question, id: str) -> dict[str, object]:
     }
 
 
-def _write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+def _write(path: Path, records: Sequence[dict[str, object]]) -> Path:
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     return path

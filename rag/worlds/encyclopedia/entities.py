@@ -1,4 +1,4 @@
-"""The fact tables: one TSV file per kind of entity, one row per entity, one column per relation.
+"""The fact tables: one TSV file per kind of entity, one line per entity, one column per relation.
 
 The first column is the name as it stands inside a sentence ("the Nile", "oxygen"). An empty cell means that
 the value is left out; several values in one cell are separated by ";". `aliases.tsv` maps a value to other
@@ -18,7 +18,7 @@ from rag.worlds.encyclopedia.relations import RELATIONS, Relation
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How the entities of one table are numbered and spoken of."""
+    """Wording for the entities of one table: ids, nouns and introductions."""
 
     prefix: str
     """Start of every id, as in "element-oxygen"."""
@@ -27,7 +27,7 @@ class Kind:
     """What a later sentence calls the entity ("the element"); None where it repeats the name."""
 
     introduction: str | None = None
-    """What the entity is, said before or among its facts; None where the facts say it."""
+    """A statement of what the entity is, before or among its facts; None where the facts make it clear."""
 
     described: str = "{name}"
     """The entity's name in a question, with its kind where the bare name would mislead."""
@@ -78,7 +78,7 @@ _ASCII_LETTERS = str.maketrans({"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ"
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One row of a fact table, real or invented."""
+    """An entity with its facts, from a fact table or invented."""
 
     id: str
     table: str
@@ -88,10 +88,10 @@ class Entity:
     """Relation name to its values; relations without a value are absent."""
 
     kind: Kind = field(repr=False)
-    """How it is spoken of."""
+    """Wording for its table."""
 
     wording: Mapping[str, Relation] = field(repr=False)
-    """How its facts are said and asked, by relation name."""
+    """Statements and questions for its facts, by relation name."""
 
     @property
     def title(self) -> str:
@@ -106,37 +106,37 @@ class Entity:
 
 
 def without_article(name: str) -> str:
-    """Drops a leading lower-case "the": "The Hobbit" keeps its own."""
+    """The name without a leading lower-case "the"; "The Hobbit" is unchanged."""
     return name.removeprefix("the ")
 
 
 def ascii_spelling(text: str) -> str:
-    """Spells a text without accents: "São Paulo" becomes "Sao Paulo"."""
+    """A text without accents: "São Paulo" becomes "Sao Paulo"."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_ASCII_LETTERS))
     return decomposed.encode("ascii", "ignore").decode("ascii")
 
 
 @functools.cache
 def load_entities() -> tuple[Entity, ...]:
-    """Reads every fact table, in the order of `KINDS` and of the rows."""
-    return tuple(_entity(table, row) for table in KINDS for row in _rows(table))
+    """All entities, in the order of `KINDS` and of the lines of each table."""
+    return tuple(_entity(table, cells) for table in KINDS for cells in _read_table(table))
 
 
 @functools.cache
 def load_aliases() -> dict[str, tuple[str, ...]]:
-    """Reads the other accepted spellings of a value."""
-    return {row["name"]: _values(row["aliases"]) for row in _rows("aliases")}
+    """Other accepted spellings by value."""
+    return {cells["name"]: _values(cells["aliases"]) for cells in _read_table("aliases")}
 
 
-def _rows(table: str) -> Iterator[dict[str, str]]:
+def _read_table(table: str) -> Iterator[dict[str, str]]:
     text = resources.files("rag.worlds.encyclopedia").joinpath(f"{table}.tsv").read_text(encoding="utf-8")
     # QUOTE_NONE: a quotation mark in a name is a character like any other.
     yield from csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _entity(table: str, row: dict[str, str]) -> Entity:
-    kind, name = KINDS[table], row["name"]
-    facts = {relation: _values(cell) for relation, cell in row.items() if relation != "name" and cell}
+def _entity(table: str, cells: dict[str, str]) -> Entity:
+    kind, name = KINDS[table], cells["name"]
+    facts = {relation: _values(cell) for relation, cell in cells.items() if relation != "name" and cell}
     noun = _PROFESSIONS[facts["field"][0]] if "field" in facts else kind.noun
     identity = f"{kind.prefix}-{_slug(name)}"
     return Entity(id=identity, table=table, name=name, noun=noun, facts=facts, kind=kind, wording=RELATIONS)

@@ -1,4 +1,4 @@
-"""How each relation is said and asked, for real and for invented entities alike.
+"""Statements and questions for each relation, for real and invented entities alike.
 
 `{subject}` stands for the entity ("the Nile", "the river", or a whole phrase such as "the country where Ada
 Lovelace was born") and `{object}` for the value. A relation whose values can be a list ("A, B and C") is

@@ -1,7 +1,7 @@
-"""Renders the fact tables to passages and questions, the same ones for the same seed on every machine.
+"""Passages and questions from the fact tables, the same for the same seed on every machine.
 
-Every choice (which facts, which phrasing, which split, which order) comes from a hash of the entity's or the
-question's id, so that adding a row to a table leaves the rest of the encyclopedia as it was.
+Every choice (which facts, which phrasing, which split, which order) follows from a hash of the entity's or the
+question's id, so that adding a line to a table leaves the rest of the encyclopedia unchanged.
 """
 
 import functools
@@ -27,16 +27,16 @@ _MAX_FACTS, _MAX_SENTENCES = 6, 5
 _FACTS_WITHOUT_INTRODUCTION = 4
 _MAX_ATTEMPTS = 200
 _DEV_ONE_IN = 5
-# The countries that many chains lead to (the United States, France...) should not all fall into one split.
+# Chosen so that the countries that many chains lead to (the United States, France...) are not all in one split.
 _SPLIT_SALT = "split"
 # A few countries are the second hop of hundreds of questions: no fact may be asked more often than this.
 _MAX_CHAINS_PER_FACT = 12
-# Whoever composed an opera is known for music: a second hop that asks this needs no first.
+# A composer of an opera works in music: a second hop that asks for the field needs no first hop.
 _OBVIOUS_SECOND_HOPS = {"field"}
 _UNITS = {"km": ("kilometers", "kilometres"), "m": ("meters", "metres")}
 
 
-class PassageRow(TypedDict):
+class PassageRecord(TypedDict):
     """One line of `corpus.jsonl`."""
 
     id: str
@@ -44,7 +44,7 @@ class PassageRow(TypedDict):
     text: str
 
 
-class QuestionRow(TypedDict):
+class QuestionRecord(TypedDict):
     """One line of `train.jsonl` or `dev.jsonl`."""
 
     id: str
@@ -54,22 +54,22 @@ class QuestionRow(TypedDict):
     hops: int
 
 
-def passages(*, seed: int = 0) -> list[PassageRow]:
-    """Renders one passage per entity.
+def passages(*, seed: int = 0) -> list[PassageRecord]:
+    """One passage per entity.
 
     Args:
         seed: Chooses facts (where an entity has more than six), their order and their phrasings.
 
     Returns:
-        Rows of 20 to 70 words in 2 to 5 sentences that state 2 to 6 facts.
+        Records whose texts have 20 to 70 words in 2 to 5 sentences that state 2 to 6 facts.
     """
     return [
-        PassageRow(id=entity.id, title=entity.title, text=_passage_text(entity, seed)) for entity in load_entities()
+        PassageRecord(id=entity.id, title=entity.title, text=_passage_text(entity, seed)) for entity in load_entities()
     ]
 
 
-def questions(split: Split, *, seed: int = 0) -> list[QuestionRow]:
-    """Renders the questions of one split, in a shuffled order that depends only on the seed.
+def questions(split: Split, *, seed: int = 0) -> list[QuestionRecord]:
+    """The questions of one split, in a shuffled order that depends only on the seed.
 
     An entity belongs to one split, and a two-hop question needs both of its entities there: no fact and no
     entity asked about in one split is asked about in the other.
@@ -79,7 +79,7 @@ def questions(split: Split, *, seed: int = 0) -> list[QuestionRow]:
         seed: The seed of the passages that the questions are about; it also chooses phrasings and order.
 
     Returns:
-        Rows whose first golden answer stands verbatim in the last gold passage.
+        Records whose first golden answer stands verbatim in the last gold passage.
 
     Raises:
         UsageError: The split is neither "train" nor "dev".
@@ -87,11 +87,11 @@ def questions(split: Split, *, seed: int = 0) -> list[QuestionRow]:
     if split not in ("train", "dev"):
         raise UsageError(f'split must be "train" or "dev", but it is {split!r}; choose one of the two.')
     entities = [entity for entity in _unique_entities() if _split(entity) == split]
-    rows = [*_one_hop_questions(entities, seed), *_two_hop_questions(entities, seed)]
-    return sorted(rows, key=lambda row: _digest("order", seed, row["id"]))
+    records = [*_one_hop_questions(entities, seed), *_two_hop_questions(entities, seed)]
+    return sorted(records, key=lambda record: _digest("order", seed, record["id"]))
 
 
-def write(folder: str | Path, *, limit: int | None = None, seed: int = 0) -> dict[str, Path]:
+def write_encyclopedia(folder: str | Path, *, limit: int | None = None, seed: int = 0) -> dict[str, Path]:
     """Writes `corpus.jsonl`, `train.jsonl` and `dev.jsonl`.
 
     Args:
@@ -114,7 +114,7 @@ def write(folder: str | Path, *, limit: int | None = None, seed: int = 0) -> dic
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return {name: _write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in contents.items()}
+    return {name: _write_jsonl(folder / f"{name}.jsonl", records) for name, records in contents.items()}
 
 
 # Passages
@@ -126,11 +126,13 @@ def _passage_text(entity: Entity, seed: int) -> str:
         text = " ".join(sentences(entity, _stated_relations(entity, seed), rng))
         if _MIN_WORDS <= len(text.split()) <= _MAX_WORDS:
             return text
-    raise RuntimeError(f"No rendering of {entity.id} has {_MIN_WORDS} to {_MAX_WORDS} words: change its table row.")
+    raise RuntimeError(
+        f"No rendering of {entity.id} has {_MIN_WORDS} to {_MAX_WORDS} words: change its line in the fact table."
+    )
 
 
 def sentences(entity: Entity, relations: Iterable[str], rng: random.Random) -> list[str]:
-    """States the given facts of an entity in a random order and wording, two to five sentences."""
+    """Two to five sentences that state the given facts of an entity, in a random order and wording."""
     relations = list(relations)
     rng.shuffle(relations)
     introduction = entity.kind.introduction
@@ -167,7 +169,7 @@ def _clauses(entity: Entity, group: list[str], mentions: Iterator[str], rng: ran
         template = rng.choice(entity.wording[relation].statements).removesuffix(".")
         if position > 0:
             template = template[0].lower() + template[1:]
-        clauses.append(template.format(subject=next(mentions), object=spoken(entity.facts[relation])))
+        clauses.append(template.format(subject=next(mentions), object=joined_values(entity.facts[relation])))
     return clauses
 
 
@@ -183,7 +185,7 @@ def _stated_relations(entity: Entity, seed: int) -> list[str]:
     return by_hash[:_MAX_FACTS]
 
 
-def spoken(values: tuple[str, ...]) -> str:
+def joined_values(values: tuple[str, ...]) -> str:
     """Joins values as a sentence does: "A, B and C"."""
     *rest, last = values
     return f"{', '.join(rest)} and {last}" if rest else last
@@ -192,54 +194,58 @@ def spoken(values: tuple[str, ...]) -> str:
 # Questions
 
 
-def _one_hop_questions(entities: Iterable[Entity], seed: int) -> Iterator[QuestionRow]:
+def _one_hop_questions(entities: Iterable[Entity], seed: int) -> Iterator[QuestionRecord]:
     for entity in entities:
         for relation in _stated_relations(entity, seed):
             answers = golden_answers(entity.facts[relation])
             identity = f"{entity.id}-{relation.replace('_', '-')}"
-            question = ask(RELATIONS[relation].questions, entity.described, answers, f"{seed} {identity}")
+            question = choose_phrasing(RELATIONS[relation].questions, entity.described, answers, f"{seed} {identity}")
             if question is not None:
-                yield QuestionRow(id=identity, question=question, golden_answers=answers, gold_ids=[entity.id], hops=1)
+                yield QuestionRecord(
+                    id=identity, question=question, golden_answers=answers, gold_ids=[entity.id], hops=1
+                )
 
 
-def _two_hop_questions(entities: Sequence[Entity], seed: int) -> Iterator[QuestionRow]:
+def _two_hop_questions(entities: Sequence[Entity], seed: int) -> Iterator[QuestionRecord]:
     by_place = {(entity.table, entity.name): entity for entity in entities}
-    by_fact: dict[tuple[str, str], list[QuestionRow]] = defaultdict(list)
+    by_fact: dict[tuple[str, str], list[QuestionRecord]] = defaultdict(list)
     for first in entities:
         for relation in _stated_relations(first, seed):
             second = _linked_entity(RELATIONS[relation], first.facts[relation], by_place)
             if second is not None:
-                for asked, row in _chains(first, relation, second, seed):
-                    by_fact[second.id, asked].append(row)
-    for rows in by_fact.values():
-        yield from sorted(rows, key=lambda row: _digest("chain", seed, row["id"]))[:_MAX_CHAINS_PER_FACT]
+                for asked, record in _chains(first, relation, second, seed):
+                    by_fact[second.id, asked].append(record)
+    for records in by_fact.values():
+        yield from sorted(records, key=lambda record: _digest("chain", seed, record["id"]))[:_MAX_CHAINS_PER_FACT]
 
 
 def _linked_entity(
     relation: Relation, values: tuple[str, ...], by_place: Mapping[tuple[str, str], Entity]
 ) -> Entity | None:
-    """The only entity of the target tables that bears the only value of the fact."""
+    """The only entity of the target tables whose name is the only value of the fact; None where there is none."""
     found = [by_place[table, values[0]] for table in relation.targets if (table, values[0]) in by_place]
     return found[0] if len(values) == 1 and len(found) == 1 else None
 
 
-def _chains(first: Entity, relation: str, second: Entity, seed: int) -> Iterator[tuple[str, QuestionRow]]:
+def _chains(first: Entity, relation: str, second: Entity, seed: int) -> Iterator[tuple[str, QuestionRecord]]:
     """Yields each relation asked of the second entity with the question that reaches it through the first."""
     link = RELATIONS[relation].link
     if link is None:
         return
     subject = link.format(subject=first.described, kind=second.noun)
-    if leaks([second.title], subject):
+    if contains_answer([second.title], subject):
         return
     for asked in _stated_relations(second, seed):
         answers = golden_answers(second.facts[asked])
         identity = f"{first.id}-{relation}-{asked}".replace("_", "-")
-        question = ask(for_long_subjects(RELATIONS[asked].questions), subject, answers, f"{seed} {identity}")
+        question = choose_phrasing(
+            for_long_subjects(RELATIONS[asked].questions), subject, answers, f"{seed} {identity}"
+        )
         if question is not None and asked not in _OBVIOUS_SECOND_HOPS:
             gold_ids = [first.id, second.id]
             yield (
                 asked,
-                QuestionRow(id=identity, question=question, golden_answers=answers, gold_ids=gold_ids, hops=2),
+                QuestionRecord(id=identity, question=question, golden_answers=answers, gold_ids=gold_ids, hops=2),
             )
 
 
@@ -249,23 +255,23 @@ def for_long_subjects(phrasings: tuple[str, ...]) -> tuple[str, ...]:
     return ending if len(ending) >= 2 else phrasings
 
 
-def ask(phrasings: tuple[str, ...], subject: str, answers: list[str], key: str) -> str | None:
+def choose_phrasing(phrasings: tuple[str, ...], subject: str, answers: list[str], key: str) -> str | None:
     """The first phrasing, in the order of the key's hash, that does not contain an answer."""
     for phrasing in sorted(phrasings, key=lambda phrasing: _digest("question", key, phrasing)):
         question = phrasing.format(subject=subject)
-        if not leaks(answers, question):
+        if not contains_answer(answers, question):
             return question
     return None
 
 
-def leaks(answers: Iterable[str], question: str) -> bool:
-    """Whether a question already says one of its answers, as whole words."""
+def contains_answer(answers: Iterable[str], question: str) -> bool:
+    """Whether a question contains one of its answers, as whole words."""
     return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", question, re.IGNORECASE) for answer in answers)
 
 
 def golden_answers(values: tuple[str, ...]) -> list[str]:
     """The value as the passage spells it, then its other spellings; any member of a list is right too."""
-    spellings = [spoken(values), spoken(values[::-1]), *values]
+    spellings = [joined_values(values), joined_values(values[::-1]), *values]
     bare = [without_article(spelling) for spelling in spellings]
     aliases = [alias for spelling in bare for alias in load_aliases().get(spelling, ())]
     measured = [other for spelling in bare for other in _other_measures(spelling)]
@@ -288,7 +294,7 @@ def _other_measures(value: str) -> list[str]:
 
 @functools.cache
 def _unique_entities() -> tuple[Entity, ...]:
-    """The entities whose name no other entity bears: only they can be asked about without doubt."""
+    """The entities whose name no other entity has: only questions about them are unambiguous."""
     counts = Counter(entity.title.casefold() for entity in load_entities())
     return tuple(entity for entity in load_entities() if counts[entity.title.casefold()] == 1)
 
@@ -303,7 +309,7 @@ def _digest(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big")
 
 
-def _write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _write_jsonl(path: Path, records: Iterable[Mapping[str, object]]) -> Path:
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_text(path, "".join(lines))
     return path

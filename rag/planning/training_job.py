@@ -1,0 +1,152 @@
+"""One training run, as far as its costs depend on it."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
+from rag.planning.flops import ModelShape, QuestionShape
+from rag.planning.machine import Machine
+from rag.planning.model_sizes import EncoderShape
+from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, TextSizes
+from retriever.selector_config import SelectorConfig
+from training.config import DROConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One run, as far as its costs depend on it."""
+
+    base: str
+    shape: ModelShape
+    context: int
+    """Tokens that the base reads at most."""
+    dtype: str
+    """A key of `rag.planning.training_memory.PRECISIONS`."""
+    device: str
+    config: DROConfig
+    selector: SelectorConfig
+    encoder: EncoderShape
+    texts: TextSizes
+    question: QuestionShape
+    """The mean question, with m scored permutations."""
+    single_passage_sequence: int
+    """Tokens of the generator's sequence with one passage."""
+    max_new_tokens: int = 32
+
+    @property
+    def proposed(self) -> QuestionShape:
+        """The same question with all permutations that the selector proposes and trains on."""
+        times = 1 if self.config.e_step.exact else self.config.e_step.proposals_per_sample
+        possible = math.perm(self.selector.num_candidates, self.selector.num_selected)
+        return replace(self.question, num_permutations=min(self.question.num_permutations * times, possible))
+
+    @property
+    def single_passages(self) -> QuestionShape:
+        """Each candidate as the only passage before the answer."""
+        return replace(
+            self.question, num_permutations=self.question.num_candidates, sequence=self.single_passage_sequence
+        )
+
+    @property
+    def scores_single_passages(self) -> bool:
+        """Whether the E-step scores the candidates one by one, to predict log-likelihoods that it does not compute."""
+        return not self.config.e_step.exact and self.config.e_step.proposals_per_sample > 1
+
+    @property
+    def sequences_per_micro_batch(self) -> int:
+        """Sequences of the generator in one micro-batch."""
+        m = self.question.num_permutations
+        most = self.config.m_step.sequences_per_micro_batch
+        parts = math.ceil(m / most) if most else 1
+        return math.ceil(m / parts) * self.config.m_step.per_device_train_batch_size
+
+    def aligned_sequences(self, sequences: int, questions: int) -> int:
+        """How many of the sequences of this many questions SelfAug runs on."""
+        if not self.config.selfaug.alpha:
+            return 0
+        return sequences if self.config.selfaug.permutations == "all" else min(sequences, questions)
+
+    @property
+    def trained_adapters(self) -> int:
+        """Adapters that are trained."""
+        return self.config.train_selector + self.config.train_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetting:
+    """What a plan of a training run rests on, as its JSON has it."""
+
+    base: str
+    dtype: str
+    device: str
+    parameters: int
+    """Of the base."""
+    adapter_parameters: int
+    """Of one adapter."""
+    shape: ModelShape
+    encoder: EncoderShape
+    texts: TextSizes
+    question: QuestionShape
+    proposals: int
+    """Permutations that the selector proposes for a question."""
+    single_passage_sequence: int
+    """Tokens of the generator's sequence with one passage."""
+    machine: Machine
+    efficiency: float
+    """Share of the machine's rate that whole steps are expected to reach."""
+
+    joint_limits: ClassVar[tuple[str, ...]] = ()
+    """Each limit has changes of its own."""
+    last_resort: ClassVar[str] = "take a smaller base, shorter passages or fewer candidates"
+    """Advice where no change is enough."""
+
+    @classmethod
+    def of(cls, job: TrainingJob, machine: Machine, efficiency: float) -> "TrainingSetting":
+        """The setting of a job."""
+        return cls(
+            base=job.base,
+            dtype=job.dtype,
+            device=job.device,
+            parameters=job.shape.parameters,
+            adapter_parameters=job.shape.adapter_parameters,
+            shape=job.shape,
+            encoder=job.encoder,
+            texts=job.texts,
+            question=job.question,
+            proposals=job.proposed.num_permutations,
+            single_passage_sequence=job.single_passage_sequence,
+            machine=machine,
+            efficiency=efficiency,
+        )
+
+    def summary(self) -> list[str]:
+        """The setting in a few lines of text."""
+        q, t, machine = self.question, self.texts, self.machine
+        return [
+            f"{self.base}: {self.parameters / 1e6:,.1f} M parameters in {self.dtype}, "
+            f"{self.adapter_parameters / 1e6:,.2f} M in each of two adapters (rank {self.shape.rank})",
+            f"{t.passages:,} passages of {t.passage_tokens} tokens, {t.questions:,} training questions; "
+            f"ranking prompt {q.prompt:,} tokens, prompt and answer of the generator {q.sequence:,}, "
+            f"{self.proposals} permutations proposed and {q.num_permutations} scored",
+            f"{machine.device}, {machine.threads} threads: {machine.body_rate / 1e9:,.0f} GFLOP/s in the "
+            f"layers, {machine.head_rate / 1e9:,.0f} in the head, of which {self.efficiency:.0%} is expected",
+        ]
+
+
+def mean_question(
+    selector: SelectorConfig, config: DROConfig, texts: TextSizes, context: int
+) -> tuple[QuestionShape, int]:
+    """The mean question under the default prompts, and the tokens of the generator's sequence with one passage."""
+    n, K = selector.num_candidates, selector.num_selected
+    scored = math.perm(n, K) if config.e_step.exact else config.e_step.num_permutations
+    prompt = min(_prompt_tokens(RANKING_TEMPLATE, n, texts), context)
+    sequence, single = (min(_prompt_tokens(ANSWER_TEMPLATE, k, texts) + texts.answer_tokens, context) for k in (K, 1))
+    return QuestionShape(n, K, scored, prompt, sequence, texts.answer_tokens), single
+
+
+def _prompt_tokens(template: str, passages: int, texts: TextSizes) -> int:
+    """Tokens of a prompt; both templates contain the question twice."""
+    around = len(PASSAGE_TEMPLATE.format(identifier="A", title="", text="")) // CHARACTERS_PER_TOKEN + 2
+    fixed = len(template) // CHARACTERS_PER_TOKEN + 2 * texts.question_tokens
+    return fixed + passages * (texts.passage_tokens + around)

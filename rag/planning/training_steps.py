@@ -1,0 +1,215 @@
+"""The phases of a training run: operations of each over the whole data, and its memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rag.planning.flops import (
+    ModelShape,
+    QuestionShape,
+    causal_pairs,
+    e_sample_flops,
+    e_score_flops,
+    forward_flops,
+    m_generator_flops,
+    m_selector_flops,
+)
+from rag.planning.training_job import TrainingJob
+from rag.planning.training_memory import (
+    PRECISIONS,
+    StepMemory,
+    e_sample_bytes,
+    e_score_bytes,
+    m_generator_bytes,
+    m_selector_bytes,
+)
+
+ENCODING = "encode corpus"
+"""Name of the phase that is a command of its own: the base is not loaded in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """One phase: its operations over the whole data, and its memory besides what is always in use."""
+
+    name: str
+    times: int
+    """Executions in a run."""
+    body: int
+    """Operations of the model's layers, for one execution."""
+    head: int = 0
+    """Operations of the output head, for one execution."""
+    memory: StepMemory
+    training: bool = False
+    """Whether gradients and optimizer state are in memory."""
+    in_round: bool = False
+    """Whether every round has it."""
+
+    @property
+    def flops(self) -> int:
+        """Operations of one execution."""
+        return self.body + self.head
+
+
+def training_steps(job: TrainingJob) -> list[TrainingStep]:
+    """All phases of a run, in order."""
+    return [_encoding(job), *_supervised(job), *_round(job), *_evaluation(job)]
+
+
+def _encoding(job: TrainingJob) -> TrainingStep:
+    t = job.texts
+    memory = StepMemory(passing=job.encoder.bytes(t.passage_tokens))
+    return TrainingStep(name=ENCODING, times=1, body=t.passages * job.encoder.flops(t.passage_tokens), memory=memory)
+
+
+def _supervised(job: TrainingJob) -> list[TrainingStep]:
+    """Supervised warm-up: an M-step on one permutation per question."""
+    if not job.config.supervised.num_train_epochs:
+        return []
+    single = {"e_step.num_permutations": 1, "e_step.proposals_per_sample": 1, "e_step.exact": False}
+    one = job.config.with_settings(single | {"e_step.marginalization": "sequence"})
+    steps = _m_step(replace(job, config=one, question=replace(job.question, num_permutations=1)))
+    return [
+        TrainingStep(
+            name="supervised epochs",
+            times=job.config.supervised.num_train_epochs,
+            body=sum(step.body for step in steps),
+            head=sum(step.head for step in steps),
+            memory=max((step.memory for step in steps), key=lambda memory: memory.peak),
+            training=True,
+        )
+    ]
+
+
+def _round(job: TrainingJob) -> list[TrainingStep]:
+    sampling = _step(
+        job,
+        "E: sample",
+        job.config.rounds,
+        lambda shape: _sampling_flops(shape, job),
+        e_sample_bytes(
+            job.shape,
+            PRECISIONS[job.dtype],
+            job.proposed,
+            questions=job.config.e_step.batch_size,
+            decoding=job.selector.decoding,
+        ),
+    )
+    single = [_scoring(job, "E: score single passages", job.single_passages)] if job.scores_single_passages else []
+    return [sampling, *single, _scoring(job, "E: score", job.question), *_m_step(job, job.config.rounds)]
+
+
+def _sampling_flops(shape: ModelShape, job: TrainingJob) -> int:
+    if job.config.e_step.exact:
+        return m_selector_flops(shape, job.proposed, decoding=job.selector.decoding) // 2
+    return e_sample_flops(
+        shape, job.proposed, decoding=job.selector.decoding, replacement=job.config.e_step.replacement
+    )
+
+
+def _scoring(job: TrainingJob, name: str, q: QuestionShape) -> TrainingStep:
+    sequences = job.config.e_step.batch_size * q.num_permutations
+    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], q, sequences=sequences)
+    return _step(job, name, job.config.rounds, lambda shape: e_score_flops(shape, q), memory)
+
+
+def _m_step(job: TrainingJob, rounds: int = 1) -> list[TrainingStep]:
+    """Training of selector and generator; gradient checkpointing adds one forward pass."""
+    times = rounds * job.config.m_step.num_train_epochs
+    steps: list[TrainingStep] = []
+    if job.config.train_selector:
+        name, memory = "M: selector", _selector_memory(job)
+        steps.append(_step(job, name, times, lambda shape: _selector_flops(shape, job), memory, training=True))
+    if job.config.train_generator:
+        name, memory = "M: generator + SelfAug", _generator_memory(job)
+        steps.append(_step(job, name, times, lambda shape: _generator_flops(shape, job), memory, training=True))
+    return steps
+
+
+def _selector_memory(job: TrainingJob) -> StepMemory:
+    return m_selector_bytes(
+        job.shape,
+        PRECISIONS[job.dtype],
+        job.proposed,
+        questions=job.config.m_step.per_device_train_batch_size,
+        checkpointing=job.config.m_step.gradient_checkpointing,
+        decoding=job.selector.decoding,
+    )
+
+
+def _generator_memory(job: TrainingJob) -> StepMemory:
+    sequences = job.sequences_per_micro_batch
+    return m_generator_bytes(
+        job.shape,
+        PRECISIONS[job.dtype],
+        job.question,
+        sequences=sequences,
+        aligned_sequences=job.aligned_sequences(sequences, job.config.m_step.per_device_train_batch_size),
+        chunk=job.config.selfaug.chunk_tokens,
+        checkpointing=job.config.m_step.gradient_checkpointing,
+        stored_attention=_stores_attention(job),
+        cuda=job.device.startswith("cuda"),
+    )
+
+
+def _stores_attention(job: TrainingJob) -> bool:
+    """Whether attention is kept as a matrix: no fused GPU kernel shares keys between heads in float32."""
+    return job.device.startswith("cuda") and job.dtype == "float32" and job.shape.kv_heads < job.shape.heads
+
+
+def _selector_flops(shape: ModelShape, job: TrainingJob) -> int:
+    proposed, decoding = job.proposed, job.selector.decoding
+    replies = proposed.num_permutations * proposed.reply if decoding == "autoregressive" else 0
+    recomputed = _recomputed_flops(shape, job, [proposed.prompt + replies])
+    return m_selector_flops(shape, proposed, decoding=decoding) + recomputed
+
+
+def _generator_flops(shape: ModelShape, job: TrainingJob) -> int:
+    q = job.question
+    recomputed = _recomputed_flops(shape, job, [q.sequence] * q.num_permutations)
+    return m_generator_flops(shape, q, aligned_sequences=job.aligned_sequences(q.num_permutations, 1)) + recomputed
+
+
+def _recomputed_flops(shape: ModelShape, job: TrainingJob, lengths: Sequence[int]) -> int:
+    """Forward passes that gradient checkpointing repeats."""
+    if not job.config.m_step.gradient_checkpointing:
+        return 0
+    return forward_flops(shape, sum(lengths), causal_pairs(lengths))
+
+
+def _evaluation(job: TrainingJob) -> list[TrainingStep]:
+    """Greedy selection and a greedy answer for every evaluation question, before the first round and after each."""
+    if not job.texts.eval_questions:
+        return []
+    new = job.max_new_tokens
+    one = replace(job.question, num_permutations=1, sequence=job.question.sequence + new, answer=new)
+
+    def flops(shape: ModelShape) -> int:
+        return e_sample_flops(shape, one, decoding=job.selector.decoding) + e_score_flops(shape, one)
+
+    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, sequences=job.config.e_step.batch_size)
+    return [_step(job, "evaluation", job.config.rounds + 1, flops, memory, questions=job.texts.eval_questions)]
+
+
+def _step(
+    job: TrainingJob,
+    name: str,
+    times: int,
+    flops: Callable[[ModelShape], int],
+    memory: StepMemory,
+    *,
+    training: bool = False,
+    questions: int | None = None,
+) -> TrainingStep:
+    """A phase of every round; the head's share is what a model without a vocabulary would save."""
+    count = job.texts.questions if questions is None else questions
+    body = flops(replace(job.shape, vocabulary=0))
+    head = flops(job.shape) - body
+    return TrainingStep(
+        name=name,
+        times=times,
+        body=count * body,
+        head=count * head,
+        memory=memory,
+        training=training,
+        in_round=True,
+    )
