@@ -71,7 +71,7 @@ def inspect_prompts(rag: RAG, question: str) -> InspectedPrompts:
     z = rag.selector.select([candidates])[0].z[0].tolist()
     ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
-    end, *stops = model.tokenizer.convert_ids_to_tokens([model.end_of_answer_id, *model.chat.stop_ids])
+    end, *stops = map(str, model.tokenizer.convert_ids_to_tokens([model.end_of_answer_id, *model.chat.stop_ids]))
     return InspectedPrompts(
         question=question,
         ranking_prompt="\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
