@@ -6,9 +6,11 @@ from pathlib import Path
 
 import architecture_map
 import pytest
+from test_plain_words import IN_TEXT
 
 ROOT = Path(__file__).parents[1]
 PATHS = r"`((?:indexes|generator|retriever|training|rag|tests|benchmarks|examples|docs)/[\w/.]+\.(?:py|md|yaml|sh))`"
+DOCUMENTS = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks/README.md"])
 
 
 def test_the_map_is_that_of_the_tree() -> None:
@@ -23,9 +25,7 @@ def test_every_folder_and_file_says_what_it_holds() -> None:
                 assert len(architecture_map.first_line(file)) > 20, file
 
 
-@pytest.mark.parametrize(
-    "file", sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]), ids=lambda file: file.name
-)
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
 def test_documents_name_files_that_exist(file: Path) -> None:
     """The changelog and the log of experiments also name files that have gone."""
     if file.name in ("CHANGELOG.md", "experiments.md"):
@@ -109,6 +109,28 @@ def test_names_are_resolved_without_imports(tmp_path: Path, dotted: str, expecte
         "CONSTANT = 1\ndef function(): ...\nclass Class:\n    field: int = 0\n    def method(self): ...\n"
     )
     assert exists(dotted, tmp_path) == expected
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_documents_use_the_terms_of_the_glossary(file: Path) -> None:
+    """The changelog and the glossary also name the terms of before."""
+    if file.name in ("CHANGELOG.md", "glossary.md"):
+        pytest.skip("it names replaced terms")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    pattern = rf"\b(?:{'|'.join(IN_TEXT)})\b"
+    assert [f"{n}: {line}" for n, line in enumerate(lines, 1) if re.search(pattern, line, re.IGNORECASE)] == []
+
+
+def test_test_names_use_plain_words() -> None:
+    names = [
+        (file.name, node.name)
+        for file in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 1000
+    banned = {word.replace(" ", "_") for word in IN_TEXT}
+    assert [name for name in names if any(f"_{word}_" in f"{name[1]}_" for word in banned)] == []
 
 
 def test_traps_name_tests_that_exist() -> None:
