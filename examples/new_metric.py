@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 from indexes import Corpus, Encoder, Passage, build_index
 from rag import RAG, Answer, evaluate
-from rag.commands.command import table
 from rag.evaluation.evaluation_file import evaluation_file, read_evaluation, write_json
 from rag.evaluation.metric import METRICS, Metric, accepted_answers, metric_label, metric_of
+from rag.text_tables import table
 from retriever import SelectorConfig
 from training import QAExample
 

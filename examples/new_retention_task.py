@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from generator.generator import Generator
-from rag.commands.command import table
 from rag.forgetting.file_tasks import FileTask
 from rag.forgetting.measurement import load_base, measure_forgetting
 from rag.forgetting.retention_items import Item, read_texts
 from rag.forgetting.retention_task import RetentionOptions, Score
 from rag.forgetting.retention_tasks import RETENTION_TASKS, RetentionTasks
+from rag.text_tables import table
 
 
 @RETENTION_TASKS.register("repeats")

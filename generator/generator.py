@@ -70,7 +70,7 @@ class _AnswerStreamer(TextIteratorStreamer):
     def put(self, value: Any) -> None:
         """Receive the prompt, which is first, or a further token of the reply."""
         if self.next_tokens_are_prompt:
-            super().put(value)
+            super().put(value)  # type: ignore[no-untyped-call]
             return
         for token in value.flatten().tolist():
             self._emit(self._reader.read(token))
@@ -78,11 +78,11 @@ class _AnswerStreamer(TextIteratorStreamer):
     def end(self) -> None:
         """Finish the reply."""
         self._emit(self._reader.finish())
-        super().end()
+        super().end()  # type: ignore[no-untyped-call]
 
     def _emit(self, ids: list[int]) -> None:
         if ids:
-            super().put(torch.tensor(ids))
+            super().put(torch.tensor(ids))  # type: ignore[no-untyped-call]
 
 
 class _StopInAnswer(StoppingCriteria):

@@ -310,7 +310,8 @@ class LanguageModel(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        return output.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _body(self) -> PreTrainedModel:
         """The model without its output head."""

@@ -74,7 +74,7 @@ class Registry(Generic[T]):
             package: The package that a saved file names as the one that registers this kind, for the error message.
 
         Raises:
-            UsageError: Nobody registered this kind, or a plugin cannot be imported.
+            UsageError: The kind is not registered, or a plugin cannot be imported.
         """
         if kind not in self._registered and kind in self._builtin:
             self._registered[kind] = _attribute(self._builtin[kind])

@@ -78,7 +78,8 @@ def mixed_tokens(text: str) -> list[str]:
     ['สี่']
     """
     bare = _PUNCTUATION.sub("", visible(text))
-    return _CHARACTER.sub(r" \g<0> ", bare).split()
+    spaced: str = _CHARACTER.sub(r" \g<0> ", bare)
+    return spaced.split()
 
 
 def word_count(text: str) -> int:

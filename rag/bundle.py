@@ -433,7 +433,7 @@ def load_generator(bundle: str | Path, **options: Unpack[BundleOptions]) -> Gene
         UsageError: A revision of a local folder.
     """
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
-    folder = bundle_folder(bundle, leave_out=("index", "encoder"), **hub)  # type: ignore[arg-type]
+    folder = bundle_folder(bundle, leave_out=("index", "encoder"), **hub)
     config = read_config(folder)
     base = base_config(config, folder, **options)  # type: ignore[misc]
     model = load_language_model(base, adapter=config.adapter, chat=config.chat)

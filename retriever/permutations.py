@@ -52,7 +52,8 @@ class Permutations:
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """`(z_uK, inverse_m)`: the distinct permutations, and the index of each draw among them."""
-        return torch.unique(self.z, dim=0, return_inverse=True)
+        distinct, inverse = torch.unique(self.z, dim=0, return_inverse=True)
+        return distinct, inverse
 
 
 def mask_used(logits_n: Tensor, used_n: Tensor) -> Tensor:

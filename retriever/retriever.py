@@ -215,7 +215,8 @@ class Retriever(ABC):
         adapted_Bd: Tensor = self.adapter(moved_Bd)
         if self.encoder.similarity == COSINE:
             return adapted_Bd
-        return adapted_Bd * moved_Bd.norm(dim=-1, keepdim=True)
+        scaled_Bd: Tensor = adapted_Bd * moved_Bd.norm(dim=-1, keepdim=True)
+        return scaled_Bd
 
     def candidates_at(self, queries: Queries, i: int, positions: Sequence[int], scores: Sequence[float]) -> Candidates:
         """The passages at some positions of the index as candidates of question i, with their stored vectors.

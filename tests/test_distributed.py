@@ -175,7 +175,7 @@ make = lambda: RAG.create(index=sys.argv[1], base=sys.argv[3], device="cpu", ada
 rag = make()
 config = DROConfig.from_dict({"rounds": 1, "e_step": {"num_permutations": 2},
                               "m_step": {"learning_rate": 1e-2, "gradient_accumulation_steps": 1}})
-files = {"output_dir": sys.argv[4], "evaluate": evaluate, "progress": False}
+files = {"output_dir": sys.argv[4], "compute_metrics": evaluate, "progress": False}
 trainer = DROTrainer(rag, config, train_dataset=EXAMPLES, eval_dataset=EXAMPLES[:1], **files)
 assert trainer.distributed.num_processes == 2
 shared_out = trainer.e_step.__class__.__call__

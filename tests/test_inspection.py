@@ -45,9 +45,9 @@ class TestPrompts:
         found = inspect_prompts(rag, EXAMPLES[0].question)
         candidates = rag.retriever.search([EXAMPLES[0].question], 4)[0].passages
         for passage in candidates:
-            assert passage.title in found.ranking_prompt
+            assert passage.text in found.ranking_prompt
         assert EXAMPLES[0].question in found.ranking_prompt and EXAMPLES[0].question in found.answer_prompt
-        assert sum(passage.title in found.answer_prompt for passage in candidates) == 2
+        assert sum(passage.text in found.answer_prompt for passage in candidates) == 2
         assert found.answer_prompt in found.text()
         assert json.loads(json.dumps(found.to_dict()))["stop_tokens"] == list(found.stop_tokens)
 

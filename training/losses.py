@@ -203,7 +203,8 @@ def selfaug_loss(
     """
     if direction not in ("forward", "reverse"):
         raise UsageError(f"direction must be 'forward' or 'reverse'; got {direction!r}.")
-    return SelfAugKL.apply(tuned_NH, base_NH, weights_N, head, direction, chunk_tokens)
+    loss: Tensor = SelfAugKL.apply(tuned_NH, base_NH, weights_N, head, direction, chunk_tokens)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class SelfAugKL(torch.autograd.Function):

@@ -125,12 +125,12 @@ class MStepTrainer(Trainer):
         self.totals: dict[str, float] = defaultdict(float)
         self.total_questions = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self._plan)  # the order is part of the plan
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, and how many questions they hold over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = torch.tensor(sum(s["micro_batch"].num_questions for s in samples), device=device)

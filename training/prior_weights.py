@@ -73,10 +73,10 @@ def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, coun
         optimizer.zero_grad()
         fit = torch.stack([_loss(weights_C, stack[:-4], *stack[-4:]) for stack in stacks]).sum() / count
         loss = fit + RIDGE * (weights_C - start).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     found = weights_C.detach()
     return found if bool(found.isfinite().all()) else start
 

@@ -513,7 +513,8 @@ class DROTrainer:
         (outcome,) = broadcast_object_list(found)
         if isinstance(outcome, RAGError):
             raise outcome
-        return outcome
+        agreed: T = outcome
+        return agreed
 
     # -- small things ------------------------------------------------------------------------------------------
 

@@ -35,13 +35,13 @@ class EncoderRecord:
     Attributes:
         name: The folder or Hub id it was loaded from; a hint, since encoders are compared by fingerprint.
         revision: The revision on the Hub, if one was named.
-        dtype: Of the weights, or "mixed": float32 weights whose vectors came from bfloat16 products.
+        dtype: Of the weights, or "mixed": float32 weights with vectors from bfloat16 products.
         fingerprint: Of weights, prompts, length limit and similarity.
         question_prompt: Put before every question.
         passage_prompt: Put before every passage.
         max_length: The most tokens of an input; None when there is no limit.
         similarity: "cosine": the vectors have unit length; "dot": they are as the encoder gives them.
-        trust_remote_code: Whether it runs Python code that came with it; loading it requires the option again.
+        trust_remote_code: Whether it runs Python code of its own; loading it requires the option again.
     """
 
     name: str
@@ -200,13 +200,13 @@ class Manifest:
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
                 raise MismatchError(
                     f"A manifest may only name files inside its directory, but it names {name!r}. Do not "
-                    "open this index unless you trust where it came from."
+                    "open this index unless you trust its origin."
                 )
         for segment in self.segments:
             if not re.fullmatch(r"\d{6,}", segment.name):
                 raise MismatchError(
                     f"A segment is named by a number of six digits, but the manifest names {segment.name!r}. Do not "
-                    "open this index unless you trust where it came from."
+                    "open this index unless you trust its origin."
                 )
         numbers = [int(segment.name) for segment in self.segments]
         if len({*numbers, self.next_segment}) <= len(numbers) or self.next_segment < max(numbers, default=0):

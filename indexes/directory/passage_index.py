@@ -184,8 +184,8 @@ class PassageIndex:
             )
         _, theirs_Bk = reference.vectors.search(queries_Bd, k)
         theirs = np.unique(theirs_Bk[theirs_Bk >= 0]).tolist()
-        ours = [self.corpus.position(passage.id) for passage in reference.corpus.take(theirs)]
-        translated = dict(zip(theirs, ours, strict=True))
+        own = [self.corpus.position(passage.id) for passage in reference.corpus.take(theirs)]
+        translated = dict(zip(theirs, own, strict=True))
         return np.array([[translated.get(p, -1) for p in row] for row in theirs_Bk.tolist()], dtype=np.int64)
 
     def info(self) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class LiveRowMap:
         if not len(self.deleted):
             return np.zeros(rows.shape, dtype=bool)
         at = np.minimum(np.searchsorted(self.deleted, rows), len(self.deleted) - 1)
-        return self.deleted[at] == rows
+        deleted: NDArray[np.bool_] = self.deleted[at] == rows
+        return deleted
 
     def live(self) -> NDArray[np.int64]:
         """All rows that are not deleted, ascending."""

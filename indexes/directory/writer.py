@@ -259,8 +259,8 @@ class IndexWriter:
         """
         index = self._open()
         with self._read(corpus, index) as new:
-            theirs, ours = _digests(new), _digests(index.corpus)
-            fresh, gone = ~_contained(theirs, ours), ~_contained(ours, theirs)
+            new_digests, old_digests = _digests(new), _digests(index.corpus)
+            fresh, gone = ~_contained(new_digests, old_digests), ~_contained(old_digests, new_digests)
             rows = index.vectors.rows.rows_at(np.flatnonzero(gone))
             source = new.source or index.manifest.corpus_source
             added = _selected(new, fresh, self._reading)

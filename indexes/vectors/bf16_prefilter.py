@@ -87,4 +87,5 @@ class Bf16Prefilter:
         products_B = lost_B * self._largest_norm + rounded_Bd.norm(dim=1) * self._largest_error
         sums_B = exact_Bd.shape[1] * _SUM_ERROR * (exact_Bd.norm(dim=1) + lost_B) * self._largest_norm
         # The step is relative to what was rounded, which may exceed the score by half a step.
-        return products_B + sums_B + scores_B.abs() * _HALF_STEP * (1 + 2 * _HALF_STEP)
+        errors_B: Tensor = products_B + sums_B + scores_B.abs() * _HALF_STEP * (1 + 2 * _HALF_STEP)
+        return errors_B

@@ -49,7 +49,7 @@ _LOAD_ERRORS = (
 
 
 class BM25Index:
-    """Words of passages, searched by BM25; a passage is known by its row, counted from 0 in the order it came.
+    """Words of passages, searched by BM25; a passage is known by its row, counted from 0 in the order of the corpus.
 
     Make one with `build` or `load`.
     """

@@ -75,7 +75,7 @@ def _evaluate(args: Any) -> Report:
     if args.questions is None:
         raise UsageError("Evaluation needs questions: --questions FILE, or --compare FILES that are evaluated already.")
     if args.order_bias < 0:
-        raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit; {args.order_bias} came.")
+        raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit, got {args.order_bias}.")
     from rag import evaluate
     from rag.evaluation.evaluation import filter_scorable
     from rag.evaluation.evaluation_file import check_output, evaluation_file, write_json

@@ -93,12 +93,12 @@ def _names(bundles: Sequence[str], given: Sequence[str] | None) -> list[str]:
     """The names given, or those of the folders; `run/bundle` is called `run`."""
     if given is not None:
         if len(given) != len(bundles):
-            raise UsageError(f"--name needs one name for each bundle; {len(given)} came for {len(bundles)}.")
+            raise UsageError(f"--name needs one name for each of {len(bundles)} bundles, got {len(given)}.")
         return list(given)
     folders = [Path(bundle).resolve() for bundle in bundles]
     names = [folder.parent.name if folder.name == "bundle" else folder.name for folder in folders]
     if twice := sorted(name for name, count in Counter([*names, "base"]).items() if count > 1):
-        raise UsageError(f"Bundles must have different names, and none is the base; {twice} came twice. Give --name.")
+        raise UsageError(f"Bundles must have different names, and none may be 'base', got {twice} twice. Give --name.")
     return names
 
 

@@ -71,15 +71,15 @@ def inspect_prompts(rag: RAG, question: str) -> InspectedPrompts:
     z = rag.selector.select([candidates])[0].z[0].tolist()
     ranking = rag.selector.prompts(candidates)
     answer = rag.generator.prompt_ids(question, [candidates.passages[i] for i in z])
-    name = model.tokenizer.convert_ids_to_tokens
+    end, *stops = map(str, model.tokenizer.convert_ids_to_tokens([model.end_of_answer_id, *model.chat.stop_ids]))
     return InspectedPrompts(
         question=question,
         ranking_prompt="\n\n".join(str(model.tokenizer.decode(prompt)) for prompt in ranking),
         answer_prompt=str(model.tokenizer.decode(answer)),
         template_system_message=model.chat.template_system_message,
         chat=model.chat.config,
-        end_of_answer=name(model.end_of_answer_id),
-        stop_tokens=tuple(name(i) for i in model.chat.stop_ids),
+        end_of_answer=end,
+        stop_tokens=tuple(stops),
     )
 
 

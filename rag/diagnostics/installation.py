@@ -11,6 +11,8 @@ from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from rag.text_tables import table
+
 PACKAGES = (
     "dro-rag",
     "torch",
@@ -46,8 +48,8 @@ class OpenMPRuntime:
 class LoopTimes:
     """Seconds of a loop of short torch operations; NaN where its process failed."""
 
-    alone: float
-    """Without another busy process (of this program)."""
+    idle: float
+    """Without another busy process started by the check."""
     busy: float
     """With one other busy process."""
 
@@ -242,9 +244,9 @@ def _time_loop(environment: Mapping[str, str], seconds: float) -> LoopTimes:
         command, env={**kept, **environment}, stdin=pipe, stdout=pipe, stderr=quiet, text=True
     ) as process:
         try:
-            alone = _timed(process, seconds)
+            idle = _timed(process, seconds)
             with _busy_process():
-                return LoopTimes(alone, _timed(process, seconds))
+                return LoopTimes(idle, _timed(process, seconds))
         except (ValueError, OSError):
             return LoopTimes(math.nan, math.nan)
         finally:
@@ -284,13 +286,13 @@ def thread_advice(timings: Timings) -> Finding:
         return Finding(
             "ok" if is_set else "advice",
             f"With another busy process, spinning threads are {slower:.1f} times slower than sleeping ones; without "
-            f"one they are {_gain(passive.alone / active.alone)}: keep OMP_WAIT_POLICY=PASSIVE"
+            f"one they are {_gain(passive.idle / active.idle)}: keep OMP_WAIT_POLICY=PASSIVE"
             f"{_single_thread(passive, one)}.",
         )
-    if passive.alone > NOTABLE_RATIO * active.alone:
+    if passive.idle > NOTABLE_RATIO * active.idle:
         return Finding(
             "ok",
-            f"Without another busy process, spinning threads are {passive.alone / active.alone:.1f} times faster, and "
+            f"Without another busy process, spinning threads are {passive.idle / active.idle:.1f} times faster, and "
             "with one they lose nothing: setting OMP_WAIT_POLICY=ACTIVE is worthwhile here.",
         )
     text = f"It makes no difference here whether idle threads spin or sleep{_single_thread(passive, one)}."
@@ -307,11 +309,11 @@ def _gain(times: float) -> str:
 
 def _single_thread(passive: LoopTimes, one: LoopTimes) -> str:
     """What a single thread gains, where it is faster."""
-    alone, busy = passive.alone / one.alone, passive.busy / one.busy
+    idle, busy = passive.idle / one.idle, passive.busy / one.busy
     if busy <= NOTABLE_RATIO:
         return ""
-    if alone >= 1:
-        return f", or better OMP_NUM_THREADS=1: {busy:.1f} times faster with a busy process, {alone:.1f} without"
+    if idle >= 1:
+        return f", or better OMP_NUM_THREADS=1: {busy:.1f} times faster with a busy process, {idle:.1f} without"
     return f"; OMP_NUM_THREADS=1 is {busy:.1f} times faster still with a busy process, and slower without"
 
 
@@ -319,10 +321,10 @@ def _policy_lines(timings: Timings, load: float | None) -> list[str]:
     """A table in milliseconds, with the slowdown by another busy process."""
     if not timings:
         return []
-    header = f"  {'short operations':<24}{'no other':>12}{'one busy':>12}{'slower':>9}"
-    lines = [
-        f"  {name:<24}{1e3 * times.alone:>9.2f} ms{1e3 * times.busy:>9.2f} ms{times.busy / times.alone:>8.1f}x"
+    cells = [
+        [name, f"{1e3 * times.idle:.2f} ms", f"{1e3 * times.busy:.2f} ms", f"{times.busy / times.idle:.1f}x"]
         for name, times in timings.items()
     ]
+    lines = table(["short operations", "idle machine", "one busy process", "slower"], cells).splitlines()
     others = f"  other processes kept {load:.1f} cores busy, which the times include"
-    return ["threads", header, *lines, *([others] if load is not None and load > 0.7 else [])]
+    return ["threads", *(f"  {line}" for line in lines), *([others] if load is not None and load > 0.7 else [])]

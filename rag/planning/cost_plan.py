@@ -36,7 +36,7 @@ class PlannedPhase:
     mapped: int = 0
     """Bytes of mapped files besides: resident, but the system can drop them when memory is short."""
     parts: dict[str, int] = field(default_factory=dict)
-    """Bytes of this phase alone, by what they hold; part of `peak`."""
+    """Bytes of this phase only, by what they hold; part of `peak`."""
 
     @property
     def total_seconds(self) -> float:

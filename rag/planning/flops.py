@@ -94,7 +94,7 @@ def forward_flops(shape: ModelShape, tokens: int, pairs: int, *, adapted: bool =
         shape: Of the model.
         tokens: Read in this pass, padding left out.
         pairs: Of query and visible key, see `causal_pairs`.
-        adapted: With a LoRA adapter, or the base alone.
+        adapted: With a LoRA adapter, or only the base.
     """
     weights = shape.body_parameters + (shape.adapter_parameters if adapted else 0)
     return 2 * weights * tokens + 4 * shape.layers * shape.heads * shape.head_dim * pairs

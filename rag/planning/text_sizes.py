@@ -104,7 +104,7 @@ def index_sizes(index: str) -> IndexSizes:
     """Sizes of an index directory, the length of passages from a sample.
 
     Raises:
-        IndexFormatError: There is no index that can be read.
+        MismatchError: It is no index, or it is damaged.
     """
     from indexes.directory.passage_index import PassageIndex
 

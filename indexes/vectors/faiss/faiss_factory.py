@@ -253,7 +253,7 @@ def training_sample(factory: str, n: int) -> int:
     if not fewest:
         return 0
     spec = parse(factory)
-    wanted = max(_SMALLEST_SAMPLE, spec.lists * _POINTS_PER_LIST, 2**spec.code_bits * _POINTS_PER_CODE, fewest)
+    wanted: int = max(_SMALLEST_SAMPLE, spec.lists * _POINTS_PER_LIST, 2**spec.code_bits * _POINTS_PER_CODE, fewest)
     return min(n, max(fewest, min(wanted, _LARGEST_SAMPLE)))
 
 

@@ -59,7 +59,7 @@ def factory_of(index: Any) -> str:
     """The factory string of an index; the name of its class where FAISS has none, or the one of another kind."""
     searched = searched_layer(index)
     try:
-        factory = str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
+        factory = str(reverse_index_factory(index))
     except (NotImplementedError, AssertionError, KeyError):
         return type(searched).__name__
     # It calls a FlatIPPanorama8 "Flat", and leaves the size of a block out of "PQ8x4fs_64".

@@ -1,6 +1,6 @@
 """A small encyclopedia of real facts: passages, and questions with one and two hops.
 
-The fact tables are the TSV files beside this one; `relations` holds the wording, `entities` reads the facts and
+The fact tables are the TSV files in this folder; `relations` holds the wording, `entities` reads the facts and
 `render` turns both into a corpus and question files.
 """
 

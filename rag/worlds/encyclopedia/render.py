@@ -23,7 +23,7 @@ Split = Literal["train", "dev"]
 
 _MIN_WORDS, _MAX_WORDS = 20, 70
 _MAX_FACTS, _MAX_SENTENCES = 6, 5
-# An entity with fewer facts than this always says what it is: its facts alone are a very short passage.
+# An entity with fewer facts than this always has an introduction: without one its passage would be very short.
 _FACTS_WITHOUT_INTRODUCTION = 4
 _MAX_ATTEMPTS = 200
 _DEV_ONE_IN = 5
