@@ -117,19 +117,5 @@ def test_example_configs_load(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert any(row.variant.selfaug for row in rows)
 
 
-def test_contributing_names_files_that_exist() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:indexes|generator|retriever|training|rag|tests)/\w+\.py)`", text):
-        assert (ROOT / path).is_file(), path
-
-
-def test_docs_name_tests_that_exist() -> None:
-    text = (ROOT / "docs/traps.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", text)
-    assert len(named) >= 20
-    for file, function in named:
-        assert f"def {function}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), function
-
-
 def test_every_command_is_in_the_command_line_document() -> None:
     assert all(f"rag {name}" in CLI for name in COMMANDS)
