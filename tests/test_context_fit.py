@@ -25,7 +25,8 @@ from indexes.errors import DataError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
-from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.sweep_settings import SweepSettings
 from rag.forgetting.measurement import measure_model
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
@@ -305,7 +306,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
     for split in ("train", "dev", "test"):
         write_examples([SHORT[0], between, SHORT[1], TOO_LONG], tmp_path / f"{split}.jsonl")
     settings = SweepSettings(
-        recipes=("vanilla",),
+        recipes=("no_training",),
         index=str(index.path),
         **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")},
         base=str(base),
@@ -319,7 +320,7 @@ def test_a_sweep_asks_all_rows_the_same_questions(
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
     assert data["too_long"] == {split: ["between", "too-long"] for split in ("train", "dev", "test")}
-    assert data["rows"][0]["name"] == "vanilla" and data["dataset"]["n"] == 2
+    assert data["trials"][0]["name"] == "no_training" and data["dataset"]["n"] == 2
     again = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert again["too_long"] == data["too_long"]
 

@@ -13,15 +13,15 @@ import torch
 from evaluation_records import evaluation_of
 
 from indexes.errors import UsageError
-from rag.experiments.demo_experiment import LABELS, Lab, LabSettings, lab_pairs
+from rag.experiments.demo_experiment import LABELS, DemoExperiment, DemoSettings, demo_pairs
 from rag.experiments.demo_sizes import MODES, _table, run_demo
-from rag.experiments.sweep_results import RowResult, compare
+from rag.experiments.sweep_results import TrialResult, compare
 from rag.experiments.sweep_runner import Sweep, default_workers
-from rag.experiments.workers import CLAIMS_FOLDER, Helpers
+from rag.experiments.workers import CLAIMS_FOLDER, WorkerProcesses
 from rag.pipeline import RAG
 
-TINY = LabSettings(
-    rows=("base", "dro_selfaug"),
+TINY = DemoSettings(
+    trials=("base", "dro_selfaug"),
     seed=5,
     train_questions=3,
     eval_questions=2,
@@ -37,12 +37,14 @@ TINY = LabSettings(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """What a run in one process with one thread returns, and the rows that it did: shared, because others only read."""
+    """What a run in one process with one thread returns, and the trials that it did: shared, because others only read."""
     threads = torch.get_num_threads()
     done: list[str] = []
     try:
         torch.set_num_threads(1)
-        return Lab(tmp_path_factory.mktemp("lab") / "whole", TINY, progress=False, on_row=done.append).run(), done
+        return DemoExperiment(
+            tmp_path_factory.mktemp("lab") / "whole", TINY, progress=False, on_trial=done.append
+        ).run(), done
     finally:
         torch.set_num_threads(threads)
 
@@ -57,8 +59,8 @@ def one_thread() -> Iterator[None]:
 
 
 def config_of(name: str, tmp_path: Path) -> Any:
-    sweep = Lab(tmp_path / "lab", replace(TINY, rows=(name,)), progress=False).sweep
-    return sweep.config(sweep.rows[0])
+    sweep = DemoExperiment(tmp_path / "lab", replace(TINY, trials=(name,)), progress=False).sweep
+    return sweep.config(sweep.trials[0])
 
 
 class TestRecipes:
@@ -98,14 +100,14 @@ class TestRecipes:
             replace(TINY, domain="law")
 
     def test_an_unknown_row_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"rows must name some of .*; \['dpo'\] came"):
-            replace(TINY, rows=("dpo",))
+        with pytest.raises(UsageError, match=r"trials must name some of .*; \['dpo'\] came"):
+            replace(TINY, trials=("dpo",))
 
 
 class TestCompare:
-    def result(self, name: str, right: list[float], general: list[float]) -> RowResult:
+    def result(self, name: str, right: list[float], general: list[float]) -> TrialResult:
         evaluation = evaluation_of(name, {"exact_match": right})
-        return RowResult(name, name, name, False, 1, {}, evaluation, general, 0.0, [], 1.0)
+        return TrialResult(name, name, name, False, 1, {}, evaluation, general, 0.0, [], 1.0)
 
     def test_differences_are_paired_and_relative_to_the_other(self) -> None:
         results = [
@@ -113,7 +115,7 @@ class TestCompare:
             self.result("dro", [1, 1, 0, 0], [1, 0]),
             self.result("dro_selfaug", [1, 1, 1, 0], [1, 1]),
         ]
-        found = {(c.name, c.against, c.metric): c for c in compare(lab_pairs(results))}
+        found = {(c.name, c.against, c.metric): c for c in compare(demo_pairs(results))}
         assert found["dro", "base", "exact_match"].difference == 0.25
         assert found["dro", "base", "exact_match"].relative == 1.0
         assert found["dro_selfaug", "dro", "general"].difference == 0.5
@@ -121,29 +123,29 @@ class TestCompare:
         assert len(found) == 5
 
     def test_dro_is_compared_with_every_baseline_and_every_ablation(self) -> None:
-        for rows, ours in (
+        for trials, focus_recipe in (
             (list(LABELS), "dro"),
             ([name for name in LABELS if name != "dro"], "dro_selfaug"),
         ):
-            found = compare(lab_pairs([self.result(name, [1, 0], [1, 1]) for name in rows]))
-            against = [c.against for c in found if c.metric == "exact_match" and c.name == ours]
+            found = compare(demo_pairs([self.result(name, [1, 0], [1, 1]) for name in trials]))
+            against = [c.against for c in found if c.metric == "exact_match" and c.name == focus_recipe]
             assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
 
     def test_nothing_is_relative_to_zero(self) -> None:
         results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
-        assert compare(lab_pairs(results))[0].relative is None
+        assert compare(demo_pairs(results))[0].relative is None
 
 
 def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
-    sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "rows", "seed")}
+    sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "trials", "seed")}
     result = run_demo(mode="full", output=tmp_path / "lab", seed=5, progress=False, **sizes)
-    rows = {row["name"]: row for row in result.data["rows"]}
-    assert list(rows) == list(LABELS)
+    trials = {trial["name"]: trial for trial in result.data["trials"]}
+    assert list(trials) == list(LABELS)
     keys = {"name", "exact_match", "f1", "selector_recall@1", "general", "kl_drift", "seconds", "seed"}
-    assert all(keys <= row.keys() for row in rows.values())
-    assert rows["base"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
-    assert rows["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
-    assert rows["sft"]["selector_recall@1"] == rows["base"]["selector_recall@1"]
+    assert all(keys <= trial.keys() for trial in trials.values())
+    assert trials["base"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert trials["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert trials["sft"]["selector_recall@1"] == trials["base"]["selector_recall@1"]
     assert result.data["curves"]["sft"][-1]["eval_kl_drift"] > 0.0
     assert result.data["curves"].keys() == LABELS.keys() - {"base"}
     assert [r["round"] for r in result.data["curves"]["dro"]] == [0, 1]
@@ -153,8 +155,8 @@ def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
     page = (tmp_path / "lab/report.html").read_text(encoding="utf-8")
     assert all(label in page for label in LABELS.values())
     answered = result.data["samples"][0]
-    again = RAG.from_pretrained(tmp_path / "lab/rows/dro/bundle").answer(answered["question"])
-    assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
+    again = RAG.from_pretrained(tmp_path / "lab/trials/dro/bundle").answer(answered["question"])
+    assert again.text == next(a["text"] for a in answered["answers"] if a["trial"] == "dro")
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path, whole: tuple[dict[str, Any], list[str]]) -> None:
@@ -164,7 +166,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, whole: tuple[dict[str, A
     done: list[str] = []
 
     def after_the_helper(name: str) -> None:
-        """The rows are so small that none would be left when the helper has imported torch."""
+        """The trials are so small that none would be left when the helper has imported torch."""
         done.append(name)
         end = time.monotonic() + 120
         while not (tmp_path / "two" / CLAIMS_FOLDER / "base").is_file():
@@ -173,12 +175,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path, whole: tuple[dict[str, A
 
     try:
         torch.set_num_threads(2)
-        shared = Lab(tmp_path / "two", TINY, progress=False, on_row=after_the_helper, workers=2).run()
+        shared = DemoExperiment(tmp_path / "two", TINY, progress=False, on_trial=after_the_helper, workers=2).run()
     finally:
         torch.set_num_threads(threads)
     assert done_alone == ["base", "dro_selfaug"]
     assert done == ["dro_selfaug"]  # the longest first; the helper did the other
-    assert [{**row, "seconds": 0} for row in shared["rows"]] == [{**row, "seconds": 0} for row in alone["rows"]]
+    assert [{**trial, "seconds": 0} for trial in shared["trials"]] == [
+        {**trial, "seconds": 0} for trial in alone["trials"]
+    ]
     assert shared["curves"].keys() == {"dro_selfaug"}
 
 
@@ -186,7 +190,7 @@ def test_what_a_dead_helper_leaves_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     claim = f"from pathlib import Path; from workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
-    monkeypatch.setattr(Sweep, "_helpers", lambda sweep: Helpers(1, f"{claim}; raise SystemExit(1)", []))
+    monkeypatch.setattr(Sweep, "_helpers", lambda sweep: WorkerProcesses(1, f"{claim}; raise SystemExit(1)", []))
     done: list[str] = []
 
     def after_the_helper(name: str) -> None:
@@ -196,22 +200,22 @@ def test_what_a_dead_helper_leaves_is_done(
             assert time.monotonic() < end, "the helper claims nothing"
             time.sleep(0.1)
 
-    found = Lab(tmp_path / "lab", TINY, progress=False, on_row=after_the_helper, workers=2).run()
+    found = DemoExperiment(tmp_path / "lab", TINY, progress=False, on_trial=after_the_helper, workers=2).run()
     assert done == ["dro_selfaug", "base"]
-    assert [row["name"] for row in found["rows"]] == ["base", "dro_selfaug"]
+    assert [trial["name"] for trial in found["trials"]] == ["base", "dro_selfaug"]
     assert "A helper exited with 1" in caplog.text
 
 
 def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cpu")
-    assert Lab(tmp_path, TINY, workers=None).sweep.workers == 2  # no more than rows
-    assert Lab(tmp_path, TINY).sweep.workers == 1
+    assert DemoExperiment(tmp_path, TINY, workers=None).sweep.workers == 2  # no more than trials
+    assert DemoExperiment(tmp_path, TINY).sweep.workers == 1
     assert default_workers() == 16
     monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cuda:0")
     assert default_workers() == 1
     with pytest.raises(UsageError, match="workers must be at least 1; 0 came"):
-        Lab(tmp_path, TINY, workers=0)
+        DemoExperiment(tmp_path, TINY, workers=0)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -226,15 +230,15 @@ def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path, whole: tupl
             raise Killed
 
     with pytest.raises(Killed):
-        Lab(tmp_path / "killed", TINY, progress=False, on_row=kill).run()
-    before = (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns
-    lab = Lab(tmp_path / "killed", TINY, progress=False)
+        DemoExperiment(tmp_path / "killed", TINY, progress=False, on_trial=kill).run()
+    before = (tmp_path / "killed/trials/base/trial.json").stat().st_mtime_ns
+    lab = DemoExperiment(tmp_path / "killed", TINY, progress=False)
     again = lab.run()
-    assert (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns == before
-    (tmp_path / "killed/rows/dro_selfaug/row.json").unlink()  # trained, but not scored
-    scored = Lab(tmp_path / "killed", TINY, progress=False).run()
+    assert (tmp_path / "killed/trials/base/trial.json").stat().st_mtime_ns == before
+    (tmp_path / "killed/trials/dro_selfaug/trial.json").unlink()  # trained, but not scored
+    scored = DemoExperiment(tmp_path / "killed", TINY, progress=False).run()
     for other in (again, scored):
-        for one, two in zip(alone["rows"], other["rows"], strict=True):
+        for one, two in zip(alone["trials"], other["trials"], strict=True):
             assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
@@ -247,10 +251,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
-    Lab(tmp_path, TINY, progress=False)
-    Lab(tmp_path, TINY, progress=False)
+    DemoExperiment(tmp_path, TINY, progress=False)
+    DemoExperiment(tmp_path, TINY, progress=False)
     with pytest.raises(UsageError, match="holds a run with other settings"):
-        Lab(tmp_path, replace(TINY, seed=6), progress=False)
+        DemoExperiment(tmp_path, replace(TINY, seed=6), progress=False)
 
 
 def test_a_metric_that_was_not_measured_is_a_dash_in_the_table() -> None:
@@ -266,5 +270,5 @@ def test_an_unknown_mode_is_refused() -> None:
 
 
 def test_modes_differ_only_in_size() -> None:
-    assert MODES["full"].rows == tuple(LABELS)
+    assert MODES["full"].trials == tuple(LABELS)
     assert MODES["quick"].train_questions < MODES["default"].train_questions < MODES["full"].train_questions

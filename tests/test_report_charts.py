@@ -164,10 +164,14 @@ def test_label_without_room_is_left_out() -> None:
 def test_missing_values_are_decided_on_loading() -> None:
     data = parse_result(
         {
-            "rows": [{"name": "dro", "f1": float("nan"), "exact_match": "0.5", "general": 0.5, "seed": None}, 7, None],
+            "trials": [
+                {"name": "dro", "f1": float("nan"), "exact_match": "0.5", "general": 0.5, "seed": None},
+                7,
+                None,
+            ],
             "comparisons": [{"name": "dro", "interval": [0.3, 0.1], "p": None}, {"interval": [0.3]}, "x"],
             "curves": {"dro": [{"round": 1, "ess": float("inf"), "eval_intervals": {"f1": [0.2, 0.4]}}, []]},
-            "samples": [{"golden_answers": "no list", "answers": [{"row": "dro", "text": None}]}],
+            "samples": [{"golden_answers": "no list", "answers": [{"trial": "dro", "text": None}]}],
         }
     )
     assert isinstance(data, ComparisonData)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
-BASE_TRIALS = ("vanilla", "base")
+BASE_TRIALS = ("no_training", "base")
 """Names (or recipes) of the trial whose model was not trained."""
 WHOLE_TASK = "all"
 """The group that stands for all items of a retention task."""

@@ -95,7 +95,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_file(file: Path) -> dict[str, Any]:
     data = _read_json(file)
-    if data.get("kind") not in FILE_KINDS and (data.get("kind") is not None or "rows" not in data):
+    if data.get("kind") not in FILE_KINDS and (data.get("kind") is not None or "trials" not in data):
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made from {SUPPORTED}; {file} {found}. Name another file.")
@@ -146,9 +146,9 @@ def _read_forgetting(file: Path) -> dict[str, Any]:
 
 def with_seconds(sweep: _Object, seconds: _Object) -> dict[str, Any]:
     """A sweep with its times, which its own file omits so that the same sweep is always the same file."""
-    by_trial = _object(seconds.get("rows"))
-    trials = [{**trial, "seconds": by_trial.get(str(trial.get("name")))} for trial in _objects(sweep.get("rows"))]
-    return {**sweep, "rows": trials, "seconds": seconds.get("total")}
+    by_trial = _object(seconds.get("trials"))
+    trials = [{**trial, "seconds": by_trial.get(str(trial.get("name")))} for trial in _objects(sweep.get("trials"))]
+    return {**sweep, "trials": trials, "seconds": seconds.get("total")}
 
 
 def with_evaluation_records(sweep: _Object, folder: str | Path) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def with_evaluation_records(sweep: _Object, folder: str | Path) -> dict[str, Any
     pipelines that read one document at a time may retrieve fewer candidates.
     """
     evaluations = _object(sweep.get("evaluations"))
-    order = [str(trial.get("name")) for trial in _objects(sweep.get("rows")) if str(trial.get("name")) in evaluations]
+    order = [str(trial.get("name")) for trial in _objects(sweep.get("trials")) if str(trial.get("name")) in evaluations]
     widest = sorted(order, key=lambda name: len(_object(_object(evaluations[name]).get("metrics"))), reverse=True)
     for name in widest:
-        file = Path(folder) / "rows" / name / "evaluation.json"
+        file = Path(folder) / "trials" / name / "evaluation.json"
         if Path(name).name == name and file.is_file():
             with contextlib.suppress(ValueError):  # a damaged file costs only the ceilings, not the page
                 records = _object(json.loads(file.read_text(encoding="utf-8"))).get("records")
@@ -180,7 +180,7 @@ def parse_result(result: _Object) -> ReportData:
 
     Args:
         result: `kind` is "evaluation", "forgetting", "run" (`name`, `run` for run.json and `records` for the lines of
-            metrics.jsonl) or "sweep"; without it, the result is that of a demo experiment. Of the last two `rows` is
+            metrics.jsonl) or "sweep"; without it, the result is that of a demo experiment. Of the last two `trials` is
             required, one mapping per trial.
 
     Raises:
@@ -341,13 +341,13 @@ def _permutations_drawn(settings: _Object) -> str:
 
 
 def _comparison(result: _Object, kind: str) -> ComparisonData:
-    if not isinstance(result.get("rows"), list | tuple):
-        found = f"the keys {sorted(map(str, result))}" if "rows" not in result else type(result["rows"]).__name__
+    if not isinstance(result.get("trials"), list | tuple):
+        found = f"the keys {sorted(map(str, result))}" if "trials" not in result else type(result["trials"]).__name__
         raise DataError(
-            f"A result must hold 'rows', a list with one mapping per pipeline; got {found}. "
+            f"A result must hold 'trials', a list with one mapping per pipeline; got {found}. "
             "Pass the whole result of a comparison, not a part of it."
         )
-    trials = [_trial(entry) for entry in _objects(result["rows"])]
+    trials = [_trial(entry) for entry in _objects(result["trials"])]
     evaluations = {str(name): _object(entry) for name, entry in _object(result.get("evaluations")).items()}
     with_records = next((entry for entry in evaluations.values() if entry.get("records")), {})
     encyclopedia = _object(result.get("encyclopedia"))
@@ -377,7 +377,7 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
         dataset=_dataset(result),
         mode=_text(result.get("mode")),
         seconds=_number(result.get("seconds")),
-        focus_recipe=_text(settings.get("ours")) or "auto",
+        focus_recipe=_text(settings.get("focus_recipe")) or "auto",
         invented_world=kind != "sweep" or _object(settings.get("world")).get("domain") is not None,
         sizes=_sizes(result, settings),
         permutations_drawn=_permutations_drawn(settings),
@@ -447,7 +447,7 @@ def _records(entries: object, name: str) -> list[AnsweredQuestion]:
 def _recorded_answer(record: _Object, name: str) -> GivenAnswer:
     scores = record.get("scores")
     scores = scores if isinstance(scores, Mapping) else record
-    return _answer({**record, **scores, "row": name, "text": record.get("prediction")})
+    return _answer({**record, **scores, "trial": name, "text": record.get("prediction")})
 
 
 def _questions(entries: object) -> list[AnsweredQuestion]:
@@ -468,7 +468,7 @@ def _question(entry: _Object, answers: Sequence[GivenAnswer]) -> AnsweredQuestio
 
 def _answer(entry: _Object) -> GivenAnswer:
     return GivenAnswer(
-        name=_text(entry.get("row")),
+        name=_text(entry.get("trial")),
         text=_text(entry.get("text")),
         **{name: _number(entry.get(name)) for name in ("exact_match", "f1", "log_prob")},
         citations=_texts(entry.get("citations")),
