@@ -12,7 +12,8 @@ from tiny_models import learned, randomize_adapters, tiny_language_model
 from generator.configs import DecodingConfig
 from generator.generator import Generator
 from indexes.errors import UsageError
-from rag.experiments.recipes import RECIPES, Variant
+from rag.experiments.recipe import Recipe, delta_posterior
+from rag.experiments.recipes import BASE_RECIPE, BUILTIN_RECIPES, RECIPES, Variant
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
 from retriever.selector_config import SelectorConfig
@@ -255,7 +256,7 @@ class TestSharedSettings:
         }
         assert objectives == {"replug": ("lsr", 1.0), "rag_sequence": ("prior", 1.0), "rag_token": ("prior", 1.0)}
 
-    def test_an_ablation_is_the_only_row_without_its_part(self) -> None:
+    def test_an_ablation_is_the_only_trial_without_its_part(self) -> None:
         shared = SHARED.with_settings(
             {"train_selector": False, "e_step.exact": True, "e_step.marginalization": "token"}
         )

@@ -75,7 +75,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for name in names for f in sorted(folder.glob(name))}
 
 
-def test_rows_are_trained_scored_and_compared(settings: SweepSettings, tmp_path: Path) -> None:
+def test_trials_are_trained_scored_and_compared(settings: SweepSettings, tmp_path: Path) -> None:
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert [trial["name"] for trial in data["trials"]] == ["no_training", "rag_token", "dro"]
     assert data["failed"] == []
@@ -121,7 +121,7 @@ def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed")
 
 
-def test_a_failed_row_holds_up_nobody_and_is_tried_again(
+def test_a_failed_trial_holds_up_nobody_and_is_tried_again(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(settings, recipes=("no_training", "sft"))
@@ -140,7 +140,7 @@ def test_a_failed_row_holds_up_nobody_and_is_tried_again(
     assert again["failed"] == []
 
 
-def test_a_row_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSettings, tmp_path: Path) -> None:
+def test_a_trial_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSettings, tmp_path: Path) -> None:
     settings = replace(settings, recipes=("sft",), seeds=(1,), grid={"m_step.learning_rate": [1e-3]})
     Sweep(tmp_path / "sweep", settings, progress=False).run()
     for change, name in (
@@ -168,7 +168,7 @@ def test_one_process_at_a_time_opens_a_sweep(settings: SweepSettings, tmp_path: 
     assert not (tmp_path / "sweep/questions").exists()
 
 
-def test_a_sweep_whose_rows_all_fail_is_an_error(
+def test_a_sweep_whose_trials_all_fail_is_an_error(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(trainer: DROTrainer, resume_from_checkpoint: bool = False) -> None:
@@ -214,7 +214,7 @@ def test_the_command_runs_a_sweep_from_a_config_file(
 
 
 class TestSettings:
-    def test_a_row_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
+    def test_a_trial_for_each_recipe_seed_and_cell(self, settings: SweepSettings) -> None:
         grid = {"m_step.learning_rate": [0.1, 0.2], "rounds": [1]}
         some = replace(settings, recipes=("no_training", "dro"), with_selfaug=True, seeds=(1, 2), grid=grid)
         names = [trial.name for trial in some.trials()]
@@ -228,7 +228,7 @@ class TestSettings:
             ),
         ]
 
-    def test_a_recipe_has_one_row_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
+    def test_a_recipe_has_one_trial_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
         some = replace(settings, recipes=("no_training", "no_training", "dro_selfaug", "dro"), with_selfaug=True)
         assert [trial.name for trial in some.trials()] == ["no_training", "dro_selfaug", "dro"]
 
@@ -355,7 +355,7 @@ class TestComparisons:
         assert max(p.values())[0] == pytest.approx(max(p.values())[1], rel=1.0)
         assert all(plain <= adjusted <= 1 for plain, adjusted in p.values())
 
-    def test_only_rows_of_one_cell_are_compared(self) -> None:
+    def test_only_trials_of_one_cell_are_compared(self) -> None:
         trials = [
             result("no_training", [0.0, 1.0]),
             replace(result("dro", [0.0, 1.0]), name="dro-1"),
