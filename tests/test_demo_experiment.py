@@ -185,12 +185,14 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path, whole: tuple[dict
 def test_the_trials_of_a_dead_worker_are_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    claim = (
-        f"from pathlib import Path; from workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'no_training')"
-    )
-    monkeypatch.setattr(
-        Sweep, "_worker_processes", lambda sweep: WorkerProcesses(1, f"{claim}; raise SystemExit(1)", [])
-    )
+    folder = tmp_path / "demo"
+    code = f"""
+from pathlib import Path
+from rag.experiments.workers import claim
+claim(Path({str(folder)!r}), "no_training")
+raise SystemExit(1)
+"""
+    monkeypatch.setattr(Sweep, "_worker_processes", lambda sweep: WorkerProcesses(1, code, []))
     done: list[str] = []
 
     def after_the_worker(name: str) -> None:

@@ -66,8 +66,13 @@ def result() -> dict[str, Any]:
         ],
     }
     return {
+        "kind": "sweep",
         "mode": "quick",
-        "settings": {"seed": 42, "train_questions": 400, "num_permutations": 4, "rounds": 3, "trials": ("sft", "dro")},
+        "settings": {
+            "recipes": ("sft", "dro"),
+            "world": {"domain": "unseen", "train_questions": 400},
+            "training": {"e_step.num_permutations": 4, "e_step.proposals_per_sample": 8, "rounds": 3},
+        },
         "trials": [
             {
                 "name": "base",
@@ -161,13 +166,14 @@ def test_write_report_creates_folders_and_replaces_the_file(tmp_path: Path, resu
     assert write_report(result, str(file)) == file
     first = file.read_text(encoding="utf-8")
     assert first == render_report(result)
-    assert write_report({"trials": []}, file) == file
+    assert write_report({"kind": "sweep", "trials": []}, file) == file
     assert file.read_text(encoding="utf-8") != first
 
 
 def test_lone_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> None:
     file = write_report(
-        {"trials": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]}, tmp_path / "report.html"
+        {"kind": "sweep", "trials": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]},
+        tmp_path / "report.html",
     )
     assert "lone ? surrogate\ufffd\ufffd" in file.read_text(encoding="utf-8")
 
@@ -177,8 +183,8 @@ def test_lone_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> 
     [
         ({}, r"got the keys \[\]"),
         ({"mode": "quick", "curves": {}}, r"got the keys \['curves', 'mode'\]"),
-        ({"trials": {"base": 1}}, "got dict"),
-        ({"trials": None}, "got NoneType"),
+        ({"kind": "sweep", "trials": {"base": 1}}, "got dict"),
+        ({"kind": "sweep", "trials": None}, "got NoneType"),
     ],
 )
 def test_comparison_without_rows_is_rejected(tmp_path: Path, broken: dict[str, Any], found: str) -> None:
@@ -300,13 +306,14 @@ def test_paired_tests_table(tree: ET.Element) -> None:
 def test_introduction_describes_the_run(tree: ET.Element) -> None:
     introduction = text(by_class(tree, "lead")[0])
     assert (
-        "This run: mode quick, 400 training questions, 3 rounds, 4 permutations scored per question, 5 min 21 s in all."
-        in (introduction)
+        "This run: mode quick, domain unseen, 400 training questions, 3 rounds, 4 permutations scored per question, "
+        "5 min 21 s in all." in introduction
     )
     assert "invented" in introduction
     short = {
+        "kind": "sweep",
         "trials": [],
-        "settings": {"domain": "unseen", "train_questions": 9, "rounds": 1},
+        "settings": {"world": {"domain": "unseen", "train_questions": 9}, "training": {"rounds": 1}},
         "answerable_questions": 7,
     }
     assert run_sentence(parse_result(short)) == (
@@ -315,8 +322,8 @@ def test_introduction_describes_the_run(tree: ET.Element) -> None:
     )
     settings = {text(row[0]): text(row[1]) for row in by_id(tree, "settings").findall(".//tbody/tr")}
     assert settings == {
-        "mode": "quick", "seed": "42", "train_questions": "400", "num_permutations": "4", "rounds": "3",
-        "trials": "sft, dro",
+        "mode": "quick", "recipes": "sft, dro", "world.domain": "unseen", "world.train_questions": "400",
+        "training.e_step.num_permutations": "4", "training.e_step.proposals_per_sample": "8", "training.rounds": "3",
     }  # fmt: skip
 
 
@@ -401,7 +408,7 @@ def test_table_of_a_chart_has_its_numbers(tree: ET.Element) -> None:
 
 def drawn(values: list[float | None], key: str = "eval_exact_match") -> ET.Element:
     records = [{"round": i, key: value} for i, value in enumerate(values)]
-    return parse(render_report({"trials": [{"name": "dro"}], "curves": {"dro": records}}))
+    return parse(render_report({"kind": "sweep", "trials": [{"name": "dro"}], "curves": {"dro": records}}))
 
 
 @pytest.mark.parametrize(
@@ -454,7 +461,7 @@ def test_names_of_lines_do_not_overlap(value: float) -> None:
         f"{i} a row with a very long name": [{"round": 0, "ess": 1.5}, {"round": 1, "ess": v}]
         for i, v in enumerate(values)
     }
-    tree = parse(render_report({"trials": [], "curves": curves}))
+    tree = parse(render_report({"kind": "sweep", "trials": [], "curves": curves}))
     names = by_class(by_id(tree, "chart-ess"), "name")
     heights = sorted(float(name.get("y", "")) for name in names)
     assert len(heights) == 9
@@ -493,7 +500,7 @@ def test_trial_has_one_colour_and_one_shape_on_the_whole_page(tree: ET.Element) 
 
 
 def test_ten_trials_differ_in_colour_or_shape() -> None:
-    tree = parse(render_report({"trials": [{"name": f"row {i}"} for i in range(10)]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": f"row {i}"} for i in range(10)]}))
     colours = re.findall(r"\.s\d+{--c:(#\w+)}", text(tree.findall("head/style")[0]))[:10]
     shapes = [key.findall("path")[0].get("d") for key in by_class(tree, "key")]
     assert len(colours) == len(shapes) == 10
@@ -520,7 +527,7 @@ def test_contrast_equals_known_values() -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_contrast_of_text_and_lines(dark: bool) -> None:
-    tree = parse(render_report({"trials": [{"name": f"row {i}"} for i in range(8)]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": f"row {i}"} for i in range(8)]}))
     style = text(tree.findall("head/style")[0])
     theme = re.findall(r":root {(.*?)}", style)[dark]
     names = dict(re.findall(r"--(\w+): (#\w+)", theme))
@@ -601,11 +608,11 @@ def test_missing_part_removes_only_its_section(result: dict[str, Any], part: str
 
 
 def test_sections_of_trials_only_and_of_nothing() -> None:
-    tree = parse(render_report({"trials": [{"name": "base"}]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": "base"}]}))
     assert sections(tree) == ["results"]
     assert "base" in text(by_id(tree, "results"))
-    assert sections(parse(render_report({"trials": []}))) == []
-    assert sections(parse(render_report({"trials": [{}]}))) == ["results"]
+    assert sections(parse(render_report({"kind": "sweep", "trials": []}))) == []
+    assert sections(parse(render_report({"kind": "sweep", "trials": [{}]}))) == ["results"]
 
 
 def test_any_field_may_be_missing(result: dict[str, Any]) -> None:

@@ -644,11 +644,11 @@ def test_report_command_recognises_every_kind(
     file = folder / "trials/dro_selfaug/evaluation.json"
     file.write_text(json.dumps(pages["evaluation"]))
     (tmp_path / "f.json").write_text(json.dumps(pages["forgetting"]))
-    (tmp_path / "lab.json").write_text(json.dumps({"trials": [{"name": "base"}]}))
+    (tmp_path / "demo.json").write_text(json.dumps({"kind": "sweep", "trials": [{"name": "base"}]}))
     expected = {
         folder: ("sweep", folder / "report.html"), folder / "sweep.json": ("sweep", folder / "sweep.html"),
         file: ("evaluation", file.with_suffix(".html")), tmp_path / "f.json": ("forgetting", tmp_path / "f.html"),
-        tmp_path / "lab.json": ("comparison", tmp_path / "lab.html"),
+        tmp_path / "demo.json": ("sweep", tmp_path / "demo.html"),
         tmp_path / "my run": ("run", tmp_path / "my run/report.html"),
         tmp_path / "my run/run.json": ("run", tmp_path / "my run/run.html"),
     }  # fmt: skip

@@ -97,7 +97,7 @@ def test_trials_are_trained_scored_and_compared(settings: SweepSettings, tmp_pat
     assert bundle.answer(EXAMPLES[0].question).text == evaluation.records[0].prediction
 
 
-def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
+def test_a_sweep_is_reproducible_to_the_byte_also_after_a_kill(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Sweep(tmp_path / "whole", settings, progress=False).run()
@@ -121,7 +121,7 @@ def test_the_same_sweep_is_the_same_bytes_and_a_killed_one_ends_the_same(
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed")
 
 
-def test_a_failed_trial_holds_up_nobody_and_is_tried_again(
+def test_other_trials_run_after_a_failed_one_which_is_tried_again(
     settings: SweepSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(settings, recipes=("no_training", "sft"))
@@ -140,7 +140,7 @@ def test_a_failed_trial_holds_up_nobody_and_is_tried_again(
     assert again["failed"] == []
 
 
-def test_a_trial_is_never_shown_as_that_of_another_seed_or_cell(settings: SweepSettings, tmp_path: Path) -> None:
+def test_a_trial_of_another_seed_or_cell_is_refused(settings: SweepSettings, tmp_path: Path) -> None:
     settings = replace(settings, recipes=("sft",), seeds=(1,), grid={"m_step.learning_rate": [1e-3]})
     Sweep(tmp_path / "sweep", settings, progress=False).run()
     for change, name in (

@@ -311,10 +311,10 @@ class EncyclopediaReading:
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """Several trials on the same questions: a demo experiment, or a sweep."""
+    """The trials of a sweep or of the demo experiment on the same questions."""
 
-    kind: str
-    """"comparison" or "sweep"."""
+    kind = "sweep"
+
     trials: Sequence[Trial] = ()
     retriever: Mapping[str, float] = field(default_factory=dict)
     """Recall of the untrained retriever."""

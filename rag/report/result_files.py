@@ -95,7 +95,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_file(file: Path) -> dict[str, Any]:
     data = _read_json(file)
-    if data.get("kind") not in FILE_KINDS and (data.get("kind") is not None or "trials" not in data):
+    if data.get("kind") not in FILE_KINDS:
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made from {SUPPORTED}; {file} {found}. Name another file.")
@@ -180,15 +180,12 @@ def parse_result(result: _Object) -> ReportData:
 
     Args:
         result: `kind` is "evaluation", "forgetting", "run" (`name`, `run` for run.json and `records` for the lines of
-            metrics.jsonl) or "sweep"; without it, the result is that of a demo experiment. Of the last two `trials` is
-            required, one mapping per trial.
+            metrics.jsonl) or "sweep", also of a demo experiment, with `trials`, one mapping per trial.
 
     Raises:
         DataError: Another kind, or a comparison without a list of trials.
     """
     kind = result.get("kind")
-    if kind in (None, "comparison"):
-        return _comparison(result, "comparison")
     if kind not in _PARSERS:
         raise DataError(
             f"A report shows one of the kinds {sorted(_PARSERS)}; got {kind!r}. Pass the file of one of them."
@@ -333,14 +330,14 @@ def _rounds(records: object) -> list[RoundRecord]:
     ]
 
 
-def _permutations_drawn(settings: _Object) -> str:
-    """How many permutations DRO's E-step draws for a question; empty if the settings do not say."""
-    e_step = _object(settings.get("e_step")) or settings  # a demo result has its own flat settings
-    kept, factor = e_step.get("num_permutations"), e_step.get("proposals_per_sample")
+def _permutations_drawn(config: _Object) -> str:
+    """How many permutations DRO's E-step draws for a question; empty if the settings of training do not say."""
+    training = dict(_flat(config, ""))
+    kept, factor = (training.get(f"e_step.{name}") for name in ("num_permutations", "proposals_per_sample"))
     return _text(kept * factor if isinstance(kept, int) and isinstance(factor, int) else kept)
 
 
-def _comparison(result: _Object, kind: str) -> ComparisonData:
+def _sweep(result: _Object) -> ComparisonData:
     if not isinstance(result.get("trials"), list | tuple):
         found = f"the keys {sorted(map(str, result))}" if "trials" not in result else type(result["trials"]).__name__
         raise DataError(
@@ -353,7 +350,6 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
     encyclopedia = _object(result.get("encyclopedia"))
     settings = _object(result.get("settings"))
     return ComparisonData(
-        kind=kind,
         trials=trials,
         retriever=_numbers(_object(result.get("retriever"))),
         retriever_kind=_text(settings.get("retriever")) or "dense",
@@ -378,15 +374,11 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
         mode=_text(result.get("mode")),
         seconds=_number(result.get("seconds")),
         focus_recipe=_text(settings.get("focus_recipe")) or "auto",
-        invented_world=kind != "sweep" or _object(settings.get("world")).get("domain") is not None,
+        invented_world=_object(settings.get("world")).get("domain") is not None,
         sizes=_sizes(result, settings),
-        permutations_drawn=_permutations_drawn(settings),
+        permutations_drawn=_permutations_drawn(_object(settings.get("training"))),
         settings=_settings({**({"mode": result["mode"]} if result.get("mode") else {}), **settings}),
     )
-
-
-def _sweep(result: _Object) -> ComparisonData:
-    return _comparison(result, "sweep")
 
 
 def _trial(entry: _Object) -> Trial:
@@ -428,7 +420,7 @@ def _sizes(result: _Object, settings: _Object) -> dict[str, str]:
     answerable, questions = result.get("answerable_questions"), _object(result.get("dataset")).get("n")
     parts = [_object(settings.get(part)) for part in ("world", "training", "selector")]
     found = {"test_questions": questions} | {
-        key.removeprefix("e_step."): value for part in [*parts, settings] for key, value in part.items()
+        key.removeprefix("e_step."): value for part in [*parts, settings] for key, value in _flat(part, "")
     }
     found["answerable_questions"] = answerable
     if found.get("train_questions") is None and answerable is not None:
