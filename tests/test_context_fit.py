@@ -300,7 +300,7 @@ def test_two_questions_of_one_id_are_told_apart(rag: RAG, tmp_path: Path) -> Non
     assert trainer.train_examples == [twin]
 
 
-def test_a_sweep_asks_all_rows_the_same_questions(
+def test_all_trials_of_a_sweep_have_the_same_questions(
     base: Path, index: PassageIndex, rag: RAG, between: QAExample, tmp_path: Path
 ) -> None:
     for split in ("train", "dev", "test"):

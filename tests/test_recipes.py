@@ -196,7 +196,7 @@ class TestReplug:
     def test_needs_a_selector_that_picks_one(self, make_rag: Callable[..., RAG]) -> None:
         config, rag = Variant.of("replug").config(SHARED), make_rag()
         assert config is not None
-        with pytest.raises(UsageError, match="num_selected must be 1; 2 came"):
+        with pytest.raises(UsageError, match="num_selected must be 1; got 2"):
             EStep(rag.retriever, rag.selector, rag.generator, config)
 
 

@@ -439,7 +439,7 @@ def tradeoff_axes(tree: ET.Element, figure: str) -> tuple[dict[float, float], di
 
 
 def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> None:
-    """General ability falls by the gain; perplexities by the log of base / tuned; accuracies by their difference."""
+    """General tasks fall by the gain; perplexities by the log of base / tuned; accuracies by their difference."""
     tree = parse(render_report(sweep))
     assert [figure.get("id") for figure in by_id(tree, "tradeoff").iter("figure")] == [
         "tradeoff-general",
@@ -469,7 +469,7 @@ def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> Non
 def test_tradeoff_table_inverts_intervals_of_perplexities(sweep: dict[str, Any]) -> None:
     rows = {row[0]: row for row in tables(parse(render_report(sweep)), "tradeoff")[0]}
     assert rows["Pipeline"] == [
-        "Pipeline", "Gain of Exact match", "General abilitychange of the share of tasks solved",
+        "Pipeline", "Gain of Exact match", "General taskschange of the share of tasks solved",
         "wikitext: word perplexitylog (base / tuned), nats", "blimp: accuracychange of accuracy", "KL drift",
     ]  # fmt: skip
     low, high = (-math.log(end / 60) for end in (90.02, 89.99))

@@ -228,7 +228,7 @@ class TestSettings:
             ),
         ]
 
-    def test_a_recipe_has_one_trial_by_whatever_names_it_is_called(self, settings: SweepSettings) -> None:
+    def test_a_recipe_that_is_named_twice_has_one_trial(self, settings: SweepSettings) -> None:
         some = replace(settings, recipes=("no_training", "no_training", "dro_selfaug", "dro"), with_selfaug=True)
         assert [trial.name for trial in some.trials()] == ["no_training", "dro_selfaug", "dro"]
 

@@ -1,4 +1,4 @@
-"""Several seeds of the laboratory in one table: mean and spread of every number, and of every paired difference.
+"""Several seeds of the demo experiment in one table: mean and spread of every number, and of every paired difference.
 
     for seed in 1 2 3; do rag demo --full --seed $seed --json full-$seed.json; done
     python examples/tiny_models/seeds.py full-1.json full-2.json full-3.json
