@@ -167,8 +167,8 @@ def _pairs_in(cell: Sequence[TrialResult], focus_recipe: str) -> list[tuple[Tria
     focus = next((r for r in cell if recipe_of(r) == focus_recipe), None)
     base = by_kind.get((BASE_RECIPE, False))
     pairs = [(focus, other) for other in cell if focus is not None and other is not focus]
-    twins = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
-    pairs += [(one, other) for one, other in twins if other is not None]
+    without = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
+    pairs += [(one, other) for one, other in without if other is not None]
     pairs += [(one, base) for one in cell if base is not None and one is not base]
     seen: set[frozenset[str]] = set()
     kept = []
@@ -189,7 +189,7 @@ def compare(pairs: Sequence[Pair]) -> list[PairedComparison]:
     found: list[PairedComparison] = []
     for metric in dict.fromkeys(metric for _, _, metric in pairs):
         chosen = [(one, other) for one, other, name in pairs if name == metric]
-        if metric == GENERAL:  # task by task: the same for what no evaluation holds
+        if metric == GENERAL:  # general tasks are not in the evaluation files
             found += adjusted(
                 [paired_comparison(one.name, other.name, GENERAL, one.general, other.general) for one, other in chosen]
             )
