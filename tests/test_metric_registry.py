@@ -72,7 +72,7 @@ def test_a_registered_metric_of_answers_is_everywhere(make_rag: Callable[..., RA
     trials = [TrialResult(e.name, e.name, e.name, False, 1, {}, e, [], None, [], 1.0) for e in (one, other)]
     comparisons = compare(sweep_pairs(trials, "dro"))
     assert [(c.metric, c.difference) for c in comparisons] == [("words", 5.0)]
-    data = {"rows": [{**t.table_row(), "seconds": 1.0} for t in trials], "failed": [], "seconds": 2.0}
+    data = {"trials": [{**t.scores().to_dict(), "seconds": 1.0} for t in trials], "failed": [], "seconds": 2.0}
     data |= {"answerable_questions": 1, "dataset": {"n": 2}, "comparisons": [c.to_dict() for c in comparisons]}
     text = sweep_text(data, Path("report.html"))
     assert "Words" in text and "7.5 [3.0, 12.0]" in text and "+5.0" in text
