@@ -12,10 +12,11 @@ from tiny_models import EXAMPLES_FOR_WORKERS
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.directory.passage_index import PassageIndex
-from indexes.errors import RAGError, UsageError
+from indexes.errors import DataError, RAGError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation_file import read_evaluation
 from rag.experiments.recipes import BUILTIN_RECIPES, RECIPES
+from rag.experiments.sweep_file import SweepFile
 from rag.experiments.sweep_options import WorldSettings
 from rag.experiments.sweep_results import (
     TrialResult,
@@ -81,6 +82,10 @@ def test_trials_are_trained_scored_and_compared(settings: SweepSettings, tmp_pat
     assert data["failed"] == []
     written = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert (written["kind"], written["format_version"]) == ("sweep", 1)
+    assert SweepFile.from_dict(written).to_dict() == written
+    without_samples = {key: value for key, value in written.items() if key != "samples"}
+    with pytest.raises(DataError, match=r"must have the keys \['samples'\]"):
+        SweepFile.from_dict(without_samples)
     assert "seconds" not in written["trials"][0] and data["trials"][0]["seconds"] > 0
     assert set(written["curves"]) == {"rag_token", "dro"}
     assert [record["round"] for record in data["curves"]["dro"]] == [0, 1]

@@ -22,10 +22,10 @@ import torch
 
 from generator.language_model import best_device
 from indexes.atomic_files import exclusive_writer_lock
-from indexes.dataclass_json import to_json_object
 from indexes.errors import RAGError, UsageError
 from rag.evaluation.evaluation_file import write_json
 from rag.experiments.recipes import Variant
+from rag.experiments.sweep_file import SweepFile
 from rag.experiments.sweep_questions import SweepQuestions
 from rag.experiments.sweep_results import (
     SAMPLES,
@@ -42,15 +42,13 @@ from rag.experiments.sweep_settings import SweepSettings
 from rag.experiments.trial_runner import TrialRunner
 from rag.experiments.trial_store import FailedTrial, TrialStore
 from rag.experiments.workers import WorkerProcesses, claim, clear_claims, exit_with_parent
-from rag.forgetting.measurement import ModelScores, forgetting_table
+from rag.forgetting.measurement import ForgettingTable, ModelScores, forgetting_table
 from rag.logs import set_up_logs
 from rag.report import with_evaluation_records, write_report
 from rag.report.result_files import SECONDS_FILE, SWEEP_FILE, with_seconds
 from training import QAExample
 
 logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
 
 
 class Sweep:
@@ -103,7 +101,7 @@ class Sweep:
         with exclusive_writer_lock(self.folder):
             questions = self.questions.load()
             results, failed = self._complete(questions)
-            data = self._compared(results, questions) | {"failed": [entry.to_dict() for entry in failed]}
+            data = self._compared(results, failed, questions).to_dict()
             # The sum over trials: this process may have found most of them finished.
             seconds = {"total": math.fsum(r.seconds for r in results), "trials": {r.name: r.seconds for r in results}}
             write_json(data, self.folder / SWEEP_FILE)
@@ -152,34 +150,36 @@ class Sweep:
         if self.runner.retention is not None and not file.is_file() and claim(self.folder, file.name):
             self.runner.measure_retention_of_base()
 
-    def _forgetting(self) -> dict[str, Any]:
+    def _forgetting(self) -> ForgettingTable | None:
         """The forgetting table of all trials whose generator was trained, where there are retention tasks."""
         if self.runner.retention is None:
-            return {}
-        scores = [ModelScores.load(file) for file in self.store.retention_files(self.trials)]
-        return {"forgetting": forgetting_table(scores).to_dict()}
+            return None
+        return forgetting_table([ModelScores.load(file) for file in self.store.retention_files(self.trials)])
 
-    def _compared(self, results: Sequence[TrialResult], questions: Mapping[str, list[QAExample]]) -> dict[str, Any]:
+    def _compared(
+        self,
+        results: Sequence[TrialResult],
+        failed: Sequence[FailedTrial],
+        questions: Mapping[str, list[QAExample]],
+    ) -> SweepFile:
         focus = self._focus_recipe(results)
         shown = cells(results)[0]
-        return {
-            "kind": "sweep",
-            "format_version": FORMAT_VERSION,
-            "settings": self.settings.to_json(),
-            "dataset": to_json_object(results[0].evaluation.dataset),
-            "answerable_questions": len(questions["train"]),
-            **({"too_long": too_long} if (too_long := self.questions.too_long()) else {}),
-            "trials": [r.scores().to_dict() for r in results],
-            "retriever": retriever_recall(results),
-            "comparisons": [c.to_dict() for c in compare(sweep_pairs(results, focus))],
-            "evaluations": {
-                r.name: {k: v for k, v in r.evaluation.to_dict().items() if k != "records"} for r in results
-            },
-            "curves": {r.name: r.curve_without_timings() for r in results if r.curve},
-            "samples": [question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation.records)))],
-            "questions": extremes(results, focus),
-            **self._forgetting(),
-        }
+        evaluations = {r.name: r.evaluation.to_dict() for r in results}
+        return SweepFile(
+            settings=self.settings.to_json(),
+            dataset=results[0].evaluation.dataset,
+            answerable_questions=len(questions["train"]),
+            trials=[r.scores() for r in results],
+            retriever=retriever_recall(results),
+            comparisons=compare(sweep_pairs(results, focus)),
+            evaluations={n: {k: v for k, v in file.items() if k != "records"} for n, file in evaluations.items()},
+            curves={r.name: r.curve_without_timings() for r in results if r.curve},
+            samples=[question_of(shown, i) for i in range(min(SAMPLES, len(shown[0].evaluation.records)))],
+            questions=extremes(results, focus),
+            failed=list(failed),
+            too_long=self.questions.too_long() or None,
+            forgetting=self._forgetting(),
+        )
 
     def _focus_recipe(self, results: Sequence[TrialResult]) -> str:
         if self.settings.focus_recipe != "auto":
