@@ -26,7 +26,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "packed questions": lambda folder: write_examples(EXAMPLES, folder / "questions.jsonl.gz"),
     "encyclopedia": lambda folder: render._write_jsonl(folder / "corpus.jsonl", ROWS),  # writing all of it is slow
     "invented world": lambda folder: world._write(folder / "train.jsonl", ROWS),
-    "report": lambda folder: write_report({"rows": [{"name": "a", "label": "A"}]}, folder / "report.html"),
+    "report": lambda folder: write_report(
+        {"kind": "sweep", "trials": [{"name": "a", "label": "A"}]}, folder / "report.html"
+    ),
 }
 
 

@@ -281,12 +281,12 @@ def test_the_demo_writes_its_json_beside_its_table(
 ) -> None:
     monkeypatch.setattr(
         "rag.experiments.demo_sizes.run_demo",
-        lambda **settings: DemoResult("the table", {"rows": [settings["rounds"]]}),
+        lambda **settings: DemoResult("the table", {"trials": [settings["rounds"]]}),
     )
     code, out, _ = run(["demo", "--rounds", "3", "--json", str(tmp_path / "demo.json")], capsys)
     assert code == 0
     assert out == "the table\n"
-    assert json.loads((tmp_path / "demo.json").read_text()) == {"rows": [3]}
+    assert json.loads((tmp_path / "demo.json").read_text()) == {"trials": [3]}
     assert run(["demo", "--json", str(tmp_path / "no/such/folder.json")], capsys)[0] == 2
 
 
@@ -304,9 +304,9 @@ def test_the_demo_has_three_sizes(
     assert seen["mode"] == mode
     assert seen["seed"] == (7 if mode == "full" else 42)
     assert ("lora_r" in seen) == (mode == "full")
-    assert "rows" not in seen
-    assert run(["demo", *flags, "--rows", "dro", "dro_selfaug"], capsys)[0] == 0
-    assert seen["rows"] == ("dro", "dro_selfaug")
+    assert "recipes" not in seen
+    assert run(["demo", *flags, "--recipes", "dro", "dro_selfaug"], capsys)[0] == 0
+    assert seen["recipes"] == ("dro", "dro_selfaug")
     assert run(["demo", *flags, "--domain", "encyclopedia", "--selfaug_alpha", "0.5"], capsys)[0] == 0
     assert (seen["domain"], seen["selfaug_alpha"]) == ("encyclopedia", 0.5)
 

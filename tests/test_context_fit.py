@@ -25,7 +25,8 @@ from indexes.errors import DataError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
-from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.sweep_settings import SPLITS, SweepSettings
 from rag.forgetting.measurement import measure_model
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
@@ -304,12 +305,12 @@ def test_questions_with_equal_ids_are_distinguished(rag: RAG, tmp_path: Path) ->
 def test_all_trials_of_a_sweep_use_the_same_questions(
     base: Path, index: PassageIndex, rag: RAG, between: QAExample, tmp_path: Path
 ) -> None:
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         write_examples([SHORT[0], between, SHORT[1], TOO_LONG], tmp_path / f"{split}.jsonl")
     settings = SweepSettings(
-        recipes=("vanilla",),
+        recipes=("no_training",),
         index=str(index.path),
-        **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")},
+        **{f"{split}_dataset": str(tmp_path / f"{split}.jsonl") for split in SPLITS},
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=5, num_selected=2),
@@ -320,8 +321,8 @@ def test_all_trials_of_a_sweep_use_the_same_questions(
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
-    assert data["too_long"] == {split: ["between", "too-long"] for split in ("train", "dev", "test")}
-    assert data["rows"][0]["name"] == "vanilla" and data["dataset"]["n"] == 2
+    assert data["too_long"] == {split: ["between", "too-long"] for split in SPLITS}
+    assert data["trials"][0]["name"] == "no_training" and data["dataset"]["n"] == 2
     again = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert again["too_long"] == data["too_long"]
 

@@ -112,9 +112,9 @@ def test_example_configs_load(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert args.rounds == 5
     else:
         assert command[1] == "sweep"
-        rows = settings_of(args).rows()
-        assert {row.variant.recipe.name for row in rows} == set(RECIPES)
-        assert any(row.variant.selfaug for row in rows)
+        trials = settings_of(args).trials()
+        assert {trial.variant.recipe.name for trial in trials} == set(RECIPES)
+        assert any(trial.variant.selfaug for trial in trials)
 
 
 def test_every_command_is_in_the_command_line_document() -> None:

@@ -22,7 +22,7 @@ from indexes.encoder import Encoder
 from indexes.errors import ResourceError
 from rag.bundle import load_generator
 from rag.cli import main
-from rag.experiments.sweep_runner import SweepSettings
+from rag.experiments.sweep_settings import SweepSettings
 from rag.pipeline import RAG
 from rag.planning.model_sizes import base_shape, encoder_shape
 from retriever.selector_config import SelectorConfig
