@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 2 usage, 3 data, 4 mismatch or damage, 5 missing resource, 130 interrupted, 1 anything else.
 Every command takes `--json [FILE]` (machine-readable result), `--config FILE` (YAML, overridden by flags) and
-`--debug` (tracebacks). The commands are in `rag.commands`.
+`--debug` (tracebacks). Each module in `rag.commands` with a table `COMMANDS` adds its commands.
 """
 
 import difflib
@@ -12,30 +12,33 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from indexes.errors import RAGError, UsageError
-from rag.commands import ask, demo, doctor, evaluate, forgetting, index, inspect, plan, report, search, sweep, train
+from rag import commands
 from rag.commands.command import Command, Report
 from rag.commands.option_names import renamed
 from rag.logs import set_up_logs
 
 INTERRUPTED = 130
-COMMANDS: dict[str, Command] = {
-    **index.COMMANDS,
-    **search.COMMANDS,
-    **train.COMMANDS,
-    **plan.COMMANDS,
-    **evaluate.COMMANDS,
-    **forgetting.COMMANDS,
-    **sweep.COMMANDS,
-    **report.COMMANDS,
-    **ask.COMMANDS,
-    **inspect.COMMANDS,
-    **demo.COMMANDS,
-    **doctor.COMMANDS,
-}
+_FIRST = ("index", "search", "train", "plan", "evaluate", "forgetting", "sweep", "report", "ask", "inspect", "demo")
+"""Modules of `rag.commands` in the order of the overview; others follow by name."""
+
+
+def _found_commands() -> dict[str, Command]:
+    """The `COMMANDS` of every module in `rag.commands`: a new command is a new module, listed nowhere else."""
+    names = {module.name for module in iter_modules(commands.__path__)}
+    ordered = [*(name for name in _FIRST if name in names), *sorted(names - set(_FIRST))]
+    found: dict[str, Command] = {}
+    for name in ordered:
+        found |= getattr(import_module(f"{commands.__name__}.{name}"), "COMMANDS", {})
+    return found
+
+
+COMMANDS = _found_commands()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

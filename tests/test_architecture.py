@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ FOLDERS = (
 )
 """Each may import those before it; the modules that stand directly in a package may come in between."""
 PICKLING = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
-LOADERS = ("indexes/registry.py", "indexes/lazy_exports.py")
+LOADERS = ("indexes/registry.py", "indexes/lazy_exports.py", "rag/cli.py")
 NAMELESS = ("utils", "util", "common", "types", "helpers", "misc")
 
 
@@ -142,14 +142,26 @@ def import_graph(root: Path) -> dict[str, set[str]]:
         for package in PACKAGES
         for path in (root / package).rglob("*.py")
     }
-    return {
-        module: {
-            found
-            for _, name in imported_modules(syntax_tree(path))
-            if (found := _longest_known(name, files)) and found != module
-        }
-        for module, path in files.items()
-    }
+    graph = {}
+    for module, path in files.items():
+        tree = syntax_tree(path)
+        names = [name for _, name in imported_modules(tree)]
+        names += [
+            other for folder in listed_folders(tree, module, names) for other in files if other.startswith(folder)
+        ]
+        found = {_longest_known(name, files) for name in names}
+        graph[module] = found - {"", module}
+    return graph
+
+
+def listed_folders(tree: ast.AST, module: str, imported: Sequence[str]) -> Iterator[str]:
+    """Folders, as "package.", whose modules are found by `iter_modules(__path__)` or `iter_modules(name.__path__)`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="iter_modules"), args=[ast.Name(id="__path__")]):
+                yield f"{module}."
+            case ast.Call(func=ast.Name(id="iter_modules"), args=[ast.Attribute(value=ast.Name(id=folder))]):
+                yield from (f"{name}." for name in imported if name.rpartition(".")[2] == folder)
 
 
 def _longest_known(name: str, files: Mapping[str, Path]) -> str:

@@ -59,7 +59,7 @@ def test_two_equal_pipelines_do_not_differ() -> None:
 
 
 def test_different_numbers_of_scores_are_refused() -> None:
-    with pytest.raises(UsageError, match="two scores per question; 2 and 3 came"):
+    with pytest.raises(UsageError, match="two scores per question, got 2 and 3"):
         paired_bootstrap([1.0, 0.0], [1.0, 0.0, 1.0])
 
 

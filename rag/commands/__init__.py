@@ -1,1 +1,1 @@
-"""The commands of `rag`, a module for each topic; heavy imports happen when one runs."""
+"""The commands of `rag`: a new module with a table `COMMANDS` is a new command; heavy imports happen when it runs."""
