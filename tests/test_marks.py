@@ -45,7 +45,7 @@ def starts_in_a_class() -> None:
 
 
 def starts_in_a_module() -> None:
-    test_workers.test_helpers_end_with_an_error_of_ours()
+    test_workers.test_an_error_in_the_block_kills_the_workers()
 
 
 def trains_in_a_function() -> None:
