@@ -185,7 +185,7 @@ def build(kind: str, folder: Path) -> Any:
 
 
 def pipeline(index: Any, base: Path) -> RAG:
-    """A fresh pipeline over the base, in which the language model is heard."""
+    """A fresh pipeline over the base, in which the selector uses the logits of the language model."""
     rag = RAG.create(
         index=index,
         base=base,

@@ -69,7 +69,7 @@ def texts(kind: str, count: int, *, seed: int = 0) -> list[str]:
 
 @torch.no_grad()
 def flashrag_encode(model: SentenceTransformer, batch: Sequence[str]) -> Vectors:
-    """Fixed batches in the order that came, padded to the longest, mean pooling, unit length."""
+    """Fixed batches in the given order, padded to the longest, mean pooling, unit length."""
     found = []
     for start in range(0, len(batch), FLASHRAG_BATCH):
         features = model[0].preprocess(list(batch[start : start + FLASHRAG_BATCH]))
@@ -111,7 +111,7 @@ def build(options: Options, kind: str, rival: str, target: float) -> Case:
         mine_Nd, theirs_Nd = ours(mixed, batch), loops[rival]()
         found, control = cosine(mine_Nd, theirs_Nd), cosine(np.roll(mine_Nd, 1, axis=0), theirs_Nd)
         if not found >= least > control:
-            raise RuntimeError(f"cosines with {rival} must reach {least}; {found:.5f}, shuffled {control:.5f} came.")
+            raise RuntimeError(f"cosines with {rival} must reach {least}, got {found:.5f} and {control:.5f} shuffled.")
 
     lengths = [len(ids) for ids in mixed.tokenizer(list(batch), truncation=True)["input_ids"]]
     weights = sum(p.numel() for n, p in mixed.model.named_parameters() if p.ndim == 2 and "embeddings" not in n)

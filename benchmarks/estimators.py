@@ -287,11 +287,11 @@ def imputed(problems: Sequence[Problem], m: int, repeats: int, generator: torch.
         p.log_likelihood_N[index_RM.gather(1, scored_Rm)]
         for p, (index_RM, _, _), scored_Rm in zip(problems, drawn, scored, strict=True)
     ]
-    heard = [
+    scored_features = [
         x.gather(1, scored_Rm[..., None].expand(-1, -1, x.shape[-1]))
         for (_, _, x), scored_Rm in zip(drawn, scored, strict=True)
     ]
-    surrogate = Surrogate.fit(heard, known)
+    surrogate = Surrogate.fit(scored_features, known)
     estimates: list[Estimate] = []
     for p, (index_RM, ratio_RM, x), scored_Rm, known_Rm in zip(problems, drawn, scored, known, strict=True):
         weights_RM = posterior_weights(ratio_RM + surrogate.complete(x, scored_Rm, known_Rm))

@@ -69,7 +69,7 @@ def check(name: str, found: Found, truth: Found) -> None:
     others = (np.roll(found[0], 1, axis=0), np.roll(found[1], 1, axis=0))
     control = recall(others, truth) if np.abs(others[0] - truth[0]).max() < TIE else 0.0
     if not (reached == 1.0 > control):
-        raise RuntimeError(f"{name} must find all, and another query's results must not; {reached}, {control} came.")
+        raise RuntimeError(f"{name} must find all, and another query's results must not; got {reached} and {control}.")
 
 
 def build(options: Options, rival: str, target: float) -> Case:

@@ -1,12 +1,12 @@
 """Two ways of doing the same work, raced fairly: the rival's and ours, in one process, on the same model.
 
 Rules. One thread, idle OpenMP threads sleep. Before any time is taken the results must be equal (values and, where
-there are any, gradients), and a control that is wrong on purpose must be told apart. Runs alternate; each pair stands
+there are any, gradients), and a control that is wrong on purpose must be detected. Runs alternate; each pair stands
 between two runs of a fixed matrix product, and is thrown away when that moved by more than a tenth. Medians are of the
 pairs that are left. Peak memory is that of one run in a process of its own. The floor is what the products need at the
 rate of a large matrix product, or the bytes at the speed of a copy, both measured in the same run; tokens of padding
 are not counted. Memory is handed out as it is by default; with `--keep_memory` what was freed is kept for the next
-tensor, so that nobody waits for the system to clear pages: to the advantage of whoever makes the larger tensors.
+tensor, so that nobody waits for the system to clear pages: to the advantage of the side that makes the larger tensors.
 """
 
 import argparse

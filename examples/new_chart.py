@@ -6,7 +6,7 @@ In this library a chart is one file in `rag/report/charts/`. A package of your o
 that an entry point of the group `dro_rag.plugins` names; then `rag report` draws it too.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,4 +36,6 @@ def main(folder: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Write the report of a training run with one chart more.")
+    parser.add_argument("folder", metavar="RUN_FOLDER", help="the output_dir of `rag train`")
+    print(main(parser.parse_args().folder))

@@ -1,20 +1,23 @@
-"""A vector store of your own: exact search in NumPy, with one ``.npy`` file for each segment of the index."""
+"""A vector store of your own: exact search in NumPy, with one ``.npy`` file for each segment of the index.
+
+    python examples/new_vector_store.py
+
+A package of your own names its module as an entry point of ``dro_rag.plugins``.
+"""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from indexes import Corpus, IndexWriter, Passage, PassageIndex, build_index
+from indexes import Corpus, Passage, PassageIndex, build_index
 from indexes.vectors.vector_store import FileVectorStore, SearchResult, StoreConfig, StoreProperties, best_first
 from indexes.vectors.vector_stores import VECTOR_STORES
 
 
 @VECTOR_STORES.register("numpy")
 class NumpyStore(FileVectorStore):
-    extension = "npy"
-    factory = "NumPy"  # recorded in the manifest
-    dimension = 0
+    extension, factory, dimension = "npy", "NumPy", 0  # suffix of the files; name in the manifest
     properties = StoreProperties()  # the defaults: exact search over the vectors as they were added
 
     def __init__(self, vectors_Nd: np.ndarray) -> None:
@@ -50,10 +53,8 @@ class NumpyStore(FileVectorStore):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    passages = [Passage("p0", "Faust", "a play by Goethe"), Passage("p1", "Danube", "a river in Europe")]
+    passages = [Passage("faust", "Faust", "a play by Goethe"), Passage("seine", "Seine", "a river in France")]
     build_index(Corpus.from_passages(passages), "tiny", f"{folder}/index", store="numpy", progress=False)
-    with IndexWriter(f"{folder}/index", progress=False) as writer:
-        print(writer.add([Passage("p2", "Seine", "a river in France")]))
     index = PassageIndex.open(f"{folder}/index")
     _, positions_Bk = index.vectors.search(index.load_encoder().encode_questions(["river in France"]), 2)
     print(index, [index.corpus[position].title for position in positions_Bk[0].tolist()])

@@ -1,6 +1,6 @@
 """Atomic replacement of files and directories: written beside their place, synced to the disk, and renamed.
 
-    write_file, write_path, write_text, write_json, append_line     a file
+    write_file, write_path, write_text, write_json                   a file
     write_directory, replace_directory, move_into_place             a directory
 
 A file under its own name is always complete, whenever the process or the machine dies.
@@ -19,7 +19,6 @@ from indexes.errors import MismatchError, ResourceError, UsageError
 
 PARTIAL_SUFFIX = ".tmp"
 """Of the name of a file or directory that is being written."""
-_BLOCK = 2**16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # From the messages of libraries that raise other errors: FAISS, PyTorch and Arrow.
 _FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "write error")
@@ -66,45 +65,14 @@ def write_text(path: Path, text: str) -> None:
     write_file(path, lambda stream: stream.write(text.encode()))
 
 
-def write_json(path: Path, data: Any, *, indent: int | None = 2) -> None:
-    """Write a value as JSON, atomically.
+def write_json(path: Path, data: Any, *, indent: int | None = 1) -> None:
+    """Write a value as JSON, atomically; the same data are always the same bytes, in whichever order their keys are.
 
     Raises:
         TypeError: The value holds something that JSON cannot.
+        ValueError: It holds a NaN or an infinity, which JSON has no number for.
     """
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=indent) + "\n")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file; it is on the disk when this returns.
-
-    A killed process may leave a part of the line. The next call removes it, so that every line is complete.
-
-    Args:
-        path: The file, created if it does not exist; one process writes it at a time.
-        line: Without a newline.
-    """
-    if "\n" in line:
-        raise UsageError(f"A line must not contain a newline, but got {line!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        stream.truncate(_end_of_last_line(stream))
-        stream.write(line.encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _end_of_last_line(stream: IO[bytes]) -> int:
-    """Bytes up to the last newline of a file."""
-    end = stream.seek(0, os.SEEK_END)
-    while end:
-        start = max(end - _BLOCK, 0)
-        stream.seek(start)
-        found = stream.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+    write_text(path, json.dumps(data, ensure_ascii=False, allow_nan=False, indent=indent, sort_keys=True) + "\n")
 
 
 def read_json(file: Path, then: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rag.answering.answer_modes import ANSWER_MODES
     from rag.dro_trainer import DROTrainer
     from rag.evaluation.evaluation import Evaluation, evaluate
+    from rag.evaluation.metric import METRICS, Metric
+    from rag.forgetting.retention_tasks import RETENTION_TASKS
     from rag.pipeline import RAG
     from retriever.candidates import Candidates
     from retriever.retriever import Retriever
@@ -33,10 +35,19 @@ if TYPE_CHECKING:
     from retriever.selector import Selector
     from retriever.selector_config import SelectorConfig
     from retriever.selectors import SELECTORS
-    from training.config import DROConfig
+    from training.config import (
+        DROConfig,
+        EncoderTrainingConfig,
+        EStepConfig,
+        MStepConfig,
+        RetrieverTrainingConfig,
+        SelfAugConfig,
+        SupervisedConfig,
+    )
     from training.questions.example import QAExample
     from training.questions.loading import load_examples
     from training.questions.question_formats import QUESTION_FORMATS
+    from training.round_callback import RoundCallback, TrainingState, TrainOutput
 
 _EXPORTS = {
     "ANSWER_MODES": "rag.answering.answer_modes",
@@ -53,10 +64,15 @@ _EXPORTS = {
     "DROTrainer": "rag.dro_trainer",
     "DataError": "indexes.errors",
     "DecodingConfig": "generator.configs",
+    "EStepConfig": "training.config",
     "Encoder": "indexes.encoder",
+    "EncoderTrainingConfig": "training.config",
     "Evaluation": "rag.evaluation.evaluation",
     "Generator": "generator.generator",
     "IndexWriter": "indexes.directory.writer",
+    "METRICS": "rag.evaluation.metric",
+    "MStepConfig": "training.config",
+    "Metric": "rag.evaluation.metric",
     "MismatchError": "indexes.errors",
     "ModelConfig": "generator.configs",
     "Passage": "indexes.corpora.passage",
@@ -65,14 +81,21 @@ _EXPORTS = {
     "QUESTION_FORMATS": "training.questions.question_formats",
     "RAG": "rag.pipeline",
     "RAGError": "indexes.errors",
+    "RETENTION_TASKS": "rag.forgetting.retention_tasks",
     "RETRIEVERS": "retriever.retrievers",
     "RankingPrompt": "generator.prompts",
     "ResourceError": "indexes.errors",
     "Retriever": "retriever.retriever",
+    "RetrieverTrainingConfig": "training.config",
+    "RoundCallback": "training.round_callback",
     "SELECTORS": "retriever.selectors",
     "ScoredPassage": "rag.answering.answer",
     "Selector": "retriever.selector",
     "SelectorConfig": "retriever.selector_config",
+    "SelfAugConfig": "training.config",
+    "SupervisedConfig": "training.config",
+    "TrainOutput": "training.round_callback",
+    "TrainingState": "training.round_callback",
     "UsageError": "indexes.errors",
     "VECTOR_STORES": "indexes.vectors.vector_stores",
     "build_index": "indexes.directory.builder",
@@ -83,8 +106,10 @@ _EXPORTS = {
 __all__ = [
     "ANSWER_MODES",
     "CORPUS_FORMATS",
+    "METRICS",
     "QUESTION_FORMATS",
     "RAG",
+    "RETENTION_TASKS",
     "RETRIEVERS",
     "SELECTORS",
     "VECTOR_STORES",
@@ -100,10 +125,14 @@ __all__ = [
     "DROTrainer",
     "DataError",
     "DecodingConfig",
+    "EStepConfig",
     "Encoder",
+    "EncoderTrainingConfig",
     "Evaluation",
     "Generator",
     "IndexWriter",
+    "MStepConfig",
+    "Metric",
     "MismatchError",
     "ModelConfig",
     "Passage",
@@ -113,9 +142,15 @@ __all__ = [
     "RankingPrompt",
     "ResourceError",
     "Retriever",
+    "RetrieverTrainingConfig",
+    "RoundCallback",
     "ScoredPassage",
     "Selector",
     "SelectorConfig",
+    "SelfAugConfig",
+    "SupervisedConfig",
+    "TrainOutput",
+    "TrainingState",
     "UsageError",
     "build_index",
     "evaluate",

@@ -18,7 +18,7 @@ from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import PERMUTATION, answer_mode_to_dict, create_answer_mode
 from rag.bundle import base_config, bundled_encoder, bundled_index, load_weights, push_bundle, read_config, save_bundle
 from rag.hub import bundle_folder
-from rag.model_loading import encoder_of, load_language_model
+from rag.model_loading import load_language_model
 from retriever.candidates import Candidates
 from retriever.dense import DenseRetriever
 from retriever.retriever import Retriever
@@ -106,7 +106,9 @@ class RAG:
         """
         config = _model_config(base, model_options)
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
-        used = encoder_of(opened, encoder, device=config.device, trust_remote_code=config.trust_remote_code)
+        trust = config.trust_remote_code
+        # Not checked here: the retriever compares the fingerprint, which reads all weights.
+        used = opened.load_encoder(encoder, device=config.device, trust_remote_code=trust, check=False)
         found = create_retriever(opened, used, retriever)
         model = load_language_model(config, adapter=adapter, chat=chat)
         found.adapter.to(model.device)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_models import PASSAGES
+from tiny_models import PASSAGES, tiny_encoder
 
 from indexes.corpora.passage import Passage
 from indexes.directory.passage_index import PassageIndex
@@ -125,6 +125,9 @@ def test_tune_keeps_what_it_found(
     code, _, err = run([*tune, "--reference", other], capsys)
     assert code == 4 and "a corpus of 2 passages" in err
 
+    tiny_encoder(["other words"], seed=1).save_pretrained(tmp_path / "encoder")
+    code, _, err = run([*tune, "--encoder", tmp_path / "encoder"], capsys)
+    assert code == 4 and "The index was built with the encoder" in err
     code, _, err = run([*tune, "--reference", tmp_path / "ivf"], capsys)
     assert code == 2 and 'must be searched exactly ("Flat", or FLAT in Milvus)' in err and "'IVF4,Flat'" in err
 

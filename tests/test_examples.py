@@ -1,4 +1,4 @@
-"""Every ``examples/new_*.py`` runs as a script, and adds one part to the library in at most 60 lines.
+"""Every ``examples/new_*.py`` runs as a script, and adds to the library in at most 60 lines.
 
 A script whose docstring shows arguments ("python examples/new_chart.py RUN_FOLDER") needs the files of a training run,
 and is run by the tests of its feature.
@@ -70,9 +70,9 @@ def example(name: str) -> Path:
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
-def test_an_example_runs_and_registers_one_kind(path: Path, run_example: Any, registrations: list[str]) -> None:
+def test_an_example_runs_and_registers_what_it_adds(path: Path, run_example: Any, registrations: list[str]) -> None:
     assert run_example(path).strip()
-    assert len(registrations) == 1
+    assert registrations
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

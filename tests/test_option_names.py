@@ -29,7 +29,7 @@ ADDED: dict[str, set[str]] = {
         "name",
         "label",
         "order_bias",
-        "support",
+        "attribution",
         "seed",
         "compare",
         "metrics",
@@ -82,6 +82,8 @@ def test_no_old_name_is_an_option() -> None:
         (["index", "build", "--corpus", "c", "--output", "i"], "--output is now called --output_dir"),
         (["ask", "who?", "--generation.top_p", "1"], "--generation.top_p is now called --decoding.top_p"),
         (["train", "--resume", "true"], "--resume is now called --resume_from_checkpoint"),
+        (["evaluate", "--support", "true"], "--support is now called --attribution"),
+        (["forgetting", "--window", "64"], "--window is now called --text_window"),
     ],
 )
 def test_an_old_name_says_the_new_one(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from kills import survives
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import PASSAGES, dro_config, learned
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from generator.configs import ChatConfig
 from indexes.errors import DataError, MismatchError, UsageError
@@ -639,6 +639,22 @@ def test_state_output_and_round_callbacks_tell_of_each_round(make_rag: Callable[
     ):
         with pytest.raises(UsageError, match=message):
             DROTrainer(make_rag(), short, **arguments).train(resume_from_checkpoint=tmp_path / "run" / wrong)
+
+
+def test_callbacks_may_be_classes_and_nothing_else_is_accepted(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+    rag = make_rag()
+    arguments: dict[str, Any] = {"train_dataset": EXAMPLES, "output_dir": tmp_path / "run", "progress": False}
+    trainer = DROTrainer(rag, settings(), callbacks=[Recorder, PrinterCallback], **arguments)
+    assert [type(callback) for callback in trainer.round_callbacks] == [Recorder]
+    assert [type(callback) for callback in trainer.run_callbacks.callbacks] == [PrinterCallback]
+    with pytest.raises(
+        UsageError, match=r"must be RoundCallbacks or transformers\.TrainerCallbacks, got \['function'\]"
+    ):
+        DROTrainer(rag, settings(), callbacks=[print_state], **arguments)  # type: ignore[list-item]
+
+
+def print_state(state: object) -> None:
+    print(state)
 
 
 def test_evaluation_needs_questions(make_rag: Callable[[], RAG], tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ ComputeMetrics = Callable[..., EvaluationResult | Mapping[str, float]]
 """`compute_metrics(rag, examples, progress=bool)`, as `rag.evaluate`; metrics alone are enough. In a distributed run
 `processes` is given too: they share the questions, and all of them get the whole result."""
 
+Callback = TrainerCallback | RoundCallback
+
 
 class DROTrainer:
     """Trains the selector, the generator and the question side of the retriever of a RAG pipeline.
@@ -108,15 +110,15 @@ class DROTrainer:
             `train` needs it new or empty, or continues the run in it.
         compute_metrics: Scores the pipeline on `eval_dataset` after each round: `rag.evaluate`, or a function like it
             with metrics of its own. Required with `eval_dataset`.
-        callbacks: `transformers` callbacks and `RoundCallback`s. The former see one run, whose steps go on from round
-            to round, and with each round `on_log` and `on_evaluate` with its metrics; a stop that one of them asks for
-            ends the M-step.
+        callbacks: `transformers` callbacks and `RoundCallback`s, or their classes. The former see one run, whose steps
+            go on from round to round, and with each round `on_log` and `on_evaluate` with its metrics; a stop that one
+            of them asks for ends the M-step.
         progress: Show progress bars.
 
     Raises:
         DataError: A training question without golden answers, or no question that fits.
-        UsageError: output_dir is a file, transformers refuses a setting, or `eval_dataset` is given without
-            `compute_metrics`.
+        UsageError: output_dir is a file, transformers refuses a setting, a callback is neither of the two, or
+            `eval_dataset` is given without `compute_metrics`.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class DROTrainer:
         eval_dataset: Any = None,
         output_dir: str | Path,
         compute_metrics: ComputeMetrics | None = None,
-        callbacks: Sequence[TrainerCallback | RoundCallback] | None = None,
+        callbacks: Sequence[Callback | type[Callback]] | None = None,
         progress: bool = True,
     ) -> None:
         if eval_dataset is not None and compute_metrics is None:
@@ -158,7 +160,8 @@ class DROTrainer:
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
-        self.round_callbacks = [c for c in callbacks or [] if isinstance(c, RoundCallback)]
+        made = _instances(callbacks or [])
+        self.round_callbacks = [c for c in made if isinstance(c, RoundCallback)]
         self.run_callbacks = RunCallbacks(
             training_arguments(
                 config,
@@ -167,7 +170,7 @@ class DROTrainer:
                 max_permutations=self._max_permutations(),
                 use_cpu=self._on_cpu,
             ),
-            [c for c in callbacks or [] if isinstance(c, TrainerCallback | type)],
+            [c for c in made if isinstance(c, TrainerCallback)],
         )
 
     def __repr__(self) -> str:
@@ -558,6 +561,16 @@ def _examples(
         limit=limit,
         ignore_identical_ids=config.ignore_identical_ids,
     )
+
+
+def _instances(callbacks: Sequence[Callback | type[Callback]]) -> list[Callback]:
+    made = [c() if isinstance(c, type) else c for c in callbacks]
+    if wrong := [type(c).__name__ for c in made if not isinstance(c, Callback)]:
+        raise UsageError(
+            f"Callbacks must be RoundCallbacks or transformers.TrainerCallbacks, got {wrong}. Derive the class from "
+            "one of the two."
+        )
+    return made
 
 
 def _kept(fitted: Fitted, total: int, what: str, limit: int) -> list[QAExample]:

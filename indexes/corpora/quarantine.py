@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from indexes.errors import DataError, ResourceError, UsageError
+from indexes.errors import DataError, ResourceError, UsageError, check_on_error
 from indexes.records.record import Place
 
 _ENTRY = ("source", "error", "content")  # and the line, record or file
@@ -80,8 +80,7 @@ def quarantine_for(on_error: str, file: str | Path | None, path: str | Path) -> 
     Raises:
         UsageError: The arguments contradict each other, or the file would overwrite something else.
     """
-    if on_error not in ("raise", "skip"):
-        raise UsageError(f'on_error must be "raise" or "skip", got {on_error!r}. Choose one of them.')
+    check_on_error(on_error)
     if on_error == "raise" and file is not None:
         raise UsageError(
             f'A quarantine needs on_error="skip", got on_error="raise" and quarantine={str(file)!r}. Pass both or '

@@ -31,7 +31,7 @@ from indexes.atomic_files import (
     remove_replaced,
     translate_os_errors,
     write_directory,
-    write_text,
+    write_json,
 )
 from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus
@@ -326,7 +326,7 @@ class Build:
             )
         shutil.rmtree(self.work, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_text(plan, json.dumps(self.plan, indent=1, sort_keys=True))
+        write_json(plan, self.plan)
         return False
 
     def _is_output(self) -> bool:
@@ -363,7 +363,7 @@ class Build:
             raise
         del corpus
         shutil.rmtree(reading, ignore_errors=True)
-        write_text(self.work / LAYOUT_FILE, json.dumps(asdict(layout)))
+        write_json(self.work / LAYOUT_FILE, asdict(layout))
 
     def _open(self, reading: Path) -> Corpus:
         if isinstance(self.source, Corpus):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexes.atomic_files import write_file, write_text
+from indexes.atomic_files import write_file, write_json
 from indexes.encoder import Vectors
 from indexes.errors import MismatchError
 
@@ -65,7 +65,7 @@ class Shards:
 
     def note(self, number: int, counts: Mapping[str, int]) -> None:
         """Write counts beside a shard, before the shard itself, so that every whole shard has them."""
-        write_text(self._note(number), json.dumps(dict(counts)))
+        write_json(self._note(number), dict(counts), indent=None)
 
     def notes(self) -> list[dict[str, int]] | None:
         """The counts of all shards; None where some are missing."""

@@ -117,16 +117,15 @@ def _verify_arguments(parser: Any) -> None:
 
 def _verify(args: Any) -> Report:
     from indexes import Chunker, Corpus, PassageIndex
-    from rag.model_loading import encoder_of
 
     index = PassageIndex.open(args.index)
     trust = args.trust_remote_code
-    encoder = None if args.encoder is None else encoder_of(index, args.encoder, trust_remote_code=trust)
+    encoder = None if args.encoder is None else index.load_encoder(args.encoder, trust_remote_code=trust, check=False)
     corpus = None
     if args.corpus is not None:
         corpus = Corpus.from_file(args.corpus, quoting=args.quoting, on_error=args.on_error)
     if corpus is not None and index.manifest.chunking:
-        tokenizer = (encoder or encoder_of(index, trust_remote_code=trust)).tokenizer
+        tokenizer = (encoder or index.load_encoder(trust_remote_code=trust, check=False)).tokenizer
         corpus = corpus.chunked(Chunker(tokenizer, **dict[str, Any](index.manifest.chunking)))
     result = index.verify(encoder=encoder, corpus=corpus)
     return Report(f"{args.index} is complete: {result}", result)
@@ -205,7 +204,6 @@ def _tune(args: Any) -> Report:
 
     from indexes import IndexWriter, PassageIndex
     from indexes.vectors.tuning import tune
-    from rag.model_loading import encoder_of
     from training import identical_ids, load_examples
 
     index = PassageIndex.open(args.index)
@@ -218,7 +216,7 @@ def _tune(args: Any) -> Report:
     )
     identical = identical_ids(examples, index)
     ignored = [index.corpus.document_positions(e.id) if e.ignore_identical_id else [] for e in examples]
-    encoder = encoder_of(index, args.encoder, trust_remote_code=args.trust_remote_code)
+    encoder = index.load_encoder(args.encoder, trust_remote_code=args.trust_remote_code)
     queries = encoder.encode_questions([e.question for e in examples])
     deep = args.k + max(map(len, ignored))
     exact = None if args.reference is None else index.exact_results(PassageIndex.open(args.reference), queries, deep)

@@ -7,12 +7,17 @@ RENAMED = {
     "answering": "answer_mode",
     "dev": "eval_dataset",
     "dev_questions": "eval_questions",
+    "exercises": "general_tasks",
+    "exercises_seed": "general_tasks_seed",
     "generation": "decoding",
     "max_dev_samples": "max_eval_samples",
     "output": "output_dir",
+    "probes": "retention",
     "resume": "resume_from_checkpoint",
+    "support": "attribution",
     "test": "test_dataset",
     "train": "train_dataset",
+    "window": "text_window",
 }
 """Old name -> new name. A nested option counts by its group (`generation.top_p`)."""
 

@@ -36,7 +36,6 @@ def _search_arguments(parser: Any) -> None:
 def _search(args: Any) -> Report:
     from indexes import PassageIndex
     from rag.evaluation.evaluation import search_metrics
-    from rag.model_loading import encoder_of
     from retriever import Candidates
     from retriever.retrievers import create_retriever
     from training import check_gold_ids, identical_ids, retrieve
@@ -46,9 +45,8 @@ def _search(args: Any) -> Report:
     examples = _questions(args)
     index = PassageIndex.open(args.index)
     examples = check_gold_ids(examples, index)
-    retriever = create_retriever(
-        index, encoder_of(index, args.encoder, trust_remote_code=args.trust_remote_code), args.retriever
-    )
+    encoder = index.load_encoder(args.encoder, trust_remote_code=args.trust_remote_code, check=False)
+    retriever = create_retriever(index, encoder, args.retriever)
     found: list[Candidates] = []
     for start in range(0, len(examples), args.batch_size):
         found += retrieve(retriever, examples[start : start + args.batch_size], args.k, explain=args.explain)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from generator.language_model import LanguageModel
-from indexes.atomic_files import read_json, write_text
+from indexes import atomic_files
+from indexes.atomic_files import read_json
 from indexes.dataclass_json import from_json_object, to_json_object
 from indexes.errors import DataError, UsageError
 from rag.bundle import CONFIG_FILE, LEARNED_FOLDER, read_config
@@ -272,11 +273,15 @@ def _record(
 
 
 def write_json(data: Mapping[str, Any], file: str | Path) -> None:
-    """Write a JSON file atomically; the same data are always the same bytes."""
+    """Write a file of results with `atomic_files.write_json`, and make its folder.
+
+    Raises:
+        UsageError: The path cannot be written.
+    """
     file = Path(file)
     check_output(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1, sort_keys=True) + "\n")
+    atomic_files.write_json(file, data)
 
 
 def check_output(file: str | Path) -> None:

@@ -40,8 +40,8 @@ try:
     from lm_eval.api.model import TemplateLM
 except ImportError as error:  # nothing else in this package needs it
     raise ResourceError(
-        f'Tasks of lm-evaluation-harness need it installed: pip install "dro-rag[harness]" ({error}). Probe files '
-        "need nothing further."
+        f'Tasks of lm-evaluation-harness need it installed: pip install "dro-rag[harness]" ({error}). Files of '
+        "retention tasks need nothing further."
     ) from error
 
 # Resamples behind the standard error of the metrics that have no closed form.

@@ -80,11 +80,6 @@ def optimizer_bytes(shape: ModelShape, roles: int = 2) -> int:
     return roles * shape.adapter_parameters * 3 * FLOAT32
 
 
-def index_bytes(passages: int, dimension: int) -> int:
-    """A flat FAISS index: 4 N d."""
-    return FLOAT32 * passages * dimension
-
-
 def cache_bytes(shape: ModelShape, precision: Precision, tokens: int) -> int:
     """Keys and values of this many tokens in all layers."""
     return tokens * shape.kv_size * precision.compute

@@ -39,7 +39,7 @@ from typing import IO, Any, Literal, NamedTuple
 import datasets
 
 from indexes.atomic_files import write_file
-from indexes.errors import DataError, UsageError
+from indexes.errors import DataError, UsageError, check_on_error
 from indexes.records.delimited import Quoting
 from indexes.records.record import BrokenRecord, Record, RecordStream
 from indexes.records.whole_numbers import restore_whole_numbers
@@ -132,8 +132,7 @@ def read_questions(
     """As `load_examples`, and the errors of the records that were left out."""
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, got {limit}. Leave it out to read every question.")
-    if on_error not in ("raise", "skip"):
-        raise UsageError(f'on_error must be "raise" or "skip", got {on_error!r}. Choose one of them.')
+    check_on_error(on_error)
     name = _name(path_or_dataset)
     skipped = _Skipped(name, on_error == "skip")
     source = None if isinstance(path_or_dataset, datasets.Dataset) else Path(path_or_dataset)
