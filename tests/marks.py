@@ -23,7 +23,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 KINDS: Mapping[str, frozenset[str]] = {
-    "process": frozenset({"subprocess", "multiprocessing", "fork", "Helpers", "ProcessPoolExecutor"}),
+    "process": frozenset({"subprocess", "multiprocessing", "fork", "WorkerProcesses", "ProcessPoolExecutor"}),
     "training": frozenset({"DROTrainer", "MStepTrainer", "Sweep", "Lab", "run_demo"}),
     "browser": frozenset({"find_browser"}),
     "milvus": frozenset({"MilvusIndex", "milvus_lite", "pymilvus"}),

@@ -99,7 +99,7 @@ HOSTILE = """'"></p></title></style><script>throw 1</script><img src=x onerror="
 CHOOSING = {
     *(
         "base",
-        "vanilla",
+        "no_training",
         "exact_match",
         "f1",
         "general",

@@ -102,7 +102,7 @@ def test_adapters_of_embeddings_round_trip(tmp_path: Path) -> None:
     assert not fresh.is_untrained("generator")
 
 
-def test_the_settings_of_an_adapter_are_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+def test_adapter_settings_are_byte_identical_across_processes(tmp_path: Path) -> None:
     """peft 0.21 keeps target_modules as a set, whose order depends on the seed of Python's hashes."""
     model = adapted(["v_proj", "embed_tokens", "q_proj", "k_proj"])
     model.save_adapters(tmp_path)
@@ -139,7 +139,7 @@ def test_settings_that_train_nothing_are_refused(make_selector: Make) -> None:
         joint.parameter_groups(DROConfig())
 
 
-def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
+def test_learning_rates_follow_the_owning_module_not_the_parameter_name(make_selector: Make) -> None:
     """A layer of the base that is called as the retriever's prior is: its adapters still learn as adapters do."""
     base = tiny_model()
     for layer in base.model.layers:
@@ -157,7 +157,7 @@ def test_learning_rates_by_owner_and_not_by_name(make_selector: Make) -> None:
     assert found == {0.1: adapters, 0.2: adapters, 0.3: 2, 0.4: question}
 
 
-def test_a_base_with_a_module_named_as_a_role() -> None:
+def test_a_base_with_a_module_named_like_a_role_is_supported() -> None:
     base = tiny_model()
     base.model.layers[0].mlp.down_proj = nn.Sequential(OrderedDict(generator=base.model.layers[0].mlp.down_proj))
     with pytest.raises(UsageError, match=r"may be called as an adapter is.*'model\.layers\.0\.mlp\.down_proj\.genera"):

@@ -32,7 +32,7 @@ from training.questions.loading import load_examples
         "['New ' + 'York']",
     ],
 )
-def test_what_is_no_list_of_texts_is_refused(text: str) -> None:
+def test_values_other_than_lists_of_texts_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="here: the answers must be a list of texts"):
         answer_literal(text, "here")
 
@@ -82,11 +82,11 @@ def test_aliases_in_a_text_column() -> None:
 
 
 @pytest.mark.parametrize("text", ["[0, 1]", "[citation needed]", "[", "New York", "[x] or [y]", "{1, 2}"])
-def test_other_texts_stay_answers(text: str) -> None:
+def test_other_texts_in_brackets_are_kept_as_answers(text: str) -> None:
     """An interval, say, is a right answer to a question."""
     assert list_in_text(text, "here") is None
     assert load_examples(rows(golden_answers=text))[0].golden_answers == (text,)
 
 
-def test_the_one_answer_is_never_a_list() -> None:
+def test_a_single_answer_field_is_never_parsed_as_a_list() -> None:
     assert load_examples(rows(answer="['New York', 'NYC']"))[0].golden_answers == ("['New York', 'NYC']",)

@@ -26,7 +26,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "packed questions": lambda folder: write_examples(EXAMPLES, folder / "questions.jsonl.gz"),
     "encyclopedia": lambda folder: render._write_jsonl(folder / "corpus.jsonl", ROWS),  # writing all of it is slow
     "invented world": lambda folder: world._write(folder / "train.jsonl", ROWS),
-    "report": lambda folder: write_report({"rows": [{"name": "a", "label": "A"}]}, folder / "report.html"),
+    "report": lambda folder: write_report(
+        {"kind": "sweep", "trials": [{"name": "a", "label": "A"}]}, folder / "report.html"
+    ),
 }
 
 
@@ -57,7 +59,7 @@ def test_a_killed_writer_leaves_old_files_or_new_ones(name: str, tmp_path: Path)
     assert not list(folder.glob("*.tmp"))
 
 
-def test_the_result_of_a_command_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_leaves_no_partial_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rag import cli
     from rag.commands.command import Report
 
@@ -91,7 +93,7 @@ def test_packed_questions_have_the_same_bytes_under_any_name(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+def test_links_and_pipes_are_not_replaced(tmp_path: Path) -> None:
     """A renaming would put a file in the place of the link, or of /dev/stdout."""
     (tmp_path / "target").write_text("old")
     (tmp_path / "link").symlink_to("target")
@@ -108,7 +110,7 @@ def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "target"]
 
 
-def test_a_killed_replacement_of_a_folder_can_always_be_read(tmp_path: Path) -> None:
+def test_a_killed_directory_replacement_leaves_a_readable_directory(tmp_path: Path) -> None:
     def make(text: str) -> Callable[[Path], object]:
         return lambda folder: (folder.mkdir(), (folder / "a").write_text(text), (folder / "b").write_text(text))
 

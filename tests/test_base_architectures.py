@@ -151,7 +151,7 @@ def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
 
 
-def test_one_that_hangs_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_that_hangs_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the table of all architectures each has a process with a limit of time."""
 
     def stubborn(kind: str, index: Path, work: Path) -> Result:

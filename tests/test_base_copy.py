@@ -52,7 +52,7 @@ def saved_base(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "embed_tokens"]])
-def test_the_weights_of_the_base_by_their_own_names(kind: str, target_modules: str | list[str]) -> None:
+def test_copied_base_weights_keep_their_names(kind: str, target_modules: str | list[str]) -> None:
     expected = {n: t.clone() for n, t in plain_model(kind).state_dict().items()}
     adapter = AdapterConfig(r=2, target_modules=target_modules)
     model = LanguageModel(plain_model(kind), byte_tokenizer(), adapter=adapter)
@@ -88,7 +88,7 @@ def test_a_bundle_with_its_base_answers_the_same(kind: str, index: PassageIndex,
     assert again.answer("who wrote Hamlet?") == before
 
 
-def test_the_copy_reads_as_transformers_writes_it(tmp_path: Path) -> None:
+def test_the_copy_loads_like_one_saved_by_transformers(tmp_path: Path) -> None:
     """Experts lie one by one in the files, as in Mixtral's own checkpoints, so that other programs can read them."""
     model = LanguageModel(plain_model("mixtral"), byte_tokenizer(), adapter=AdapterConfig(r=2))
     model.save_base(tmp_path / "copy")

@@ -101,20 +101,20 @@ def test_questions_without_known_words_find_nothing(question: str) -> None:
     assert found(plain(COUNTED), question) == []
 
 
-def test_no_question() -> None:
+def test_an_empty_list_of_questions_returns_empty_arrays() -> None:
     scores, rows = plain(COUNTED).search([], 2)
     assert (scores.shape, rows.shape) == ((0, 2), (0, 2))
 
 
 @pytest.mark.parametrize("passages", [texts("...", "?!"), []])
-def test_no_word_at_all(passages: list[Passage], tmp_path: Path) -> None:
+def test_an_index_without_words_finds_nothing(passages: list[Passage], tmp_path: Path) -> None:
     BM25Index.build(passages).save(tmp_path)
     index = BM25Index.load(tmp_path)
     assert len(index) == len(passages)
     assert found(index, "anything") == []
 
 
-def test_the_title_is_read() -> None:
+def test_titles_are_indexed() -> None:
     assert found(BM25Index.build(PASSAGES), "Curie")[0] == 9
 
 
@@ -125,7 +125,7 @@ def test_stems_and_question_stopwords() -> None:
     assert found(plain(texts("The river flows.")), "flowing") == []
 
 
-def test_stopwords_are_folded_and_cut_like_text() -> None:
+def test_stopwords_are_normalised_like_text() -> None:
     index = plain(COUNTED, stopwords=["RED", "isn't"])
     assert index.stopwords == ("isn", "red", "t")
     assert found(index, "red green") == [2]
@@ -146,11 +146,11 @@ def test_stopwords_are_folded_and_cut_like_text() -> None:
         ("the answer is x", "x"),
     ],
 )
-def test_any_language_is_found(text: str, question: str) -> None:
+def test_words_of_any_language_are_found(text: str, question: str) -> None:
     assert found(BM25Index.build(texts("another passage", text)), question) == [1]
 
 
-def test_indian_words_stay_whole() -> None:
+def test_words_of_indian_scripts_are_not_split() -> None:
     """Vowel signs are marks, not letters: cut at them, this word would be found by every word with an n in it."""
     assert found(BM25Index.build(texts("हिन्दी")), "न") == []
 
@@ -177,7 +177,7 @@ def test_contributions_add_up_to_the_score() -> None:
     assert index.contributions(question, 5) == {}
 
 
-def test_same_input_same_bytes_and_nothing_pickled(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_without_pickle(tmp_path: Path) -> None:
     for name in ("one", "two"):
         BM25Index.build(PASSAGES).save(tmp_path / name)
     written = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()}
@@ -189,7 +189,7 @@ def test_same_input_same_bytes_and_nothing_pickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_what_was_saved_is_loaded(tmp_path: Path, mmap: bool) -> None:
+def test_saved_index_loads_with_equal_scores(tmp_path: Path, mmap: bool) -> None:
     built = BM25Index.build(PASSAGES, k1=1.3, b=0.6, stemmer="german", stopwords=["who"])
     built.save(tmp_path / "new" / "folder")
     loaded = BM25Index.load(tmp_path / "new" / "folder", mmap=mmap)
@@ -224,7 +224,7 @@ def test_the_damaged_files_are_all_files(saved: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "empty", "half", "other", "pickled"])
 @pytest.mark.parametrize("mmap", [False, True])
-def test_damaged_files(saved: Path, tmp_path: Path, name: str, damage: str, mmap: bool) -> None:
+def test_damaged_files_are_refused(saved: Path, tmp_path: Path, name: str, damage: str, mmap: bool) -> None:
     folder = shutil.copytree(saved, tmp_path / "damaged")
     content = (folder / name).read_bytes()
     if damage == "missing":
@@ -251,14 +251,14 @@ def test_damaged_files(saved: Path, tmp_path: Path, name: str, damage: str, mmap
         ("indptr.csc.index.npy", lambda values: values[:-1]),
     ],
 )
-def test_parts_that_do_not_belong_together(saved: Path, tmp_path: Path, name: str, change: object) -> None:
+def test_files_of_two_indexes_are_refused(saved: Path, tmp_path: Path, name: str, change: object) -> None:
     folder = shutil.copytree(saved, tmp_path / "mixed")
     np.save(folder / name, change(np.load(folder / name)))
     with pytest.raises(MismatchError, match="complete BM25 index"):
         BM25Index.load(folder)
 
 
-def test_settings_of_another_index(saved: Path, tmp_path: Path) -> None:
+def test_settings_of_another_index_are_refused(saved: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(saved, tmp_path / "mixed")
     settings = json.loads((folder / SETTINGS_FILE).read_text())
     for change in ({"passages": 5}, {"words": 3}, {"stemmer": "klingon"}, {"stopwords": "the"}, {"format_version": 2}):
@@ -277,12 +277,12 @@ def test_settings_of_another_index(saved: Path, tmp_path: Path) -> None:
         ({"stopwords": "the"}, "stopwords must be a list of words, but got 'the'"),
     ],
 )
-def test_bad_settings(settings: dict, message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BM25Index.build(PASSAGES, **settings)
 
 
-def test_bad_searches() -> None:
+def test_invalid_searches_are_refused() -> None:
     index = BM25Index.build(PASSAGES)
     with pytest.raises(UsageError, match="k must be at least 1, but got 0"):
         index.search(["river"], 0)

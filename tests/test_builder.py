@@ -131,7 +131,7 @@ def test_the_same_input_gives_the_same_bytes(factory: str, encoder: Encoder, cor
     assert str(tmp_path / "one").encode() not in b"".join(one.values())
 
 
-def test_trained_kinds_are_trained_on_a_sample_and_hold_everything(
+def test_trained_types_train_on_a_sample_and_contain_all_vectors(
     encoder: Encoder, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
@@ -149,7 +149,7 @@ def test_too_few_passages_for_the_factory_leave_nothing(encoder: Encoder, corpus
     assert os.listdir(tmp_path) == ["toy.jsonl"]
 
 
-def test_a_chunker_cuts_first(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
+def test_chunking_happens_before_encoding(encoder: Encoder, corpus_file: Path, tmp_path: Path) -> None:
     chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
     built = build(corpus_file, encoder, tmp_path / "index", chunker=chunker, progress=False)
     assert len(built) > 12

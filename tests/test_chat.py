@@ -228,7 +228,7 @@ def test_thoughts_are_removed_from_replies(
     assert found.is_cut_off == (how is CUT and not answer)
 
 
-def test_other_marks_and_none() -> None:
+def test_other_thought_marks_and_none() -> None:
     tokenizer = added_tokenizer(["[THINK]", "[/THINK]"])
     reply = tokens_of(tokenizer, "[THINK]hm[/THINK]Rom")
     found = Chat(tokenizer, ChatConfig(thought_start="[THINK]", thought_end="[/THINK]")).read_reply([], reply)

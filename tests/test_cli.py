@@ -205,7 +205,9 @@ def test_help_of_a_command_group(noun: str, verbs: list[str], capsys: pytest.Cap
         assert [line.split()[:2] for line in out.splitlines()[2:]] == [[noun, verb] for verb in verbs]
 
 
-def test_inspect(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_prompts_permutations_and_batches(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     pipeline = ["--index", files["index"], "--base", files["base"], *SMALL, "--e_step.num_permutations", "3"]
     words = ["inspect", "permutations", "who wrote Hamlet?", "--answer", "Shakespeare", *pipeline]
     found = result([*words, "--gold_ids", "p0"], capsys)
@@ -279,12 +281,12 @@ def test_the_demo_writes_its_json_beside_its_table(
 ) -> None:
     monkeypatch.setattr(
         "rag.experiments.demo_sizes.run_demo",
-        lambda **settings: DemoResult("the table", {"rows": [settings["rounds"]]}),
+        lambda **settings: DemoResult("the table", {"trials": [settings["rounds"]]}),
     )
     code, out, _ = run(["demo", "--rounds", "3", "--json", str(tmp_path / "demo.json")], capsys)
     assert code == 0
     assert out == "the table\n"
-    assert json.loads((tmp_path / "demo.json").read_text()) == {"rows": [3]}
+    assert json.loads((tmp_path / "demo.json").read_text()) == {"trials": [3]}
     assert run(["demo", "--json", str(tmp_path / "no/such/folder.json")], capsys)[0] == 2
 
 
@@ -302,9 +304,9 @@ def test_the_demo_has_three_sizes(
     assert seen["mode"] == mode
     assert seen["seed"] == (7 if mode == "full" else 42)
     assert ("lora_r" in seen) == (mode == "full")
-    assert "rows" not in seen
-    assert run(["demo", *flags, "--rows", "dro", "dro_selfaug"], capsys)[0] == 0
-    assert seen["rows"] == ("dro", "dro_selfaug")
+    assert "recipes" not in seen
+    assert run(["demo", *flags, "--recipes", "dro", "dro_selfaug"], capsys)[0] == 0
+    assert seen["recipes"] == ("dro", "dro_selfaug")
     assert run(["demo", *flags, "--domain", "encyclopedia", "--selfaug_alpha", "0.5"], capsys)[0] == 0
     assert (seen["domain"], seen["selfaug_alpha"]) == ("encyclopedia", 0.5)
 
@@ -315,7 +317,7 @@ def test_the_demo_is_quick_or_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert "either quick or full; got both --quick and --full" in err
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_its_findings(capsys: pytest.CaptureFixture[str]) -> None:
     report = result(["doctor", "--no_measure"], capsys)
     assert report["packages"]["torch"]
     assert any("OMP_WAIT_POLICY" in f["text"] for f in report["findings"])
@@ -448,7 +450,9 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name: str, files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_invalid_input_gives_the_documented_exit_code(
+    name: str, files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """The right exit code, a sentence on stderr, no traceback, and nothing half-written."""
     cases = bad(files, tmp_path)
     assert set(cases) == set(BAD)
@@ -468,7 +472,7 @@ def test_debug_shows_the_traceback(files: dict[str, str], capsys: pytest.Capture
     assert "Traceback" in err
 
 
-def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_exits_with_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(args: object) -> None:
         raise KeyboardInterrupt
 
@@ -476,7 +480,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert run(["doctor"], capsys)[0] == 130
 
 
-def test_help_is_instant() -> None:
+def test_help_imports_no_heavy_library() -> None:
     """No torch for `rag --help`."""
     script = "import sys; from rag.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

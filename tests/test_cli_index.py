@@ -40,7 +40,7 @@ def built(encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     return tmp_path / "index"
 
 
-def test_resume_begins_a_build_and_is_content_with_a_finished_one(
+def test_resume_starts_a_build_and_accepts_a_finished_one(
     built: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["index", "build", "--corpus", tmp_path / "corpus.jsonl", "--encoder", encoder.name]
@@ -92,7 +92,7 @@ def test_broken_records_are_left_out_listed_and_followed(
     assert len((tmp_path / "left").read_text().splitlines()) == 2
 
 
-def test_chunks_are_cut_again_as_they_were(
+def test_changes_use_the_chunking_of_the_build(
     encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "corpus.jsonl").write_text(rows(PASSAGES))

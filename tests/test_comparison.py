@@ -38,7 +38,7 @@ def test_several_are_adjusted_together() -> None:
     assert (same.difference, same.p_exact_adjusted, same.relative) == (0.0, 1.0, 0.0)
 
 
-def test_pairs_can_be_named() -> None:
+def test_pairs_to_compare_can_be_given() -> None:
     [found] = compare_evaluations([BASE, BETTER, SAME], pairs=[("same", "better")])
     assert (found.name, found.against, found.difference) == ("same", "better", pytest.approx(-0.2))
     with pytest.raises(UsageError, match=r"got \['unknown'\]"):
@@ -71,7 +71,7 @@ def test_other_questions_and_corpora_are_refused() -> None:
         compare_evaluations([BASE, replace(BETTER, records=records)])
 
 
-def test_one_is_not_enough_and_names_must_differ() -> None:
+def test_a_single_file_and_equal_names_are_refused() -> None:
     with pytest.raises(UsageError, match="two evaluations or more, got 1"):
         compare_evaluations([BASE])
     with pytest.raises(UsageError, match="different names"):

@@ -25,7 +25,8 @@ from indexes.errors import DataError, UsageError
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
-from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.sweep_settings import SPLITS, SweepSettings
 from rag.forgetting.measurement import measure_model
 from rag.forgetting.retention_tasks import RetentionTasks
 from rag.pipeline import RAG
@@ -107,7 +108,7 @@ def test_titles_that_are_short_are_never_cut() -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_what_a_question_needs_is_where_it_begins_to_fit(chat: bool) -> None:
+def test_the_reported_need_is_the_smallest_context_that_fits(chat: bool) -> None:
     tokenizer = byte_tokenizer(chat=chat)
     passages = [Passage("a", "t" * 300, "x" * 300), Passage("b", "u" * 200, "y" * 9)]
     needed = AnswerPrompt().least_tokens(tokenizer, "where<|end|>?", 2)
@@ -142,7 +143,7 @@ def test_answers_from_passages_with_a_paragraph_as_title(base: Path, encoder: En
 # -- evaluation ------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_names_what_does_not_fit_before_it_asks(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_names_unfit_questions_before_answering(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rag.retriever, "search", refuse)
     with pytest.raises(DataError, match=r"1 of 3 questions that do not, first 'too-long': its answer prompt.*on_error"):
         evaluate(rag, [SHORT[0], TOO_LONG, SHORT[1]], progress=False)
@@ -160,7 +161,7 @@ def test_an_evaluation_leaves_out_what_does_not_fit(rag: RAG, caplog: pytest.Log
     assert "too_long" not in evaluation_file(rag, alone, name="x").to_dict()["dataset"]
 
 
-def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExample) -> None:
+def test_an_unused_ranking_prompt_may_exceed_the_context(rag: RAG, between: QAExample) -> None:
     """A selector whose gate is closed ranks as the retriever does, whatever the length of its prompt."""
     assert evaluate(rag, [between], progress=False).metrics["n"] == 1
     with pytest.raises(DataError, match="'between': its ranking prompt with 5 passages must fit into"):
@@ -169,7 +170,7 @@ def test_a_prompt_that_nobody_reads_holds_nothing_up(rag: RAG, between: QAExampl
 
 
 @pytest.mark.parametrize("answer_mode", ["rag_sequence", "rag_token"])
-def test_sums_over_documents_leave_out_the_same(answer_mode: str, base: Path, index: PassageIndex) -> None:
+def test_marginalising_modes_leave_out_the_same_questions(answer_mode: str, base: Path, index: PassageIndex) -> None:
     rag = RAG.create(
         index=index,
         base=base,
@@ -197,7 +198,7 @@ def test_one_question_that_cannot_be_asked_is_an_error(rag: RAG, monkeypatch: py
         next(rag.stream(TOO_LONG.question))
 
 
-def test_a_list_of_questions_is_not_lost(
+def test_a_batch_with_one_unfit_question_answers_the_others(
     rag: RAG, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     questions = [SHORT[0].question, TOO_LONG.question, " ", SHORT[1].question]
@@ -269,7 +270,9 @@ def test_a_selector_that_does_not_learn_keeps_what_it_does_not_read(
     assert [row["eval_n"] for row in trainer.train().history] == [1, 1]
 
 
-def test_nothing_that_fits_is_an_error_before_the_first_round(rag: RAG, between: QAExample, tmp_path: Path) -> None:
+def test_training_without_a_fitting_question_is_refused_before_the_first_round(
+    rag: RAG, between: QAExample, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=r"evaluation questions must fit .*none of 1 does.*its ranking prompt"):
         DROTrainer(
             rag,
@@ -293,21 +296,21 @@ def test_nothing_that_fits_is_an_error_before_the_first_round(rag: RAG, between:
     assert not (tmp_path / "run").exists()
 
 
-def test_two_questions_of_one_id_are_told_apart(rag: RAG, tmp_path: Path) -> None:
+def test_questions_with_equal_ids_are_distinguished(rag: RAG, tmp_path: Path) -> None:
     twin = replace(SHORT[0], id=TOO_LONG.id)
     trainer = DROTrainer(rag, config(), train_dataset=[TOO_LONG, twin], output_dir=tmp_path / "run", progress=False)
     assert trainer.train_examples == [twin]
 
 
-def test_a_sweep_asks_all_rows_the_same_questions(
+def test_all_trials_of_a_sweep_use_the_same_questions(
     base: Path, index: PassageIndex, rag: RAG, between: QAExample, tmp_path: Path
 ) -> None:
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         write_examples([SHORT[0], between, SHORT[1], TOO_LONG], tmp_path / f"{split}.jsonl")
     settings = SweepSettings(
-        recipes=("vanilla",),
+        recipes=("no_training",),
         index=str(index.path),
-        **{split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")},
+        **{f"{split}_dataset": str(tmp_path / f"{split}.jsonl") for split in SPLITS},
         base=str(base),
         device="cpu",
         selector=SelectorConfig(num_candidates=5, num_selected=2),
@@ -318,8 +321,8 @@ def test_a_sweep_asks_all_rows_the_same_questions(
     )
     data = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert data["failed"] == []
-    assert data["too_long"] == {split: ["between", "too-long"] for split in ("train", "dev", "test")}
-    assert data["rows"][0]["name"] == "vanilla" and data["dataset"]["n"] == 2
+    assert data["too_long"] == {split: ["between", "too-long"] for split in SPLITS}
+    assert data["trials"][0]["name"] == "no_training" and data["dataset"]["n"] == 2
     again = Sweep(tmp_path / "sweep", settings, progress=False).run()
     assert again["too_long"] == data["too_long"]
 
@@ -369,7 +372,9 @@ def run(words: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[in
     return code, *capsys.readouterr()
 
 
-def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_leave_out_or_refuse_what_does_not_fit(
+    rag: RAG, between: QAExample, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = listening(rag).save_pretrained(tmp_path / "tuned")
     write_examples([SHORT[0], TOO_LONG, between], tmp_path / "q.jsonl")
     evaluation = ["evaluate", "--bundle", bundle, "--questions", tmp_path / "q.jsonl", "--device", "cpu", "--quiet"]
@@ -392,7 +397,7 @@ def test_from_the_shell(rag: RAG, between: QAExample, tmp_path: Path, capsys: py
     assert code == 0 and {sequence["question"] for sequence in json.loads(out)["sequences"]} == {SHORT[0].question}
 
 
-def test_the_question_alone_decides(rag: RAG) -> None:
+def test_only_the_question_decides_whether_it_fits(rag: RAG) -> None:
     """Whatever is retrieved can be cut to nothing, so nothing has to be retrieved to know."""
     fits = [n for n in range(1500, 2100, 20) if why_too_long(question(n), rag.selector, rag.generator) is None]
     assert fits == list(range(1500, fits[-1] + 1, 20))

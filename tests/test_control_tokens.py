@@ -62,7 +62,7 @@ def test_documents_cannot_open_a_turn_with_tokens_without_a_role(tmp_path: Path)
     assert (ids.count(start), ids.count(end), ids.count(eos)) == (2, 1, 0)
 
 
-def test_identifiers_are_no_control_tokens_without_a_role(tmp_path: Path) -> None:
+def test_identifiers_exclude_control_tokens_without_a_role(tmp_path: Path) -> None:
     added_tokenizer(["B"]).save_pretrained(tmp_path)
     assert Identifiers.for_tokenizer(AutoTokenizer.from_pretrained(tmp_path), 3).names == ("A", "C", "D")
 

@@ -994,6 +994,6 @@ def test_broken_input_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
     check()
 
 
-def test_at_least_200_kinds_are_tested() -> None:
+def test_at_least_200_kinds_of_damage_are_tested() -> None:
     print(f"{len(KINDS)} kinds of broken input")
     assert len(KINDS) >= 200

@@ -59,7 +59,7 @@ def small_csv_limit() -> object:
     ("name", "delimiter"), [("c.csv", ","), ("c.tsv", "\t"), ("c.csv.gz", ","), ("c.tsv.gz", "\t")]
 )
 @pytest.mark.usefixtures("small_csv_limit")
-def test_a_long_field_is_a_field(name: str, delimiter: str, on_error: str, tmp_path: Path) -> None:
+def test_long_fields_are_read(name: str, delimiter: str, on_error: str, tmp_path: Path) -> None:
     content = written([HEADER, *LONG], delimiter=delimiter).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     corpus = Corpus.from_file(tmp_path / name, on_error=on_error)
@@ -165,7 +165,7 @@ STYLES = [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("seed", range(20))
-def test_what_csv_writer_writes_is_read_back(style: int, seed: int) -> None:
+def test_output_of_csv_writer_is_read_back(style: int, seed: int) -> None:
     """Random texts of quotes and tabs, or quotes and line ends, against the module that wrote them."""
     draw = random.Random(seed)
     rows = []
@@ -178,7 +178,7 @@ def test_what_csv_writer_writes_is_read_back(style: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_has_no_quoting_is_read_back(seed: int) -> None:
+def test_unquoted_output_is_read_back(seed: int) -> None:
     draw = random.Random(seed)
     rows = []
     for number in range(30):
@@ -189,7 +189,7 @@ def test_what_has_no_quoting_is_read_back(seed: int) -> None:
     assert in_memory(content) == [list(HEADER), *rows]
 
 
-def test_the_last_column_may_hold_line_ends_from_the_first_row_on() -> None:
+def test_the_last_column_may_contain_line_ends_from_the_first_record_on() -> None:
     """Without the quote its first line has as many fields as a row."""
     rows = [("1", "T", "first\n\nsecond"), ("2", "U", "third\nfourth"), ("3", "V", "fifth")]
     content = written([("id", "title", "text"), *rows], delimiter="\t")
@@ -206,7 +206,7 @@ def test_one_column_of_quoted_lines() -> None:
     assert in_memory(ambiguous, "none") == [["text"], ['"first'], ['second"'], ["third"]]
 
 
-def test_the_first_quote_after_many_lines_decides(tmp_path: Path) -> None:
+def test_quoting_is_decided_from_the_first_quote_even_after_many_lines(tmp_path: Path) -> None:
     rows = [(str(n), f"text {n}", "") for n in range(2500)]
     late = [*rows, ("q", '"Unclosed', ""), ("r", 'closed"', ""), *[(f"s{n}", "x", "") for n in range(3)]]
     assert list(Corpus.from_file(put(tmp_path / "c.tsv", plain([HEADER, *late])))) == passages(late)

@@ -1,4 +1,4 @@
-"""The laboratory on a handful of questions: every recipe trains what it says, and a killed run is continued."""
+"""The demo experiment on a handful of questions: what each recipe trains, several processes, killed runs."""
 
 import json
 import re
@@ -13,15 +13,16 @@ import torch
 from evaluation_records import evaluation_of
 
 from indexes.errors import UsageError
-from rag.experiments.demo_experiment import LABELS, Lab, LabSettings, lab_pairs
+from rag.experiments.demo_experiment import DEMO_RECIPES, DemoSettings
 from rag.experiments.demo_sizes import MODES, _table, run_demo
-from rag.experiments.sweep_results import RowResult, compare
+from rag.experiments.recipes import Variant
+from rag.experiments.sweep_results import TrialResult, compare, sweep_pairs
 from rag.experiments.sweep_runner import Sweep, default_workers
-from rag.experiments.workers import CLAIMS_FOLDER, Helpers
+from rag.experiments.workers import CLAIMS_FOLDER, WorkerProcesses
 from rag.pipeline import RAG
 
-TINY = LabSettings(
-    rows=("base", "dro_selfaug"),
+TINY = DemoSettings(
+    recipes=("no_training", "dro_selfaug"),
     seed=5,
     train_questions=3,
     eval_questions=2,
@@ -33,16 +34,18 @@ TINY = LabSettings(
     general_tasks=12,
     encyclopedia_questions=2,
 )
+TRAINED = set(DEMO_RECIPES) - {"no_training"}
+SWEEP = TINY.sweep()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """What a run in one process with one thread returns, and the rows that it did: shared, because others only read."""
+    """Data of a run in one process with one thread, and the trials that it ran; shared, because tests only read it."""
     threads = torch.get_num_threads()
     done: list[str] = []
     try:
         torch.set_num_threads(1)
-        return Lab(tmp_path_factory.mktemp("lab") / "whole", TINY, progress=False, on_row=done.append).run(), done
+        return Sweep(tmp_path_factory.mktemp("demo") / "whole", SWEEP, progress=False, on_trial=done.append).run(), done
     finally:
         torch.set_num_threads(threads)
 
@@ -56,21 +59,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config_of(name: str, tmp_path: Path) -> Any:
-    sweep = Lab(tmp_path / "lab", replace(TINY, rows=(name,)), progress=False).sweep
-    return sweep.config(sweep.rows[0])
+def config_of(name: str) -> Any:
+    """How the demo experiment trains a recipe."""
+    settings = replace(TINY, recipes=(name,)).sweep()
+    return settings.trials()[0].config(settings)
 
 
 class TestRecipes:
-    def test_nobody_is_told_which_passages_are_gold(self, tmp_path: Path) -> None:
-        for name in LABELS.keys() - {"base"}:
-            assert config_of(name, tmp_path).supervised.num_train_epochs == 0
+    def test_training_does_not_use_gold_passage_ids(self) -> None:
+        for name in TRAINED:
+            assert config_of(name).supervised.num_train_epochs == 0
 
-    def test_what_is_trained(self, tmp_path: Path) -> None:
+    def test_each_recipe_trains_its_parts(self) -> None:
         trained = {
             name: (config.train_selector, config.train_generator, config.selfaug.alpha)
-            for name in LABELS.keys() - {"base"}
-            for config in [config_of(name, tmp_path)]
+            for name in TRAINED
+            for config in [config_of(name)]
         }
         assert trained == {
             "sft": (False, True, 0.0),
@@ -81,8 +85,8 @@ class TestRecipes:
             "dro_selfaug": (True, True, 4.0),
         }
 
-    def test_all_see_the_same_questions_for_the_same_rounds(self, tmp_path: Path) -> None:
-        configs = [config_of(name, tmp_path) for name in LABELS.keys() - {"base"}]
+    def test_all_see_the_same_questions_for_the_same_rounds(self) -> None:
+        configs = [config_of(name) for name in TRAINED]
         assert (
             len(
                 {
@@ -94,124 +98,126 @@ class TestRecipes:
         )
 
     def test_an_unknown_domain_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"domain must be one of .*; 'law' came"):
+        with pytest.raises(UsageError, match=r"domain must be one of .*, got 'law'"):
             replace(TINY, domain="law")
 
-    def test_an_unknown_row_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"rows must name some of .*; \['dpo'\] came"):
-            replace(TINY, rows=("dpo",))
+    def test_an_unknown_recipe_is_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"recipes must be some of .*, got \['dpo'\]"):
+            replace(TINY, recipes=("dpo",))
 
 
-class TestCompare:
-    def result(self, name: str, right: list[float], general: list[float]) -> RowResult:
-        evaluation = evaluation_of(name, {"exact_match": right})
-        return RowResult(name, name, name, False, 1, {}, evaluation, general, 0.0, [], 1.0)
-
-    def test_differences_are_paired_and_relative_to_the_other(self) -> None:
-        results = [
-            self.result("base", [1, 0, 0, 0], [1, 1]),
-            self.result("dro", [1, 1, 0, 0], [1, 0]),
-            self.result("dro_selfaug", [1, 1, 1, 0], [1, 1]),
-        ]
-        found = {(c.name, c.against, c.metric): c for c in compare(lab_pairs(results))}
-        assert found["dro", "base", "exact_match"].difference == 0.25
-        assert found["dro", "base", "exact_match"].relative == 1.0
-        assert found["dro_selfaug", "dro", "general"].difference == 0.5
-        assert found["dro", "base", "general"].relative == -0.5
-        assert len(found) == 5
-
-    def test_dro_is_compared_with_every_baseline_and_every_ablation(self) -> None:
-        for rows, ours in (
-            (list(LABELS), "dro"),
-            ([name for name in LABELS if name != "dro"], "dro_selfaug"),
-        ):
-            found = compare(lab_pairs([self.result(name, [1, 0], [1, 1]) for name in rows]))
-            against = [c.against for c in found if c.metric == "exact_match" and c.name == ours]
-            assert against == ["base", "sft", "rag_sequence", "dro_no_selector", "dro_no_generator"]
-
-    def test_nothing_is_relative_to_zero(self) -> None:
-        results = [self.result("base", [0, 0], [1, 1]), self.result("dro_selfaug", [1, 0], [1, 1])]
-        assert compare(lab_pairs(results))[0].relative is None
+def result_of(name: str, right: list[float], general: list[float]) -> TrialResult:
+    """A trial whose test questions and general tasks are right (1) or wrong (0)."""
+    variant = Variant.of(name)
+    evaluation = evaluation_of(name, {"exact_match": right})
+    return TrialResult(name, name, variant.recipe.name, variant.selfaug, 1, {}, evaluation, general, 0.0, [], 1.0)
 
 
-def test_every_row_is_trained_scored_and_shown(tmp_path: Path) -> None:
-    sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "rows", "seed")}
-    result = run_demo(mode="full", output=tmp_path / "lab", seed=5, progress=False, **sizes)
-    rows = {row["name"]: row for row in result.data["rows"]}
-    assert list(rows) == list(LABELS)
+def test_differences_are_paired_and_relative_to_the_other() -> None:
+    results = [
+        result_of("no_training", [1, 0, 0, 0], [1, 1]),
+        result_of("dro", [1, 1, 0, 0], [1, 0]),
+        result_of("dro_selfaug", [1, 1, 1, 0], [1, 1]),
+    ]
+    found = {(c.name, c.against, c.metric): c for c in compare(sweep_pairs(results, "dro_selfaug"))}
+    assert found["dro", "no_training", "exact_match"].difference == 0.25
+    assert found["dro", "no_training", "exact_match"].relative == 1.0
+    assert found["dro_selfaug", "dro", "general"].difference == 0.5
+    assert found["dro", "no_training", "general"].relative == -0.5
+    assert len(found) == 6
+
+
+def test_nothing_is_relative_to_zero() -> None:
+    results = [result_of("no_training", [0, 0], [1, 1]), result_of("dro_selfaug", [1, 0], [1, 1])]
+    assert compare(sweep_pairs(results, "dro_selfaug"))[0].relative is None
+
+
+def test_every_recipe_is_trained_evaluated_and_shown(tmp_path: Path) -> None:
+    sizes = {k: v for k, v in vars(TINY).items() if k not in ("mode", "recipes", "seed")}
+    result = run_demo(mode="full", output=tmp_path / "demo", seed=5, progress=False, **sizes)
+    trials = {trial["name"]: trial for trial in result.data["trials"]}
+    assert list(trials) == list(DEMO_RECIPES)
     keys = {"name", "exact_match", "f1", "selector_recall@1", "general", "kl_drift", "seconds", "seed"}
-    assert all(keys <= row.keys() for row in rows.values())
-    assert rows["base"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
-    assert rows["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
-    assert rows["sft"]["selector_recall@1"] == rows["base"]["selector_recall@1"]
+    assert all(keys <= trial.keys() for trial in trials.values())
+    assert trials["no_training"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert trials["dro_no_generator"]["kl_drift"] == pytest.approx(0.0, abs=1e-6)
+    assert trials["sft"]["selector_recall@1"] == trials["no_training"]["selector_recall@1"]
     assert result.data["curves"]["sft"][-1]["eval_kl_drift"] > 0.0
-    assert result.data["curves"].keys() == LABELS.keys() - {"base"}
+    assert result.data["curves"].keys() == TRAINED
     assert [r["round"] for r in result.data["curves"]["dro"]] == [0, 1]
     assert all("eval_general" in r for r in result.data["curves"]["dro"])
     assert json.loads(json.dumps(result.data)) == json.loads(json.dumps(result.data, allow_nan=False))
-    assert all(label in result.text for label in LABELS.values())
-    page = (tmp_path / "lab/report.html").read_text(encoding="utf-8")
-    assert all(label in page for label in LABELS.values())
+    assert all(Variant.of(name).label in result.text for name in DEMO_RECIPES)
+    page = (tmp_path / "demo/report.html").read_text(encoding="utf-8")
+    assert all(Variant.of(name).label in page for name in DEMO_RECIPES)
     answered = result.data["samples"][0]
-    again = RAG.from_pretrained(tmp_path / "lab/rows/dro/bundle").answer(answered["question"])
-    assert again.text == next(a["text"] for a in answered["answers"] if a["row"] == "dro")
+    again = RAG.from_pretrained(tmp_path / "demo/trials/dro/bundle").answer(answered["question"])
+    assert again.text == next(a["text"] for a in answered["answers"] if a["trial"] == "dro")
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path, whole: tuple[dict[str, Any], list[str]]) -> None:
-    """Each with the thread that the lone one has, so that every sum is taken in the same order."""
+def test_two_processes_give_the_results_of_one(tmp_path: Path, whole: tuple[dict[str, Any], list[str]]) -> None:
+    """Each with the thread that the single one has, so that every sum is taken in the same order."""
     threads = torch.get_num_threads()
     alone, done_alone = whole
     done: list[str] = []
 
-    def after_the_helper(name: str) -> None:
-        """The rows are so small that none would be left when the helper has imported torch."""
+    def after_the_worker(name: str) -> None:
+        """The trials are so small that none would be left when the worker has imported torch."""
         done.append(name)
         end = time.monotonic() + 120
-        while not (tmp_path / "two" / CLAIMS_FOLDER / "base").is_file():
-            assert time.monotonic() < end, "the helper claims nothing"
+        while not (tmp_path / "two" / CLAIMS_FOLDER / "no_training").is_file():
+            assert time.monotonic() < end, "the worker claims nothing"
             time.sleep(0.1)
 
     try:
         torch.set_num_threads(2)
-        shared = Lab(tmp_path / "two", TINY, progress=False, on_row=after_the_helper, workers=2).run()
+        shared = Sweep(tmp_path / "two", SWEEP, progress=False, on_trial=after_the_worker, workers=2).run()
     finally:
         torch.set_num_threads(threads)
-    assert done_alone == ["base", "dro_selfaug"]
-    assert done == ["dro_selfaug"]  # the longest first; the helper did the other
-    assert [{**row, "seconds": 0} for row in shared["rows"]] == [{**row, "seconds": 0} for row in alone["rows"]]
+    assert done_alone == ["no_training", "dro_selfaug"]
+    assert done == ["dro_selfaug"]  # the longest first; the worker did the other
+    assert [{**trial, "seconds": 0} for trial in shared["trials"]] == [
+        {**trial, "seconds": 0} for trial in alone["trials"]
+    ]
     assert shared["curves"].keys() == {"dro_selfaug"}
 
 
-def test_what_a_dead_helper_leaves_is_done(
+def test_the_trials_of_a_dead_worker_are_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    claim = f"from pathlib import Path; from workers import claim; claim(Path({str(tmp_path / 'lab')!r}), 'base')"
-    monkeypatch.setattr(Sweep, "_helpers", lambda sweep: Helpers(1, f"{claim}; raise SystemExit(1)", []))
+    folder = tmp_path / "demo"
+    code = f"""
+from pathlib import Path
+from rag.experiments.workers import claim
+claim(Path({str(folder)!r}), "no_training")
+raise SystemExit(1)
+"""
+    monkeypatch.setattr(Sweep, "_worker_processes", lambda sweep: WorkerProcesses(1, code, []))
     done: list[str] = []
 
-    def after_the_helper(name: str) -> None:
+    def after_the_worker(name: str) -> None:
         done.append(name)
         end = time.monotonic() + 120
-        while not (tmp_path / "lab" / CLAIMS_FOLDER / "base").is_file():
-            assert time.monotonic() < end, "the helper claims nothing"
+        while not (tmp_path / "demo" / CLAIMS_FOLDER / "no_training").is_file():
+            assert time.monotonic() < end, "the worker claims nothing"
             time.sleep(0.1)
 
-    found = Lab(tmp_path / "lab", TINY, progress=False, on_row=after_the_helper, workers=2).run()
-    assert done == ["dro_selfaug", "base"]
-    assert [row["name"] for row in found["rows"]] == ["base", "dro_selfaug"]
-    assert "A helper exited with 1" in caplog.text
+    found = Sweep(tmp_path / "demo", SWEEP, progress=False, on_trial=after_the_worker, workers=2).run()
+    assert done == ["dro_selfaug", "no_training"]
+    assert [trial["name"] for trial in found["trials"]] == ["no_training", "dro_selfaug"]
+    assert "A worker process exited with 1" in caplog.text
 
 
-def test_workers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 16)
     monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cpu")
-    assert Lab(tmp_path, TINY, workers=None).sweep.workers == 2  # no more than rows
-    assert Lab(tmp_path, TINY).sweep.workers == 1
+    assert Sweep(tmp_path, SWEEP, workers=None).workers == 2  # no more than trials
+    assert Sweep(tmp_path, SWEEP).workers == 1
     assert default_workers() == 16
     monkeypatch.setattr("rag.experiments.sweep_runner.best_device", lambda: "cuda:0")
     assert default_workers() == 1
-    with pytest.raises(UsageError, match="workers must be at least 1; 0 came"):
-        Lab(tmp_path, TINY, workers=0)
+    with pytest.raises(UsageError, match="workers must be at least 1, got 0"):
+        Sweep(tmp_path, SWEEP, workers=0)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -226,15 +232,14 @@ def test_a_killed_run_is_continued_and_ends_the_same(tmp_path: Path, whole: tupl
             raise Killed
 
     with pytest.raises(Killed):
-        Lab(tmp_path / "killed", TINY, progress=False, on_row=kill).run()
-    before = (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns
-    lab = Lab(tmp_path / "killed", TINY, progress=False)
-    again = lab.run()
-    assert (tmp_path / "killed/rows/base/row.json").stat().st_mtime_ns == before
-    (tmp_path / "killed/rows/dro_selfaug/row.json").unlink()  # trained, but not scored
-    scored = Lab(tmp_path / "killed", TINY, progress=False).run()
+        Sweep(tmp_path / "killed", SWEEP, progress=False, on_trial=kill).run()
+    before = (tmp_path / "killed/trials/no_training/trial.json").stat().st_mtime_ns
+    again = Sweep(tmp_path / "killed", SWEEP, progress=False).run()
+    assert (tmp_path / "killed/trials/no_training/trial.json").stat().st_mtime_ns == before
+    (tmp_path / "killed/trials/dro_selfaug/trial.json").unlink()  # trained, but not scored
+    scored = Sweep(tmp_path / "killed", SWEEP, progress=False).run()
     for other in (again, scored):
-        for one, two in zip(alone["rows"], other["rows"], strict=True):
+        for one, two in zip(alone["trials"], other["trials"], strict=True):
             assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
@@ -247,10 +252,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
-    Lab(tmp_path, TINY, progress=False)
-    Lab(tmp_path, TINY, progress=False)
+    Sweep(tmp_path, SWEEP, progress=False)
+    Sweep(tmp_path, SWEEP, progress=False)
     with pytest.raises(UsageError, match="holds a run with other settings"):
-        Lab(tmp_path, replace(TINY, seed=6), progress=False)
+        Sweep(tmp_path, replace(TINY, seed=6).sweep(), progress=False)
 
 
 def test_a_metric_that_was_not_measured_is_a_dash_in_the_table() -> None:
@@ -261,10 +266,10 @@ def test_a_metric_that_was_not_measured_is_a_dash_in_the_table() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"mode must be one of .*; 'huge' came"):
+    with pytest.raises(UsageError, match=r"mode must be one of .*, got 'huge'"):
         run_demo(mode="huge")
 
 
 def test_modes_differ_only_in_size() -> None:
-    assert MODES["full"].rows == tuple(LABELS)
+    assert MODES["full"].recipes == DEMO_RECIPES
     assert MODES["quick"].train_questions < MODES["default"].train_questions < MODES["full"].train_questions

@@ -44,7 +44,7 @@ def test_stored_vectors_give_the_scores(retriever: DenseRetriever) -> None:
     torch.testing.assert_close(retriever.score(found).detach(), found.scores, rtol=1e-5, atol=1e-6)
 
 
-def test_reordering_moves_everything_together(retriever: DenseRetriever) -> None:
+def test_reordering_candidates_reorders_all_their_fields(retriever: DenseRetriever) -> None:
     found = retriever.search(QUESTIONS[0], 4)
     moved = found.reordered([2, 0, 3, 1])
     assert moved.ids == [found.ids[i] for i in (2, 0, 3, 1)]
@@ -60,7 +60,7 @@ def test_a_trained_question_adapter_changes_the_search(retriever: DenseRetriever
     torch.testing.assert_close(retriever.score(after).detach(), after.scores, rtol=1e-4, atol=1e-5)
 
 
-def test_the_adapter_gets_a_gradient() -> None:
+def test_the_question_adapter_gets_a_gradient() -> None:
     adapter = QuestionAdapter(7, rank=3)
     adapter(torch.randn(2, 7))[:, 0].sum().backward()
     assert adapter.up.grad is not None
@@ -72,7 +72,7 @@ def test_another_encoder_is_refused(index: PassageIndex) -> None:
         DenseRetriever(index, tiny_encoder(["other words"], seed=5))
 
 
-def test_bad_questions(retriever: DenseRetriever) -> None:
+def test_invalid_questions_are_refused(retriever: DenseRetriever) -> None:
     with pytest.raises(DataError, match="question number 2 is empty"):
         retriever.search(["fine", " "], 3)
     with pytest.raises(UsageError, match="k must be at least 1, got 0"):
@@ -105,7 +105,7 @@ def test_differentiable_scores_equal_search_scores_for_every_index_kind(
     torch.testing.assert_close(retriever.score(found).detach(), expected_n, rtol=1e-4, atol=1e-4)
 
 
-def test_short_results_are_warned_of_once(encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_results_give_one_warning(encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     index = build_index(
         Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="IVF6,Flat", progress=False
     )

@@ -87,7 +87,7 @@ def test_mixed_keeps_float32_weights_and_multiplies_in_bfloat16(bert: Encoder, b
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
-def test_autocast_of_the_caller_changes_nothing(bert_folder: Path, dtype: str) -> None:
+def test_autocast_of_the_caller_has_no_effect(bert_folder: Path, dtype: str) -> None:
     encoder = Encoder.from_pretrained(bert_folder, device="cpu", dtype=dtype)
     expected_Bd = encoder.encode_questions(TEXTS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -119,7 +119,7 @@ def test_texts_are_tokenised_once_and_read_longest_first_within_the_budget(
     np.testing.assert_allclose(vectors_Bd[[0, 1]], vectors_Bd[[6, 5]], atol=1e-6)
 
 
-def test_windows_do_not_matter(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_do_not_depend_on_the_sorting_window(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_Bd = bert.encode_questions(TEXTS)
     monkeypatch.setattr("indexes.encoder._WINDOW", 5)
     np.testing.assert_allclose(bert.encode_questions(TEXTS), whole_Bd, atol=1e-6)
@@ -129,7 +129,9 @@ def test_windows_do_not_matter(bert: Encoder, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("mode", ["mean", "lasttoken", "cls", "weightedmean"])
-def test_poolings_prompts_and_padding_sides_are_the_models_own(bert_folder: Path, mode: str, padding_side: str) -> None:
+def test_pooling_prompt_and_padding_side_are_taken_from_the_model(
+    bert_folder: Path, mode: str, padding_side: str
+) -> None:
     """The prompt stays out of pooling, a vector is cut short, and pads stand on either side."""
     loaded = Encoder.from_pretrained(bert_folder, device="cpu").model
     pooling = Pooling(20, mode, include_prompt=False)
@@ -198,7 +200,7 @@ def test_fingerprint_survives_saving_and_carries_every_setting(
     assert len({encoder.fingerprint for encoder in variants}) == len(variants)
 
 
-def test_fingerprint_sees_one_changed_weight_and_the_pooling(bert_folder: Path) -> None:
+def test_fingerprint_changes_with_one_weight_or_the_pooling(bert_folder: Path) -> None:
     encoder = Encoder.from_pretrained(bert_folder, device="cpu")
     before = encoder.fingerprint
     weight = next(encoder.model.parameters())

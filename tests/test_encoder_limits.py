@@ -73,7 +73,7 @@ class TestPositions:
         vectors_Nd = encoder.encode_passages([passage("a", 60), passage("b", 16)])
         np.testing.assert_allclose(vectors_Nd[0], vectors_Nd[1], atol=1e-6)  # 16 words and two special tokens are read
 
-    def test_a_bert_uses_its_whole_table_and_a_lower_limit_stays(self, folder: Path, encoder: Encoder) -> None:
+    def test_bert_uses_all_positions_and_a_lower_limit_is_kept(self, folder: Path, encoder: Encoder) -> None:
         assert (encoder.max_length, encoder.position_limit) == (10, 20)
         assert Encoder.from_pretrained(folder, device="cpu", max_length=20).max_length == 20
 
@@ -193,7 +193,7 @@ class TestPlannedLength:
             max_length(str(folder), 30)
 
     @pytest.mark.parametrize("options", [[], ["--max_length", "15"]])
-    def test_the_command_reads_so_many_tokens(
+    def test_the_command_reads_max_length_tokens(
         self, folder: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         corpus = tmp_path / "corpus.jsonl"

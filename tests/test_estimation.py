@@ -61,7 +61,7 @@ def test_sampling_converges_to_the_enumerated_posterior(e_step: Callable[..., ES
     assert sampled.diagnostics().log_marginal == pytest.approx(exact.diagnostics().log_marginal, abs=0.2)
 
 
-def test_drawing_all_without_replacement_is_the_posterior(e_step: Callable[..., EStep]) -> None:
+def test_sampling_all_without_replacement_gives_the_posterior(e_step: Callable[..., EStep]) -> None:
     """Twelve exist: twelve different draws leave nothing to estimate."""
     exact = e_step(e_step__exact=True, e_step__candidate_order="retriever")(EXAMPLES, round=1)
     settings = {"e_step.num_permutations": 40, "e_step.proposal_temperature": 2.0, "e_step.replacement": False}
@@ -121,7 +121,7 @@ def test_the_effective_sample_size_is_that_of_the_weights(e_step: Callable[..., 
     assert even.diagnostics().ess == pytest.approx(5.0)
 
 
-def test_everything_is_a_function_of_seed_and_round(e_step: Callable[..., EStep]) -> None:
+def test_results_depend_only_on_seed_and_round(e_step: Callable[..., EStep]) -> None:
     first, again = e_step()(EXAMPLES, round=2), e_step()(EXAMPLES, round=2)
     other = e_step()(EXAMPLES, round=3)
     for a, b in zip(first, again, strict=True):
@@ -225,7 +225,7 @@ def test_aliases_change_over_rounds(e_step: Callable[..., EStep]) -> None:
     assert {step(EXAMPLES[:1], round=r)[0].answer for r in range(12)} == {"Shakespeare", "William Shakespeare"}
 
 
-def test_gold_passages_get_no_special_place(e_step: Callable[..., EStep], generator: Generator) -> None:
+def test_gold_passages_are_not_moved_to_the_front(e_step: Callable[..., EStep], generator: Generator) -> None:
     """Trap 8: the generator reads the passages in the permutation's order, gold or not."""
     posterior = e_step(e_step__candidate_order="retriever")(EXAMPLES[:1], round=1)[0]
     z = torch.tensor([3, 1])

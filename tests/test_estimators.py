@@ -69,7 +69,7 @@ def test_corrected_methods_converge_and_the_papers_does_not(estimators: ModuleTy
     assert error("paper", 4000) > 100 * error("snis", 4000)
 
 
-def test_estimates_are_made_of_what_was_drawn(estimators: ModuleType) -> None:
+def test_estimates_use_only_the_sampled_permutations(estimators: ModuleType) -> None:
     """Every method: weights and baselines that sum to 1, and no more permutations than it says."""
     problems = [problem(estimators), problem(estimators, 5, 2)]
     for name, method in estimators.METHODS.items():
@@ -85,7 +85,7 @@ def test_estimates_are_made_of_what_was_drawn(estimators: ModuleType) -> None:
             assert drawn <= most.get(name, 3)
 
 
-def test_questions_of_a_pipeline_are_problems_like_others(
+def test_problems_can_be_made_from_the_questions_of_a_pipeline(
     estimators: ModuleType, base: Path, make_rag: Callable[..., RAG], tmp_path: Path
 ) -> None:
     """The tree's probabilities are the selector's, and its likelihoods the generator's, on a saved pipeline."""
@@ -107,7 +107,7 @@ def test_questions_of_a_pipeline_are_problems_like_others(
     assert one.single_passage_log_likelihood_n.tolist() == pytest.approx(alone, abs=1e-3)
 
 
-def test_rows_have_the_agreed_names(estimators: ModuleType) -> None:
+def test_results_have_the_documented_keys(estimators: ModuleType) -> None:
     args = argparse.Namespace(candidates=4, selected=2, samples=[2], problems=1, repeats=20, seed=0, pipeline=None)
     rows = list(estimators.measure(args))
     assert len(rows) == 6 * len(estimators.METHODS)

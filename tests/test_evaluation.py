@@ -110,7 +110,7 @@ def test_results_are_in_the_order_of_the_questions(rag: RAG) -> None:
         assert [c.score for c in candidates] == pytest.approx(searched.scores.tolist(), abs=1e-5)
 
 
-def test_the_first_gold_passage_is_where_mrr_says(rag: RAG) -> None:
+def test_mrr_is_the_reciprocal_rank_of_the_first_gold_passage(rag: RAG) -> None:
     found = evaluate(rag, EXAMPLES[:1], progress=False)
     ids = [c.id for c in found.candidates[0]]
     assert found.scores[0]["retriever_mrr"] == (1 / (ids.index("p4") + 1) if "p4" in ids else 0.0)
@@ -173,7 +173,7 @@ def test_a_question_without_answers_is_an_error_or_left_out(rag: RAG) -> None:
         evaluate(rag, EXAMPLES, on_error="ignore", progress=False)
 
 
-def test_the_command_stops_at_a_broken_row_and_at_a_question_without_answers(
+def test_the_command_refuses_broken_records_and_questions_without_answers(
     bundle: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.jsonl"
@@ -238,7 +238,7 @@ def test_the_same_command_writes_the_same_bytes_whatever_the_order_of_the_questi
 
 
 @pytest.mark.parametrize("below", ["", "dev.jsonl/found.json"])
-def test_an_output_that_cannot_be_is_refused_before_the_work(
+def test_an_unwritable_output_is_refused_before_the_evaluation(
     bundle: Path, questions: Path, tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--bundle", bundle / "not-opened-yet", "--questions", questions, "--output", tmp_path / below]
@@ -337,7 +337,7 @@ def test_a_question_file_is_evaluated_as_its_questions(rag: RAG, questions: Path
     assert evaluate(rag, questions, on_error="skip", progress=False).skipped == 1
 
 
-def test_ids_must_differ_in_a_file(rag: RAG) -> None:
+def test_repeated_ids_in_a_file_are_refused(rag: RAG) -> None:
     found = evaluate(rag, [EXAMPLES[0], EXAMPLES[0]], progress=False)
     with pytest.raises(DataError, match="'q2' is there twice"):
         evaluation_file(rag, found, name="x")
@@ -354,9 +354,7 @@ def test_the_digest_of_questions_is_of_their_content() -> None:
     assert len({digest, *others, dataset_digest(EXAMPLES[1:])}) == 6
 
 
-def test_the_digest_of_a_bundle_is_of_what_it_learned_and_not_of_where_it_is(
-    rag: RAG, bundle: Path, tmp_path: Path
-) -> None:
+def test_the_digest_of_a_bundle_covers_weights_and_not_its_location(rag: RAG, bundle: Path, tmp_path: Path) -> None:
     digest = bundle_digest(bundle)
     moved = tmp_path / "deep" / "down" / "moved"
     shutil.copytree(bundle, moved)
@@ -385,7 +383,7 @@ def test_the_digest_of_the_base_is_of_its_weights(make_rag: Callable[..., RAG]) 
     assert base_digest(model) != base_digest(same)
 
 
-def test_another_corpus_is_another_fingerprint(rag: RAG) -> None:
+def test_another_corpus_has_another_fingerprint(rag: RAG) -> None:
     found = evaluation_file(rag, evaluate(rag, EXAMPLES, progress=False), name="x").pipeline.index
     assert found.corpus_fingerprint == rag.retriever.index.manifest.corpus_fingerprint
     assert found.passages == len(PASSAGES)

@@ -116,7 +116,7 @@ print(resident_bytes("VmHWM") - before)
         ("IVF64,SQ8", 400_000, 64),
     ],
 )
-def test_memory_of_a_build_is_roughly_what_it_takes(factory: str, n: int, dimension: int) -> None:
+def test_planned_memory_of_a_build_is_close_to_the_measured(factory: str, n: int, dimension: int) -> None:
     command = [sys.executable, "-c", GROWTH, factory, str(n), str(dimension)]
     run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     assert int(run.stdout) == pytest.approx(build_bytes(factory, n, dimension), rel=0.4)
@@ -142,7 +142,9 @@ def test_memory_of_a_build_is_roughly_what_it_takes(factory: str, n: int, dimens
         ("IVF16(HNSW32),Flat", 16),
     ],
 )
-def test_training_points_are_enough_and_needed(factory: str, fewest: int, vectors_Nd: np.ndarray) -> None:
+def test_the_minimum_of_training_points_is_sufficient_and_necessary(
+    factory: str, fewest: int, vectors_Nd: np.ndarray
+) -> None:
     assert training_points(factory, D) == fewest
     index = FaissIndex.empty(D, factory)
     assert index.is_trained == (fewest == 0)

@@ -99,7 +99,7 @@ def test_scores_are_dot_products_best_first(factory: str, vectors_Nd: np.ndarray
 
 
 @pytest.mark.parametrize("factory", EXACT + REFINED + COMPRESSED)
-def test_every_kind_finds_its_own_vectors_and_gives_them_back(factory: str, unit_Nd: np.ndarray) -> None:
+def test_every_type_finds_and_reconstructs_its_vectors(factory: str, unit_Nd: np.ndarray) -> None:
     index = FaissIndex.build(unit_Nd, factory=factory)
     assert (len(index), index.dimension, index.factory) == (N, D, factory)
     _, rows_Bk = index.search(unit_Nd, K)
@@ -129,7 +129,7 @@ def test_equal_scores_are_ordered_by_row(vectors_Nd: np.ndarray) -> None:
     assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2)[1].tolist() == [[3, 7]]
 
 
-def test_batches_of_queries_do_not_matter(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_results_do_not_depend_on_the_batch_of_queries(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
     index = FaissIndex.build(vectors_Nd)
     whole, split = index.search(queries_Bd, K), index.search(queries_Bd, K, batch_size=3)
     np.testing.assert_array_equal(whole[1], split[1])
@@ -137,7 +137,7 @@ def test_batches_of_queries_do_not_matter(vectors_Nd: np.ndarray, queries_Bd: np
 
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW16", "IVF4,Flat"])
-def test_rows_continue_where_they_ended(factory: str, vectors_Nd: np.ndarray) -> None:
+def test_added_vectors_continue_the_numbering(factory: str, vectors_Nd: np.ndarray) -> None:
     index = FaissIndex.empty(D, factory)
     index.train(vectors_Nd)
     index.add(vectors_Nd[:2])
@@ -215,7 +215,7 @@ def test_parameters_of_every_kind(factory: str, unit_Nd: np.ndarray) -> None:
         ("IVF4,RaBitQfs,RFlat", "qb=1", "qb=8"),
     ],
 )
-def test_parameters_reach_what_they_are_for_and_only_this_search(
+def test_search_parameters_affect_only_their_search(
     factory: str, low: str, high: str, unit_Nd: np.ndarray, tmp_path: Path
 ) -> None:
     """More of each finds more of the best by exact products; nothing is left behind in the index."""
@@ -315,7 +315,7 @@ def test_a_foreign_file_is_refused(mmap: bool, tmp_path: Path) -> None:
         FaissIndex.load(tmp_path / "index.faiss", mmap=mmap)
 
 
-def test_more_than_an_index_is_refused_when_mapped(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
+def test_a_mapped_file_with_trailing_bytes_is_refused(vectors_Nd: np.ndarray, tmp_path: Path) -> None:
     FaissIndex.build(vectors_Nd).save(tmp_path / "i")
     with (tmp_path / "i").open("ab") as file:
         file.write(b"more")
@@ -568,7 +568,7 @@ def test_unproven_queries_are_searched_by_faiss(looks: dict[str, int]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), dimension=st.integers(1, 90), length=st.sampled_from([1e-3, 1.0, 1e3]))
-def test_nothing_left_out_is_above_the_ceiling(seed: int, dimension: int, length: float) -> None:
+def test_no_excluded_vector_scores_above_the_bound(seed: int, dimension: int, length: float) -> None:
     random = np.random.default_rng(seed)
     vectors_Nd = (random.standard_normal((200, dimension)) * length).astype(np.float32)
     queries_Bd = random.standard_normal((9, dimension)).astype(np.float32)
@@ -599,9 +599,7 @@ def test_prefilter_sees_vectors_that_were_added_later(looks: dict[str, int]) -> 
     np.testing.assert_allclose(scores_B1, 1, atol=1e-6)
 
 
-def test_prefilter_fewer_vectors_than_candidates_is_left_to_faiss(
-    vectors_Nd: np.ndarray, looks: dict[str, int]
-) -> None:
+def test_prefilter_leaves_small_indexes_to_faiss(vectors_Nd: np.ndarray, looks: dict[str, int]) -> None:
     index = FaissIndex.build(vectors_Nd[:60])
     for k in (5, 70):
         for found, expected in zip(
@@ -611,7 +609,7 @@ def test_prefilter_fewer_vectors_than_candidates_is_left_to_faiss(
     assert looks["prefiltered"] == 0
 
 
-def test_equal_scores_stay_ordered_by_row_when_prefiltered(vectors_Nd: np.ndarray) -> None:
+def test_prefiltered_results_with_equal_scores_are_ordered_by_row(vectors_Nd: np.ndarray) -> None:
     twins_Nd = vectors_Nd.copy()
     twins_Nd[[3, 50, 7, 200]] = vectors_Nd[7] * 10
     assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2, prefilter=True)[1].tolist() == [[3, 7]]

@@ -206,7 +206,7 @@ def test_lists_that_faiss_cannot_map_are_read(vectors_Nd: np.ndarray, tmp_path: 
 
 
 @pytest.mark.parametrize("memory", [10**p for p in range(4, 12)])
-def test_auto_chooses_kinds_that_score_by_their_vectors(memory: int) -> None:
+def test_auto_chooses_types_whose_scores_are_inner_products(memory: int) -> None:
     for n, dimension in product((1, 10**4, 10**6, 10**8), (8, 384)):
         factory, _ = choose_factory(n, dimension, memory=memory)
         found = properties(factory)

@@ -82,7 +82,7 @@ def kl_of(model: LanguageModel, ids: list[int]) -> torch.Tensor:
 # -- general tasks ---------------------------------------------------------------------------------------------
 
 
-def test_an_untrained_model_has_not_moved() -> None:
+def test_an_untrained_model_has_zero_drift() -> None:
     model = tiny_language_model()
     prompts = [render_chat(model.tokenizer, text) for text in PROMPTS]
     assert kl_drift(Generator(model), prompts) == 0.0
@@ -131,7 +131,7 @@ def test_pairs_are_decided_as_by_transformers(tmp_path: Path, architecture: str,
     assert found == expected
 
 
-def test_a_tie_is_not_right(generator: Generator, tmp_path: Path) -> None:
+def test_a_tie_counts_as_wrong(generator: Generator, tmp_path: Path) -> None:
     file = write(tmp_path / "ties.jsonl", [{"good": "same here", "bad": "same here"}])
     assert MinimalPairs().measure(generator, "generator", file, progress=False)[0].numerators == (0.0,)
 
@@ -324,7 +324,9 @@ def test_a_shuffled_file_gives_the_same_numbers(generator: Generator, tasks: Ret
     assert measure_forgetting([("x", generator)], tasks, progress=False).to_dict() == before
 
 
-def test_scores_survive_a_file(generator: Generator, tasks: RetentionTasks, tmp_path: Path) -> None:
+def test_scores_are_equal_after_writing_and_reading(
+    generator: Generator, tasks: RetentionTasks, tmp_path: Path
+) -> None:
     table = measure_forgetting([("x", generator)], tasks, scores_folder=tmp_path / "scores", progress=False).to_dict()
     loaded = [ModelScores.load(tmp_path / "scores" / f"{name}.json") for name in ("base", "x")]
     write_json(table, tmp_path / "a.json")
@@ -356,7 +358,7 @@ def some_scores(name: str, role: str, sha256: str = "0" * 64, **changes: Any) ->
     return ModelScores(name=name, role=role, base=base, bundle_sha256=None, scores=(replace(score, **changes),))
 
 
-def test_only_what_belongs_together_is_compared() -> None:
+def test_scores_of_different_items_or_bases_are_not_compared() -> None:
     base = some_scores("base", "base")
     with pytest.raises(MismatchError, match="compared over one base model; a is over 'x'"):
         forgetting_table([base, some_scores("a", "generator", "1" * 64)]).to_dict()
@@ -397,7 +399,7 @@ def test_p_values_of_groups_are_adjusted_and_that_of_the_whole_is_not() -> None:
     assert found["g"]["n"] == 2 and found["all"]["n"] == 3
 
 
-def test_what_json_has_no_number_for_is_null(tmp_path: Path) -> None:
+def test_infinite_values_are_null_in_json(tmp_path: Path) -> None:
     """A perplexity that no float holds, and a score that a foreign task could not compute."""
     known: dict[str, Any] = {"metric": "word_perplexity", "is_exponential": True}
     base = some_scores("base", "base", numerators=(2000.0, 2100.0, 1900.0), **known)
@@ -441,7 +443,7 @@ def test_a_generator_without_an_index(bundles: list[Path], make_rag: Callable[..
         load_generator(bundles[0].parent)
 
 
-def test_the_command(
+def test_the_command_writes_the_table_and_scores(
     bundles: list[Path], tasks: RetentionTasks, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["forgetting", "--bundle", *map(str, bundles), "--device", "cpu", "--max_new_tokens", "3"]
@@ -524,7 +526,7 @@ def test_models_are_compared_over_one_length_of_context(make_rag: Callable[..., 
         forgetting_table([scores[0], mixed]).to_dict()
 
 
-def test_context_and_revision_of_a_base_alone(
+def test_context_and_revision_apply_to_a_base_without_a_bundle(
     base: Path,
     bundles: list[Path],
     tasks: RetentionTasks,
@@ -538,7 +540,7 @@ def test_context_and_revision_of_a_base_alone(
     assert "A bundle brings its own ['context_length']" in capsys.readouterr().err
 
 
-def test_the_chat_template_of_a_base_alone(
+def test_chat_settings_apply_to_a_base_without_a_bundle(
     base: Path, bundles: list[Path], tasks: RetentionTasks, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["forgetting", "--answers", str(tasks.sources["answers"][0]), "--device", "cpu", "--json"]
@@ -548,7 +550,7 @@ def test_the_chat_template_of_a_base_alone(
     assert "A bundle brings its own ['chat']" in capsys.readouterr().err
 
 
-def test_replies_are_read_without_their_thoughts(tmp_path: Path) -> None:
+def test_thoughts_are_removed_from_replies(tmp_path: Path) -> None:
     template = "{{ messages[-1].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     tokenizer = added_tokenizer(["<|assistant|>"], plain=["<think>", "</think>"], template=template)
     successors = {"<|assistant|>": "<think>", "<think>": "h", "h": "</think>", "</think>": "R", "R": "<eos>"}
@@ -561,7 +563,7 @@ def test_replies_are_read_without_their_thoughts(tmp_path: Path) -> None:
 # -- real tasks -----------------------------------------------------------------------------------------------
 
 
-def test_the_tiny_base_on_real_probes(data_dir: Path, tmp_path: Path) -> None:
+def test_the_tiny_base_on_real_retention_files(data_dir: Path, tmp_path: Path) -> None:
     """A subset, against transformers on one row of each; numbers of the whole files are in docs/forgetting.md."""
     generator = load_base("tiny", device="cpu")
     model = generator.language_model

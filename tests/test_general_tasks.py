@@ -37,13 +37,13 @@ def next_of_pattern(text: str) -> str:
 SOLVERS["pattern"] = next_of_pattern
 
 
-def test_there_are_at_least_eight() -> None:
+def test_at_least_eight_kinds_exist() -> None:
     assert len(KINDS) >= 8
     assert SOLVERS.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_answer_is_right(kind: str) -> None:
+def test_answers_equal_an_independent_solution(kind: str) -> None:
     rng = random.Random(1)
     for _ in range(200):
         task = draw_general_task(rng, kind)
@@ -51,7 +51,7 @@ def test_the_answer_is_right(kind: str) -> None:
         assert task.answer == task.answer.strip() != ""
 
 
-def test_tasks_take_the_kinds_in_turn_and_are_the_same_for_a_seed() -> None:
+def test_tasks_alternate_kinds_and_depend_only_on_the_seed() -> None:
     some = make_general_tasks(30, seed=5)
     assert [task.kind for task in some[:12]] == list(KINDS)
     assert some == make_general_tasks(30, seed=5) != make_general_tasks(30, seed=6)

@@ -13,7 +13,7 @@ QUESTIONS = ["who wrote Hamlet?", "what is the capital of France, and on which r
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_log_prob_is_cross_entropy_of_the_unpadded_row(architecture: str) -> None:
+def test_log_prob_is_the_cross_entropy_of_the_unpadded_sequence(architecture: str) -> None:
     model = tiny_language_model(architecture)
     randomize_adapters(model)
     generator = Generator(model)

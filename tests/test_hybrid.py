@@ -243,7 +243,7 @@ def test_explanations(hybrid: HybridRetriever, retriever: DenseRetriever, bm25: 
             assert (why.bm25_rank, why.bm25_score, why.terms) == (None, 0.0, {})
 
 
-def test_a_dense_explanation_has_no_words(retriever: DenseRetriever) -> None:
+def test_explanations_of_dense_retrieval_list_no_words(retriever: DenseRetriever) -> None:
     found = retriever.search(QUESTIONS[0], 2, explain=True)
     assert [(e.dense_rank, e.bm25_rank, e.terms) for e in found.explanations or []] == [
         (1, None, None),
@@ -324,6 +324,6 @@ def test_bm25_index_of_other_passages_is_refused(index: PassageIndex, encoder: E
 @pytest.mark.parametrize(
     "settings", [{"depth": 0}, {"rrf_k": -1}, {"weights": (-1.0, 2.0)}, {"weights": (0.0, 0.0)}, {"weights": (1.0,)}]
 )
-def test_bad_settings(index: PassageIndex, encoder: Encoder, bm25: BM25Index, settings: dict) -> None:
+def test_invalid_settings_are_refused(index: PassageIndex, encoder: Encoder, bm25: BM25Index, settings: dict) -> None:
     with pytest.raises(UsageError, match="depth must be at least 1, rrf_k at least 0, and weights two numbers"):
         HybridRetriever(index, encoder, bm25, **settings)

@@ -54,7 +54,7 @@ def test_choice_is_without_replacement_in_proportion_to_predicted_weight() -> No
     assert (inverse / draws).tolist() == pytest.approx([1.0, 1.0, 1.0], abs=0.05)  # unbiased sums
 
 
-def test_all_are_scored_where_no_more_were_drawn() -> None:
+def test_all_permutations_are_scored_if_no_more_were_sampled() -> None:
     scored_m, log_inclusion_m = choose_permutations_to_score(torch.randn(3, 3), torch.zeros(3), 5, None)
     assert scored_m.tolist() == [0, 1, 2]
     assert log_inclusion_m.tolist() == [0.0, 0.0, 0.0]
@@ -88,7 +88,7 @@ def augmented_least_squares(xs: list[torch.Tensor], ys: list[torch.Tensor]) -> t
     return solution[:, 0]
 
 
-def test_slopes_are_those_of_least_squares_with_a_level_for_each_question() -> None:
+def test_coefficients_equal_least_squares_with_an_intercept_per_question() -> None:
     xs, ys = questions(0, noise=1.0)
     found = Surrogate.fit(xs, ys).slopes_F
     torch.testing.assert_close(found.double(), augmented_least_squares(xs, ys)[:3], atol=1e-4, rtol=0)
@@ -161,7 +161,7 @@ class TestEStep:
                 (posterior.permutations.log_p - posterior.permutations.log_q + posterior.log_likelihood_m).softmax(-1),
             )
 
-    def test_the_generator_learns_from_the_scored_ones(self, e_step: Callable[..., EStep]) -> None:
+    def test_the_generator_trains_on_scored_permutations_only(self, e_step: Callable[..., EStep]) -> None:
         posterior = e_step(e_step__num_permutations=3)(EXAMPLES[:1], round=1)[0]
         assert posterior.scored is not None
         d = posterior.distinct_scored()
@@ -224,7 +224,7 @@ class TestEStep:
         step(EXAMPLES, round=1)
         assert rows == [12, 9]
 
-    def test_it_needs_different_permutations(self) -> None:
+    def test_imputation_requires_sampling_without_replacement(self) -> None:
         with pytest.raises(UsageError, match="set replacement=False, or proposals_per_sample=1"):
             DROConfig(e_step=EStepConfig(replacement=True))
 

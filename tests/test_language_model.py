@@ -182,7 +182,7 @@ def test_tokenizer_without_eos() -> None:
         LanguageModel(tiny_model(), tokenizer)
 
 
-def test_the_answer_ends_as_the_chat_template_says() -> None:
+def test_the_answer_ends_with_the_token_of_the_chat_template() -> None:
     assert tiny_language_model().end_of_answer_id == byte_tokenizer().convert_tokens_to_ids("<|end|>")
     assert tiny_language_model(chat=False).end_of_answer_id == byte_tokenizer().eos_token_id
 

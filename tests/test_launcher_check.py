@@ -27,7 +27,7 @@ def environment(*flags: str) -> dict[str, str]:
         (["--num_processes", "2"], {"OMPI_COMM_WORLD_SIZE": "2"}, False),
     ],
 )
-def test_one_process_instead_of_several_is_warned_of(
+def test_one_process_instead_of_several_gives_a_warning(
     flags: list[str],
     more: dict[str, str],
     warned: bool,

@@ -139,7 +139,7 @@ def test_generation_ends_at_the_stop_text(tuned: Generator, tmp_path: Path) -> N
     assert of(table, "base", "exact_match") < 3 / 5
 
 
-def test_perplexity_is_that_of_our_own_measure(tuned: Generator, tmp_path: Path) -> None:
+def test_harness_perplexity_equals_the_text_task(tuned: Generator, tmp_path: Path) -> None:
     """Also by transformers' loss; texts are longer than a context of 24 only in our own tests of windows."""
     names = {"word_perplexity": False, "byte_perplexity": False, "bits_per_byte": False}
     aggregations = {"word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity"}
@@ -209,7 +209,7 @@ def test_a_group_of_tasks_keeps_its_documents(tuned: Generator, tmp_path: Path) 
     assert found["toy_all", "all"]["n"] == 9
 
 
-def test_a_metric_that_is_no_mean_comes_with_the_harness_s_error(
+def test_metrics_that_are_no_means_use_the_standard_error_of_the_harness(
     tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Matthews' correlation is of all documents at once: it comes with an error from resampling, and without pairs."""
@@ -229,7 +229,7 @@ def test_a_metric_that_is_no_mean_comes_with_the_harness_s_error(
     assert found["interval"][1] - found["interval"][0] == pytest.approx(2 * 1.96 * score.stderr, rel=1e-3)
 
 
-def test_the_callers_random_numbers_and_output_are_left_alone(
+def test_random_state_and_output_of_the_caller_are_unchanged(
     tuned: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choice_task(tmp_path / "tasks")
@@ -255,7 +255,7 @@ def test_the_command_takes_a_limit_and_a_chat_template(
     assert [json.loads(out)["measurements"][0]["n"] for out in found] == [4, 4, 9]
 
 
-def test_tasks_that_will_not_do(tuned: Generator, tmp_path: Path) -> None:
+def test_unsupported_tasks_are_refused(tuned: Generator, tmp_path: Path) -> None:
     choice_task(tmp_path / "tasks")
     with pytest.raises(DataError, match="harness_path must be a folder"):
         measure_model(tuned, "base", RetentionTasks(harness=("x",), harness_path=tmp_path / "nowhere"), progress=False)
@@ -266,7 +266,7 @@ def test_tasks_that_will_not_do(tuned: Generator, tmp_path: Path) -> None:
         )
 
 
-def test_a_reply_longer_than_the_context(tmp_path: Path) -> None:
+def test_a_reply_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     choice_task(tmp_path / "tasks", [CHOICES[0] | {"choices": ["x" * 60, "y", "z"]}])
     short = Generator(tiny_language_model(context=32))
     with pytest.raises(MismatchError, match="1 to 32 tokens; one has 61"):
@@ -275,7 +275,7 @@ def test_a_reply_longer_than_the_context(tmp_path: Path) -> None:
         )
 
 
-def test_a_task_that_nobody_knows(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_task_is_refused(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice_task(tmp_path / "tasks")
     # Its own thousands of tasks take seconds to list.
     from lm_eval.tasks import TaskManager
@@ -292,7 +292,7 @@ def test_a_task_that_nobody_knows(tuned: Generator, tmp_path: Path, monkeypatch:
         )
 
 
-def test_without_the_extra(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "rag.forgetting.lm_eval_adapter", raising=False)
     with pytest.raises(ResourceError, match=r'pip install "dro-rag\[harness\]"'):

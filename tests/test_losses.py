@@ -64,7 +64,7 @@ class TestDistillationTarget:
         found = distillation_target(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.zeros(2), 5)
         assert found.tolist() == pytest.approx([81 / 82, 1 / 82], abs=1e-5)
 
-    def test_without_draws_the_marginals_are_the_target(self) -> None:
+    def test_with_enumeration_the_marginals_are_the_target(self) -> None:
         found = distillation_target(torch.tensor([1.0, 1.0, 0.0]), None, self.logits_n[:3], 1)
         assert found.tolist() == [0.5, 0.5, 0.0]
 
@@ -102,7 +102,7 @@ def test_long_answers_do_not_underflow() -> None:
     torch.testing.assert_close(weights, torch.tensor([1.0, math.exp(-1)]) / (1 + math.exp(-1)))
 
 
-def test_the_mean_would_flatten_the_weights() -> None:
+def test_mean_instead_of_sum_of_log_probs_flattens_the_weights() -> None:
     """Trap 9: 64 answer tokens, 32 nats apart: the sum decides, the mean hardly does."""
     log_likelihood = torch.tensor([-64.0, -96.0])
     assert posterior_weights(log_likelihood)[0].item() > 0.9999
@@ -234,7 +234,7 @@ def test_the_head_gets_no_gradient() -> None:
     assert head.grad is None
 
 
-def test_it_can_be_evaluated_without_a_graph() -> None:
+def test_the_kl_can_be_evaluated_without_a_graph() -> None:
     tuned, base, head, weights = _case()
     with torch.no_grad():
         value = selfaug_loss(tuned, base, weights, lambda h: h @ head.T)
@@ -287,7 +287,7 @@ def test_chunks_fit_the_vocabulary_and_the_device() -> None:
     assert default_chunk_tokens(151_936 * 2, cuda=True) == 1024
 
 
-def test_unknown_direction() -> None:
+def test_an_unknown_kl_direction_is_refused() -> None:
     tuned, base, head, weights = _case()
     with pytest.raises(UsageError, match="'sideways' came"):
         selfaug_loss(tuned, base, weights, lambda h: h @ head.T, direction="sideways")

@@ -45,7 +45,7 @@ def starts_in_a_class() -> None:
 
 
 def starts_in_a_module() -> None:
-    test_workers.test_helpers_end_with_an_error_of_ours()
+    test_workers.test_an_error_in_the_block_kills_the_workers()
 
 
 def trains_in_a_function() -> None:
@@ -103,7 +103,9 @@ def test_kinds_of_tests_of_the_suite() -> None:
     assert kinds(test_workers.test_every_job_is_done_once_and_threads_are_shared) == {"process"}
     assert kinds(test_packaging.test_version_ranges) == set()
     assert kinds(test_packaging.test_make_targets_name_their_command) == {"process"}
-    assert kinds(test_em.test_log_p_of_the_answers_never_falls_and_sampling_follows, [test_em.run]) == {"training"}
+    assert kinds(test_em.test_exact_em_never_lowers_the_likelihood_and_sampling_approximates_it, [test_em.run]) == {
+        "training"
+    }
     assert "milvus" in kinds(test_milvus_index.test_results_are_those_of_faiss)
 
 

@@ -149,7 +149,7 @@ def test_the_retriever_learns_the_posterior_marginals(parts: tuple[ListwiseSelec
     assert any(not torch.allclose(through_prior[n], distilled[n]) for n in both)
 
 
-def test_distillation_leaves_the_selector_as_it_is(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_distillation_does_not_change_the_selector(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
 
     def others(**settings: object) -> dict[str, torch.Tensor]:
@@ -304,7 +304,7 @@ def test_a_wrong_reference_is_refused(
         joint(batch)
 
 
-def test_which_parameters_are_trainable(parts: tuple[ListwiseSelector, Generator]) -> None:
+def test_only_parameters_of_the_trained_roles_are_trainable(parts: tuple[ListwiseSelector, Generator]) -> None:
     selector, generator = parts
     posteriors = posteriors_of(parts, config())
 
@@ -390,9 +390,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
     assert values[-1] > values[0] + 0.1
 
 
-def test_equal_utilities_leave_the_selector_where_it_is(
-    parts: tuple[ListwiseSelector, Generator], tmp_path: Path
-) -> None:
+def test_equal_utilities_do_not_change_the_selector(parts: tuple[ListwiseSelector, Generator], tmp_path: Path) -> None:
     """With the control variate, 6 passes over samples of equal weight move nothing."""
     selector, generator = parts
     settings = config(

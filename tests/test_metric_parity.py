@@ -171,7 +171,7 @@ def as_floats(scores: Scores) -> tuple[float, float]:
     return float(scores[0]), float(scores[1])
 
 
-def test_the_pairs_provoke(pairs: list[tuple[str, list[str]]]) -> None:
+def test_generated_pairs_cover_the_cases_where_scripts_differ(pairs: list[tuple[str, list[str]]]) -> None:
     """Pairs that never matched, never were empty or never divided the scripts would prove nothing."""
     scores = [squad_2(*pair) for pair in pairs]
     assert sum(same for same, _ in scores) > 1000
@@ -208,7 +208,7 @@ def test_disagreement_both_empty() -> None:
     assert squad_2("the", ["a"]) == ours("the", ["a"]) == (1, 1)
 
 
-def test_disagreement_an_empty_golden_answer_beside_another() -> None:
+def test_disagreement_an_empty_golden_answer_among_others() -> None:
     """SQuAD 2.0 drops it, so that no answer is wrong where there is one; version 1.1 and KILT take it."""
     assert squad_1("...", ["A", "vitamin A"]) == kilt("...", ["A", "vitamin A"]) == (1, 0)
     assert squad_2("...", ["A", "vitamin A"]) == ours("...", ["A", "vitamin A"]) == (0, 0)
@@ -236,7 +236,7 @@ def test_disagreement_a_blank_prediction() -> None:
         ("a\u0301", "\u0301", True),  # a combining mark is no word character, so the "a" before it stands alone
     ],
 )
-def test_by_hand(prediction: str, golden: str, same: bool) -> None:
+def test_scores_of_hand_made_pairs(prediction: str, golden: str, same: bool) -> None:
     assert exact_match(prediction, [golden]) == float(same)
     assert squad_1(prediction, [golden])[0] == squad_2(prediction, [golden])[0] == int(same)
 
@@ -417,7 +417,7 @@ def unspaced_pairs() -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_the_pairs_are_of_their_kind(
+def test_generated_chinese_and_japanese_pairs_contain_these_scripts(
     pairs: list[tuple[str, list[str]]], unspaced_pairs: list[tuple[str, list[str]]]
 ) -> None:
     """No character of the first list is Chinese or Japanese, and every golden answer of the second has one."""

@@ -15,7 +15,7 @@ from rag.evaluation.comparison import compare_evaluations
 from rag.evaluation.evaluation import evaluate, search_metrics
 from rag.evaluation.evaluation_file import EvaluationFile, evaluation_file
 from rag.evaluation.metric import METRICS, Metric, columns, metric_label, metric_of
-from rag.experiments.sweep_results import RowResult, compare, sweep_pairs
+from rag.experiments.sweep_results import TrialResult, compare, sweep_pairs
 from rag.metrics import gold_recall, ranking_quality
 from rag.pipeline import RAG
 from training.questions.example import QAExample
@@ -64,13 +64,15 @@ def test_a_registered_metric_of_answers_is_everywhere(make_rag: Callable[..., RA
     assert "words" in file.metrics and "words" in file.intervals and "words" in file.records[0].scores
     for table in ("comparison", "trials", "trial_comparisons", "rounds"):
         assert "words" in [c.name for c in columns(table)]
-    one, other = (evaluation_of(name, {"words": [length, 3.0]}) for name, length in (("vanilla", 2.0), ("dro", 12.0)))
+    one, other = (
+        evaluation_of(name, {"words": [length, 3.0]}) for name, length in (("no_training", 2.0), ("dro", 12.0))
+    )
     (compared,) = compare_evaluations([one, other])
     assert (compared.metric, compared.difference) == ("words", 5.0)
-    trials = [RowResult(e.name, e.name, e.name, False, 1, {}, e, [], None, [], 1.0) for e in (one, other)]
+    trials = [TrialResult(e.name, e.name, e.name, False, 1, {}, e, [], None, [], 1.0) for e in (one, other)]
     comparisons = compare(sweep_pairs(trials, "dro"))
     assert [(c.metric, c.difference) for c in comparisons] == [("words", 5.0)]
-    data = {"rows": [{**t.table_row(), "seconds": 1.0} for t in trials], "failed": [], "seconds": 2.0}
+    data = {"trials": [{**t.scores().to_dict(), "seconds": 1.0} for t in trials], "failed": [], "seconds": 2.0}
     data |= {"answerable_questions": 1, "dataset": {"n": 2}, "comparisons": [c.to_dict() for c in comparisons]}
     text = sweep_text(data, Path("report.html"))
     assert "Words" in text and "7.5 [3.0, 12.0]" in text and "+5.0" in text

@@ -114,7 +114,7 @@ def nasty_cases() -> list[tuple[str, list[str]]]:
     return [(nasty_text(rng), [nasty_text(rng) for _ in range(rng.randrange(1, 4))]) for _ in range(2000)]
 
 
-def test_nasty_cases_reach_both_sides_of_every_branch(nasty_cases: list[tuple[str, list[str]]]) -> None:
+def test_edge_cases_cover_both_sides_of_every_branch(nasty_cases: list[tuple[str, list[str]]]) -> None:
     """Random text that never matched, or never was empty, would prove nothing."""
     values = [reference_f1(prediction, golden) for prediction, goldens in nasty_cases for golden in goldens]
     assert min(values.count(0.0), values.count(1.0), sum(0 < value < 1 for value in values)) > 100
@@ -299,7 +299,7 @@ def test_grades_are_gains() -> None:
     assert ranking_quality(["low"], ["high", "low"], [2], [3, 1])["ndcg@2"] == pytest.approx(1 / (3 + 1 / log3))
 
 
-def test_a_document_beside_its_own_chunks_counts_where_it_stands_first() -> None:
+def test_a_document_and_its_chunks_count_at_their_first_rank() -> None:
     """An index may hold a document whole and in chunks: only the first of them is relevant."""
     found = ranking_quality(["p1#0", "x", "p1", "p1#1", "p2"], ["p1", "p2"], [3, 5])
     assert found["ndcg@3"] == pytest.approx(1 / (1 + 1 / math.log2(3)))

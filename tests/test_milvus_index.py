@@ -136,7 +136,9 @@ def test_reconstruct_is_exact_in_any_order(path: Path, vectors_Nd: np.ndarray) -
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_closed_and_opened_again(sealed: bool, path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
+def test_a_closed_index_can_be_opened_again(
+    sealed: bool, path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarray
+) -> None:
     with create(path, segment=3, kind="HNSW", index_parameters={"M": 8, "efConstruction": 50}) as index:
         index.add(vectors_Nd)
         if sealed:
@@ -244,7 +246,7 @@ def test_dropping_the_last_segment_drops_the_collection(path: Path, vectors_Nd: 
         assert (len(index), index.dimension) == (0, 3)
 
 
-def test_wrong_vectors(path: Path) -> None:
+def test_invalid_vectors_are_refused(path: Path) -> None:
     with create(path, dimension=3) as index:
         with pytest.raises(MismatchError, match=r"shape \[n, 3\], but got \[1, 4\]"):
             index.add(np.zeros((1, 4)))
@@ -270,7 +272,7 @@ def test_the_largest_k(path: Path, vectors_Nd: np.ndarray, queries_Bd: np.ndarra
 
 
 @pytest.mark.parametrize("parameters", ["ef", "ef=", "ef=many", "ef=64;nprobe=8", "ef=64,", "=3"])
-def test_wrong_parameters(parameters: str, path: Path, queries_Bd: np.ndarray) -> None:
+def test_invalid_parameters_are_refused(parameters: str, path: Path, queries_Bd: np.ndarray) -> None:
     with create(path, kind="HNSW") as index, pytest.raises(UsageError, match="must be like"):
         index.search(queries_Bd, 1, parameters=parameters)
 
@@ -380,7 +382,7 @@ def test_parameters_that_the_server_refuses(
 
 
 @pytest.mark.parametrize("name", ["", "two words", "1st", "a-b", "x" * 256, "naïve"])
-def test_wrong_names_of_collections(name: str, path: Path) -> None:
+def test_invalid_collection_names_are_refused(name: str, path: Path) -> None:
     for make in (lambda: MilvusIndex.create(path, name, 0, D), lambda: MilvusIndex.segments(path, name)):
         with pytest.raises(UsageError, match="letters, digits and underscores"):
             make()
@@ -388,13 +390,13 @@ def test_wrong_names_of_collections(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("segment", [-1, 2**23])
-def test_wrong_segments(segment: int, path: Path) -> None:
+def test_invalid_segments_are_refused(segment: int, path: Path) -> None:
     with pytest.raises(UsageError, match=f"from 0 to 8,388,607, but got {segment}"):
         create(path, segment)
 
 
 @pytest.mark.parametrize("uri", ["vectors", "localhost:19530", "ftp://host/vectors.db", "http://", ""])
-def test_wrong_addresses(uri: str) -> None:
+def test_invalid_addresses_are_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="must be like"):
         MilvusIndex.create(uri, "passages", 0, D)
 
@@ -410,7 +412,7 @@ def test_a_segment_is_created_once(path: Path) -> None:
         create(path, 4)
 
 
-def test_what_is_missing(path: Path, tmp_path: Path) -> None:
+def test_missing_files_and_collections_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"must exist, but .*vectors\.db does not"):
         MilvusIndex.open(path, "passages", 0)
     assert MilvusIndex.segments(path, "passages") == []
@@ -421,7 +423,7 @@ def test_what_is_missing(path: Path, tmp_path: Path) -> None:
         MilvusIndex.open(path, "others", 0)
 
 
-def test_what_does_not_match(path: Path) -> None:
+def test_mismatched_collections_are_refused(path: Path) -> None:
     with create(path, 0, kind="HNSW"):
         for dimension, kind in ((D + 1, "HNSW"), (D, "FLAT")):
             with pytest.raises(
@@ -469,7 +471,7 @@ def test_damaged_files(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []
 
 
-def test_a_process_that_is_killed_while_it_adds(path: Path) -> None:
+def test_a_process_killed_while_adding_leaves_a_readable_index(path: Path) -> None:
     """Row r holds r; whatever was stored when the process died is a beginning of that, and can be continued."""
     script = f"""
         import numpy as np
@@ -535,7 +537,7 @@ def test_one_file_under_two_names(path: Path, tmp_path: Path) -> None:
         assert same.search([[1, 1]], 1)[0].tolist() == [[3]]
 
 
-def test_the_library_is_missing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pymilvus", "milvus_lite.server_manager"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)

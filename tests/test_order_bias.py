@@ -56,7 +56,9 @@ def test_other_orders_belong_to_their_question() -> None:
     assert other_orders(2, 3, "x") == [(1, 0)] * 3
 
 
-def test_a_reader_of_sets_has_no_bias(make_rag: Callable[..., RAG], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_invariant_generator_has_no_order_bias(
+    make_rag: Callable[..., RAG], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An untrained selector keeps the retriever's order however candidates stand in the prompt."""
     reads(monkeypatch, lambda passages: " ".join(sorted(p.title for p in passages)))
     rag = make_rag()
@@ -69,7 +71,7 @@ def test_a_reader_of_sets_has_no_bias(make_rag: Callable[..., RAG], monkeypatch:
     assert summary.candidates.selected_overlap.value == 1.0
 
 
-def test_a_reader_of_the_first_passage_has_all_of_it(
+def test_a_generator_that_reads_only_the_first_passage_has_maximal_order_bias(
     make_rag: Callable[..., RAG], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """K = 2, so three shuffles are three times the other order: 3 of 4 answers agree with each other."""
@@ -125,7 +127,7 @@ def test_the_order_of_the_questions_changes_nothing(listening: RAG) -> None:
     assert audit(EXAMPLES) == audit(EXAMPLES[::-1])
 
 
-def test_single_passages_cannot_be_shuffled(make_rag: Callable[..., RAG]) -> None:
+def test_shuffling_a_single_passage_is_refused(make_rag: Callable[..., RAG]) -> None:
     rag = make_rag()
     rag.selector.config = SelectorConfig(num_candidates=5, num_selected=1)
     evaluation = evaluate(rag, EXAMPLES, progress=False)
@@ -139,7 +141,7 @@ def test_single_passages_cannot_be_shuffled(make_rag: Callable[..., RAG]) -> Non
     assert found.summary.candidates.changed.value == 0.0  # a sum over documents has no order
 
 
-def test_no_shuffle_is_refused(make_rag: Callable[..., RAG]) -> None:
+def test_zero_shuffles_are_refused(make_rag: Callable[..., RAG]) -> None:
     rag = make_rag()
     with pytest.raises(UsageError, match="at least one shuffle, got 0"):
         order_bias(rag, evaluate(rag, EXAMPLES, progress=False), shuffles=0, progress=False)

@@ -123,7 +123,7 @@ def test_torch_is_pinned_without_a_build(pins: dict[str, Version]) -> None:
     assert str(pins["torch"]) == "2.13.0"
 
 
-def test_optional_things_stay_optional(pyproject: dict[str, Any]) -> None:
+def test_optional_dependencies_are_not_required(pyproject: dict[str, Any]) -> None:
     assert not {"tensorboard", "bitsandbytes", "pypdf", "pytest"} & set(requirements(pyproject))
     marker = requirements(pyproject, "quantization")["bitsandbytes"].marker
     assert marker is not None
@@ -140,7 +140,7 @@ def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
     assert sorted({f"{path} imports {name}" for path, name in third_party_imports() if name not in declared}) == []
 
 
-def test_the_import_scan_sees_something() -> None:
+def test_the_import_scan_finds_imports() -> None:
     assert {"torch", "faiss-cpu", "datasets", "transformers"} <= {name for _, name in third_party_imports()}
 
 

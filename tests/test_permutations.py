@@ -27,7 +27,7 @@ def test_plackett_luce_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 3), (5, 5), (4, 1)])
-def test_enumeration_is_itertools(n: int, k: int) -> None:
+def test_enumeration_equals_itertools(n: int, k: int) -> None:
     assert enumerate_permutations(n, k).tolist() == [list(z) for z in itertools.permutations(range(n), k)]
 
 
@@ -42,7 +42,7 @@ def test_probabilities_sum_to_one_with_different_logits_per_step() -> None:
     assert log_p.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_absent_ids_get_no_mass() -> None:
+def test_absent_ids_have_probability_zero() -> None:
     """Four columns, but only three candidates: the 3!/1! = 6 pairs over them hold all the mass."""
     z = enumerate_permutations(3, 2)
     absent = torch.tensor([[False, False, False, True]]).expand(len(z), -1)

@@ -84,7 +84,7 @@ def log_prob_of(rag: RAG, answer: Answer) -> float:
     return float(rag.generator.log_probs([row])[0])
 
 
-def test_an_answer_holds_its_evidence(rag: RAG) -> None:
+def test_an_answer_contains_candidates_passages_and_log_prob(rag: RAG) -> None:
     for answer in rag.answer(QUESTIONS):
         found = rag.retriever.search(answer.question, 6)
         assert [c.passage.id for c in answer.candidates] == found.ids
@@ -696,7 +696,7 @@ def test_a_bundle_keeps_the_revision_of_its_encoder(
         ("", False),
     ],
 )
-def test_which_model_names_are_valid_elsewhere(
+def test_names_of_models_on_the_hub_are_recognised(
     name: str, elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()

@@ -45,15 +45,15 @@ class TestTokenizer:
         "text",
         ["Paris", "8,849 m", "U.S.", "C++", "Musée d'Orsay", "a,b and 3", "[A] > [B]", "<ab> <cd>", 'say "hi" (now)'],
     )
-    def test_gives_text_back(self, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    def test_tokenizer_round_trips_text(self, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
-    def test_a_word_has_the_same_tokens_wherever_it_stands(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_word_has_the_same_tokens_in_every_position(self, tokenizer: PreTrainedTokenizerFast) -> None:
         name = tokenizer("Kalindra")["input_ids"]
         for text in ("see Kalindra", "[Kalindra", '"Kalindra', "Title: Kalindra"):
             assert tokenizer(text)["input_ids"][-len(name) :] == name
 
-    def test_the_wording_of_the_prompts_is_few_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_prompt_wording_has_few_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         item = reading_item(random.Random(1), 2)
         names = Identifiers.for_tokenizer(tokenizer, 20)
         content = sum(len(tokenizer(f"{p.title} {p.text}")["input_ids"]) for p in item.passages)
@@ -66,7 +66,7 @@ class TestTokenizer:
 
 
 class TestCopying:
-    def test_the_start_attends_to_what_followed_the_same_token(
+    def test_initial_heads_attend_to_the_successor_of_the_same_token(
         self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         """Sequence s s: at token i of the second copy an induction head looks at token i + 1 of the first."""
@@ -81,7 +81,7 @@ class TestCopying:
         assert min(found) > 0.25, found  # at random it would be 1 / 60
         assert min(back) > 0.9, back
 
-    def test_the_start_knows_which_passage_a_token_stands_in(
+    def test_initial_heads_identify_the_passage_of_a_token(
         self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         model = pretrain.new_model(tokenizer, arguments(hidden_size=256, num_heads=4, intermediate_size=64))
@@ -103,9 +103,7 @@ class TestCopying:
 
 
 class TestRows:
-    def test_replies_are_the_answers_and_nothing_else(
-        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
+    def test_replies_are_exactly_the_answers(self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
         source, kinds = pretrain.Rows(tokenizer, random.Random(3), 0.8), set()
         assistant = [tokenizer.convert_tokens_to_ids("<|assistant|>")]
         openings = [*tokenizer("[")["input_ids"], *tokenizer(RANKING_SEPARATOR)["input_ids"]]
@@ -125,7 +123,9 @@ class TestRows:
             assert list(row.sources) == asked
         assert kinds >= {"one", "many", "pointing", "finding", "ranking", "ranking, answered", "ability", "dense"}
 
-    def test_the_source_of_an_answer_holds_it(self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_the_source_passage_contains_the_answer(
+        self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         source, seen = pretrain.Rows(tokenizer, random.Random(6), 0.8), set()
         for _ in range(60):
             row = source.draw()
@@ -140,7 +140,7 @@ class TestRows:
             seen.add(row.sources[first])
         assert len(seen) > 2
 
-    def test_the_source_loss_sees_only_the_states_that_answer(
+    def test_the_source_loss_uses_only_states_at_answer_positions(
         self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         rows = [r for r in pretrain.draw_rows(tokenizer, random.Random(5), 0.9, 4000) if r.sources]
@@ -158,7 +158,7 @@ class TestRows:
 
         assert mean_length(0.0) < mean_length(0.5) < mean_length(0.9)
 
-    def test_batches_hold_every_row_once_and_score_every_reply(
+    def test_batches_contain_every_sequence_once_and_score_every_reply(
         self, pretrain: ModuleType, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         rows = pretrain.draw_rows(tokenizer, random.Random(5), 0.5, 3000)

@@ -60,7 +60,7 @@ def objective(
     return total + RIDGE * ((gate - start[0]) ** 2 + (strength - start[1]) ** 2)
 
 
-def test_it_finds_the_optimum(selector: ListwiseSelector, posteriors: list[Posterior]) -> None:
+def test_the_fit_finds_the_optimum(selector: ListwiseSelector, posteriors: list[Posterior]) -> None:
     """Nothing on a grid around it is better, and the start is worse."""
     start = [selector.prior.gate.item(), selector.prior.strength.item()]
     some = judged(posteriors, lambda p: 3.0 * (p.permutations.z[:, 0] == 1).float())

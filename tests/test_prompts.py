@@ -88,7 +88,7 @@ def test_a_tokenizer_without_usable_ids() -> None:
         Identifiers.for_tokenizer(fast, 3)
 
 
-def test_special_tokens_are_no_identifiers() -> None:
+def test_special_tokens_are_not_used_as_identifiers() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["A"]})
     assert "A" not in Identifiers.for_tokenizer(tokenizer, 20).names
@@ -114,7 +114,7 @@ def test_a_question_longer_than_the_context_is_an_error() -> None:
         AnswerPrompt().encode(byte_tokenizer(), "w" * 400, PASSAGES[:2], max_tokens=300)
 
 
-def test_every_budget_from_the_frame_up_works() -> None:
+def test_every_budget_above_the_fixed_text_works() -> None:
     """One token more than bare frames is room enough, whatever the cut texts cost at their seams."""
     tokenizer = byte_tokenizer()
     passages = [Passage("a", "T", "\u00e9\u00e8x" * 9), Passage("b", "U", "y" * 30)]

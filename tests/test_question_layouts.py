@@ -145,7 +145,7 @@ def test_open_book_qa(form: Form, tmp_path: Path) -> None:
 
 
 @forms
-def test_the_owners_files_keep_choices_beside_the_stem(form: Form, tmp_path: Path) -> None:
+def test_published_files_with_choices_next_to_the_stem_are_read(form: Form, tmp_path: Path) -> None:
     """ARC, OpenBookQA and CommonsenseQA before `datasets` exported them."""
     choices = [{"text": "sea", "label": "A"}, {"text": "sky", "label": "B"}]
     row = {"id": "M1", "question": {"stem": "A tide comes from the", "choices": choices}, "answerKey": "B"}
@@ -190,7 +190,7 @@ def test_alpaca_records_are_refused_with_what_to_rename(form: Form, given: dict[
     assert load_examples(form([renamed], tmp_path))[0].golden_answers == ("The council.",)
 
 
-def test_kilt_is_still_kilt(tmp_path: Path) -> None:
+def test_kilt_records_are_recognised_as_kilt(tmp_path: Path) -> None:
     row = {"id": "k1", "input": "Who built the wall?", "output": [{"answer": "The council"}]}
     assert load_examples(jsonl([row], tmp_path))[0].golden_answers == ("The council",)
 
@@ -205,7 +205,7 @@ def test_a_choice_by_position_by_letter_or_by_its_text(answer: object, expected:
     assert load_examples(file)[0].golden_answers == (expected,)
 
 
-def test_a_choice_that_is_a_letter_is_no_label(tmp_path: Path) -> None:
+def test_a_choice_text_of_one_letter_is_not_read_as_a_label(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps({"question": "first letter?", "choices": ["B", "A"], "answer": "A"}) + "\n")
     assert load_examples(file)[0].golden_answers == ("A",)

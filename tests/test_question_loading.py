@@ -471,7 +471,7 @@ def test_draw_alias_is_uniform_and_depends_on_seed_round_and_id() -> None:
         assert sum((counts[alias] - 2000) ** 2 / 2000 for alias in "abc") < 18.4, name
 
 
-def test_draw_alias_keeps_its_numbers_apart() -> None:
+def test_draw_alias_separates_seed_round_and_id() -> None:
     """Seed 1, round 11 and seed 11, round 1 would share a key that only joins the digits."""
     examples = [QAExample(f"q{n}", "?", tuple("abcdefghijk")) for n in range(30)]
     first = [draw_alias(example, seed=1, round=11) for example in examples]

@@ -62,7 +62,7 @@ def ours(p: Pipeline, role: str, m: int = 5, **settings: object) -> Callable[[],
 
 
 @pytest.mark.parametrize("replacement", [True, False])
-def test_what_was_drawn_is_as_probable_as_in_whole_sequences(p: Pipeline, replacement: bool) -> None:
+def test_sampled_permutations_have_the_probability_of_full_sequences(p: Pipeline, replacement: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     found = p.selector.propose(
         p.candidates, SamplingConfig(num_permutations=6, replacement=replacement), generator=generator
@@ -131,7 +131,7 @@ PLACES = [on("cpu", torch.bfloat16), on("cuda", torch.float32), on("cuda", torch
 
 
 @pytest.mark.parametrize(("device", "dtype"), PLACES)
-def test_fast_paths_hold_elsewhere(device: str, dtype: torch.dtype) -> None:
+def test_fast_paths_agree_for_other_shapes(device: str, dtype: torch.dtype) -> None:
     """In bfloat16 both ways round, each in its own order: gradients agree to a tenth of what a wrong weight changes."""
     p = pipeline(
         language_model(LlamaConfig(**SIZES), dtype, device, rank=3),
@@ -244,7 +244,7 @@ class Clock:
         return next(self.times)
 
 
-def test_disturbed_pairs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disturbed_pairs_are_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary takes 1, 1, 1.2 (moved), 1.25, 1.2: the second pair is thrown away. Sides alternate."""
     canary = Clock([1.0, 1.0, 1.2, 1.25, 1.2])
     monkeypatch.setattr(timing, "Canary", lambda device: canary)
@@ -254,7 +254,7 @@ def test_disturbed_pairs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried == 4
 
 
-def test_ways_that_disagree_are_not_raced() -> None:
+def test_implementations_that_disagree_are_not_timed() -> None:
     agree("it", 1e-6, 1.0, tolerance=1e-3)
     with pytest.raises(RuntimeError, match="ours is off by"):
         agree("it", 1e-2, 1.0, tolerance=1e-3)
@@ -279,7 +279,7 @@ print([peak_memory(run, "cpu") for run in (one, two)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
-def test_peak_memory_is_what_was_alive_at_once() -> None:
+def test_peak_memory_is_the_maximum_of_live_tensors() -> None:
     """64 MB, twice one after the other, then 64 and 32 at a time; in a process of its own, as it forks."""
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", PEAKS]
@@ -287,7 +287,7 @@ def test_peak_memory_is_what_was_alive_at_once() -> None:
     assert json.loads(done.stdout) == [pytest.approx(64, abs=16), pytest.approx(96, abs=16)]
 
 
-def test_rows_are_printed_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_printed_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "product_rate", lambda dtype, device: 1e9)
     monkeypatch.setattr(timing, "copy_rate", lambda device: 1e9)
     monkeypatch.setattr(timing, "_alone", timing.measure)

@@ -58,7 +58,7 @@ def test_the_answer_is_the_most_probable_of_all_proposals_under_all_documents(ba
     assert [p.id for p in answer.passages] == candidates.ids
 
 
-def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(baseline: RAGSequence) -> None:
+def test_training_step_has_the_gradient_of_the_marginal_likelihood(baseline: RAGSequence) -> None:
     example = QAExample("q", QUESTION, ("Shakespeare",))
     config = DROConfig(train_selector=False, e_step=EStepConfig(exact=True, candidate_order="retriever"))
     posterior = EStep(baseline.retriever, baseline.selector, baseline.generator, config)([example], round=1)[0]

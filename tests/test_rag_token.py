@@ -56,7 +56,7 @@ def by_prefixes(rag: RAG, question: str) -> tuple[list[int], float]:
     return ids, total
 
 
-def test_decodes_as_brute_force_over_prefixes_does(rag: RAG) -> None:
+def test_decoding_equals_brute_force_over_prefixes(rag: RAG) -> None:
     answers = rag.answer(QUESTIONS)
     for question, answer in zip(QUESTIONS, answers, strict=True):
         ids, log_p = by_prefixes(rag, question)
@@ -66,7 +66,7 @@ def test_decodes_as_brute_force_over_prefixes_does(rag: RAG) -> None:
     assert len({a.text for a in answers}) > 1
 
 
-def test_an_answer_does_not_depend_on_what_else_is_asked(rag: RAG) -> None:
+def test_an_answer_does_not_depend_on_the_batch(rag: RAG) -> None:
     together = rag.answer(QUESTIONS)
     for question, answer in zip(QUESTIONS, together, strict=True):
         alone = rag.answer(question)
@@ -135,7 +135,7 @@ def log_marginal(rag: RAG, rows: list[AnswerSequence], scores_n: torch.Tensor, s
 
 
 @pytest.mark.parametrize("normalization", ["token", "sum"])
-def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
+def test_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG, normalization: str) -> None:
     example = QAExample("q", QUESTIONS[0], ("Shakespeare",))
     config = DROConfig(
         e_step=EStepConfig(exact=True, marginalization="token"),
@@ -167,7 +167,7 @@ def test_its_training_step_has_the_gradient_of_the_marginal_likelihood(rag: RAG,
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
 
 
-def test_rows_may_be_split_into_parts(rag: RAG) -> None:
+def test_splitting_into_micro_batches_changes_nothing(rag: RAG) -> None:
     config = DROConfig(e_step=EStepConfig(exact=True, marginalization="token"), selfaug=SelfAugConfig(alpha=0.0))
     examples = [QAExample(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, ("x", "Bern", "it"), strict=True))]
     posteriors = tuple(EStep(rag.retriever, rag.selector, rag.generator, config)(examples, round=1))
@@ -178,7 +178,7 @@ def test_rows_may_be_split_into_parts(rag: RAG) -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_it_needs_every_permutation() -> None:
+def test_rag_token_training_requires_enumeration() -> None:
     with pytest.raises(UsageError, match=r"it needs exact=True and likelihood_exponent=1; got exact=False"):
         DROConfig(e_step=EStepConfig(marginalization="token"))
 

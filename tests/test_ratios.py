@@ -24,7 +24,7 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("is_exponential", [False, True])
-def test_the_interval_is_that_of_scipy(is_exponential: bool) -> None:
+def test_the_interval_equals_scipys(is_exponential: bool) -> None:
     """Other draws of the same bootstrap: both ends agree but for the noise of 5,000 resamples."""
 
     def statistic(nats: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_a_single_item_has_no_interval() -> None:
     assert Ratio([2.0], [4.0]).against(Ratio([1.0], [4.0])) == (0.25, None, None)
 
 
-def test_two_documents_that_improve_alike_are_no_proof() -> None:
+def test_two_equal_improvements_are_not_significant() -> None:
     """Their resamples never vary: one nat a word less in each."""
     ours, theirs = Ratio([2.0, 4.0], [1.0, 2.0], True), Ratio([3.0, 6.0], [1.0, 2.0], True)
     assert ours.against(theirs)[2] == smallest_p(2) == 0.5
@@ -80,7 +80,7 @@ def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
     assert math.isnan(difference) and interval is None and p == 0.5
 
 
-def test_the_same_numbers_twice() -> None:
+def test_equal_scores_have_no_difference() -> None:
     a, b = Ratio(list(NATS), list(SIZES)), Ratio(list(OTHER), list(SIZES))
     assert a.interval() == a.interval()
     assert a.against(b) == a.against(b)

@@ -246,12 +246,12 @@ def load(name: str, path: Path) -> list[QAExample]:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_questions_as_shipped(name: str) -> None:
+def test_published_question_files_are_read(name: str) -> None:
     assert load(name, FIXTURES / name) == expected(name)
 
 
 @pytest.mark.parametrize("name", PASSAGES)
-def test_passages_as_shipped(name: str) -> None:
+def test_published_passage_files_are_read(name: str) -> None:
     assert list(Corpus.from_file(FIXTURES / name)) == PASSAGES[name]
 
 
@@ -480,7 +480,7 @@ def test_order_of_records_changes_no_id(tmp_path: Path, name: str) -> None:
         assert sorted(Corpus.from_file(mixed), key=lambda p: p.id) == sorted(PASSAGES[name], key=lambda p: p.id)
 
 
-def test_train_and_dev_share_their_passages() -> None:
+def test_training_and_evaluation_files_share_passage_ids() -> None:
     hotpot = Corpus.from_file(FIXTURES / "hotpotqa/hotpot_dev_distractor_v1.json")
     wiki = Corpus.from_file(FIXTURES / "2wikimultihopqa/dev.json")
     assert set(hotpot.ids) == {*wiki.ids, EMPTY.id}
@@ -615,7 +615,7 @@ def test_broken_judgements_are_named(tmp_path: Path, qrels: str, message: str) -
         load_examples(tmp_path / "harbour", split="test")
 
 
-def test_a_second_question_of_one_id_is_not_lost(tmp_path: Path) -> None:
+def test_a_repeated_question_id_is_an_error(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "beir/harbour", tmp_path / "harbour")
     with (tmp_path / "harbour/queries.jsonl").open("a") as file:
         file.write('{"_id": "PLAIN-2", "text": "how low are neap tides"}\n')
@@ -791,7 +791,7 @@ def test_an_unanswerable_question_has_no_answer() -> None:
         QAExample("a", "q?", ("x",), unanswerable=True)
 
 
-def test_everything_survives_writing(tmp_path: Path) -> None:
+def test_examples_are_equal_after_writing_and_reading(tmp_path: Path) -> None:
     for number, (name, examples) in enumerate([*EXAMPLES.items(), *BEIR_EXAMPLES.items()]):
         write_examples(examples, tmp_path / f"{number}.jsonl")
         assert load_examples(tmp_path / f"{number}.jsonl") == examples, name

@@ -12,7 +12,8 @@ from tiny_models import learned, randomize_adapters, tiny_language_model
 from generator.configs import DecodingConfig
 from generator.generator import Generator
 from indexes.errors import UsageError
-from rag.experiments.recipes import RECIPES, Variant
+from rag.experiments.recipe import Recipe, delta_posterior
+from rag.experiments.recipes import BASE_RECIPE, BUILTIN_RECIPES, RECIPES, Variant
 from rag.pipeline import RAG
 from retriever.listwise_selector import ListwiseSelector
 from retriever.selector_config import SelectorConfig
@@ -40,24 +41,49 @@ class TestVariants:
     def test_selfaug_is_one_flag(self) -> None:
         for name, recipe in RECIPES.items():
             if not recipe.trains_generator:
-                with pytest.raises(UsageError, match=f"that of '{name}' stays the base model"):
+                with pytest.raises(UsageError, match=f"the generator of '{name}' stays the base model"):
                     Variant.of(f"{name}_selfaug")
                 continue
             plain, twin = Variant.of(name).config(SHARED), Variant.of(f"{name}_selfaug").config(SHARED)
             assert plain is not None and twin is not None
             assert (plain.selfaug.alpha, twin.selfaug.alpha) == (0.0, 2.0)
             assert plain.with_settings({"selfaug.alpha": 2.0}) == twin
-            assert Variant.of(name).twin == Variant.of(f"{name}_selfaug")
+            assert Variant.of(name).with_selfaug == Variant.of(f"{name}_selfaug")
 
-    def test_the_laboratory_calls_vanilla_base(self) -> None:
-        assert Variant.of("base") == Variant.of("vanilla")
-        assert Variant.of("base").config(SHARED) is None
+    def test_the_base_recipe_trains_nothing(self) -> None:
+        variant = Variant.of(BASE_RECIPE)
+        assert not variant.recipe.is_trained
+        assert variant.config(SHARED) is None and variant.with_selfaug is None
 
-    def test_who_reads_what(self) -> None:
+    def test_the_retriever_stays_as_it_was_without_a_trained_selector(self) -> None:
+        kept = [name for name, recipe in RECIPES.items() if recipe.keeps_retriever]
+        assert kept == ["no_training", "sft", "dro_no_selector"]
+
+    def test_names_of_builtin_recipes_are_their_kinds(self) -> None:
+        assert [(name, recipe.name) for name, recipe in RECIPES.items()] == [(name, name) for name in BUILTIN_RECIPES]
+
+    def test_a_registered_recipe_has_a_selfaug_variant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(RECIPES, "_registered", dict(RECIPES._registered))
+        training = {"train_selector": False, **delta_posterior()}
+        RECIPES.register("mine", Recipe(name="mine", label="Mine", training=training))
+        variant = Variant.of("mine_selfaug")
+        assert (variant.name, variant.label) == ("mine_selfaug", "Mine + SelfAug")
+        config = variant.config(SHARED)
+        assert config is not None
+        assert (config.train_selector, config.selfaug.alpha, config.e_step.num_permutations) == (False, 2.0, 1)
+        assert variant.recipe.keeps_retriever
+
+    def test_invalid_recipes_are_refused(self) -> None:
+        with pytest.raises(UsageError, match=r"must not end in '_selfaug'.*got 'mine_selfaug'"):
+            Recipe(name="mine_selfaug", label="Mine")
+        with pytest.raises(UsageError, match="passages_summed must be 'few' or 'candidates', got 'all'"):
+            Recipe(name="mine", label="Mine", passages_summed="all")
+
+    def test_numbers_of_passages_and_use_of_the_language_model(self) -> None:
         sizes = {name: Variant.of(name).selector(SELECTOR, 3) for name in RECIPES}
         shapes = {name: (s.num_candidates, s.num_selected, s.use_language_model) for name, s in sizes.items()}
         assert shapes == {
-            "vanilla": (4, 2, True),
+            "no_training": (4, 2, True),
             "sft": (4, 2, True),
             "replug": (4, 1, False),
             "rag_sequence": (3, 1, False),
@@ -68,8 +94,8 @@ class TestVariants:
         }
 
     def test_an_unknown_recipe_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"A recipe must be one of .*; 'dpo' came"):
-            Variant.of("dpo")
+        with pytest.raises(UsageError, match=r"The recipe must be one of .*, got 'dro_no'. Did you mean 'dro'\?"):
+            Variant.of("dro_no")
 
     def test_selfaug_of_no_weight_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"'sft_selfaug' needs selfaug\.alpha above 0"):
@@ -88,7 +114,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_what_a_round_changes(name: str, make_rag: Callable[..., RAG], tmp_path: Path) -> None:
+def test_a_round_changes_only_what_the_recipe_trains(name: str, make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     """And what it does not: the weights of everything else are the same to the last bit."""
     variant = Variant.of(name)
     fresh = make_rag()
@@ -148,7 +174,7 @@ class TestReplug:
             assert bool(other.any())
             torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
 
-    def test_nothing_is_lost_where_the_retriever_is_right(self) -> None:
+    def test_the_loss_is_zero_where_the_retriever_agrees_with_the_language_model(self) -> None:
         log_likelihood_n = torch.tensor([-3.0, -1.0, -7.0])
         assert float(lsr_loss(log_likelihood_n / 2.0, log_likelihood_n, 2.0)) == pytest.approx(0.0, abs=1e-6)
         assert float(lsr_loss(log_likelihood_n, log_likelihood_n, 2.0)) > 0.05
@@ -170,7 +196,7 @@ class TestReplug:
     def test_needs_a_selector_that_picks_one(self, make_rag: Callable[..., RAG]) -> None:
         config, rag = Variant.of("replug").config(SHARED), make_rag()
         assert config is not None
-        with pytest.raises(UsageError, match="num_selected must be 1; 2 came"):
+        with pytest.raises(UsageError, match="num_selected must be 1; got 2"):
             EStep(rag.retriever, rag.selector, rag.generator, config)
 
 
@@ -186,7 +212,7 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
     posterior = EStep(selector.retriever, selector, generator, config)(EXAMPLES[:1], round=1)[0]
     joint = JointModel(selector, generator, config)
     parameters = [selector.prior.strength, selector.retriever.adapter.up]
-    ours = torch.autograd.grad(joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"], parameters)
+    gradients = torch.autograd.grad(joint(MicroBatch("selector", (posterior,), num_questions=1))["loss"], parameters)
     candidates = posterior.candidates
     scores_n = selector.retriever.score(candidates)
     logits_n = parameters[0] * (scores_n - scores_n.mean()) / scores_n.std(correction=0)
@@ -194,20 +220,20 @@ def test_the_retrievers_gradient_in_rag_sequence_is_that_of_the_marginal_likelih
         [generator.log_prob(EXAMPLES[0].question, [p], "Shakespeare") for p in candidates.passages]
     )
     reference = torch.autograd.grad(-(logits_n.log_softmax(-1) + explained_n).logsumexp(-1), parameters)
-    for one, other in zip(ours, reference, strict=True):
+    for one, other in zip(gradients, reference, strict=True):
         assert bool(other.any())
         torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
 
 
-def test_somebody_must_rank() -> None:
+def test_a_selector_needs_a_prior_or_a_language_model() -> None:
     with pytest.raises(UsageError, match="use_prior and use_language_model are both false"):
         SelectorConfig(use_prior=False, use_language_model=False)
 
 
 class TestSharedSettings:
-    """What suits DRO must not make something else of a baseline."""
+    """Settings that suit DRO must not change a baseline."""
 
-    def test_supervised_reads_the_top_k_whatever_is_shared(self) -> None:
+    def test_supervised_training_reads_the_top_k_with_any_shared_settings(self) -> None:
         shared = SHARED.with_settings({"e_step.exact": True, "e_step.candidate_pool": 50, "train_encoder": True})
         config = Variant.of("sft").config(shared)
         assert config is not None
@@ -230,7 +256,7 @@ class TestSharedSettings:
         }
         assert objectives == {"replug": ("lsr", 1.0), "rag_sequence": ("prior", 1.0), "rag_token": ("prior", 1.0)}
 
-    def test_an_ablation_is_the_only_row_without_its_part(self) -> None:
+    def test_an_ablation_is_the_only_trial_without_its_part(self) -> None:
         shared = SHARED.with_settings(
             {"train_selector": False, "e_step.exact": True, "e_step.marginalization": "token"}
         )
@@ -248,7 +274,7 @@ class TestSharedSettings:
         assert prior == {name: not name.startswith("dro") or name == "dro_no_selector" for name in RECIPES}
 
     def test_defaults_leave_a_recipe_as_it_is(self) -> None:
-        """A run of the laboratory or of a sweep with default settings is continued only with these very settings."""
+        """A demo experiment or a sweep with default settings is continued only with these very settings."""
         changed = {
             "sft": {
                 *(

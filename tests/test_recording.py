@@ -24,7 +24,7 @@ def make(temperature: float, top_p: float = 1.0, tokens: int = 40) -> Generator:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.7, 1.0), (0.8, 0.7)])
-def test_a_recorded_score_is_that_of_the_untempered_distribution(temperature: float, top_p: float) -> None:
+def test_recorded_scores_are_those_of_temperature_one(temperature: float, top_p: float) -> None:
     generator = make(temperature, top_p)
     torch.manual_seed(3)
     prompts = [generator.prompt_ids(q, p) for q, p in zip(QUESTIONS * 4, READ * 4, strict=True)]

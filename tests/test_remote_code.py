@@ -22,7 +22,7 @@ from indexes.encoder import Encoder
 from indexes.errors import ResourceError
 from rag.bundle import load_generator
 from rag.cli import main
-from rag.experiments.sweep_runner import SweepSettings
+from rag.experiments.sweep_settings import SweepSettings
 from rag.pipeline import RAG
 from rag.planning.model_sizes import base_shape, encoder_shape
 from retriever.selector_config import SelectorConfig
@@ -143,7 +143,7 @@ def test_a_base_without_code_runs_none(base: Path) -> None:
     assert not LanguageModel.from_pretrained(base, device="cpu", trust_remote_code=True).trust_remote_code
 
 
-def test_an_encoder_with_code(own_encoder: Path, ran: Path) -> None:
+def test_an_encoder_with_code_needs_trust_remote_code(own_encoder: Path, ran: Path) -> None:
     with pytest.raises(ResourceError, match=REFUSED):
         Encoder.from_pretrained(own_encoder)
     assert not ran.exists()
@@ -258,7 +258,7 @@ def test_every_command_that_loads_a_model_has_the_option(capsys: pytest.CaptureF
         assert "--trust_remote_code" in capsys.readouterr().out, words
 
 
-def test_the_helpers_of_a_sweep_read_it_with_the_other_settings() -> None:
+def test_worker_processes_of_a_sweep_get_the_option() -> None:
     """They are processes of their own, which read the settings that the user's command has written."""
     settings = SweepSettings(
         index="i", train_dataset="t", eval_dataset="d", test_dataset="e", trust_remote_code=True, context_length=700

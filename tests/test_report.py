@@ -42,7 +42,7 @@ def answer(row: str, said: str, em: float | None, permutation: list[int], cited:
         {"id": f"e1-{i}", "title": f"Brost {i}", "text": f"The Brost {i} is a river of {row}."} for i in permutation
     ]
     return {
-        "row": row,
+        "trial": row,
         "text": said,
         "exact_match": em,
         "citations": cited,
@@ -66,9 +66,14 @@ def result() -> dict[str, Any]:
         ],
     }
     return {
+        "kind": "sweep",
         "mode": "quick",
-        "settings": {"seed": 42, "train_questions": 400, "num_permutations": 4, "rounds": 3, "rows": ("sft", "dro")},
-        "rows": [
+        "settings": {
+            "recipes": ("sft", "dro"),
+            "world": {"domain": "unseen", "train_questions": 400},
+            "training": {"e_step.num_permutations": 4, "e_step.proposals_per_sample": 8, "rounds": 3},
+        },
+        "trials": [
             {
                 "name": "base",
                 "label": "Base model, retrieved top-K",
@@ -161,13 +166,14 @@ def test_write_report_creates_folders_and_replaces_the_file(tmp_path: Path, resu
     assert write_report(result, str(file)) == file
     first = file.read_text(encoding="utf-8")
     assert first == render_report(result)
-    assert write_report({"rows": []}, file) == file
+    assert write_report({"kind": "sweep", "trials": []}, file) == file
     assert file.read_text(encoding="utf-8") != first
 
 
 def test_lone_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> None:
     file = write_report(
-        {"rows": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]}, tmp_path / "report.html"
+        {"kind": "sweep", "trials": [{"name": "base", "label": "lone \ud800 surrogate\x00\x1b"}]},
+        tmp_path / "report.html",
     )
     assert "lone ? surrogate\ufffd\ufffd" in file.read_text(encoding="utf-8")
 
@@ -175,15 +181,15 @@ def test_lone_surrogates_and_control_characters_are_replaced(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("broken", "found"),
     [
-        ({}, r"got the keys \[\]"),
-        ({"mode": "quick", "curves": {}}, r"got the keys \['curves', 'mode'\]"),
-        ({"rows": {"base": 1}}, "got dict"),
-        ({"rows": None}, "got NoneType"),
+        ({}, r"got the keys \['kind'\]"),
+        ({"mode": "quick", "curves": {}}, r"got the keys \['curves', 'kind', 'mode'\]"),
+        ({"trials": {"base": 1}}, "got dict"),
+        ({"trials": None}, "got NoneType"),
     ],
 )
-def test_comparison_without_rows_is_rejected(tmp_path: Path, broken: dict[str, Any], found: str) -> None:
-    with pytest.raises(DataError, match=f"must hold 'rows', a list with one mapping per pipeline; {found}. Pass the"):
-        write_report(broken, tmp_path / "report.html")
+def test_a_sweep_without_a_list_of_trials_is_rejected(tmp_path: Path, broken: dict[str, Any], found: str) -> None:
+    with pytest.raises(DataError, match=f"must hold 'trials', a list with one mapping per pipeline; {found}. Pass the"):
+        write_report({"kind": "sweep", **broken}, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,12 +232,17 @@ def test_page_loads_and_runs_nothing(tree: ET.Element) -> None:
     }
 
 
+def hostile_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same nested settings, all of whose values are hostile texts."""
+    return {name: hostile_values(part) if isinstance(part, dict) else HOSTILE for name, part in settings.items()}
+
+
 def test_text_from_data_is_escaped(result: dict[str, Any]) -> None:
     """A page of hostile texts has the same elements and attributes as one of harmless texts."""
-    result["rows"][0]["seed"] = "42"  # what should be a number may be a text as well
+    result["trials"][0]["seed"] = "42"  # what should be a number may be a text as well
     result["samples"][0]["answers"][0]["permutation"] = ["0", "1"]
     # Some settings choose the words of the introduction by their name, so these keep it.
-    attacked = {**hostile(result), "settings": dict.fromkeys([*result["settings"], HOSTILE], HOSTILE)}
+    attacked = {**hostile(result), "settings": {**hostile_values(result["settings"]), HOSTILE: HOSTILE}}
     peaceful = parse(render_report({**result, "settings": result["settings"] | {"x": "y"}}))
     found = parse(render_report(attacked))
     assert list(loads(found)) == []
@@ -300,19 +311,24 @@ def test_paired_tests_table(tree: ET.Element) -> None:
 def test_introduction_describes_the_run(tree: ET.Element) -> None:
     introduction = text(by_class(tree, "lead")[0])
     assert (
-        "This run: mode quick, 400 training questions, 3 rounds, 4 permutations scored per question, 5 min 21 s in all."
-        in (introduction)
+        "This run: mode quick, domain unseen, 400 training questions, 3 rounds, 4 permutations scored per question, "
+        "5 min 21 s in all." in introduction
     )
     assert "invented" in introduction
-    short = {"rows": [], "settings": {"domain": "unseen", "train_questions": 9, "rounds": 1}, "answerable_questions": 7}
+    short = {
+        "kind": "sweep",
+        "trials": [],
+        "settings": {"world": {"domain": "unseen", "train_questions": 9}, "training": {"rounds": 1}},
+        "answerable_questions": 7,
+    }
     assert run_sentence(parse_result(short)) == (
         "This run: domain unseen, 9 training questions, 7 of which some candidate answers, and no others were learned "
         "from, 1 round."
     )
     settings = {text(row[0]): text(row[1]) for row in by_id(tree, "settings").findall(".//tbody/tr")}
     assert settings == {
-        "mode": "quick", "seed": "42", "train_questions": "400", "num_permutations": "4", "rounds": "3",
-        "rows": "sft, dro",
+        "mode": "quick", "recipes": "sft, dro", "world.domain": "unseen", "world.train_questions": "400",
+        "training.e_step.num_permutations": "4", "training.e_step.proposals_per_sample": "8", "training.rounds": "3",
     }  # fmt: skip
 
 
@@ -378,7 +394,7 @@ def test_charts_are_in_order_and_have_descriptions(tree: ET.Element) -> None:
         assert len(by_class(plot, "unit")) == 2
         assert all(text(unit) for unit in by_class(plot, "unit"))
     assert text(by_id(tree, "drift-desc")) == (
-        "general ability over KL drift, nats: dro from 0.0000; 0.930 to 0.3000; 0.800."
+        "general tasks over KL drift, nats: dro from 0.0000; 0.930 to 0.3000; 0.800."
     )
 
 
@@ -397,7 +413,7 @@ def test_table_of_a_chart_has_its_numbers(tree: ET.Element) -> None:
 
 def drawn(values: list[float | None], key: str = "eval_exact_match") -> ET.Element:
     records = [{"round": i, key: value} for i, value in enumerate(values)]
-    return parse(render_report({"rows": [{"name": "dro"}], "curves": {"dro": records}}))
+    return parse(render_report({"kind": "sweep", "trials": [{"name": "dro"}], "curves": {"dro": records}}))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +466,7 @@ def test_names_of_lines_do_not_overlap(value: float) -> None:
         f"{i} a row with a very long name": [{"round": 0, "ess": 1.5}, {"round": 1, "ess": v}]
         for i, v in enumerate(values)
     }
-    tree = parse(render_report({"rows": [], "curves": curves}))
+    tree = parse(render_report({"kind": "sweep", "trials": [], "curves": curves}))
     names = by_class(by_id(tree, "chart-ess"), "name")
     heights = sorted(float(name.get("y", "")) for name in names)
     assert len(heights) == 9
@@ -489,7 +505,7 @@ def test_trial_has_one_colour_and_one_shape_on_the_whole_page(tree: ET.Element) 
 
 
 def test_ten_trials_differ_in_colour_or_shape() -> None:
-    tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(10)]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": f"row {i}"} for i in range(10)]}))
     colours = re.findall(r"\.s\d+{--c:(#\w+)}", text(tree.findall("head/style")[0]))[:10]
     shapes = [key.findall("path")[0].get("d") for key in by_class(tree, "key")]
     assert len(colours) == len(shapes) == 10
@@ -516,7 +532,7 @@ def test_contrast_equals_known_values() -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_contrast_of_text_and_lines(dark: bool) -> None:
-    tree = parse(render_report({"rows": [{"name": f"row {i}"} for i in range(8)]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": f"row {i}"} for i in range(8)]}))
     style = text(tree.findall("head/style")[0])
     theme = re.findall(r":root {(.*?)}", style)[dark]
     names = dict(re.findall(r"--(\w+): (#\w+)", theme))
@@ -597,16 +613,16 @@ def test_missing_part_removes_only_its_section(result: dict[str, Any], part: str
 
 
 def test_sections_of_trials_only_and_of_nothing() -> None:
-    tree = parse(render_report({"rows": [{"name": "base"}]}))
+    tree = parse(render_report({"kind": "sweep", "trials": [{"name": "base"}]}))
     assert sections(tree) == ["results"]
     assert "base" in text(by_id(tree, "results"))
-    assert sections(parse(render_report({"rows": []}))) == []
-    assert sections(parse(render_report({"rows": [{}]}))) == ["results"]
+    assert sections(parse(render_report({"kind": "sweep", "trials": []}))) == []
+    assert sections(parse(render_report({"kind": "sweep", "trials": [{}]}))) == ["results"]
 
 
 def test_any_field_may_be_missing(result: dict[str, Any]) -> None:
-    """A page is written without any one field, at every depth."""
-    places = list(fields(result, ()))
+    """A page is written without any one field except its kind, at every depth."""
+    places = [place for place in fields(result, ()) if place != ("kind",)]
     assert len(places) > 150
     for place in places:
         poorer = copy.deepcopy(result)
@@ -620,7 +636,7 @@ def test_any_field_may_be_missing(result: dict[str, Any]) -> None:
 def fields(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
-        if (*place, key) != ("rows",):
+        if (*place, key) != ("trials",):
             yield (*place, key)
             yield from fields(entry, (*place, key))
 
@@ -644,7 +660,7 @@ def test_browser_reports_no_console_message(
 ) -> None:
     visited = open_page(write_report(result, tmp_path / "report.html"))
     assert visited.messages == []
-    for row in result["rows"]:
+    for row in result["trials"]:
         assert row["label"] in visited.dom
     assert visited.dom.count("<polyline") == 16  # 2 + 2 + 4 + 2 + 2 + 1, and 3 of recall@k
     hostile_page = open_page(write_report(hostile(result), tmp_path / "hostile.html"))

@@ -117,7 +117,7 @@ def test_charts_of_a_section_are_sorted_by_order(registry: Registry[Any]) -> Non
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"pages": ("run", "runs")}, r"pages of a chart must be among .*'comparison'\]; Wrong names \['runs'\]"),
+        ({"pages": ("run", "runs")}, r"pages of a chart must be among .*'sweep'\]; Wrong names \['runs'\]"),
         ({"section": "round"}, r"section of a chart must be one of \['rounds', .*; Wrong names 'round'"),
     ],
 )
@@ -164,10 +164,15 @@ def test_label_without_room_is_left_out() -> None:
 def test_missing_values_are_decided_on_loading() -> None:
     data = parse_result(
         {
-            "rows": [{"name": "dro", "f1": float("nan"), "exact_match": "0.5", "general": 0.5, "seed": None}, 7, None],
+            "kind": "sweep",
+            "trials": [
+                {"name": "dro", "f1": float("nan"), "exact_match": "0.5", "general": 0.5, "seed": None},
+                7,
+                None,
+            ],
             "comparisons": [{"name": "dro", "interval": [0.3, 0.1], "p": None}, {"interval": [0.3]}, "x"],
             "curves": {"dro": [{"round": 1, "ess": float("inf"), "eval_intervals": {"f1": [0.2, 0.4]}}, []]},
-            "samples": [{"golden_answers": "no list", "answers": [{"row": "dro", "text": None}]}],
+            "samples": [{"golden_answers": "no list", "answers": [{"trial": "dro", "text": None}]}],
         }
     )
     assert isinstance(data, ComparisonData)

@@ -77,7 +77,7 @@ def evaluation() -> dict[str, Any]:
     }  # fmt: skip
 
 
-ROWS = ("vanilla", "sft", "sft_selfaug", "dro_selfaug")
+ROWS = ("no_training", "sft", "sft_selfaug", "dro_selfaug")
 GAINS = {"sft": 0.08, "sft_selfaug": 0.06, "dro_selfaug": 0.16}
 PERPLEXITIES = {"base": 60.0, "sft": 90.0, "sft_selfaug": 66.0, "dro_selfaug": 30.0}
 ACCURACIES = {"base": 0.7, "sft": 0.6, "sft_selfaug": 0.69, "dro_selfaug": 0.72}
@@ -121,13 +121,13 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
     def compared(name: str, metric: str, difference: float, p: float) -> dict[str, Any]:
         ends = [difference - 0.02, difference + 0.03]
         return {
-            "name": name, "against": "vanilla", "metric": metric, "difference": difference, "interval": ends,
+            "name": name, "against": "no_training", "metric": metric, "difference": difference, "interval": ends,
             "p": p, "p_adjusted": min(1.0, 3 * p), "p_exact": 0.017, "questions": 300,
         }  # fmt: skip
 
     def answered(kind: str, n: int) -> dict[str, Any]:
         answers = [
-            {**question(f"q{n}", f1, -1.0, []), "row": name, "text": f"said by {name}", "exact_match": f1, "f1": f1}
+            {**question(f"q{n}", f1, -1.0, []), "trial": name, "text": f"said by {name}", "exact_match": f1, "f1": f1}
             for name, f1 in zip(ROWS, (0.0, 1.0, 0.0, 1.0), strict=True)
         ]
         about = {"id": f"q{n}", "question": f"{kind} {n}?", "golden_answers": ["42 km"], "gold_ids": ["p0", "p7"]}
@@ -138,7 +138,7 @@ def sweep(evaluation: dict[str, Any], forgetting: dict[str, Any]) -> dict[str, A
     metrics = ("exact_match", "f1", "general", "selector_mrr", "selector_recall@1")
     return {
         "kind": "sweep", "format_version": 1, "settings": {"rounds": 2, "training": {"lora": {"r": 16}}},
-        "dataset": evaluation["dataset"], "rows": [row(name) for name in ROWS],
+        "dataset": evaluation["dataset"], "trials": [row(name) for name in ROWS],
         "retriever": {"retriever_recall@1": 0.125},
         "comparisons": [compared(n, m, -g if m == "general" else g, 0.02) for m in metrics for n, g in GAINS.items()],
         "evaluations": {name: alone if name == "dro_selfaug" else like_retriever for name in ROWS},
@@ -439,7 +439,7 @@ def tradeoff_axes(tree: ET.Element, figure: str) -> tuple[dict[float, float], di
 
 
 def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> None:
-    """General ability falls by the gain; perplexities by the log of base / tuned; accuracies by their difference."""
+    """General tasks fall by the gain; perplexities by the log of base / tuned; accuracies by their difference."""
     tree = parse(render_report(sweep))
     assert [figure.get("id") for figure in by_id(tree, "tradeoff").iter("figure")] == [
         "tradeoff-general",
@@ -454,7 +454,7 @@ def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> Non
     for key, changes in heights.items():
         x_axis, y_axis = tradeoff_axes(tree, key)
         expected = {name: (placed(x_axis, GAINS[name]), placed(y_axis, change)) for name, change in changes.items()}
-        expected["vanilla"] = (placed(x_axis, 0), placed(y_axis, 0))
+        expected["no_training"] = (placed(x_axis, 0), placed(y_axis, 0))
         found = marks(tree, key)
         assert found == {name: pytest.approx(place, abs=0.11) for name, place in expected.items()}, key
         (cross,) = [c for c in by_class(by_id(tree, key), "cross") if c.get("class") == "cross s1"]
@@ -469,7 +469,7 @@ def test_tradeoff_marks_are_at_gain_and_forgetting(sweep: dict[str, Any]) -> Non
 def test_tradeoff_table_inverts_intervals_of_perplexities(sweep: dict[str, Any]) -> None:
     rows = {row[0]: row for row in tables(parse(render_report(sweep)), "tradeoff")[0]}
     assert rows["Pipeline"] == [
-        "Pipeline", "Gain of Exact match", "General abilitychange of the share of tasks solved",
+        "Pipeline", "Gain of Exact match", "General taskschange of the share of tasks solved",
         "wikitext: word perplexitylog (base / tuned), nats", "blimp: accuracychange of accuracy", "KL drift",
     ]  # fmt: skip
     low, high = (-math.log(end / 60) for end in (90.02, 89.99))
@@ -477,7 +477,7 @@ def test_tradeoff_table_inverts_intervals_of_perplexities(sweep: dict[str, Any])
     assert rows["sft"][3] == f"{sign}0.405{sign}{-low:.3f} to {sign}{-high:.3f}forgot"
     assert rows["dro_selfaug"][3] == "+0.693+0.692 to +0.693gained"
     assert rows["sft_selfaug"][4] == f"{sign}0.010{sign}0.020 to +0.010forgot (may be chance)"
-    assert rows["vanilla"][1:] == ["+0.000no change"] * 4 + ["0.000"]
+    assert rows["no_training"][1:] == ["+0.000no change"] * 4 + ["0.000"]
 
 
 def test_bits_per_byte_and_perplexities_have_one_figure(sweep: dict[str, Any]) -> None:
@@ -500,8 +500,8 @@ def test_perplexity_interval_below_zero_is_left_out(sweep: dict[str, Any]) -> No
 
 
 def test_trial_without_drift_has_no_forgetting(sweep: dict[str, Any]) -> None:
-    sweep["rows"].append({"name": "replug", "exact_match": 0.2, "kl_drift": 0.0})
-    sweep["rows"].append({"name": "unknown", "exact_match": 0.2, "kl_drift": 0.1})
+    sweep["trials"].append({"name": "replug", "exact_match": 0.2, "kl_drift": 0.0})
+    sweep["trials"].append({"name": "unknown", "exact_match": 0.2, "kl_drift": 0.1})
     tree = parse(render_report(sweep))
     _, y_axis = tradeoff_axes(tree, "tradeoff-1")
     found = marks(tree, "tradeoff-1")
@@ -511,13 +511,13 @@ def test_trial_without_drift_has_no_forgetting(sweep: dict[str, Any]) -> None:
 
 def test_tradeoff_of_a_trial_that_only_a_paired_test_names(sweep: dict[str, Any]) -> None:
     """The base was compared with it, and the table of trials does not show it."""
-    about = {"name": "vanilla", "against": "hidden"}
+    about = {"name": "no_training", "against": "hidden"}
     sweep["comparisons"] += [{**about, "metric": m, "difference": 0.1} for m in ("exact_match", "general")]
     assert "hidden" in marks(parse(render_report(sweep)), "tradeoff-general")
 
 
 def test_tradeoff_needs_a_base_trial(sweep: dict[str, Any]) -> None:
-    sweep["rows"] = sweep["rows"][1:]
+    sweep["trials"] = sweep["trials"][1:]
     assert "tradeoff" not in sections(parse(render_report(sweep)))
 
 
@@ -538,9 +538,9 @@ def boxes(figure: ET.Element) -> list[tuple[float, float, float, float]]:
 def test_names_in_a_tradeoff_figure_do_not_overlap(spread: float) -> None:
     """Thirteen trials, far apart, close together, and all in one place."""
     random_ = random.Random(7)
-    names = ["vanilla", *(f"recipe_{i}{s}" for i in range(6) for s in ("", "_selfaug"))]
+    names = ["no_training", *(f"recipe_{i}{s}" for i in range(6) for s in ("", "_selfaug"))]
     rows = [{"name": n, "exact_match": spread * random_.random(), "general": spread * random_.random()} for n in names]
-    figure = by_id(parse(render_report({"kind": "sweep", "rows": rows})), "tradeoff-general")
+    figure = by_id(parse(render_report({"kind": "sweep", "trials": rows})), "tradeoff-general")
     found = boxes(figure)
     assert len(found) == 13
     for one, other in combinations(found, 2):
@@ -551,7 +551,7 @@ def test_names_in_a_tradeoff_figure_do_not_overlap(spread: float) -> None:
 
 
 def test_selfaug_trial_has_the_hollow_mark_of_its_recipe() -> None:
-    styles = SeriesStyles.of({}, ("vanilla", "sft", "sft_selfaug", "dro-seed=7", "dro_selfaug-seed=7"))
+    styles = SeriesStyles.of({}, ("no_training", "sft", "sft_selfaug", "dro-seed=7", "dro_selfaug-seed=7"))
     colours = dict(re.findall(r"\.(s\d+){--c:(#\w+)}", styles.css().partition("@media")[0]))
     assert [colours[f"s{i}"] == colours[f"s{j}"] for i, j in ((1, 2), (3, 4), (0, 1), (1, 3))] == [
         True,
@@ -578,7 +578,7 @@ def test_paired_tests_by_metric_with_adjusted_p(sweep: dict[str, Any]) -> None:
 def test_selectors_that_keep_the_order_are_listed_and_not_drawn(sweep: dict[str, Any]) -> None:
     tree = parse(render_report(sweep))
     section = by_id(tree, "recall")
-    assert "In the retriever's own order: vanilla, sft, sft_selfaug." in text(section)
+    assert "In the retriever's own order: no_training, sft, sft_selfaug." in text(section)
     drawn = [text(name) for name in by_class(by_id(tree, "chart-recall-vs-ceiling"), "name")]
     assert drawn == ["dro +SA", "retriever"]
     rows = {row[0]: row for row in tables(tree, "recall")[-1]}
@@ -608,9 +608,9 @@ def test_order_of_trials_and_settings_of_nested_parts(sweep: dict[str, Any]) -> 
 def test_retriever_recall_is_that_of_the_base_trial(sweep: dict[str, Any]) -> None:
     moved = sweep["evaluations"]["dro_selfaug"]["metrics"]
     changed = {"retriever_recall@1": 0.9, "retriever_recall@20": 1.0}
-    moved |= sweep["evaluations"]["vanilla"]["metrics"] | moved | changed
-    sweep["rows"].reverse()
-    sweep |= {"settings": {"retriever": "bm25", "ours": "<sft>"}, "retriever": {"retriever_recall@1": 0.125}}
+    moved |= sweep["evaluations"]["no_training"]["metrics"] | moved | changed
+    sweep["trials"].reverse()
+    sweep |= {"settings": {"retriever": "bm25", "focus_recipe": "<sft>"}, "retriever": {"retriever_recall@1": 0.125}}
     tree = parse(render_report(sweep))
     assert tables(tree, "recall")[-1][-1][:2] == ["The retriever alone", "0.125"]
     assert tables(tree, "results")[0][-1][0] == "The bm25 retriever alone"
@@ -639,16 +639,16 @@ def test_report_command_recognises_every_kind(
     tmp_path: Path, pages: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    (folder / "rows/dro_selfaug").mkdir(parents=True)
+    (folder / "trials/dro_selfaug").mkdir(parents=True)
     (folder / "sweep.json").write_text(json.dumps(pages["sweep"]))
-    file = folder / "rows/dro_selfaug/evaluation.json"
+    file = folder / "trials/dro_selfaug/evaluation.json"
     file.write_text(json.dumps(pages["evaluation"]))
     (tmp_path / "f.json").write_text(json.dumps(pages["forgetting"]))
-    (tmp_path / "lab.json").write_text(json.dumps({"rows": [{"name": "base"}]}))
+    (tmp_path / "demo.json").write_text(json.dumps({"kind": "sweep", "trials": [{"name": "base"}]}))
     expected = {
         folder: ("sweep", folder / "report.html"), folder / "sweep.json": ("sweep", folder / "sweep.html"),
         file: ("evaluation", file.with_suffix(".html")), tmp_path / "f.json": ("forgetting", tmp_path / "f.html"),
-        tmp_path / "lab.json": ("comparison", tmp_path / "lab.html"),
+        tmp_path / "demo.json": ("sweep", tmp_path / "demo.html"),
         tmp_path / "my run": ("run", tmp_path / "my run/report.html"),
         tmp_path / "my run/run.json": ("run", tmp_path / "my run/run.html"),
     }  # fmt: skip
@@ -656,7 +656,7 @@ def test_report_command_recognises_every_kind(
         assert main(["report", str(path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"report": str(page), "kind": kind}
         assert sections(parse(page.read_text(encoding="utf-8")))
-    (folder / "seconds.json").write_text(json.dumps({"total": 7380, "rows": dict.fromkeys(ROWS, 321.0)}))
+    (folder / "seconds.json").write_text(json.dumps({"total": 7380, "trials": dict.fromkeys(ROWS, 321.0)}))
     assert sweep_of(folder).trials[1].value("seconds") == 321.0
     assert "123 min 0 s in all trials together" in render_report(read_source(folder))
     # The sweep took the questions of its widest evaluation, from which the ceilings are found.
@@ -673,7 +673,7 @@ def test_report_command_recognises_every_kind(
         ("{", r"x.json is not JSON \("),
         ("[1]", "x.json holds a list"),
         ('{"metrics": {}}', r"x.json holds the keys \['metrics'\]. Name another file."),
-        ('{"kind": "manifest", "rows": []}', "x.json is of kind 'manifest'"),
+        ('{"kind": "manifest", "trials": []}', "x.json is of kind 'manifest'"),
     ],
 )
 def test_other_files_are_rejected_by_name(tmp_path: Path, content: str | None, found: str) -> None:
@@ -697,8 +697,8 @@ def test_forgetting_option_needs_a_forgetting_file(tmp_path: Path, evaluation: d
 
 def test_evaluation_records_are_read_from_the_sweep_folder_only(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    sweep = {"kind": "sweep", "rows": [], "evaluations": {"..": {"metrics": {}}}}
-    (tmp_path / "s/rows").mkdir(parents=True)
+    sweep = {"kind": "sweep", "trials": [], "evaluations": {"..": {"metrics": {}}}}
+    (tmp_path / "s/trials").mkdir(parents=True)
     assert with_evaluation_records(sweep, tmp_path / "s") == sweep
 
 
@@ -729,7 +729,7 @@ def test_any_part_may_be_missing_or_malformed(pages: dict[str, Any], kind: str) 
     if kind == "sweep":
         whole = {**whole, "questions": whole["questions"][9:11], "comparisons": whole["comparisons"][:4]}
     shapes = {tuple(0 if isinstance(step, int) else step for step in place): place for place in fields(whole)}
-    places = [place for place in shapes.values() if place not in (("kind",), ("rows",))]
+    places = [place for place in shapes.values() if place not in (("kind",), ("trials",))]
     assert len(places) > 15
     random.Random(0).shuffle(places)
     nothings = [math.nan, None, {}, [], "\ud800", -1e300]
@@ -764,10 +764,10 @@ def test_page_of_a_large_sweep_is_small(sweep: dict[str, Any]) -> None:
     for entry in sweep["questions"]:
         first = entry["answers"][0]
         long = [{**passage, "text": "long " * 2000} for passage in first["passages"]]
-        entry["answers"] = [{**first, "row": name, "passages": long} for name in names]
-    sweep["rows"] = [{**sweep["rows"][0], "name": name} for name in names]
+        entry["answers"] = [{**first, "trial": name, "passages": long} for name in names]
+    sweep["trials"] = [{**sweep["trials"][0], "name": name} for name in names]
     assert len(render_report(sweep).encode()) < 1_000_000
-    sweep["rows"] = [{**sweep["rows"][0], "name": f"row {i}"} for i in range(5000)]
+    sweep["trials"] = [{**sweep["trials"][0], "name": f"row {i}"} for i in range(5000)]
     sweep["comparisons"] = sweep["comparisons"] * 400
     page = render_report(sweep)
     assert "60 of 5,000 trials are shown." in page

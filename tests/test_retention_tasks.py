@@ -72,7 +72,7 @@ def test_both_spellings_of_minimal_pairs_and_their_groups(tmp_path: Path) -> Non
     }
 
 
-def test_text_is_rows_or_paragraphs(tmp_path: Path) -> None:
+def test_text_items_are_records_or_paragraphs(tmp_path: Path) -> None:
     assert contents(read_texts(write(tmp_path / "a.jsonl", [{"text": " one "}, {"text": "two"}]))) == {" one ", "two"}
     (tmp_path / "b.txt").write_text("First line\nsecond line.\n\n \nOther\r\n\r\nLast\n", encoding="utf-8")
     items = read_texts(tmp_path / "b.txt")
@@ -122,7 +122,7 @@ def test_the_final_number_counts(reply: str, right: bool) -> None:
     assert AnsweredPrompt("q", ("He has <<9*2=18>>18.\n#### 18",), "number").is_right(reply) is right
 
 
-def test_numbers_as_people_write_them() -> None:
+def test_numbers_in_common_spellings_are_compared() -> None:
     assert final_number("#### 1,250,000") == Decimal(1250000)
     assert final_number("it falls to -3.5.") == Decimal("-3.5")
     assert final_number("costs -$7") == Decimal(-7)
@@ -141,7 +141,7 @@ def test_normalised_and_exact_replies() -> None:
     assert exact.is_right(" A B\n") and not exact.is_right("a b")
 
 
-def test_an_answer_that_normalises_to_nothing_is_still_one() -> None:
+def test_an_answer_that_normalises_to_nothing_is_compared_by_its_words() -> None:
     """The first of four choices is an article to SQuAD's normalisation, which would call an empty reply right."""
     choice, sign = AnsweredPrompt("q", ("A",), "normalised"), AnsweredPrompt("q", ("+", "B"), "normalised")
     assert [reply for reply in ("A", "a", " A. ", "(A)", "", "the", "...", "an", "B") if choice.is_right(reply)] == [

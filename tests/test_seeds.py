@@ -26,7 +26,10 @@ def _run(exact_match: float, difference: float, *, relative: float | None = 0.1)
     }
     compared = {"metric": "exact_match", "difference": difference, "relative": relative, "p": 0.03}
     return {
-        "rows": [{"name": "base", **scores, "exact_match": 0.5}, {"name": "dro", **scores, "exact_match": exact_match}],
+        "trials": [
+            {"name": "base", **scores, "exact_match": 0.5},
+            {"name": "dro", **scores, "exact_match": exact_match},
+        ],
         "comparisons": [{"name": "dro", "against": "base", **compared}],
     }
 
@@ -48,6 +51,6 @@ def test_one_seed_has_no_spread_and_a_missing_number_is_no_number() -> None:
 
 def test_only_metrics_that_every_seed_has() -> None:
     short = _run(0.6, 0.1)
-    del short["rows"][1], short["comparisons"][0]
+    del short["trials"][1], short["comparisons"][0]
     lines = _summary([_run(0.6, 0.1), short])
     assert not any(line.startswith("| dro") for line in lines)

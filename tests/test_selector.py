@@ -350,7 +350,7 @@ def test_an_untrained_selector_reproduces_the_retrievers_order(decoding: str, re
         assert [shuffled.ids[i] for i in chosen] == candidates.ids[:4]
 
 
-def test_scores_follow_the_passages_not_the_letters(
+def test_scores_depend_on_passages_not_on_identifiers(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """Probabilities of *passages* are untouched by a shuffle when the prior speaks alone; when the language model
@@ -367,7 +367,7 @@ def test_scores_follow_the_passages_not_the_letters(
     assert log_probs_of(speaking, shuffled, moved).tolist() == pytest.approx(expected, abs=2e-4)
 
 
-def test_the_prior_teaches_the_question_adapter(
+def test_the_prior_gives_the_question_adapter_a_gradient(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """d log p_s / d adapter by finite differences."""
@@ -419,7 +419,7 @@ def test_long_candidates_are_cut_to_the_context(make_selector: Make, retriever: 
     assert model.tokenizer.decode(ids).count(QUESTIONS[1]) == 2
 
 
-def test_tokens_read_are_prompts_once_and_replies(
+def test_each_prompt_is_read_once_for_all_replies(
     language_model: LanguageModel, make_selector: Make, retriever: DenseRetriever
 ) -> None:
     """Two prompts, then four draws of K - 1 = 2 choices of each, an identifier and its separator every time."""

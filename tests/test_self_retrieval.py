@@ -27,7 +27,8 @@ from rag.cli import main
 from rag.evaluation.evaluation import evaluate, filter_answerable
 from rag.evaluation.evaluation_file import dataset_digest, evaluation_file
 from rag.evaluation.order_bias import order_bias
-from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.sweep_settings import SPLITS, SweepSettings
 from retriever.hybrid import reciprocal_rank_fusion
 from retriever.retriever import Retriever
 from retriever.retrievers import create_retriever
@@ -261,14 +262,14 @@ def test_a_trainer_takes_the_option(make_rag: Callable[..., RAG], tmp_path: Path
 def test_a_sweep_takes_the_option(index: PassageIndex, tmp_path: Path, ignore: bool | None) -> None:
     file = tmp_path / "questions.jsonl"
     write_examples([replace(e, ignore_identical_id=False) for e in ASKED], file)
-    files = {split: str(file) for split in ("train", "dev", "test")}
+    files = {f"{split}_dataset": str(file) for split in SPLITS}
     settings = SweepSettings(
-        index=str(index.path), **files, recipes=("vanilla",), answerable_only=False, ignore_identical_ids=ignore
+        index=str(index.path), **files, recipes=("no_training",), answerable_only=False, ignore_identical_ids=ignore
     )
     assert SweepSettings.from_json(settings.to_json()) == settings
-    questions = Sweep(tmp_path / "sweep", settings, progress=False).questions()
+    questions = Sweep(tmp_path / "sweep", settings, progress=False).questions.load()
     assert {split: [e.ignore_identical_id for e in found] for split, found in questions.items()} == {
-        split: [bool(ignore)] * 4 for split in files
+        split: [bool(ignore)] * 4 for split in SPLITS
     }
 
 

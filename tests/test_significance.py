@@ -47,30 +47,30 @@ def test_the_p_value_is_that_of_the_normal_test() -> None:
     assert result.interval[0] < 0 < result.interval[1]
 
 
-def test_pairing_sees_what_unpaired_scores_would_hide() -> None:
+def test_pairing_detects_differences_that_unpaired_tests_miss() -> None:
     """Every question a little better: certain, however different the questions are from each other."""
     theirs = [random.Random(i).random() for i in range(40)]
     result = paired_bootstrap([t + 0.01 + 0.001 * (i % 3) for i, t in enumerate(theirs)], theirs)
     assert result.p < 0.001
 
 
-def test_two_equal_pipelines_are_not_told_apart() -> None:
+def test_two_equal_pipelines_do_not_differ() -> None:
     assert paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]).p == 1.0
 
 
 def test_different_numbers_of_scores_are_refused() -> None:
-    with pytest.raises(UsageError, match="two scores per question; 2 and 3 came"):
+    with pytest.raises(UsageError, match="two scores per question, got 2 and 3"):
         paired_bootstrap([1.0, 0.0], [1.0, 0.0, 1.0])
 
 
-def test_one_question_leaves_nothing_to_resample() -> None:
+def test_the_interval_of_one_question_has_no_width() -> None:
     assert bootstrap_interval([0.3]) == (0.3, 0.3)
     assert bootstrap_intervals({"a": [0.3], "b": [0.7]}) == {"a": (0.3, 0.3), "b": (0.7, 0.7)}
     assert paired_bootstrap([1.0], [0.0]).interval == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-def test_few_questions_that_all_improve_alike_are_as_sure_as_a_sign_test(n: int) -> None:
+def test_few_equal_improvements_have_the_p_value_of_a_sign_test(n: int) -> None:
     """Their resamples never vary; 2 / 2^n is what all heads in n tosses, or all tails, come out with."""
     found = paired_bootstrap([1.0] * n + [0.0], [0.0] * n + [0.0])
     assert found.p >= smallest_p(n) == pytest.approx(stats.binomtest(n, n).pvalue)
@@ -132,7 +132,7 @@ def test_an_estimate_of_nothing_has_no_value() -> None:
     assert estimate([0.5, 0.5]) == Estimate(0.5, (0.5, 0.5), 2)
 
 
-def test_the_sign_flip_test_of_right_and_wrong_is_mcnemars() -> None:
+def test_the_sign_flip_test_of_binary_scores_equals_mcnemars() -> None:
     """6 won, 1 lost: 2 P(at most 1 of 7 heads) = 2 (1 + 7) / 2^7."""
     ours, theirs = [1.0] * 6 + [0.0] + [1.0] * 20, [0.0] * 6 + [1.0] + [1.0] * 20
     assert sign_flip_test(ours, theirs) == pytest.approx(2 * 8 / 2**7)
@@ -155,7 +155,7 @@ def test_the_sign_flip_test_of_many_questions_is_near_the_normal_one() -> None:
     assert sign_flip_test(differences, [0.0] * 300) == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.02)
 
 
-def test_equal_scores_flip_nothing() -> None:
+def test_equal_scores_have_p_one_in_the_sign_flip_test() -> None:
     assert sign_flip_test([1.0, 0.5], [1.0, 0.5]) == 1.0
     with pytest.raises(UsageError, match="at least one question"):
         sign_flip_test([], [])

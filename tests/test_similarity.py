@@ -60,7 +60,7 @@ def own_scores(encoder: Encoder) -> torch.Tensor:
     return encoder.model.similarity(questions_Bd, passages_Nd)
 
 
-def test_the_ranking_is_the_models_own(encoder: Encoder, index: PassageIndex) -> None:
+def test_the_ranking_follows_the_models_similarity(encoder: Encoder, index: PassageIndex) -> None:
     scores_BN = own_scores(encoder)
     found = DenseRetriever(index, encoder).search(QUESTIONS, 12)
     for candidates, scores_N in zip(found, scores_BN, strict=True):
@@ -101,7 +101,7 @@ def test_an_older_manifest_means_the_cosine(folder: Path, tmp_path: Path) -> Non
     assert PassageIndex.open(tmp_path / "index").manifest.truncation == {}
 
 
-def test_the_fingerprint_of_a_cosine_encoder_is_what_it_was(encoder: Encoder) -> None:
+def test_the_fingerprint_of_a_cosine_encoder_is_unchanged(encoder: Encoder) -> None:
     """Computed as releases did that knew no other similarity."""
     import hashlib
 
@@ -143,7 +143,7 @@ def test_an_index_that_normalises_is_refused(encoder: Encoder, tmp_path: Path) -
         build_index(Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", factory="L2norm,Flat", progress=False)
 
 
-def test_verify_looks_at_the_length_of_vectors_too(encoder: Encoder, tmp_path: Path) -> None:
+def test_verify_checks_the_norm_of_vectors(encoder: Encoder, tmp_path: Path) -> None:
     index = build_index(Corpus.from_passages(PASSAGES), encoder, tmp_path / "index", progress=False)
     assert index.verify(encoder=encoder)["lowest_cosine"] == pytest.approx(1, abs=1e-6)
     scaled = 1.1 * encoder.encode_passages(PASSAGES)

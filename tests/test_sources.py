@@ -263,7 +263,7 @@ title</title><style>p {color: red}</style></head>
 <ul><li>one</li><li>two</li></ul><img src="http://x.example/i.png" alt="picture"></body></html>"""
 
 
-def test_html_is_its_words_under_its_heading_or_title(tmp_path: Path) -> None:
+def test_html_becomes_text_with_its_heading_or_title(tmp_path: Path) -> None:
     write(tmp_path, {"a.html": HTML.encode(), "b.htm": b"<h2>Heading</h2><p>Body &amp; soul</p>", "c.html": b"bare"})
     assert list(Corpus.from_file(tmp_path)) == [
         Passage("a.html", "The page's title", "Before a link and snake_case.\n\n* one\n* two"),
@@ -467,7 +467,7 @@ def test_a_line_longer_than_the_limit_is_left_out_without_being_held(
     assert "at most 1000 bytes" in entry["error"]
 
 
-def test_after_a_broken_quote_lines_are_left_out_until_three_whole_records(tmp_path: Path) -> None:
+def test_after_a_broken_quote_lines_are_skipped_until_three_valid_records(tmp_path: Path) -> None:
     """Row d is lost although it is sound: nothing tells it from the middle of the text that was opened in row c."""
     lines = [
         "id,title,text",

@@ -201,7 +201,7 @@ def test_the_index_is_the_id_where_no_column_is(
     assert [(e.id, e.question) for e in questions] == list(zip(ids, "xyz", strict=True))
 
 
-def test_set_index_on_evenly_spaced_ids_loses_none(tmp_path: Path) -> None:
+def test_evenly_spaced_ids_set_as_index_are_kept(tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": [10, 20, 30], **TEXTS}).set_index("id")
     frame.to_parquet(tmp_path / "t.parquet")
     assert pq.read_schema(tmp_path / "t.parquet").names == ["text"]

@@ -58,14 +58,14 @@ def test_the_encoder_is_small_and_static() -> None:
     assert [m["type"].rsplit(".", 1)[-1] for m in modules] == ["StaticEmbedding"]
 
 
-def test_the_tokenizer_speaks_the_default_prompts_in_few_tokens() -> None:
+def test_the_tokenizer_needs_few_tokens_for_the_default_prompts() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS["base"])
     assert tokenizer.chat_template is not None
     assert Identifiers.for_tokenizer(tokenizer, 20).style == "letters"
     assert len(AnswerPrompt().encode(tokenizer, "Who?", [], max_tokens=100)) < 20
 
 
-def test_the_base_reads(generator: Generator) -> None:
+def test_the_base_answers_from_its_passage(generator: Generator) -> None:
     rng = random.Random("test")
     items = [reading_item(rng, 1) for _ in range(60)]
     answers = generator.generate([i.question.question for i in items], [i.passages for i in items])
@@ -74,13 +74,13 @@ def test_the_base_reads(generator: Generator) -> None:
     assert sum(right) / len(right) > expected - 0.15  # four standard errors of 60 questions at .95
 
 
-def test_the_base_has_general_abilities(generator: Generator) -> None:
+def test_the_base_solves_general_tasks(generator: Generator) -> None:
     found = measure_general_tasks(generator, make_general_tasks(72, seed=123))
     assert found.general > card_scores("base")["general abilities"] - 0.15
     assert found.kl_drift == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_encoder_puts_a_question_near_its_passage() -> None:
+def test_the_encoder_ranks_the_passage_of_a_question_high() -> None:
     encoder = Encoder.from_pretrained(TINY, device="cpu")
     rng = random.Random("encoder")
     items = [reading_item(rng, 2, hardness=0.0) for _ in range(60)]

@@ -122,7 +122,7 @@ def test_contents_have_no_line_for_what_is_blank(passage: Passage, contents: str
     assert passage.contents == contents
 
 
-def test_it_is_not_chunked() -> None:
+def test_a_title_only_passage_is_not_chunked() -> None:
     chunker = Chunker(byte_tokenizer(), max_tokens=12, overlap=2)
     chunked = list(Corpus.from_passages(READ).chunked(chunker))
     assert chunked[0] == TITLE_ONLY
@@ -140,14 +140,14 @@ def test_it_is_not_chunked() -> None:
     assert split_sample(job, None, "")[0] == TITLE_ONLY
 
 
-def test_it_is_shown_by_its_title_also_where_texts_are_cut() -> None:
+def test_a_title_only_passage_is_shown_by_its_title() -> None:
     tokenizer, prompt, passages = byte_tokenizer(), AnswerPrompt(), [TITLE_ONLY, PASSAGES[0]]
     whole = prompt.encode(tokenizer, "who?", passages, max_tokens=4000)
     cut = tokenizer.decode(prompt.encode(tokenizer, "who?", passages, max_tokens=len(whole) - 20))
     assert "[1] Title: Radium in humid rooms Text: \n[2] Title: Hamlet Text: Hamlet is a tragedy" in cut
 
 
-def test_it_is_embedded_and_scored_as_its_title_alone(encoder: Encoder) -> None:
+def test_a_title_only_passage_is_embedded_and_scored_by_its_title(encoder: Encoder) -> None:
     as_text = Passage("c1", "", TITLE_ONLY.title)
     np.testing.assert_array_equal(encoder.encode_passages([TITLE_ONLY]), encoder.encode_passages([as_text]))
     question = ["radium rooms"]
@@ -157,11 +157,11 @@ def test_it_is_embedded_and_scored_as_its_title_alone(encoder: Encoder) -> None:
     np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_it_is_cited_where_its_title_holds_the_answer() -> None:
+def test_a_title_only_passage_is_cited_if_its_title_contains_the_answer() -> None:
     assert citations("humid rooms", [PASSAGES[0], TITLE_ONLY]) == ["c1"]
 
 
-def test_a_writer_adds_updates_and_syncs_it(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_writer_adds_updates_and_syncs_title_only_passages(encoder: Encoder, tmp_path: Path) -> None:
     path = tmp_path / "index"
     build_index(Corpus.from_passages(PASSAGES), encoder, path, bm25=True, progress=False)
     with IndexWriter(path, encoder) as writer:

@@ -102,7 +102,9 @@ def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in history]
 
 
-def test_same_seed_same_everything(whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_runs(
+    whole: tuple[RAG, DROTrainer], make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
     one, first = whole
     two, other = make_rag(), make_rag()
     second = train(two, settings(), tmp_path / "b")
@@ -155,7 +157,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert all(torch.equal(a, b) for a, b in zip(learned(trained).values(), learned(resumed).values(), strict=True))
 
 
-def test_a_run_killed_at_any_step_of_its_files_goes_on_from_a_whole_round(
+def test_a_run_killed_while_writing_continues_from_a_complete_round(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     """Its checkpoint and its line appear one after the other, each whole."""
@@ -243,7 +245,7 @@ def test_records_hold_the_intervals_of_the_evaluation_metrics(
     assert "'intervals'," not in str(error.value)
 
 
-def test_early_stopping(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_early_stopping_ends_training_after_rounds_without_gain(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
     """Best at round 1, patience 2: rounds 2 and 3 run, 4 and 5 do not."""
     rag = make_rag()
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.9, 0.9])
@@ -411,7 +413,9 @@ def test_eval_questions_without_a_function_that_scores_them_are_refused(
         )
 
 
-def test_settings_that_transformers_refuses_are_found_at_once(make_rag: Callable[[], RAG], tmp_path: Path) -> None:
+def test_settings_that_transformers_refuses_are_errors_before_training(
+    make_rag: Callable[[], RAG], tmp_path: Path
+) -> None:
     for bad in ({"m_step.lr_scheduler_type": "liner"}, {"training_arguments": {"no_such_thing": 1}}):
         with pytest.raises(UsageError, match="TrainingArguments must accept"):
             DROTrainer(make_rag(), settings(**bad), train_dataset=EXAMPLES, output_dir=tmp_path / "run")
@@ -483,11 +487,11 @@ def test_config_is_checked(bad: dict[str, object], message: str) -> None:
         settings(**bad)
 
 
-def test_the_toy_corpus_has_one_passage_on_berlin() -> None:
+def test_one_passage_of_the_toy_corpus_mentions_berlin() -> None:
     assert [p.id for p in PASSAGES if "Berlin" in p.contents] == ["p4"]
 
 
-def test_a_ranking_prompt_that_does_not_fit_is_found_before_the_first_round(
+def test_a_ranking_prompt_that_does_not_fit_is_refused_before_the_first_round(
     make_rag: Callable[[], RAG], tmp_path: Path
 ) -> None:
     """The gate is closed at first, so no E-step would read it."""

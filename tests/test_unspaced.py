@@ -93,7 +93,7 @@ def test_one_golden_answer_does_not_change_the_rule_of_another() -> None:
         ("北京", "。", False),
     ],
 )
-def test_contained(text: str, answer: str, found: bool) -> None:
+def test_answers_are_found_within_unspaced_text(text: str, answer: str, found: bool) -> None:
     assert answer_recall([text], [answer], 1) == float(found)
     assert citations(answer, [Passage("p", "", text)]) == (["p"] if found else [])
 
@@ -118,7 +118,7 @@ def test_answerable_questions() -> None:
     assert [example.id for example in filter_answerable(rag, examples)] == ["zh", "th"]
 
 
-def test_replies_to_probes() -> None:
+def test_replies_to_retention_tasks_in_unspaced_scripts() -> None:
     assert AnsweredPrompt("q", ("北京",), "normalised").is_right("「北京」。")
     assert not AnsweredPrompt("q", ("北京",), "normalised").is_right("北京市")
     assert final_number("所以答案是-5。") == Decimal(-5)

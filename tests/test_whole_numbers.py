@@ -188,7 +188,7 @@ def test_choices_by_a_position_that_became_a_float(tmp_path: Path) -> None:
     assert load_examples(parquet(frame, tmp_path))[0].golden_answers == ("y",)
 
 
-def test_probes_compare_with_whole_numbers(tmp_path: Path) -> None:
+def test_retention_answers_are_compared_as_whole_numbers(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "6 x 7?", "answer": 42.0}\n{"prompt": "6 x 8?", "answer": 48.0}\n')
     assert sorted(item.content.answers for item in read_answered_prompts(tmp_path / "p.jsonl")) == [("42",), ("48",)]
 

@@ -14,7 +14,7 @@ def test_words_of_a_text() -> None:
     assert word_count("") == word_count(" \n") == 0
 
 
-def test_what_is_unspaced() -> None:
+def test_unspaced_scripts_are_recognised() -> None:
     assert [has_unspaced(t) for t in ("Zürich\u3002", "서울", "हिन्दी", "ไทย", "\uff21", "ー")] == [
         False,
         False,
@@ -34,7 +34,7 @@ def test_punctuation_of_any_script_and_symbols_of_ascii_vanish() -> None:
     assert mixed_tokens("￥100元") == ["¥100", "元"]
 
 
-def test_a_character_keeps_its_marks_and_loses_what_is_invisible() -> None:
+def test_characters_keep_marks_and_lose_invisible_characters() -> None:
     assert mixed_tokens("สี่") == ["สี่"]
     assert mixed_tokens("葛\U000e0100城") == ["葛", "城"]
     assert visible("ភាសា\u200bខ្មែរ\n\u3000x") == "ភាសាខ្មែរ x"

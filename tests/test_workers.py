@@ -1,4 +1,4 @@
-"""Several processes share out jobs: each is done once, failures are seen, and nobody outlives whoever started it."""
+"""Several processes share jobs: each job runs once, failures are logged, and no worker outlives its parent."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rag.experiments.workers import Helpers, claim, forget_claims
+from rag.experiments.workers import WorkerProcesses, claim, clear_claims
 
 DO_JOBS = """
 import os, sys
@@ -26,7 +26,7 @@ for job in "abcdefgh":
 
 def test_a_job_is_claimed_once(tmp_path: Path) -> None:
     assert [claim(tmp_path, job) for job in ("one", "two", "one")] == [True, True, False]
-    forget_claims(tmp_path)
+    clear_claims(tmp_path)
     assert claim(tmp_path, "one")
 
 
@@ -34,7 +34,7 @@ def test_every_job_is_done_once_and_threads_are_shared(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        with Helpers(2, DO_JOBS, [str(tmp_path)]):
+        with WorkerProcesses(2, DO_JOBS, [str(tmp_path)]):
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 6
     finally:
@@ -45,21 +45,21 @@ def test_every_job_is_done_once_and_threads_are_shared(tmp_path: Path) -> None:
     assert {position for _, _, position in lines} <= {"1", "2"}
 
 
-def test_a_failing_helper_is_reported_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    with Helpers(
+def test_a_failing_worker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with WorkerProcesses(
         3,
         "import os; p = os.environ['TQDM_POSITION']; os.kill(os.getpid(), 9) if p == '3' else os._exit(int(p) - 1)",
         [],
     ):
         pass
     assert [r.getMessage() for r in caplog.records] == [
-        "A helper exited with 1; what it left undone is done without it.",
-        "A helper was ended by signal 9 (9: perhaps for want of memory); what it left undone is done without it.",
+        "A worker process exited with 1; this process runs the jobs that it left.",
+        "A worker process was ended by signal 9 (9: perhaps out of memory); this process runs the jobs that it left.",
     ]
 
 
-def test_a_helper_imports_what_we_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not what lies in the working directory under the same name."""
+def test_a_worker_imports_from_the_paths_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not modules of the same name in the working directory."""
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     for name in ("json", "rag", "random"):
@@ -67,28 +67,28 @@ def test_a_helper_imports_what_we_import(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "there" / "mine.py").write_text("from pathlib import Path; Path('found').touch()")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "there"))
-    with Helpers(1, "import json, random, rag.experiments.workers, mine", []):
+    with WorkerProcesses(1, "import json, random, rag.experiments.workers, mine", []):
         pass
     assert (tmp_path / "here" / "found").is_file()
 
 
-def test_helpers_end_with_an_error_of_ours() -> None:
+def test_an_error_in_the_block_kills_the_workers() -> None:
     started = time.monotonic()
-    with pytest.raises(KeyError), Helpers(1, "import time; time.sleep(60)", []):
+    with pytest.raises(KeyError), WorkerProcesses(1, "import time; time.sleep(60)", []):
         raise KeyError
     assert time.monotonic() - started < 30
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-def test_helpers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     helper = (
-        "import os, sys, time; from pathlib import Path; from rag.experiments.workers import leave_with_parent; "
-        "leave_with_parent(); Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
+        "import os, sys, time; from pathlib import Path; from rag.experiments.workers import exit_with_parent; "
+        "exit_with_parent(); Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
     )
     parent = f"""
 import time
-from rag.experiments.workers import Helpers
-with Helpers(1, {helper!r}, [{str(tmp_path / "pid")!r}]):
+from rag.experiments.workers import WorkerProcesses
+with WorkerProcesses(1, {helper!r}, [{str(tmp_path / "pid")!r}]):
     time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", parent])
@@ -104,7 +104,7 @@ def _wait_for(found: object, seconds: float = 50.0) -> str:
         if value := found():  # type: ignore[operator]
             return str(value)
         time.sleep(0.05)
-    raise AssertionError("It did not happen in time.")
+    raise AssertionError("The condition was not met in time.")
 
 
 def _runs(pid: int) -> bool:

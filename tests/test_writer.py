@@ -87,7 +87,7 @@ def check(path: Path, encoder: Encoder, expected: Sequence[Passage]) -> PassageI
     return index
 
 
-def test_add_makes_a_segment_and_encodes_only_what_is_new(index: PassageIndex, encoder: CountingEncoder) -> None:
+def test_add_writes_a_segment_and_encodes_only_new_passages(index: PassageIndex, encoder: CountingEncoder) -> None:
     with IndexWriter(index.path, encoder, progress=False) as writer:
         change = writer.add(NEW)
     assert change == Change(version=2, added=3, deleted=0, updated=0, unchanged=12, passages=15)
@@ -146,7 +146,7 @@ def test_a_segment_that_is_half_deleted_is_rewritten(index: PassageIndex, encode
             writer.delete([f"p{i}" for i in range(7, 12)])
 
 
-def test_update_replaces_and_adds_and_leaves_what_is_the_same(index: PassageIndex, encoder: CountingEncoder) -> None:
+def test_update_replaces_adds_and_keeps_unchanged_passages(index: PassageIndex, encoder: CountingEncoder) -> None:
     with IndexWriter(index.path, encoder, progress=False) as writer:
         change = writer.update([CHANGED, PASSAGES[7], NEW[0]])
     assert change == Change(version=2, added=2, deleted=1, updated=1, unchanged=1, passages=13)
@@ -170,7 +170,7 @@ def test_sync_encodes_only_the_difference(index: PassageIndex, encoder: Counting
     assert newest.manifest.corpus_fingerprint == Corpus.from_file(file).fingerprint
 
 
-def test_compact_gives_what_a_build_gives(index: PassageIndex, encoder: CountingEncoder, tmp_path: Path) -> None:
+def test_compact_equals_a_fresh_build(index: PassageIndex, encoder: CountingEncoder, tmp_path: Path) -> None:
     with IndexWriter(index.path, encoder, progress=False) as writer:
         writer.add(NEW)
         writer.delete(["p3"])
@@ -231,7 +231,7 @@ def test_chunks_follow_their_document(encoder: CountingEncoder, tmp_path: Path) 
     index.verify(encoder=encoder, corpus=wanted)
 
 
-def test_an_id_like_that_of_a_chunk_is_kept_apart(encoder: CountingEncoder, tmp_path: Path) -> None:
+def test_an_id_that_looks_like_a_chunk_id_is_distinguished(encoder: CountingEncoder, tmp_path: Path) -> None:
     chunker = Chunker(encoder.tokenizer, max_tokens=6, overlap=0)
     whole = [Passage("a", "", "Paris is"), Passage("b", "", "Berlin is")]
     build_index(Corpus.from_passages(whole), encoder, tmp_path / "index", chunker=chunker, progress=False)

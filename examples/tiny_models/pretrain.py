@@ -850,7 +850,7 @@ def main() -> None:
         train_encoder(args, folder)
         values = encoder_scores(folder, args.seed)
         print(json.dumps(values, indent=2))
-        write_card(folder, "Tiny encoder", "A static embedding for the tiny laboratory.", args, values)
+        write_card(folder, "Tiny encoder", "A static embedding for the demo experiment.", args, values)
 
 
 def make_base(args: argparse.Namespace) -> None:
@@ -867,7 +867,7 @@ def make_base(args: argparse.Namespace) -> None:
     count = sum(p.numel() for p in model.parameters())
     text = (
         f"A Llama of {count:,} parameters that reads: it answers from passages, ranks them, and has a few general "
-        "abilities. It knows nothing. It exists for the demo and the laboratory of dro-rag."
+        "abilities. It knows nothing. It exists for the demo experiment of dro-rag."
     )
     write_card(folder, "Tiny base", text, args, values)
 

@@ -1,4 +1,4 @@
-"""Several seeds of the laboratory in one table: mean and spread of every number, and of every paired difference.
+"""Several seeds of the demo experiment in one table: mean and spread of every number, and of every paired difference.
 
     for seed in 1 2 3; do rag demo --full --seed $seed --json full-$seed.json; done
     python examples/tiny_models/seeds.py full-1.json full-2.json full-3.json
@@ -36,13 +36,13 @@ def main() -> None:
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Both tables in Markdown; only rows and comparisons that every run has."""
+    """Both tables in Markdown; only trials and comparisons that every run has."""
     return "\n".join([*_scores(runs), "", *_differences(runs)])
 
 
 def _scores(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    tables = [{row["name"]: row for row in run["rows"]} for run in runs]
-    lines = [f"| row | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
+    tables = [{trial["name"]: trial for trial in run["trials"]} for run in runs]
+    lines = [f"| trial | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 1) + "|"]
     for name in _shared(tables):
         cells = [_cell(metric, [table[name].get(metric) for table in tables]) for metric in METRICS]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -11,7 +11,7 @@ def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--full", action="store_true", help="every baseline and ablation: 20 minutes on two cores")
     parser.add_argument("--output_dir", type=str, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--seed", type=int, default=42, help="of the world and of every draw")
-    parser.add_argument("--rows", type=str, nargs="+", help="which rows of the table, as `--json` names them")
+    parser.add_argument("--recipes", type=str, nargs="+", help="recipes to compare, as in `rag sweep`")
     for name, what in _DEMO_SIZES.items():
         parser.add_argument(f"--{name}", type=_DEMO_TYPES.get(name, int), help=what)
 
@@ -24,7 +24,7 @@ _DEMO_SIZES = {
     "lora_r": "rank of the adapters",
     "learning_rate": "of the adapters",
     "selfaug_alpha": "weight of the SelfAug term",
-    "workers": "rows done at the same time, each in its own process (default: one for each core; one on a GPU)",
+    "workers": "trials run at the same time, each in its own process (default: one for each core; one on a GPU)",
 }
 _DEMO_TYPES: dict[str, type] = {"domain": str, "learning_rate": float, "selfaug_alpha": float}
 
@@ -35,8 +35,8 @@ def _demo(args: Any) -> Report:
     if args.quick and args.full:
         raise UsageError("A demo is either quick or full; got both --quick and --full.")
     sizes = {name: args[name] for name in _DEMO_SIZES if args[name] is not None}
-    if args.rows:
-        sizes["rows"] = tuple(args.rows)
+    if args.recipes:
+        sizes["recipes"] = tuple(args.recipes)
     result = run_demo(
         mode="quick" if args.quick else "full" if args.full else "default",
         output=args.output_dir,

@@ -28,28 +28,31 @@ _OF_A_TRIAL = {"seed", "max_train_samples", "max_eval_samples", "ignore_identica
 
 
 def _sweep_arguments(parser: Any) -> None:
-    from rag.experiments.recipes import RECIPES
+    from rag.experiments.recipes import BUILTIN_RECIPES, RECIPES
     from rag.experiments.sweep_options import SHARED_DEFAULTS, WorldSettings
     from rag.forgetting.retention_tasks import task_options
 
     parser.add_argument(
         "--output_dir", type=str, required=True, help="folder of the sweep; an unfinished one is continued"
     )
-    parser.add_argument("--workers", type=int, help="rows done at the same time (default: one per core; one on a GPU)")
+    parser.add_argument("--workers", type=int, help="trials run at the same time (default: one per core; one on a GPU)")
     parser.add_argument(
         "--recipes",
         type=list[str],
-        default=list(RECIPES),
-        help=f"of {', '.join(RECIPES)}; with _selfaug behind it a recipe has the SelfAug term",
+        default=list(BUILTIN_RECIPES),
+        help=f"of {', '.join(RECIPES)}; with the suffix _selfaug a recipe has the SelfAug term",
     )
     parser.add_argument(
-        "--with_selfaug", type=bool, default=False, help="also the SelfAug twin of each recipe whose generator learns"
+        "--with_selfaug",
+        type=bool,
+        default=False,
+        help="also the SelfAug variant of each recipe that trains the generator",
     )
-    parser.add_argument("--seeds", type=list[int], default=[42], help="of draws and batches; a row for each")
+    parser.add_argument("--seeds", type=list[int], default=[42], help="of draws and batches; one trial for each")
     parser.add_argument(
         "--grid", type=dict[str, list[Any]], default={}, help="settings of training, each with the values to try"
     )
-    parser.add_argument("--ours", type=str, default="auto", help="recipe that is held against every other")
+    parser.add_argument("--focus_recipe", type=str, default="auto", help="recipe that is compared with every other one")
     for name, what in _FILES.items():
         parser.add_argument(f"--{name}", type=str, help=what)
     for name, split in _LIMITS.items():
@@ -61,7 +64,7 @@ def _sweep_arguments(parser: Any) -> None:
         "--world", type=WorldSettings | None, default=None, help="an invented world in place of index and files"
     )
     pipeline_arguments(parser, answer_mode=False)
-    parser.add_argument("--documents", type=int, help="documents that RAG-Sequence and RAG-Token sum over")
+    parser.add_argument("--documents", type=int, help="passages that RAG-Sequence and RAG-Token sum over")
     parser.add_argument("--general_tasks", type=int, default=48, help="general tasks of the tiny base model; 0: none")
     parser.add_argument(
         "--retention",
@@ -70,7 +73,7 @@ def _sweep_arguments(parser: Any) -> None:
         help=f"retention tasks by kind, as `rag forgetting` takes them: {', '.join(o.name for o in task_options())}",
     )
     training_options(parser, skip=_OF_A_TRIAL)
-    # As in the laboratory: nobody is told which passages are gold.
+    # As in the demo experiment: training does not use gold passage ids.
     parser.set_defaults(SHARED_DEFAULTS)
 
 
@@ -79,7 +82,7 @@ def settings_of(args: Any) -> Any:
     from dataclasses import fields
 
     from rag.experiments.sweep_options import WorldSettings
-    from rag.experiments.sweep_runner import SweepSettings
+    from rag.experiments.sweep_settings import SweepSettings
 
     named = {f.name for f in fields(SweepSettings)}
     given: dict[str, Any] = {name: args[name] for name in named if name in args}
@@ -97,7 +100,7 @@ def _sweep(args: Any) -> Report:
     from rag.experiments.sweep_runner import Sweep
 
     if args.workers is not None and args.workers < 1:
-        raise UsageError(f"--workers must be at least 1; {args.workers} came.")
+        raise UsageError(f"--workers must be at least 1, got {args.workers}.")
     data = Sweep(args.output_dir, settings_of(args), progress=progress(args), workers=args.workers).run()
     report = Path(args.output_dir) / "report.html"
     return Report(sweep_text(data, report), data | {"report": str(report)}, exit_code=1 if data["failed"] else 0)
@@ -110,8 +113,8 @@ def sweep_text(data: Mapping[str, Any], report: Path) -> str:
     """The table, the paired tests and what failed."""
     parts = [
         f"{data['answerable_questions']} training questions, {data['dataset']['n']} test questions, "
-        f"{data['seconds']:.0f} s in all rows together",
-        _rows_text(data["rows"]),
+        f"{data['seconds']:.0f} s in all trials together",
+        _rows_text(data["trials"]),
         "in brackets: 95 % bootstrap interval, in points; recall@k: gold passages among the first k;\n"
         "KL: from the base, nats per input token of the general tasks",
         _comparisons_text(data["comparisons"]),
@@ -121,12 +124,13 @@ def sweep_text(data: Mapping[str, Any], report: Path) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _rows_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def _rows_text(trials: Sequence[Mapping[str, Any]]) -> str:
     from rag.evaluation.metric import columns
 
-    shown = [column for column in columns("trials") if any(column.name in row for row in rows)]
+    shown = [column for column in columns("trials") if any(column.name in trial for trial in trials)]
     cells = [
-        [row["name"], *(c.metric.format(row.get(c.name), row["intervals"].get(c.name)) for c in shown)] for row in rows
+        [trial["name"], *(c.metric.format(trial.get(c.name), trial["intervals"].get(c.name)) for c in shown)]
+        for trial in trials
     ]
     return table(["", *(column.heading for column in shown)], cells)
 

@@ -8,18 +8,21 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from indexes.errors import UsageError
+from indexes.atomic_files import exclusive_writer_lock
+from indexes.errors import RAGError, UsageError
 from rag.evaluation.metric import METRICS, columns, metric_heading
-from rag.experiments.demo_experiment import LABELS, Lab, LabSettings
-from rag.experiments.sweep_runner import SETTINGS_FILE
-from rag.report import write_report
+from rag.experiments.demo_experiment import DEMO_RECIPES, DemoSettings, read_encyclopedia
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.trial_store import SETTINGS_FILE
+from rag.report import with_evaluation_records, write_report
 
 DEFAULT_OUTPUT = "rag-demo"
-FINISHED_FILE = "lab-finished"
-MODES: dict[str, LabSettings] = {
-    "quick": LabSettings(
+FINISHED_FILE = "demo-finished"
+_COMPARED_METRICS = ("exact_match", "general")
+MODES: dict[str, DemoSettings] = {
+    "quick": DemoSettings(
         mode="quick",
-        rows=("base", "dro_selfaug"),
+        recipes=("no_training", "dro_selfaug"),
         train_questions=16,
         eval_questions=8,
         test_questions=24,
@@ -28,10 +31,10 @@ MODES: dict[str, LabSettings] = {
         general_tasks=24,
         encyclopedia_questions=8,
     ),
-    "default": LabSettings(),
-    "full": LabSettings(
+    "default": DemoSettings(),
+    "full": DemoSettings(
         mode="full",
-        rows=tuple(LABELS),
+        recipes=DEMO_RECIPES,
         train_questions=256,
         eval_questions=64,
         test_questions=320,
@@ -43,7 +46,12 @@ MODES: dict[str, LabSettings] = {
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The table as text, and everything as data."""
+    """The table as text, and everything as data.
+
+    Attributes:
+        text: For people.
+        data: The sweep's data as `Sweep.run` returns them, with `mode`, `encyclopedia` and `report`.
+    """
 
     text: str
     data: dict[str, Any]
@@ -58,47 +66,54 @@ def run_demo(
     workers: int | None = None,
     **sizes: Any,
 ) -> DemoResult:
-    """Run the laboratory, write `report.html` and say what came out.
+    """Run the demo experiment, write `report.html` and return its results.
 
     Args:
-        mode: "quick" (a minute), "default" (minutes) or "full" (every row of the laboratory).
+        mode: "quick" (a minute), "default" (minutes) or "full" (every recipe of the demo experiment).
         output: Folder for worlds, indexes, runs, bundles and the report; default: `rag-demo/MODE-seed-SEED`. An
             unfinished run in it is continued, a finished one replaced.
         seed: Of the world and of every draw.
         progress: Show progress bars.
-        workers: Rows done at the same time, each in its own process; default: one for each core, one on a GPU.
-        sizes: Any other field of `LabSettings`, to change what the mode says.
+        workers: Trials run at the same time, each in its own process; default: one for each core, one on a GPU.
+        sizes: Any other field of `DemoSettings`, in place of the mode's value.
 
     Raises:
+        RAGError: A trial failed.
         UsageError: Unknown mode, or `output` holds something else.
     """
     if mode not in MODES:
-        raise UsageError(f"mode must be one of {list(MODES)}; {mode!r} came.")
+        raise UsageError(f"mode must be one of {list(MODES)}, got {mode!r}.")
     started = time.perf_counter()
     settings = replace(MODES[mode], seed=seed, **sizes)
     folder = Path(output) if output is not None else Path(DEFAULT_OUTPUT) / f"{mode}-seed-{seed}"
     if (folder / FINISHED_FILE).is_file() and (folder / SETTINGS_FILE).is_file():
         shutil.rmtree(folder)
-    data = Lab(folder, settings, progress=progress, workers=workers).run()
-    data["seconds"] = time.perf_counter() - started
-    report = write_report(data, folder / "report.html")
-    (folder / FINISHED_FILE).touch()
+    sweep = Sweep(folder, settings.sweep(), progress=progress, workers=workers)
+    data = sweep.run()
+    if data["failed"]:
+        failed = data["failed"][0]
+        raise RAGError(f"Every trial of the demo must succeed; {failed['name']} failed: {failed['error']}")
+    with exclusive_writer_lock(folder):
+        encyclopedia = read_encyclopedia(sweep, settings.encyclopedia_questions)
+        data |= {"mode": mode, "encyclopedia": encyclopedia, "seconds": time.perf_counter() - started}
+        report = write_report(with_evaluation_records(data, folder), folder / "report.html")
+        (folder / FINISHED_FILE).touch()
     return DemoResult(_text(data, report), data | {"report": str(report)})
 
 
 def _text(data: Mapping[str, Any], report: Path) -> str:
-    settings = data["settings"]
+    world = data["settings"]["world"]
     lines = [
-        f"{settings['train_questions']} training questions ({data['answerable_questions']} of which some candidate "
-        f"answers; the others are left out) and {settings['test_questions']} held-out ones about an invented world "
-        f"({settings['domain']}), {data['seconds']:.0f} s, seed {settings['seed']}.",
+        f"{world['train_questions']} training questions ({data['answerable_questions']} of which some candidate "
+        f"answers; the others are left out) and {world['test_questions']} held-out ones about an invented world "
+        f"({world['domain']}), {data['seconds']:.0f} s, seed {world['seed']}.",
         "",
-        _table(data["rows"]),
+        _table(data["trials"]),
         "in brackets: 95 % bootstrap interval, in points; recall@k: gold passages among the first k,",
-        "those that are read first, then the other candidates as they were retrieved;",
-        "general: exercises solved that have nothing to do with retrieval; KL: from the base model, nats per token",
+        "the selected ones first, then the other candidates in the retriever's order;",
+        "general: general tasks solved, which need no retrieval; KL: from the base model, nats per token",
         "",
-        *(_compared(c) for c in data["comparisons"]),
+        *(_compared(c) for c in data["comparisons"] if c["metric"] in _COMPARED_METRICS),
         "",
         *_real_facts(data["encyclopedia"]),
         "",
@@ -107,15 +122,15 @@ def _text(data: Mapping[str, Any], report: Path) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(trials: Sequence[Mapping[str, Any]]) -> str:
     from rich.console import Console
     from rich.table import Table
 
     shown = columns("trials")
     table = Table("", *(column.heading for column in shown))
-    for row in rows:
-        cells = [column.metric.format(row.get(column.name), row["intervals"].get(column.name)) for column in shown]
-        table.add_row(row["label"], *cells)
+    for trial in trials:
+        cells = [column.metric.format(trial.get(column.name), trial["intervals"].get(column.name)) for column in shown]
+        table.add_row(trial["label"], *cells)
     buffer = StringIO()
     Console(file=buffer, width=170).print(table)
     return buffer.getvalue().rstrip()

@@ -1,7 +1,7 @@
-"""What rows of a sweep or of the laboratory have in common: a table with intervals, paired tests, telling questions.
+"""Results of the trials of a sweep: scores with intervals, paired tests, and questions that show the difference.
 
-A row is an evaluation file (`evaluation`), what was measured of general abilities, and the records of its rounds.
-Everything is computed from those, question by question, so a comparison can be made again at any time.
+A finished trial is an evaluation file (`rag.evaluation`), what was measured of general abilities, and the records of
+its rounds. Everything here is computed from those, question by question, so a comparison can be repeated at any time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +13,9 @@ from rag.evaluation.comparison import PairedComparison, adjusted, compare_evalua
 from rag.evaluation.evaluation_file import EvaluationFile, EvaluationRecord
 from rag.evaluation.metric import columns, metrics_of
 from rag.evaluation.significance import bootstrap_interval
+from rag.experiments.recipe import SELFAUG_SUFFIX
+from rag.experiments.recipes import BASE_RECIPE, RECIPES
 
-BASE = "vanilla"
-UNMOVED = ("sft", "dro_no_selector")
-"""Recipes whose retriever stays as it was."""
 SAMPLES = 8
 EXTREMES = 10
 GENERAL = "general"
@@ -24,8 +23,20 @@ TIMES = ("seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True)
-class RowResult:
-    """One finished row."""
+class TrialScores:
+    """The entry of a trial in sweep.json: without times, which differ between two runs.
+
+    Attributes:
+        name: The trial's name.
+        label: For tables.
+        recipe: Without the suffix `_selfaug`.
+        selfaug: Whether it has the SelfAug term.
+        seed: Of every draw.
+        changes: The settings of the grid, by their dotted names.
+        metrics: Means over the test questions, or over the general tasks.
+        intervals: Their 95 % bootstrap intervals.
+        kl_drift: Divergence from the base model in nats per input token; None: not measured.
+    """
 
     name: str
     label: str
@@ -33,7 +44,41 @@ class RowResult:
     selfaug: bool
     seed: int
     changes: Mapping[str, Any]
-    """Settings by which it differs from the other rows of its recipe."""
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    kl_drift: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in sweep.json: the metrics stand beside the other keys."""
+        drift = {} if self.kl_drift is None else {"kl_drift": self.kl_drift}
+        return {
+            **{name: getattr(self, name) for name in ("name", "label", "recipe", "selfaug", "seed")},
+            "changes": dict(self.changes),
+            **self.metrics,
+            **drift,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "TrialScores":
+        """What `to_dict` made; other keys, such as `seconds`, are ignored."""
+        named = {name: data[name] for name in ("name", "label", "recipe", "selfaug", "seed", "changes")}
+        intervals = {name: (low, high) for name, (low, high) in data["intervals"].items()}
+        metrics = {name: data[name] for name in intervals}
+        return cls(**named, metrics=metrics, intervals=intervals, kl_drift=data.get("kl_drift"))
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One finished trial with its values for every question."""
+
+    name: str
+    label: str
+    recipe: str
+    selfaug: bool
+    seed: int
+    changes: Mapping[str, Any]
+    """The settings of the grid, by their dotted names."""
     evaluation: EvaluationFile
     general: Sequence[float]
     """1 or 0 for each general-ability task."""
@@ -44,30 +89,30 @@ class RowResult:
 
     @property
     def cell(self) -> tuple[Any, ...]:
-        """Rows are compared with those of the same seed and settings."""
+        """Seed and settings of the grid; trials are compared with those of the same cell."""
         return (self.seed, *sorted((name, str(value)) for name, value in self.changes.items()))
 
     def column(self, name: str) -> list[float]:
         """The values of a metric, one for each question (or general task) that has one."""
         return list(self.general) if name == GENERAL else list(self.evaluation.values(name).values())
 
-    def table_row(self) -> dict[str, Any]:
-        """Means and intervals; without times, which are never the same twice."""
-        values = {column.name: self.column(column.name) for column in columns("trials")}
-        values = {name: found for name, found in values.items() if found}
-        return {
-            "name": self.name,
-            "label": self.label,
-            "recipe": self.recipe,
-            "selfaug": self.selfaug,
-            "seed": self.seed,
-            "changes": dict(self.changes),
-            **{name: sum(found) / len(found) for name, found in values.items()},
-            **({} if self.kl_drift is None else {"kl_drift": self.kl_drift}),
-            "intervals": {name: list(bootstrap_interval(found)) for name, found in values.items()},
-        }
+    def scores(self) -> TrialScores:
+        """Means and bootstrap intervals of every metric that has values."""
+        columns_found = {column.name: self.column(column.name) for column in columns("trials")}
+        values = {name: found for name, found in columns_found.items() if found}
+        return TrialScores(
+            name=self.name,
+            label=self.label,
+            recipe=self.recipe,
+            selfaug=self.selfaug,
+            seed=self.seed,
+            changes=dict(self.changes),
+            metrics={name: sum(found) / len(found) for name, found in values.items()},
+            intervals={name: bootstrap_interval(found) for name, found in values.items()},
+            kl_drift=self.kl_drift,
+        )
 
-    def timeless_curve(self) -> list[dict[str, Any]]:
+    def curve_without_timings(self) -> list[dict[str, Any]]:
         """The records without their times."""
         return [without_timings(record) for record in self.curve]
 
@@ -77,49 +122,53 @@ def without_timings(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in TIMES}
 
 
-def retriever_recall(results: Sequence[RowResult]) -> dict[str, float | None]:
-    """What the retriever finds of itself: by the base model's row, as training moves the retriever of others.
+def retriever_recall(results: Sequence[TrialResult]) -> dict[str, float | None]:
+    """Recall of the retriever before training, from the base model's trial.
 
-    Where that is not there: by a row whose retriever was not trained, else nothing.
+    Without that, from a trial whose recipe keeps the retriever as it is; without one, every value is None.
     """
-    untrained = [r for recipe in (BASE, *UNMOVED) for r in results if r.recipe == recipe]
-    metrics = untrained[0].evaluation.metrics if untrained else {}
+    unchanged = [r for r in results if RECIPES.get(r.recipe).keeps_retriever]
+    unchanged.sort(key=lambda r: r.recipe != BASE_RECIPE)
+    metrics = unchanged[0].evaluation.metrics if unchanged else {}
     return {f"retriever_recall@{k}": metrics.get(f"retriever_recall@{k}") for k in (1, 3, 5)}
 
 
-Pair = tuple[RowResult, RowResult, str]
-"""A row, another one that it is compared with, and by which metric."""
+Pair = tuple[TrialResult, TrialResult, str]
+"""A trial, the one that it is compared with, and the name of the metric."""
 
 
-def sweep_pairs(results: Sequence[RowResult], ours: str) -> list[Pair]:
-    """Ours against every other row, SelfAug against its plain twin, and every row against the base model.
+def sweep_pairs(results: Sequence[TrialResult], focus_recipe: str) -> list[Pair]:
+    """Pairs of trials that are tested.
+
+    The focus recipe is compared with every other trial, a trial with SelfAug with the same recipe without, and every
+    trial with the base model.
 
     Args:
-        results: In the order of the table; only rows of the same seed and settings are compared.
-        ours: The recipe (with `_selfaug`, if so) that the others are held against.
+        results: In the order of the table; only trials of the same seed and settings are compared.
+        focus_recipe: The recipe (with its suffix `_selfaug`, if any) that is compared with every other one.
     """
     found: dict[tuple[str, str, str], Pair] = {}
     for cell in cells(results):
         for metric in (column.name for column in columns("trial_comparisons")):
-            for one, other in _pairs_of(cell, ours):
+            for one, other in _pairs_in(cell, focus_recipe):
                 if one.column(metric) and other.column(metric):
                     found.setdefault((one.name, other.name, metric), (one, other, metric))
     return list(found.values())
 
 
-def cells(results: Sequence[RowResult]) -> list[list[RowResult]]:
-    """Rows that are compared with each other: of one seed and one cell of the grid; the base model is in all."""
-    keys = dict.fromkeys(r.cell for r in results if r.recipe != BASE) or {results[0].cell: None}
-    return [[r for r in results if r.recipe == BASE or r.cell == key] for key in keys]
+def cells(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
+    """Trials that are compared with each other: those of one seed and one cell of the grid, and the base model."""
+    keys = dict.fromkeys(r.cell for r in results if r.recipe != BASE_RECIPE) or {results[0].cell: None}
+    return [[r for r in results if r.recipe == BASE_RECIPE or r.cell == key] for key in keys]
 
 
-def _pairs_of(cell: Sequence[RowResult], ours: str) -> list[tuple[RowResult, RowResult]]:
+def _pairs_in(cell: Sequence[TrialResult], focus_recipe: str) -> list[tuple[TrialResult, TrialResult]]:
     by_kind = {(r.recipe, r.selfaug): r for r in cell}
-    mine = next((r for r in cell if variant_name(r) == ours), None)
-    base = by_kind.get((BASE, False))
-    pairs = [(mine, other) for other in cell if mine is not None and other is not mine]
-    twins = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
-    pairs += [(one, other) for one, other in twins if other is not None]
+    focus = next((r for r in cell if recipe_of(r) == focus_recipe), None)
+    base = by_kind.get((BASE_RECIPE, False))
+    pairs = [(focus, other) for other in cell if focus is not None and other is not focus]
+    without = [(r, by_kind.get((r.recipe, False))) for r in cell if r.selfaug]
+    pairs += [(one, other) for one, other in without if other is not None]
     pairs += [(one, base) for one in cell if base is not None and one is not base]
     seen: set[frozenset[str]] = set()
     kept = []
@@ -130,9 +179,9 @@ def _pairs_of(cell: Sequence[RowResult], ours: str) -> list[tuple[RowResult, Row
     return kept
 
 
-def variant_name(result: RowResult) -> str:
-    """The recipe, with `_selfaug` if so."""
-    return result.recipe + "_selfaug" * result.selfaug
+def recipe_of(result: TrialResult) -> str:
+    """The recipe, with its suffix `_selfaug` if it has the SelfAug term."""
+    return result.recipe + SELFAUG_SUFFIX * result.selfaug
 
 
 def compare(pairs: Sequence[Pair]) -> list[PairedComparison]:
@@ -140,22 +189,22 @@ def compare(pairs: Sequence[Pair]) -> list[PairedComparison]:
     found: list[PairedComparison] = []
     for metric in dict.fromkeys(metric for _, _, metric in pairs):
         chosen = [(one, other) for one, other, name in pairs if name == metric]
-        if metric == GENERAL:  # task by task: the same for what no evaluation holds
+        if metric == GENERAL:  # general tasks are not in the evaluation files
             found += adjusted(
                 [paired_comparison(one.name, other.name, GENERAL, one.general, other.general) for one, other in chosen]
             )
         else:
-            rows = {r.name: r.evaluation for pair in chosen for r in pair}
+            trials = {r.name: r.evaluation for pair in chosen for r in pair}
             names = [(one.name, other.name) for one, other in chosen]
-            found += compare_evaluations(list(rows.values()), metrics=[metric], pairs=names)
+            found += compare_evaluations(list(trials.values()), metrics=[metric], pairs=names)
     return found
 
 
-# -- questions -------------------------------------------------------------------------------------------------
+# Questions.
 
 
-def question_of(results: Sequence[RowResult], i: int) -> dict[str, Any]:
-    """The i-th question by id, with what every row made of it."""
+def question_of(results: Sequence[TrialResult], i: int) -> dict[str, Any]:
+    """The i-th question by id, with the answer of every trial."""
     widest = max((r.evaluation.records[i] for r in results), key=lambda record: len(record.candidates))
     shown = to_json_object(widest)
     return {
@@ -164,27 +213,27 @@ def question_of(results: Sequence[RowResult], i: int) -> dict[str, Any]:
     }
 
 
-def _answer(result: RowResult, record: EvaluationRecord) -> dict[str, Any]:
+def _answer(result: TrialResult, record: EvaluationRecord) -> dict[str, Any]:
     shown = to_json_object(record)
     return {
-        "row": result.name,
+        "trial": result.name,
         "text": record.prediction,
         **{name: shown[name] for name in ("question", "citations", "passages", "permutation", "log_prob")},
         **{m.name: record.scores[m.name] for m in metrics_of("answer") if m.name in record.scores},
     }
 
 
-def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
-    """The questions that ours answers most above the base model, and those most below it, best first and worst first.
+def extremes(results: Sequence[TrialResult], focus_recipe: str) -> list[dict[str, Any]]:
+    """The questions on which the focus recipe gains and loses most F1 against the base model, best and worst first.
 
-    Where there is no base model, by ours alone; where ours is not there, the last row is meant. Of equals the smaller
-    id comes first in both lists, and no question is in both.
+    Without a trial of the base model, those with the highest and lowest F1. Without the focus recipe, the last trial
+    takes its place. Of equal ones the smaller id comes first in both lists, and no question is in both.
     """
     shown = cells(results)[0]
-    mine = next((r for r in shown if variant_name(r) == ours), shown[-1])
-    base = next((r for r in shown if r.recipe == BASE), None)
-    gain = _gain(mine, None if base is mine else base)
-    places = range(len(mine.evaluation.records))
+    focus = next((r for r in shown if recipe_of(r) == focus_recipe), shown[-1])
+    base = next((r for r in shown if r.recipe == BASE_RECIPE), None)
+    gain = _gain(focus, None if base is focus else base)
+    places = range(len(focus.evaluation.records))
     best = sorted(places, key=gain, reverse=True)[: min(EXTREMES, (len(places) + 1) // 2)]  # sorted is stable
     worst = [i for i in sorted(places, key=gain) if i not in best][:EXTREMES]
     return [{**question_of(shown, i), "list": "best"} for i in best] + [
@@ -192,9 +241,9 @@ def extremes(results: Sequence[RowResult], ours: str) -> list[dict[str, Any]]:
     ]
 
 
-def _gain(mine: RowResult, base: RowResult | None) -> Callable[[int], tuple[float, float]]:
+def _gain(focus: TrialResult, base: TrialResult | None) -> Callable[[int], tuple[float, float]]:
     def gain(i: int) -> tuple[float, float]:
-        scores = mine.evaluation.records[i].scores
+        scores = focus.evaluation.records[i].scores
         less = {"f1": 0.0} if base is None else base.evaluation.records[i].scores
         return scores["f1"] - less["f1"], scores["f1"]
 

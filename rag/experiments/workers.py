@@ -1,4 +1,4 @@
-"""Several processes that share out a list of jobs: each job is claimed in a folder, and the first to ask does it."""
+"""Several processes that share a list of jobs: the first process to claim a job, by creating its file, runs it."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ CLAIMS_FOLDER = "claims"
 
 
 def claim(folder: Path, job: str) -> bool:
-    """Whether a job is ours to do: only the first process to ask gets it."""
+    """Whether this process got the job: only the first process that asks gets it."""
     file = folder / CLAIMS_FOLDER / job
     file.parent.mkdir(exist_ok=True)
     try:
@@ -27,25 +27,25 @@ def claim(folder: Path, job: str) -> bool:
     return True
 
 
-def forget_claims(folder: Path) -> None:
-    """All jobs can be claimed again."""
+def clear_claims(folder: Path) -> None:
+    """Remove all claims, so that every job can be claimed again."""
     shutil.rmtree(folder / CLAIMS_FOLDER, ignore_errors=True)
 
 
-class Helpers:
-    """Further processes that do jobs while the block runs; its end waits for them, an error in the block ends them.
+class WorkerProcesses:
+    """Further processes that run jobs during a `with` block; its end waits for them, an error in it kills them.
 
-    A helper that fails is logged and no more than that: whoever started it does what is left.
+    A worker that fails is logged; the process that started it runs the jobs that are left.
 
     Args:
-        count: How many. With this process they share the threads that torch has here.
-        code: What each runs (Python). It begins with `leave_with_parent`.
+        count: Number of processes. They and this process share the threads that torch has here.
+        code: Python code that each runs; it should first call `exit_with_parent`.
         arguments: Its `sys.argv[1:]`.
     """
 
     def __init__(self, count: int, code: str, arguments: Sequence[str]) -> None:
         self.count = count
-        # Modules come from where ours came from; of itself `-c` would look into the working directory first.
+        # Modules come from where this process got them; by default `-c` would look into the working directory first.
         self.command = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}", *arguments]
         self.threads = torch.get_num_threads()
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -54,14 +54,14 @@ class Helpers:
         share = max(1, self.threads // (self.count + 1))
         torch.set_num_threads(share)
         for position in range(1, self.count + 1):
-            # Progress bars of tqdm stand below ours, and those of loading weights are left out.
+            # Progress bars of tqdm are drawn below those of this process, and those of loading weights are left out.
             environment = {"OMP_NUM_THREADS": str(share), "TQDM_POSITION": str(position)}
             environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
                 env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C is for us, and we end them
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends the workers
             )
             self.processes.append(process)
 
@@ -75,19 +75,15 @@ class Helpers:
             if process.stdin is not None:
                 process.stdin.close()
             if kind is None and code:
-                how = (
-                    f"was ended by signal {-code} (9: perhaps for want of memory)"
-                    if code < 0
-                    else f"exited with {code}"
-                )
-                logger.warning("A helper %s; what it left undone is done without it.", how)
+                how = f"was ended by signal {-code} (9: perhaps out of memory)" if code < 0 else f"exited with {code}"
+                logger.warning("A worker process %s; this process runs the jobs that it left.", how)
 
 
-def leave_with_parent() -> None:
-    """End this helper as soon as the process that started it is gone, however it went."""
+def exit_with_parent() -> None:
+    """Exit this worker process as soon as the process that started it has ended, for whatever reason."""
 
     def wait() -> None:
-        # The pipe itself, and not the reader around it: that one holds a lock which the end of Python would wait for.
+        # Reads the pipe and not sys.stdin, whose lock would block the shutdown of Python.
         while os.read(0, 1):
             pass
         os._exit(1)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 from indexes.errors import UsageError
 from rag.report.series_style import SeriesStyles
 
-PAGES = ("evaluation", "forgetting", "run", "sweep", "comparison")
+PAGES = ("evaluation", "forgetting", "run", "sweep")
 """Kinds of pages, which are the kinds of their data."""
 SECTIONS = ("rounds", "recall", "tradeoff", "charts")
 """Sections of pages that draw charts; every page has "charts", before its settings."""

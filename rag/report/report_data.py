@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
-BASE_TRIALS = ("vanilla", "base")
+BASE_TRIALS = ("no_training", "base")
 """Names (or recipes) of the trial whose model was not trained."""
 WHOLE_TASK = "all"
 """The group that stands for all items of a retention task."""
@@ -311,10 +311,10 @@ class EncyclopediaReading:
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """Several trials on the same questions: a demo experiment, or a sweep."""
+    """The trials of a sweep or of the demo experiment on the same questions."""
 
-    kind: str
-    """"comparison" or "sweep"."""
+    kind = "sweep"
+
     trials: Sequence[Trial] = ()
     retriever: Mapping[str, float] = field(default_factory=dict)
     """Recall of the untrained retriever."""

@@ -95,7 +95,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_file(file: Path) -> dict[str, Any]:
     data = _read_json(file)
-    if data.get("kind") not in FILE_KINDS and (data.get("kind") is not None or "rows" not in data):
+    if data.get("kind") not in FILE_KINDS:
         keys = sorted(data)
         found = f"is of kind {data['kind']!r}" if data.get("kind") else f"holds the keys {keys[:12]}"
         raise DataError(f"A report is made from {SUPPORTED}; {file} {found}. Name another file.")
@@ -146,9 +146,9 @@ def _read_forgetting(file: Path) -> dict[str, Any]:
 
 def with_seconds(sweep: _Object, seconds: _Object) -> dict[str, Any]:
     """A sweep with its times, which its own file omits so that the same sweep is always the same file."""
-    by_trial = _object(seconds.get("rows"))
-    trials = [{**trial, "seconds": by_trial.get(str(trial.get("name")))} for trial in _objects(sweep.get("rows"))]
-    return {**sweep, "rows": trials, "seconds": seconds.get("total")}
+    by_trial = _object(seconds.get("trials"))
+    trials = [{**trial, "seconds": by_trial.get(str(trial.get("name")))} for trial in _objects(sweep.get("trials"))]
+    return {**sweep, "trials": trials, "seconds": seconds.get("total")}
 
 
 def with_evaluation_records(sweep: _Object, folder: str | Path) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def with_evaluation_records(sweep: _Object, folder: str | Path) -> dict[str, Any
     pipelines that read one document at a time may retrieve fewer candidates.
     """
     evaluations = _object(sweep.get("evaluations"))
-    order = [str(trial.get("name")) for trial in _objects(sweep.get("rows")) if str(trial.get("name")) in evaluations]
+    order = [str(trial.get("name")) for trial in _objects(sweep.get("trials")) if str(trial.get("name")) in evaluations]
     widest = sorted(order, key=lambda name: len(_object(_object(evaluations[name]).get("metrics"))), reverse=True)
     for name in widest:
-        file = Path(folder) / "rows" / name / "evaluation.json"
+        file = Path(folder) / "trials" / name / "evaluation.json"
         if Path(name).name == name and file.is_file():
             with contextlib.suppress(ValueError):  # a damaged file costs only the ceilings, not the page
                 records = _object(json.loads(file.read_text(encoding="utf-8"))).get("records")
@@ -180,15 +180,12 @@ def parse_result(result: _Object) -> ReportData:
 
     Args:
         result: `kind` is "evaluation", "forgetting", "run" (`name`, `run` for run.json and `records` for the lines of
-            metrics.jsonl) or "sweep"; without it, the result is that of a demo experiment. Of the last two `rows` is
-            required, one mapping per trial.
+            metrics.jsonl) or "sweep", also of a demo experiment, with `trials`, one mapping per trial.
 
     Raises:
         DataError: Another kind, or a comparison without a list of trials.
     """
     kind = result.get("kind")
-    if kind in (None, "comparison"):
-        return _comparison(result, "comparison")
     if kind not in _PARSERS:
         raise DataError(
             f"A report shows one of the kinds {sorted(_PARSERS)}; got {kind!r}. Pass the file of one of them."
@@ -333,27 +330,26 @@ def _rounds(records: object) -> list[RoundRecord]:
     ]
 
 
-def _permutations_drawn(settings: _Object) -> str:
-    """How many permutations DRO's E-step draws for a question; empty if the settings do not say."""
-    e_step = _object(settings.get("e_step")) or settings  # a demo result has its own flat settings
-    kept, factor = e_step.get("num_permutations"), e_step.get("proposals_per_sample")
+def _permutations_drawn(config: _Object) -> str:
+    """How many permutations DRO's E-step draws for a question; empty if the settings of training do not say."""
+    training = dict(_flat(config, ""))
+    kept, factor = (training.get(f"e_step.{name}") for name in ("num_permutations", "proposals_per_sample"))
     return _text(kept * factor if isinstance(kept, int) and isinstance(factor, int) else kept)
 
 
-def _comparison(result: _Object, kind: str) -> ComparisonData:
-    if not isinstance(result.get("rows"), list | tuple):
-        found = f"the keys {sorted(map(str, result))}" if "rows" not in result else type(result["rows"]).__name__
+def _sweep(result: _Object) -> ComparisonData:
+    if not isinstance(result.get("trials"), list | tuple):
+        found = f"the keys {sorted(map(str, result))}" if "trials" not in result else type(result["trials"]).__name__
         raise DataError(
-            f"A result must hold 'rows', a list with one mapping per pipeline; got {found}. "
+            f"A result must hold 'trials', a list with one mapping per pipeline; got {found}. "
             "Pass the whole result of a comparison, not a part of it."
         )
-    trials = [_trial(entry) for entry in _objects(result["rows"])]
+    trials = [_trial(entry) for entry in _objects(result["trials"])]
     evaluations = {str(name): _object(entry) for name, entry in _object(result.get("evaluations")).items()}
     with_records = next((entry for entry in evaluations.values() if entry.get("records")), {})
     encyclopedia = _object(result.get("encyclopedia"))
     settings = _object(result.get("settings"))
     return ComparisonData(
-        kind=kind,
         trials=trials,
         retriever=_numbers(_object(result.get("retriever"))),
         retriever_kind=_text(settings.get("retriever")) or "dense",
@@ -377,16 +373,12 @@ def _comparison(result: _Object, kind: str) -> ComparisonData:
         dataset=_dataset(result),
         mode=_text(result.get("mode")),
         seconds=_number(result.get("seconds")),
-        focus_recipe=_text(settings.get("ours")) or "auto",
-        invented_world=kind != "sweep" or _object(settings.get("world")).get("domain") is not None,
+        focus_recipe=_text(settings.get("focus_recipe")) or "auto",
+        invented_world=_object(settings.get("world")).get("domain") is not None,
         sizes=_sizes(result, settings),
-        permutations_drawn=_permutations_drawn(settings),
+        permutations_drawn=_permutations_drawn(_object(settings.get("training"))),
         settings=_settings({**({"mode": result["mode"]} if result.get("mode") else {}), **settings}),
     )
-
-
-def _sweep(result: _Object) -> ComparisonData:
-    return _comparison(result, "sweep")
 
 
 def _trial(entry: _Object) -> Trial:
@@ -428,7 +420,7 @@ def _sizes(result: _Object, settings: _Object) -> dict[str, str]:
     answerable, questions = result.get("answerable_questions"), _object(result.get("dataset")).get("n")
     parts = [_object(settings.get(part)) for part in ("world", "training", "selector")]
     found = {"test_questions": questions} | {
-        key.removeprefix("e_step."): value for part in [*parts, settings] for key, value in part.items()
+        key.removeprefix("e_step."): value for part in [*parts, settings] for key, value in _flat(part, "")
     }
     found["answerable_questions"] = answerable
     if found.get("train_questions") is None and answerable is not None:
@@ -447,7 +439,7 @@ def _records(entries: object, name: str) -> list[AnsweredQuestion]:
 def _recorded_answer(record: _Object, name: str) -> GivenAnswer:
     scores = record.get("scores")
     scores = scores if isinstance(scores, Mapping) else record
-    return _answer({**record, **scores, "row": name, "text": record.get("prediction")})
+    return _answer({**record, **scores, "trial": name, "text": record.get("prediction")})
 
 
 def _questions(entries: object) -> list[AnsweredQuestion]:
@@ -468,7 +460,7 @@ def _question(entry: _Object, answers: Sequence[GivenAnswer]) -> AnsweredQuestio
 
 def _answer(entry: _Object) -> GivenAnswer:
     return GivenAnswer(
-        name=_text(entry.get("row")),
+        name=_text(entry.get("trial")),
         text=_text(entry.get("text")),
         **{name: _number(entry.get(name)) for name in ("exact_match", "f1", "log_prob")},
         citations=_texts(entry.get("citations")),

@@ -20,7 +20,7 @@ class RoundChart(Chart):
         order: Its place within the section: lower numbers come first.
     """
 
-    pages: ClassVar[Sequence[str]] = ("run", "sweep", "comparison")
+    pages: ClassVar[Sequence[str]] = ("run", "sweep")
     section = "rounds"
 
     def __init__(self, value: str, *, title: str, unit: str, text: str, order: int = 100) -> None:

@@ -25,7 +25,8 @@ from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage
 from indexes.directory.builder import build_index
 from indexes.encoder import Encoder
-from rag.experiments.sweep_runner import Sweep, SweepSettings
+from rag.experiments.sweep_runner import Sweep
+from rag.experiments.sweep_settings import SweepSettings
 from retriever.selector_config import SelectorConfig
 from training.questions.example import QAExample
 from training.questions.loading import write_examples

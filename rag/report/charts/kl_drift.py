@@ -13,7 +13,7 @@ class KLDrift(Chart):
     """Forgetting against drift: one line per trial, one point per round."""
 
     section, order = "rounds", 90
-    pages = ("run", "sweep", "comparison")
+    pages = ("run", "sweep")
 
     def draw(self, data: RunData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
         """One figure, if forgetting was measured in a round."""

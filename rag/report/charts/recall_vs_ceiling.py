@@ -85,7 +85,7 @@ class RecallVsCeiling(Chart):
     """Recall@k of the selectors between the retriever's recall and the ceilings."""
 
     section, order = "recall", 10
-    pages = ("evaluation", "sweep", "comparison")
+    pages = ("evaluation", "sweep")
 
     def draw(self, data: EvaluationData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
         """One figure, if a recall is known."""

@@ -13,7 +13,7 @@ class SelectorByRound(Chart):
     """The selectors, the untrained retriever, and retrievers that training changed."""
 
     section, order = "rounds", 30
-    pages = ("run", "sweep", "comparison")
+    pages = ("run", "sweep")
 
     def draw(self, data: RunData | ComparisonData, styles: SeriesStyles) -> Sequence[LineFigure]:
         """One figure, if a selector or a retriever was scored."""

@@ -92,7 +92,7 @@ class TradeoffChart(Chart):
     """A figure per measurement of forgetting."""
 
     section, order = "tradeoff", 10
-    pages = ("sweep", "comparison")
+    pages = ("sweep",)
 
     def draw(self, data: ComparisonData, styles: SeriesStyles) -> Sequence[ScatterFigure]:
         """General tasks first, then the tasks of the forgetting file."""

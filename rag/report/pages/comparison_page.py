@@ -115,4 +115,4 @@ def run_sentence(data: ComparisonData) -> str:
 
 
 def _time(data: ComparisonData) -> str:
-    return f"{duration(data.seconds or 0.0)} in all{' trials together' if data.kind == 'sweep' else ''}"
+    return f"{duration(data.seconds or 0.0)} in all{'' if data.mode else ' trials together'}"
