@@ -1,11 +1,9 @@
-"""Opening the parts of a pipeline: the base language model and the encoder of an index."""
+"""Opening the base language model of a pipeline."""
 
 from pathlib import Path
 
 from generator.configs import AdapterConfig, ChatConfig, ModelConfig
 from generator.language_model import LanguageModel
-from indexes.directory.passage_index import PassageIndex
-from indexes.encoder import Encoder
 from indexes.tiny_encoder import TINY
 from rag.tiny_base import base_path
 
@@ -29,20 +27,3 @@ def load_language_model(
 def is_model_folder(name: str) -> bool:
     """Whether the name of a model is a local folder, and neither a Hub id nor "tiny"."""
     return name != TINY and Path(name).is_dir()
-
-
-def encoder_of(
-    index: PassageIndex,
-    encoder: str | Path | Encoder | None = None,
-    *,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-) -> Encoder:
-    """The encoder of an index: the one its manifest names, or the given copy of it, with the same prompts.
-
-    Raises:
-        ResourceError: It cannot be found or loaded.
-    """
-    if isinstance(encoder, Encoder):
-        return encoder
-    return index.manifest.encoder.load(encoder, device=device, trust_remote_code=trust_remote_code)

@@ -20,7 +20,6 @@ from rag.experiments.trial_store import EVALUATION_FILE, FORGETTING_FILE, RETENT
 from rag.forgetting.general_tasks import GeneralTask, make_general_tasks
 from rag.forgetting.measurement import measure_general_tasks, measure_model
 from rag.forgetting.retention_tasks import retention_tasks_of
-from rag.model_loading import encoder_of
 from rag.pipeline import RAG
 from training import DROTrainer, QAExample
 from training.run_folder import RUN_FILE
@@ -71,7 +70,7 @@ class TrialRunner:
         documents = s.documents or max(3, s.selector.num_selected)
         return RAG.create(
             index=index,
-            encoder=encoder_of(index, s.encoder, device=s.device, trust_remote_code=s.trust_remote_code),
+            encoder=index.load_encoder(s.encoder, check=False, device=s.device, trust_remote_code=s.trust_remote_code),
             retriever=s.retriever,
             base=s.base,
             revision=s.revision,
