@@ -392,8 +392,8 @@ def test_commands_leave_out_or_refuse_what_does_not_fit(
     code, out, _ = run([*ask, "--on_error", "skip"], capsys)
     assert code == 0 and "(left out: it is empty or does not fit the model's context)" in out
     batch = ["inspect", "batch", "--bundle", bundle, "--device", "cpu", "--questions", tmp_path / "q.jsonl"]
-    small = ["--num_permutations", "2", "--proposals_per_sample", "1", "--per_device_train_batch_size", "3", "--json"]
-    code, out, _ = run([*batch, *small], capsys)
+    small = {"e_step.num_permutations": 2, "e_step.proposals_per_sample": 1, "m_step.per_device_train_batch_size": 3}
+    code, out, _ = run([*batch, *(f"--{name}={value}" for name, value in small.items()), "--json"], capsys)
     assert code == 0 and {sequence["question"] for sequence in json.loads(out)["sequences"]} == {SHORT[0].question}
 
 

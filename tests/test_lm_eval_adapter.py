@@ -21,7 +21,7 @@ from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from rag.cli import main
 from rag.forgetting.file_tasks import PlainText
 from rag.forgetting.measurement import forgetting_table, measure_forgetting, measure_model
-from rag.forgetting.retention_tasks import RetentionTasks
+from rag.forgetting.retention_tasks import RETENTION_TASKS, RetentionTasks
 
 pytest.importorskip("lm_eval", reason="needs the harness extra")
 
@@ -295,6 +295,7 @@ def test_an_unknown_task_is_refused(tuned: Generator, tmp_path: Path, monkeypatc
 def test_a_missing_extra_is_named(tuned: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "rag.forgetting.lm_eval_adapter", raising=False)
+    monkeypatch.delitem(RETENTION_TASKS._registered, "harness", raising=False)  # as in a new process
     with pytest.raises(ResourceError, match=r'pip install "dro-rag\[harness\]"'):
         measure_model(tuned, "base", RetentionTasks(harness=("x",)), progress=False)
     own = write(tmp_path / "t.jsonl", [{"text": "fine"}])

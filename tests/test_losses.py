@@ -289,5 +289,5 @@ def test_chunks_fit_the_vocabulary_and_the_device() -> None:
 
 def test_an_unknown_kl_direction_is_refused() -> None:
     tuned, base, head, weights = _case()
-    with pytest.raises(UsageError, match="'sideways' came"):
+    with pytest.raises(UsageError, match="got 'sideways'"):
         selfaug_loss(tuned, base, weights, lambda h: h @ head.T, direction="sideways")

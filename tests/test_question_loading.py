@@ -323,7 +323,7 @@ def test_empty_dataset() -> None:
     [
         (
             '{"id": "x", "question": "q?"',
-            r"f\.jsonl:3: every line must be one JSON object, got broken JSON at column 31",
+            r"f\.jsonl:3: every line must be one JSON object, got broken JSON at column \d+ .*Correct or remove",
         ),
         ("not json", r"f\.jsonl:3: .*column 1 .*Correct or remove the line"),
         ('["x", "q?"]', r"f\.jsonl:3: every record must be a JSON object, got list"),

@@ -286,13 +286,13 @@ def _mounting(size: str, disk: Path) -> list[str]:
     probe = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = f"mount -t tmpfs -o size={size} tmpfs {disk}"
     if shutil.which("unshare") is None or subprocess.run([*probe, mount], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
+        pytest.skip("this system allows no mount of a small disk")
     return [*probe, f'{mount} && exec "$@"', "sh"]
 
 
 def test_a_full_disk_is_a_clean_error_and_resumes(folder: Path) -> None:
     printed = run_parent(FULL_DISK, folder, *_mounting("2m", folder / "disk"))
-    assert "the disk is full" in printed and "with resume (--resume) to go on" in printed
+    assert "the disk is full" in printed and "with resume (--resume) to continue" in printed
 
 
 def test_a_disk_that_is_too_small_is_refused_before_encoding(folder: Path) -> None:

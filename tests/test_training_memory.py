@@ -20,7 +20,6 @@ from rag.planning.training_memory import (
     cache_bytes,
     e_sample_bytes,
     e_score_bytes,
-    index_bytes,
     kept_bytes,
     kl_bytes,
     m_generator_bytes,
@@ -60,7 +59,6 @@ def test_bytes_that_are_always_in_use() -> None:
     assert adapter_bytes(SHAPE) == 15680
     assert (optimizer_bytes(SHAPE), optimizer_bytes(SHAPE, 1)) == (47040, 23520)
     assert cache_bytes(SHAPE, PRECISIONS["bfloat16"], 7) == 7 * 2 * 2 * 6 * 2
-    assert index_bytes(1000, 384) == 1_536_000
 
 
 def test_bytes_of_logits() -> None:
