@@ -140,7 +140,13 @@ def test_a_plan_without_sizes_names_the_missing_fields(tmp_path: Path) -> None:
 # -- properties of modules --------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[1]
-SAFE = {"LanguageModel.role", "LanguageModel.base_model", "LanguageModel.device", "QuestionAdapter.is_identity"}
+SAFE = {
+    "LanguageModel.adapter",
+    "LanguageModel.base_model",
+    "LanguageModel.device",
+    "LanguageModel.role",
+    "QuestionAdapter.is_identity",
+}
 """They read attributes that `__init__` has set, and cannot raise an AttributeError."""
 
 

@@ -484,7 +484,11 @@ def test_wrong_options_of_the_command_are_refused(
         (["--bundle", str(bundles[0]), "--base", "tiny", *pairs], 2, "give one of both"),
         (["--bundle", str(bundles[0])], 2, "give sources of at least one of"),
         (["--bundle", str(bundles[0]), str(bundles[0]), *pairs], 2, "got ['first'] twice"),
-        (["--bundle", str(bundles[0]), "--name", "a", "b", *pairs], 2, "--name needs one name for each of 1 bundles, got 2"),
+        (
+            ["--bundle", str(bundles[0]), "--name", "a", "b", *pairs],
+            2,
+            "one name for each of 1 bundles, got 2",
+        ),
         (["--bundle", "not-opened", "--name", "base", *pairs], 2, "only the base model is named 'base'"),
         (["--bundle", "not-opened", "--name", "a/b", "--scores", "s", *pairs], 2, "without folders, got 'a/b'"),
         (

@@ -219,7 +219,7 @@ def test_formulas_count_what_torch_counts(sweep: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         growth, "config", lambda vocabulary: LlamaConfig(**{**SIZES, "vocab_size": vocabulary, "head_dim": 8})
     )
-    monkeypatch.setattr(growth, "PLAIN", replace(growth.PLAIN, prompt=120, row=100, num_permutations=4))
+    monkeypatch.setattr(growth, "PLAIN", replace(growth.PLAIN, prompt=120, sequence=100, num_permutations=4))
     for value in {"m": (1, 8), "n": (5, 12), "V": (300, 3000), "prompt": (60, 240)}[sweep]:
         for point in growth.measure(sweep, value, growth.MEANT[sweep], repeats=1):
             assert point.counted == pytest.approx(point.all_pairs, rel=growth.TOLERANCE), point

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from indexes.directory.builder import PassageIndex, build_index
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
 from indexes.vectors.tuning import tune
+from indexes.vectors.vector_store import StoreProperties
 from rag import RAG
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate, filter_answerable
@@ -220,7 +221,7 @@ def test_evaluation_audit_and_answerable_questions(
     assert data.dataset.identical_ids == {"ignoring": 4, "found": 4, "gold": 0}
     plain = [replace(example, ignore_identical_id=False) for example in ASKED]
     own = evaluate(rag, plain, progress=False)
-    assert [row[0]["id"] for row in own.candidates] == [e.id for e in ASKED]
+    assert [row[0].id for row in own.candidates] == [e.id for e in ASKED]
     assert "identical_ids" not in evaluation_file(rag, own, name="x").to_dict()["dataset"]
 
 
@@ -280,6 +281,8 @@ class FindsItselfOnly:
     """Four vectors; every search finds the query's own row and, behind it, rows that are none of the best."""
 
     factory = "Flat"
+    properties = StoreProperties()
+    search_parameters: ClassVar[dict[str, tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
         return 4
