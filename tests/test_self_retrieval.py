@@ -302,7 +302,7 @@ def test_tuning_does_not_count_the_query_itself() -> None:
     assert tune(index, query, k=1, ignored=[[0]]).recall == 0.0
     assert tune(index, query, k=2, ignored=[[0]]).recall == 0.5  # {1, 3} of {2, 3}
     assert tune(index, query, k=1, ignored=[[0, 1]], exact_ids_Bk=[[0, 3, 2]]).recall == 1.0
-    with pytest.raises(MismatchError, match="each of 1 queries, but for 2"):
+    with pytest.raises(MismatchError, match="each of 1 queries, but got them for 2"):
         tune(index, query, k=1, ignored=[[0], [1]])
 
 
