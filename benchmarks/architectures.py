@@ -1,7 +1,7 @@
 """Which causal language models can be the base: every architecture of transformers, tiny and with random weights.
 
     python -m benchmarks.architectures                # a line for each, then the counts
-    python -m benchmarks.architectures --markdown     # the tables of docs/architectures.md
+    python -m benchmarks.architectures --markdown     # the tables of docs/base_models.md
     python -m benchmarks.architectures --only bloom mamba
 
 Each model answers, alone and in a batch; learns for one step; is saved with its base and opened again; and must then
