@@ -16,7 +16,7 @@ import pytest
 FILE = Path(__file__).with_suffix(".json")
 KEPT_SECONDS = 0.2
 """What is faster has no entry: it cannot be slow, and the file stays small."""
-SLOW_SECONDS = 0.3
+SLOW_SECONDS = 0.2
 """With every faster test, `make check` stays under a minute on two cores."""
 
 

@@ -26,7 +26,7 @@ def fields_of(node: ast.ClassDef) -> list[str]:
 
 def entries_of(docstring: str) -> list[str]:
     """The names that the section "Attributes" explains: those that begin a line at its first indentation."""
-    section = docstring.partition("Attributes:\n")[2]
+    section = docstring.partition("Attributes:\n")[2].partition("\n\n")[0]
     return re.findall(r"^ {4}(\w+):", section, flags=re.MULTILINE)
 
 
