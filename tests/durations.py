@@ -47,6 +47,7 @@ class DurationWriter:
         self.item: pytest.Item | None = None
         self.tests: dict[str, float] = {}
         self.fixtures: dict[str, float] = {}
+        self._inner: list[float] = []  # of each measurement that runs, what measurements inside it took
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
@@ -65,13 +66,21 @@ class DurationWriter:
 
     @contextmanager
     def _measured(self, fixture: str) -> Iterator[None]:
-        """Adds a time to the report of the running test, which xdist hands to the controlling process."""
+        """Adds a time to the report of the running test, which xdist hands to the controlling process.
+
+        What a fixture takes that is requested inside a test or another fixture counts for that fixture alone.
+        """
         before = _processor_seconds()
+        self._inner.append(0.0)
         try:
             yield
         finally:
+            spent = _processor_seconds() - before
+            own = spent - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += spent
             if self.item is not None:
-                self.item.user_properties.append(("processor_seconds", (fixture, _processor_seconds() - before)))
+                self.item.user_properties.append(("processor_seconds", (fixture, own)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":
