@@ -1,9 +1,9 @@
 r"""All baselines on real questions with a real encoder and the tiny base: `rag sweep` with what it needs before.
 
-    python -m benchmarks.baselines squad --data ../shared/data --encoder ../shared/models/all-MiniLM-L6-v2 --output DIR
-    python -m benchmarks.baselines 2wiki --data ../shared/data --encoder ../shared/models/all-MiniLM-L6-v2 --output DIR
+    python -m benchmarks.baselines squad --data DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --output DIR
+    python -m benchmarks.baselines 2wiki --data DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --output DIR
     rag forgetting --bundle DIR/sweep/trials/sft/bundle DIR/sweep/trials/sft_selfaug/bundle \
-        --pairs ../shared/data/probes/blimp.jsonl.gz --text ../shared/data/probes/wikitext2_test.jsonl.gz
+        --pairs DATA/probes/blimp.jsonl.gz --text DATA/probes/wikitext2_test.jsonl.gz
 
 Passages are cut to 48 of the encoder's tokens, since the tiny base reads 2,048 tokens of its own, which are short.
 Questions are shuffled first: in these files those of one article stand together. A sweep that was killed continues.

@@ -1,7 +1,7 @@
 """What dense retrieval, BM25 and both together find on real questions. Prints one table.
 
-    python -m benchmarks.retrieval --data ../shared/data --encoder ../shared/models/all-MiniLM-L6-v2 --cache DIR
-    python -m benchmarks.retrieval --data ../shared/data --words     # BM25 alone, with other options
+    python -m benchmarks.retrieval --data DATA --encoder sentence-transformers/all-MiniLM-L6-v2 --cache DIR
+    python -m benchmarks.retrieval --data DATA --words     # BM25 alone, with other options
 
 The data folder holds a folder for each data set with `corpus.jsonl.gz` and `dev.jsonl.gz` (questions with gold ids).
 Indexes that are missing from the cache are built there first; encoding takes nearly all of the time. Options are the

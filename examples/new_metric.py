@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from indexes import Corpus, Encoder, Passage, build_index
 from rag import RAG, Answer, evaluate
-from rag.evaluation.evaluation_file import evaluation_file, read_evaluation, write_json
+from rag.evaluation.evaluation_file import evaluation_file, read_evaluation, write_results
 from rag.evaluation.metric import METRICS, Metric, accepted_answers, metric_label, metric_of
 from rag.text_tables import table
 from retriever import SelectorConfig
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         index = build_index(corpus, encoder, Path(folder) / "index", progress=False)
         rag = RAG.create(index=index, selector=SelectorConfig(num_candidates=2, num_selected=2))
         file = evaluation_file(rag, evaluate(rag, QUESTIONS, progress=False), name="tiny base model")
-        write_json(file.to_dict(), Path(folder) / "evaluation.json")
+        write_results(file.to_dict(), Path(folder) / "evaluation.json")
         read = read_evaluation(Path(folder) / "evaluation.json")
     shown = {name: metric for name in read.metrics if (metric := metric_of(name))}
     rows = [[metric_label(n), m.format(read.metrics[n], read.intervals[n])] for n, m in shown.items()]

@@ -24,7 +24,7 @@ from rag.evaluation.evaluation_file import (
     dataset_digest,
     evaluation_file,
     read_evaluation,
-    write_json,
+    write_results,
 )
 from rag.evaluation.significance import bootstrap_interval
 from rag.pipeline import RAG
@@ -287,7 +287,7 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
     assert run(["evaluate", "--compare", one, tmp_path / "missing.json"], capsys)[0] == 3
     without_records = json.loads(one.read_text())
     del without_records["records"]
-    write_json({**without_records, "name": "short"}, other)
+    write_results({**without_records, "name": "short"}, other)
     code, _, error = run(["evaluate", "--compare", one, other], capsys)
     assert code == 3 and "the key 'records' is missing" in error
     assert run(["evaluate", "--compare", one, questions], capsys)[0] == 4
@@ -295,7 +295,7 @@ def test_files_are_compared(bundle: Path, questions: Path, tmp_path: Path, capsy
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = evaluation_of("x", {"exact_match": [1.0, 0.0]}, label="\u00e9")
-    write_json(file.to_dict(), tmp_path / "new" / "good.json")
+    write_results(file.to_dict(), tmp_path / "new" / "good.json")
     assert read_evaluation(tmp_path / "new" / "good.json") == file
 
 

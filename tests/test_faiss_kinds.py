@@ -14,7 +14,6 @@ from indexes.vectors.faiss.faiss_factory import (
     bytes_per_vector,
     choose_factory,
     properties,
-    reencoding_is_stable,
     search_parameters,
     stores_exact_vectors,
 )
@@ -171,8 +170,8 @@ def test_a_file_of_another_class_is_not_taken_for_its_base(vectors_Nd: np.ndarra
 @pytest.mark.parametrize(("code", "stable"), [("SQtq2", False), ("SQtq4", False), ("SQtqmse4", True), ("SQ4", True)])
 def test_turboquant_codes_are_not_stable(code: str, stable: bool) -> None:
     for factory in (code, f"IVF16,{code}", f"RR,{code}", f"SQ8,Refine({code})"):
-        assert reencoding_is_stable(factory) == stable
-    assert reencoding_is_stable(f"{code},RFlat")
+        assert properties(factory).is_stable == stable
+    assert properties(f"{code},RFlat").is_stable
 
 
 @pytest.mark.parametrize("factory", ["IVF16,SQ0", "IVF16,SQ0,RFlat"])

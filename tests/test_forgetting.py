@@ -30,7 +30,7 @@ from generator.prompts import render_chat
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.bundle import load_generator
 from rag.cli import main
-from rag.evaluation.evaluation_file import bundle_digest, write_json
+from rag.evaluation.evaluation_file import bundle_digest, write_results
 from rag.forgetting.file_tasks import AnsweredPrompts, Drift, MinimalPairs, PlainText
 from rag.forgetting.general_tasks import GeneralTask
 from rag.forgetting.measurement import (
@@ -329,8 +329,8 @@ def test_scores_are_equal_after_writing_and_reading(
 ) -> None:
     table = measure_forgetting([("x", generator)], tasks, scores_folder=tmp_path / "scores", progress=False).to_dict()
     loaded = [ModelScores.load(tmp_path / "scores" / f"{name}.json") for name in ("base", "x")]
-    write_json(table, tmp_path / "a.json")
-    write_json(forgetting_table(loaded).to_dict(), tmp_path / "b.json")
+    write_results(table, tmp_path / "a.json")
+    write_results(forgetting_table(loaded).to_dict(), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     with pytest.raises(DataError, match=r"a\.json: the key 'name' is missing"):
         ModelScores.load(tmp_path / "a.json")
@@ -405,7 +405,7 @@ def test_infinite_values_are_null_in_json(tmp_path: Path) -> None:
     base = some_scores("base", "base", numerators=(2000.0, 2100.0, 1900.0), **known)
     tuned = some_scores("a", "generator", numerators=(2010.0, 2120.0, 1930.0), **known)
     table = forgetting_table([base, tuned]).to_dict()
-    write_json(table, tmp_path / "table.json")
+    write_results(table, tmp_path / "table.json")
     assert {(m["value"], m["interval"]) for m in table["measurements"]} == {(None, None)}
     (whole,) = [c for c in table["comparisons"] if c["group"] == "all"]
     assert (whole["difference"], whole["interval"]) == (None, None) and whole["p"] >= 0.25

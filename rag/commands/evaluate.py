@@ -78,7 +78,7 @@ def _evaluate(args: Any) -> Report:
         raise UsageError(f"--order_bias must be a number of shuffles, 0 for no audit, got {args.order_bias}.")
     from rag import evaluate
     from rag.evaluation.evaluation import filter_scorable
-    from rag.evaluation.evaluation_file import check_output, evaluation_file, write_json
+    from rag.evaluation.evaluation_file import check_output, evaluation_file, write_results
     from rag.hub import bundle_folder
     from training import check_gold_ids
     from training.questions.loading import read_questions
@@ -109,7 +109,7 @@ def _evaluate(args: Any) -> Report:
         **_audits(args, rag, result),
     )
     if args.output is not None:
-        write_json(file.to_dict(), args.output)
+        write_results(file.to_dict(), args.output)
     return Report("\n\n".join(_paragraphs(file)), file.to_dict())
 
 
@@ -129,7 +129,7 @@ def _audits(args: Any, rag: Any, result: Any) -> dict[str, Any]:
 
 def _compare(args: Any) -> Report:
     from rag.evaluation.comparison import ComparisonFile, compare_evaluations
-    from rag.evaluation.evaluation_file import read_evaluation, write_json
+    from rag.evaluation.evaluation_file import read_evaluation, write_results
 
     if given := [f"--{name}" for name in _ASKING if args[name]]:
         raise UsageError(f"--compare reads files that are evaluated already; leave {', '.join(given)} out.")
@@ -137,7 +137,7 @@ def _compare(args: Any) -> Report:
     compared = compare_evaluations(evaluations, metrics=args.metrics)
     data = ComparisonFile(dataset=evaluations[0].dataset, comparisons=compared).to_dict()
     if args.output is not None:
-        write_json(data, args.output)
+        write_results(data, args.output)
     return Report(_comparison_text(compared), data)
 
 

@@ -53,7 +53,7 @@ def _forgetting_arguments(parser: Any) -> None:
 
 def _forgetting(args: Any) -> Report:
     from generator import ChatConfig
-    from rag.evaluation.evaluation_file import check_output, write_json
+    from rag.evaluation.evaluation_file import check_output, write_results
     from rag.forgetting.measurement import measure_forgetting
     from rag.forgetting.retention_tasks import RetentionTasks, task_options
 
@@ -85,7 +85,7 @@ def _forgetting(args: Any) -> Report:
     )
     data = found.to_dict()
     if args.output is not None:
-        write_json(data, args.output)
+        write_results(data, args.output)
     return Report(_text(found), data)
 
 

@@ -138,7 +138,7 @@ class EvaluationRecord:
 class EvaluationFile:
     """Everything about an evaluation; docs/evaluation.md explains each key.
 
-    Read one with `read_evaluation`, write it with ``write_json(file.to_dict(), path)``.
+    Read one with `read_evaluation`, write it with ``write_results(file.to_dict(), path)``.
     """
 
     name: str
@@ -272,7 +272,7 @@ def _record(
     )
 
 
-def write_json(data: Mapping[str, Any], file: str | Path) -> None:
+def write_results(data: Mapping[str, Any], file: str | Path) -> None:
     """Write a file of results with `atomic_files.write_json`, and make its folder.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from indexes.atomic_files import read_json
 from rag.evaluation.evaluation import filter_answerable
-from rag.evaluation.evaluation_file import write_json
+from rag.evaluation.evaluation_file import write_results
 from rag.experiments.sweep_options import DOMAIN_NAMES, WorldSettings
 from rag.experiments.sweep_settings import SPLITS
 from rag.experiments.trial_runner import TrialRunner
@@ -103,5 +103,5 @@ class SweepQuestions:
             refuse_too_long(fitted.too_long, len(examples), f"{split} questions", "give other questions")
         warn_of_too_long(fitted.too_long, len(examples), f"{split} questions")
         if fitted.too_long:
-            write_json(self.too_long() | {split: sorted(fitted.too_long)}, self._too_long_file)
+            write_results(self.too_long() | {split: sorted(fitted.too_long)}, self._too_long_file)
         return fitted.kept

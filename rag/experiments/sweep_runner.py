@@ -23,7 +23,7 @@ import torch
 from generator.language_model import best_device
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.errors import RAGError, UsageError
-from rag.evaluation.evaluation_file import write_json
+from rag.evaluation.evaluation_file import write_results
 from rag.experiments.recipes import Variant
 from rag.experiments.sweep_file import SweepFile
 from rag.experiments.sweep_questions import SweepQuestions
@@ -104,8 +104,8 @@ class Sweep:
             data = self._compared(results, failed, questions).to_dict()
             # The sum over trials: this process may have found most of them finished.
             seconds = {"total": math.fsum(r.seconds for r in results), "trials": {r.name: r.seconds for r in results}}
-            write_json(data, self.folder / SWEEP_FILE)
-            write_json(seconds, self.folder / SECONDS_FILE)
+            write_results(data, self.folder / SWEEP_FILE)
+            write_results(seconds, self.folder / SECONDS_FILE)
             timed = with_seconds(data, seconds) | {"curves": {r.name: list(r.curve) for r in results if r.curve}}
             write_report(with_evaluation_records(timed, self.folder), self.folder / "report.html")
             return timed

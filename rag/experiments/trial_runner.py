@@ -12,7 +12,7 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.tiny_encoder import TINY
 from rag.evaluation.evaluation import Evaluation, evaluate
-from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, write_json
+from rag.evaluation.evaluation_file import bundle_digest, evaluation_file, write_results
 from rag.experiments.recipes import BASE_RECIPE, Variant
 from rag.experiments.sweep_results import without_timings
 from rag.experiments.sweep_settings import SweepSettings, Trial
@@ -117,8 +117,8 @@ class TrialRunner:
         bundle = rag.save_pretrained(self.store.file(trial, "bundle"), report=report)
         evaluation = evaluate(rag, questions["test"], progress=self.progress)
         file = evaluation_file(rag, evaluation, name=trial.name, label=trial.label, bundle=bundle)
-        write_json(file.to_dict(), self.store.file(trial, EVALUATION_FILE))
-        write_json(self._forgetting(rag), self.store.file(trial, FORGETTING_FILE))
+        write_results(file.to_dict(), self.store.file(trial, EVALUATION_FILE))
+        write_results(self._forgetting(rag), self.store.file(trial, FORGETTING_FILE))
         self._measure_retention(trial, rag, bundle)
         self.store.finish(trial, seconds=time.perf_counter() - started, curve=curve, config=config)
 

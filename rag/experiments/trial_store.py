@@ -20,7 +20,7 @@ from typing import Any
 
 from indexes.atomic_files import read_json
 from indexes.errors import UsageError
-from rag.evaluation.evaluation_file import EvaluationFile, read_evaluation, write_json
+from rag.evaluation.evaluation_file import EvaluationFile, read_evaluation, write_results
 from rag.experiments.sweep_results import TrialResult
 from rag.experiments.sweep_settings import SweepSettings, Trial, comparable_settings
 from training import DROConfig
@@ -86,7 +86,7 @@ class TrialStore:
             raise self._not_empty(f"a run with other settings, namely other values of {different}")
         for trial in trials:
             self._check_training(trial, trial.config(settings))
-        write_json(current, file)
+        write_results(current, file)
 
     def settings(self) -> SweepSettings:
         """What `open` has written."""
@@ -146,7 +146,7 @@ class TrialStore:
     def save_failure(self, trial: Trial, error: Exception, traceback: str) -> None:
         """Record why a trial failed."""
         record = {"error": f"{type(error).__name__}: {error}", "traceback": traceback}
-        write_json(record, self.file(trial, FAILED_FILE))
+        write_results(record, self.file(trial, FAILED_FILE))
 
     def failure(self, trial: Trial) -> FailedTrial:
         """Why a trial is not finished."""
@@ -172,7 +172,7 @@ class TrialStore:
             "curve": [_finite(entry) for entry in curve],
             "training": config and training_settings(config, trial),
         }
-        write_json(record, self.file(trial, TRIAL_FILE))
+        write_results(record, self.file(trial, TRIAL_FILE))
 
     def result(self, trial: Trial, *, evaluation: EvaluationFile | None = None) -> TrialResult:
         """A finished trial.

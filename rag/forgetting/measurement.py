@@ -28,7 +28,7 @@ from indexes.atomic_files import read_json
 from indexes.dataclass_json import from_json_object, to_json_object
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.bundle import load_generator
-from rag.evaluation.evaluation_file import bundle_digest, describe_base, without_header, write_json
+from rag.evaluation.evaluation_file import bundle_digest, describe_base, without_header, write_results
 from rag.evaluation.significance import holm
 from rag.forgetting.file_tasks import drifts
 from rag.forgetting.general_tasks import GeneralTask
@@ -92,7 +92,7 @@ class ModelScores:
 
     def save(self, file: str | Path) -> None:
         """Write them as JSON, the same bytes for the same scores."""
-        write_json(self.to_dict(), file)
+        write_results(self.to_dict(), file)
 
     @classmethod
     def load(cls, file: str | Path) -> "ModelScores":

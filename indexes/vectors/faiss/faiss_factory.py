@@ -362,14 +362,6 @@ def stores_exact_vectors(factory: str) -> bool:
     return properties(factory).vectors == "same"
 
 
-def reencoding_is_stable(factory: str) -> bool:
-    """Whether a vector that is read back and added again is found as well as before, however often.
-
-    RaBitQ returns one bit of each dimension, and the residual of SQtq is drawn again: more is lost each time.
-    """
-    return properties(factory).is_stable
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Searching
 # ---------------------------------------------------------------------------------------------------------
