@@ -189,7 +189,8 @@ def _pipeline(case: Case, retriever: Any) -> tuple[Any, Any]:
     dtype = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
     base = AutoModelForCausalLM.from_config(config, dtype=dtype).to(case.device)
     model = LanguageModel(base, AutoTokenizer.from_pretrained(base_path("tiny")))
-    model.mixed = case.dtype == "mixed"
+    if case.dtype == "mixed":
+        model.use_mixed_precision()
     retriever.adapter.to(model.device)
     selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=8, num_selected=3))
     with torch.no_grad():

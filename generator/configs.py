@@ -25,7 +25,8 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: str = "auto"
-    """"auto" (by hardware), "float32", "bfloat16", "float16", or "mixed": float32 weights, bfloat16 products."""
+    """"auto" (by hardware), "float32", "bfloat16", "float16", or "mixed": linear weights and products in bfloat16,
+    everything else in float32."""
     device: str | None = None
     """"cuda", "mps" or "cpu"; None: the best one available."""
     quantization: str | None = None

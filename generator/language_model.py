@@ -27,11 +27,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from generator.adapters import Adapters, first_line
+from generator.adapters import ROLES, Adapters, first_line
 from generator.architecture_checks import check_causal, check_head, supports_left_padding, supports_shared_prefix
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat
 from generator.configs import AdapterConfig, ChatConfig
+from generator.mixed_precision import store_in_bfloat16
 from generator.padding import SharedPrefixTokens, shared_prefix_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
@@ -130,7 +131,8 @@ class LanguageModel(nn.Module):
             adapter: LoRA settings.
             revision: Branch, tag or commit on the Hub.
             dtype: `"auto"` takes bfloat16 on a GPU that has it (else float16) and float32 on a CPU; or a torch
-                dtype name; or `"mixed"`: float32 weights and residual stream, bfloat16 products.
+                dtype name; or `"mixed"`: products in bfloat16, linear weights too, everything else in float32
+                (`generator.mixed_precision`).
             device: `"cuda"`, `"mps"`, `"cpu"`; default: the best one present.
             quantization: None, `"4bit"` or `"8bit"` (QLoRA; needs the `quantization` extra and a GPU).
             context_length: Tokens that one sequence may hold; None: what the model states.
@@ -171,8 +173,21 @@ class LanguageModel(nn.Module):
             chat=chat,
         )
         loaded.quantization = quantization
-        loaded.mixed = mixed
+        if mixed:
+            loaded.use_mixed_precision()
         return loaded
+
+    @torch.no_grad()
+    def use_mixed_precision(self) -> None:
+        """Compute in bfloat16 from here on, as `dtype="mixed"` of `from_pretrained`; weights are rounded for good."""
+        self.mixed = True
+        embeddings = (self.base_model.get_input_embeddings(), self.base_model.get_output_embeddings())
+        kept = [p for module in embeddings if module is not None for p in module.parameters()]
+        kept += [p for role in ROLES for p in self.adapters.parameters(role).values()]
+        ids = torch.tensor([[0, 1]], device=self.device)
+        for role in ROLES:  # each has layers of its own beside those of the base
+            with self.use(role):
+                store_in_bfloat16(self._body(), lambda: self.hidden(ids, None), kept)
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
@@ -234,7 +249,8 @@ class LanguageModel(nn.Module):
 
         transformers 5.23 converts weights while it writes and reads them (experts that a model fuses lie one by one in
         its files), so the files alone do not show whether what was written is what will be loaded. The comparison takes
-        as much main memory as the base (of a quantized base: as much memory of its device).
+        as much main memory as the base (of a quantized base: as much memory of its device). Linear weights of a base
+        loaded as "mixed" are written in bfloat16, as it has them.
 
         Raises:
             MismatchError: What is read back differs.
@@ -246,7 +262,9 @@ class LanguageModel(nn.Module):
             again = type(base).from_pretrained(folder, dtype=base.dtype, **placed)
             expected, found = base.state_dict(), again.state_dict()
         changed = sorted(expected.keys() ^ found.keys())
-        changed += [name for name, value in expected.items() if name in found and not _is_same(value, found[name])]
+        changed += [
+            name for name, value in expected.items() if name in found and not _is_same(value, found[name], self.mixed)
+        ]
         if changed:
             raise MismatchError(
                 f"A copy of the base must hold the same weights; of {type(base).__name__} {len(changed)} of "
@@ -426,9 +444,10 @@ def _quantization(kind: str) -> Any:
     raise UsageError(f"quantization must be None, '4bit' or '8bit', got {kind!r}.")
 
 
-def _is_same(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors have the same numbers of the same type, wherever they are."""
-    return first.dtype == second.dtype and torch.equal(first.cpu(), second.cpu())
+def _is_same(first: Tensor, second: Tensor, mixed: bool = False) -> bool:
+    """Whether two tensors have the same numbers of the same type, wherever they are; of any type if `mixed`."""
+    # What is stored in bfloat16 is read back as float32, which holds the same numbers.
+    return (mixed or first.dtype == second.dtype) and torch.equal(first.cpu().to(second.dtype), second.cpu())
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

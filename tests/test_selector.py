@@ -73,7 +73,7 @@ def test_mixed_precision_with_padding(
     z = [torch.tensor([[2, 0, 1], [1, 2, 0]]) for _ in candidates]
     with language_model.use("selector"):
         expected = torch.stack(selector.log_prob(candidates, z)).detach()
-        language_model.mixed = True
+        language_model.use_mixed_precision()
         found = torch.stack(selector.log_prob(candidates, z))
         found.sum().backward()
     assert not torch.equal(found, expected)

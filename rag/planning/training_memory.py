@@ -11,7 +11,7 @@ k = key-value heads x head_dim and r the rank, a block keeps
     7 r             between the two matrices of each adapter
 
 numbers, 4 bytes each in float32. In bfloat16 every adapter reads a float32 copy of its own (5 H + q + I); with
-`"mixed"` a bfloat16 one, and the bfloat16 copy of each frozen weight is kept until its backward. Attention by SDPA
+`"mixed"` a bfloat16 one, and a bfloat16 copy of the adapters is kept until their backward. Attention by SDPA
 keeps no T x T matrix; with an explicit mask (replies behind a prompt) keys and values are repeated for every query
 head. With gradient checkpointing the input of every block is all that is kept, and one block at a time is computed
 again.
@@ -46,15 +46,15 @@ class Precision:
     """Results of products in a block."""
     adapter_input: int | None
     """The copy that each adapter makes of what it reads; None: no copy, layers with one input share it."""
-    weight_copy: int = 0
-    """Copy of every weight of the body that is kept until its backward."""
+    adapter_copy: int = 0
+    """Copy of every weight of an adapter that is kept until its backward."""
 
 
 PRECISIONS: Mapping[str, Precision] = {
     "float32": Precision(4, 4, 4, 4, None),
     "bfloat16": Precision(2, 2, 2, 2, 4),
     "float16": Precision(2, 2, 2, 2, 4),
-    "mixed": Precision(4, 4, 4, 2, 2, weight_copy=2),
+    "mixed": Precision(2, 4, 4, 2, 2, adapter_copy=2),
     "8bit": Precision(1 + 4 / 4096, 2, 2, 2, 4),
     "4bit": Precision(0.5 + 4 / 64, 2, 2, 2, 4),
 }
@@ -116,11 +116,11 @@ def kept_bytes(
     if checkpointing:
         return shape.layers * tokens * shape.hidden * precision.residual
     each = block_bytes(shape, precision, stored_attention=stored_attention)
-    return shape.layers * tokens * each + _weight_copies(shape, precision)
+    return shape.layers * tokens * each + _adapter_copies(shape, precision)
 
 
-def _weight_copies(shape: ModelShape, precision: Precision) -> int:
-    return (shape.body_parameters + shape.adapter_parameters) * precision.weight_copy
+def _adapter_copies(shape: ModelShape, precision: Precision) -> int:
+    return shape.adapter_parameters * precision.adapter_copy
 
 
 def _replies_kept(shape: ModelShape, precision: Precision, prompt: int, replies: int) -> int:
@@ -144,7 +144,7 @@ def backward_bytes(shape: ModelShape, precision: Precision, tokens: int, *, chec
     gradients = tokens * (shape.intermediate * precision.compute + shape.hidden * precision.residual)
     if not checkpointing:
         return gradients
-    copies = _weight_copies(shape, precision) // shape.layers
+    copies = _adapter_copies(shape, precision) // shape.layers
     return gradients + tokens * block_bytes(shape, precision) + copies
 
 
@@ -231,7 +231,7 @@ def m_selector_bytes(
         repeated = 2 * tokens * shape.heads * shape.head_dim * precision.compute if replies else 0
         return StepMemory(kept=kept, passing=passing + repeated)
     prompts = kept_bytes(shape, precision, questions * q.prompt)
-    behind = questions * _replies_kept(shape, precision, q.prompt, replies) + _weight_copies(shape, precision)
+    behind = questions * _replies_kept(shape, precision, q.prompt, replies) + _adapter_copies(shape, precision)
     return StepMemory(
         kept=prompts + behind, passing=backward_bytes(shape, precision, questions * max(replies, q.prompt))
     )
