@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks import rivals
-from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
+from benchmarks.setting import CONFIGS, Pipeline, agree, load, pipeline, posteriors
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import QuestionShape, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
@@ -25,7 +25,7 @@ M = 8
 def build(options: Options, decoding: str, prompt: int, target: float | None) -> Case:
     """One decoding at one prompt length."""
     name, questions = options.shape or "tiny", 1 if options.quick else 2
-    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    model = load(options, CONFIGS[name]())
     p = pipeline(model, questions=questions, prompt=prompt, decoding=decoding)
     generator = torch.Generator().manual_seed(0)
     # With replacement, as the rival draws.

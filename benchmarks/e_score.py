@@ -7,7 +7,7 @@ the longest of eight. Ours: rows by token budget, the head on answer tokens only
 """
 
 from benchmarks import rivals
-from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, language_model, pipeline, small_qwen
+from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, load, pipeline, small_qwen
 from benchmarks.timing import Case, Make, Options, main
 from generator.generator import AnswerSequence
 from rag.planning.flops import causal_pairs, forward_flops, head_flops
@@ -16,7 +16,7 @@ from rag.planning.flops import causal_pairs, forward_flops, head_flops
 def build(options: Options, vocabulary: int, target: float | None, memory_target: float | None) -> Case:
     """Eight rows of about 448 tokens each, for every question."""
     config = CONFIGS[options.shape]() if options.shape else small_qwen(vocabulary)
-    model = language_model(config, options.dtype, options.device)
+    model = load(options, config)
     p = pipeline(model, questions=1, row=440)
     rows = answer_rows(p, 8)
     lengths = [len(row.input_ids) for row in rows]

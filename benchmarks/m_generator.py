@@ -17,7 +17,7 @@ from benchmarks.setting import (
     CONFIGS,
     Pipeline,
     agree,
-    language_model,
+    load,
     our_loss,
     pipeline,
     posteriors,
@@ -48,7 +48,7 @@ def build(
     """One question; both ways leave the gradients of the generator's adapter."""
     config = CONFIGS[options.shape]() if options.shape else config
     m = 3 if options.quick else m
-    model = language_model(config, options.dtype, options.device)
+    model = load(options, config)
     p = pipeline(model, questions=1, row=row)
     found = posteriors(p, m)
     joint = JointModel(p.selector, p.generator, DROConfig().with_settings(settings))

@@ -13,7 +13,7 @@ from benchmarks.setting import (
     CONFIGS,
     Pipeline,
     agree,
-    language_model,
+    load,
     our_loss,
     pipeline,
     posteriors,
@@ -32,7 +32,7 @@ M = 8
 def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     """One question at one prompt length; both ways leave the gradients of the selector's adapter."""
     name = options.shape or "tiny"
-    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    model = load(options, CONFIGS[name]())
     p = pipeline(model, questions=1, prompt=prompt, decoding=decoding)
     found = posteriors(p, M)
     joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))

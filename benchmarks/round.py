@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import rivals
-from benchmarks.setting import CONFIGS, Pipeline, answer_rows, language_model, pipeline, posteriors, tiny
+from benchmarks.setting import CONFIGS, Pipeline, answer_rows, load, pipeline, posteriors, tiny
 from benchmarks.timing import Case, Make, Options, main
 from generator.language_model import LanguageModel
 from rag.planning.flops import QuestionShape, e_sample_flops, e_score_flops, m_generator_flops, m_selector_flops
@@ -39,7 +39,7 @@ def build(options: Options, name: str, settings: dict[str, Any], target: float |
     """All questions through both steps."""
     questions = 1 if options.quick else 24
     config = CONFIGS[options.shape]() if options.shape else tiny()
-    model = language_model(config, options.dtype, options.device)
+    model = load(options, config)
     p = pipeline(model, questions=questions, prompt=PROMPT, row=ROW)
     answer = len(p.generator.encode_answer(p.examples[0].golden_answers[0]))
     question = QuestionShape(20, 5, M, PROMPT, ROW + answer, answer, 1 + len(p.selector.separator_ids))
