@@ -161,6 +161,7 @@ class Work:
             "one question": self.one_question,
             "load": self.load,
             "round": self.round,
+            "e step": self.estimate,
             "m step": self.learn,
         }
 
@@ -259,6 +260,13 @@ class Work:
         """Settings, and what an E-step over all questions leaves."""
         rag, config = self.rag, self.names.config(self.folder / "unused", self.case["settings"])
         return config, self.names.EStep(rag.retriever, rag.selector, rag.generator, config)(self.examples, round=1)
+
+    def estimate(self) -> tuple[dict[str, Clocks], Any]:
+        """A first E-step over all questions."""
+        self.__dict__.pop("posteriors", None)
+        with clocked() as taken:
+            _, found = self.posteriors
+        return {"": taken()}, {"log_weights": [p.weights_m.log().tolist() for p in found]}
 
     def m_step(self, folder: str) -> Any:
         """The trainer of an M-step."""
@@ -383,19 +391,20 @@ def work_on(case: dict[str, Any], names: Present, checkout: Path, requests: Any,
     reply({"closed": True})
 
 
-def profile(work: Work, name: str) -> list[dict[str, Any]]:
-    """Each operation of one run: name, calls, and microseconds of its own."""
+def profile(work: Work, name: str) -> dict[str, Any]:
+    """The operations of one run, with the shapes of their inputs, and the seconds of a run without the profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     work.runs[name]()
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    plain, _ = work.runs[name]()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         parts, _ = work.runs[name]()
     found = [
-        {"name": event.key, "calls": event.count, "self_us": event.self_cpu_time_total}
-        for event in recorded.key_averages()
+        {"name": event.key, "shapes": event.input_shapes, "calls": event.count, "self_us": event.self_cpu_time_total}
+        for event in recorded.key_averages(group_by_input_shape=True)
     ]
-    seconds = max(wall for wall, _ in parts.values())
-    return [*found, {"name": "", "calls": 1, "self_us": seconds * 1e6}]
+    plain_seconds, seconds = (max(cpu for _, cpu in taken.values()) for taken in (plain, parts))
+    return {"operations": found, "seconds": seconds, "plain_seconds": plain_seconds}
 
 
 def main() -> None:

@@ -153,9 +153,9 @@ class Worker:
         found: dict[str, float] = self._ask({"do": "memory", "run": name})
         return found
 
-    def profile(self, name: str) -> list[dict[str, Any]]:
+    def profile(self, name: str) -> dict[str, Any]:
         """See `profile` of the worker."""
-        found: list[dict[str, Any]] = self._ask({"do": "profile", "run": name})
+        found: dict[str, Any] = self._ask({"do": "profile", "run": name})
         return found
 
     def close(self) -> None:

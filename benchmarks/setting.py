@@ -121,6 +121,13 @@ SHORT_LENGTHS = Lengths(640, 248)
 """The same with passages of 25 to 45 tokens, for models that take minutes otherwise."""
 
 
+def lengths(options: Options, default: Lengths) -> Lengths:
+    """Of a benchmark's prompts: its own, or as the options ask for."""
+    if options.full:
+        return FULL_LENGTHS
+    return SHORT_LENGTHS if options.shape == "smollm2" and options.device == "cpu" else default
+
+
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, and the separator of a ranking in three tokens, as Qwen has it."""
@@ -156,13 +163,12 @@ def language_model(
 
 def load(options: Options, config: PretrainedConfig) -> LanguageModel:
     """The model that a benchmark is asked to run on: random weights of a configuration, or those of `--weights`."""
-    # Products of bfloat16 factors do not need weights in it: "mixed" has some in float32.
     dtype = torch.float32 if options.precision == "mixed" else options.dtype
     model = language_model(config, dtype, options.device)
     if options.weights:
         load_weights(model, options.weights)
     if options.precision == "mixed":
-        model.mixed = True
+        model.use_mixed_precision()
     return model
 
 

@@ -3,9 +3,9 @@
 Rules. One thread unless `--threads` says otherwise, idle OpenMP threads sleep. Before any time is taken the results
 must be equal (values and, where there are any, gradients), and a control that is wrong on purpose must be detected.
 Runs alternate; each pair stands between two runs of a fixed matrix product, and is thrown away when that moved by more
-than a tenth. Medians are of the pairs that are left. Peak memory is that of one run in a process of its own. The
-floor is what the products need at the rate of a large matrix product, or the bytes at the speed of a copy, both measured in the
-same run; tokens of padding are not counted. Memory is handed out as it is by default; with `--keep_memory` what was
+than a tenth. Medians are of the pairs that are left. Peak memory is that of one run in a process of its own. The floor
+is what the products need at the rate of a large matrix product, or the bytes at the speed of a copy, both measured in
+the same run; tokens of padding are not counted. Memory is handed out as it is by default; with `--keep_memory` what was
 freed is kept for the next tensor, so that nobody waits for the system to clear pages: to the advantage of the side that
 makes the larger tensors.
 """
@@ -106,6 +106,11 @@ class Options:
         if self.precision in (None, "mixed"):
             return torch.bfloat16 if self._has_fast_bfloat16() else torch.float32
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+
+    @property
+    def gradient_tolerance(self) -> float:
+        """Relative error of a gradient that two orders of summation may leave."""
+        return 1e-4 if self.dtype == torch.float32 and self.precision != "mixed" else 0.1
 
     def _has_fast_bfloat16(self) -> bool:
         from indexes.vectors.bf16_prefilter import has_fast_bfloat16
