@@ -1,6 +1,6 @@
 """E-step, drawing m = 8 permutations of K = 5 from n = 20 candidates.
 
-    python -m benchmarks.e_sample [--device cuda] [--shape tiny|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+    python -m benchmarks.e_sample [--device cuda] [--shape tiny|smollm2|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
 
 Rival: `generate(num_return_sequences=8)`, 24 tokens of free text, which repeats the prompt before the prefill. Ours:
 one prefill; identifiers are single tokens on its cache (`autoregressive`), or all drawn from its last position
@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks import rivals
-from benchmarks.setting import CONFIGS, Pipeline, agree, language_model, pipeline, posteriors
+from benchmarks.setting import CONFIGS, Lengths, Pipeline, agree, lengths, load, pipeline, posteriors
 from benchmarks.timing import Case, Make, Options, main
 from rag.planning.flops import QuestionShape, e_sample_flops
 from retriever.permutations import plackett_luce_log_prob
@@ -24,8 +24,9 @@ M = 8
 
 def build(options: Options, decoding: str, prompt: int, target: float | None) -> Case:
     """One decoding at one prompt length."""
-    name, questions = options.shape or "tiny", 1 if options.quick else 2
-    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    name, questions = options.shape or "tiny", 1 if options.quick or options.full else 2
+    prompt = lengths(options, Lengths(prompt, 0)).prompt
+    model = load(options, CONFIGS[name]())
     p = pipeline(model, questions=questions, prompt=prompt, decoding=decoding)
     generator = torch.Generator().manual_seed(0)
     # With replacement, as the rival draws.

@@ -1,13 +1,13 @@
 """E-step, log p(y | x, d) of given answers.
 
-    python -m benchmarks.e_score [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+    python -m benchmarks.e_score [--device cuda] [--shape smollm2|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
 
 Rival: logits of every token over the whole vocabulary, a shifted copy, cross-entropy; rows in file order, padded to
 the longest of eight. Ours: rows by token budget, the head on answer tokens only.
 """
 
 from benchmarks import rivals
-from benchmarks.setting import CONFIGS, Pipeline, agree, answer_rows, language_model, pipeline, small_qwen
+from benchmarks.setting import CONFIGS, Lengths, Pipeline, agree, answer_rows, lengths, load, pipeline, small_qwen
 from benchmarks.timing import Case, Make, Options, main
 from generator.generator import AnswerSequence
 from rag.planning.flops import causal_pairs, forward_flops, head_flops
@@ -16,15 +16,15 @@ from rag.planning.flops import causal_pairs, forward_flops, head_flops
 def build(options: Options, vocabulary: int, target: float | None, memory_target: float | None) -> Case:
     """Eight rows of about 448 tokens each, for every question."""
     config = CONFIGS[options.shape]() if options.shape else small_qwen(vocabulary)
-    model = language_model(config, options.dtype, options.device)
-    p = pipeline(model, questions=1, row=440)
+    model = load(options, config)
+    p = pipeline(model, questions=1, row=lengths(options, Lengths(0, 440)).row)
     rows = answer_rows(p, 8)
-    lengths = [len(row.input_ids) for row in rows]
+    tokens = [len(row.input_ids) for row in rows]
     answers = sum(len(row.answer_ids) for row in rows)
-    flops = forward_flops(p.shape, sum(lengths), causal_pairs(lengths)) + head_flops(p.shape, answers)
+    flops = forward_flops(p.shape, sum(tokens), causal_pairs(tokens)) + head_flops(p.shape, answers)
     return Case(
         path="E-score",
-        shape=f"{options.shape or 'small'}, V = {config.vocab_size:,}, 8 rows of {max(lengths)}",
+        shape=f"{options.shape or 'small'}, V = {config.vocab_size:,}, 8 rows of {max(tokens)}",
         rival=lambda: rivals.log_probs(model, rows),
         ours=lambda: p.generator.log_probs(rows),
         check=lambda: check(p, rows),

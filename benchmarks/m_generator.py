@@ -1,6 +1,6 @@
 """M-step of the generator with SelfAug: forward and backward of m = 8 rows of one question.
 
-    python -m benchmarks.m_generator [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+    python -m benchmarks.m_generator [--device cuda] [--shape smollm2|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
 
 Rival: logits of every token over the whole vocabulary, of the tuned model and of the base, in float32; cross-entropy
 and KL from these. Ours: the head on answer tokens only, the KL chunk by chunk from hidden states; on all rows
@@ -10,14 +10,14 @@ and KL from these. Ours: the head on answer tokens only, the KL chunk by chunk f
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from benchmarks import rivals
 from benchmarks.setting import (
     CONFIGS,
+    Lengths,
     Pipeline,
     agree,
-    language_model,
+    lengths,
+    load,
     our_loss,
     pipeline,
     posteriors,
@@ -48,7 +48,8 @@ def build(
     """One question; both ways leave the gradients of the generator's adapter."""
     config = CONFIGS[options.shape]() if options.shape else config
     m = 3 if options.quick else m
-    model = language_model(config, options.dtype, options.device)
+    row = lengths(options, Lengths(0, row)).row
+    model = load(options, config)
     p = pipeline(model, questions=1, row=row)
     found = posteriors(p, m)
     joint = JointModel(p.selector, p.generator, DROConfig().with_settings(settings))
@@ -61,21 +62,20 @@ def build(
         shape=f"{options.shape or name}, V = {config.vocab_size:,}, {m} rows of {row + answer}",
         rival=lambda: step(p, "generator", lambda: rivals.generator_loss(p, found)),
         ours=lambda: step(p, "generator", lambda: our_loss(joint, "generator", found)),
-        check=lambda: check(p, exact, found, options.dtype),
+        check=lambda: check(p, exact, found, options.gradient_tolerance),
         flops=m_generator_flops(p.shape, question, aligned_sequences=aligned),
         dtype=options.dtype,
         target=target,
     )
 
 
-def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
+def check(p: Pipeline, joint: JointModel, found: list[Posterior], tolerance: float) -> None:
     """The same gradient, all rows aligned; the control has another permutation's weights."""
     expected = step(p, "generator", lambda: rivals.generator_loss(p, found))
     ours = step(p, "generator", lambda: our_loss(joint, "generator", found))
     weights_m = found[0].weights_m
     wrong = replace(found[0], weights_m=(1 - weights_m) / (len(weights_m) - 1))
     control = step(p, "generator", lambda: our_loss(joint, "generator", [wrong]))
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
     agree("M-generator", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 
 

@@ -1,19 +1,19 @@
 """M-step of the selector: forward and backward of m = 8 permutations of one question.
 
-    python -m benchmarks.m_selector [--device cuda] [--shape qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
+    python -m benchmarks.m_selector [--device cuda] [--shape smollm2|qwen2.5-0.5b|qwen2.5-7b] [--json] [--quick]
 
 Rival: one sequence for each permutation, logits of every token. Ours: one prompt, m replies on its cache
 (`autoregressive`), or one prompt and nothing else (`single_pass`).
 """
 
-import torch
-
 from benchmarks import rivals
 from benchmarks.setting import (
     CONFIGS,
+    Lengths,
     Pipeline,
     agree,
-    language_model,
+    lengths,
+    load,
     our_loss,
     pipeline,
     posteriors,
@@ -32,7 +32,8 @@ M = 8
 def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
     """One question at one prompt length; both ways leave the gradients of the selector's adapter."""
     name = options.shape or "tiny"
-    model = language_model(CONFIGS[name](), options.dtype, options.device)
+    prompt = lengths(options, Lengths(prompt, 0)).prompt
+    model = load(options, CONFIGS[name]())
     p = pipeline(model, questions=1, prompt=prompt, decoding=decoding)
     found = posteriors(p, M)
     joint = JointModel(p.selector, p.generator, DROConfig(train_retriever=False))
@@ -42,14 +43,14 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
         shape=f"{name}, prompt of {prompt}",
         rival=lambda: step(p, "selector", lambda: rivals.selector_loss(p, found)),
         ours=lambda: step(p, "selector", lambda: our_loss(joint, "selector", found)),
-        check=lambda: check(p, joint, found, options.dtype),
+        check=lambda: check(p, joint, found, options.gradient_tolerance),
         flops=m_selector_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
         target=target,
     )
 
 
-def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.dtype) -> None:
+def check(p: Pipeline, joint: JointModel, found: list[Posterior], tolerance: float) -> None:
     """The same gradient; the control has another permutation's weights."""
     if p.selector.config.decoding == "single_pass":
         return  # another selector than the rival's: tests hold it against enumeration
@@ -57,7 +58,6 @@ def check(p: Pipeline, joint: JointModel, found: list[Posterior], dtype: torch.d
     ours = step(p, "selector", lambda: our_loss(joint, "selector", found))
     wrong = [Posterior(**{**vars(found[0]), "weights_m": found[0].weights_m.flip(0)})]
     control = step(p, "selector", lambda: our_loss(joint, "selector", wrong))
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
     agree("M-selector", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 
 

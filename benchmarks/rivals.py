@@ -39,7 +39,7 @@ def sample(p: Pipeline, m: int) -> Tensor:
         eos_token_id=model.end_of_answer_id,
         pad_token_id=model.end_of_answer_id,
     )
-    with torch.no_grad(), model.use("selector"):
+    with torch.no_grad(), model.use("selector"), model.autocast():
         return model.base_model.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), generation_config=settings)
 
 
@@ -56,7 +56,8 @@ def log_probs(model: LanguageModel, rows: Sequence[AnswerSequence], batch_size: 
 def _logits(model: LanguageModel, rows: Sequence[AnswerSequence]) -> tuple[Tensor, Tensor]:
     ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
     mask_BT = length_mask(lengths_B, ids_BT.shape[1])
-    return model.base_model(input_ids=ids_BT, attention_mask=mask_BT).logits, ids_BT
+    with model.autocast():
+        return model.base_model(input_ids=ids_BT, attention_mask=mask_BT).logits, ids_BT
 
 
 def _labels(rows: Sequence[AnswerSequence], ids_BT: Tensor) -> Tensor:
@@ -95,7 +96,8 @@ def selector_log_probs(p: Pipeline, posterior: Posterior, *, steps_late: int = 0
     m, K = z_mK.shape
     replies = torch.cat([names_n[z_mK].unsqueeze(-1), separator.expand(m, K, -1)], dim=-1).flatten(1)
     ids_mT = torch.cat([prompt.expand(m, -1), replies], dim=1)
-    logits_mTV = p.model.base_model(input_ids=ids_mT, attention_mask=torch.ones_like(ids_mT)).logits.float()
+    with p.model.autocast():
+        logits_mTV = p.model.base_model(input_ids=ids_mT, attention_mask=torch.ones_like(ids_mT)).logits.float()
     due_K = len(prompt) - 1 + (1 + len(separator)) * torch.arange(K, device=ids_mT.device) + steps_late
     lm_mKn = logits_mTV[:, due_K][..., names_n]
     prior_n = standardise(posterior.candidates.scores.to(lm_mKn.device))

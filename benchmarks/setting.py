@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from benchmarks.real_weights import load_weights
+from benchmarks.timing import Options
 from generator.configs import AdapterConfig, DecodingConfig
 from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
@@ -80,6 +82,11 @@ def qwen_seven_billion() -> PretrainedConfig:
     return decoder(Qwen2Config, 152064, 3584, 18944, 28, 28, 4, context=32768, tied=False)
 
 
+def smollm2() -> PretrainedConfig:
+    """SmolLM2-135M."""
+    return decoder(LlamaConfig, 49152, 576, 1536, 30, 9, 3)
+
+
 def tiny_base() -> PretrainedConfig:
     """The embedded base."""
     return AutoConfig.from_pretrained(Path(__file__).parents[1] / "rag" / "tiny_base" / "base")
@@ -88,10 +95,37 @@ def tiny_base() -> PretrainedConfig:
 CONFIGS = {
     "tiny": tiny,
     "tiny-base": tiny_base,
+    "smollm2": smollm2,
     "qwen2.5-0.5b": qwen_half_billion,
     "qwen2.5-7b": qwen_seven_billion,
     "7b": qwen_seven_billion,
 }
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompts."""
+
+    prompt: int
+    """Of the ranking prompt."""
+    row: int
+    """Of the answer prompt."""
+
+    def __str__(self) -> str:
+        return f"prompts of {self.prompt:,} and {self.row:,}"
+
+
+FULL_LENGTHS = Lengths(2840, 800)
+"""n = 20 candidates, K = 5 selected, passages of 120 tokens with their titles, and what stands around them."""
+SHORT_LENGTHS = Lengths(640, 248)
+"""The same with passages of 25 to 45 tokens, for models that take minutes otherwise."""
+
+
+def lengths(options: Options, default: Lengths) -> Lengths:
+    """Of a benchmark's prompts: its own, or as the options ask for."""
+    if options.full:
+        return FULL_LENGTHS
+    return SHORT_LENGTHS if options.shape == "smollm2" and options.device == "cpu" else default
 
 
 @cache
@@ -125,6 +159,17 @@ def language_model(
                 if "lora_B" in name:
                     parameter.normal_(std=0.02)
     return loaded
+
+
+def load(options: Options, config: PretrainedConfig) -> LanguageModel:
+    """The model that a benchmark is asked to run on: random weights of a configuration, or those of `--weights`."""
+    dtype = torch.float32 if options.precision == "mixed" else options.dtype
+    model = language_model(config, dtype, options.device)
+    if options.weights:
+        load_weights(model, options.weights)
+    if options.precision == "mixed":
+        model.use_mixed_precision()
+    return model
 
 
 def shape_of(model: LanguageModel) -> ModelShape:

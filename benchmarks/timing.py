@@ -1,12 +1,13 @@
 """Two ways of doing the same work, raced fairly: the rival's and ours, in one process, on the same model.
 
-Rules. One thread, idle OpenMP threads sleep. Before any time is taken the results must be equal (values and, where
-there are any, gradients), and a control that is wrong on purpose must be detected. Runs alternate; each pair stands
-between two runs of a fixed matrix product, and is thrown away when that moved by more than a tenth. Medians are of the
-pairs that are left. Peak memory is that of one run in a process of its own. The floor is what the products need at the
-rate of a large matrix product, or the bytes at the speed of a copy, both measured in the same run; tokens of padding
-are not counted. Memory is handed out as it is by default; with `--keep_memory` what was freed is kept for the next
-tensor, so that nobody waits for the system to clear pages: to the advantage of the side that makes the larger tensors.
+Rules. One thread unless `--threads` says otherwise, idle OpenMP threads sleep. Before any time is taken the results
+must be equal (values and, where there are any, gradients), and a control that is wrong on purpose must be detected.
+Runs alternate; each pair stands between two runs of a fixed matrix product, and is thrown away when that moved by more
+than a tenth. Medians are of the pairs that are left. Peak memory is that of one run in a process of its own. The floor
+is what the products need at the rate of a large matrix product, or the bytes at the speed of a copy, both measured in
+the same run; tokens of padding are not counted. Memory is handed out as it is by default; with `--keep_memory` what was
+freed is kept for the next tensor, so that nobody waits for the system to clear pages: to the advantage of the side that
+makes the larger tensors.
 """
 
 import argparse
@@ -20,17 +21,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
-from indexes.host_memory import resident_bytes
+from benchmarks.process_memory import M_MMAP_MAX, M_TRIM_THRESHOLD, MEGABYTE, peak_bytes
+from benchmarks.real_weights import missing_weights
 
 CANARY_TOLERANCE = 0.1
-MEGABYTE = 2**20
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 Run = Callable[[], object]
+T = TypeVar("T")
 
 
 @dataclass
@@ -91,13 +92,30 @@ class Options:
     repeats: int = 5
     memory: bool = True
     keep_memory: bool = False
+    precision: str | None = None
+    """Of the base, as `LanguageModel.from_pretrained` takes it; None: bfloat16 where it is fast, else float32."""
+    weights: str | None = None
+    """Where weights of the shape are loaded from (`benchmarks.real_weights`); None: random ones."""
+    full: bool = False
+    """Prompts as long as n = 20 passages of 120 tokens make them, where a shape has shorter ones by default."""
+    threads: int = 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """bfloat16 where products in it are fast, else float32."""
+        """Of the products: bfloat16 where they are fast in it, else float32; or what `precision` says."""
+        if self.precision in (None, "mixed"):
+            return torch.bfloat16 if self._has_fast_bfloat16() else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+
+    @property
+    def gradient_tolerance(self) -> float:
+        """Relative error of a gradient that two orders of summation may leave."""
+        return 1e-4 if self.dtype == torch.float32 and self.precision != "mixed" else 0.1
+
+    def _has_fast_bfloat16(self) -> bool:
         from indexes.vectors.bf16_prefilter import has_fast_bfloat16
 
-        return torch.bfloat16 if self.device != "cpu" or has_fast_bfloat16() else torch.float32
+        return self.device != "cpu" or has_fast_bfloat16()
 
 
 # -- clocks ----------------------------------------------------------------------------------------------------
@@ -232,16 +250,8 @@ def peak_memory(run: Run, device: str) -> float | None:
 
 
 def _peak_of(run: Run) -> float:
-    gc.collect()
-    # Tensors come from the system and go back to it, so that what counts is what is alive and not what malloc keeps.
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 1 << 16)
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes()
-    run()
-    return (resident_bytes("VmHWM") - before) / MEGABYTE
+    torch.set_num_threads(1)  # OpenMP's other threads are not copied by a fork, and would be waited for
+    return peak_bytes(run) / MEGABYTE
 
 
 def _in_fork(work: Callable[[], Any]) -> Any:
@@ -271,27 +281,47 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[Opt
     """Options of a benchmark, and whether JSON is wanted."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--shape", help='only cases of this shape: "tiny", "qwen2.5-0.5b", "qwen2.5-7b", "tiny-base"')
+    parser.add_argument(
+        "--shape", help='only cases of this shape: "tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-7b", "tiny-base"'
+    )
+    parser.add_argument("--weights", help='real weights: a Hugging Face folder, a .gguf file, or "package"')
+    parser.add_argument("--full", action="store_true", help="prompts of n = 20 passages of 120 tokens")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "mixed"], help="of the base")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print a list of rows instead of the table")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, three pairs instead of five")
     parser.add_argument("--repeats", type=int, help="pairs that count")
     parser.add_argument("--no_memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--keep_memory", action="store_true", help="keep freed memory instead of giving it back")
     args = parser.parse_args(arguments)
-    repeats = args.repeats or (3 if args.quick else 5)
-    return Options(args.device, args.shape, args.quick, repeats, not args.no_memory, args.keep_memory), args.json
+    options = Options(
+        device=args.device,
+        shape=args.shape,
+        quick=args.quick,
+        repeats=args.repeats or (3 if args.quick else 5),
+        memory=not args.no_memory,
+        keep_memory=args.keep_memory,
+        precision=args.dtype,
+        weights=args.weights,
+        full=args.full,
+        threads=args.threads,
+    )
+    return options, args.json
 
 
 def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | None = None) -> int:
     """Race every case that the command line asks for; each in a process of its own, so that none warms another up."""
     options, as_json = parse(description, arguments)
+    if options.weights and (reason := missing_weights(options.weights)):
+        print(f"Skipped: {reason}", file=sys.stderr)
+        return 0
     rows = []
     if not as_json:
-        print(header(options))
+        print(alone(lambda: header(options), options))
     for make in makes:
         if options.quick and not make.quick:
             continue
-        row, memory_target = _alone(make, options)
+        row, memory_target = alone(partial(measure, make, options), options)
         rows.append(asdict(row))
         if not as_json:
             print(line(row, memory_target), flush=True)
@@ -300,10 +330,14 @@ def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | Non
     return 0
 
 
-def _alone(make: Make, options: Options) -> tuple[Row, float | None]:
-    if options.device != "cpu" or platform.system() != "Linux":
-        return measure(make, options)
-    return _in_fork(lambda: measure(make, options))
+def alone(work: Callable[[], T], options: Options) -> T:
+    """What `work` returns, done with the threads asked for, on a CPU in a process of its own."""
+
+    def run() -> T:
+        torch.set_num_threads(options.threads)
+        return work()
+
+    return run() if options.device != "cpu" or platform.system() != "Linux" else _in_fork(run)
 
 
 def header(options: Options) -> str:
