@@ -7,27 +7,21 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import Event, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
-from transformers.generation.stopping_criteria import StopStringCriteria
+from transformers import TextStreamer
 
-from generator.chat import Chat, ReplyReader
+from generator.chat import Reply, ReplyReader
 from generator.configs import DecodingConfig
+from generator.decoding import AnswerIds, Decoding, GeneratedReply
 from generator.language_model import LanguageModel
 from generator.log_probs import answer_log_prob, answer_token_log_probs
-from generator.padding import pad_left, pad_right
+from generator.padding import pad_right
+from generator.prompt_reading import ReadingLimits, ReadPrompts, read_prompts
 from generator.prompts import AnswerPrompt, encode_without_special_tokens
-from generator.recording import Recorded, StepLogProbs, is_recording
+from generator.transformers_generation import generate_replies, stream_tokens
 from indexes.batching import token_budget_batches
 from indexes.corpora.passage import Passage
 from indexes.errors import DataError
@@ -50,62 +44,21 @@ class AnswerSequence:
         return self.prompt_ids + self.answer_ids
 
 
-class _StopOnEvent(StoppingCriteria):
-    """Stops generation once the consumer of the stream has gone."""
+class _Pieces(TextStreamer):
+    """Text in pieces of whole words, of tokens that are put in one after the other."""
 
-    def __init__(self, event: Event) -> None:
-        self.event = event
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._finished: list[str] = []
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), self.event.is_set(), dtype=torch.bool, device=input_ids.device)
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Receive text that further tokens do not change."""
+        self._finished.append(text)
 
-
-class _AnswerStreamer(TextIteratorStreamer):
-    """Streams the answer in a reply, without thoughts and without the token that ends it (`ReplyReader`)."""
-
-    def __init__(self, model: LanguageModel, prompt_ids: list[int]) -> None:
-        super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0)
-        self._reader = ReplyReader(model.chat, prompt_ids)
-
-    def put(self, value: Any) -> None:
-        """Receive the prompt, which is first, or a further token of the reply."""
-        if self.next_tokens_are_prompt:
-            super().put(value)  # type: ignore[no-untyped-call]
-            return
-        for token in value.flatten().tolist():
-            self._emit(self._reader.read(token))
-
-    def end(self) -> None:
-        """Finish the reply."""
-        self._emit(self._reader.finish())
-        super().end()  # type: ignore[no-untyped-call]
-
-    def _emit(self, ids: list[int]) -> None:
-        if ids:
-            super().put(torch.tensor(ids))  # type: ignore[no-untyped-call]
-
-
-class _StopInAnswer(StoppingCriteria):
-    """Ends a sequence when its answer contains one of some texts; in a thought they end nothing.
-
-    Args:
-        chat: Separates thoughts from answers.
-        prompts: Token ids of the prompts, without padding.
-        width: Tokens of a sequence before its reply, padding included.
-        stop: The texts.
-    """
-
-    def __init__(self, chat: Chat, prompts: Sequence[list[int]], width: int, stop: Sequence[str]) -> None:
-        self._chat, self._prompts, self._width, self._stop = chat, prompts, width, stop
-        self._complete = StopStringCriteria(chat.tokenizer, list(stop))
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        complete_B = self._complete(input_ids, scores)
-        for row in complete_B.nonzero().flatten().tolist():
-            reply = self._chat.read_reply(self._prompts[row], input_ids[row, self._width :].tolist())
-            text = str(self._chat.tokenizer.decode(reply.answer_ids))
-            complete_B[row] = any(s in text for s in self._stop)
-        return complete_B
+    def take(self) -> list[str]:
+        """What was finished since the last call."""
+        taken, self._finished = self._finished, []
+        return [text for text in taken if text]
 
 
 class Generator:
@@ -116,6 +69,7 @@ class Generator:
         prompt: The answer prompt.
         config: Decoding.
         max_tokens_per_batch: Sequences x longest sequence of one forward pass.
+        max_cache_bytes: Keys and values of the prompts that are answered together.
     """
 
     def __init__(
@@ -125,11 +79,13 @@ class Generator:
         prompt: AnswerPrompt | None = None,
         config: DecodingConfig | None = None,
         max_tokens_per_batch: int = 16384,
+        max_cache_bytes: int = 4 * 2**30,
     ) -> None:
         self.language_model = language_model
         self.prompt = prompt or AnswerPrompt()
         self.config = config or DecodingConfig()
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_cache_bytes = max_cache_bytes
 
     def __repr__(self) -> str:
         return (
@@ -214,22 +170,6 @@ class Generator:
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
-    def log_probs_of_generated(self, rows: Sequence[AnswerSequence], recorded: Recorded) -> Tensor:
-        """`log_probs` for answers that were generated inside a `recording`, which has scored most of them.
-
-        A recorded score is used where exactly these tokens were generated after exactly this prompt. A further pass
-        scores answers that were cut off at `max_new_tokens` (their end was not predicted), and those
-        whose text, stripped of spaces and thoughts, is written with other tokens than it was generated with.
-        In float32 both agree to 1e-4 nats; in bfloat16 they differ as much as passes of different shapes do.
-        """
-        keys = [(*row.prompt_ids, *row.answer_ids[:-1]) for row in rows]
-        found = [recorded.get(key) for key in keys]
-        missing = [i for i, value in enumerate(found) if value is None]
-        result = torch.tensor([0.0 if value is None else value for value in found])
-        if missing:
-            result[missing] = self.log_probs([rows[i] for i in missing])
-        return result
-
     def token_log_probs(self, rows: Sequence[AnswerSequence]) -> list[Tensor]:
         """Log p of every answer token given those before it: float32 `[L]` for each sequence, on the CPU, in order."""
         result: dict[int, Tensor] = {}
@@ -267,12 +207,10 @@ class Generator:
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]) -> list[str]:
         """Answers to several questions, each from its own passages, in the order given."""
         return self.complete([self.prompt_ids(q, p) for q, p in zip(questions, passages, strict=True)])
 
-    @torch.no_grad()
     def complete(self, prompts: Sequence[list[int]], *, role: str = ROLE) -> list[str]:
         """Replies to any prompts given as token ids, in the order given, decoded as `generate` does.
 
@@ -280,16 +218,10 @@ class Generator:
             prompts: Token ids.
             role: The active adapter.
         """
-        answers = [""] * len(prompts)
-        lengths = [len(p) + self.config.max_new_tokens for p in prompts]
-        for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
-            for i, text in zip(batch, self.continuations([prompts[i] for i in batch], role=role), strict=True):
-                answers[i] = text.strip()
-        return answers
+        return [text.strip() for text in self.continuations(prompts, role=role)]
 
-    @torch.no_grad()
     def continuations(self, prompts: Sequence[list[int]], *, role: str = ROLE, stop: Sequence[str] = ()) -> list[str]:
-        """Continuations of prompts in one batch, with the spaces around them and without thoughts.
+        """Continuations of prompts, with the spaces around them and without thoughts.
 
         `generator.chat.ReplyReader` removes the thoughts; a continuation that is cut off inside one is empty.
 
@@ -298,36 +230,128 @@ class Generator:
             role: The active adapter.
             stop: A continuation ends before the first of these texts; by default only where the model ends it.
         """
-        if len({len(prompt) for prompt in prompts}) > 1 and not self.language_model.supports_left_padding:
-            return self._by_length(prompts, role=role, stop=stop)
-        model = self.language_model
-        # Generation continues at the right end, so prompts are padded on the left (and only here).
-        input_ids, attention_mask, _ = pad_left(list(prompts), model.end_of_answer_id, model.device)
-        # transformers stops after the token that completes the text; anything after the text is cut off here.
-        stopping: dict[str, Any] = {}
-        if stop:
-            criterion = _StopInAnswer(self.language_model.chat, prompts, input_ids.shape[1], stop)
-            stopping["stopping_criteria"] = StoppingCriteriaList([criterion])
-        # Under "mixed" the head multiplies in bfloat16 while it generates and in float32 while it scores.
-        steps = None
-        if is_recording() and role == ROLE and not stop and not self.language_model.mixed:
-            steps = StepLogProbs(self.language_model.end_of_answer_id)
-            stopping["logits_processor"] = LogitsProcessorList([steps])
-        with self.language_model.use(role):
-            output = self._run(input_ids=input_ids, attention_mask=attention_mask, **stopping)
-        replies = output[:, input_ids.shape[1] :]
-        if steps is not None:
-            steps.finish(prompts, replies, set(self._hf_config().eos_token_id))
-        texts = [text for text, _ in self.answers_in(prompts, replies.tolist())]
+        texts = self._texts(prompts, self._replies(prompts, role=role, stop=stop))
+        # A reply ends after the token that completes the text; anything after the text is cut off here.
         return [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in texts]
+
+    def complete_scored(self, prompts: Sequence[list[int]]) -> tuple[list[str], list[float]]:
+        """What `complete` returns, and the log-probability of each answer: that of its `generated_sequence`.
+
+        It comes from the pass that generates the answer. Where the answer, stripped of spaces and thoughts, is written
+        with other tokens than it was generated with, these are read behind its prompt, which is still in the cache. In
+        float32 it is that of `log_probs` to 1e-4 nats; in bfloat16 passes of different shapes differ by more.
+        """
+        replies = self._replies(prompts, role=ROLE, answer_ids=self._scored_ids(prompts))
+        texts = [text.strip() for text in self._texts(prompts, replies)]
+        missing = [i for i, reply in enumerate(replies) if reply.log_prob is None]
+        if missing:  # transformers generated them
+            scores = self.log_probs([self.generated_sequence(prompts[i], texts[i]) for i in missing])
+            for i, score in zip(missing, scores.tolist(), strict=True):
+                replies[i].log_prob = score
+        return texts, [float(reply.log_prob or 0.0) for reply in replies]
+
+    def complete_and_compare(self, prompts: Sequence[Sequence[list[int]]]) -> list[tuple[list[str], Tensor]]:
+        """Different answers to the prompts of each question, and what every prompt of the question gives each of them.
+
+        Args:
+            prompts: Token ids of several prompts per question.
+
+        Returns:
+            For each question its answers, each once, in the order of the prompts that they come from first; and their
+            log-probabilities, float32 `[answers, prompts]` on the CPU.
+        """
+        flat = [prompt for of_question in prompts for prompt in of_question]
+        numbers = iter(range(len(flat)))
+        together = [[next(numbers) for _ in of_question] for of_question in prompts]
+        if not self.language_model.supports_shared_prefix:
+            return self._compare_in_passes(flat, together)
+        found: dict[int, tuple[list[str], Tensor]] = {}
+        owner = {i: q for q, members in enumerate(together) for i in members}
+        with self._reading(ROLE):
+            for read in self.read(flat, together=together):
+                replies = Decoding(read, flat, self.config, leaves=False).run()
+                questions = sorted({owner[i] for i in read.indices})
+                texts = {q: self._distinct(flat, [(i, replies[i]) for i in together[q]]) for q in questions}
+                answers = {q: [self.generated_sequence([], text).answer_ids for text in texts[q]] for q in questions}
+                scores = read.log_probs(range(len(read)), [answers[owner[i]] for i in read.indices])
+                by_prompt = dict(zip(read.indices, scores, strict=True))
+                found |= {q: (texts[q], torch.stack([by_prompt[i] for i in together[q]], dim=1)) for q in questions}
+        return [found[q] for q in range(len(prompts))]
+
+    def _compare_in_passes(
+        self, prompts: Sequence[list[int]], together: Sequence[Sequence[int]]
+    ) -> list[tuple[list[str], Tensor]]:
+        """The same where prompts cannot be kept: each is read again with each answer."""
+        replies = self._replies(prompts, role=ROLE)
+        texts = [self._distinct(prompts, [(i, replies[i]) for i in members]) for members in together]
+        rows = [
+            self.generated_sequence(prompts[i], text)
+            for members, of_question in zip(together, texts, strict=True)
+            for text in of_question
+            for i in members
+        ]
+        sizes = [len(of_question) * len(members) for members, of_question in zip(together, texts, strict=True)]
+        scores = self.log_probs(rows).split(sizes)
+        return [(of_question, s.view(len(of_question), -1)) for of_question, s in zip(texts, scores, strict=True)]
+
+    def _distinct(self, prompts: Sequence[list[int]], replies: Sequence[tuple[int, GeneratedReply]]) -> list[str]:
+        texts = self._texts([prompts[i] for i, _ in replies], [reply for _, reply in replies])
+        return list(dict.fromkeys(text.strip() for text in texts))
+
+    def _replies(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        role: str,
+        stop: Sequence[str] = (),
+        answer_ids: AnswerIds | None = None,
+    ) -> list[GeneratedReply]:
+        """What is generated after prompts, in their order."""
+        model, found = self.language_model, dict[int, GeneratedReply]()
+        with self._reading(role):
+            if not model.supports_shared_prefix:
+                limit = self.max_tokens_per_batch
+                return generate_replies(
+                    model, prompts, self.config, max_tokens_per_batch=limit, stop=stop, answer_ids=answer_ids
+                )
+            for read in self.read(prompts):
+                found |= Decoding(read, prompts, self.config, stop=stop, answer_ids=answer_ids).run()
+        return [found[i] for i in range(len(prompts))]
+
+    def read(
+        self, prompts: Sequence[list[int]], *, together: Sequence[Sequence[int]] | None = None
+    ) -> Iterator[ReadPrompts]:
+        """Read prompts under the active adapter, in groups, with room for answers; see `read_prompts`."""
+        limits = ReadingLimits(self.max_tokens_per_batch, self.max_cache_bytes)
+        return read_prompts(self.language_model, prompts, self.config.max_new_tokens, limits, together=together)
+
+    @contextmanager
+    def _reading(self, role: str) -> Iterator[None]:
+        """Context manager: the adapter of `role` reads and writes, without autograd."""
+        with self.language_model.use(role), torch.inference_mode():
+            yield
+
+    def _scored_ids(self, prompts: Sequence[list[int]]) -> AnswerIds:
+        """Answers of replies as they are scored; see `generated_sequence`."""
+
+        def answer_ids(number: int, reply: list[int]) -> list[int]:
+            text = self._text(self.language_model.chat.read_reply(prompts[number], reply))
+            return self.generated_sequence([], text.strip()).answer_ids
+
+        return answer_ids
+
+    def _texts(self, prompts: Sequence[list[int]], replies: Sequence[GeneratedReply]) -> list[str]:
+        return [text for text, _ in self.answers_in(prompts, [reply.token_ids for reply in replies])]
+
+    def _text(self, reply: Reply) -> str:
+        return str(self.language_model.tokenizer.decode(reply.answer_ids, skip_special_tokens=True))
 
     def answers_in(self, prompts: Sequence[list[int]], replies: Sequence[list[int]]) -> list[tuple[str, bool]]:
         """The answers in some replies, given as token ids, and whether thoughts were removed from them.
 
         A reply that was cut off inside a thought has no answer; that is logged, with what to do.
         """
-        model = self.language_model
-        found = [model.chat.read_reply(*both) for both in zip(prompts, replies, strict=True)]
+        found = [self.language_model.chat.read_reply(*both) for both in zip(prompts, replies, strict=True)]
         if cut_off := sum(reply.is_cut_off for reply in found):
             logger.warning(
                 "%d of %d replies were still in a thought after %d tokens, and are empty. Raise "
@@ -336,16 +360,7 @@ class Generator:
                 len(found),
                 self.config.max_new_tokens,
             )
-        decode = model.tokenizer.decode
-        return [(str(decode(reply.answer_ids, skip_special_tokens=True)), reply.has_thought) for reply in found]
-
-    def _by_length(self, prompts: Sequence[list[int]], **settings: Any) -> list[str]:
-        """The same for models that do not support padding on the left: prompts of one length at a time."""
-        texts: dict[int, str] = {}
-        for length in sorted({len(prompt) for prompt in prompts}):
-            rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-            texts |= dict(zip(rows, self.continuations([prompts[i] for i in rows], **settings), strict=True))
-        return [texts[i] for i in range(len(prompts))]
+        return [(self._text(reply), reply.has_thought) for reply in found]
 
     @contextmanager
     def greedy_decoding(self) -> Iterator[None]:
@@ -357,62 +372,30 @@ class Generator:
         finally:
             self.config = config
 
-    def _run(self, **inputs: Any) -> Any:
-        """`generate` with these settings and no others.
-
-        transformers fills what a config leaves open from the model's own `generation_config` (a repetition penalty,
-        say); answers would then not be the argmax, and their log-probability not the one reported.
-        """
-        base: Any = self.language_model.base_model
-        own = base.generation_config
-        base.generation_config = GenerationConfig()
-        try:
-            with self.language_model.autocast():
-                return base.generate(generation_config=self._hf_config(), **inputs)
-        finally:
-            base.generation_config = own
-
-    def _hf_config(self) -> GenerationConfig:
-        model, config = self.language_model, self.config
-        sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
-        return GenerationConfig(
-            max_new_tokens=config.max_new_tokens,
-            do_sample=config.temperature > 0,
-            eos_token_id=model.chat.stop_ids,
-            pad_token_id=model.end_of_answer_id,
-            **(sampling if config.temperature > 0 else {}),
-        )
-
     def stream(self, question: str, passages: Sequence[Passage]) -> Iterator[str]:
         """The answer piece by piece, as it is generated, without thoughts."""
         prompt = self.prompt_ids(question, passages)
-        streamer = _AnswerStreamer(self.language_model, prompt)
-        failure: list[BaseException] = []
-        abandoned = Event()
-        worker = Thread(target=self._stream_worker, args=(prompt, streamer, failure, abandoned), daemon=True)
-        worker.start()
-        try:
-            yield from streamer
-        finally:
-            abandoned.set()  # a consumer that leaves ends the generation
-            worker.join()
-        if failure:
-            raise failure[0]
+        reader, pieces = ReplyReader(self.language_model.chat, prompt), _Pieces(self.language_model.tokenizer)
+        for token in self._tokens(prompt):
+            for answer_id in reader.read(token):
+                pieces.put(torch.tensor([answer_id]))
+            yield from pieces.take()
+        for answer_id in reader.finish():
+            pieces.put(torch.tensor([answer_id]))
+        pieces.end()
+        yield from pieces.take()
 
-    @torch.no_grad()
-    def _stream_worker(
-        self, prompt: list[int], streamer: "_AnswerStreamer", failure: list[BaseException], abandoned: Event
-    ) -> None:
-        model = self.language_model
-        input_ids, attention_mask, _ = pad_left([prompt], model.end_of_answer_id, model.device)
-        try:
-            with self.language_model.use(ROLE):
-                self._run(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_StopOnEvent(abandoned)]),
-                )
-        except BaseException as error:  # handed to the consumer, which raises it
-            failure.append(error)
-            streamer.end()
+    def _tokens(self, prompt: list[int]) -> Iterator[int]:
+        """The tokens of one reply, as they are generated."""
+        if not self.language_model.supports_shared_prefix:
+            yield from stream_tokens(self.language_model, prompt, self.config, ROLE)
+            return
+        decoding: Decoding | None = None
+        # The adapter is not held between two tokens: whoever consumes them may answer other questions meanwhile, or
+        # never come back.
+        while decoding is None or not decoding.is_complete:
+            with self._reading(ROLE):
+                if decoding is None:
+                    decoding = Decoding(next(self.read([prompt])), [prompt], self.config)
+                token = decoding.step()[0]
+            yield token

@@ -385,7 +385,18 @@ class LanguageModel(nn.Module):
         Returns:
             `[B, 1, Q, P + keys]`, or one mask per layer type where the model mixes full and sliding attention.
         """
-        visible, distance = shared_prefix_visibility(prompt_lengths_B, prompt_width, query, keys)
+        return self.attention_masks(*shared_prefix_visibility(prompt_lengths_B, prompt_width, query, keys))
+
+    def attention_masks(self, visible_BQK: Tensor, distance_BQK: Tensor) -> Tensor | dict[str, Tensor]:
+        """Additive attention mask in the form that the layers of this model take.
+
+        Args:
+            visible_BQK: Whether a query may see a key, as far as the window of its layer reaches.
+            distance_BQK: How many positions the key lies before the query.
+
+        Returns:
+            `[B, 1, Q, K]`, or one mask per layer type where the model mixes full and sliding attention.
+        """
         # What lies below bfloat16's range would become -inf there, and a padding row that sees nothing, NaN.
         dtype = torch.bfloat16 if self.mixed else self.base_model.dtype
 
@@ -395,7 +406,8 @@ class LanguageModel(nn.Module):
 
         types, window = self.attention_types()
         masks = {
-            kind: additive(visible & (distance < window) if kind == "sliding_attention" else visible) for kind in types
+            kind: additive(visible_BQK & (distance_BQK < window) if kind == "sliding_attention" else visible_BQK)
+            for kind in types
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 

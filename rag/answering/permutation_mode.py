@@ -5,7 +5,6 @@ z = argmax p_s(z | x, candidates)  (as the selector decodes it),    y ~ p_g(y | 
 
 from collections.abc import Iterator, Sequence
 
-from generator.recording import recording
 from indexes.corpora.passage import Passage
 from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode
@@ -35,25 +34,16 @@ class PermutationMode(AnswerMode):
         """Answers from given permutations of each question's candidates, as retriever ranks."""
         passages = [permuted(c, z) for c, z in zip(candidates, permutations, strict=True)]
         questions = [c.question for c in candidates]
+        prompts = [self.generator.prompt_ids(*parts) for parts in zip(questions, passages, strict=True)]
+        log_probs: Sequence[float | None]
         if log_prob:
-            texts, log_probs = self._generate_scored(questions, passages)
+            texts, log_probs = self.generator.complete_scored(prompts)
         else:
-            texts, log_probs = self.generator.generate(questions, passages), [None] * len(questions)
+            texts, log_probs = self.generator.complete(prompts), [None] * len(prompts)
         return [
             Answer.from_candidates(found, z, text, log_p)
             for found, z, text, log_p in zip(candidates, permutations, texts, log_probs, strict=True)
         ]
-
-    def _generate_scored(
-        self, questions: Sequence[str], passages: Sequence[Sequence[Passage]]
-    ) -> tuple[list[str], list[float | None]]:
-        """Answers, and log p of each, taken from the generating pass where possible."""
-        generator = self.generator
-        prompts = [generator.prompt_ids(*parts) for parts in zip(questions, passages, strict=True)]
-        with recording() as recorded:
-            texts = generator.complete(prompts)
-        sequences = [generator.generated_sequence(*parts) for parts in zip(prompts, texts, strict=True)]
-        return texts, generator.log_probs_of_generated(sequences, recorded).tolist()
 
     def stream(self, candidates: Candidates) -> Iterator[str]:
         """The answer in pieces, as the generator produces them."""

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from generator.generator import Generator
-from generator.recording import Recorded, recording
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode
@@ -65,32 +64,11 @@ class RAGSequence(PerDocumentReader):
         `log_prob` changes nothing: answers are ranked by it, so it is always there.
         """
         prompts = [[self.generator.prompt_ids(c.question, [p]) for p in c.passages] for c in candidates]
-        with recording() as recorded:
-            proposals = self._proposals(prompts)
+        found = self.generator.complete_and_compare(prompts)
         priors = log_priors(self.selector, candidates)
-        scored = self._scored(prompts, proposals, recorded)
-        return [self._best(*parts) for parts in zip(candidates, proposals, priors, scored, strict=True)]
+        return [self._best(c, *answers, prior) for c, answers, prior in zip(candidates, found, priors, strict=True)]
 
-    def _proposals(self, prompts: Sequence[Sequence[list[int]]]) -> list[list[str]]:
-        """The greedy answer from each single document (one prompt each) of each question, without duplicates."""
-        texts = iter(self.generator.complete([prompt for of_question in prompts for prompt in of_question]))
-        return [list(dict.fromkeys(next(texts) for _ in of_question)) for of_question in prompts]
-
-    def _scored(
-        self, prompts: Sequence[Sequence[list[int]]], proposals: Sequence[Sequence[str]], recorded: Recorded
-    ) -> list[Tensor]:
-        """Log p_g of every proposal given every document of its question, `[texts, n]`, all questions in one batch."""
-        sequences = [
-            self.generator.generated_sequence(prompt, text)
-            for of_question, texts in zip(prompts, proposals, strict=True)
-            for text in texts
-            for prompt in of_question
-        ]
-        sizes = [len(texts) * len(of_question) for of_question, texts in zip(prompts, proposals, strict=True)]
-        found = self.generator.log_probs_of_generated(sequences, recorded).split(sizes)
-        return [log_p.view(len(texts), -1) for log_p, texts in zip(found, proposals, strict=True)]
-
-    def _best(self, candidates: Candidates, texts: Sequence[str], log_p_d: Tensor, log_p_td: Tensor) -> Answer:
+    def _best(self, candidates: Candidates, texts: Sequence[str], log_p_td: Tensor, log_p_d: Tensor) -> Answer:
         log_p_t = (log_p_td + log_p_d).logsumexp(-1)
         best = int(log_p_t.argmax())
         return Answer.from_candidates(candidates, range(len(candidates)), texts[best], float(log_p_t[best]))

@@ -3,12 +3,13 @@
     p(y|x) = prod_i sum_d p(d|x) p_g(y_i|x,d,y_<i)
 
 So there is one next-token distribution, the mixture over the documents, decoded greedily here. REPLUG's ensemble
-(arXiv 2301.12652, section 3.2) is the same mixture. Each document is one sequence of a batch with its own key-value
-cache; all sequences of a question get the same next token.
+(arXiv 2301.12652, section 3.2) is the same mixture. Each document is one sequence of a batch; all sequences of a
+question get the same next token.
 
-Legend: B questions, n documents each, R = B n sequences, T prompt tokens, V vocabulary.
+Legend: B questions, n documents each, R = B n sequences, T prompt tokens, H hidden size, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from generator.generator import ROLE, Generator
-from generator.padding import pad_left, pad_right
+from generator.padding import pad_right
+from generator.prompt_reading import ReadPrompts
 from indexes.batching import token_budget_batches
 from rag.answering.answer import Answer
 from rag.answering.rag_sequence import PerDocumentReader, log_priors
@@ -50,42 +52,34 @@ class RAGToken(PerDocumentReader):
         log_p = self._log_prob(text, prompts, prior_n) if has_thought else decoded.log_p
         return Answer.from_candidates(candidates, range(len(candidates)), text, log_p)
 
-    @torch.no_grad()
     def _log_prob(self, text: str, prompts: Sequence[list[int]], prior_n: Tensor) -> float:
         """Log p of an answer directly after the prompts; the decoded tokens also contained reasoning."""
         generator = self.generator
         log_p = 0.0
-        with generator.language_model.use(ROLE):
-            steps = _Steps(self.generator, [list(prompts)], [prior_n])
-            log_p_1V = steps.first()
+        with generator.language_model.use(ROLE), torch.inference_mode():
+            ((_, mixtures),) = _read_mixtures(generator, [list(prompts)], [prior_n])
+            log_p_1V = mixtures.first()
             ids = generator.encode_answer(text) if text.strip() else [generator.language_model.end_of_answer_id]
             for i, token in enumerate(ids):
                 log_p += float(log_p_1V[0, token])
                 if i + 1 < len(ids):
-                    log_p_1V = steps.after(torch.tensor([token], device=generator.language_model.device))
+                    log_p_1V = mixtures.after([token])
         return log_p
 
-    @torch.no_grad()
     def _decode(self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> list["_Decoded"]:
         """Tokens and log-probability of each question's answer, in order; one prompt per document of each question."""
-        generator = self.generator
-        # A question has one sequence per document.
-        lengths = [len(ps) * (max(map(len, ps)) + generator.config.max_new_tokens) for ps in prompts]
         decoded = [_Decoded() for _ in prompts]
-        with generator.language_model.use(ROLE):
-            for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
-                self._decode_batch([prompts[i] for i in batch], [priors[i] for i in batch], [decoded[i] for i in batch])
+        with self.generator.language_model.use(ROLE), torch.inference_mode():
+            for questions, mixtures in _read_mixtures(self.generator, prompts, priors):
+                self._decode_batch(mixtures, [decoded[q] for q in questions])
         return decoded
 
-    def _decode_batch(
-        self, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor], decoded: Sequence["_Decoded"]
-    ) -> None:
+    def _decode_batch(self, mixtures: "_Mixtures", decoded: list["_Decoded"]) -> None:
         """Greedy steps for several questions at once, until each has ended its answer."""
         model = self.generator.language_model
         end = model.end_of_answer_id
         ends = set(model.chat.stop_ids)
-        steps = _Steps(self.generator, prompts, priors)
-        log_p_BV = steps.first()
+        log_p_BV = mixtures.first()
         for _ in range(self.generator.config.max_new_tokens):
             chosen_B = log_p_BV.argmax(-1)
             gained_B = log_p_BV.gather(-1, chosen_B.unsqueeze(-1)).squeeze(-1).tolist()
@@ -93,9 +87,13 @@ class RAGToken(PerDocumentReader):
             for one, token, gained, closed in zip(decoded, chosen_B.tolist(), gained_B, end_B, strict=True):
                 # Whichever token stopped it, the end-of-answer token is scored, as everywhere else.
                 one.append(token, closed if token in ends else gained, ended=token in ends)
-            if all(one.ended for one in decoded):
+            active = [i for i, one in enumerate(decoded) if not one.ended]
+            if not active:
                 return
-            log_p_BV = steps.after(chosen_B)
+            if len(active) < len(decoded):
+                mixtures.keep(active)
+                decoded = [decoded[i] for i in active]
+            log_p_BV = mixtures.after([one.ids[-1] for one in decoded])
         # max_new_tokens is reached: close the answer, as an answer from one prompt is closed when it is scored.
         for one, gained in zip(decoded, log_p_BV[:, end].tolist(), strict=True):
             one.close(gained)
@@ -123,59 +121,130 @@ class _Decoded:
             self.ended = True
 
 
-class _Steps:
-    """Next-token distributions of the mixtures of several questions, on one key-value cache.
+def _read_mixtures(
+    generator: Generator, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]
+) -> Iterator[tuple[list[int], "_Mixtures"]]:
+    """Read the prompts of several questions, one per document, in batches: the questions of each, and their mixtures.
+
+    Args:
+        generator: Reads the documents, under the active adapter.
+        prompts: For each question, one prompt per document.
+        priors: log p(d|x) of each question, `[n]`; questions may have different numbers of documents.
+    """
+    if not generator.language_model.supports_shared_prefix:
+        room = generator.config.max_new_tokens
+        lengths = [len(of_question) * (max(map(len, of_question)) + room) for of_question in prompts]
+        for batch in token_budget_batches(lengths, generator.max_tokens_per_batch):
+            yield batch, _RereadMixtures(generator, [prompts[q] for q in batch], [priors[q] for q in batch])
+        return
+    numbers = iter(range(sum(map(len, prompts))))
+    together = [[next(numbers) for _ in of_question] for of_question in prompts]
+    flat = [prompt for of_question in prompts for prompt in of_question]
+    for read in generator.read(flat, together=together):
+        there = set(read.indices)
+        questions = [q for q, members in enumerate(together) if there.issuperset(members)]
+        mixtures = _CachedMixtures(generator, read, [together[q] for q in questions], [priors[q] for q in questions])
+        yield questions, mixtures
+
+
+class _Mixtures(ABC):
+    """Next-token distributions of the mixtures of several questions.
+
+    Args:
+        generator: Reads the documents.
+        priors: log p(d|x) of each question, `[n]`.
+    """
+
+    def __init__(self, generator: Generator, priors: Sequence[Tensor]) -> None:
+        self.model = generator.language_model
+        self.priors = [prior_n.to(self.model.device) for prior_n in priors]
+
+    @abstractmethod
+    def first(self) -> Tensor:
+        """Log p of the first token, `[B, V]`."""
+
+    @abstractmethod
+    def after(self, chosen: Sequence[int]) -> Tensor:
+        """Log p of the next token, `[B, V]`, after each question's answer was extended by its chosen token."""
+
+    @abstractmethod
+    def keep(self, questions: Sequence[int]) -> None:
+        """Drop all other questions."""
+
+    def _mixture(self, hidden_RH: Tensor, rows: Sequence[list[int]]) -> Tensor:
+        """Log of the sum over each question's documents, which are in these rows."""
+        log_p_RV = self.model.head(hidden_RH).float().log_softmax(-1)
+        joint = (prior_n.unsqueeze(-1) + log_p_RV[of_one] for prior_n, of_one in zip(self.priors, rows, strict=True))
+        return torch.stack([joint_nV.logsumexp(0) for joint_nV in joint])
+
+
+class _CachedMixtures(_Mixtures):
+    """On one key-value cache that holds the prompts of all documents.
+
+    Args:
+        generator: Reads the documents.
+        read: Their prompts.
+        members: Numbers of the prompts of each question.
+        priors: log p(d|x) of each question, `[n]`.
+    """
+
+    def __init__(
+        self, generator: Generator, read: ReadPrompts, members: Sequence[list[int]], priors: Sequence[Tensor]
+    ) -> None:
+        super().__init__(generator, priors)
+        self.read, self.members = read, list(members)
+
+    def first(self) -> Tensor:
+        """As `_Mixtures.first`."""
+        return self._mixture(self.read.last_RH, self._rows())
+
+    def after(self, chosen: Sequence[int]) -> Tensor:
+        """As `_Mixtures.after`."""
+        token = {i: token for members, token in zip(self.members, chosen, strict=True) for i in members}
+        return self._mixture(self.read.extend([token[i] for i in self.read.indices]), self._rows())
+
+    def keep(self, questions: Sequence[int]) -> None:
+        """As `_Mixtures.keep`."""
+        self.members, self.priors = ([values[q] for q in questions] for values in (self.members, self.priors))
+        rows = self._rows()
+        self.read.keep([row for of_question in rows for row in of_question])
+
+    def _rows(self) -> list[list[int]]:
+        row = {i: r for r, i in enumerate(self.read.indices)}
+        return [[row[i] for i in members] for members in self.members]
+
+
+class _RereadMixtures(_Mixtures):
+    """Without a cache, for architectures that it does not serve: every sequence is read in full at every step.
 
     Args:
         generator: Reads the documents.
         prompts: For each question, one prompt per document.
-        priors: log p(d|x) of each question, `[n]`; questions may have different numbers of documents.
+        priors: log p(d|x) of each question, `[n]`.
     """
 
     def __init__(self, generator: Generator, prompts: Sequence[list[list[int]]], priors: Sequence[Tensor]) -> None:
-        self.model = generator.language_model
-        rows = [prompt for of_question in prompts for prompt in of_question]
-        # The answer is appended on the right, so prompts are padded on the left.
-        self.ids_RT, self.mask_RT, self.next_R = pad_left(rows, self.model.end_of_answer_id, self.model.device)
-        self.rows = rows
-        self.counts = [len(of_question) for of_question in prompts]
-        self.log_prior_R = torch.cat(list(priors)).to(self.model.device)
-        self.question_R = torch.arange(len(prompts)).repeat_interleave(torch.tensor(self.counts)).to(self.model.device)
-        # Some architectures do not support left padding: they reread every sequence in full, padded on the right.
-        self.cache = self.model.new_cache() if self.model.supports_left_padding else None
+        super().__init__(generator, priors)
+        self.prompts = list(prompts)
 
     def first(self) -> Tensor:
-        """Log p of the first token, `[B, V]`."""
-        self.model.tokens_read += int(self.mask_RT.sum())
-        if self.cache is None:
-            return self._mixed_without_cache()
-        return self._mixed(self.ids_RT, (self.mask_RT.cumsum(-1) - 1).clamp_min(0))
-
-    def after(self, chosen_B: Tensor) -> Tensor:
-        """Log p of the next token, `[B, V]`, after each question's answer was extended by its chosen token `[B]`."""
-        ids_R1 = chosen_B[self.question_R].unsqueeze(-1)
-        if self.cache is None:
-            self.rows = [[*row, token] for row, token in zip(self.rows, ids_R1.flatten().tolist(), strict=True)]
-            self.model.tokens_read += sum(map(len, self.rows))
-            return self._mixed_without_cache()
-        self.model.tokens_read += len(ids_R1)
-        self.mask_RT = torch.cat([self.mask_RT, torch.ones_like(ids_R1)], dim=1)
-        positions_R1, self.next_R = self.next_R.unsqueeze(-1), self.next_R + 1
-        return self._mixed(ids_R1, positions_R1)
-
-    def _mixed(self, ids_RQ: Tensor, positions_RQ: Tensor) -> Tensor:
-        hidden_RQH = self.model.hidden(ids_RQ, self.mask_RT, position_ids_BQ=positions_RQ, cache=self.cache)
-        return self._mixture(hidden_RQH[:, -1])
-
-    def _mixed_without_cache(self) -> Tensor:
-        ids_RT, lengths_R = pad_right(self.rows, self.model.end_of_answer_id, self.model.device)
+        """As `_Mixtures.first`."""
+        rows = [prompt for of_question in self.prompts for prompt in of_question]
+        numbers = iter(range(len(rows)))
+        ids_RT, lengths_R = pad_right(rows, self.model.end_of_answer_id, self.model.device)
+        self.model.tokens_read += sum(map(len, rows))
         hidden_RTH = self.model.hidden(ids_RT, None)
-        return self._mixture(hidden_RTH[torch.arange(len(self.rows)), lengths_R - 1])
+        last_RH = hidden_RTH[torch.arange(len(rows)), lengths_R - 1]
+        return self._mixture(last_RH, [[next(numbers) for _ in of_question] for of_question in self.prompts])
 
-    def _mixture(self, hidden_RH: Tensor) -> Tensor:
-        log_p_RV = self.model.head(hidden_RH).float().log_softmax(-1)
-        return torch.stack(list(self._mixtures(self.log_prior_R.unsqueeze(-1) + log_p_RV)))
+    def after(self, chosen: Sequence[int]) -> Tensor:
+        """As `_Mixtures.after`."""
+        self.prompts = [
+            [[*prompt, token] for prompt in of_question]
+            for of_question, token in zip(self.prompts, chosen, strict=True)
+        ]
+        return self.first()
 
-    def _mixtures(self, joint_RV: Tensor) -> Iterator[Tensor]:
-        """Log of the sum over each question's sequences."""
-        return (joint_nV.logsumexp(0) for joint_nV in joint_RV.split(self.counts))
+    def keep(self, questions: Sequence[int]) -> None:
+        """As `_Mixtures.keep`."""
+        self.prompts, self.priors = ([values[q] for q in questions] for values in (self.prompts, self.priors))
