@@ -13,29 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import numpy as np
 
 from indexes.corpora.chunk_ids import document_of
 from indexes.corpora.corpus_format import ReadOptions
-from indexes.corpora.ingest import (
-    FINGERPRINT_MODULUS,
-    PASSAGE_FEATURES,
-    given_passages,
-    hexadecimal,
-    ingest,
-    quiet_datasets,
-)
-from indexes.corpora.passage import Passage, passage_digest
+from indexes.corpora.passage import FINGERPRINT_MODULUS, Passage, hexadecimal, passage_digest
+from indexes.corpora.passage_table import COLUMNS, PASSAGE_SCHEMA, PassageTable
 from indexes.corpora.quarantine import Quarantine, quarantine_for
-from indexes.corpora.sources import Source, dataset_source, open_source
 from indexes.errors import DataError
 from indexes.records.delimited import Quoting
-from indexes.records.saved_datasets import load_saved_dataset
-from indexes.records.tables import BATCH_SIZE
 
+# What makes a corpus is imported where one is made: it needs `datasets` and pandas, which take longer than a search.
 if TYPE_CHECKING:
+    import datasets
+
     from indexes.corpora.chunking import Chunker
+    from indexes.corpora.sources import Source
 
 
 class Corpus:
@@ -46,17 +39,17 @@ class Corpus:
     """
 
     def __init__(
-        self, dataset: datasets.Dataset, *, source: str = "", fingerprint: str | None = None, quarantined: int = 0
+        self, table: PassageTable, *, source: str = "", fingerprint: str | None = None, quarantined: int = 0
     ) -> None:
         """Wrap passages that are known to be valid; use the constructors named above for all others.
 
         Args:
-            dataset: Passages in the string columns id, title and text.
+            table: The passages.
             source: The name of the file or folder that the passages were read from, without its path.
             fingerprint: The fingerprint of the passages, when it is already known.
             quarantined: How many records of the source were left out.
         """
-        self._dataset = dataset
+        self._table = table
         self._source = source
         self._fingerprint = fingerprint
         self._quarantined = quarantined
@@ -107,6 +100,8 @@ class Corpus:
             UsageError: An option has no meaning here, or the quarantine would overwrite another file.
             ResourceError: The extra ``documents`` is missing, a download fails, or the disk is full.
         """
+        from indexes.corpora.sources import open_source
+
         kept = quarantine_for(on_error, quarantine, path)
         try:
             with open_source(path, ReadOptions(split, quoting), cache_dir=cache_dir) as source:
@@ -116,8 +111,10 @@ class Corpus:
                 kept.close()
 
     @classmethod
-    def from_dataset(cls, dataset: datasets.Dataset, *, cache_dir: str | Path | None = None) -> "Corpus":
+    def from_dataset(cls, dataset: "datasets.Dataset", *, cache_dir: str | Path | None = None) -> "Corpus":
         """Read a corpus from a ``datasets.Dataset`` whose columns are named as the fields of `from_file`."""
+        from indexes.corpora.sources import dataset_source
+
         return cls._ingested(dataset_source(dataset, "the dataset"), cache_dir)
 
     @classmethod
@@ -125,19 +122,34 @@ class Corpus:
         cls, passages: Iterable[Passage | Mapping[str, Any]], *, cache_dir: str | Path | None = None
     ) -> "Corpus":
         """Read a corpus from passages, or from mappings with the fields of `from_file`."""
-        return cls._ingested(Source("", "the passages", given_passages(passages, "the passages")), cache_dir)
+        return cls._of_passages(passages, "", "the passages", cache_dir)
+
+    @classmethod
+    def _of_passages(
+        cls,
+        passages: Iterable[Passage | Mapping[str, Any]],
+        source: str,
+        name: str,
+        cache_dir: str | Path | None,
+    ) -> "Corpus":
+        from indexes.corpora.ingest import given_passages
+        from indexes.corpora.sources import Source
+
+        return cls._ingested(Source(source, name, given_passages(passages, name)), cache_dir)
 
     @classmethod
     def _ingested(
         cls,
-        source: Source,
+        source: "Source",
         cache_dir: str | Path | None,
         *,
         progress: bool = False,
         quarantine: Quarantine | None = None,
     ) -> "Corpus":
+        from indexes.corpora.ingest import ingest
+
         found = ingest(source, cache_dir, progress=progress, quarantine=quarantine)
-        corpus = cls(found.dataset, source=source.name, fingerprint=found.fingerprint, quarantined=found.quarantined)
+        corpus = cls(found.table, source=source.name, fingerprint=found.fingerprint, quarantined=found.quarantined)
         weakref.finalize(corpus, shutil.rmtree, found.folder, ignore_errors=True)
         return corpus
 
@@ -148,27 +160,29 @@ class Corpus:
         Raises:
             DataError: The folder does not hold such a corpus, or its files are damaged.
         """
+        from indexes.records.saved_datasets import load_saved_dataset
+
         folder = Path(folder)
         dataset = load_saved_dataset(folder)
-        if dataset.features != PASSAGE_FEATURES:
+        types = {field.name: field.type for field in dataset.features.arrow_schema}
+        if types != {field.name: field.type for field in PASSAGE_SCHEMA}:
             raise DataError(
                 f"{folder}: a saved corpus must have the columns id, title and text, got {dataset.column_names}. Read "
                 "other data with Corpus.from_file."
             )
-        return cls(dataset, source=folder.name)
+        stored = dataset.data.table.select(list(COLUMNS)).replace_schema_metadata(None)
+        return cls(PassageTable(stored.to_batches()), source=folder.name)
 
     def save(self, folder: str | Path) -> None:
         """Write the corpus as Arrow; equal corpora become equal files."""
-        # `datasets` stores its own fingerprint, which is random unless it is given one.
-        info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
-        dataset = datasets.Dataset(self._dataset.data, info=info, fingerprint=self.fingerprint[:16])
-        with quiet_datasets():
-            dataset.save_to_disk(str(folder))
+        from indexes.corpora.passage_files import save_table
+
+        save_table(self._table, folder, self.fingerprint)
 
     def chunked(self, chunker: "Chunker", *, cache_dir: str | Path | None = None) -> "Corpus":
         """Cut every passage with the chunker; see `Chunker.chunk` for the ids of the parts."""
         chunks = (chunk for passage in self for chunk in chunker.chunk(passage))
-        return self._ingested(Source(self._source, "the chunks", given_passages(chunks, "the chunks")), cache_dir)
+        return self._of_passages(chunks, self._source, "the chunks", cache_dir)
 
     def __repr__(self) -> str:
         return f"Corpus({len(self)} passages, source={self._source!r})"
@@ -181,8 +195,7 @@ class Corpus:
     @property
     def ids(self) -> Sequence[str]:
         """The ids in order, as a lazy column."""
-        ids: Sequence[str] = self._dataset["id"]
-        return ids
+        return self._table.ids
 
     @property
     def fingerprint(self) -> str:
@@ -201,12 +214,11 @@ class Corpus:
         return self._quarantined
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._table)
 
     def __iter__(self) -> Iterator[Passage]:
-        for batch in self._dataset.iter(batch_size=BATCH_SIZE):
-            for id_, title, text in zip(batch["id"], batch["title"], batch["text"], strict=True):
-                yield Passage(id_, title, text)
+        for batch in self._table.batches():
+            yield from batch
 
     def __getitem__(self, position: int) -> Passage:
         return self.take([position])[0]
@@ -217,11 +229,7 @@ class Corpus:
         Raises:
             IndexError: A position is negative or not below the number of passages.
         """
-        wanted = [self._checked(position) for position in positions]
-        if not wanted:
-            return []
-        columns = self._dataset[wanted]
-        return [Passage(*fields) for fields in zip(columns["id"], columns["title"], columns["text"], strict=True)]
+        return self._table.take([self._checked(position) for position in positions])
 
     def position(self, id: str) -> int:
         """The position of the passage with this id.
@@ -259,7 +267,7 @@ class Corpus:
     def known_ids(self, ids: Iterable[str]) -> set[str]:
         """The given ids that passages of this corpus have, found in one pass over its ids."""
         wanted, known = set(ids), set()
-        for batch in self._id_batches():
+        for batch in self._table.ids.batches():
             known.update(wanted.intersection(batch))
         return known
 
@@ -276,11 +284,7 @@ class Corpus:
         return self._id_lookup
 
     def _hashed(self, name: Callable[[str], str]) -> tuple[np.ndarray, np.ndarray]:
-        hashes = array("q", (hash(name(id_)) for batch in self._id_batches() for id_ in batch))
+        hashes = array("q", (hash(name(id_)) for batch in self._table.ids.batches() for id_ in batch))
         values = np.frombuffer(hashes, dtype=np.int64)
         order = np.argsort(values, kind="stable")
         return values[order], order
-
-    def _id_batches(self) -> Iterator[list[str]]:
-        for batch in self._dataset.select_columns("id").iter(batch_size=BATCH_SIZE):
-            yield batch["id"]

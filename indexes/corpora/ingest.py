@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.table import MemoryMappedTable
 from tqdm import tqdm
 
-from indexes.corpora.passage import Passage, passage_digest
+from indexes.corpora.passage import FINGERPRINT_MODULUS, Passage, hexadecimal, passage_digest
+from indexes.corpora.passage_files import PASSAGE_FEATURES
 from indexes.corpora.passage_records import parse_passage
+from indexes.corpora.passage_table import PassageTable, mapped_batches
 from indexes.corpora.quarantine import Quarantine, writing_errors
 from indexes.corpora.sources import Source
 from indexes.errors import DataError
@@ -30,8 +30,6 @@ from indexes.records.record import BrokenRecord, Place, Record, RecordStream
 from indexes.records.tables import BATCH_SIZE
 from indexes.records.whole_numbers import restored_value
 
-PASSAGE_FEATURES = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-FINGERPRINT_MODULUS = 2**256
 # Characters that are written at once, whatever the number of passages.
 _BATCH_CHARACTERS = 2**24
 # Hashes that occur more than once are checked so many at a time.
@@ -42,13 +40,13 @@ class Ingested(NamedTuple):
     """A corpus on disk.
 
     Attributes:
-        dataset: The passages, memory-mapped.
+        table: The passages, memory-mapped.
         fingerprint: See `indexes.corpora.corpus.Corpus.fingerprint`.
         folder: The private folder of the files, which belongs to the corpus.
         quarantined: How many records were left out.
     """
 
-    dataset: datasets.Dataset
+    table: PassageTable
     fingerprint: str
     folder: Path
     quarantined: int
@@ -78,9 +76,7 @@ def ingest(
         else:
             file = _without_duplicates(file, duplicates, provenance, quarantine, source.where)
         fingerprint = hexadecimal(provenance.digest)
-        info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
-        dataset = datasets.Dataset(MemoryMappedTable.from_file(str(file)), info=info, fingerprint=fingerprint[:16])
-        return Ingested(dataset, fingerprint, folder, quarantine.count if quarantine else 0)
+        return Ingested(PassageTable(mapped_batches(file)), fingerprint, folder, quarantine.count if quarantine else 0)
 
 
 def given_passages(passages: Iterable[Passage | Mapping[str, Any]], name: str) -> RecordStream:
@@ -98,11 +94,6 @@ def _restored(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 def passage_fields(passage: Passage) -> dict[str, str]:
     """The fields of a passage, as a record of a corpus file has them."""
     return {"id": passage.id, "title": passage.title, "text": passage.text}
-
-
-def hexadecimal(digest: int) -> str:
-    """A fingerprint as 64 hex digits."""
-    return f"{digest:064x}"
 
 
 class RecordProvenance:
@@ -329,16 +320,3 @@ def _without_duplicates(
     writer.close()
     file.unlink()
     return kept
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Silence the progress bars of `datasets`, which has one switch for the whole process."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

@@ -4,6 +4,8 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
+FINGERPRINT_MODULUS = 2**256
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -39,6 +41,11 @@ def passage_digest(passage: Passage) -> int:
     """
     fields = _length_prefixed(passage.id, passage.title, passage.text)
     return int.from_bytes(hashlib.sha256(fields).digest(), "big")
+
+
+def hexadecimal(digest: int) -> str:
+    """A fingerprint as 64 hex digits."""
+    return f"{digest:064x}"
 
 
 def _length_prefixed(*fields: str) -> bytes:

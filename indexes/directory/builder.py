@@ -35,6 +35,7 @@ from indexes.atomic_files import (
 )
 from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus
+from indexes.corpora.passage_files import write_passages
 from indexes.directory.manifest import (
     FAISS,
     MANIFEST_FILE,
@@ -46,7 +47,7 @@ from indexes.directory.manifest import (
     store_fields,
 )
 from indexes.directory.passage_index import PassageIndex
-from indexes.directory.segments import PASSAGES_FILE, open_passages, segment_folder, write_passages
+from indexes.directory.segments import PASSAGES_FILE, open_passages, segment_folder
 from indexes.directory.shards import ROWS, Shards, evenly_spaced
 from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar, Truncation

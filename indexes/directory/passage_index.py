@@ -7,7 +7,7 @@ that are deleted, and optionally a BM25 index. All files but the manifest are wr
 import logging
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from indexes.directory.shards import evenly_spaced
 from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import COSINE, Encoder, EncodingBar
 from indexes.errors import DataError, MismatchError, UsageError
-from indexes.vectors.bm25_index import BM25Index
+
+if TYPE_CHECKING:
+    from indexes.vectors.bm25_index import BM25Index
 
 _LOWEST_COSINE = 0.999
 _TINY = np.finfo(np.float32).tiny
@@ -145,8 +147,10 @@ class PassageIndex:
             self.manifest.check_encoder(encoder)
         return encoder
 
-    def load_bm25(self) -> BM25Index:
+    def load_bm25(self) -> "BM25Index":
         """The BM25 index of the same passages: read from the directory, or built in memory at the first call."""
+        from indexes.vectors.bm25_index import BM25Index  # and scipy, which a search by vectors does without
+
         if self._bm25 is None:
             self._bm25 = self._stored_bm25()
         if self._bm25 is None:
@@ -154,7 +158,9 @@ class PassageIndex:
             self._bm25 = BM25Index.build(self.corpus)
         return self._bm25
 
-    def _stored_bm25(self) -> BM25Index | None:
+    def _stored_bm25(self) -> "BM25Index | None":
+        from indexes.vectors.bm25_index import BM25Index
+
         if not self.manifest.bm25:
             return None
         try:

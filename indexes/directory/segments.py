@@ -6,21 +6,16 @@ an index see positions only: the position of a passage is the id of its vector.
 Axes: B queries, k results, n rows or positions, d dimensions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
-from datasets.table import MemoryMappedTable, concat_tables
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from indexes.atomic_files import write_path
 from indexes.corpora.corpus import Corpus
-from indexes.corpora.ingest import PASSAGE_FEATURES
-from indexes.corpora.passage import Passage
+from indexes.corpora.passage_table import PassageTable, mapped_batches
 from indexes.errors import DataError
-from indexes.records.tables import BATCH_SIZE
 from indexes.vectors.vector_store import SearchResult, StoreProperties, VectorStore, best_first, check_k
 
 PASSAGES_FILE = "passages.arrow"
@@ -214,22 +209,6 @@ class Segments:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def write_passages(file: Path, passages: Iterable[Passage]) -> int:
-    """Stream passages into an Arrow file, atomically; equal passages give equal bytes. Returns how many there were."""
-    count = 0
-
-    def write(path: Path) -> None:
-        nonlocal count
-        with ArrowWriter(path=str(path), features=PASSAGE_FEATURES, writer_batch_size=BATCH_SIZE) as writer:
-            for passage in passages:
-                writer.write({"id": passage.id, "title": passage.title, "text": passage.text})
-                count += 1
-            writer.finalize()
-
-    write_path(file, write)
-    return count
-
-
 def open_passages(
     files: Sequence[Path], deleted: NDArray[np.int64] | None = None, *, source: str = "", fingerprint: str | None = None
 ) -> Corpus:
@@ -238,24 +217,16 @@ def open_passages(
     Raises:
         DataError: A file is damaged or holds something else.
     """
-    tables = [_open_table(file) for file in files]
-    info = datasets.DatasetInfo(features=PASSAGE_FEATURES)
-    dataset = datasets.Dataset(concat_tables(tables), info=info, fingerprint=(fingerprint or "passages")[:16])
+    table = PassageTable([batch for file in files for batch in _open_batches(file)])
     if deleted is not None and len(deleted):
-        dataset = dataset.select(LiveRowMap([len(dataset)], deleted).live())
-    return Corpus(dataset, source=source, fingerprint=fingerprint)
+        table = table.select(LiveRowMap([len(table)], deleted).live())
+    return Corpus(table, source=source, fingerprint=fingerprint)
 
 
-def _open_table(file: Path) -> MemoryMappedTable:
+def _open_batches(file: Path) -> list[pa.RecordBatch]:
     try:
-        # Without the metadata of `datasets`, which repeats the types of the columns.
-        table = MemoryMappedTable.from_file(str(file)).replace_schema_metadata(None)
-        found = {field.name: field.type for field in table.schema}
+        return mapped_batches(file)
     except (OSError, ValueError) as error:  # Arrow's errors are both
         raise DataError(
             f"Passages must be readable, but {file} is damaged ({error}). Build the index again."
         ) from error
-    wanted = {field.name: field.type for field in PASSAGE_FEATURES.arrow_schema}
-    if list(found.items()) != list(wanted.items()):
-        raise DataError(f"Passages have the columns {wanted}, but {file} has {found}. Build the index again.")
-    return table

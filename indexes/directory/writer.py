@@ -29,10 +29,11 @@ from indexes.atomic_files import PARTIAL_SUFFIX, exclusive_writer_lock, translat
 from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage, passage_digest
+from indexes.corpora.passage_files import write_passages
 from indexes.directory.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
 from indexes.directory.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
 from indexes.directory.passage_index import PassageIndex, load_manifest
-from indexes.directory.segments import PASSAGES_FILE, LiveRowMap, open_passages, segment_folder, write_passages
+from indexes.directory.segments import PASSAGES_FILE, LiveRowMap, open_passages, segment_folder
 from indexes.directory.shards import ROWS, Shards
 from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import Encoder, EncodingBar, Vectors

@@ -46,5 +46,5 @@ def _answer_text(question: str, answer: Any) -> str:
 
 
 COMMANDS: dict[str, Command] = {
-    "ask": Command("answer questions", _ask_arguments, _ask),
+    "ask": Command("answer questions", _ask_arguments, _ask, defers_imports=True),
 }

@@ -25,6 +25,8 @@ class Command:
     run: Callable[[Any], Report]
     json_file: bool = False
     """Whether `--json FILE` writes the result in addition to the text; otherwise `--json` prints it instead."""
+    defers_imports: bool = False
+    """Whether its libraries are imported without what only training needs (`rag.deferred_imports`)."""
 
 
 def progress(args: Any) -> bool:

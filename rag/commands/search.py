@@ -115,5 +115,7 @@ def _explanation_text(explanation: Any) -> str:
 
 
 COMMANDS: dict[str, Command] = {
-    "search": Command("retrieve passages, and score recall on a question file", _search_arguments, _search),
+    "search": Command(
+        "retrieve passages, and score recall on a question file", _search_arguments, _search, defers_imports=True
+    ),
 }

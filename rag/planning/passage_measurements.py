@@ -114,7 +114,7 @@ class _FileMeasurements:
 
 def _measure_files(job: IndexJob, chunks: Sequence[Passage]) -> _FileMeasurements:
     from indexes.corpora.corpus import Corpus
-    from indexes.directory.segments import write_passages
+    from indexes.corpora.passage_files import write_passages
 
     with tempfile.TemporaryDirectory() as name:
         folder, source = Path(name), Path(name) / "sample.jsonl"
