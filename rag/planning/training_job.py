@@ -54,6 +54,11 @@ class TrainingJob:
         return not self.config.e_step.exact and self.config.e_step.proposals_per_sample > 1
 
     @property
+    def first_round_phases(self) -> tuple[str, ...]:
+        """Phases of the E-step whose results are kept for the rounds after the first."""
+        return ()
+
+    @property
     def sequences_per_micro_batch(self) -> int:
         """Sequences of the generator in one micro-batch."""
         m = self.question.num_permutations
