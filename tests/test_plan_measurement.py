@@ -29,6 +29,7 @@ from rag.planning.training_measurement import (
     FIRST_E_STEP,
     LATER_E_STEP,
     M_STEP,
+    few_questions,
     measure_training,
     predict_few,
     run_executions,
@@ -36,7 +37,9 @@ from rag.planning.training_measurement import (
 from rag.planning.training_plan import peaks, plan_training
 from retriever.selector_config import SelectorConfig
 
-MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, body_rate=1e11, head_rate=5e10)
+RATES = {"body_rate": 1e11, "head_rate": 5e10, "step_rate": 1e10, "step_head_rate": 5e9}
+RATES |= {"read_rate": 1e10, "call_seconds": 1e-6}
+MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, **RATES)
 SMALL = {"e_step.num_permutations": 2, "e_step.proposals_per_sample": 2}
 
 
@@ -89,7 +92,7 @@ def test_every_phase_runs_on_the_questions_given(rag: RAG, tmp_path: Path, monke
     before = learned(rag)
     config = dro_config(rounds=3, **{name.replace(".", "__"): value for name, value in SMALL.items()})
     planned = replace(job(), config=config)
-    found = measure_training(planned, MACHINE, rag, EXAMPLES_FOR_WORKERS, tmp_path / "m_step")
+    found = measure_training(planned, rag, EXAMPLES_FOR_WORKERS, tmp_path / "m_step", MACHINE)
     answers, first, later, _ = results
     questions = [example.question for example in EXAMPLES_FOR_WORKERS]
     assert [answer.question for answer in answers] == questions
@@ -122,24 +125,25 @@ def test_the_selector_reads_its_prompts_while_it_is_measured(
     rag.answer([example.question for example in EXAMPLES_FOR_WORKERS])
     untrained = model.tokens_read - untrained
     monkeypatch.setattr(training_measurement, "measure_work", measured)
-    measure_training(replace(job(), config=dro_config()), MACHINE, rag, EXAMPLES_FOR_WORKERS, tmp_path / "m_step")
+    measure_training(replace(job(), config=dro_config()), rag, EXAMPLES_FOR_WORKERS, tmp_path / "m_step", MACHINE)
     assert read[0] > untrained
 
 
 def test_no_question_is_no_measurement(rag: RAG, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs training questions that fit"):
-        measure_training(job(), MACHINE, rag, [], tmp_path)
+        measure_training(job(), rag, [], tmp_path, MACHINE)
 
 
 def test_predictions_for_a_few_questions_are_those_of_the_plan() -> None:
     """Five of 100 questions: a twentieth of each phase, in batches of five instead of eight."""
     planned = job(m_step__num_train_epochs=2)
-    plan, few = plan_training(planned, MACHINE), predict_few(planned, MACHINE, 5)
+    plan, few = plan_training(planned, MACHINE), predict_few(few_questions(planned, 5), MACHINE)
     e_step = [phase for phase in plan.phases if phase.name.startswith("E:")]
     m_step = [phase for phase in plan.phases if phase.name.startswith("M:")]
     assert few[FIRST_E_STEP][0] == pytest.approx(sum(phase.seconds for phase in e_step) / 20)
     assert few[M_STEP][0] == pytest.approx(2 * sum(phase.seconds for phase in m_step) / 20)
-    assert few[ANSWERING][0] == pytest.approx(plan.phase("evaluation").seconds / 8)  # 5 of 40
+    texts = replace(planned.texts, eval_questions=5)
+    assert few[ANSWERING][0] == plan_training(replace(planned, texts=texts), MACHINE).phase("evaluation").seconds
     assert few[M_STEP][1] == max(phase.peak for phase in m_step)
     assert few[FIRST_E_STEP][1] < max(phase.peak for phase in e_step)
     smaller = peaks(replace(planned, config=planned.config.with_settings({"e_step.batch_size": 5})), MACHINE.process)

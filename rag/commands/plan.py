@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from indexes.corpora.passage import Passage
     from rag.planning.cost_plan import MeasuredPhase
     from rag.planning.index_job import IndexJob
-    from rag.planning.machine import Machine
     from rag.planning.text_sizes import TextSizes
     from rag.planning.training_job import TrainingJob
 
@@ -67,7 +66,7 @@ def _check_count(args: Any, name: str) -> None:
 
 def _plan(args: Any) -> Report:
     from rag.planning.plan_text import plan_text
-    from rag.planning.training_plan import measure_machine, plan_training
+    from rag.planning.training_plan import plan_training
 
     _check_count(args, "measured_questions")
     if args.measure and (args.train_dataset is None or not (args.index or args.corpus)):
@@ -76,14 +75,13 @@ def _plan(args: Any) -> Report:
             f"--train_dataset {args.train_dataset}, --index {args.index}, --corpus {args.corpus}."
         )
     job = _training_job(args)
-    machine = measure_machine(job)
-    plan = plan_training(job, machine)
+    plan = plan_training(job)
     if args.measure:
-        plan = replace(plan, measured=_measured_phases(args, job, machine))
+        plan = replace(plan, measured=_measured_phases(args, job))
     return Report(plan_text(plan), plan.to_dict())
 
 
-def _measured_phases(args: Any, job: "TrainingJob", machine: "Machine") -> "tuple[MeasuredPhase, ...]":
+def _measured_phases(args: Any, job: "TrainingJob") -> "tuple[MeasuredPhase, ...]":
     """Run the phases on the first training questions, with the index or with one of some passages of the corpus."""
     from rag.planning.training_measurement import measure_training
     from training import load_examples
@@ -102,7 +100,7 @@ def _measured_phases(args: Any, job: "TrainingJob", machine: "Machine") -> "tupl
         options.index = args.index or _small_index(args, job, Path(folder) / "index")
         rag = create_pipeline(options)
         fitting = filter_fitting_with_answers(examples, rag.selector, rag.generator).kept
-        return measure_training(job, machine, rag, fitting, Path(folder) / "m_step")
+        return measure_training(job, rag, fitting, Path(folder) / "m_step")
 
 
 _PASSAGES_PER_CANDIDATE = 5

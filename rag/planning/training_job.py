@@ -12,6 +12,9 @@ from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, TextSizes
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
+EVALUATION_BATCH = 16
+"""Questions that `rag.evaluate` asks at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
@@ -33,6 +36,11 @@ class TrainingJob:
     single_passage_sequence: int
     """Tokens of the generator's sequence with one passage."""
     max_new_tokens: int = 32
+
+    @property
+    def answers_together(self) -> int:
+        """Evaluation questions whose answers are written at the same time."""
+        return max(1, min(EVALUATION_BATCH, self.texts.eval_questions))
 
     @property
     def proposed(self) -> QuestionShape:

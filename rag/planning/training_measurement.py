@@ -18,7 +18,7 @@ from rag.planning.cost_plan import MeasuredPhase
 from rag.planning.machine import Machine
 from rag.planning.phase_measurement import Measured, measure_work
 from rag.planning.training_job import TrainingJob
-from rag.planning.training_plan import peaks, plan_training
+from rag.planning.training_plan import measure_machine, peaks, plan_training
 from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer
@@ -32,16 +32,16 @@ LISTENING = 0.5
 
 
 def measure_training(
-    job: TrainingJob, machine: Machine, rag: RAG, examples: Sequence[QAExample], folder: Path
+    job: TrainingJob, rag: RAG, examples: Sequence[QAExample], folder: Path, machine: Machine | None = None
 ) -> tuple[MeasuredPhase, ...]:
     """Answer, estimate and maximise on a few training questions.
 
     Args:
         job: The run that is planned.
-        machine: Where; what its prediction rests on.
         rag: A new pipeline with the job's settings; trained on the way.
         examples: The few questions, with answers that fit the context.
         folder: For the files of the M-step's trainer.
+        machine: What predictions rest on; measured when not given.
 
     Raises:
         UsageError: There are no questions.
@@ -57,16 +57,15 @@ def measure_training(
     later = measure_work(lambda: e_step(examples, round=2), job.device)
     m_step = measure_work(lambda: _maximize(job, rag, first.result, folder), job.device)
     found: dict[str, Measured[Any]] = {FIRST_E_STEP: first, LATER_E_STEP: later, M_STEP: m_step, ANSWERING: answering}
-    predicted = predict_few(job, machine, len(examples))
+    few = few_questions(job, len(examples))
+    predicted = predict_few(few, machine or measure_machine(few))
     executions = run_executions(job)
     return tuple(
         _phase(name, measured, len(examples), *predicted[name], executions[name]) for name, measured in found.items()
     )
 
 
-def _phase(
-    name: str, measured: Measured[Any], items: int, seconds: float, peak: int, run_items: int
-) -> MeasuredPhase:
+def _phase(name: str, measured: Measured[Any], items: int, seconds: float, peak: int, run_items: int) -> MeasuredPhase:
     return MeasuredPhase(
         name=name,
         items=items,
@@ -98,14 +97,18 @@ def _maximize(job: TrainingJob, rag: RAG, posteriors: Sequence[Posterior], folde
     model.eval()
 
 
-def predict_few(job: TrainingJob, machine: Machine, items: int) -> dict[str, tuple[float, int]]:
-    """Seconds and peak memory that the plan gives for this many questions, by the name of what is measured."""
+def few_questions(job: TrainingJob, items: int) -> TrainingJob:
+    """The run with this many questions to learn from and to evaluate, in batches of no more."""
     batch = min(items, job.config.e_step.batch_size)
-    few = replace(
+    return replace(
         job,
         config=job.config.with_settings({"e_step.batch_size": batch}),
         texts=replace(job.texts, questions=items, eval_questions=items),
     )
+
+
+def predict_few(few: TrainingJob, machine: Machine) -> dict[str, tuple[float, int]]:
+    """Seconds and peak memory of one execution that the plan gives, by the name of what is measured."""
     phases = {phase.name: phase for phase in plan_training(few, machine).phases}
     memory = peaks(few, machine.process)
     parts = {
