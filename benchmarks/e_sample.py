@@ -73,8 +73,8 @@ def first_logits(p: Pipeline) -> torch.Tensor:
 MAKES = [
     Make(lambda o: build(o, "autoregressive", 1280, 5.5)),
     Make(lambda o: build(o, "single_pass", 1280, 11.0)),
-    Make(lambda o: build(o, "autoregressive", 2560, None), quick=False),
-    Make(lambda o: build(o, "single_pass", 2560, None), quick=False),
+    Make(lambda o: build(o, "autoregressive", 2560, None), quick=False, with_shape=False),
+    Make(lambda o: build(o, "single_pass", 2560, None), quick=False, with_shape=False),
 ]
 
 if __name__ == "__main__":

@@ -85,9 +85,11 @@ ROW: dict[str, Any] = {"selfaug.permutations": "one"}
 MAKES = [
     Make(lambda o: build(o, "small", small_qwen(32000), EXACT, 4.0)),
     Make(lambda o: build(o, "small", small_qwen(32000), ROW, 7.5)),
-    Make(lambda o: build(o, "small", small_qwen(4096), EXACT, None), quick=False),
-    Make(lambda o: build(o, "small", small_qwen(4096), ROW, None), quick=False),
-    Make(lambda o: build(o, "qwen2.5-0.5b", qwen_half_billion(), EXACT, 2.0, m=2, row=248), quick=False),
+    Make(lambda o: build(o, "small", small_qwen(4096), EXACT, None), quick=False, with_shape=False),
+    Make(lambda o: build(o, "small", small_qwen(4096), ROW, None), quick=False, with_shape=False),
+    Make(
+        lambda o: build(o, "qwen2.5-0.5b", qwen_half_billion(), EXACT, 2.0, m=2, row=248), quick=False, with_shape=False
+    ),
 ]
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ class Make:
     build: Callable[["Options"], Case]
     quick: bool = True
     """Whether it belongs to the quick round."""
+    with_shape: bool = True
+    """Whether it is another case than those before it where `--shape` replaces its own shape."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | Non
     if not as_json:
         print(alone(lambda: header(options), options))
     for make in makes:
-        if options.quick and not make.quick:
+        if (options.quick and not make.quick) or (options.shape and not make.with_shape):
             continue
         row, memory_target = alone(partial(measure, make, options), options)
         rows.append(asdict(row))

@@ -24,11 +24,11 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 KINDS: Mapping[str, frozenset[str]] = {
     "process": frozenset({"subprocess", "multiprocessing", "fork", "WorkerProcesses", "ProcessPoolExecutor"}),
-    "training": frozenset({"DROTrainer", "MStepTrainer", "Sweep", "Lab", "run_demo"}),
+    "training": frozenset({"DROTrainer", "MStepTrainer", "measure_training", "Sweep", "Lab", "run_demo"}),
     "browser": frozenset({"find_browser"}),
     "milvus": frozenset({"MilvusIndex", "milvus_lite", "pymilvus"}),
 }
-TRAINING_COMMANDS = frozenset({"train", "sweep", "demo"})
+TRAINING_COMMANDS = frozenset({"train", "sweep", "demo", "--measure"})
 """Of `rag`: a test that runs the command line and names one of them trains."""
 
 

@@ -1,5 +1,6 @@
 """`rag plan`: predictions follow from shapes, and no weights are read."""
 
+import inspect
 import json
 import mmap
 from dataclasses import replace
@@ -14,9 +15,10 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.host_memory import format_seconds, host_memory, resident_bytes
 from rag.cli import main
+from rag.evaluation.evaluation import evaluate
 from rag.planning.cost_plan import Plan
 from rag.planning.flops import ModelShape, QuestionShape, e_sample_flops, m_generator_flops
-from rag.planning.machine import Machine, gemm_rate
+from rag.planning.machine import Machine, product_rate
 from rag.planning.model_sizes import EncoderShape, base_shape, encoder_shape, planned_dtype
 from rag.planning.plan_text import plan_text
 from rag.planning.text_sizes import (
@@ -27,16 +29,18 @@ from rag.planning.text_sizes import (
     index_sizes,
     question_sizes,
 )
-from rag.planning.training_job import TrainingJob, mean_question
+from rag.planning.training_job import EVALUATION_BATCH, TrainingJob, mean_question
 from rag.planning.training_plan import always_used, auto_index_bytes, peaks, plan_training, possible_changes
-from rag.planning.training_steps import training_steps
+from rag.planning.training_steps import CALLS_PER_LAYER, training_steps
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
 SHAPE = ModelShape(
     hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151936, tied=True
 )
-MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, body_rate=1e11, head_rate=5e10)
+RATES = {"body_rate": 1e11, "head_rate": 5e10, "step_rate": 1e10, "step_head_rate": 5e9}
+RATES |= {"read_rate": 1e10, "call_seconds": 1e-6}
+MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, **RATES)
 
 
 def job(**changed: object) -> TrainingJob:
@@ -97,6 +101,38 @@ def test_disabled_phases_are_left_out(changed: dict[str, object], missing: str) 
 def test_evaluation_runs_before_the_first_round_and_after_each() -> None:
     texts = replace(job().texts, eval_questions=5)
     assert [(s.name, s.times) for s in training_steps(replace(job(), texts=texts))][-1] == ("evaluation", 4)
+
+
+def test_evaluation_writes_answers_token_by_token() -> None:
+    """50 questions, 16 at a time as `evaluate` asks them, so 4 times 32 steps of 24 layers.
+
+    A token at position 801 to 832 sees as many keys; keys and values of one take 2 x 24 x 2 x 64 numbers of 4 bytes.
+    """
+    planned = replace(job(), texts=replace(job().texts, eval_questions=50))
+    step = next(step for step in training_steps(planned) if step.name == "evaluation")
+    seen = sum(range(801, 833))
+    weights = SHAPE.body_parameters + SHAPE.adapter_parameters
+    assert step.writing.body == 50 * (2 * weights * 32 + 4 * 24 * 14 * 64 * seen)
+    assert step.writing.head == 50 * 32 * 2 * 896 * 151936
+    assert step.writing.cache_read == 50 * seen * 2 * 24 * 2 * 64 * 4
+    assert step.writing.calls == 4 * 32 * 24 * CALLS_PER_LAYER
+    together = inspect.signature(evaluate).parameters["batch_size"].default
+    assert planned.answers_together == EVALUATION_BATCH == together
+    few = replace(planned, texts=replace(planned.texts, eval_questions=3))
+    assert few.answers_together == 3
+    assert peaks(few, 0)["evaluation"] < peaks(planned, 0)["evaluation"]
+
+
+def test_seconds_of_writing_are_at_the_speed_of_memory() -> None:
+    """Besides the time of reading prompts; at a quarter of the speed it takes four times as long, calls excepted."""
+    planned = replace(job(), texts=replace(job().texts, eval_questions=5))
+    step = next(step for step in training_steps(planned) if step.name == "evaluation")
+    reading = (step.body / 1e11 + step.head / 5e10) / 0.7
+    writing = step.writing.body / 1e10 + step.writing.head / 5e9 + step.writing.cache_read / 1e10
+    calls = step.writing.calls * 1e-6
+    assert plan_training(planned, MACHINE).phase("evaluation").seconds == pytest.approx(reading + writing + calls)
+    slow = replace(MACHINE, step_rate=2.5e9, step_head_rate=1.25e9, read_rate=2.5e9)
+    assert plan_training(planned, slow).phase("evaluation").seconds == pytest.approx(reading + 4 * writing + calls)
 
 
 def test_seconds_are_operations_over_rates() -> None:
@@ -227,7 +263,8 @@ def test_memory_of_machine_and_process() -> None:
 
 def test_matrix_product_rate_is_positive_for_every_dtype() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert gemm_rate(32, 48, dtype, "cpu", rows=8, seconds=0.01) > 1e5
+        for settings in ({}, {"mixed": dtype == torch.bfloat16}, {"weights": 10_000}):
+            assert product_rate(32, 48, dtype, "cpu", rows=8, seconds=0.01, **settings) > 1e5
 
 
 def test_durations_as_text() -> None:

@@ -1,5 +1,6 @@
-"""`rag plan` and `rag plan index`: time and memory, before anything is loaded."""
+"""`rag plan` and `rag plan index`: time and memory, before anything is loaded; with --measure also as measured."""
 
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from indexes.errors import UsageError
 from rag.commands.command import Command, Report
 from rag.commands.options import (
     building_arguments,
+    create_pipeline,
     eval_arguments,
     on_error_argument,
     pipeline_arguments,
@@ -18,6 +20,7 @@ from rag.commands.options import (
 
 if TYPE_CHECKING:
     from indexes.corpora.passage import Passage
+    from rag.planning.cost_plan import MeasuredPhase
     from rag.planning.index_job import IndexJob
     from rag.planning.text_sizes import TextSizes
     from rag.planning.training_job import TrainingJob
@@ -36,6 +39,7 @@ def _plan_arguments(parser: Any) -> None:
     parser.add_argument(
         "--resume_from_checkpoint", type=bool | str, default=False, help="as in `rag train`; not modelled"
     )
+    _measure_arguments(parser, "questions", "E-step, M-step and answering", "as many as the E-step's batch_size")
 
 
 _PLAN_SIZES = {
@@ -48,12 +52,74 @@ _PLAN_SIZES = {
 }
 
 
+def _measure_arguments(parser: Any, items: str, phases: str, default: str) -> None:
+    parser.add_argument(
+        "--measure", action="store_true", help=f"also load the model and run {phases} on a few {items} (takes minutes)"
+    )
+    parser.add_argument(f"--measured_{items}", type=int, help=f"how many {items} --measure takes (default: {default})")
+
+
+def _check_count(args: Any, name: str) -> None:
+    if args[name] is not None and args[name] < 1:
+        raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
+
+
 def _plan(args: Any) -> Report:
     from rag.planning.plan_text import plan_text
     from rag.planning.training_plan import plan_training
 
-    plan = plan_training(_training_job(args))
+    _check_count(args, "measured_questions")
+    if args.measure and (args.train_dataset is None or not (args.index or args.corpus)):
+        raise UsageError(
+            "--measure runs on your data: it needs --train_dataset FILE, and --index DIR or --corpus FILE; got "
+            f"--train_dataset {args.train_dataset}, --index {args.index}, --corpus {args.corpus}."
+        )
+    job = _training_job(args)
+    plan = plan_training(job)
+    if args.measure:
+        plan = replace(plan, measured=_measured_phases(args, job))
     return Report(plan_text(plan), plan.to_dict())
+
+
+def _measured_phases(args: Any, job: "TrainingJob") -> "tuple[MeasuredPhase, ...]":
+    """Run the phases on the first training questions, with the index or with one of some passages of the corpus."""
+    from rag.planning.training_measurement import measure_training
+    from training import load_examples
+    from training.questions.context_fit import filter_fitting_with_answers
+
+    count = args.measured_questions or job.config.e_step.batch_size
+    examples = load_examples(
+        args.train_dataset,
+        require_answers=True,
+        limit=min(count, job.texts.questions),
+        quoting=args.quoting,
+        ignore_identical_ids=job.config.ignore_identical_ids,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        options = args.clone()
+        options.index = args.index or _small_index(args, job, Path(folder) / "index")
+        rag = create_pipeline(options)
+        fitting = filter_fitting_with_answers(examples, rag.selector, rag.generator).kept
+        return measure_training(job, rag, fitting, Path(folder) / "m_step")
+
+
+_PASSAGES_PER_CANDIDATE = 5
+
+
+def _small_index(args: Any, job: "TrainingJob", folder: Path) -> str:
+    """An index of so many passages of the corpus that the candidates of questions differ."""
+    from indexes.corpora.corpus import Corpus
+    from indexes.directory.builder import build_index
+    from indexes.encoder import Encoder
+    from rag.planning.text_sizes import sample_passages
+
+    _, sample = sample_passages(args.corpus, quoting=args.quoting)
+    encoder = Encoder.from_pretrained(
+        args.encoder or "tiny", device=args.device, trust_remote_code=args.trust_remote_code
+    )
+    chosen = sample[: _PASSAGES_PER_CANDIDATE * job.selector.num_candidates]
+    build_index(Corpus.from_passages(chosen), encoder, folder, bm25=args.retriever != "dense", progress=False)
+    return str(folder)
 
 
 def _training_job(args: Any) -> "TrainingJob":
@@ -149,16 +215,24 @@ def _plan_index_arguments(parser: Any) -> None:
     quoting_argument(parser)
     on_error_argument(parser, "continue")
     building_arguments(parser)
+    _measure_arguments(parser, "passages", "encoding", str(_MEASURED_PASSAGES))
+
+
+_MEASURED_PASSAGES = 256
 
 
 def _plan_index(args: Any) -> Report:
     from rag.planning.index_plan import plan_index
     from rag.planning.plan_text import plan_text
 
-    for name in ("passages", "passage_tokens", "processes", "batch_size"):
-        if args[name] is not None and args[name] < 1:
-            raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
-    plan = plan_index(_index_job(args))
+    for name in ("passages", "passage_tokens", "processes", "batch_size", "measured_passages"):
+        _check_count(args, name)
+    job = _index_job(args)
+    plan = plan_index(job)
+    if args.measure:
+        from rag.planning.index_measurement import measure_encoding
+
+        plan = replace(plan, measured=measure_encoding(job, plan, args.measured_passages or _MEASURED_PASSAGES))
     return Report(plan_text(plan), plan.to_dict())
 
 

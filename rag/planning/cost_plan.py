@@ -18,6 +18,10 @@ SETTINGS: Mapping[str, type[TrainingSetting] | type[IndexSetting]] = {
 """What is planned, by the plan's `kind`."""
 
 
+_SUMS = ("seconds", "measured_seconds")
+"""Properties of `Plan` that its JSON has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedPhase:
     """One phase of a run or a build."""
@@ -47,6 +51,35 @@ class PlannedPhase:
     def resident(self) -> int:
         """Allocated and mapped bytes."""
         return self.peak + self.mapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPhase:
+    """What a phase took on a few items with the real model, beside what the plan says of as many."""
+
+    name: str
+    items: int
+    """Questions or passages that it was measured on."""
+    seconds: float
+    """Of these."""
+    predicted_seconds: float
+    """Of as many by the plan."""
+    run_items: int
+    """Items in the whole run or build, each counted as often as it is worked on."""
+    peak: int | None
+    """Bytes at the worst moment of the measurement; None where the system does not say."""
+    predicted_peak: int
+    """Bytes by the plan, for batches of these items."""
+
+    @property
+    def run_seconds(self) -> float:
+        """Of the whole run or build, from what was measured."""
+        return self.seconds / self.items * self.run_items
+
+    @property
+    def predicted_run_seconds(self) -> float:
+        """The same from the prediction."""
+        return self.predicted_seconds / self.items * self.run_items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +162,21 @@ class Plan:
     changes: tuple[Change, ...]
     """Proposed for the limits that do not hold; empty where all hold or nothing helps."""
     not_modelled: tuple[str, ...]
+    measured: tuple[MeasuredPhase, ...] = ()
+    """With `--measure`."""
 
     @property
     def seconds(self) -> float:
         """Of all phases."""
         return sum(phase.total_seconds for phase in self.phases)
+
+    @property
+    def measured_seconds(self) -> float | None:
+        """Of all phases, with what was measured in place of predictions; None where nothing was measured."""
+        if not self.measured:
+            return None
+        difference = sum(phase.run_seconds - phase.predicted_run_seconds for phase in self.measured)
+        return self.seconds + difference
 
     def phase(self, name: str) -> PlannedPhase:
         """The phase of this name (KeyError: there is none)."""
@@ -144,9 +187,10 @@ class Plan:
         return {fit.limit: fit for fit in self.fits}.get(limit)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, which `from_dict` reads; `seconds` and `disk.after` are in it for convenience."""
+        """A JSON-ready dictionary, which `from_dict` reads; sums such as `seconds` are in it for convenience."""
         data = asdict(self)
-        return data | {"seconds": self.seconds, "disk": data["disk"] | {"after": self.disk.after}}
+        computed = {"seconds": self.seconds, "measured_seconds": self.measured_seconds}
+        return data | computed | {"disk": data["disk"] | {"after": self.disk.after}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -156,7 +200,7 @@ class Plan:
             DataError: It is no plan, or one of another version.
         """
         try:
-            rest = {name: value for name, value in data.items() if name not in ("setting", "disk", "seconds")}
+            rest = {name: value for name, value in data.items() if name not in ("setting", "disk", *_SUMS)}
             setting = _read(SETTINGS[data["kind"]], data["setting"])
             disk = {name: value for name, value in data["disk"].items() if name != "after"}
             hints = get_type_hints(cls)

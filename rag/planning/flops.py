@@ -169,6 +169,17 @@ def e_score_flops(shape: ModelShape, q: QuestionShape) -> int:
     )
 
 
+def reading_flops(shape: ModelShape, prompt: int) -> int:
+    """Read a prompt that is to be continued: the body on all tokens, the head on the last one."""
+    return forward_flops(shape, prompt, causal_pairs([prompt])) + head_flops(shape, 1)
+
+
+def writing_flops(shape: ModelShape, prompt: int, written: int) -> int:
+    """Write so many tokens behind a prompt in the cache, one at a time; each, the last one too, predicts one more."""
+    pairs = causal_pairs([prompt + written]) - causal_pairs([prompt])
+    return forward_flops(shape, written, pairs) + head_flops(shape, written)
+
+
 def m_selector_flops(shape: ModelShape, q: QuestionShape, *, decoding: str = "autoregressive") -> int:
     """One selector step on m permutations: one prompt and m replies, forward and backward."""
     tokens, pairs = q.prompt, causal_pairs([q.prompt])

@@ -11,7 +11,9 @@ def plan_text(plan: Plan) -> str:
     """The plan's setting, a table of times, a table of memory, disk space and the verdict."""
     verdict = "\n".join(_verdict_lines(plan))
     limits = "\n".join(["Not modelled:", *(f"  {text}" for text in plan.not_modelled)])
-    return "\n\n".join(["\n".join(plan.setting.summary()), _time_text(plan), _memory_text(plan), verdict, limits])
+    setting = "\n".join(plan.setting.summary())
+    parts = [setting, _time_text(plan), _memory_text(plan), _measured_text(plan), verdict, limits]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _time_text(plan: Plan) -> str:
@@ -46,6 +48,32 @@ def _memory_text(plan: Plan) -> str:
             table(["memory", "peak", *files, *names], cells),
             f"always in use, part of the peak: {always}{optimizer}",
             f"disk: {_size(plan.disk.after)} in the end ({disk}); at most {_size(plan.disk.peak)}{temporary}",
+        ]
+    )
+
+
+def _measured_text(plan: Plan) -> str:
+    """What was measured beside what was predicted; nothing where nothing was measured."""
+    if not plan.measured or plan.measured_seconds is None:
+        return ""
+    cells = [
+        [
+            phase.name,
+            str(phase.items),
+            *map(format_seconds, (phase.predicted_seconds, phase.seconds)),
+            f"{phase.predicted_seconds / phase.seconds:.2f}" if phase.seconds else "-",
+            *map(format_seconds, (phase.predicted_run_seconds, phase.run_seconds)),
+            _size(phase.predicted_peak),
+            "-" if phase.peak is None else _size(phase.peak),
+        ]
+        for phase in plan.measured
+    ]
+    head = ["with the real model", "items", "predicted", "measured", "ratio", "in the run", "measured"]
+    return "\n".join(
+        [
+            table([*head, "peak", "measured"], cells),
+            f"total {format_seconds(plan.measured_seconds)} with what was measured, {format_seconds(plan.seconds)} by "
+            "prediction; phases that are not listed are predicted in both",
         ]
     )
 

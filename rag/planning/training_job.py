@@ -12,6 +12,9 @@ from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, TextSizes
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
 
+EVALUATION_BATCH = 16
+"""Questions that `rag.evaluate` asks at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
@@ -35,6 +38,11 @@ class TrainingJob:
     max_new_tokens: int = 32
 
     @property
+    def answers_together(self) -> int:
+        """Evaluation questions whose answers are written at the same time."""
+        return max(1, min(EVALUATION_BATCH, self.texts.eval_questions))
+
+    @property
     def proposed(self) -> QuestionShape:
         """The same question with all permutations that the selector proposes and trains on."""
         times = 1 if self.config.e_step.exact else self.config.e_step.proposals_per_sample
@@ -52,6 +60,11 @@ class TrainingJob:
     def scores_single_passages(self) -> bool:
         """Whether the E-step scores the candidates one by one, to predict log-likelihoods that it does not compute."""
         return not self.config.e_step.exact and self.config.e_step.proposals_per_sample > 1
+
+    @property
+    def first_round_phases(self) -> tuple[str, ...]:
+        """Phases of the E-step whose results are kept for the rounds after the first."""
+        return ()
 
     @property
     def sequences_per_micro_batch(self) -> int:

@@ -28,7 +28,7 @@ NOT_MODELLED = (
     "memory that malloc keeps after it was freed: with glibc on a CPU a peak was 1.6 times the plan; "
     "MALLOC_MMAP_THRESHOLD_=1048576 in the environment returns it (then 15 % are enough, and are left free here)",
     "several processes on one machine",
-    "decoding, which reads all weights per token: evaluation may take several times as long on a GPU",
+    "answers that end before max_new_tokens: evaluation then takes less time",
     "a GPU: its efficiency is assumed, and 4bit and 8bit follow from their formats; neither was measured",
     "adapters on some linear layers only, a separate encoder device",
     "a selector without supervised warm-up (supervised.num_train_epochs: 0): its first samples run no language model",
@@ -68,19 +68,27 @@ def plan_training(job: TrainingJob, machine: Machine | None = None) -> Plan:
 
 def measure_machine(job: TrainingJob) -> Machine:
     """This machine's memory, and its rate of matrix products of the base's sizes."""
-    return measure(job.shape.hidden, job.shape.intermediate, job.shape.vocabulary, job.dtype, job.device)
+    return measure(job.shape, job.dtype, job.device, step_rows=job.answers_together)
 
 
 def _planned_phase(step: TrainingStep, machine: Machine, efficiency: float, peak: int) -> PlannedPhase:
     return PlannedPhase(
         name=step.name,
-        seconds=(step.body / machine.body_rate + step.head / machine.head_rate) / efficiency,
+        seconds=_seconds(step, machine, efficiency),
         times=step.times,
         flops=step.flops,
         basis=f"{step.flops / 1e12:,.2f} TFLOP",
         peak=peak,
         parts=_parts(step.memory),
     )
+
+
+def _seconds(step: TrainingStep, machine: Machine, efficiency: float) -> float:
+    """Of one execution: reading and learning at a share of the rate of products, writing at the speed of memory."""
+    writing = step.writing
+    products = (step.body / machine.body_rate + step.head / machine.head_rate) / efficiency
+    steps = writing.body / machine.step_rate + writing.head / machine.step_head_rate
+    return products + steps + writing.cache_read / machine.read_rate + writing.calls * machine.call_seconds
 
 
 def _parts(memory: StepMemory) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The phases of a training run: operations of each over the whole data, and its memory."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,15 @@ from rag.planning.flops import (
     forward_flops,
     m_generator_flops,
     m_selector_flops,
+    reading_flops,
+    writing_flops,
 )
 from rag.planning.training_job import TrainingJob
 from rag.planning.training_memory import (
     PRECISIONS,
     StepMemory,
+    answer_bytes,
+    cache_bytes,
     e_sample_bytes,
     e_score_bytes,
     m_generator_bytes,
@@ -25,6 +30,24 @@ from rag.planning.training_memory import (
 
 ENCODING = "encode corpus"
 """Name of the phase that is a command of its own: the base is not loaded in it."""
+
+
+CALLS_PER_LAYER = 70
+"""Operations of torch in one layer of a decoding step, with its adapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Answers that are written token by token, several at a time."""
+
+    body: int = 0
+    """Operations of the model's layers."""
+    head: int = 0
+    """Operations of the output head."""
+    cache_read: int = 0
+    """Bytes of keys and values that are read."""
+    calls: int = 0
+    """Calls of torch's operations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +61,8 @@ class TrainingStep:
     """Operations of the model's layers, for one execution."""
     head: int = 0
     """Operations of the output head, for one execution."""
+    writing: Writing = Writing()
+    """Besides, for one execution."""
     memory: StepMemory
     training: bool = False
     """Whether gradients and optimizer state are in memory."""
@@ -47,7 +72,7 @@ class TrainingStep:
     @property
     def flops(self) -> int:
         """Operations of one execution."""
-        return self.body + self.head
+        return self.body + self.head + self.writing.body + self.writing.head
 
 
 def training_steps(job: TrainingJob) -> list[TrainingStep]:
@@ -180,14 +205,40 @@ def _evaluation(job: TrainingJob) -> list[TrainingStep]:
     """Greedy selection and a greedy answer for every evaluation question, before the first round and after each."""
     if not job.texts.eval_questions:
         return []
-    new = job.max_new_tokens
-    one = replace(job.question, num_permutations=1, sequence=job.question.sequence + new, answer=new)
+    prompt = job.question.sequence - job.question.answer
+    one = replace(job.question, num_permutations=1, sequence=prompt + job.max_new_tokens, answer=job.max_new_tokens)
 
     def flops(shape: ModelShape) -> int:
-        return e_sample_flops(shape, one, decoding=job.selector.decoding) + e_score_flops(shape, one)
+        return e_sample_flops(shape, one, decoding=job.selector.decoding) + reading_flops(shape, prompt)
 
-    memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], one, sequences=job.config.e_step.batch_size)
-    return [_step(job, "evaluation", job.config.rounds + 1, flops, memory, questions=job.texts.eval_questions)]
+    questions = job.texts.eval_questions
+    step = _step(job, "evaluation", job.config.rounds + 1, flops, _answer_memory(job, one), questions=questions)
+    return [replace(step, writing=_writing(job, prompt))]
+
+
+def _writing(job: TrainingJob, prompt: int) -> Writing:
+    """Writing the answers to all evaluation questions."""
+    new, questions = job.max_new_tokens, job.texts.eval_questions
+    body = writing_flops(replace(job.shape, vocabulary=0), prompt, new)
+    read = sum(cache_bytes(job.shape, PRECISIONS[job.dtype], prompt + written) for written in range(1, new + 1))
+    steps = new * math.ceil(questions / job.answers_together)
+    return Writing(
+        body=questions * body,
+        head=questions * (writing_flops(job.shape, prompt, new) - body),
+        cache_read=questions * read,
+        calls=steps * job.shape.layers * CALLS_PER_LAYER,
+    )
+
+
+def _answer_memory(job: TrainingJob, one: QuestionShape) -> StepMemory:
+    """Ranking prompts in one pass, or the keys and values of all answers that are written together."""
+    precision, together = PRECISIONS[job.dtype], job.answers_together
+    ranking = e_sample_bytes(job.shape, precision, one, questions=together, decoding=job.selector.decoding)
+    reading = e_score_bytes(job.shape, precision, one, sequences=together)
+    cache = cache_bytes(job.shape, precision, together * one.sequence)
+    logits = answer_bytes(job.shape, precision, together, learning=False)
+    writing = StepMemory(cache=cache, logits=logits, passing=reading.passing)
+    return max((ranking, writing), key=lambda memory: memory.peak)
 
 
 def _step(
