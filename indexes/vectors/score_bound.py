@@ -64,5 +64,6 @@ class ScoreBound(NamedTuple):
 
     def slack(self, scores_Bx: NDArray[np.float32]) -> NDArray[np.float32]:
         """The largest differences, float32 [B, x]; of scores of -inf, which stand for none, that of 0."""
-        sizes_Bx = np.where(np.isneginf(scores_Bx), np.float32(0), np.abs(scores_Bx))
-        return self.errors_B[:, None] + np.float32(self.rounding) * sizes_Bx
+        sizes_Bx: NDArray[np.float32] = np.where(np.isneginf(scores_Bx), np.float32(0), np.abs(scores_Bx))
+        slack_Bx: NDArray[np.float32] = self.errors_B[:, None] + np.float32(self.rounding) * sizes_Bx
+        return slack_Bx
