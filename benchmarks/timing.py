@@ -115,7 +115,7 @@ class Options:
         return 1e-4 if self.dtype == torch.float32 and self.precision != "mixed" else 0.1
 
     def _has_fast_bfloat16(self) -> bool:
-        from indexes.vectors.bf16_prefilter import has_fast_bfloat16
+        from indexes.vectors.prefilter import has_fast_bfloat16
 
         return self.device != "cpu" or has_fast_bfloat16()
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indexes.vectors.bf16_prefilter import has_fast_bfloat16
+from indexes.vectors.prefilter import has_fast_bfloat16
 
 logger = logging.getLogger(__name__)
 

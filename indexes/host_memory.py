@@ -15,6 +15,9 @@ synthetic passages of benchmarks/index_plan_accuracy.py)."""
 PROCESS_BYTES = 900 * 10**6
 """Resident in a process that builds an index, besides the index and the encoder's weights: Python, its libraries, a
 batch of activations, a shard of vectors, and what malloc keeps (`index_memory`, `index_plan_accuracy`)."""
+SEARCH_BYTES = 32 * 2**20
+"""Bytes that an exact search by blocks works in, besides its candidates: scores of a block for all queries, and the
+block in bfloat16. Larger blocks were not faster."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}I": 2 ** (10 * power) for power, unit in enumerate(("K", "M", "G", "T"), start=1)}
 

@@ -9,16 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from time import process_time
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from indexes import DataError, FaissIndex, MismatchError, ResourceError, UsageError
-from indexes.vectors.bf16_prefilter import Bf16Prefilter
 from indexes.vectors.faiss.faiss_files import _check_flat_layout, write_flat
 from indexes.vectors.faiss.faiss_layers import faiss
 
@@ -495,138 +491,3 @@ def test_bad_vectors_rows_and_queries_are_refused(vectors_Nd: np.ndarray) -> Non
     with pytest.raises(DataError, match="row -1 is not in the index"):
         index.reconstruct([0, -1])
     assert len(index) == 9 and index.reconstruct([]).shape == (0, D)
-
-
-def clustered(count: int, dimension: int, *, seed: int, spread: float = 0.5) -> np.ndarray:
-    """Unit vectors around a few centres."""
-    random = np.random.default_rng(seed)
-    centres = random.standard_normal((20, dimension))
-    vectors = centres[random.integers(0, 20, count)] + spread * random.standard_normal((count, dimension))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many queries were prefiltered, and how many FAISS searched."""
-    seen = {"prefiltered": 0, "faiss": 0}
-    candidates, search = Bf16Prefilter.candidates, faiss.IndexFlat.search
-
-    def prefiltered(self: Bf16Prefilter, queries_Bd: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        seen["prefiltered"] += len(queries_Bd)
-        return candidates(self, queries_Bd, count)
-
-    def searched(
-        self: faiss.IndexFlat, queries_Bd: np.ndarray, k: int, **settings: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        seen["faiss"] += len(queries_Bd)
-        return search(self, queries_Bd, k, **settings)
-
-    monkeypatch.setattr(Bf16Prefilter, "candidates", prefiltered)
-    monkeypatch.setattr(faiss.IndexFlat, "search", searched)
-    return seen
-
-
-def assert_same_results(index: FaissIndex, queries_Bd: np.ndarray, k: int) -> None:
-    """Bf16Prefiltered and not: the same scores, and the same ids wherever the score is not a tie within rounding."""
-    scores_Bk, ids_Bk = index.search(queries_Bd, k, prefilter=True)
-    expected_Bk, expected_ids_Bk = index.search(queries_Bd, k, prefilter=False)
-    np.testing.assert_allclose(scores_Bk, expected_Bk, rtol=1e-5, atol=1e-6)
-    for scores_k, ids_k, expected_k in zip(scores_Bk, ids_Bk, expected_ids_Bk, strict=True):
-        for score, id in zip(scores_k, ids_k, strict=True):
-            assert id in expected_k or abs(score - scores_k[-1]) < 1e-5
-    assert [len(set(ids_k)) for ids_k in ids_Bk] == [k] * len(queries_Bd)
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_prefilter_finds_what_faiss_finds_and_proves_it(k: int, looks: dict[str, int]) -> None:
-    index = FaissIndex.build(clustered(5000, 64, seed=0))
-    queries_Bd = clustered(37, 64, seed=1)
-    index.search(queries_Bd, k, batch_size=10, prefilter=True)
-    assert looks["prefiltered"] == 37 and looks["faiss"] < 9, looks
-    assert_same_results(index, queries_Bd, k)
-
-
-def test_prefilter_ranks_negative_and_long_vectors(vectors_Nd: np.ndarray, queries_Bd: np.ndarray) -> None:
-    assert_same_results(FaissIndex.build(-np.abs(vectors_Nd)), np.abs(queries_Bd), K)
-    assert_same_results(FaissIndex.build(vectors_Nd * 1e4), queries_Bd, K)
-
-
-def test_unproven_queries_are_searched_by_faiss(looks: dict[str, int]) -> None:
-    """Vectors that differ by less than bfloat16 can tell: the first look is a lottery, the result is not."""
-    random = np.random.default_rng(2)
-    near_Nd = (np.ones((3000, 64)) / 8 + 1e-4 * random.standard_normal((3000, 64))).astype(np.float32)
-    index, queries_Bd = FaissIndex.build(near_Nd), near_Nd[:6]
-    positions_Bc, ceilings_B = Bf16Prefilter(near_Nd).candidates(queries_Bd, 84)
-    best_Bk = np.argsort(-(queries_Bd @ near_Nd.T), axis=1)[:, :20]
-    missed = [len(set(best_k) - set(kept_c)) for best_k, kept_c in zip(best_Bk, positions_Bc, strict=True)]
-    assert sum(missed) > 0 and (ceilings_B >= (queries_Bd @ near_Nd.T).max(axis=1)).all()
-    looks.update(prefiltered=0, faiss=0)
-    index.search(queries_Bd, 20, prefilter=True)
-    assert looks == {"prefiltered": 6, "faiss": 6}
-    assert_same_results(index, queries_Bd, 20)
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), dimension=st.integers(1, 90), length=st.sampled_from([1e-3, 1.0, 1e3]))
-def test_no_excluded_vector_scores_above_the_bound(seed: int, dimension: int, length: float) -> None:
-    random = np.random.default_rng(seed)
-    vectors_Nd = (random.standard_normal((200, dimension)) * length).astype(np.float32)
-    queries_Bd = random.standard_normal((9, dimension)).astype(np.float32)
-    positions_Bc, ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
-    products_BN = queries_Bd.astype(np.float64) @ vectors_Nd.astype(np.float64).T
-    np.put_along_axis(products_BN, positions_Bc, -np.inf, axis=1)
-    assert (products_BN.max(axis=1) <= ceilings_B).all()
-
-
-def test_prefilter_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 3 and of 31 vectors, the last one shorter than the others; 12 candidates are more than the smaller."""
-    vectors_Nd, queries_Bd = clustered(200, 24, seed=6), clustered(9, 24, seed=7)
-    whole, ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
-    for scores in (27, 279):
-        monkeypatch.setattr("indexes.vectors.bf16_prefilter._SCORES", scores)
-        found, found_ceilings_B = Bf16Prefilter(vectors_Nd).candidates(queries_Bd, 12)
-        np.testing.assert_allclose(found_ceilings_B, ceilings_B, atol=5e-3)
-        assert np.mean([len(set(a) & set(b)) for a, b in zip(found, whole, strict=True)]) > 11
-
-
-def test_prefilter_sees_vectors_that_were_added_later(looks: dict[str, int]) -> None:
-    vectors_Nd = clustered(600, 64, seed=3)
-    index = FaissIndex.build(vectors_Nd[:500])
-    index.search(vectors_Nd[550:560], 1, prefilter=True)
-    index.add(vectors_Nd[500:])
-    scores_B1, ids_B1 = index.search(vectors_Nd[550:560], 1, prefilter=True)
-    assert ids_B1[:, 0].tolist() == list(range(550, 560)) and looks["prefiltered"] == 20
-    np.testing.assert_allclose(scores_B1, 1, atol=1e-6)
-
-
-def test_prefilter_leaves_small_indexes_to_faiss(vectors_Nd: np.ndarray, looks: dict[str, int]) -> None:
-    index = FaissIndex.build(vectors_Nd[:60])
-    for k in (5, 70):
-        for found, expected in zip(
-            index.search(vectors_Nd, k, prefilter=True), index.search(vectors_Nd, k, prefilter=False), strict=True
-        ):
-            np.testing.assert_array_equal(found, expected)
-    assert looks["prefiltered"] == 0
-
-
-def test_prefiltered_results_with_equal_scores_are_ordered_by_row(vectors_Nd: np.ndarray) -> None:
-    twins_Nd = vectors_Nd.copy()
-    twins_Nd[[3, 50, 7, 200]] = vectors_Nd[7] * 10
-    assert FaissIndex.build(twins_Nd).search(vectors_Nd[7:8], 2, prefilter=True)[1].tolist() == [[3, 7]]
-
-
-def test_prefilter_is_chosen_where_it_pays(monkeypatch: pytest.MonkeyPatch, looks: dict[str, int]) -> None:
-    index = FaissIndex.build(clustered(4096, 16, seed=4))
-    queries_Bd = clustered(64, 16, seed=5)
-    for fast, queries, expected in [(True, 64, 64), (True, 8, 0), (False, 64, 0)]:
-        monkeypatch.setattr("indexes.vectors.faiss.faiss_index.has_fast_bfloat16", lambda fast=fast: fast)
-        looks["prefiltered"] = 0
-        index.search(queries_Bd[:queries], 3)
-        assert looks["prefiltered"] == expected
-    monkeypatch.setattr("indexes.vectors.faiss.faiss_index.has_fast_bfloat16", lambda: True)
-    looks["prefiltered"] = 0
-    index.search(queries_Bd, 3, prefilter=False)
-    FaissIndex.build(clustered(4096, 16, seed=4)[:4000]).search(queries_Bd, 3)
-    assert looks["prefiltered"] == 0
-    with pytest.raises(UsageError, match="Only a \"Flat\" index can be pre-filtered, but this one is 'HNSW8'"):
-        FaissIndex.build(clustered(50, 16, seed=4), factory="HNSW8").search(queries_Bd, 3, prefilter=True)

@@ -28,7 +28,7 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import UsageError
 from indexes.tiny_encoder import TINY
-from indexes.vectors.bf16_prefilter import has_fast_bfloat16
+from indexes.vectors.prefilter import has_fast_bfloat16
 from rag.evaluation.evaluation import evaluate
 from rag.evaluation.evaluation_file import evaluation_file
 from rag.experiments.sweep_options import WorldSettings

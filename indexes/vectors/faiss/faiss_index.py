@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from indexes.atomic_files import write_path
 from indexes.errors import MismatchError, UsageError
-from indexes.vectors.bf16_prefilter import Bf16Prefilter, has_fast_bfloat16
 from indexes.vectors.faiss.faiss_factory import (
     EXAMPLES,
     FaissProperties,
@@ -47,6 +46,7 @@ from indexes.vectors.faiss.faiss_search_parameters import (
     merge_search_parameters,
 )
 from indexes.vectors.faiss.faiss_training import new_faiss_index, rotations_for_codes
+from indexes.vectors.prefilter import Candidates, Prefilter, has_fast_bfloat16
 from indexes.vectors.vector_store import (
     FileVectorStore,
     SearchResult,
@@ -59,9 +59,13 @@ from indexes.vectors.vector_store import (
 
 logger = logging.getLogger(__name__)
 
-# From here on the bfloat16 pre-filter is faster than FAISS (docs/decisions.md).
-_PREFILTERED_QUERIES = 32
-_PREFILTERED_VECTORS = 4096
+# The pre-filter is faster than FAISS from so many floats in an index and so many multiplications in a search on; with
+# so many queries it is faster still in bfloat16 (docs/decisions.md).
+_PREFILTERED_FLOATS = 2**20
+_PREFILTERED_PRODUCTS = 2**24
+_BFLOAT16_QUERIES = 32
+# Of queries whose first candidates prove nothing.
+_MORE_CANDIDATES = 1024
 
 
 class FaissIndex(FileVectorStore):
@@ -88,7 +92,7 @@ class FaissIndex(FileVectorStore):
         self._mapped = mapped  # the index points into it
         defaults = default_search_parameters(index, factory)
         self._parameters = merge_search_parameters(defaults, parameters, factory)
-        self._prefilter: Bf16Prefilter | None = None
+        self._prefilter: Prefilter | None = None
         self._lock = Lock()
 
     @classmethod
@@ -308,10 +312,11 @@ class FaissIndex(FileVectorStore):
                 the graph that finds lists, `k_factor_rf` of a refined index, `qb` of RaBitQ (bits of a query). What
                 is not named stays as in `self.parameters`.
             batch_size: How many queries are searched at once.
-            prefilter: Find candidates in bfloat16 first (`bf16_prefilter`), in a "Flat" index. The results are the
-                same: FAISS searches the queries whose results the first pass cannot prove. It keeps a copy of the
-                vectors, 2 d bytes each, from the first such search on. None uses it where it is faster: on CPUs that
-                multiply in bfloat16, for many queries and vectors that are not memory-mapped.
+            prefilter: Find candidates by matrix products first (`indexes.vectors.prefilter`), in a "Flat" index. The
+                results are the same: FAISS searches the queries whose results cannot be proved. Where the CPU
+                multiplies in bfloat16 and there are many queries, the products are in bfloat16, and of vectors that
+                are not memory-mapped a copy is kept, 2 d bytes each. None uses it where it is faster: for two queries
+                at once or more, in indexes that are not small.
 
         Returns:
             Scores, float32 [B, k], and rows, int64 [B, k]. Where fewer than k vectors are found, the rest has the
@@ -337,7 +342,8 @@ class FaissIndex(FileVectorStore):
         for start in range(0, len(queries), batch_size):
             batch = slice(start, start + batch_size)
             if self._prefilter_pays(len(queries[batch]), k, prefilter):
-                scores_Bk[batch], rows_Bk[batch] = self._prefiltered_search(queries[batch], k)
+                with np.errstate(over="ignore", invalid="ignore"):  # a bound that is not finite proves nothing
+                    scores_Bk[batch], rows_Bk[batch] = self._prefiltered_search(queries[batch], k)
             else:
                 scores_Bk[batch], rows_Bk[batch] = self._plain_search(queries[batch], k, values)
         scores_Bk[rows_Bk < 0] = -np.inf
@@ -358,23 +364,50 @@ class FaissIndex(FileVectorStore):
 
     def _prefilter_pays(self, queries: int, k: int, prefilter: bool | None) -> bool:
         if prefilter is None:
-            many = queries >= _PREFILTERED_QUERIES and len(self) >= max(_PREFILTERED_VECTORS, 16 * _candidates(k))
-            return many and self.properties.is_matrix and self._mapped is None and has_fast_bfloat16()
+            floats = len(self) * self.dimension
+            many = floats >= _PREFILTERED_FLOATS and queries * floats >= _PREFILTERED_PRODUCTS
+            return queries > 1 and many and len(self) >= 16 * _candidates(k) and self.properties.is_matrix
         return prefilter and len(self) >= _candidates(k)
 
     def _prefiltered_search(self, queries_Bd: NDArray[np.float32], k: int) -> SearchResult:
-        """As FAISS searches, but scoring exactly only what is best in bfloat16; FAISS searches unproven queries."""
+        """As FAISS searches, but scoring exactly only what is best by matrix products.
+
+        Where these candidates do not prove the result, as among near-duplicates, products in float32 find all vectors
+        that reach the k-th of them; FAISS searches for what even they leave open.
+        """
+        prefilter, bfloat16 = self._prefilter_for(len(queries_Bd))
+        found = prefilter.candidates(queries_Bd, k, _candidates(k), bfloat16=bfloat16)
+        scores_Bk, rows_Bk = self._best_candidates(queries_Bd, found, k)
+        unproven = np.flatnonzero(~(scores_Bk[:, -1] > found.ceilings_B))
+        if len(unproven) > 1:
+            queries_bd = queries_Bd[unproven]
+            more = min(max(_MORE_CANDIDATES, 2 * _candidates(k)), len(self))
+            found = prefilter.candidates(queries_bd, k, more, least_B=scores_Bk[unproven, -1])
+            scores_Bk[unproven], rows_Bk[unproven] = self._best_candidates(queries_bd, found, k)
+            unproven = unproven[~(scores_Bk[unproven, -1] > found.ceilings_B)]
+        if len(unproven):
+            scores_Bk[unproven], rows_Bk[unproven] = self._index.search(queries_Bd[unproven], k)
+        return scores_Bk, rows_Bk
+
+    def _prefilter_for(self, queries: int) -> tuple[Prefilter, bool]:
+        """The pre-filter, and whether it multiplies so many queries in bfloat16."""
+        bfloat16 = queries >= _BFLOAT16_QUERIES and has_fast_bfloat16()
         with self._lock:
             if self._prefilter is None:
-                self._prefilter = Bf16Prefilter(self._stored())
-            prefilter = self._prefilter
-        rows_Bc, ceilings_B = prefilter.candidates(queries_Bd, _candidates(k))
-        scores_Bc, rows_Bc = best_first(self._scores(queries_Bd, rows_Bc), rows_Bc)
-        scores_Bk, rows_Bk = scores_Bc[:, :k], rows_Bc[:, :k]
-        unproven_B = ~(scores_Bk[:, -1] > ceilings_B)
-        if unproven_B.any():
-            scores_Bk[unproven_B], rows_Bk[unproven_B] = self._index.search(queries_Bd[unproven_B], k)
-        return scores_Bk, rows_Bk
+                self._prefilter = Prefilter(self._stored())
+            if bfloat16 and self._mapped is None:
+                self._prefilter.copy()
+            return self._prefilter, bfloat16
+
+    def _best_candidates(self, queries_Bd: NDArray[np.float32], found: Candidates, k: int) -> SearchResult:
+        """The k best candidates by exact scores, in order."""
+        # A candidate is out of the question if k others are better however all were rounded.
+        lowest_B1 = found.bound.lowest(found.scores_Bc[:, k - 1 : k])
+        possible_Bc = (found.bound.highest(found.scores_Bc) >= lowest_B1) & (found.rows_Bc >= 0)
+        width = max(k, int(possible_Bc.sum(axis=1).max()))
+        rows_Bw = found.rows_Bc[:, :width]
+        scores_Bw, rows_Bw = best_first(self._scores(queries_Bd, rows_Bw), rows_Bw)
+        return scores_Bw[:, :k], rows_Bw[:, :k]
 
     def _stored(self) -> NDArray[np.float32]:
         """The vectors of a "Flat" index themselves, not a copy: float32 [N, d]."""
