@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from generator.generator import AnswerSequence, Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage
+from indexes.encoder import COSINE
 from rag.planning.flops import ModelShape
 from retriever.candidates import Candidates
 from retriever.dense import DenseRetriever
@@ -221,9 +223,12 @@ class StoredRetriever(DenseRetriever):
 
     def __init__(self, candidates: Sequence[Candidates], device: str) -> None:
         self.adapter = QuestionAdapter(DIMENSION).to(device)
+        self.encoder = SimpleNamespace(similarity=COSINE)
         self.stored = {c.question: c for c in candidates}
 
-    def search(self, question: Any, k: int = 20, *, ignored_ids: Sequence[str | None] = ()) -> Any:
+    def search(
+        self, question: Any, k: int = 20, *, ignored_ids: Sequence[str | None] = (), explain: bool = False
+    ) -> Any:
         """The stored candidates of each question."""
         return self.stored[question] if isinstance(question, str) else [self.stored[q] for q in question]
 

@@ -12,7 +12,7 @@ import torch
 from tiny_models import dro_config
 from transformers import LlamaConfig, Qwen2Config
 
-from benchmarks import growth, rag_sequence_loss, rivals, timing
+from benchmarks import growth, rag_sequence_loss, rivals, round, timing
 from benchmarks.setting import (
     Pipeline,
     adapter_gradients,
@@ -102,6 +102,15 @@ def test_generator_and_selfaug_have_the_gradient_of_full_logits(p: Pipeline, chu
     without, other = gradient(p, "generator", lambda: rivals.generator_loss(p, posteriors(p, 5), alpha=0.0))
     assert without != pytest.approx(value, rel=1e-2)
     assert relative_error(other, expected) > 0.1
+
+
+@pytest.mark.parametrize("settings", [round.AS_THE_PAPER, {}])
+def test_a_round_learns_from_every_question(p: Pipeline, settings: dict[str, object]) -> None:
+    """`round.check` raises where an adapter stays as it was: with a learning rate of 0 it must."""
+    small = {"e_step.num_permutations": 2} | ({"e_step.proposals_per_sample": 2} if not settings else {})
+    round.check(p, settings | small)
+    with pytest.raises(RuntimeError, match="must move both adapters"):
+        round.check(p, settings | small | {"m_step.learning_rate": 0.0})
 
 
 def test_a_sampled_kl_has_the_gradient_of_the_whole_on_average(p: Pipeline) -> None:

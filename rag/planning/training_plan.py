@@ -74,7 +74,7 @@ def measure_machine(job: TrainingJob) -> Machine:
 def _planned_phase(step: TrainingStep, machine: Machine, efficiency: float, peak: int) -> PlannedPhase:
     return PlannedPhase(
         name=step.name,
-        seconds=_seconds(step, machine, efficiency),
+        seconds=step_seconds(step, machine, efficiency),
         times=step.times,
         flops=step.flops,
         basis=f"{step.flops / 1e12:,.2f} TFLOP",
@@ -83,7 +83,7 @@ def _planned_phase(step: TrainingStep, machine: Machine, efficiency: float, peak
     )
 
 
-def _seconds(step: TrainingStep, machine: Machine, efficiency: float) -> float:
+def step_seconds(step: TrainingStep, machine: Machine, efficiency: float) -> float:
     """Of one execution: reading and learning at a share of the rate of products, writing at the speed of memory."""
     writing = step.writing
     products = (step.body / machine.body_rate + step.head / machine.head_rate) / efficiency

@@ -19,6 +19,7 @@ from rag.planning.flops import (
 from rag.planning.training_job import TrainingJob
 from rag.planning.training_memory import (
     PRECISIONS,
+    Precision,
     StepMemory,
     answer_bytes,
     cache_bytes,
@@ -213,20 +214,37 @@ def _evaluation(job: TrainingJob) -> list[TrainingStep]:
 
     questions = job.texts.eval_questions
     step = _step(job, "evaluation", job.config.rounds + 1, flops, _answer_memory(job, one), questions=questions)
-    return [replace(step, writing=_writing(job, prompt))]
+    writing = writing_cost(
+        job.shape,
+        PRECISIONS[job.dtype],
+        prompt=prompt,
+        written=job.max_new_tokens,
+        questions=questions,
+        together=job.answers_together,
+    )
+    return [replace(step, writing=writing)]
 
 
-def _writing(job: TrainingJob, prompt: int) -> Writing:
-    """Writing the answers to all evaluation questions."""
-    new, questions = job.max_new_tokens, job.texts.eval_questions
-    body = writing_flops(replace(job.shape, vocabulary=0), prompt, new)
-    read = sum(cache_bytes(job.shape, PRECISIONS[job.dtype], prompt + written) for written in range(1, new + 1))
-    steps = new * math.ceil(questions / job.answers_together)
+def writing_cost(
+    shape: ModelShape, precision: Precision, *, prompt: int, written: int, questions: int, together: int
+) -> Writing:
+    """Writing answers behind prompts that have been read.
+
+    Args:
+        shape: Of the model.
+        precision: Of its numbers.
+        prompt: Tokens of a prompt.
+        written: Tokens of an answer.
+        questions: Number of answers.
+        together: How many of them are written at the same time.
+    """
+    body = writing_flops(replace(shape, vocabulary=0), prompt, written)
+    read = sum(cache_bytes(shape, precision, prompt + count) for count in range(1, written + 1))
     return Writing(
         body=questions * body,
-        head=questions * (writing_flops(job.shape, prompt, new) - body),
+        head=questions * (writing_flops(shape, prompt, written) - body),
         cache_read=questions * read,
-        calls=steps * job.shape.layers * CALLS_PER_LAYER,
+        calls=written * math.ceil(questions / together) * shape.layers * CALLS_PER_LAYER,
     )
 
 
