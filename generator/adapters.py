@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from generator.configs import AdapterConfig
+from generator.lora_linear import LoraLinear
 from indexes.errors import MismatchError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Adapters:
         self._not_adaptable = _linear_without_tensor(model)
         self.peft_model = self._add(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
+        self._switched_by_peft = [layer for layer in self._tuner_layers if not isinstance(layer, LoraLinear)]
         self._role = ""
         self._in_use = RLock()
         self.set_trainable(ROLES)
@@ -93,6 +95,7 @@ class Adapters:
 
     def _lora_config(self, model: PreTrainedModel) -> LoraConfig:
         config = LoraConfig(task_type=TaskType.CAUSAL_LM, **asdict(self.config))
+        LoraLinear.register(config)
         if self.config.target_modules != "all-linear":
             return config
         # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.
@@ -130,11 +133,15 @@ class Adapters:
         if role == self._role:
             return
         for layer in self._tuner_layers:
+            if isinstance(layer, LoraLinear):
+                layer.switch(None if role == BASE else role)
+        for layer in self._switched_by_peft:
             layer.enable_adapters(role != BASE)
             if role != BASE:
                 layer.set_adapter([role])
         self._role = role
-        self._restore_requires_grad()
+        if self._switched_by_peft:
+            self._restore_requires_grad()
 
     def set_trainable(self, roles: tuple[str, ...]) -> None:
         """Make exactly the adapters of `roles` trainable; the base never is."""

@@ -34,6 +34,17 @@ def multiplies_slowly_in_bfloat16() -> bool:
     return torch.cpu.get_capabilities().get("architecture", "").startswith("x86") and not has_fast_bfloat16()
 
 
+def product_dtype(dtype: torch.dtype, rows: Tensor) -> torch.dtype:
+    """The dtype to multiply matrices of a dtype in: float32 where that is faster for bfloat16 ones.
+
+    Args:
+        dtype: Of the matrices.
+        rows: `[..., I]`, of as many rows as the product has, on their device.
+    """
+    slow = dtype == torch.bfloat16 and rows.device.type == "cpu" and multiplies_slowly_in_bfloat16()
+    return torch.float32 if slow and _num_rows(rows) >= FEWEST_ROWS else dtype
+
+
 class _ProductOfRounded(torch.autograd.Function):
     """`x @ weight.T + bias` of factors rounded to bfloat16, computed in float32 and rounded to bfloat16."""
 
@@ -82,7 +93,7 @@ class AutocastLinear(nn.Linear):
         if not torch.is_autocast_enabled(input.device.type):
             bias = None if self.bias is None else self.bias.to(input.dtype)
             return nn.functional.linear(input, self.weight.to(input.dtype), bias)
-        if input.device.type == "cpu" and multiplies_slowly_in_bfloat16() and _num_rows(input) >= FEWEST_ROWS:
+        if product_dtype(torch.bfloat16, input) == torch.float32:
             product: Tensor = _ProductOfRounded.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return product
         return super().forward(input)

@@ -8,6 +8,7 @@ Legend: R sequences of a micro-batch, T tokens, H hidden size, N aligned positio
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from generator.adapters import BASE, ROLES
 from generator.generator import AnswerSequence, Generator
+from generator.recomputation import Recomputation
 from indexes.errors import UsageError
 from retriever.selector import Selector
 from training.config import DROConfig
@@ -72,6 +74,7 @@ class JointModel(nn.Module):
         self._selector, self._generator, self._config = selector, generator, config
         self._must_start_at_zero = self.language_model.is_untrained("generator")
         self._set_trainable()
+        self._recomputation = Recomputation(self.language_model.base_model)
 
     def _set_trainable(self) -> None:
         config = self._config
@@ -84,6 +87,11 @@ class JointModel(nn.Module):
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """Sum over the micro-batch's questions of their losses, and its parts for logging."""
+        # With gradient checkpointing a block's input is all that is kept of it anyway.
+        with nullcontext() if self.language_model.is_checkpointing else self._recomputation.forward():
+            return self._loss(micro_batch)
+
+    def _loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         if micro_batch.role == "selector":
             return self._selector_loss(micro_batch)
         return self._generator_loss(micro_batch)

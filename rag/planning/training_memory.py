@@ -1,17 +1,16 @@
 r"""Peak memory of training, in bytes: pure formulas over the shape of a causal LM.
 
 They follow from what autograd keeps for the backward pass. The base is frozen, so a linear layer keeps no input for its
-own sake; its LoRA adapter does. Per token and layer, with H hidden size, I intermediate size, q = heads x head_dim,
+own sake; its LoRA adapter does, unless that input can be computed again without a matrix product
+(`generator.recomputation`). Per token and layer, with H hidden size, I intermediate size, q = heads x head_dim,
 k = key-value heads x head_dim and r the rank, a block keeps
 
-    2 H             both norms' inputs, the residual stream
-    2 H             what the adapters of q/k/v and of gate/up read
+    2 H             both norms' inputs, the residual stream: float32 inside the norms
     2 q + 2 k       queries, keys, values after rotation and the attention's output, which the adapter of o reads
-    4 I             gate, silu(gate), up and their product, which the adapter of down reads
+    2 I             gate and up
     7 r             between the two matrices of each adapter
 
-numbers, 4 bytes each in float32. In bfloat16 every adapter reads a float32 copy of its own (5 H + q + I); with
-`"mixed"` a bfloat16 one, and a bfloat16 copy of the adapters is kept until their backward. Attention by SDPA
+numbers. On a quantized base every adapter keeps a float32 copy of what it reads (5 H + q + I). Attention by SDPA
 keeps no T x T matrix; with an explicit mask (replies behind a prompt) keys and values are repeated for every query
 head. With gradient checkpointing the input of every block is all that is kept, and one block at a time is computed
 again.
@@ -44,19 +43,19 @@ class Precision:
     """The stream between blocks."""
     compute: int
     """Results of products in a block."""
-    adapter_input: int | None
-    """The copy that each adapter makes of what it reads; None: no copy, layers with one input share it."""
-    adapter_copy: int = 0
-    """Copy of every weight of an adapter that is kept until its backward."""
+    adapter: int
+    """Results between the two matrices of an adapter."""
+    adapter_input: int = 0
+    """The copy that each adapter keeps of what it reads."""
 
 
 PRECISIONS: Mapping[str, Precision] = {
-    "float32": Precision(4, 4, 4, 4, None),
+    "float32": Precision(4, 4, 4, 4, 4),
     "bfloat16": Precision(2, 2, 2, 2, 4),
     "float16": Precision(2, 2, 2, 2, 4),
-    "mixed": Precision(2, 4, 4, 2, 2, adapter_copy=2),
-    "8bit": Precision(1 + 4 / 4096, 2, 2, 2, 4),
-    "4bit": Precision(0.5 + 4 / 64, 2, 2, 2, 4),
+    "mixed": Precision(2, 4, 4, 2, 2),
+    "8bit": Precision(1 + 4 / 4096, 2, 2, 2, 4, adapter_input=4),
+    "4bit": Precision(0.5 + 4 / 64, 2, 2, 2, 4, adapter_input=4),
 }
 """By `dtype` or quantization. 4bit: 64 weights share one float32 scale; 8bit: one scale per matrix row of 4096."""
 
@@ -97,16 +96,16 @@ def block_bytes(shape: ModelShape, precision: Precision, *, masked: bool = False
         masked: Under an explicit mask; then without keys and values, whose number is not that of the tokens.
         stored_attention: Keys per query where the attention is kept as a matrix (no fused kernel); 0: it is not.
     """
-    H, ffn, r = shape.hidden, shape.intermediate, shape.rank
+    H, ffn = shape.hidden, shape.intermediate
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    copied = precision.adapter_input
-    read = 2 * H * precision.residual + ffn * precision.compute if copied is None else (5 * H + query + ffn) * copied
-    attention = (2 * query + (0 if masked else 2 * key)) * precision.compute
-    middle = 7 * r * (copied or precision.compute)
-    statistics = FLOAT32 * (shape.heads + 2)
     norms = 2 * H * FLOAT32
+    copies = (5 * H + query + ffn) * precision.adapter_input
+    attention = (2 * query + (0 if masked else 2 * key)) * precision.compute
+    gated = 2 * ffn * precision.compute
+    middle = 7 * shape.rank * precision.adapter
+    statistics = FLOAT32 * (shape.heads + 2)
     matrix = shape.heads * stored_attention * FLOAT32
-    return norms + read + attention + 3 * ffn * precision.compute + middle + statistics + matrix
+    return norms + copies + attention + gated + middle + statistics + matrix
 
 
 def kept_bytes(
@@ -115,12 +114,7 @@ def kept_bytes(
     """Kept by a causal pass over this many tokens."""
     if checkpointing:
         return shape.layers * tokens * shape.hidden * precision.residual
-    each = block_bytes(shape, precision, stored_attention=stored_attention)
-    return shape.layers * tokens * each + _adapter_copies(shape, precision)
-
-
-def _adapter_copies(shape: ModelShape, precision: Precision) -> int:
-    return shape.adapter_parameters * precision.adapter_copy
+    return shape.layers * tokens * block_bytes(shape, precision, stored_attention=stored_attention)
 
 
 def _replies_kept(shape: ModelShape, precision: Precision, prompt: int, replies: int) -> int:
@@ -131,21 +125,20 @@ def _replies_kept(shape: ModelShape, precision: Precision, prompt: int, replies:
 
 
 def passing_bytes(shape: ModelShape, precision: Precision, tokens: int) -> int:
-    """In use within one block of a forward pass: silu(gate), and three like `up` while its adapter is added."""
-    wide = 4 * shape.intermediate * precision.compute
+    """In use within one block of a forward pass: silu(gate), up and their product."""
+    wide = 3 * shape.intermediate * precision.compute
     return tokens * (wide + shape.hidden * (2 * precision.residual + precision.compute))
 
 
 def backward_bytes(shape: ModelShape, precision: Precision, tokens: int, *, checkpointing: bool = False) -> int:
     """In use within one block of a backward pass, besides what was kept: gradients, and with checkpointing the block.
 
-    Gradients take the place of kept activations as these are freed; one of the size of `up` is added on top.
+    The first layer of a block in this direction takes most: the activation and its product with `up` are there again,
+    with the gradients of that product and of the residual stream.
     """
-    gradients = tokens * (shape.intermediate * precision.compute + shape.hidden * precision.residual)
-    if not checkpointing:
-        return gradients
-    copies = _adapter_copies(shape, precision) // shape.layers
-    return gradients + tokens * block_bytes(shape, precision) + copies
+    wide = 3 * shape.intermediate * precision.compute
+    gradients = tokens * (wide + shape.hidden * precision.residual)
+    return gradients + (tokens * block_bytes(shape, precision) if checkpointing else 0)
 
 
 # -- logits ----------------------------------------------------------------------------------------------------------
@@ -231,7 +224,7 @@ def m_selector_bytes(
         repeated = 2 * tokens * shape.heads * shape.head_dim * precision.compute if replies else 0
         return StepMemory(kept=kept, passing=passing + repeated)
     prompts = kept_bytes(shape, precision, questions * q.prompt)
-    behind = questions * _replies_kept(shape, precision, q.prompt, replies) + _adapter_copies(shape, precision)
+    behind = questions * _replies_kept(shape, precision, q.prompt, replies)
     return StepMemory(
         kept=prompts + behind, passing=backward_bytes(shape, precision, questions * max(replies, q.prompt))
     )
