@@ -32,6 +32,7 @@ def build(options: Options, vocabulary: int, target: float | None, memory_target
         dtype=options.dtype,
         target=target,
         memory_target=memory_target,
+        floor_target=0.65 if options.shape == "smollm2" else None,
     )
 
 

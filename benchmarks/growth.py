@@ -11,8 +11,10 @@ one question, by the formulas of the plan's phases, and only its seconds are com
 """
 
 import argparse
+import gc
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +27,7 @@ from transformers import LlamaConfig
 
 from benchmarks.round import our_round
 from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, our_loss, pipeline, posteriors, step
-from benchmarks.timing import keep_freed_memory, seconds
+from benchmarks.timing import keep_freed_memory
 from rag.planning.flops import (
     ModelShape,
     QuestionShape,
@@ -67,6 +69,7 @@ class Point:
     sweep: str
     value: int
     seconds: float
+    """Of the processor."""
     counted: float
     """Operations that torch saw."""
     formula: float
@@ -88,6 +91,14 @@ STEPS: dict[str, Callable[..., int]] = {
     "M-selector": m_selector_flops,
     "M-generator": m_generator_flops,
 }
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Of one run; of one thread it is the time that it takes where nothing else runs."""
+    gc.collect()
+    started = time.process_time()
+    run()
+    return time.process_time() - started
 
 
 def steps(p: Pipeline, m: int) -> dict[str, Callable[[], object]]:
@@ -157,7 +168,7 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
     for name, run in steps(p, question.num_permutations).items():
         if name in names:
             run()
-            taken = statistics.median(seconds(run, "cpu") for _ in range(repeats))
+            taken = statistics.median(processor_seconds(run) for _ in range(repeats))
             # What runs in inference mode is not dispatched to modes.
             with Counter() as counter, patch.object(torch, "inference_mode", torch.no_grad):
                 run()
@@ -212,7 +223,7 @@ def measure_answering(sweep: str, value: int, repeats: int) -> Point:
         p.generator.complete(prompts)
 
     run()
-    taken = statistics.median(seconds(run, "cpu") for _ in range(repeats))
+    taken = statistics.median(processor_seconds(run) for _ in range(repeats))
     with Counter() as counter, patch.object(torch, "inference_mode", torch.no_grad):
         run()
     machine = measure_machine(p.shape, "float32", "cpu", step_rows=batch)
@@ -253,7 +264,7 @@ def measure_round(name: str, value: int, repeats: int) -> Point:
     )
     settings = {"e_step.num_permutations": m}
     our_round(p, settings)
-    taken = statistics.median(seconds(lambda: our_round(p, settings), "cpu") for _ in range(repeats))
+    taken = statistics.median(processor_seconds(lambda: our_round(p, settings)) for _ in range(repeats))
     flops = sum(step.flops for step in training_steps(round_job(p, prompt, row, m)) if step.in_round)
     return Point("round", f"round {name}", value, taken, flops, flops, flops)
 

@@ -48,6 +48,7 @@ def build(
     """One question; both ways leave the gradients of the generator's adapter."""
     config = CONFIGS[options.shape]() if options.shape else config
     m = 3 if options.quick else m
+    real = options.shape == "smollm2"
     row = lengths(options, Lengths(0, row)).row
     model = load(options, config)
     p = pipeline(model, questions=1, row=row)
@@ -65,7 +66,9 @@ def build(
         check=lambda: check(p, exact, found, options.gradient_tolerance),
         flops=m_generator_flops(p.shape, question, aligned_sequences=aligned),
         dtype=options.dtype,
-        target=target,
+        target=None if real else target,
+        memory_target=8.0 if real else None,
+        floor_target=0.65 if real else None,
     )
 
 

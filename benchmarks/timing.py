@@ -54,6 +54,8 @@ class Case:
     """Rival time / our time to reach."""
     memory_target: float | None = None
     """Rival memory / our memory to reach."""
+    floor_target: float | None = None
+    """Share of the floor to reach."""
     long: bool = False
     """Too long to be run more often than it is timed: without peak memory and warm-up."""
 
@@ -201,8 +203,18 @@ def race(case: Case, options: Options) -> tuple[list[tuple[float, float]], int]:
     return kept + disturbed[:missing], limit
 
 
-def measure(make: Make, options: Options) -> tuple[Row, float | None]:
-    """Build a case, see that both ways agree, race them; also the ratio of memory to reach."""
+@dataclass(frozen=True)
+class Targets:
+    """To reach, besides the ratio of times."""
+
+    memory: float | None = None
+    """Rival memory / our memory."""
+    floor: float | None = None
+    """Share of the floor."""
+
+
+def measure(make: Make, options: Options) -> tuple[Row, Targets]:
+    """Build a case, see that both ways agree, race them; also what it is to reach besides the ratio of times."""
     case = make.build(options)
     gc.collect()
     gc.freeze()  # so that what is there now is not looked through between two runs
@@ -232,7 +244,7 @@ def measure(make: Make, options: Options) -> tuple[Row, float | None]:
         floor_share=floor / ours if floor else None,
         target=case.target,
     )
-    return row, case.memory_target
+    return row, Targets(case.memory_target, case.floor_target)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------
@@ -323,10 +335,10 @@ def main(description: str, makes: Sequence[Make], arguments: Sequence[str] | Non
     for make in makes:
         if (options.quick and not make.quick) or (options.shape and not make.with_shape):
             continue
-        row, memory_target = alone(partial(measure, make, options), options)
+        row, targets = alone(partial(measure, make, options), options)
         rows.append(asdict(row))
         if not as_json:
-            print(line(row, memory_target), flush=True)
+            print(line(row, targets), flush=True)
     if as_json:
         print(json.dumps(rows, indent=1))
     return 0
@@ -357,14 +369,15 @@ def header(options: Options) -> str:
     )
 
 
-def line(row: Row, memory_target: float | None) -> str:
+def line(row: Row, targets: Targets) -> str:
     """One row of the table."""
     memory = ["", "", ""]
     if row.rival_mb is not None and row.ours_mb is not None:
         ratio = f"{row.rival_mb / row.ours_mb:.1f}x" if row.ours_mb > 0 else ""
-        wanted = f" ({memory_target:g}x)" if memory_target else ""
+        wanted = f" ({targets.memory:g}x)" if targets.memory else ""
         memory = [f"{row.rival_mb:,.0f}", f"{row.ours_mb:,.0f}", ratio + wanted]
     share = "" if row.floor_share is None else f"{row.floor_share:.0%}"
+    share += f" ({targets.floor:.0%})" if share and targets.floor else ""
     reach = "" if row.target is None else f"{row.target:g}x"
     cells = [row.path, row.shape, f"{row.rival_s:.3f}", f"{row.ours_s:.3f}", f"{row.ratio:.2f}x", reach, *memory, share]
     return "| " + " | ".join(cells) + " |"
