@@ -2,10 +2,10 @@
 
     python -m benchmarks.cold_start --against ../other-checkout [--base FOLDER --encoder FOLDER] [--json]
 
-Each side builds the same index and saves a bundle with its own code, with the built-in tiny models or those of the given
-folders. Then both answer one question in processes of their own, in turn: `python -m rag ask --bundle ...`, with a mark
-written down when imports are done, when the index and the models are open, and when the answer is there. Seconds are
-those of the processor (user and system), the row of the wall clock excepted; megabytes are the peak of the process.
+Each side builds the same index and saves a bundle with its own code, with the built-in tiny models or those of the
+given folders. Then both answer one question in processes of their own, in turn: `python -m rag ask --bundle ...`, with
+a mark written down when imports are done, when the index and the models are open, and when the answer is there. Seconds
+are those of the processor (user and system), the row of the wall clock excepted; megabytes are the peak of the process.
 """
 
 import argparse

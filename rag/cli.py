@@ -87,8 +87,8 @@ def _start_quickly() -> None:
     """Leave out of this process what a command that only answers does not need."""
     from rag.deferred_imports import defer_imports
 
-    # Imports and models make objects that stay: looking for garbage among them, at the default rate and once more at the
-    # end, took a fifth of the time to an answer.
+    # Imports and models make objects that stay. Looking for garbage among them, at the default rate and once more at
+    # the end, took a fifth of the time to an answer.
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
     atexit.register(gc.freeze)
     defer_imports()

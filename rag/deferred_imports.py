@@ -1,15 +1,15 @@
 """Imports that answering a question does not need, put off until something uses what they give.
 
-On the way to a language model and an encoder, transformers 5.23, sentence-transformers 6.2 and peft 0.21 import what only
-training, compilation, tensor parallelism, detection losses and sparse vectors use: torch's compiler, sympy, distributed
-tensors, scipy, scikit-learn, `datasets` and pandas, together more than half of the time to a first answer.
-None of them can be asked to leave that out.
+On the way to a language model and an encoder, torch 2.13, transformers 5.23 and sentence-transformers 6.2 import what
+only compilation, symbolic shapes, tensor parallelism, training, detection losses and sparse vectors use: torch's
+compiler, sympy, distributed tensors, scikit-learn, scipy, `datasets` and pandas, together half of the time to a first
+answer. None of them can be asked to leave that out.
 
-`defer_imports` makes import statements of `_DEFERRED` give references where the named library executes them. A reference
-imports its module when it is called, subclassed, or asked for an attribute, so whatever is used works as ever, later.
-`isinstance` says False without importing: as long as a module is not imported there are no objects of its classes.
-Import statements of all others are unchanged, and `sys.modules` never holds anything but real modules. A library that
-changes how it uses a name is at worst slow again: what is not listed here is imported at once.
+`defer_imports` makes import statements of `_DEFERRED` give references where the named libraries execute them. A
+reference imports its module when it is called, subclassed, or asked for an attribute, so whatever is used works as
+ever, later. `isinstance` says False without importing: as long as a module is not imported there are no objects of its
+classes. Import statements of all others are unchanged, and `sys.modules` never holds anything but real modules. When a
+library changes how it uses a name, it is at worst slow again: what is not listed here is imported at once.
 
 For a process of the command line that only answers (`rag.cli.main`). It holds until the process ends.
 """
@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -34,6 +34,8 @@ _DEFERRED = {
     "scipy.optimize": ("transformers.loss",),
     # isinstance, and the class of sparse vectors.
     "scipy.sparse": ("sentence_transformers.util",),
+    # isinstance with a size that is an expression.
+    "sympy": ("torch._prims_common",),
     # A context of masks that are compiled.
     "torch._dynamo._trace_wrapped_higher_order_op": ("transformers.masking_utils",),
     # isinstance with a tensor that is split over several processes.
@@ -42,7 +44,10 @@ _DEFERRED = {
 """Modules whose import is put off, and the importers for which it is: packages with all their modules, or modules."""
 
 _COMPILER = "torch._dynamo"
-_COMPILER_IMPORTERS = ("accelerate", "torch._compile", "torch.compiler", "transformers")
+_COMPILER_IMPORTERS = ("torch._compile", "torch.compiler", "transformers")
+_SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
+_SYMBOLIC_SHAPES_IMPORTERS = {"torch", "torch._prims_common", "torch._refs"}
+_MODEL_FOLDERS = "transformers.utils.import_utils"
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -65,8 +70,8 @@ def defer_imports() -> None:
 def _leave_out_distributed_tensors() -> None:
     """Tell transformers that this process does not divide models, as if torch had been built without that.
 
-    At import it registers ways to divide a model over processes, which makes objects of `torch.distributed.tensor`: more
-    than references can stand for. Whether to do so it asks once and remembers the answer.
+    When imported it registers ways to divide a model over processes, which makes objects of `torch.distributed.tensor`:
+    more than references can stand for. Whether to do so it asks once and remembers the answer.
     """
     import torch
 
@@ -88,6 +93,7 @@ class _ImportStatement:
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self._original = original
+        self._folders_remembered = False
 
     def __call__(
         self,
@@ -98,20 +104,51 @@ class _ImportStatement:
         level: int = 0,
     ) -> Any:
         if level == 0 and globals is not None and name not in sys.modules:
-            importer = str(globals.get("__name__", ""))
-            # `import a.b` without a list of names binds `a`, which has to be the real one.
-            if name in _DEFERRED and (fromlist or "." not in name) and _belongs(importer, _DEFERRED[name]):
-                return _DeferredModule(name)
-            if name == _COMPILER and not fromlist and _belongs(importer, _COMPILER_IMPORTERS):
-                return sys.modules["torch"]  # whose `_dynamo` stands in for it
+            stand_in = _stand_in(name, str(globals.get("__name__", "")), bool(fromlist))
+            if stand_in is not None:
+                return stand_in
         found = self._original(name, globals, locals, fromlist, level)
+        if not self._folders_remembered:
+            self._folders_remembered = _remember_model_folders()
         if _to_allow_in_graph and name.startswith(_COMPILER):
             _tell_compiler()
         return found
 
 
+def _stand_in(name: str, importer: str, names_asked: bool) -> Any:
+    """What an import statement gives in place of a module; None for the module itself.
+
+    `import a.b` without names binds `a`, which has to be the real one.
+    """
+    if name in _DEFERRED and (names_asked or "." not in name) and _belongs(importer, _DEFERRED[name]):
+        return _DeferredModule(name)
+    if name == _SYMBOLIC_SHAPES and names_asked and importer in _SYMBOLIC_SHAPES_IMPORTERS:
+        return _SymbolicShapesStandIn(name)
+    if name == _COMPILER and not names_asked and _belongs(importer, _COMPILER_IMPORTERS):
+        return sys.modules["torch"]  # whose `_dynamo` stands in for it
+    return None
+
+
 def _belongs(importer: str, packages: Sequence[str]) -> bool:
     return any(importer == package or importer.startswith(f"{package}.") for package in packages)
+
+
+def _remember_model_folders() -> bool:
+    """Let transformers remember all folders of models whose files it has looked through. Whether that is done.
+
+    It looks through its 1,600 files of models twice, a third of a second each time, because what it remembers of the
+    first time is 128 folders of 500.
+    """
+    module = sys.modules.get(_MODEL_FOLDERS)
+    if module is None or getattr(module.__spec__, "_initializing", False):
+        return False
+    limited = getattr(module, "create_import_structure_from_path", None)
+    if hasattr(limited, "__wrapped__"):
+        module.create_import_structure_from_path = lru_cache(maxsize=None)(limited.__wrapped__)  # type: ignore[attr-defined]
+    return True
+
+
+# -- references ------------------------------------------------------------------------------------------------
 
 
 class _DeferredModule:
@@ -162,10 +199,71 @@ class _Reference:
         return (self._resolved(),)
 
     def __or__(self, other: Any) -> Any:
-        return Union[self, other]  # noqa: UP007: this is what `|` of an annotation calls
+        return Union[self, other]  # noqa: UP007
 
     def __ror__(self, other: Any) -> Any:
         return Union[other, self]  # noqa: UP007
+
+
+# -- symbolic shapes -------------------------------------------------------------------------------------------
+
+
+class _SymbolicShapesStandIn(_DeferredModule):
+    """`torch.fx.experimental.symbolic_shapes` for numbers: what its functions say of sizes that are no expressions.
+
+    torch asks them about every tensor of the meta device, where transformers builds its models.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        return partial(_of_numbers, _OF_NUMBERS[name], found) if name in _OF_NUMBERS else found
+
+
+def _of_numbers(rule: Callable[..., Any], real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    found = NotImplemented if kwargs else rule(*args)
+    return real(*args, **kwargs) if found is NotImplemented else found
+
+
+def _truth(*args: Any) -> Any:
+    return args[0] if len(args) == 1 and type(args[0]) is bool else NotImplemented
+
+
+def _all(*args: Any) -> Any:
+    return all(args) if args and all(type(arg) is bool for arg in args) else NotImplemented
+
+
+def _any(*args: Any) -> Any:
+    return any(args) if args and all(type(arg) is bool for arg in args) else NotImplemented
+
+
+def _equal(*args: Any) -> Any:
+    if len(args) != 2:
+        return NotImplemented
+    if all(type(arg) is int for arg in args):
+        return args[0] == args[1]
+    if all(type(arg) in (tuple, list) and all(type(size) is int for size in arg) for arg in args):
+        return list(args[0]) == list(args[1])
+    return NotImplemented
+
+
+def _never(*args: Any) -> Any:
+    return False if len(args) == 1 and type(args[0]) is int else NotImplemented
+
+
+_OF_NUMBERS: dict[str, Callable[..., Any]] = {
+    "expect_true": _truth,
+    "guard_or_false": _truth,
+    "guard_or_true": _truth,
+    "statically_known_true": _truth,
+    "sym_and": _all,
+    "sym_or": _any,
+    "sym_eq": _equal,
+    "is_nested_int": _never,
+}
+"""The functions that are called while a model is built, with their answers for Python numbers, else NotImplemented."""
+
+
+# -- the compiler ----------------------------------------------------------------------------------------------
 
 
 class _CompilerStandIn:
@@ -218,6 +316,6 @@ def _tell_compiler() -> None:
 
 
 def _compiler() -> ModuleType | None:
-    """torch's compiler, if it is imported and ready."""
+    """The compiler of torch, if it is imported and ready."""
     module = sys.modules.get(_COMPILER)
     return None if module is None or getattr(module.__spec__, "_initializing", False) else module
