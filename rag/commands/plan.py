@@ -141,9 +141,6 @@ def _plan_index_arguments(parser: Any) -> None:
     for name in ("passages", "passage_tokens"):
         parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
     parser.add_argument(
-        "--processes", type=int, default=1, help="number of processes of `accelerate launch`, which share the encoding"
-    )
-    parser.add_argument(
         "--output_dir", type=str, help="where the index would be written; only its free space is checked"
     )
     quoting_argument(parser)
@@ -155,7 +152,7 @@ def _plan_index(args: Any) -> Report:
     from rag.planning.index_plan import plan_index
     from rag.planning.plan_text import plan_text
 
-    for name in ("passages", "passage_tokens", "processes", "batch_size"):
+    for name in ("passages", "passage_tokens", "workers", "batch_size"):
         if args[name] is not None and args[name] < 1:
             raise UsageError(f"--{name} must be at least 1, got {args[name]}.")
     plan = plan_index(_index_job(args))
@@ -191,7 +188,7 @@ def _index_job(args: Any) -> "IndexJob":
         allow_untested=args.allow_untested,
         bm25=args.bm25,
         milvus=args.milvus is not None,
-        processes=args.processes,
+        processes=args.workers,
         output=None if args.output_dir is None else Path(args.output_dir),
     )
 
