@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ class EncodingBar:
         self._tokens = 0
         self._started = time.monotonic()
 
-    def __enter__(self) -> "EncodingBar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

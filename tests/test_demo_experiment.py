@@ -13,12 +13,12 @@ import torch
 from evaluation_records import evaluation_of
 
 from indexes.errors import UsageError
+from indexes.worker_processes import CLAIMS_FOLDER, WorkerProcesses
 from rag.experiments.demo_experiment import DEMO_RECIPES, DemoSettings
 from rag.experiments.demo_sizes import MODES, _table, run_demo
 from rag.experiments.recipes import Variant
 from rag.experiments.sweep_results import TrialResult, compare, sweep_pairs
 from rag.experiments.sweep_runner import Sweep, default_workers
-from rag.experiments.workers import CLAIMS_FOLDER, WorkerProcesses
 from rag.pipeline import RAG
 
 TINY = DemoSettings(
@@ -188,7 +188,7 @@ def test_the_trials_of_a_dead_worker_are_run(
     folder = tmp_path / "demo"
     code = f"""
 from pathlib import Path
-from rag.experiments.workers import claim
+from indexes.worker_processes import claim
 claim(Path({str(folder)!r}), "no_training")
 raise SystemExit(1)
 """

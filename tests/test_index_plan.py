@@ -271,7 +271,7 @@ def test_a_refusal_by_the_builder_is_part_of_the_plan(
 
 def test_json_of_an_index_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--passages", "300000", "--passage_tokens", "30", "--bm25", "--output_dir", str(tmp_path / "no/index")]
-    assert main(["plan", "index", *words, "--max_memory", "1GB", "--processes", "2", "--device", "cpu", "--json"]) == 0
+    assert main(["plan", "index", *words, "--max_memory", "1GB", "--workers", "2", "--device", "cpu", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     plan = Plan.from_dict(data)
     assert json.loads(json.dumps(plan.to_dict())) == data
@@ -303,7 +303,7 @@ def test_synthetic_passages_have_the_requested_length() -> None:
     [
         ([], 2, "--corpus FILE, or --passages N"),
         (["--passages", "0"], 2, "--passages must be at least 1, got 0"),
-        (["--passages", "10", "--processes", "0"], 2, "--processes must be at least 1"),
+        (["--passages", "10", "--workers", "0"], 2, "--workers must be at least 1"),
         (["--passages", "10", "--encoder", "/no/encoder"], 5, "config.json must be found"),
         (["--passages", "10", "--factory", "IVF"], 2, "factory"),
         (["--passages", "10", "--max_memory", "lots"], 2, "got 'lots'"),
@@ -324,7 +324,7 @@ def test_both_plan_commands_have_help(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--train_questions" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["plan", "index", "--help"])
-    assert "--processes" in capsys.readouterr().out
+    assert "--workers" in capsys.readouterr().out
     assert main(["--help"]) == 0
     assert "plan index" in capsys.readouterr().out
     assert main(["plan", "indes"]) == 2

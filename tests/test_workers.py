@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rag.experiments.workers import WorkerProcesses, claim, clear_claims
+from indexes.worker_processes import WorkerProcesses, claim, clear_claims
 
 DO_JOBS = """
 import os, sys
 from pathlib import Path
-from rag.experiments.workers import claim
+from indexes.worker_processes import claim
 folder = Path(sys.argv[1])
 for job in "abcdefgh":
     if claim(folder, job):
@@ -67,7 +67,7 @@ def test_a_worker_imports_from_the_paths_of_its_parent(tmp_path: Path, monkeypat
     (tmp_path / "there" / "mine.py").write_text("from pathlib import Path; Path('found').touch()")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.syspath_prepend(str(tmp_path / "there"))
-    with WorkerProcesses(1, "import json, random, rag.experiments.workers, mine", []):
+    with WorkerProcesses(1, "import json, random, indexes.worker_processes, mine", []):
         pass
     assert (tmp_path / "here" / "found").is_file()
 
@@ -82,12 +82,12 @@ def test_an_error_in_the_block_kills_the_workers() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     helper = (
-        "import os, sys, time; from pathlib import Path; from rag.experiments.workers import exit_with_parent; "
+        "import os, sys, time; from pathlib import Path; from indexes.worker_processes import exit_with_parent; "
         "exit_with_parent(); Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
     )
     parent = f"""
 import time
-from rag.experiments.workers import WorkerProcesses
+from indexes.worker_processes import WorkerProcesses
 with WorkerProcesses(1, {helper!r}, [{str(tmp_path / "pid")!r}]):
     time.sleep(60)
 """

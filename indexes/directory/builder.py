@@ -48,9 +48,10 @@ from indexes.directory.manifest import (
 )
 from indexes.directory.passage_index import PassageIndex
 from indexes.directory.segments import PASSAGES_FILE, open_passages, segment_folder
+from indexes.directory.shard_encoding import check_workers, encode_shards
 from indexes.directory.shards import ROWS, Shards, evenly_spaced
 from indexes.directory.vector_storage import VectorStorage
-from indexes.encoder import COSINE, Encoder, EncodingBar, Truncation
+from indexes.encoder import COSINE, Encoder, Truncation
 from indexes.errors import DataError, MismatchError, ResourceError, UsageError
 from indexes.host_memory import BM25_PAIR, NARROW_KERNELS, PROCESS_BYTES, format_bytes, host_memory, parse_bytes
 from indexes.records.delimited import Quoting
@@ -91,12 +92,18 @@ class BuildConfig:
     overwrite: bool = False
     resume: bool = False
     distributed: bool = False
+    workers: int = 1
     progress: bool = True
 
     def __post_init__(self) -> None:
         """Check what can be checked without the corpus and the encoder."""
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, but got {self.batch_size}.")
+        if self.workers > 1 and self.distributed:
+            raise UsageError(
+                f"Processes that a launcher started share the encoding already, but workers is {self.workers}. Leave "
+                "workers out, or start one process."
+            )
 
     @property
     def memory_limit(self) -> int | None:
@@ -133,6 +140,7 @@ def build_index(
     overwrite: bool = False,
     resume: bool = False,
     distributed: bool = False,
+    workers: int = 1,
     trust_remote_code: bool = False,
     progress: bool = True,
 ) -> PassageIndex:
@@ -158,8 +166,8 @@ def build_index(
         split: Of a dataset that has several, such as "train".
         quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
         bm25: Also build a BM25 index, for hybrid search.
-        max_memory: The most memory the process may use, in bytes or as "8GB". A kind of index that is built in memory
-            is cut into segments that fit. None allows half of the machine's.
+        max_memory: The most memory the process may use, in bytes or as "8GB", and each of several. A kind of index that
+            is built in memory is cut into segments that fit. None allows half of the machine's.
         allow_untested: Also build kinds of FAISS index whose results were not measured (`faiss_kinds`).
         on_error: "skip" leaves broken records of the corpus out and lists them in ``quarantine.jsonl`` in the
             directory.
@@ -167,6 +175,9 @@ def build_index(
         resume: Continue an unfinished build of the same settings; start one if there is none, and do nothing if the
             index is complete.
         distributed: Share the encoding among the processes of `accelerate launch`, all of which call this.
+        workers: Processes that share the encoding on the cores of this machine: this one, and further ones that it
+            starts. Each has its share of the threads that torch has here, and its own copy of the encoder. It pays from
+            some minutes of encoding on, with several shards of 4,096 passages.
         trust_remote_code: Of an encoder that is named: run Python code that comes with it.
         progress: Show progress bars.
 
@@ -193,6 +204,7 @@ def build_index(
         overwrite=overwrite,
         resume=resume,
         distributed=distributed,
+        workers=workers,
         progress=progress,
     )
     output, context = Path(output_dir).resolve(), DistributedContext.of(distributed)
@@ -281,6 +293,7 @@ class Build:
         self.work = output.parent / f".{output.name}.building"
         self.store: type[VectorStore] = VECTOR_STORES.get(config.store)
         store_config = config.store_config(encoder.dimension, config.store_options)
+        check_workers(config.workers, encoder)
         self.store.check(store_config, keeps_lengths=encoder.similarity != COSINE)
         self.plan = _plan(source, encoder, output, config)
 
@@ -432,7 +445,16 @@ class Build:
         corpus, shards = self.corpus(), self.shards()
         mine = [number for number in shards.missing() if number % context.size == context.rank]
         show = self.config.progress and context.is_main
-        encode_shards(corpus, self.encoder, shards, mine, batch_size=self.config.batch_size, progress=show)
+        encode_shards(
+            corpus,
+            self.encoder,
+            shards,
+            mine,
+            batch_size=self.config.batch_size,
+            progress=show,
+            workers=self.config.workers,
+            file=self.work / PASSAGES_FILE,
+        )
 
     # -- the directory -------------------------------------------------------------------------------------------
 
@@ -482,19 +504,6 @@ class Build:
 # ---------------------------------------------------------------------------------------------------------
 # Steps that a change of a finished index shares
 # ---------------------------------------------------------------------------------------------------------
-
-
-def encode_shards(
-    corpus: Corpus, encoder: Encoder, shards: Shards, numbers: list[int], *, batch_size: int, progress: bool
-) -> None:
-    """Encode these shards of a corpus and write each as soon as it is done."""
-    with EncodingBar(sum(len(shards.rows(number)) for number in numbers), "passage", shown=progress) as bar:
-        for number in numbers:
-            bar.truncation = Truncation()
-            passages = corpus.take(shards.rows(number))
-            vectors_nd = encoder.encode_passages(passages, batch_size=batch_size, progress=bar)
-            shards.note(number, asdict(bar.truncation))
-            shards.write(number, vectors_nd)
 
 
 def truncation_of(shards: Shards, encoder: Encoder) -> dict[str, int]:

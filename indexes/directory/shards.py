@@ -22,33 +22,36 @@ only seconds of work."""
 
 
 class Shards:
-    """N float32 vectors of d dimensions in a folder, in shards of `ROWS` rows."""
+    """N float32 vectors of d dimensions in a folder, in shards of a fixed number of rows."""
 
-    def __init__(self, folder: Path, count: int, dimension: int) -> None:
+    def __init__(self, folder: Path, count: int, dimension: int, size: int | None = None) -> None:
         """The shards in a folder, which need not exist yet.
 
         Args:
             folder: Where they are.
             count: N.
             dimension: d.
+            size: Rows of every shard but the last; `ROWS` by default.
         """
         self.folder = folder
         self.count = count
         self.dimension = dimension
+        self.size = ROWS if size is None else size
 
     def __len__(self) -> int:
         """The number of shards when all are written."""
-        return -(-self.count // ROWS)
+        return -(-self.count // self.size)
 
     def rows(self, number: int) -> range:
         """The rows of a shard."""
-        return range(number * ROWS, min((number + 1) * ROWS, self.count))
+        return range(number * self.size, min((number + 1) * self.size, self.count))
 
     def missing(self) -> list[int]:
         """The shards that do not exist or are truncated."""
-        return [number for number in range(len(self)) if not self._is_whole(number)]
+        return [number for number in range(len(self)) if not self.is_whole(number)]
 
-    def _is_whole(self, number: int) -> bool:
+    def is_whole(self, number: int) -> bool:
+        """Whether a shard was written."""
         file, size = self._file(number), 4 * len(self.rows(number)) * self.dimension
         return file.is_file() and file.stat().st_size == size
 
@@ -77,7 +80,7 @@ class Shards:
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Vectors]:
         """The vectors of rows `start` to `stop`, shard by shard: float32 [n, d]."""
         stop = self.count if stop is None else stop
-        for number in range(start // ROWS, -(-stop // ROWS)):
+        for number in range(start // self.size, -(-stop // self.size)):
             rows = self.rows(number)
             yield self._read(number)[max(start - rows.start, 0) : stop - rows.start]
 
@@ -85,10 +88,10 @@ class Shards:
         """At most `count` vectors, evenly spaced from first to last: float32 [n, d]."""
         wanted = evenly_spaced(self.count, count)
         sample_nd = np.empty((len(wanted), self.dimension), dtype=np.float32)
-        numbers = wanted // ROWS
+        numbers = wanted // self.size
         for number in np.unique(numbers).tolist():
             here = numbers == number
-            sample_nd[here] = self._read(number)[wanted[here] % ROWS]
+            sample_nd[here] = self._read(number)[wanted[here] % self.size]
         return sample_nd
 
     def _file(self, number: int) -> Path:

@@ -30,10 +30,11 @@ from indexes.corpora.chunking import Chunker
 from indexes.corpora.corpus import Corpus
 from indexes.corpora.passage import Passage, passage_digest
 from indexes.corpora.passage_files import write_passages
-from indexes.directory.builder import BM25_FOLDER, encode_shards, truncation_of, write_bm25
+from indexes.directory.builder import BM25_FOLDER, truncation_of, write_bm25
 from indexes.directory.manifest import MANIFEST_FILE, FileRecord, Manifest, SegmentRecord
 from indexes.directory.passage_index import PassageIndex, load_manifest
 from indexes.directory.segments import PASSAGES_FILE, LiveRowMap, open_passages, segment_folder
+from indexes.directory.shard_encoding import check_workers, encode_shards
 from indexes.directory.shards import ROWS, Shards
 from indexes.directory.vector_storage import VectorStorage
 from indexes.encoder import Encoder, EncodingBar, Vectors
@@ -145,6 +146,7 @@ class IndexWriter:
         on_error: Literal["raise", "skip"] = "raise",
         quarantine: str | Path | None = None,
         quoting: Quoting = "auto",
+        workers: int = 1,
         trust_remote_code: bool = False,
         progress: bool = True,
     ) -> None:
@@ -157,6 +159,7 @@ class IndexWriter:
             on_error: "skip" leaves broken records of a corpus file out.
             quarantine: The file that then lists them.
             quoting: Of ``.csv`` and ``.tsv``, as in `Corpus.from_file`.
+            workers: Processes that share the encoding, as in `build_index`.
             trust_remote_code: Of the encoder that the manifest names: run Python code that comes with it.
             progress: Show progress bars.
         """
@@ -164,6 +167,7 @@ class IndexWriter:
         self._encoder = encoder
         self._trust_remote_code = trust_remote_code
         self._batch_size = batch_size
+        self._workers = workers
         self._reading_options: dict[str, Any] = {"on_error": on_error, "quarantine": quarantine, "quoting": quoting}
         self._progress = progress
         self._staging = self.path.with_name(f".{self.path.name}.adding")
@@ -401,6 +405,7 @@ class IndexWriter:
         """The vectors of new passages, in a folder named by their digest, so that the same call finds them again."""
         encoder = self._load_encoder(index)
         index.manifest.check_encoder(encoder)
+        check_workers(self._workers, encoder)
         order = hashlib.sha256()
         for passage in new:
             order.update(f"{passage_digest(passage):064x}".encode())
@@ -409,7 +414,15 @@ class IndexWriter:
             if other != folder:
                 shutil.rmtree(other)
         shards = Shards(folder, len(new), encoder.dimension)
-        encode_shards(new, encoder, shards, shards.missing(), batch_size=self._batch_size, progress=self._progress)
+        encode_shards(
+            new,
+            encoder,
+            shards,
+            shards.missing(),
+            batch_size=self._batch_size,
+            progress=self._progress,
+            workers=self._workers,
+        )
         return shards
 
     def _corpus(self, manifest: Manifest, deleted: NDArray[np.int64]) -> Corpus:

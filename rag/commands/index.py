@@ -15,6 +15,7 @@ from rag.commands.options import (
     quoting_argument,
     split_argument,
     trust_argument,
+    workers_argument,
 )
 
 
@@ -84,6 +85,7 @@ def _build(args: Any) -> Report:
         overwrite=args.overwrite,
         resume=args.resume,
         distributed=distributed,
+        workers=args.workers,
         progress=progress(args),
     )
     info = index.info()
@@ -137,6 +139,7 @@ def _corpus_change_arguments(parser: Any) -> None:
     parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     trust_argument(parser, "the encoder")
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+    workers_argument(parser)
     quoting_argument(parser)
     on_error_argument(parser, "list it with --quarantine")
     parser.add_argument("--quarantine", type=str, help="file for the records that --on_error skip leaves out")
@@ -160,7 +163,7 @@ def _changing(change: Callable[[Any, Any], Any]) -> Callable[[Any], Report]:
 
         options: dict[str, Any] = {}
         if "corpus" in args:
-            options = {name: args[name] for name in ("batch_size", "quoting", "on_error", "quarantine")}
+            options = {name: args[name] for name in ("batch_size", "workers", "quoting", "on_error", "quarantine")}
         options["trust_remote_code"] = args.trust_remote_code
         if args.get("encoder") is not None:
             record = load_manifest(Path(args.index)).encoder

@@ -76,6 +76,7 @@ def building_arguments(parser: Any) -> None:
         "Milvus, such as FLAT for exact results (default: AUTOINDEX, approximate)",
     )
     parser.add_argument("--batch_size", type=int, default=256, help="the most passages encoded at once")
+    workers_argument(parser)
     parser.add_argument(
         "--dtype",
         choices=["float32", "mixed", "bfloat16", "float16"],
@@ -89,6 +90,16 @@ def building_arguments(parser: Any) -> None:
     _chunk_arguments(parser)
     parser.add_argument("--device", type=str, help="cpu, cuda, mps")
     trust_argument(parser, "the encoder")
+
+
+def workers_argument(parser: Any) -> None:
+    """`--workers`: processes that encode."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that share the encoding on a CPU, each with its share of the threads (OMP_NUM_THREADS)",
+    )
 
 
 def _chunk_arguments(parser: Any) -> None:

@@ -207,9 +207,6 @@ def _plan_index_arguments(parser: Any) -> None:
     for name in ("passages", "passage_tokens"):
         parser.add_argument(f"--{name}", type=int, help=_PLAN_SIZES[name])
     parser.add_argument(
-        "--processes", type=int, default=1, help="number of processes of `accelerate launch`, which share the encoding"
-    )
-    parser.add_argument(
         "--output_dir", type=str, help="where the index would be written; only its free space is checked"
     )
     quoting_argument(parser)
@@ -225,7 +222,7 @@ def _plan_index(args: Any) -> Report:
     from rag.planning.index_plan import plan_index
     from rag.planning.plan_text import plan_text
 
-    for name in ("passages", "passage_tokens", "processes", "batch_size", "measured_passages"):
+    for name in ("passages", "passage_tokens", "workers", "batch_size", "measured_passages"):
         _check_count(args, name)
     job = _index_job(args)
     plan = plan_index(job)
@@ -265,7 +262,7 @@ def _index_job(args: Any) -> "IndexJob":
         allow_untested=args.allow_untested,
         bm25=args.bm25,
         milvus=args.milvus is not None,
-        processes=args.processes,
+        processes=args.workers,
         output=None if args.output_dir is None else Path(args.output_dir),
     )
 

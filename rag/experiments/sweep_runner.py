@@ -23,6 +23,7 @@ import torch
 from generator.language_model import best_device
 from indexes.atomic_files import exclusive_writer_lock
 from indexes.errors import RAGError, UsageError
+from indexes.worker_processes import WorkerProcesses, claim, clear_claims, exit_with_parent
 from rag.evaluation.evaluation_file import write_results
 from rag.experiments.recipes import Variant
 from rag.experiments.sweep_file import SweepFile
@@ -41,7 +42,6 @@ from rag.experiments.sweep_results import (
 from rag.experiments.sweep_settings import SweepSettings
 from rag.experiments.trial_runner import TrialRunner
 from rag.experiments.trial_store import FailedTrial, TrialStore
-from rag.experiments.workers import WorkerProcesses, claim, clear_claims, exit_with_parent
 from rag.forgetting.measurement import ForgettingTable, ModelScores, forgetting_table
 from rag.logs import set_up_logs
 from rag.report import with_evaluation_records, write_report

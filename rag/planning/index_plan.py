@@ -188,7 +188,7 @@ def _alternatives(
     for factory in _smaller_kinds(job, measured):
         yield f"--factory {factory}", replace(job, factory=factory)
     if job.processes > 1:
-        yield "--processes 1", replace(job, processes=1)
+        yield "--workers 1", replace(job, processes=1)
 
 
 def _smaller_kinds(job: IndexJob, measured: PassageMeasurements) -> list[str]:

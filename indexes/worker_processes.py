@@ -35,7 +35,8 @@ def clear_claims(folder: Path) -> None:
 class WorkerProcesses:
     """Further processes that run jobs during a `with` block; its end waits for them, an error in it kills them.
 
-    A worker that fails is logged; the process that started it runs the jobs that are left.
+    A worker that fails is logged at the end of the block; the process that started it runs the jobs that are left. A
+    block that calls `failure` can treat it as an error instead.
 
     Args:
         count: Number of processes. They and this process share the threads that torch has here.
@@ -50,13 +51,14 @@ class WorkerProcesses:
         self.threads = torch.get_num_threads()
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "WorkerProcesses":
         share = max(1, self.threads // (self.count + 1))
         torch.set_num_threads(share)
         for position in range(1, self.count + 1):
             # Progress bars of tqdm are drawn below those of this process, and those of loading weights are left out.
             environment = {"OMP_NUM_THREADS": str(share), "TQDM_POSITION": str(position)}
-            environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+            # Tokenizers have threads of their own (RAYON_NUM_THREADS).
+            environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "RAYON_NUM_THREADS": str(share)}
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.PIPE,
@@ -64,6 +66,7 @@ class WorkerProcesses:
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends the workers
             )
             self.processes.append(process)
+        return self
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
         torch.set_num_threads(self.threads)
@@ -75,8 +78,26 @@ class WorkerProcesses:
             if process.stdin is not None:
                 process.stdin.close()
             if kind is None and code:
-                how = f"was ended by signal {-code} (9: perhaps out of memory)" if code < 0 else f"exited with {code}"
-                logger.warning("A worker process %s; this process runs the jobs that it left.", how)
+                logger.warning("A worker process %s; this process runs the jobs that it left.", _how(code))
+
+    def stop(self) -> None:
+        """Kill all workers: there is nothing left to do."""
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        self.processes.clear()
+
+    def are_running(self) -> bool:
+        """Whether a worker has not ended yet."""
+        return any(process.poll() is None for process in self.processes)
+
+    def failure(self) -> str:
+        """How the first worker failed that has ended in an error: "exited with 1"; empty if none has."""
+        return next((_how(code) for process in self.processes if (code := process.poll())), "")
+
+
+def _how(code: int) -> str:
+    return f"was ended by signal {-code} (9: perhaps out of memory)" if code < 0 else f"exited with {code}"
 
 
 def exit_with_parent() -> None:
