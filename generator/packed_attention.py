@@ -12,7 +12,7 @@ backward pass each part's gradient follows from the joined result and normaliser
 Legend: T tokens of a row, H query heads, N key-value heads, D head dimension, R replies, S tokens of each.
 """
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from generator.packed_sequences import AttentionLayout, CausalRun
+from generator.packed_sequences import AttentionLayout, CausalRun, SharedKeys
+
+States = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+Attended = tuple[Tensor, Tensor]
+"""Attention, and the logarithms of the denominators of its softmax."""
+Rows = TypeVar("Rows", States, Attended)
 
 NAME = "packed"
 """As which transformers knows it (`attn_implementation`)."""
@@ -69,17 +75,31 @@ def packed_attention_forward(
         raise NotImplementedError(f"Packed attention has no dropout, {', '.join(unknown) or 'batches'}.")
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    rows = [states[0].transpose(0, 1).to(dtype) for states in (query, key, value)]
+    states = cast(States, tuple(t[0].transpose(0, 1).to(dtype) for t in (query, key, value)))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if kept_keys is None:
-        return packed_attention(*rows, packed_layout, scale).unsqueeze(0), None
-    return kept_keys.attend(int(module.layer_idx), *rows, packed_layout, scale).unsqueeze(0), None
+        return packed_attention(states, packed_layout, scale).unsqueeze(0), None
+    return kept_keys.attend(cast(int, module.layer_idx), states, packed_layout, scale).unsqueeze(0), None
+
+
+def packed_attention(states: States, layout: AttentionLayout, scale: float) -> Tensor:
+    """Attention `[T, H, D]` in a row of packed sequences, with gradient.
+
+    Args:
+        states: Queries `[T, H, D]`, keys and values `[T, N, D]`.
+        layout: Which tokens see which.
+        scale: Of the products of queries and keys.
+    """
+    if torch.is_grad_enabled() and any(t.requires_grad for t in states):
+        joined: Tensor = _PackedAttention.apply(*states, layout, scale)  # type: ignore[no-untyped-call]
+        return joined
+    return _attend(states, layout, scale)[0]
 
 
 class KeptKeys:
     """Keys and values of prompts and, after each of them, of several replies that grow from pass to pass.
 
-    The first pass reads the prompts, every further one S more tokens of all replies.
+    The first pass reads the prompts, every further one S more tokens of all replies. There is no gradient.
     """
 
     def __init__(self) -> None:
@@ -90,37 +110,23 @@ class KeptKeys:
         """Let reply i go on from what was read of reply `parents_R[i]`."""
         self._replies = {layer: (keys[parents_R], values[parents_R]) for layer, (keys, values) in self._replies.items()}
 
-    def attend(
-        self, layer: int, q_THD: Tensor, k_TND: Tensor, v_TND: Tensor, layout: AttentionLayout, scale: float
-    ) -> Tensor:
+    def attend(self, layer: int, states: States, layout: AttentionLayout, scale: float) -> Tensor:
         """Attention `[T, H, D]` of one layer in the present pass, whose keys and values are kept."""
-        out_THD, lse_TH = _attend(q_THD, k_TND, v_TND, layout, scale)
+        attended = _attend(states, layout, scale)
         if layer not in self._prompts:
-            self._prompts[layer] = k_TND, v_TND
-            return out_THD
-        for seen in layout.kept:
-            keys = (t[seen.keys].unsqueeze(0) for t in self._prompts[layer])
-            found, lse = _kernel(q_THD[seen.queries].unsqueeze(0), *keys, scale, causal=False)
-            _join(out_THD[seen.queries], lse_TH[seen.queries], found[0], lse[0])
+            self._prompts[layer] = states[1:]
+            return attended[0]
+        for shared in layout.kept:
+            seen = _seen((states[0], *self._prompts[layer]), shared)
+            _join(*(t[shared.queries] for t in attended), *(t[0] for t in _kernel(seen, scale, causal=False)))
         (run,) = layout.runs
-        new = tuple(_of_run(t, run) for t in (k_TND, v_TND))
+        queries_RSHD, *new = _of_run(states, run)
         if layer in self._replies:
             before = self._replies[layer]
-            _join(
-                *(_of_run(t, run) for t in (out_THD, lse_TH)),
-                *_kernel(_of_run(q_THD, run), *before, scale, causal=False),
-            )
-            new = tuple(torch.cat(both, dim=1) for both in zip(before, new, strict=True))
-        self._replies[layer] = new
-        return out_THD
-
-
-def packed_attention(q_THD: Tensor, k_TND: Tensor, v_TND: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
-    """Attention `[T, H, D]` in a row of packed sequences, with gradient to queries, keys and values."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (q_THD, k_TND, v_TND)):
-        joined: Tensor = _PackedAttention.apply(q_THD, k_TND, v_TND, layout, scale)  # type: ignore[no-untyped-call]
-        return joined
-    return _attend(q_THD, k_TND, v_TND, layout, scale)[0]
+            _join(*_of_run(attended, run), *_kernel((queries_RSHD, *before), scale, causal=False))
+            new = [torch.cat(both, dim=1) for both in zip(before, new, strict=True)]
+        self._replies[layer] = (new[0], new[1])
+        return attended[0]
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -129,59 +135,63 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TND: Tensor, v_TND: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
         """As `packed_attention`."""
-        out_THD, lse_TH = _attend(q_THD, k_TND, v_TND, layout, scale)
-        ctx.save_for_backward(q_THD, k_TND, v_TND, out_THD, lse_TH)
+        states = (q_THD, k_TND, v_TND)
+        attended = _attend(states, layout, scale)
+        ctx.save_for_backward(*states, *attended)
         ctx.layout, ctx.scale = layout, scale
-        return out_THD
+        return attended[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Of each part by the kernel, whose probabilities are right as its normaliser is that of all keys together."""
-        q_THD, k_TND, v_TND, out_THD, lse_TH = ctx.saved_tensors
-        grad_THD, layout, scale = grad_outputs[0], ctx.layout, ctx.scale
-        for_q, for_k, for_v = torch.empty_like(q_THD), torch.empty_like(k_TND), torch.empty_like(v_TND)
-        for run in layout.runs:
-            inputs = (_of_run(t, run) for t in (grad_THD, q_THD, k_TND, v_TND, out_THD, lse_TH))
-            for total, part in zip((for_q, for_k, for_v), _kernel_backward(*inputs, scale, causal=True), strict=True):
-                _of_run(total, run).copy_(part)
-        for seen in layout.shared:
-            queries = (t[seen.queries].unsqueeze(0) for t in (out_THD, lse_TH))
-            keys = (t[seen.keys].unsqueeze(0) for t in (k_TND, v_TND))
-            asked = (t[seen.queries].unsqueeze(0) for t in (grad_THD, q_THD))
-            parts = _kernel_backward(*asked, *keys, *queries, scale, causal=False)
-            for total, part, place in zip(
-                (for_q, for_k, for_v), parts, (seen.queries, seen.keys, seen.keys), strict=True
-            ):
-                total[place] += part[0]
-        return for_q, for_k, for_v, None, None
+        *saved, out_THD, lse_TH = ctx.saved_tensors
+        states, given = cast(States, tuple(saved)), (grad_outputs[0], out_THD, lse_TH)
+        totals = cast(States, tuple(torch.empty_like(t) for t in states))
+        for run in ctx.layout.runs:
+            parts = _kernel_backward(_of_run(given, run), _of_run(states, run), ctx.scale, causal=True)
+            for total, part in zip(_of_run(totals, run), parts, strict=True):
+                total.copy_(part)
+        for shared in ctx.layout.shared:
+            of_queries = cast(States, tuple(t[shared.queries].unsqueeze(0) for t in given))
+            parts = _kernel_backward(of_queries, _seen(states, shared), ctx.scale, causal=False)
+            for total, part in zip(_seen(totals, shared), parts, strict=True):
+                total.add_(part)
+        return (*totals, None, None)
 
 
-def _attend(
-    q_THD: Tensor, k_TND: Tensor, v_TND: Tensor, layout: AttentionLayout, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attend(states: States, layout: AttentionLayout, scale: float) -> Attended:
     """Attention `[T, H, D]` and the logarithms of its denominators `[T, H]`."""
     if len(layout.runs) == 1:
-        found, lse = _kernel(*(_of_run(t, layout.runs[0]) for t in (q_THD, k_TND, v_TND)), scale, causal=True)
-        return found.flatten(0, 1), lse.flatten(0, 1)
-    out_THD, lse_TH = (
-        torch.empty_like(q_THD),
-        q_THD.new_empty(q_THD.shape[:2], dtype=torch.promote_types(q_THD.dtype, torch.float32)),
-    )
-    for run in layout.runs:
-        found, lse = _kernel(*(_of_run(t, run) for t in (q_THD, k_TND, v_TND)), scale, causal=True)
-        _of_run(out_THD, run).copy_(found)
-        _of_run(lse_TH, run).copy_(lse)
-    for seen in layout.shared:
-        keys = (t[seen.keys].unsqueeze(0) for t in (k_TND, v_TND))
-        found, lse = _kernel(q_THD[seen.queries].unsqueeze(0), *keys, scale, causal=False)
-        _join(out_THD[seen.queries], lse_TH[seen.queries], found[0], lse[0])
-    return out_THD, lse_TH
+        found, lse = _kernel(_of_run(states, layout.runs[0]), scale, causal=True)
+        attended = found.flatten(0, 1), lse.flatten(0, 1)
+    else:
+        queries = states[0]
+        attended = torch.empty_like(queries), queries.new_empty(queries.shape[:2], dtype=_precise(queries.dtype))
+        for run in layout.runs:
+            parts = _kernel(_of_run(states, run), scale, causal=True)
+            for total, part in zip(_of_run(attended, run), parts, strict=True):
+                total.copy_(part)
+    for shared in layout.shared:
+        parts = _kernel(_seen(states, shared), scale, causal=False)
+        _join(*(t[shared.queries] for t in attended), *(t[0] for t in parts))
+    return attended
 
 
-def _of_run(row_T: Tensor, run: CausalRun) -> Tensor:
-    """The parts of a run: `[T, ...]` to `[count, length, ...]`, a view."""
-    return row_T[run.start : run.stop].unflatten(0, (run.count, run.length))
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """In which the kernel gives the logarithms of denominators."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _of_run(rows: Rows, run: CausalRun) -> Rows:
+    """The parts of a run: each tensor `[T, ...]` as `[count, length, ...]`, a view."""
+    return cast(Rows, tuple(t[run.start : run.stop].unflatten(0, (run.count, run.length)) for t in rows))
+
+
+def _seen(states: States, shared: SharedKeys) -> States:
+    """The queries, and the keys and values that they see, as a batch of one, views."""
+    q_THD, k_TND, v_TND = states
+    return q_THD[None, shared.queries], k_TND[None, shared.keys], v_TND[None, shared.keys]
 
 
 def _join(out_QHD: Tensor, lse_QH: Tensor, more_QHD: Tensor, more_lse_QH: Tensor) -> None:
@@ -191,28 +201,26 @@ def _join(out_QHD: Tensor, lse_QH: Tensor, more_QHD: Tensor, more_lse_QH: Tensor
     lse_QH.copy_(torch.logaddexp(lse_QH, more_lse_QH))
 
 
-def _kernel(q_BSHD: Tensor, k_BSND: Tensor, v_BSND: Tensor, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """PyTorch's kernel for CPUs, which also gives the logarithms of the denominators: `[B, S, H, D]`, `[B, S, H]`."""
-    heads_first = (t.transpose(1, 2) for t in (q_BSHD, k_BSND, v_BSND))
+def _kernel(states: States, scale: float, *, causal: bool) -> Attended:
+    """PyTorch's kernel for CPUs: `[B, S, H, D]`, and the logarithms of the denominators `[B, S, H]`."""
+    heads_first = [t.transpose(1, 2) for t in states]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads_first, 0.0, causal, scale=scale)
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def _kernel_backward(
-    grad_BSHD: Tensor,
-    q_BSHD: Tensor,
-    k_BSND: Tensor,
-    v_BSND: Tensor,
-    out_BSHD: Tensor,
-    lse_BSH: Tensor,
-    scale: float,
-    *,
-    causal: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients for queries, keys and values of these keys' share in an attention with the given result."""
-    tensors = (t.transpose(1, 2) for t in (grad_BSHD, q_BSHD, k_BSND, v_BSND, out_BSHD, lse_BSH))
+def _kernel_backward(given: States, states: States, scale: float, *, causal: bool) -> States:
+    """Gradients for queries, keys and values of these keys' share in an attention.
+
+    Args:
+        given: Gradient of the attention over all keys, that attention, and the logarithms of its denominators.
+        states: Queries, and the keys and values of this share.
+        scale: As for `packed_attention`.
+        causal: Whether the kernel's own mask is used.
+    """
+    gradient, out, lse = (t.transpose(1, 2) for t in given)
+    tensors = (gradient, *(t.transpose(1, 2) for t in states), out, lse)
     found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, 0.0, causal, scale=scale)
-    return tuple(t.transpose(1, 2) for t in found)
+    return cast(States, tuple(t.transpose(1, 2) for t in found))
 
 
 AttentionInterface.register(NAME, packed_attention_forward)

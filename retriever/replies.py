@@ -14,6 +14,7 @@ R = B m replies in all, P prompt width, T tokens, H hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +158,8 @@ class MaskedReplies(Replies):
         assert self._cache is not None
         start, m = self._ids_BP.shape[1], parents_Bm.shape[1]
         parents_B1m11 = parents_Bm[:, None, :, None, None]
-        for layer in self._cache.layers if len(self._seen.depth) else []:
+        layers: Sequence[Any] = self._cache.layers if len(self._seen.depth) else []
+        for layer in layers:
             for states in (layer.keys, layer.values):
                 for first in range(start, states.shape[2], m * S):
                     step_BNmSD = states[:, :, first : first + m * S].unflatten(2, (m, S))

@@ -50,7 +50,7 @@ def test_packed_attention_is_attention_of_each_sequence(heads: tuple[int, int, i
     torch.manual_seed(0)
     H, N, D = heads
     states = tuple(torch.randn(len(packed), h, D, dtype=dtype, requires_grad=True) for h in (H, N, N))
-    attended = packed_attention(*states, packed.layout, 0.3)
+    attended = packed_attention(states, packed.layout, 0.3)
     found = [attended[places] for places in packed.places]
     expected = one_by_one(states, packed, 0.3)
     tolerance = {"rtol": 1e-5, "atol": 1e-5}
@@ -59,7 +59,7 @@ def test_packed_attention_is_attention_of_each_sequence(heads: tuple[int, int, i
     for one, other in zip(gradients(found, states), gradients(expected, states), strict=True):
         torch.testing.assert_close(one, other, **tolerance)
     with torch.no_grad():
-        torch.testing.assert_close(packed_attention(*states, packed.layout, 0.3), attended)
+        torch.testing.assert_close(packed_attention(states, packed.layout, 0.3), attended)
 
 
 def test_gradients_of_a_part_without_the_joined_result_are_wrong() -> None:
@@ -68,8 +68,8 @@ def test_gradients_of_a_part_without_the_joined_result_are_wrong() -> None:
     torch.manual_seed(0)
     states = tuple(torch.randn(len(packed), 2, 8, requires_grad=True) for _ in range(3))
     alone = AttentionLayout(packed.layout.runs)
-    joined = packed_attention(*states, packed.layout, 0.3)
-    lonely = packed_attention(*states, alone, 0.3)
+    joined = packed_attention(states, packed.layout, 0.3)
+    lonely = packed_attention(states, alone, 0.3)
     right = gradients([joined], states)
     wrong = gradients([lonely], states)
     assert all((one - other).norm() > 0.1 * other.norm() for one, other in zip(wrong, right, strict=True))
@@ -80,8 +80,8 @@ def test_joining_by_equal_weights_is_wrong() -> None:
     torch.manual_seed(1)
     q, k, v = (torch.randn(6, 2, 8) for _ in range(3))
     both, own = AttentionLayout((CausalRun(0, 1, 6),)), AttentionLayout((CausalRun(0, 2, 3),))
-    expected = _attend(q, k, v, both, 0.3)[0][3:]
-    out, lse = (t[3:].clone() for t in _attend(q, k, v, own, 0.3))
+    expected = _attend((q, k, v), both, 0.3)[0][3:]
+    out, lse = (t[3:].clone() for t in _attend((q, k, v), own, 0.3))
     scores = torch.einsum("qhd,khd->hqk", q[3:], k[:3]) * 0.3
     more = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[:3])
     mean = (out + more) / 2
