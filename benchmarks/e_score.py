@@ -9,7 +9,7 @@ the longest of eight. Ours: rows by token budget, the head on answer tokens only
 from benchmarks import rivals
 from benchmarks.setting import CONFIGS, Lengths, Pipeline, agree, answer_rows, lengths, load, pipeline, small_qwen
 from benchmarks.timing import Case, Make, Options, main
-from generator.generator import AnswerSequence
+from generator.answer_sequences import AnswerSequence
 from rag.planning.flops import causal_pairs, forward_flops, head_flops
 
 

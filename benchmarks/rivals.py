@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from benchmarks.setting import Pipeline, rows_of
 from generator.adapters import BASE
-from generator.generator import AnswerSequence
+from generator.answer_sequences import AnswerSequence
 from generator.language_model import LanguageModel
 from generator.padding import length_mask, pad_right
 from retriever.permutations import sequential_log_prob

@@ -19,8 +19,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from benchmarks.real_weights import load_weights
 from benchmarks.timing import Options
+from generator.answer_sequences import AnswerSequence
 from generator.configs import AdapterConfig, DecodingConfig
-from generator.generator import AnswerSequence, Generator
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.corpora.passage import Passage

@@ -17,6 +17,9 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 
 from generator.adapters import first_line
 from generator.base_config import text_config
+from generator.packed_attention import NAME as PACKED
+from generator.packed_attention import KeptKeys
+from generator.packed_sequences import AttentionLayout, CausalRun, PackedSequences, SharedKeys
 from generator.padding import SharedPrefixTokens
 from indexes.errors import UsageError
 
@@ -64,6 +67,17 @@ class CheckedModel(Protocol):
         cache: Cache | None = None,
     ) -> Tensor:
         """Last hidden states."""
+        ...
+
+    def hidden_in_row(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        layout: AttentionLayout,
+        *,
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
+        """Last hidden states of packed tokens."""
         ...
 
     def head(self, hidden_NH: Tensor) -> Tensor:
@@ -149,6 +163,23 @@ def supports_left_padding(model: CheckedModel) -> bool:
     return _works(model, _left_padding_matches)
 
 
+def supports_packing(model: CheckedModel) -> bool:
+    """Whether sequences in one row are read as each is by itself; switches the base to attention that can do so.
+
+    That attention is `sdpa` with the kernel for CPUs. A base with attention of its own, or with another implementation,
+    is left as it is.
+    """
+    base: Any = model.base_model
+    before = base.config._attn_implementation
+    if before != "sdpa" or model.device.type != "cpu" or not base._can_set_attn_implementation():
+        return False
+    base.set_attn_implementation(PACKED)
+    if _works(model, _packing_matches):
+        return True
+    base.set_attn_implementation(before)
+    return False
+
+
 @torch.no_grad()
 def _works(model: CheckedModel, matches: Callable[[CheckedModel], bool]) -> bool:
     """Whether a way of reading several sequences at once works; one that raises does not."""
@@ -187,6 +218,33 @@ def _shared_prefix_matches(model: CheckedModel) -> bool:
     separate = [model.hidden(torch.cat([prompt, reply], dim=1), None)[:, 5:] for reply in replies]
     expected = torch.cat(separate, dim=1)
     return _agree(model, after_cache, expected) and _agree(model, in_one_row, expected)
+
+
+def _packing_matches(model: CheckedModel) -> bool:
+    text = text_config(model.base_model.config).to_dict()
+    if not {*model.attention_types()[0]} <= {"full_attention", "sliding_attention"}:
+        return False
+    # Frequencies that depend on the longest sequence that is read together.
+    scaling = str(text.get("rope_parameters") or text.get("rope_scaling"))
+    if "dynamic" in scaling or "longrope" in scaling:
+        return False
+    rows = _some_tokens(model, 12)
+    beginning, (first, second) = rows[:, :5], (rows[:, 5:8], rows[:, 8:12])
+    separate = [model.hidden(torch.cat([beginning, reply], dim=1), None)[0, 5:] for reply in (first, second)]
+    packed = PackedSequences.of_continuations([beginning[0].tolist()], [[first[0].tolist(), second[0].tolist()]])
+    ids_T, positions_T = (torch.tensor(row, device=model.device) for row in (packed.token_ids, packed.positions))
+    hidden_TH = model.hidden_in_row(ids_T, positions_T, packed.layout)
+    in_one_row = [hidden_TH[places[5:]] for places in packed.places]
+    return _agree(model, torch.cat(in_one_row), torch.cat(separate)) and _steps_match(model, rows[0, :8], separate[0])
+
+
+def _steps_match(model: CheckedModel, ids: Tensor, expected: Tensor) -> bool:
+    """Whether a prompt of five tokens and then one token after another are read as all of them at once."""
+    kept, positions = KeptKeys(), torch.arange(len(ids), device=ids.device)
+    model.hidden_in_row(ids[:5], positions[:5], AttentionLayout((CausalRun(0, 1, 5),)), kept=kept)
+    step = AttentionLayout((CausalRun(0, 1, 1),), kept=(SharedKeys(slice(0, 1), slice(0, 5)),))
+    found = [model.hidden_in_row(ids[i : i + 1], positions[i : i + 1], step, kept=kept) for i in range(5, len(ids))]
+    return _agree(model, torch.cat(found), expected)
 
 
 def _left_padding_matches(model: CheckedModel) -> bool:

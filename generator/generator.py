@@ -1,47 +1,32 @@
 """Answers and their log-probabilities: `p_g(y | x, d_z)` of DRO (arXiv 2505.03075).
 
-Legend: B sequences, T tokens of the longest one.
+Legend: B sequences.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from generator.answer_sequences import AnswerSequence, ReadSequences, answer_batches, read_sequences
 from generator.chat import Reply, ReplyReader
 from generator.configs import DecodingConfig
 from generator.decoding import AnswerIds, Decoding, GeneratedReply
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_log_prob, answer_token_log_probs
-from generator.padding import pad_right
 from generator.prompt_reading import ReadingLimits, ReadPrompts, read_prompts
 from generator.prompts import AnswerPrompt, encode_without_special_tokens
 from generator.transformers_generation import generate_replies, stream_tokens
-from indexes.batching import token_budget_batches
 from indexes.corpora.passage import Passage
 from indexes.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 ROLE = "generator"
-
-
-@dataclass(frozen=True)
-class AnswerSequence:
-    """A prompt and an answer to it, as the generator reads them: `prompt_ids + answer_ids`."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]
-
-    @property
-    def input_ids(self) -> list[int]:
-        """All token ids."""
-        return self.prompt_ids + self.answer_ids
 
 
 class _Pieces(TextStreamer):
@@ -164,24 +149,24 @@ class Generator:
     def log_probs(self, rows: Sequence[AnswerSequence]) -> Tensor:
         """The same for many sequences, batched by token budget: float32 `[len(rows)]` on the CPU, in their order."""
         result = torch.empty(len(rows))  # made outside of inference mode, so that autograd accepts it
-        lengths = [len(row.input_ids) for row in rows]
         with self.language_model.use(ROLE), torch.inference_mode():
-            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
+            for batch in answer_batches(self.language_model, rows, self.max_tokens_per_batch):
                 result[batch] = self.score([rows[i] for i in batch])[0].cpu()
         return result
 
     def token_log_probs(self, rows: Sequence[AnswerSequence]) -> list[Tensor]:
         """Log p of every answer token given those before it: float32 `[L]` for each sequence, on the CPU, in order."""
         result: dict[int, Tensor] = {}
-        lengths = [len(row.input_ids) for row in rows]
         with self.language_model.use(ROLE), torch.inference_mode():
-            for batch in token_budget_batches(lengths, self.max_tokens_per_batch):
-                forward = self.forward([rows[i] for i in batch])
-                _, log_p_N = answer_token_log_probs(*forward, self.language_model.head)
-                result |= dict(zip(batch, log_p_N.cpu().split(forward[-1].tolist()), strict=True))
+            for batch in answer_batches(self.language_model, rows, self.max_tokens_per_batch):
+                read = self.forward([rows[i] for i in batch])
+                of_each = read.token_log_probs(self.language_model.head).cpu().split(read.answer_lengths_B.tolist())
+                result |= dict(zip(batch, of_each, strict=True))
         return [result[i].clone() for i in range(len(rows))]  # as in log_probs
 
-    def score(self, rows: Sequence[AnswerSequence], token_weights_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def score(
+        self, rows: Sequence[AnswerSequence], token_weights_N: Tensor | None = None
+    ) -> tuple[Tensor, ReadSequences]:
         """One forward pass with gradient, under whatever adapter is active.
 
         Args:
@@ -189,21 +174,14 @@ class Generator:
             token_weights_N: Weight of each answer token, sequence by sequence; None: 1.
 
         Returns:
-            `(log_p_B, hidden_BTH)`: float32 log-probabilities of the answers, and the hidden states behind them.
+            Float32 log-probabilities of the answers `[B]`, and the hidden states behind them.
         """
-        forward = self.forward(rows)
-        return answer_log_prob(*forward, self.language_model.head, token_weights_N), forward[0]
+        read = self.forward(rows)
+        return read.log_probs(self.language_model.head, token_weights_N), read
 
-    def forward(self, rows: Sequence[AnswerSequence]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states of right-padded sequences: `(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B)`."""
-        model = self.language_model
-        input_ids_BT, lengths_B = pad_right([row.input_ids for row in rows], model.end_of_answer_id, model.device)
-        model.tokens_read += sum(len(row.prompt_ids) + len(row.answer_ids) for row in rows)
-        # Padding is on the right, where no real token attends: causal attention needs no mask here, and without one
-        # its kernels skip what lies above the diagonal.
-        hidden_BTH = model.hidden(input_ids_BT, None)
-        answer_B = torch.tensor([len(row.answer_ids) for row in rows], device=model.device)
-        return hidden_BTH, input_ids_BT, lengths_B - answer_B, answer_B
+    def forward(self, rows: Sequence[AnswerSequence]) -> ReadSequences:
+        """Hidden states of sequences, with gradient, under whatever adapter is active."""
+        return read_sequences(self.language_model, rows)
 
     # -- answers -----------------------------------------------------------------------------------------------
 

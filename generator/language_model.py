@@ -28,11 +28,19 @@ from transformers import (
 )
 
 from generator.adapters import ROLES, Adapters, first_line
-from generator.architecture_checks import check_causal, check_head, supports_left_padding, supports_shared_prefix
+from generator.architecture_checks import (
+    check_causal,
+    check_head,
+    supports_left_padding,
+    supports_packing,
+    supports_shared_prefix,
+)
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat
 from generator.configs import AdapterConfig, ChatConfig
 from generator.mixed_precision import store_in_bfloat16
+from generator.packed_attention import KeptKeys
+from generator.packed_sequences import AttentionLayout, PackedSequences
 from generator.padding import SharedPrefixTokens, shared_prefix_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
@@ -101,6 +109,8 @@ class LanguageModel(nn.Module):
         """Whether several replies after one prompt are read as in sequences of their own; else each is one."""
         self.supports_left_padding = supports_left_padding(self)
         """Whether prompts of unequal lengths can be continued in one batch; else only those of one length can."""
+        self.supports_packing = supports_packing(self)
+        """Whether sequences can be read in one row, what several begin with once; `packs` says up to which length."""
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.adapters.base_parameters())
@@ -330,6 +340,51 @@ class LanguageModel(nn.Module):
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def hidden_in_row(
+        self,
+        token_ids_T: Tensor,
+        positions_T: Tensor,
+        layout: AttentionLayout,
+        *,
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
+        """Last hidden states `[T, H]` of a row of packed tokens, where the model `packs` sequences of such lengths.
+
+        Args:
+            token_ids_T: The row.
+            positions_T: Where the tokens stand in their sequences.
+            layout: Which tokens see which.
+            kept: Keys of earlier passes, to which those of this pass are added (without gradient).
+        """
+        # A mask of four dimensions is handed on as it is; without one transformers would make one.
+        ignored = torch.zeros(1, 1, 1, 1, dtype=self.base_model.dtype, device=self.device)
+        with self.autocast():
+            output = self._body()(
+                input_ids=token_ids_T.unsqueeze(0),
+                attention_mask=ignored,
+                position_ids=positions_T.unsqueeze(0),
+                use_cache=False,
+                packed_layout=layout,
+                kept_keys=kept,
+            )
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def hidden_of_packed(self, packed: PackedSequences, *, kept: KeptKeys | None = None) -> Tensor:
+        """Last hidden states `[T, H]` of packed sequences; `packed.places` says where those of each sequence are.
+
+        Args:
+            packed: The sequences.
+            kept: As for `hidden_in_row`.
+        """
+        self.tokens_read += len(packed)
+        ids_T, positions_T = (torch.tensor(row, device=self.device) for row in (packed.token_ids, packed.positions))
+        return self.hidden_in_row(ids_T, positions_T, packed.layout, kept=kept)
+
+    def packs(self, length: int) -> bool:
+        """Whether sequences of at most so many tokens can be packed: no layer may look back less far."""
+        return self.supports_packing and length <= self.attention_types()[1]
 
     def _body(self) -> PreTrainedModel:
         """The model without its output head."""

@@ -6,8 +6,6 @@ Everything is upcast to float32 *before* `log_softmax`: in bfloat16 the sum over
 0.6 nat, which is a factor of 1.8 in an importance weight.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -77,42 +75,3 @@ def answer_positions(prompt_lengths_B: Tensor, answer_lengths_B: Tensor) -> tupl
     starts_B = torch.cumsum(answer_lengths_B, 0) - answer_lengths_B
     offset_N = torch.arange(len(rows_N), device=rows_N.device) - starts_B[rows_N]
     return rows_N, prompt_lengths_B[rows_N] - 1 + offset_N
-
-
-def answer_log_prob(
-    hidden_BTH: Tensor,
-    input_ids_BT: Tensor,
-    prompt_lengths_B: Tensor,
-    answer_lengths_B: Tensor,
-    head: Callable[[Tensor], Tensor],
-    token_weights_N: Tensor | None = None,
-) -> Tensor:
-    """`log p(answer | prompt)` per row: the *sum* over answer tokens, computed from answer rows only.
-
-    Args:
-        hidden_BTH: Last hidden states of right-padded rows `prompt_ids + answer_ids`.
-        input_ids_BT: Those rows.
-        prompt_lengths_B: P of each row.
-        answer_lengths_B: L of each row, end-of-answer token included.
-        head: Hidden states `[N, H]` to logits `[N, V]`.
-        token_weights_N: What each answer token counts in the sum, row by row; None: 1.
-
-    Returns:
-        float32 `[B]`.
-    """
-    rows_N, log_p_N = answer_token_log_probs(hidden_BTH, input_ids_BT, prompt_lengths_B, answer_lengths_B, head)
-    weighted_N = log_p_N if token_weights_N is None else token_weights_N * log_p_N
-    return sum_per_row(weighted_N, rows_N, len(prompt_lengths_B))
-
-
-def answer_token_log_probs(
-    hidden_BTH: Tensor,
-    input_ids_BT: Tensor,
-    prompt_lengths_B: Tensor,
-    answer_lengths_B: Tensor,
-    head: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`log p(y_i | prompt, y_<i)` of every answer token, row by row: `(rows_N, log_p_N)`, int64 and float32."""
-    rows_N, positions_N = answer_positions(prompt_lengths_B, answer_lengths_B)
-    log_p_N = token_log_probs(head(hidden_BTH[rows_N, positions_N]), input_ids_BT[rows_N, positions_N + 1])
-    return rows_N, log_p_N

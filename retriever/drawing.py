@@ -40,12 +40,12 @@ class StepLogits(ABC):
         self.absent_Bn = absent_Bn
 
     @abstractmethod
-    def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
+    def lm_logits(self, z_Bbk: Tensor, parents_Bb: Tensor | None) -> Tensor | None:
         """What a language model gives every candidate as the next choice `[B, b, n]`; None where none is asked.
 
         Args:
-            z_Bbk: The choices so far.
-            continues: Whether each node continues the node of the same number of the call before, by one choice.
+            z_Bbk: The choices so far, one more than in the call before.
+            parents_Bb: The node of the call before that each node continues; None: that of the same number.
         """
 
     @abstractmethod
@@ -68,9 +68,6 @@ class Draws:
 
 class Policy(ABC):
     """Which nodes follow from those of a step, and what sample the last ones are."""
-
-    continues = True
-    """Whether node i of a step is a child of node i of the step before."""
 
     def num_nodes(self, m: int) -> int:
         """How many nodes are needed for m permutations."""
@@ -123,8 +120,6 @@ class StochasticBeams(Policy):
         generator: Of the draws.
     """
 
-    continues = False
-
     def __init__(self, generator: torch.Generator | None) -> None:
         self._generator = generator
         self._perturbed_Bb: Tensor | None = None
@@ -174,8 +169,9 @@ def draw(steps: StepLogits, num_selected: int, m: int, proposal: Proposal, polic
     log_CBb = policy.prepare(proposal.start(B, b, absent_Bn.device))
     z_Bbk = torch.zeros(B, b, 0, dtype=torch.long, device=log_CBb.device)
     lm_Bbkn: Tensor | None = None
+    parent_Bb: Tensor | None = None
     for _ in range(num_selected):
-        lm_Bbn = steps.lm_logits(z_Bbk.to(absent_Bn.device), continues=policy.continues)
+        lm_Bbn = steps.lm_logits(z_Bbk.to(absent_Bn.device), parent_Bb)
         used_Bbn = absent_Bn[:, None].expand(B, b, n).scatter(-1, z_Bbk.to(absent_Bn.device), True)
         logits_Bbn = policy.prepare(mask_used(steps.logits(lm_Bbn).expand(B, b, n), used_Bbn))
         log_CBbn = proposal.children(log_CBb, logits_Bbn)

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from generator.language_model import LanguageModel
-from generator.padding import SharedPrefixTokens, pad_right
 from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
 from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
@@ -33,6 +31,7 @@ from retriever.drawing import (
     draw,
 )
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
+from retriever.replies import Replies, replies_to
 from retriever.retriever import Retriever
 from retriever.selector import ROLE, Selector, standardise
 from retriever.selector_config import SamplingConfig, SelectorConfig
@@ -60,16 +59,13 @@ class RetrieverPrior(nn.Module):
 
 @dataclass(frozen=True)
 class _Batch:
-    """The ranking prompts of several questions, padded to common sizes."""
+    """The ranking prompts of several questions, and their candidates padded to a common number."""
 
-    prompt_ids_BP: Tensor
-    prompt_lengths_B: Tensor
+    prompts: list[list[int]]
     absent_Bn: Tensor
     """True where a question has fewer than n candidates."""
     prior_Bn: Tensor
     """Standardised retriever scores, 0 where absent."""
-    tokens: int
-    """Of all prompts together."""
 
 
 class ListwiseSelector(Selector):
@@ -271,12 +267,10 @@ class ListwiseSelector(Selector):
     def _batch(
         self, candidates: Sequence[Candidates], prompts: Sequence[list[int]], *, teach_retriever: bool = True
     ) -> _Batch:
-        model = self.language_model
-        prompt_ids_BP, lengths_B = pad_right(list(prompts), model.end_of_answer_id, model.device)
-        n = max(len(c) for c in candidates)
-        absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=model.device)
+        n, device = max(len(c) for c in candidates), self.language_model.device
+        absent_Bn = torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=device)
         prior_Bn = torch.stack([self._padded_prior(c, n, teach_retriever) for c in candidates])
-        return _Batch(prompt_ids_BP, lengths_B, absent_Bn, prior_Bn, sum(map(len, prompts)))
+        return _Batch(list(prompts), absent_Bn, prior_Bn)
 
     def _padded_prior(self, candidates: Candidates, n: int, teach_retriever: bool) -> Tensor:
         scores_n = self.prior_scores(candidates, teach_retriever=teach_retriever)
@@ -312,103 +306,26 @@ class ListwiseSelector(Selector):
         B, m, K = z_BmK.shape
         n = batch.absent_Bn.shape[1]
         steps = 0 if self.config.decoding == "single_pass" else K - 1
-        hidden_first_BH, hidden_later_BmkH = self._hidden_of_replies(batch, z_BmK[..., :steps])
-        first_Bn = self._id_logits(hidden_first_BH, n)[:, None, None, :].expand(B, m, 1, n)
+        first_BH, later_BmkH = self._replies(batch).read(self._reply_ids(z_BmK[..., :steps]))
+        first_Bn = self._id_logits(first_BH, n)[:, None, None, :].expand(B, m, 1, n)
         if self.config.decoding == "single_pass":
             return first_Bn.expand(B, m, K, n)
-        return torch.cat([first_Bn, self._id_logits(hidden_later_BmkH, n)], dim=2)
+        return torch.cat([first_Bn, self._id_logits(later_BmkH, n)], dim=2)
 
-    def _hidden_of_replies(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states where ids are due: after the prompt `[B, H]` and after each choice `[B, m, k, H]`."""
-        B, m, k = chosen_Bmk.shape
-        if k and not self.language_model.supports_shared_prefix:
-            return self._hidden_of_prompt(batch, None), self._hidden_in_rows(batch, chosen_Bmk)
-        if self.language_model.is_checkpointing and torch.is_grad_enabled():
-            return self._hidden_in_one_pass(batch, chosen_Bmk)
-        cache = self.language_model.new_cache() if k else None
-        first_BH = self._hidden_of_prompt(batch, cache)
-        if cache is None:
-            return first_BH, first_BH.new_zeros(B, m, 0, first_BH.shape[-1])
-        none = SharedPrefixTokens.of_replies(m, 0, 0, self.language_model.device)
-        later_BmkH, _ = self._hidden_of_choices(batch, chosen_Bmk, none, cache)
-        return first_BH, later_BmkH
-
-    def _hidden_of_prompt(self, batch: _Batch, cache: Cache | None) -> Tensor:
-        """Hidden state `[B, H]` at the end of each prompt.
-
-        Prompts are padded on the right, where no real token looks: causal attention needs no mask, and without one
-        its kernels skip what lies above the diagonal.
-        """
-        self.language_model.tokens_read += batch.tokens
-        hidden_BPH = self.language_model.hidden(batch.prompt_ids_BP, None, cache=cache)
-        return hidden_BPH[torch.arange(len(hidden_BPH), device=hidden_BPH.device), batch.prompt_lengths_B - 1]
-
-    def _hidden_of_choices(
-        self, batch: _Batch, chosen_Bmk: Tensor, read: SharedPrefixTokens, cache: Cache
-    ) -> tuple[Tensor, SharedPrefixTokens]:
-        """Hidden states `[B, m, k, H]` after k more choices of each reply, and what of the replies is read by then."""
-        model = self.language_model
-        B, m, k = chosen_Bmk.shape
-        ids_BmkS = self._reply_ids(chosen_Bmk)
-        P, S = batch.prompt_ids_BP.shape[1], ids_BmkS.shape[-1]
-        tokens = SharedPrefixTokens.of_replies(m, len(read.depth) // m, k * S, model.device)
-        read = read.followed_by(tokens)
-        model.tokens_read += ids_BmkS.numel()
-        hidden_BTH = model.hidden(
-            ids_BmkS.reshape(B, m * k * S),
-            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, read),
-            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
-            cache=cache,
+    def _replies(self, batch: _Batch) -> Replies:
+        return replies_to(
+            self.language_model,
+            batch.prompts,
+            reply_tokens=self._reply_tokens,
+            max_tokens_per_batch=self.max_tokens_per_batch,
         )
-        return hidden_BTH.reshape(B, m, k, S, -1)[..., -1, :], read
 
-    def _hidden_in_one_pass(self, batch: _Batch, chosen_Bmk: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with prompt and replies in one row, because gradient checkpointing leaves no cache to read from."""
-        model = self.language_model
-        B, m, k = chosen_Bmk.shape
-        P, S = batch.prompt_ids_BP.shape[1], 1 + len(self.separator_ids)
-        model.tokens_read += batch.tokens + B * m * k * S
-        replies = SharedPrefixTokens.of_replies(m, 0, k * S, model.device)
-        tokens = SharedPrefixTokens.of_prompt(P, model.device).followed_by(replies)
-        hidden_BTH = model.hidden(
-            torch.cat([batch.prompt_ids_BP, self._reply_ids(chosen_Bmk).reshape(B, m * k * S)], dim=1),
-            model.shared_prefix_masks(batch.prompt_lengths_B, P, tokens, replies),
-            position_ids_BQ=tokens.positions(batch.prompt_lengths_B),
-        )
-        first_BH = hidden_BTH[torch.arange(B, device=model.device), batch.prompt_lengths_B - 1]
-        later_BmkH = hidden_BTH[:, P:].reshape(B, m, k, S, hidden_BTH.shape[-1])[..., -1, :]
-        return first_BH, later_BmkH
-
-    def _hidden_in_rows(self, batch: _Batch, chosen_Bmk: Tensor) -> Tensor:
-        """Hidden states `[B, m, k, H]` after k choices, each reply in a sequence of its own after its prompt.
-
-        For models whose layers keep a state or make masks of their own, so that one prompt cannot serve several
-        replies: the same probabilities, at the price of reading the prompt m times.
-        """
-        model = self.language_model
-        B, m, k = chosen_Bmk.shape
-        ids_BmkS = self._reply_ids(chosen_Bmk)
-        replies = ids_BmkS.reshape(B * m, -1).tolist()
-        prompts = [
-            ids[:n] for ids, n in zip(batch.prompt_ids_BP.tolist(), batch.prompt_lengths_B.tolist(), strict=True)
-        ]
-        rows = [prompts[i // m] + reply for i, reply in enumerate(replies)]
-        ends_k = torch.arange(k, 0, -1, device=model.device) * ids_BmkS.shape[-1] - ids_BmkS.shape[-1] + 1
-        found: dict[int, Tensor] = {}
-        for numbers in token_budget_batches([len(row) for row in rows], self.max_tokens_per_batch):
-            ids_RT, lengths_R = pad_right([rows[i] for i in numbers], model.end_of_answer_id, model.device)
-            model.tokens_read += sum(len(rows[i]) for i in numbers)
-            hidden_RTH = model.hidden(ids_RT, None)
-            at_Rk = lengths_R[:, None] - ends_k
-            found |= dict(zip(numbers, hidden_RTH[torch.arange(len(numbers))[:, None], at_Rk], strict=True))
-        return torch.stack([found[i] for i in range(B * m)]).reshape(B, m, k, -1)
-
-    def _reply_ids(self, chosen_Bmk: Tensor) -> Tensor:
-        """Token ids `[B, m, k, S]`: the id of each choice, then the separator that asks for the next."""
-        device = chosen_Bmk.device
+    def _reply_ids(self, chosen: Tensor) -> Tensor:
+        """Token ids `[..., S]` of choices `[...]`: the id of each, then the separator that asks for the next."""
+        device = chosen.device
         id_tokens_n = torch.tensor(self.identifiers.token_ids, device=device)
-        separator_s = torch.tensor(self.separator_ids, device=device).expand(*chosen_Bmk.shape, -1)
-        return torch.cat([id_tokens_n[chosen_Bmk].unsqueeze(-1), separator_s], dim=-1)
+        separator_s = torch.tensor(self.separator_ids, device=device).expand(*chosen.shape, -1)
+        return torch.cat([id_tokens_n[chosen].unsqueeze(-1), separator_s], dim=-1)
 
     def _in_batches(
         self, candidates: Sequence[Candidates], m: int, draw_batch: Callable[[_Batch], list[Permutations]]
@@ -432,9 +349,7 @@ def _log_prob_along(batch: _Batch, logits_BmKn: Tensor, z_BmK: Tensor) -> Tensor
 
 
 class _ListwiseSteps(StepLogits):
-    """Id logits of the language model, step by step on a key-value cache that holds each prompt once for all replies.
-
-    Where the language model is switched off it is not asked.
+    """Id logits of the language model, step by step; where it is switched off it is not asked.
 
     Args:
         selector: Whose prompts are read.
@@ -444,43 +359,26 @@ class _ListwiseSteps(StepLogits):
 
     def __init__(self, selector: ListwiseSelector, batch: _Batch, b: int) -> None:
         super().__init__(batch.absent_Bn)
-        self._selector, self._batch, self._b = selector, batch, b
+        self._selector, self._batch = selector, batch
         self._skips_lm = selector._skips_lm()
         self._one_pass = self._skips_lm or selector.config.decoding == "single_pass"
-        shared = selector.language_model.supports_shared_prefix and not self._one_pass
-        self._cache = selector.language_model.new_cache() if shared else None
-        self._read = SharedPrefixTokens.of_replies(b, 0, 0, selector.language_model.device)
-        self._first_Bbn = None if self._skips_lm else self._after_prompt()[:, None].expand(-1, b, -1)
+        self._replies = selector._replies(batch)
+        self._first_Bbn = None if self._skips_lm else self._after_prompt(b)[:, None].expand(-1, b, -1)
 
-    def _after_prompt(self) -> Tensor:
-        hidden_BH = self._selector._hidden_of_prompt(self._batch, self._cache)
-        return self._selector._id_logits(hidden_BH, self._batch.absent_Bn.shape[1])
+    def _after_prompt(self, b: int) -> Tensor:
+        grow = not self._one_pass and self._selector.config.num_selected > 1
+        return self._id_logits(self._replies.begin(b, grow=grow))
 
-    def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
-        """As `StepLogits.lm_logits`; from the cache, where the model supports several replies after one prompt."""
+    def _id_logits(self, hidden: Tensor) -> Tensor:
+        return self._selector._id_logits(hidden, self._batch.absent_Bn.shape[1])
+
+    def lm_logits(self, z_Bbk: Tensor, parents_Bb: Tensor | None) -> Tensor | None:
+        """As `StepLogits.lm_logits`."""
         if not z_Bbk.shape[-1] or self._one_pass:
             return self._first_Bbn
-        if self._cache is None:
-            return self._in_rows(z_Bbk)[:, :, -1]
-        if continues:
-            return self._step(z_Bbk[..., -1:], self._cache)[:, :, -1]
-        # Beams change their parents, and a reply is short compared with the prompt: it is read again.
-        if read := len(self._read.depth):
-            self._cache.crop(-read)
-        self._read = SharedPrefixTokens.of_replies(self._b, 0, 0, self._selector.language_model.device)
-        return self._step(z_Bbk, self._cache)[:, :, -1]
+        return self._id_logits(self._replies.extend(self._selector._reply_ids(z_Bbk[..., -1]), parents_Bb))
 
     def logits(self, lm_Bbn: Tensor | None) -> Tensor:
         """The logits of the language model combined with the retriever prior."""
         lm_logits = torch.zeros_like(self._batch.prior_Bn)[:, None] if lm_Bbn is None else lm_Bbn
         return self._selector._combine(lm_logits, self._batch.prior_Bn[:, None])
-
-    def _in_rows(self, chosen_Bbk: Tensor) -> Tensor:
-        """Id logits `[B, b, k, n]` after each of all k choices so far, each reply in a sequence of its own."""
-        hidden_BbkH = self._selector._hidden_in_rows(self._batch, chosen_Bbk)
-        return self._selector._id_logits(hidden_BbkH, self._batch.absent_Bn.shape[1])
-
-    def _step(self, chosen_Bbk: Tensor, cache: Cache) -> Tensor:
-        """Id logits `[B, b, k, n]` after each of k more choices."""
-        hidden_BbkH, self._read = self._selector._hidden_of_choices(self._batch, chosen_Bbk, self._read, cache)
-        return self._selector._id_logits(hidden_BbkH, self._batch.absent_Bn.shape[1])

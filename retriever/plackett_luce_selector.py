@@ -27,7 +27,7 @@ class _ConstantLogits(StepLogits):
         super().__init__(absent_Bn)
         self._logits_B1n = logits_Bn[:, None]
 
-    def lm_logits(self, z_Bbk: Tensor, *, continues: bool) -> Tensor | None:
+    def lm_logits(self, z_Bbk: Tensor, parents_Bb: Tensor | None) -> Tensor | None:
         """No language model is asked."""
         return None
 

@@ -177,12 +177,12 @@ def generator(language_model: "LanguageModel") -> "Generator":
 
 
 @pytest.fixture
-def passes(language_model: "LanguageModel", monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def passes(language_model: "LanguageModel") -> Iterator[list[int]]:
     """Grows by one with every forward pass of the tiny model."""
     seen: list[int] = []
-    hidden = language_model.hidden
-    monkeypatch.setattr(language_model, "hidden", lambda *a, **k: seen.append(1) or hidden(*a, **k))
-    return seen
+    hook = language_model.base_model.model.register_forward_hook(lambda *_: seen.append(1))
+    yield seen
+    hook.remove()
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from indexes import (
     UsageError,
     build_index,
 )
+from indexes.corpora.passage_files import write_passages
 from indexes.directory import shard_encoding, shards
-from indexes.directory.segments import write_passages
 from indexes.directory.shard_encoding import _error_of, _work, _write_job, check_workers
 from indexes.directory.shards import Shards
 from indexes.worker_processes import WorkerProcesses

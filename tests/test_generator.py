@@ -42,14 +42,20 @@ def test_log_probs_do_not_depend_on_batch_or_order(generator: Generator) -> None
     torch.testing.assert_close(generator.log_probs(rows[::-1]).flip(0), alone, rtol=1e-5, atol=1e-4)
 
 
-def test_tokens_read_excludes_padding_and_scores_work_with_autograd(generator: Generator) -> None:
+@pytest.mark.parametrize("packs", [True, False])
+def test_tokens_read_excludes_padding_and_scores_work_with_autograd(generator: Generator, packs: bool) -> None:
+    """And counts what both begin with, the instructions, once where it is read once."""
+    generator.language_model.supports_packing = packs
     rows = [
         generator.answer_sequence(QUESTIONS[2], PASSAGES[:1], "a"),
         generator.answer_sequence(QUESTIONS[1], PASSAGES[:3], "bcd"),
     ]
     before = generator.language_model.tokens_read
     scores = generator.log_probs(rows)
-    assert generator.language_model.tokens_read - before == sum(len(row.input_ids) for row in rows)
+    common = next(i for i, (a, b) in enumerate(zip(*(row.input_ids for row in rows), strict=False)) if a != b)
+    assert common > 100
+    expected = sum(len(row.input_ids) for row in rows) - (common if packs else 0)
+    assert generator.language_model.tokens_read - before == expected
     factor = torch.ones(2, requires_grad=True)
     (factor * scores).sum().backward()
     torch.testing.assert_close(factor.grad, scores)

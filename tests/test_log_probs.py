@@ -3,7 +3,17 @@
 import torch
 from torch.nn import functional as F
 
-from generator.log_probs import answer_log_prob, answer_positions, token_log_probs
+from generator.answer_sequences import AnswerSequence, ReadSequences
+from generator.log_probs import answer_positions, token_log_probs
+
+
+def padded_rows(hidden: torch.Tensor, ids: torch.Tensor, prompt: list[int], answer: list[int]) -> ReadSequences:
+    """Prompts of so many tokens and answers of so many, in rows of ids."""
+    sequences = [
+        AnswerSequence(row[:p], row[p : p + n]) for row, p, n in zip(ids.tolist(), prompt, answer, strict=True)
+    ]
+    places = [b * ids.shape[1] + torch.arange(len(s)) for b, s in enumerate(sequences)]
+    return ReadSequences(sequences, hidden.flatten(0, 1), places)
 
 
 def test_positions_by_hand() -> None:
@@ -18,10 +28,10 @@ def test_equals_cross_entropy_row_by_row() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(B, T, H, generator=generator), torch.randn(V, H, generator=generator)
     ids = torch.randint(V, (B, T), generator=generator)
-    prompt, answer = torch.tensor([4, 6, 2]), torch.tensor([3, 5, 1])
-    found = answer_log_prob(hidden, ids, prompt, answer, lambda h: h @ head.T)
+    prompt, answer = [4, 6, 2], [3, 5, 1]
+    found = padded_rows(hidden, ids, prompt, answer).log_probs(lambda h: h @ head.T)
     for b in range(B):
-        p, n = int(prompt[b]), int(answer[b])
+        p, n = prompt[b], answer[b]
         logits = hidden[b, p - 1 : p + n - 1] @ head.T
         expected = -F.cross_entropy(logits, ids[b, p : p + n], reduction="sum")
         torch.testing.assert_close(found[b], expected)
@@ -48,5 +58,6 @@ def test_gradient_by_finite_differences() -> None:
         return (logits.gather(-1, ids[rows, positions + 1][:, None])[:, 0] - logits.logsumexp(-1)).sum()
 
     torch.autograd.gradcheck(log_p, hidden)
-    ours = torch.autograd.grad(answer_log_prob(hidden, ids, one, one, lambda h: h @ head.T).sum(), hidden)[0]
+    found = padded_rows(hidden, ids, [2], [2]).log_probs(lambda h: h @ head.T)
+    ours = torch.autograd.grad(found.sum(), hidden)[0]
     torch.testing.assert_close(ours, torch.autograd.grad(log_p(hidden), hidden)[0], rtol=1e-5, atol=1e-6)

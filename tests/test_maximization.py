@@ -10,6 +10,7 @@ import torch
 from tiny_models import ARCHITECTURES, dro_config, log_probs_of, randomize_adapters, tiny_language_model
 from torch import nn
 
+from generator.answer_sequences import ReadSequences
 from generator.generator import Generator
 from generator.language_model import LanguageModel
 from retriever.dense import DenseRetriever
@@ -295,9 +296,9 @@ def test_a_wrong_reference_is_refused(
     joint = JointModel(selector, generator, settings)
     real = generator.forward
 
-    def disturbed(rows: list) -> tuple:
-        hidden, *rest = real(rows)
-        return (hidden + 0.01 if model.role == "base" else hidden, *rest)
+    def disturbed(rows: list) -> ReadSequences:
+        read = real(rows)
+        return replace(read, hidden_TH=read.hidden_TH + 0.01) if model.role == "base" else read
 
     monkeypatch.setattr(generator, "forward", disturbed)
     with pytest.raises(RuntimeError, match="must be exactly 0 before the first update"), model.use("generator"):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import added_tokenizer, byte_tokenizer, randomize_adapters, successor_model, tiny_language_model
 
+from generator.answer_sequences import AnswerSequence
 from generator.configs import AdapterConfig, DecodingConfig
-from generator.generator import AnswerSequence, Generator
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from indexes.errors import UsageError
 from rag.answering.rag_sequence import log_priors

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_models import tiny_language_model
 
+from generator.answer_sequences import AnswerSequence
 from generator.configs import AdapterConfig
-from generator.generator import AnswerSequence, Generator
+from generator.generator import Generator
 from generator.language_model import LanguageModel
 from rag.planning.flops import ModelShape, QuestionShape
 from rag.planning.training_memory import (
@@ -133,7 +134,7 @@ def saved_bytes(model: LanguageModel, rows: list[AnswerSequence]) -> int:
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-        hidden = Generator(model).forward(rows)[0]
+        hidden = Generator(model).forward(rows).hidden_TH
     assert hidden.requires_grad
     return sum(storage.nbytes() for storage in found.values())
 
@@ -148,7 +149,7 @@ def test_kept_bytes_equal_those_that_autograd_keeps(
     model = tiny_language_model("qwen2", **sizes)
     if precision == "mixed":
         model.use_mixed_precision()
-    rows = [AnswerSequence(list(range(5, 150)), [7, 8, 9, 10, 1])] * 4
+    rows = [AnswerSequence(list(range(5 + i, 150 + i)), [7, 8, 9, 10, 1]) for i in range(4)]
     shape = ModelShape.of(model.base_model.config, rank=model.adapter.r)
     with model.use("generator"), model.gradient_checkpointing(checkpointing):
         model.train()

@@ -4,7 +4,7 @@
 
 Where every answer token has its own posterior (RAG-Token), w_j stands before each token's log-probability.
 
-Legend: R sequences of a micro-batch, T tokens, H hidden size, N aligned positions, u distinct permutations.
+Legend: R sequences of a micro-batch, H hidden size, N aligned positions, u distinct permutations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from generator.adapters import BASE, ROLES
-from generator.generator import AnswerSequence, Generator
+from generator.answer_sequences import AnswerSequence
+from generator.generator import Generator
 from generator.recomputation import Recomputation
 from indexes.errors import UsageError
 from retriever.selector import Selector
@@ -164,13 +165,13 @@ class JointModel(nn.Module):
         sequences, weights_R, aligned = self.sequences(micro_batch)
         token_weights_N = self._token_weights(micro_batch)
         base_NH = self._base_hidden([sequences[i] for i in aligned.sequences], aligned) if aligned.sequences else None
-        log_p_R, hidden_RTH = self._generator.score(sequences, token_weights_N)
+        log_p_R, read = self._generator.score(sequences, token_weights_N)
         lengths_R = torch.tensor([self._tokens(len(one.answer_ids)) for one in sequences], device=log_p_R.device)
         weights_R = weights_R if token_weights_N is None else torch.ones_like(weights_R)  # they are in log_p_R
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
         if base_NH is None:
             return {"loss": nll, "generator_loss": nll.detach()}
-        tuned_NH = hidden_RTH[aligned.sequences_N(hidden_RTH.device), aligned.positions_N]
+        tuned_NH = read.hidden_at(aligned.sequences_N(read.hidden_TH.device), aligned.positions_N)
         kl = selfaug_loss(
             tuned_NH,
             base_NH,
@@ -246,11 +247,11 @@ class JointModel(nn.Module):
     def _base_hidden(self, sequences: list[AnswerSequence], aligned: "_Aligned") -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
-            hidden_ATH, _, prompt_A, _ = self._generator.forward(sequences)
+            read = self._generator.forward(sequences)
         aligned.sequence_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
-            prompt_A, torch.tensor(aligned.sequence_weights, device=hidden_ATH.device)
+            read.prompt_lengths_B, torch.tensor(aligned.sequence_weights, device=read.hidden_TH.device)
         )
-        return hidden_ATH[aligned.sequence_of_N, aligned.positions_N]
+        return read.hidden_at(aligned.sequence_of_N, aligned.positions_N)
 
     def _check_first_kl(self, kl: Tensor, *, exact: bool) -> None:
         """Before the first update the tuned model *is* the base, so anything but 0 means a broken reference.

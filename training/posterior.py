@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generator.generator import AnswerSequence, Generator
+from generator.answer_sequences import AnswerSequence
+from generator.generator import Generator
 from indexes.corpora.chunk_ids import gold_document
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations

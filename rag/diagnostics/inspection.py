@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from generator.answer_sequences import AnswerSequence
 from generator.configs import ChatConfig
-from generator.generator import AnswerSequence
 from generator.log_probs import answer_positions
 from generator.padding import pad_right
 from indexes.corpora.chunk_ids import gold_document

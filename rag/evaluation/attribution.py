@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from generator.generator import AnswerSequence, Generator
+from generator.answer_sequences import AnswerSequence
+from generator.generator import Generator
 from indexes.errors import UsageError
 from rag.answering.answer import Answer
 from rag.answering.answer_mode import AnswerMode
