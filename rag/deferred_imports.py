@@ -49,15 +49,19 @@ _SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _SYMBOLIC_SHAPES_IMPORTERS = {"torch", "torch._prims_common", "torch._refs"}
 _MODEL_FOLDERS = "transformers.utils.import_utils"
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+TESTED_RELEASES = {"torch": "2.13", "transformers": "5.23", "sentence-transformers": "6.2", "peft": "0.21"}
+"""Releases whose imports are known. With any other one nothing is put off: slower, and sure to work."""
 
 
 def defer_imports() -> None:
     """Put off the imports of `_DEFERRED` and of torch's compiler for the rest of this process; imports torch.
 
-    It does nothing in a process that a launcher started, where tensors may be distributed, and nothing for modules that
-    are imported already.
+    It does nothing in a process that a launcher started, where tensors may be distributed, nothing for modules that are
+    imported already, and nothing unless all of `TESTED_RELEASES` are installed.
     """
     if isinstance(builtins.__import__, _ImportStatement) or any(name in os.environ for name in _LAUNCHED):
+        return
+    if not all(_is_release(*tested) for tested in TESTED_RELEASES.items()):
         return
     builtins.__import__ = _ImportStatement(builtins.__import__)
     import torch
@@ -65,6 +69,13 @@ def defer_imports() -> None:
     if _COMPILER not in sys.modules:
         torch._dynamo = _CompilerStandIn()  # type: ignore[assignment]
     _leave_out_distributed_tensors()
+
+
+def _is_release(package: str, release: str) -> bool:
+    try:
+        return version(package).startswith(f"{release}.")
+    except PackageNotFoundError:
+        return False
 
 
 def _leave_out_distributed_tensors() -> None:
