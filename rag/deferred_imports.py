@@ -218,6 +218,6 @@ def _tell_compiler() -> None:
 
 
 def _compiler() -> ModuleType | None:
-    """torch's compiler, if it is imported and ready."""
+    """Torch's compiler, if it is imported and ready."""
     module = sys.modules.get(_COMPILER)
     return None if module is None or getattr(module.__spec__, "_initializing", False) else module
