@@ -5,9 +5,9 @@
 Two kinds of cost. Operations are counted by torch while the step runs (matrix products and attention); they must be
 what the formula says, within 15 %. torch counts attention as if it saw all pairs, so for this the formula is given all
 pairs too. Seconds are set against the formula as it is, scaled to the middle point of each sweep, so that only the
-growth is compared. Answers are written at the speed of memory, so their formula is that of `rag plan`, in seconds from
-rates of products of as many rows, measured in the same run; a round is a default one (4 permutations scored of 32) of
-one question, by the formulas of the plan's phases, and only its seconds are compared.
+growth is compared. Answers are written at the speed of memory, and a round (a default one of one question, 4
+permutations scored of 32) has phases of different speeds: their formulas are those of `rag plan`, in seconds from rates
+that are measured in the same run. Of a round only seconds are compared.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from rag.planning.model_sizes import EncoderShape
 from rag.planning.text_sizes import TextSizes
 from rag.planning.training_job import TrainingJob
 from rag.planning.training_memory import PRECISIONS, StepMemory
-from rag.planning.training_plan import EFFICIENCY, step_seconds
+from rag.planning.training_plan import plan_training, product_share, step_seconds
 from rag.planning.training_steps import TrainingStep, training_steps, writing_cost
 from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
@@ -73,7 +73,7 @@ class Point:
     counted: float
     """Operations that torch saw."""
     formula: float
-    """By formula; of answering in seconds, else in operations."""
+    """By formula; of answering and of a round in seconds, else in operations."""
     all_pairs: float
     """By formula, attention over all pairs as torch counts it."""
     answers: int = 0
@@ -237,7 +237,7 @@ def measure_answering(sweep: str, value: int, repeats: int) -> Point:
         value,
         taken,
         counter.total,
-        step_seconds(step, machine, EFFICIENCY["float32"]),
+        step_seconds(step, machine, product_share(p.shape, machine)),
         all_pairs,
         answers=batch,
     )
@@ -245,13 +245,21 @@ def measure_answering(sweep: str, value: int, repeats: int) -> Point:
 
 def answering_step(shape: ModelShape, prompt: int, written: int, batch: int) -> TrainingStep:
     """Reading and writing by the formulas of the plan."""
-    body = batch * reading_flops(replace(shape, vocabulary=0), prompt)
+    layers = batch * reading_flops(replace(shape, vocabulary=0), prompt)
+    body = batch * reading_flops(replace(shape, vocabulary=0, attends=False), prompt)
     # The last token is not read.
     writing = writing_cost(
         shape, PRECISIONS["float32"], prompt=prompt, written=written - 1, questions=batch, together=batch
     )
-    head = batch * reading_flops(shape, prompt) - body
-    return TrainingStep(name="answering", times=1, body=body, head=head, writing=writing, memory=StepMemory())
+    return TrainingStep(
+        name="answering",
+        times=1,
+        body=body,
+        attention=layers - body,
+        head=batch * reading_flops(shape, prompt) - layers,
+        writing=writing,
+        memory=StepMemory(),
+    )
 
 
 def measure_round(name: str, value: int, repeats: int) -> Point:
@@ -265,8 +273,11 @@ def measure_round(name: str, value: int, repeats: int) -> Point:
     settings = {"e_step.num_permutations": m}
     our_round(p, settings)
     taken = statistics.median(processor_seconds(lambda: our_round(p, settings)) for _ in range(repeats))
-    flops = sum(step.flops for step in training_steps(round_job(p, prompt, row, m)) if step.in_round)
-    return Point("round", f"round {name}", value, taken, flops, flops, flops)
+    job = round_job(p, prompt, row, m)
+    predicted = plan_training(job, measure_machine(p.shape, "float32", "cpu", step_rows=1)).round_seconds or 0.0
+    # Operations are counted step by step in other sweeps.
+    flops = sum(step.flops for step in training_steps(job) if step.in_round)
+    return Point("round", f"round {name}", value, taken, flops, predicted, flops)
 
 
 def round_job(p: Pipeline, prompt: int, row: int, m: int) -> TrainingJob:

@@ -1,4 +1,4 @@
-"""What `rag plan` predicts against what a run takes: peak memory and seconds of an E-step and two optimizer steps.
+"""What `rag plan` predicts against what a run takes: memory and seconds of an E-step, two optimizer steps, and answers.
 
     python -m benchmarks.training_plan_accuracy [--quick] [--json FILE]
 
@@ -34,6 +34,14 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 12,
         "num_key_value_heads": 4,
     },
+    "SmolLM2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
     "0.5B": {
         "vocab_size": 151936,
         "hidden_size": 896,
@@ -43,7 +51,8 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
     },
 }
-QUESTIONS = 2
+QUESTIONS, ANSWERED = 2, 8
+PHASES = {"E": "E-step", "M": "M-step", "A": "answering"}
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 WORDS = "the old harbour keeps a blue ship that sails to the north every spring and comes back with salt and stone"
 
@@ -77,8 +86,8 @@ def main() -> None:
         print(json.dumps(run(Case(**json.loads(args.case)))))
         return
     results = []
-    print(f"{'':<36}{'E-step':>32}{'M-step':>32}{'seconds':>24}")
-    print(f"{'':<36}" + "predicted  measured    ratio ".rjust(32) * 2 + "E pred/meas  M pred/meas".rjust(24))
+    print(f"{'':<36}" + "".join(f"{title:>32}" for title in PHASES.values()) + f"{'seconds':>36}")
+    print(f"{'':<36}" + "predicted  measured    ratio ".rjust(32) * 3 + "E, M, A pred/meas".rjust(36))
     settings = RETURNING if args.malloc == "returning" else {}
     for case in (c for c in cases(args.quick, args.device) if args.only in str(c)):
         results.append({**asdict(case), "malloc": args.malloc, **_in_own_process(case, settings)})
@@ -89,18 +98,19 @@ def main() -> None:
 
 def cases(quick: bool, device: str) -> list[Case]:
     """Both shapes, m = 4 and 8, with and without gradient checkpointing, and the two narrower dtypes once each."""
-    shapes, samples = (["0.1B"], [4]) if quick else (list(SHAPES), [4, 8])
+    shapes, samples = (["0.1B"], [4]) if quick else (["0.1B", "0.5B"], [4, 8])
     found = [Case(s, "float32", m, c, device) for s in shapes for m in samples for c in (False, True)]
+    found += [Case("SmolLM2", dtype, 4, False, device) for dtype in ("float32", "mixed")]
     return found + [Case("0.1B", dtype, 4, False, device) for dtype in ("mixed", "bfloat16")]
 
 
 def line(case: Case, found: dict[str, Any]) -> str:
     """One row of the table."""
     cells = ""
-    for phase in ("E", "M"):
+    for phase in PHASES:
         predicted, measured = found["predicted"][phase]["peak"], found["measured"][phase]["peak"]
         cells += f"{predicted / 2**20:,.0f} MiB {measured / 2**20:,.0f} MiB {predicted / measured:8.2f}".rjust(32)
-    for phase in ("E", "M"):
+    for phase in PHASES:
         cells += f"{found['predicted'][phase]['seconds']:.1f}/{found['measured'][phase]['seconds']:.1f}".rjust(12)
     return f"{case!s:<36}{cells}"
 
@@ -121,6 +131,7 @@ def _in_own_process(case: Case, settings: dict[str, str]) -> dict[str, Any]:
 def run(case: Case) -> dict[str, Any]:
     """Measure and predict one case."""
     from indexes.host_memory import resident_bytes
+    from rag.answering.permutation_mode import PermutationMode
     from rag.planning.training_plan import measure_machine
     from training.config import DROConfig, EStepConfig, MStepConfig
     from training.estimation import EStep
@@ -150,8 +161,15 @@ def run(case: Case) -> dict[str, Any]:
                 trainer.train()
 
         _, m_found = _measured(case, train)
+        mode = PermutationMode(retriever, selector, generator)
+        candidates = retriever.search([f"where does the ship {i} sail" for i in range(ANSWERED)], 8)
+        mode.answer_from(candidates[:1])
+        _, a_found = _measured(case, lambda: mode.answer_from(candidates))
         after = measure_machine(job)
-    return {"measured": {"E": e_found, "M": m_found}, "predicted": _predicted(job, process, before, after)}
+    return {
+        "measured": {"E": e_found, "M": m_found, "A": a_found},
+        "predicted": _predicted(job, process, before, after),
+    }
 
 
 def _retriever(folder: Path) -> Any:
@@ -239,26 +257,24 @@ def _job(case: Case, config: Any, selector: Any, generator: Any, example: Any) -
         config=config,
         selector=selector.config,
         encoder=EncoderShape(dimension=256),
-        texts=TextSizes(passages=40, passage_tokens=0, questions=QUESTIONS),
+        texts=TextSizes(passages=40, passage_tokens=0, questions=QUESTIONS, eval_questions=ANSWERED),
         question=QuestionShape(n, K, case.num_permutations, prompt, len(row.input_ids), len(row.answer_ids), choice),
         single_passage_sequence=len(alone.input_ids),
     )
 
 
 def _predicted(job: Any, process: int, before: Any, after: Any) -> dict[str, dict[str, float]]:
-    """The plan's numbers for the E-step and for one M-step, with the mean of the rates before and after both."""
+    """The plan's numbers for the E-step, one M-step and answers, with the mean of the rates before and after them."""
     from rag.planning.training_plan import peaks, plan_training
 
-    rates = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("body_rate", "head_rate")}
+    rates = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in vars(after) if name.endswith("_rate")}
     machine = replace(after, **rates)
     found = peaks(job, process if job.device == "cpu" else 0)
     phases = {phase.name: phase.seconds for phase in plan_training(job, machine).phases}
+    parts = {part: [name for name in phases if name.startswith(f"{part}:")] for part in ("E", "M")}
     return {
-        part: {
-            "peak": max(v for name, v in found.items() if name.startswith(f"{part}:")),
-            "seconds": sum(v for name, v in phases.items() if name.startswith(f"{part}:")),
-        }
-        for part in ("E", "M")
+        part: {"peak": max(found[name] for name in names), "seconds": sum(phases[name] for name in names)}
+        for part, names in (parts | {"A": ["evaluation"]}).items()
     } | {"question": asdict(job.question), "phases": phases, "peaks": found, "rates": asdict(machine)}
 
 

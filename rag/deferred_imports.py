@@ -327,6 +327,6 @@ def _tell_compiler() -> None:
 
 
 def _compiler() -> ModuleType | None:
-    """The compiler of torch, if it is imported and ready."""
+    """Torch's compiler, if it is imported and ready."""
     module = sys.modules.get(_COMPILER)
     return None if module is None or getattr(module.__spec__, "_initializing", False) else module

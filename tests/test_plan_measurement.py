@@ -38,7 +38,7 @@ from rag.planning.training_plan import peaks, plan_training
 from retriever.selector_config import SelectorConfig
 
 RATES = {"body_rate": 1e11, "head_rate": 5e10, "step_rate": 1e10, "step_head_rate": 5e9}
-RATES |= {"read_rate": 1e10, "call_seconds": 1e-6}
+RATES |= {"attention_rate": 2e10, "elementwise_rate": 1e9, "read_rate": 1e10, "call_seconds": 1e-6}
 MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, **RATES)
 SMALL = {"e_step.num_permutations": 2, "e_step.proposals_per_sample": 2}
 

@@ -30,7 +30,15 @@ from rag.planning.text_sizes import (
     question_sizes,
 )
 from rag.planning.training_job import EVALUATION_BATCH, TrainingJob, mean_question
-from rag.planning.training_plan import always_used, auto_index_bytes, peaks, plan_training, possible_changes
+from rag.planning.training_plan import (
+    GPU_EFFICIENCY,
+    always_used,
+    auto_index_bytes,
+    peaks,
+    plan_training,
+    possible_changes,
+    product_share,
+)
 from rag.planning.training_steps import CALLS_PER_LAYER, training_steps
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig
@@ -39,7 +47,7 @@ SHAPE = ModelShape(
     hidden=896, layers=24, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151936, tied=True
 )
 RATES = {"body_rate": 1e11, "head_rate": 5e10, "step_rate": 1e10, "step_head_rate": 5e9}
-RATES |= {"read_rate": 1e10, "call_seconds": 1e-6}
+RATES |= {"attention_rate": 2e10, "elementwise_rate": 1e9, "read_rate": 1e10, "call_seconds": 1e-6}
 MACHINE = Machine("cpu", 2, memory=8 * 2**30, available=7 * 2**30, process=2**29, **RATES)
 
 
@@ -127,7 +135,7 @@ def test_seconds_of_writing_are_at_the_speed_of_memory() -> None:
     """Besides the time of reading prompts; at a quarter of the speed it takes four times as long, calls excepted."""
     planned = replace(job(), texts=replace(job().texts, eval_questions=5))
     step = next(step for step in training_steps(planned) if step.name == "evaluation")
-    reading = (step.body / 1e11 + step.head / 5e10) / 0.7
+    reading = step.body / 1e11 / product_share(SHAPE, MACHINE) + step.head / 5e10 + step.attention / 2e10
     writing = step.writing.body / 1e10 + step.writing.head / 5e9 + step.writing.cache_read / 1e10
     calls = step.writing.calls * 1e-6
     assert plan_training(planned, MACHINE).phase("evaluation").seconds == pytest.approx(reading + writing + calls)
@@ -136,10 +144,19 @@ def test_seconds_of_writing_are_at_the_speed_of_memory() -> None:
 
 
 def test_seconds_are_operations_over_rates() -> None:
+    """A block has 14,909,440 weights and its adapters 366,592, so 305.5 us per token for products.
+
+    14 x 896 + 6 x (896 + 128) + 3 x 4864 + 2 x 12,672 = 58,624 other numbers take 58.6 us.
+    """
     plan = plan_training(job(), MACHINE)
-    assert plan.setting.efficiency == 0.7
+    share = 305.52064 / (305.52064 + 58.624)
+    assert plan.setting.efficiency == product_share(SHAPE, MACHINE) == pytest.approx(share)
+    assert product_share(SHAPE, replace(MACHINE, device="cuda")) == pytest.approx(GPU_EFFICIENCY * share)
     step = next(s for s in training_steps(job()) if s.name == "E: score")
-    assert plan.phase("E: score").seconds == pytest.approx((step.body / 1e11 + step.head / 5e10) / 0.7)
+    pairs = 4 * 808 * 809 // 2
+    assert (step.attention, step.head) == (10 * 4 * 24 * 14 * 64 * pairs, 10 * 4 * 8 * 2 * 896 * 151936)
+    expected = step.body / 1e11 / share + step.attention / 2e10 + step.head / 5e10
+    assert plan.phase("E: score").seconds == pytest.approx(expected)
     in_round = sum(phase.seconds for phase in plan.phases if phase.name[:2] in ("E:", "M:"))
     assert plan.round_seconds == pytest.approx(in_round)
     once = plan.phase("supervised epochs").seconds + plan.phase("encode corpus").seconds

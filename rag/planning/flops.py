@@ -31,6 +31,8 @@ class ModelShape:
     """Whether the output head shares its weights with the embedding."""
     rank: int = 16
     """Of the LoRA adapters on all linear layers of the body."""
+    attends: bool = True
+    """False leaves attention out of what is counted, so that the difference is its share."""
 
     @classmethod
     def of(cls, config: Any, *, rank: int = 16) -> "ModelShape":
@@ -55,6 +57,22 @@ class ModelShape:
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         H, ffn = self.hidden, self.intermediate
         return [(H, query), (H, key), (H, key), (query, H), (H, ffn), (H, ffn), (ffn, H)]
+
+    @property
+    def pair_flops(self) -> int:
+        """Operations of attention in all layers for one pair of query and visible key."""
+        return 4 * self.layers * self.heads * self.head_dim if self.attends else 0
+
+    @property
+    def elementwise_numbers(self) -> int:
+        """Numbers that operations other than products compute for one token in one block, each counted once.
+
+        Two norms of six operations, rotation of queries and keys (six), two residual sums, activation and gate (three),
+        and the sum of each linear layer and its adapter, of which the latter is scaled.
+        """
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        outputs = sum(outer for _, outer in self.linear_sizes)
+        return 14 * self.hidden + 6 * (query + key) + 3 * self.intermediate + 2 * outputs
 
     @property
     def body_parameters(self) -> int:
@@ -97,13 +115,13 @@ def forward_flops(shape: ModelShape, tokens: int, pairs: int, *, adapted: bool =
         adapted: With a LoRA adapter, or only the base.
     """
     weights = shape.body_parameters + (shape.adapter_parameters if adapted else 0)
-    return 2 * weights * tokens + 4 * shape.layers * shape.heads * shape.head_dim * pairs
+    return 2 * weights * tokens + shape.pair_flops * pairs
 
 
 def training_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
     """Forward and backward pass of the body, training only the adapter."""
-    attention = 4 * shape.layers * shape.heads * shape.head_dim * pairs
-    return tokens * (4 * shape.body_parameters + 6 * shape.adapter_parameters) + 3 * attention
+    products = tokens * (4 * shape.body_parameters + 6 * shape.adapter_parameters)
+    return products + 3 * shape.pair_flops * pairs
 
 
 def head_flops(shape: ModelShape, positions: int) -> int:

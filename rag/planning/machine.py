@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexes.host_memory import host_memory, resident_bytes
-from rag.planning.flops import ModelShape
+from rag.planning.flops import ModelShape, causal_pairs
 
 CUDA_CONTEXT = 600 * 2**20
 """Bytes that the driver and the libraries take of a GPU before the first tensor."""
@@ -15,6 +15,8 @@ USABLE = 0.85
 """Share of the free memory that a plan may use: measured peaks were up to a fifth above the formulas, because an
 allocator keeps some freed memory in small pieces."""
 
+ROWS = 512
+"""Tokens that are read in one pass."""
 STREAMED_BYTES = 2**26
 """What is read to learn the speed of memory: more than the caches of most processors hold for one core."""
 
@@ -35,6 +37,10 @@ class Machine:
     """Operations per second of matrix products of the layers' sizes."""
     head_rate: float
     """The same for the output head."""
+    attention_rate: float
+    """The same for attention over visible pairs."""
+    elementwise_rate: float
+    """Numbers per second that operations other than products compute."""
     step_rate: float
     """The same for the layers while answers are written, which read all weights for a few rows."""
     step_head_rate: float
@@ -64,6 +70,8 @@ def measure(shape: ModelShape, dtype: str, device: str, *, step_rows: int) -> Ma
     rates = {
         "body_rate": product_rate(H, outer, compute, device, mixed=mixed),
         "head_rate": product_rate(H, min(V, 8192), head, device),
+        "attention_rate": _attention_rate(shape, compute, device),
+        "elementwise_rate": _elementwise_rate(outer, compute, device),
         "step_rate": product_rate(H, outer, compute, device, mixed=mixed, rows=step_rows, weights=weights),
         "step_head_rate": product_rate(H, V, head, device, rows=step_rows),
         "read_rate": _read_rate(device),
@@ -85,7 +93,7 @@ def product_rate(
     device: str,
     *,
     mixed: bool = False,
-    rows: int = 512,
+    rows: int = ROWS,
     weights: int = 0,
     seconds: float = 0.2,
 ) -> float:
@@ -126,6 +134,23 @@ def _layers(inner: int, outer: int, dtype: Any, device: str, mixed: bool, weight
         torch.nn.init.constant_(layer.weight, 0.5)
         found.append(AutocastLinear(layer) if mixed else layer)
     return found
+
+
+def _attention_rate(shape: ModelShape, dtype: Any, device: str, seconds: float = 0.1) -> float:
+    import torch
+
+    states = torch.full((1, shape.heads, ROWS, shape.head_dim), 0.5, dtype=dtype, device=device)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    taken = _fastest(lambda: attend(states, states, states, is_causal=True), device, seconds)
+    return 4 * shape.heads * shape.head_dim * causal_pairs([ROWS]) / taken
+
+
+def _elementwise_rate(width: int, dtype: Any, device: str, seconds: float = 0.1) -> float:
+    """By the gate of a feed-forward layer: an activation and a product of two numbers."""
+    import torch
+
+    x = torch.full((ROWS, width), 0.5, dtype=dtype, device=device)
+    return 2 * x.numel() / _fastest(lambda: torch.nn.functional.silu(x) * x, device, seconds)
 
 
 def _read_rate(device: str, seconds: float = 0.1) -> float:

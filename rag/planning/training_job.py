@@ -107,7 +107,7 @@ class TrainingSetting:
     """Tokens of the generator's sequence with one passage."""
     machine: Machine
     efficiency: float
-    """Share of the machine's rate that whole steps are expected to reach."""
+    """Share of the layers' time that is spent on products; on a GPU times what is assumed to be reached."""
 
     joint_limits: ClassVar[tuple[str, ...]] = ()
     """Each limit has changes of its own."""
@@ -143,7 +143,7 @@ class TrainingSetting:
             f"ranking prompt {q.prompt:,} tokens, prompt and answer of the generator {q.sequence:,}, "
             f"{self.proposals} permutations proposed and {q.num_permutations} scored",
             f"{machine.device}, {machine.threads} threads: {machine.body_rate / 1e9:,.0f} GFLOP/s in the "
-            f"layers, {machine.head_rate / 1e9:,.0f} in the head, of which {self.efficiency:.0%} is expected",
+            f"layers, {machine.head_rate / 1e9:,.0f} in the head; products are {self.efficiency:.0%} of a layer's time",
         ]
 
 

@@ -1,7 +1,7 @@
 """Time, memory and disk space of a training run, predicted from shapes before anything is loaded: `rag plan`.
 
 Operations follow from `flops`, bytes from `training_memory`; seconds are operations over the rate at which this
-machine multiplies matrices of the base's sizes, measured in a fraction of a second, times a measured efficiency.
+machine does them, measured in about two seconds: products of the base's sizes, attention, and what is neither.
 """
 
 from dataclasses import replace
@@ -9,6 +9,7 @@ from typing import Any
 
 from indexes.errors import UsageError
 from rag.planning.cost_plan import Change, Fit, Plan, PlannedDisk, PlannedMemory, PlannedPhase
+from rag.planning.flops import ModelShape
 from rag.planning.machine import CUDA_CONTEXT, USABLE, Machine, measure
 from rag.planning.text_sizes import CHARACTERS_PER_TOKEN
 from rag.planning.training_job import TrainingJob, TrainingSetting
@@ -16,11 +17,8 @@ from rag.planning.training_memory import PRECISIONS, StepMemory, adapter_bytes, 
 from rag.planning.training_steps import ENCODING, TrainingStep, training_steps
 
 GIB = 2**30
-EFFICIENCY = {"float32": 0.7, "mixed": 0.4, "bfloat16": 0.25}
-"""Share of the measured rate that whole steps reach on a CPU, by dtype (`python -m benchmarks.training_plan_accuracy`);
-the rest is norms, activations, casts and the softmax of attention, which bfloat16 does not make faster."""
-UNMEASURED_EFFICIENCY = 0.4
-"""The same elsewhere: an assumption."""
+GPU_EFFICIENCY = 0.4
+"""Share of the measured rates that whole steps reach on a GPU: an assumption."""
 GPUS = {"24 GB GPU": 24 * GIB, "80 GB GPU": 80 * GIB}
 NOT_MODELLED = (
     "padding, sequences of unequal length, and passages cut to fit the context",
@@ -49,7 +47,7 @@ def plan_training(job: TrainingJob, machine: Machine | None = None) -> Plan:
     if job.dtype not in PRECISIONS:
         raise UsageError(f"dtype must be one of {sorted(PRECISIONS)}, but got {job.dtype!r}.")
     machine = machine or measure_machine(job)
-    efficiency = EFFICIENCY.get(job.dtype, UNMEASURED_EFFICIENCY) if machine.device == "cpu" else UNMEASURED_EFFICIENCY
+    efficiency = product_share(job.shape, machine)
     steps, found = training_steps(job), peaks(job, machine.process)
     phases = tuple(_planned_phase(step, machine, efficiency, found[step.name]) for step in steps)
     fits, changes = _fits(job, machine, max(found.values()))
@@ -83,12 +81,26 @@ def _planned_phase(step: TrainingStep, machine: Machine, efficiency: float, peak
     )
 
 
+def product_share(shape: ModelShape, machine: Machine) -> float:
+    """Share of the time of the layers that is not spent on norms, activations and sums."""
+    weights = (shape.body_parameters + shape.adapter_parameters) / shape.layers
+    products, others = 2 * weights / machine.body_rate, shape.elementwise_numbers / machine.elementwise_rate
+    return products / (products + others) * (1.0 if machine.device == "cpu" else GPU_EFFICIENCY)
+
+
 def step_seconds(step: TrainingStep, machine: Machine, efficiency: float) -> float:
-    """Of one execution: reading and learning at a share of the rate of products, writing at the speed of memory."""
+    """Of one execution: reading and learning by the rates of products and attention, writing at the speed of memory.
+
+    Args:
+        step: The phase.
+        machine: Its rates.
+        efficiency: Of the products in the layers, see `product_share`.
+    """
     writing = step.writing
-    products = (step.body / machine.body_rate + step.head / machine.head_rate) / efficiency
+    reading = step.body / machine.body_rate / efficiency + step.head / machine.head_rate
+    reading += step.attention / machine.attention_rate
     steps = writing.body / machine.step_rate + writing.head / machine.step_head_rate
-    return products + steps + writing.cache_read / machine.read_rate + writing.calls * machine.call_seconds
+    return reading + steps + writing.cache_read / machine.read_rate + writing.calls * machine.call_seconds
 
 
 def _parts(memory: StepMemory) -> dict[str, int]:

@@ -59,7 +59,9 @@ class TrainingStep:
     times: int
     """Executions in a run."""
     body: int
-    """Operations of the model's layers, for one execution."""
+    """Operations of the products in the model's layers, for one execution."""
+    attention: int = 0
+    """Operations on pairs of query and key, for one execution."""
     head: int = 0
     """Operations of the output head, for one execution."""
     writing: Writing = Writing()
@@ -73,7 +75,7 @@ class TrainingStep:
     @property
     def flops(self) -> int:
         """Operations of one execution."""
-        return self.body + self.head + self.writing.body + self.writing.head
+        return self.body + self.attention + self.head + self.writing.body + self.writing.head
 
 
 def training_steps(job: TrainingJob) -> list[TrainingStep]:
@@ -99,6 +101,7 @@ def _supervised(job: TrainingJob) -> list[TrainingStep]:
             name="supervised epochs",
             times=job.config.supervised.num_train_epochs,
             body=sum(step.body for step in steps),
+            attention=sum(step.attention for step in steps),
             head=sum(step.head for step in steps),
             memory=max((step.memory for step in steps), key=lambda memory: memory.peak),
             training=True,
@@ -269,15 +272,16 @@ def _step(
     training: bool = False,
     questions: int | None = None,
 ) -> TrainingStep:
-    """A phase of every round; the head's share is what a model without a vocabulary would save."""
+    """A phase of every round; shares of attention and head are what a model without them would save."""
     count = job.texts.questions if questions is None else questions
-    body = flops(replace(job.shape, vocabulary=0))
-    head = flops(job.shape) - body
+    layers = flops(replace(job.shape, vocabulary=0))
+    body = flops(replace(job.shape, vocabulary=0, attends=False))
     return TrainingStep(
         name=name,
         times=times,
         body=count * body,
-        head=count * head,
+        attention=count * (layers - body),
+        head=count * (flops(job.shape) - layers),
         memory=memory,
         training=training,
         in_round=True,
