@@ -53,7 +53,7 @@ class StopTexts:
         """For each reply, all of one length, whether its last token completed one of the texts."""
         if self._complete is None:
             return [False] * len(replies)
-        complete_R = self._complete(torch.tensor(replies), None).tolist()  # type: ignore[arg-type]
+        complete_R = self._complete(torch.tensor(replies), None).tolist()
         return [
             complete and self._is_in_answer(*both) for complete, *both in zip(complete_R, prompts, replies, strict=True)
         ]

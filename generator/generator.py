@@ -356,11 +356,11 @@ class Generator:
         reader, pieces = ReplyReader(self.language_model.chat, prompt), _Pieces(self.language_model.tokenizer)
         for token in self._tokens(prompt):
             for answer_id in reader.read(token):
-                pieces.put(torch.tensor([answer_id]))
+                pieces.put(torch.tensor([answer_id]))  # type: ignore[no-untyped-call]
             yield from pieces.take()
         for answer_id in reader.finish():
-            pieces.put(torch.tensor([answer_id]))
-        pieces.end()
+            pieces.put(torch.tensor([answer_id]))  # type: ignore[no-untyped-call]
+        pieces.end()  # type: ignore[no-untyped-call]
         yield from pieces.take()
 
     def _tokens(self, prompt: list[int]) -> Iterator[int]:

@@ -112,7 +112,8 @@ class ReadPrompts:
         else:
             position_T = torch.arange(start, start + T, device=model.device)
             distance_TK = position_T[:, None] - torch.arange(start + T, device=model.device)
-            masks = model.attention_masks((distance_TK >= 0)[None], distance_TK[None])
+            distance_nTK = distance_TK.expand(n, -1, -1)  # XGLM refuses a mask that is the same for all sequences
+            masks = model.attention_masks(distance_nTK >= 0, distance_nTK)
             positions_nT = position_T.expand(n, -1)
             hidden_nTH = model.hidden(ids_nT, masks, position_ids_BQ=positions_nT, cache=self._cache)
         return hidden_nTH[torch.arange(n, device=model.device), lengths_n - 1]

@@ -32,7 +32,7 @@ class _Place:
     """Whether the tokens are stored; otherwise they are seen in this pass only, after the first columns."""
 
 
-class RowCache(Cache):  # type: ignore[misc]
+class RowCache(Cache):
     """Keys and values of sequences that may have different lengths; which column a query sees is the mask's affair.
 
     Before each forward pass one of the methods `read`, `extend` and `look_ahead` says where its tokens belong. Columns
@@ -49,10 +49,14 @@ class RowCache(Cache):  # type: ignore[misc]
         self.prefix_length = 0 if prefix is None else prefix.width
         self.place = _Place(slice(0, 0), 0, 0)
         self._prefix = prefix
-        super().__init__(layer_class_to_replicate=self._new_layer)
+        self.row_layers: list[_RowLayer] = []
+        # transformers asks for a class; it is only called, to make the next layer.
+        super().__init__(layer_class_to_replicate=self._new_layer)  # type: ignore[arg-type]
 
     def _new_layer(self) -> "_RowLayer":
-        return _RowLayer(self, None if self._prefix is None else self._prefix.layers[len(self.layers)])
+        number = len(self.row_layers)
+        self.row_layers.append(_RowLayer(self, None if self._prefix is None else self._prefix.row_layers[number]))
+        return self.row_layers[-1]
 
     def read(self, first_row: int, num_rows: int, num_tokens: int) -> None:
         """The next pass reads the beginning of sequences, after the common one."""
@@ -74,27 +78,32 @@ class RowCache(Cache):  # type: ignore[misc]
 
     def move(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Overwrite sequences with others."""
-        for layer in self.layers:
-            for stored in (layer.keys, layer.values):
+        for layer in self.row_layers:
+            for stored in layer.stored():
                 for old, new in zip(source, target, strict=True):
                     stored[new] = stored[old]
 
 
-class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
+class _RowLayer(CacheLayerMixin):
     """One layer of a `RowCache`."""
 
     is_sliding = False
 
-    def __init__(self, owner: RowCache, prefix: Any) -> None:
-        super().__init__()
+    def __init__(self, owner: RowCache, prefix: "_RowLayer | None") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owner, self._prefix = owner, prefix
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Keys and values, once something has been read."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate; called with the first keys and values `[n, N, T, D]`."""
         self.keys, self.values = (self._allocated(states) for states in (key_states, value_states))
         if self._prefix is not None:
-            self.keys[:, :, : self._owner.prefix_length] = self._prefix.keys
-            self.values[:, :, : self._owner.prefix_length] = self._prefix.values
+            for mine, common in zip(self.stored(), self._prefix.stored(), strict=True):
+                mine[:, :, : self._owner.prefix_length] = common
         self.is_initialized = True
 
     def _allocated(self, states: Tensor) -> Tensor:
@@ -109,7 +118,8 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         """Store the keys and values `[n, N, T, D]` of this pass; returns all that it sees, `[n, N, W, D]`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._updated(self.keys, key_states), self._updated(self.values, value_states)
+        keys, values = self.stored()
+        return self._updated(keys, key_states), self._updated(values, value_states)
 
     def _updated(self, stored: Tensor, states: Tensor) -> Tensor:
         place, states = self._owner.place, states.to(stored.dtype)
@@ -136,10 +146,10 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._owner.width
 
 
-def bytes_per_token(cache: Cache) -> int:
-    """Bytes that one token of one sequence takes in a cache that has been read into, in its present number format."""
+def bytes_per_token(cache: RowCache) -> int:
+    """Bytes that one token of one sequence takes in a cache that has been read into."""
     return sum(
-        stored.shape[1] * stored.shape[-1] * stored.element_size()
-        for layer in cache.layers
-        for stored in (layer.keys, layer.values)
+        int(stored.shape[1] * stored.shape[-1]) * stored.element_size()
+        for layer in cache.row_layers
+        for stored in layer.stored()
     )

@@ -130,14 +130,15 @@ def test_without_left_padding_prompts_are_batched_by_length(monkeypatch: pytest.
     expected = generator.complete(prompts)
     seen: list[list[int]] = []
     monkeypatch.setattr(
-        "generator.generator.pad_left", lambda rows, *a: seen.append([len(r) for r in rows]) or pad_left(rows, *a)
+        "generator.transformers_generation.pad_left",
+        lambda rows, *a: seen.append([len(r) for r in rows]) or pad_left(rows, *a),
     )
-    model.supports_left_padding = False
+    model.supports_shared_prefix = model.supports_left_padding = False
     assert generator.complete(prompts) == expected
     assert seen == [[2], [3, 3], [4]]
 
 
-def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None:
+def test_rag_token_without_a_cache(index: PassageIndex, base: Path) -> None:
     from retriever.selector_config import SelectorConfig
 
     config = SelectorConfig(num_candidates=4, num_selected=1, use_language_model=False)
@@ -145,7 +146,7 @@ def test_rag_token_without_left_padding(index: PassageIndex, base: Path) -> None
     rag = RAG.create(index=index, base=base, selector=config, decoding=decoding, answer_mode="rag_token", device="cpu")
     questions = ["who wrote Hamlet?", "which river flows into the Black Sea?"]
     expected = rag.answer(questions)
-    rag.generator.language_model.supports_left_padding = False
+    rag.generator.language_model.supports_shared_prefix = False
     for one, other in zip(rag.answer(questions), expected, strict=True):
         assert one.text == other.text
         assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)

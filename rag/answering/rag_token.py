@@ -205,7 +205,7 @@ class _CachedMixtures(_Mixtures):
 
     def keep(self, questions: Sequence[int]) -> None:
         """As `_Mixtures.keep`."""
-        self.members, self.priors = ([values[q] for q in questions] for values in (self.members, self.priors))
+        self.members, self.priors = [self.members[q] for q in questions], [self.priors[q] for q in questions]
         rows = self._rows()
         self.read.keep([row for of_question in rows for row in of_question])
 
@@ -247,4 +247,4 @@ class _RereadMixtures(_Mixtures):
 
     def keep(self, questions: Sequence[int]) -> None:
         """As `_Mixtures.keep`."""
-        self.prompts, self.priors = ([values[q] for q in questions] for values in (self.prompts, self.priors))
+        self.prompts, self.priors = [self.prompts[q] for q in questions], [self.priors[q] for q in questions]
