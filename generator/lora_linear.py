@@ -88,21 +88,25 @@ class LoraProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients for x and for both factors."""
-        x, between_Tr, weight_OI, a_rI, b_Or = ctx.saved_tensors
-        for_y_TO = grad_outputs[0].flatten(0, -2)
-        for_y_TO = for_y_TO.to(product_dtype(for_y_TO.dtype, for_y_TO))
-        factor = _Factors(between_Tr.dtype, for_y_TO)
-        for_update_TO = for_y_TO.to(factor.multiplied)
-        for_between_Tr = torch.mm(for_update_TO, factor(b_Or)).mul_(ctx.scaling)
-        for_x = for_a = for_b = None
-        if ctx.needs_input_grad[0]:
-            for_x_TI = torch.mm(for_y_TO, weight_OI.to(for_y_TO.dtype))
-            for_x = _add_product(for_x_TI, for_between_Tr, factor(a_rI)).to(x.dtype).view(x.shape)
-        if ctx.needs_input_grad[2]:
-            for_a = torch.mm(for_between_Tr.T, factor(x.flatten(0, -2))).to(a_rI.dtype)
-        if ctx.needs_input_grad[3]:
-            for_b = torch.mm(for_update_TO.T, factor(between_Tr)).mul_(ctx.scaling).to(b_Or.dtype)
-        return for_x, None, for_a, for_b, None
+        with torch.autocast(grad_outputs[0].device.type, enabled=False):
+            return _gradients(ctx, grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]))
+
+
+def _gradients(ctx: Any, for_y_TO: Tensor) -> tuple[Tensor | None, ...]:
+    x, between_Tr, weight_OI, a_rI, b_Or = ctx.saved_tensors
+    for_y_TO = for_y_TO.to(product_dtype(for_y_TO.dtype, for_y_TO))
+    factor = _Factors(between_Tr.dtype, for_y_TO)
+    for_update_TO = for_y_TO.to(factor.multiplied)
+    for_between_Tr = torch.mm(for_update_TO, factor(b_Or)).mul_(ctx.scaling)
+    for_x = for_a = for_b = None
+    if ctx.needs_input_grad[0]:
+        for_x_TI = torch.mm(for_y_TO, weight_OI.to(for_y_TO.dtype))
+        for_x = _add_product(for_x_TI, for_between_Tr, factor(a_rI)).to(x.dtype).view(x.shape)
+    if ctx.needs_input_grad[2]:
+        for_a = torch.mm(for_between_Tr.T, factor(x.reshape(-1, x.shape[-1]))).to(a_rI.dtype)
+    if ctx.needs_input_grad[3]:
+        for_b = torch.mm(for_update_TO.T, factor(between_Tr)).mul_(ctx.scaling).to(b_Or.dtype)
+    return for_x, None, for_a, for_b, None
 
 
 class _Factors:
@@ -123,12 +127,13 @@ def _product_and_update(
     kind = x.device.type
     factor = _Factors(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a_rI.dtype, x)
     y: Tensor = base_layer(x)
-    between_Tr = torch.mm(factor(x.flatten(0, -2)), factor(a_rI).T).to(factor.rounded)
     y_TO = y.view(-1, y.shape[-1])  # in the place of y
-    if y.dtype == torch.float32 == factor.rounded:
-        _add_product(y_TO, between_Tr, b_Or.T, scaling)
-    else:  # rounded where peft's layer rounds
-        y_TO.add_(torch.mm(factor(between_Tr), factor(b_Or).T).to(factor.rounded), alpha=scaling)
+    with torch.autocast(kind, enabled=False):
+        between_Tr = torch.mm(factor(x.reshape(-1, x.shape[-1])), factor(a_rI).T).to(factor.rounded)
+        if y.dtype == torch.float32 == factor.rounded:
+            _add_product(y_TO, between_Tr, b_Or.T, scaling)
+        else:  # rounded where peft's layer rounds
+            y_TO.add_(torch.mm(factor(between_Tr), factor(b_Or).T).to(factor.rounded), alpha=scaling)
     return y, between_Tr
 
 

@@ -5,7 +5,7 @@ own sake; its LoRA adapter does, unless that input can be computed again without
 (`generator.recomputation`). Per token and layer, with H hidden size, I intermediate size, q = heads x head_dim,
 k = key-value heads x head_dim and r the rank, a block keeps
 
-    2 H             both norms' inputs, the residual stream: float32 inside the norms
+    2 H             both norms' inputs, the residual stream; where that is narrower than float32, float32 copies too
     2 q + 2 k       queries, keys, values after rotation and the attention's output, which the adapter of o reads
     2 I             gate and up
     7 r             between the two matrices of each adapter
@@ -98,7 +98,7 @@ def block_bytes(shape: ModelShape, precision: Precision, *, masked: bool = False
     """
     H, ffn = shape.hidden, shape.intermediate
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * H * FLOAT32
+    norms = 2 * H * (FLOAT32 + (precision.residual if precision.residual < FLOAT32 else 0))
     copies = (5 * H + query + ffn) * precision.adapter_input
     attention = (2 * query + (0 if masked else 2 * key)) * precision.compute
     gated = 2 * ffn * precision.compute
