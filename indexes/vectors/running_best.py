@@ -7,13 +7,14 @@ Axes: B queries, c kept scores, k results, n vectors of a block, b queries with 
 """
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from indexes.vectors.score_bound import ScoreBound
 
 # From this share of a block on, selecting from the whole block is faster than collecting single scores.
 _MANY = 1 / 8
+# Scores of a block that are selected from at once: it takes eight bytes for each.
+_SELECTED_FROM = 2**18
 
 
 class RunningBest:
@@ -33,19 +34,19 @@ class RunningBest:
         self.scores_Bc = np.full((queries, count), -np.inf, dtype=np.float32)
         self.rows_Bc = np.full((queries, count), -1, dtype=np.int64)
         self.floors_B = np.full(queries, -np.inf, dtype=np.float32)
+        self._flags = np.empty(0, dtype=np.bool_)
         self._k = k
         self._bound = bound
 
     def add(self, scores_Bn: NDArray[np.float32], start: int) -> None:
         """Take in the scores of the next vectors, the first of which has the row `start`."""
-        hits = np.flatnonzero(scores_Bn > self.floors_B[:, None])
+        hits = np.flatnonzero(self._are_higher(scores_Bn))
         if not hits.size:
             return
         queries, columns = np.divmod(hits, scores_Bn.shape[1])
         counts_B = np.bincount(queries, minlength=len(scores_Bn))
         if counts_B.max() > scores_Bn.shape[1] * _MANY:
-            best_Bw, columns_Bw = torch.from_numpy(scores_Bn).topk(min(self.scores_Bc.shape[1], scores_Bn.shape[1]))
-            self._merge(np.arange(len(scores_Bn)), best_Bw.numpy(), columns_Bw.numpy() + start)
+            self._select(scores_Bn, start)
             return
         # The hits of a query follow one another: they fill the beginning of its row.
         hit_b = np.flatnonzero(counts_B)
@@ -58,13 +59,30 @@ class RunningBest:
         rows_bw.reshape(-1)[cells] = columns + start
         self._merge(hit_b, found_bw, rows_bw)
 
+    def _are_higher(self, scores_Bn: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which scores are higher than the floors; in memory that is used again, since fresh memory is slow."""
+        if len(self._flags) < scores_Bn.size:
+            self._flags = np.empty(scores_Bn.size, dtype=np.bool_)
+        flags_Bn = self._flags[: scores_Bn.size].reshape(scores_Bn.shape)
+        return np.greater(scores_Bn, self.floors_B[:, None], out=flags_Bn)
+
+    def _select(self, scores_Bn: NDArray[np.float32], start: int) -> None:
+        """Take in the best of a whole block, for some queries at a time."""
+        size = scores_Bn.shape[1]
+        count, step = min(self.scores_Bc.shape[1], size), max(1, _SELECTED_FROM // size)
+        for first in range(0, len(scores_Bn), step):
+            scores_bn = scores_Bn[first : first + step]
+            columns_bw = np.argpartition(scores_bn, size - count, axis=1)[:, size - count :]
+            found_bw = np.take_along_axis(scores_bn, columns_bw, axis=1)
+            self._merge(np.arange(first, first + len(scores_bn)), found_bw, columns_bw + start)
+
     def _merge(self, queries_b: NDArray[np.int64], scores_bw: NDArray[np.float32], rows_bw: NDArray[np.int64]) -> None:
         """Keep the best of what these queries have and of further scores."""
-        scores = torch.from_numpy(np.concatenate([self.scores_Bc[queries_b], scores_bw], axis=1))
+        scores = np.concatenate([self.scores_Bc[queries_b], scores_bw], axis=1)
         rows = np.concatenate([self.rows_Bc[queries_b], rows_bw], axis=1)
-        best_bc, columns_bc = scores.topk(self.scores_Bc.shape[1])
-        self.scores_Bc[queries_b] = best_bc.numpy()
-        self.rows_Bc[queries_b] = np.take_along_axis(rows, columns_bc.numpy(), axis=1)
+        best_bc = np.argsort(-scores, axis=1)[:, : self.scores_Bc.shape[1]]
+        self.scores_Bc[queries_b] = np.take_along_axis(scores, best_bc, axis=1)
+        self.rows_Bc[queries_b] = np.take_along_axis(rows, best_bc, axis=1)
         np.maximum(self.floors_B, self.scores_Bc[:, -1], out=self.floors_B)
         if self._bound is not None:
             kth_B1 = self.scores_Bc[:, self._k - 1 : self._k]

@@ -366,8 +366,8 @@ class FaissIndex(FileVectorStore):
         if prefilter is None:
             floats = len(self) * self.dimension
             many = floats >= _PREFILTERED_FLOATS and queries * floats >= _PREFILTERED_PRODUCTS
-            return queries > 1 and many and len(self) >= 16 * _candidates(k) and self.properties.is_matrix
-        return prefilter and len(self) >= _candidates(k)
+            return queries > 1 and many and len(self) >= 16 * _candidates(k, True) and self.properties.is_matrix
+        return prefilter and len(self) >= _candidates(k, True)
 
     def _prefiltered_search(self, queries_Bd: NDArray[np.float32], k: int) -> SearchResult:
         """As FAISS searches, but scoring exactly only what is best by matrix products.
@@ -376,12 +376,12 @@ class FaissIndex(FileVectorStore):
         that reach the k-th of them; FAISS searches for what even they leave open.
         """
         prefilter, bfloat16 = self._prefilter_for(len(queries_Bd))
-        found = prefilter.candidates(queries_Bd, k, _candidates(k), bfloat16=bfloat16)
+        found = prefilter.candidates(queries_Bd, k, _candidates(k, bfloat16), bfloat16=bfloat16)
         scores_Bk, rows_Bk = self._best_candidates(queries_Bd, found, k)
         unproven = np.flatnonzero(~(scores_Bk[:, -1] > found.ceilings_B))
         if len(unproven) > 1:
             queries_bd = queries_Bd[unproven]
-            more = min(max(_MORE_CANDIDATES, 2 * _candidates(k)), len(self))
+            more = min(max(_MORE_CANDIDATES, 2 * _candidates(k, True)), len(self))
             found = prefilter.candidates(queries_bd, k, more, least_B=scores_Bk[unproven, -1])
             scores_Bk[unproven], rows_Bk[unproven] = self._best_candidates(queries_bd, found, k)
             unproven = unproven[~(scores_Bk[unproven, -1] > found.ceilings_B)]
@@ -517,6 +517,6 @@ class FaissIndex(FileVectorStore):
             write_path(folder / name, lambda partial: write_flat(partial, blocks, config.dimension))
 
 
-def _candidates(k: int) -> int:
-    """How many vectors are scored exactly for k results: enough that the k-th stands out from the last of them."""
-    return max(4 * k, k + 64)
+def _candidates(k: int, bfloat16: bool) -> int:
+    """The most vectors that are scored exactly for k results: enough that the k-th stands out from the last of them."""
+    return max(4 * k, k + 64) if bfloat16 else k + 32
