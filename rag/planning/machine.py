@@ -1,6 +1,7 @@
 """Memory of this machine and its rate of matrix products, measured in a fraction of a second."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def measure(shape: ModelShape, dtype: str, device: str, *, step_rows: int) -> Ma
     mixed = dtype == "mixed"
     weights = shape.body_parameters
     rates = {
-        "body_rate": product_rate(H, outer, compute, device, mixed=mixed),
+        "body_rate": product_rate(H, outer, compute, device, mixed=mixed, weights=weights),
         "head_rate": product_rate(H, min(V, 8192), head, device),
         "attention_rate": _attention_rate(shape, compute, device),
         "elementwise_rate": _elementwise_rate(outer, compute, device),
@@ -119,7 +120,7 @@ def product_rate(
             layer(x)
 
     with torch.no_grad(), torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=mixed):
-        return 2 * rows * inner * outer * len(layers) / _fastest(multiply, device, seconds)
+        return 2 * rows * inner * outer * len(layers) / _typical(multiply, device, seconds)
 
 
 def _layers(inner: int, outer: int, dtype: Any, device: str, mixed: bool, weights: int) -> list[Any]:
@@ -141,7 +142,7 @@ def _attention_rate(shape: ModelShape, dtype: Any, device: str, seconds: float =
 
     states = torch.full((1, shape.heads, ROWS, shape.head_dim), 0.5, dtype=dtype, device=device)
     attend = torch.nn.functional.scaled_dot_product_attention
-    taken = _fastest(lambda: attend(states, states, states, is_causal=True), device, seconds)
+    taken = _typical(lambda: attend(states, states, states, is_causal=True), device, seconds)
     return 4 * shape.heads * shape.head_dim * causal_pairs([ROWS]) / taken
 
 
@@ -150,14 +151,14 @@ def _elementwise_rate(width: int, dtype: Any, device: str, seconds: float = 0.1)
     import torch
 
     x = torch.full((ROWS, width), 0.5, dtype=dtype, device=device)
-    return 2 * x.numel() / _fastest(lambda: torch.nn.functional.silu(x) * x, device, seconds)
+    return 2 * x.numel() / _typical(lambda: torch.nn.functional.silu(x) * x, device, seconds)
 
 
 def _read_rate(device: str, seconds: float = 0.1) -> float:
     import torch
 
     numbers = torch.ones(STREAMED_BYTES // 4, device=device)
-    return STREAMED_BYTES / _fastest(numbers.sum, device, seconds)
+    return STREAMED_BYTES / _typical(numbers.sum, device, seconds)
 
 
 def _call_seconds(device: str, seconds: float = 0.05) -> float:
@@ -169,22 +170,23 @@ def _call_seconds(device: str, seconds: float = 0.05) -> float:
         for _ in range(calls):
             x + x
 
-    return _fastest(add, device, seconds) / calls
+    return _typical(add, device, seconds) / calls
 
 
-def _fastest(work: Callable[[], object], device: str, seconds: float) -> float:
-    """Seconds of the fastest repetition."""
-    best, ends = math.inf, time.perf_counter() + seconds
+def _typical(work: Callable[[], object], device: str, seconds: float) -> float:
+    """Seconds of the median repetition."""
+    found: list[float] = []
+    ends = time.perf_counter() + seconds
     work()  # the first call builds the kernel
     repeats = 20 if device.startswith("cuda") else 1
-    while time.perf_counter() < ends or math.isinf(best):
+    while time.perf_counter() < ends or not found:
         _wait(device)
         started = time.perf_counter()
         for _ in range(repeats):
             work()
         _wait(device)
-        best = min(best, (time.perf_counter() - started) / repeats)
-    return best
+        found.append((time.perf_counter() - started) / repeats)
+    return statistics.median(found)
 
 
 def _wait(device: str) -> None:
