@@ -50,7 +50,9 @@ class Adapters:
         self._not_adaptable = _linear_without_tensor(model)
         self.peft_model = self._add(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
-        self._switched_by_peft = [layer for layer in self._tuner_layers if not isinstance(layer, LoraLinear)]
+        self._lora_linears = [m for m in self.peft_model.modules() if isinstance(m, LoraLinear)]
+        ours = set(map(id, self._lora_linears))
+        self._switched_by_peft = [layer for layer in self._tuner_layers if id(layer) not in ours]
         self._role = ""
         self._in_use = RLock()
         self.set_trainable(ROLES)
@@ -132,9 +134,8 @@ class Adapters:
     def _switch(self, role: str) -> None:
         if role == self._role:
             return
-        for layer in self._tuner_layers:
-            if isinstance(layer, LoraLinear):
-                layer.switch(None if role == BASE else role)
+        for linear in self._lora_linears:
+            linear.switch(None if role == BASE else role)
         for layer in self._switched_by_peft:
             layer.enable_adapters(role != BASE)
             if role != BASE:

@@ -27,7 +27,7 @@ class LoraLinear(Linear):
     @classmethod
     def register(cls, config: LoraConfig) -> None:
         """Let peft wrap plain linear layers into this class; quantized ones keep peft's classes for them."""
-        config._register_custom_module({nn.Linear: cls._over})
+        config._register_custom_module({nn.Linear: cls._over})  # type: ignore[dict-item]  # peft calls it like a class
 
     @classmethod
     def _over(cls, target: nn.Module, adapter_name: str, config: LoraConfig, **settings: Any) -> "LoraLinear | None":
@@ -43,10 +43,10 @@ class LoraLinear(Linear):
         if role is None:
             other: Tensor = super().forward(x, *args, **kwargs)
             return other
-        operands = x, self.base_layer, self.lora_A[role].weight, self.lora_B[role].weight, self.scaling[role]
+        weights: Any = self.base_layer, self.lora_A[role].weight, self.lora_B[role].weight, self.scaling[role]
         if not torch.is_grad_enabled():
-            return _product_and_update(*operands)[0]
-        result: Tensor = LoraProduct.apply(*operands)  # type: ignore[no-untyped-call]
+            return _product_and_update(x, *weights)[0]
+        result: Tensor = LoraProduct.apply(x, *weights)  # type: ignore[no-untyped-call]
         return result
 
     def switch(self, role: str | None) -> None:

@@ -56,9 +56,9 @@ class Recomputation:
     def _before_adapted(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A gated activation, `act(gate) * up`: both factors are kept for its own gradient."""
         x = inputs[0] if inputs else None
-        node = x.grad_fn if isinstance(x, Tensor) else None
+        node: Any = x.grad_fn if isinstance(x, Tensor) else None
         if node is not None and node.name() == "MulBackward0" and all(parent for parent, _ in node.next_functions):
-            self._note(x, lambda: node._saved_self * node._saved_other, several=False)
+            self._note(inputs[0], lambda: node._saved_self * node._saved_other, several=False)
 
     def _note(self, result: Tensor, compute: Callable[[], Tensor], *, several: bool) -> None:
         storage = result.untyped_storage()
@@ -71,7 +71,7 @@ class Recomputation:
         found = self._results.get(kept.untyped_storage()._cdata)
         if found is None or found.storage.expired() or found.version != kept._version:
             return kept
-        return _View(found, kept.size(), kept.stride(), kept.storage_offset())
+        return _View(found, kept.size(), kept.stride(), int(kept.storage_offset()))
 
     def _unpack(self, packed: Any) -> Tensor:
         return self._value(packed.of).as_strided(*packed[1:]) if isinstance(packed, _View) else packed

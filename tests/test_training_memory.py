@@ -169,7 +169,7 @@ def test_kept_bytes_equal_those_of_a_real_pass(
     tokens = 4 * 150
     expected = kept_bytes(shape, PRECISIONS[precision], tokens, checkpointing=checkpointing)
     residual = PRECISIONS[precision].residual
-    expected += tokens * shape.hidden * (4 + residual) + 2 * 150 * shape.head_dim * residual
+    expected += tokens * (shape.hidden * (4 + residual) + 2 * shape.head_dim * residual)
     expected -= tokens * shape.hidden * 4 if precision == "bfloat16" else 0
     assert kept == pytest.approx(expected, rel=0.03)
 
