@@ -4,6 +4,7 @@ A checkpoint is written under another name in the same folder, synced to the dis
 while it replaces one leaves the old one or the new one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,9 +19,21 @@ LEARNED = "retrieval.safetensors"
 _QUESTION_ADAPTER = "question_adapter."
 
 
-def save_learned(selector: Selector, folder: Path) -> None:
-    """Write every learned weight under `folder` (replaced as a whole when it exists)."""
-    replace_directory(folder, lambda partial: write_learned(selector, partial))
+def save_learned(selector: Selector, folder: Path, *, also: Callable[[Path], object] | None = None) -> None:
+    """Write every learned weight under `folder` (replaced as a whole when it exists).
+
+    Args:
+        selector: Whose weights, its language model's adapters and its retriever's included.
+        folder: The folder of the checkpoint.
+        also: Writes further files into the folder that it is passed.
+    """
+
+    def write(partial: Path) -> None:
+        write_learned(selector, partial)
+        if also is not None:
+            also(partial)
+
+    replace_directory(folder, write)
 
 
 def write_learned(selector: Selector, folder: Path) -> None:

@@ -58,6 +58,9 @@ class EStepConfig:
     proposals_per_sample: int = 8
     """How many different permutations are drawn for each one that the generator scores: the log-likelihoods of the
     others are predicted from those of single passages (n short sequences per question). Needs replacement=False."""
+    single_passage_rounds: int | None = None
+    """In how many rounds the log-likelihood of an answer given a single passage is used before it is computed again;
+    1: computed in every round; None: once in a run. The slopes of the predictions are fitted in every round."""
     proposal_temperature: float = 1.0
     """tau of the proposal q; weights are corrected by log p_s - log q. Above 1 explores more."""
     replacement: bool = False
@@ -84,7 +87,7 @@ class EStepConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "num_permutations", "proposals_per_sample", "batch_size")
-        _at_least(1, self, "candidate_pool", none=True)
+        _at_least(1, self, "candidate_pool", "single_passage_rounds", none=True)
         _positive(self, "proposal_temperature", "likelihood_exponent")
         _check_choices(self)
         if self.proposals_per_sample > 1 and self.replacement and not self.exact:

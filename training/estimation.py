@@ -26,6 +26,7 @@ from training.posterior_estimators import EStepItem, estimator_class
 from training.questions.example import QAExample
 from training.questions.loading import draw_alias
 from training.questions.self_retrieval import retrieve
+from training.single_passages import SinglePassages
 
 
 class EStep:
@@ -52,6 +53,11 @@ class EStep:
         self.generator = generator
         self.config = config
         self.estimator = estimator_class(config)(selector, generator, config)
+
+    @property
+    def single_passages(self) -> SinglePassages | None:
+        """What each candidate says of the answer by itself, kept over the rounds; None where that is not asked."""
+        return self.estimator.single_passages
 
     @torch.no_grad()
     def __call__(

@@ -30,6 +30,7 @@ from training.imputation import Surrogate, choose_permutations_to_score, feature
 from training.losses import baseline_weights, log_importance_weights, posterior_weights, token_posterior_weights
 from training.posterior import ByToken, Posterior, Scored, answer_sequence, stable_seed
 from training.questions.example import QAExample
+from training.single_passages import SinglePassageQuestion, SinglePassages
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class PosteriorEstimator(ABC):
 
     def __init__(self, selector: Selector, generator: Generator, config: DROConfig) -> None:
         self.selector, self.generator, self.config = selector, generator, config
+        self.single_passages: SinglePassages | None = None
+        """What is kept over the rounds, where single passages are scored."""
 
     @abstractmethod
     def estimate(self, batch: Sequence[EStepItem], round: int) -> list[Posterior]:
@@ -157,9 +160,17 @@ class TokenEstimator(PosteriorEstimator):
 class ImputationEstimator(PosteriorEstimator):
     """Importance sampling with more permutations than are scored: the other log-likelihoods are predicted."""
 
+    def __init__(self, selector: Selector, generator: Generator, config: DROConfig) -> None:
+        super().__init__(selector, generator, config)
+        self.single_passages: SinglePassages = SinglePassages(generator, config.e_step.single_passage_rounds)
+
     def estimate(self, batch: Sequence[EStepItem], round: int) -> list[Posterior]:
         """As `PosteriorEstimator.estimate`."""
-        singles = self._single_passage_log_likelihoods(batch)
+        questions = [
+            SinglePassageQuestion(item.example.id, item.candidates.question, item.answer, item.candidates.passages)
+            for item in batch
+        ]
+        singles = self.single_passages.log_likelihoods(questions, round)
         permutations = self._draw(batch, round)
         inputs = [features(single_n, drawn.z) for single_n, drawn in zip(singles, permutations, strict=True)]
         chosen = [self._choose(*parts, round) for parts in zip(batch, permutations, inputs, strict=True)]
@@ -172,15 +183,6 @@ class ImputationEstimator(PosteriorEstimator):
             self._completed(surrogate, *parts)
             for parts in zip(batch, permutations, inputs, chosen, log_likelihoods, strict=True)
         ]
-
-    def _single_passage_log_likelihoods(self, batch: Sequence[EStepItem]) -> list[Tensor]:
-        """Log p_g(y | x, d_i) of every candidate, per question `[n]`."""
-        sequences = [
-            self.generator.answer_sequence(item.candidates.question, [passage], item.answer)
-            for item in batch
-            for passage in item.candidates.passages
-        ]
-        return list(self.generator.log_probs(sequences).split([len(item.candidates) for item in batch]))
 
     def _choose(self, item: EStepItem, drawn: Permutations, x_MF: Tensor, round: int) -> tuple[Tensor, Tensor]:
         """Positions of the permutations to score, and the log-probability of each to be one of them."""

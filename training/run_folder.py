@@ -2,7 +2,8 @@
 
     run.json        what must be the same when the run is continued
     metrics.jsonl   one record per finished round
-    round-N/        the learned weights after round N (`training.checkpoint`)
+    round-N/        the learned weights after round N (`training.checkpoint`), and what the E-step keeps over rounds
+                    (`training.single_passages`)
     retrieval-N/    encoder and index after round N, with `train_encoder`
     logs/           of the trackers
 

@@ -321,6 +321,9 @@ class DROTrainer:
             posteriors = self.e_step(mine, round=round, progress=advance)
         if n == 1:
             return posteriors
+        if (singles := self.e_step.single_passages) is not None:  # each resumes with those of all
+            for new in gather_object([singles.take_new()]):
+                singles.add(new)
         parts = gather_object([posteriors])
         return [parts[i % n][i // n] for i in range(len(self.train_examples))]
 
@@ -388,7 +391,9 @@ class DROTrainer:
         record = {"round": round, "global_step": self.state.global_step, **metrics, **scores, **speed}
         self.history.append(record)
         if self.distributed.is_main_process:
-            save_learned(self.rag.selector, self.folder.checkpoint(round))
+            singles = self.e_step.single_passages
+            also = None if singles is None else singles.write
+            save_learned(self.rag.selector, self.folder.checkpoint(round), also=also)
             self.folder.write_metrics(self.history)
             shown = ("eval_exact_match", "eval_f1", "log_marginal", "ess")
             news = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
@@ -492,6 +497,8 @@ class DROTrainer:
             return self._begin()
         last = self.history[-1]
         self._load_round(int(last["round"]))
+        if (singles := self.e_step.single_passages) is not None:
+            singles.read(self.folder.checkpoint(int(last["round"])))
         self.state.round, self.state.global_step = int(last["round"]), int(last.get("global_step", 0))
         self._note_best()
         self.run_callbacks.begin(
