@@ -39,15 +39,20 @@ class Adapters:
     Args:
         model: A causal LM; it is frozen, and gets an adapter for each role.
         config: LoRA settings, the same for every role.
+        linear_without_tensor: Names of the linear layers whose output is no single tensor; None: the base is tried.
 
     Raises:
         UsageError: `config.target_modules` names no layer that LoRA can adapt, or the output head, or a module of the
             base has the name of a role.
     """
 
-    def __init__(self, model: PreTrainedModel, config: AdapterConfig) -> None:
+    def __init__(
+        self, model: PreTrainedModel, config: AdapterConfig, *, linear_without_tensor: list[str] | None = None
+    ) -> None:
         self.config = config
-        self._not_adaptable = _linear_without_tensor(model)
+        if linear_without_tensor is None:
+            linear_without_tensor = _linear_without_tensor(model)
+        self.linear_without_tensor = linear_without_tensor
         self.peft_model = self._add(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._lora_linears = [m for m in self.peft_model.modules() if isinstance(m, LoraLinear)]
@@ -101,7 +106,7 @@ class Adapters:
         if self.config.target_modules != "all-linear":
             return config
         # Routers that are linear layers and give more than one tensor (Llama 4, Phi-3.5-MoE) cannot carry an adapter.
-        left_out = list(self._not_adaptable)
+        left_out = list(self.linear_without_tensor)
         # Mamba's kernels multiply by the weight itself, past an adapter, so that peft 0.21 refuses these modules
         # (`_check_lora_target_modules_mamba`); to "all" of the linear layers they do not belong.
         if model.config.model_type in _PAST_ADAPTERS:

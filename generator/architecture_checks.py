@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from generator.adapters import first_line
+from generator.adapters import Adapters, first_line
+from generator.architecture_findings import ArchitectureFindings
 from generator.base_config import text_config
 from generator.packed_attention import NAME as PACKED
 from generator.packed_attention import KeptKeys
@@ -39,6 +40,7 @@ class CheckedModel(Protocol):
     """What the checks need of a `generator.language_model.LanguageModel`."""
 
     tokenizer: PreTrainedTokenizerBase
+    adapters: Adapters
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -110,17 +112,17 @@ def check_causal(model: CheckedModel) -> None:
     Raises:
         UsageError: It is not causal, or does not read plain sequences of tokens.
     """
-    first, second = (_some_tokens(model, 5, last=last) for last in (1, 2))
+    both = torch.cat([_some_tokens(model, 5, last=last) for last in (1, 2)])
     try:
-        seen = [model.hidden(ids, None)[:, :-1].float() for ids in (first, second)]
-        with model.use("generator"):  # a router that is a linear layer, yet gives more than a tensor, as Llama 4's
-            model.hidden(first, None)
+        # With an adapter: a router that is a linear layer, yet gives more than a tensor, as Llama 4's, cannot have one.
+        with model.use("generator"):
+            first, second = model.hidden(both, None)[:, :-1].float()
     except Exception as error:  # whatever an architecture raises that is no language model by itself
         raise UsageError(
             f"The base must read plain sequences of tokens; {type(model.base_model).__name__} cannot: "
             f"{type(error).__name__}: {first_line(error)} Use another architecture, or other target_modules."
         ) from error
-    if not _agree(model, *seen):
+    if not _agree(model, first, second):
         raise UsageError(
             f"The base must be causal, so that no token sees a later one; in {type(model.base_model).__name__} the "
             "last token changes what is read before it. Use a decoder (of the BERT family: with is_decoder=true in its "
@@ -139,8 +141,9 @@ def check_head(model: CheckedModel) -> None:
     expected = model.base_model(input_ids=probe).logits.float()
     ids = torch.arange(min(3, expected.shape[-1]), device=model.device)
     try:
-        found = model.head(model.hidden(probe, None)).float()
-        rows = model.logits_for_positions(model.hidden(probe, None), ids)
+        hidden = model.hidden(probe, None)
+        found = model.head(hidden).float()
+        rows = model.logits_for_positions(hidden, ids)
         close = torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
         close = close and torch.allclose(rows, expected[..., ids], rtol=5e-2, atol=5e-2)
     except RuntimeError:  # RemBERT's head does not even take hidden states of that size
@@ -173,11 +176,38 @@ def supports_packing(model: CheckedModel) -> bool:
     before = base.config._attn_implementation
     if before != "sdpa" or model.device.type != "cpu" or not base._can_set_attn_implementation():
         return False
-    base.set_attn_implementation(PACKED)
+    use_packed_attention(model)
     if _works(model, _packing_matches):
         return True
     base.set_attn_implementation(before)
     return False
+
+
+def use_packed_attention(model: CheckedModel) -> None:
+    """Switch the base to the attention that `supports_packing` tries."""
+    base: Any = model.base_model
+    base.set_attn_implementation(PACKED)
+
+
+def find_out(model: CheckedModel, key: str) -> ArchitectureFindings:
+    """Try everything.
+
+    Args:
+        model: A model that has just been loaded.
+        key: The `architecture_key` of its base.
+
+    Raises:
+        UsageError: A required property is missing.
+    """
+    check_causal(model)
+    check_head(model)
+    return ArchitectureFindings(
+        key=key,
+        supports_shared_prefix=supports_shared_prefix(model),
+        supports_left_padding=supports_left_padding(model),
+        supports_packing=supports_packing(model),
+        linear_without_tensor=model.adapters.linear_without_tensor,
+    )
 
 
 @torch.no_grad()

@@ -28,13 +28,8 @@ from transformers import (
 )
 
 from generator.adapters import ROLES, Adapters, first_line
-from generator.architecture_checks import (
-    check_causal,
-    check_head,
-    supports_left_padding,
-    supports_packing,
-    supports_shared_prefix,
-)
+from generator.architecture_checks import find_out, use_packed_attention
+from generator.architecture_findings import ArchitectureFindings, architecture_key
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat
 from generator.configs import AdapterConfig, ChatConfig
@@ -61,6 +56,7 @@ class LanguageModel(nn.Module):
         context_length: Tokens that one sequence may hold; None: what config or tokenizer state, else
             `generator.base_config.DEFAULT_CONTEXT`.
         chat: Settings of the chat template.
+        findings: What trying this base has shown before; taken only if nothing that it depends on has changed.
 
     Raises:
         UsageError: Slow tokenizer, no end-of-sequence token, an adapter on the output head, or an output head
@@ -77,6 +73,7 @@ class LanguageModel(nn.Module):
         revision: str | None = None,
         context_length: int | None = None,
         chat: ChatConfig | None = None,
+        findings: ArchitectureFindings | None = None,
     ) -> None:
         super().__init__()
         if not tokenizer.is_fast:
@@ -96,20 +93,25 @@ class LanguageModel(nn.Module):
         self.mixed = False
         self.is_checkpointing = False
         _switch_off_dropout(model)
-        self.adapters = Adapters(model, adapter or AdapterConfig())
+        adapter = adapter or AdapterConfig()
+        key = architecture_key(model, adapter, remote_code=self.trust_remote_code)
+        known = findings if findings is not None and findings.hold_for(key) else None
+        self.adapters = Adapters(model, adapter, linear_without_tensor=known.linear_without_tensor if known else None)
         self.peft_model = self.adapters.peft_model
         self.tokens_read = 0  # of prompts, replies and answers, without padding
         self.eval()
-        check_causal(self)
-        check_head(self)
         self.chat = Chat(tokenizer, chat, listed_ids=_listed_ends(model))
         self.chat.check()
         self.end_of_answer_id = _end_of_answer_id(tokenizer, self.chat)
-        self.supports_shared_prefix = supports_shared_prefix(self)
+        self.findings = known or find_out(self, key)
+        """What the base can do, for whoever loads it again."""
+        if known and known.supports_packing:
+            use_packed_attention(self)
+        self.supports_shared_prefix = self.findings.supports_shared_prefix
         """Whether several replies after one prompt are read as in sequences of their own; else each is one."""
-        self.supports_left_padding = supports_left_padding(self)
+        self.supports_left_padding = self.findings.supports_left_padding
         """Whether prompts of unequal lengths can be continued in one batch; else only those of one length can."""
-        self.supports_packing = supports_packing(self)
+        self.supports_packing = self.findings.supports_packing
         """Whether sequences can be read in one row, what several begin with once; `packs` says up to which length."""
 
     def __repr__(self) -> str:
@@ -133,6 +135,7 @@ class LanguageModel(nn.Module):
         context_length: int | None = None,
         chat: ChatConfig | None = None,
         trust_remote_code: bool = False,
+        findings: ArchitectureFindings | None = None,
     ) -> "LanguageModel":
         """Load a causal LM from the Hub or a folder.
 
@@ -148,6 +151,7 @@ class LanguageModel(nn.Module):
             context_length: Tokens that one sequence may hold; None: what the model states.
             chat: Settings of the chat template.
             trust_remote_code: Run Python code that comes with the model, where it has some.
+            findings: As for the class.
 
         Raises:
             ResourceError: The model cannot be found or loaded, or has code of its own that may not run.
@@ -181,6 +185,7 @@ class LanguageModel(nn.Module):
             revision=revision,
             context_length=context_length,
             chat=chat,
+            findings=findings,
         )
         loaded.quantization = quantization
         if mixed:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 from huggingface_hub import HfApi
 
+from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
 from generator.prompts import AnswerPrompt, RankingPrompt
@@ -41,7 +42,7 @@ from training.checkpoint import load_learned, write_learned
 
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RESTORE = "Restore the bundle, or save it again."
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,8 @@ class BundleConfig:
 
     created_by: str
     base: BaseRecord
+    findings: ArchitectureFindings
+    """What trying the base has shown, so that it need not be tried again."""
     encoder: EncoderRecord
     index: IndexRecord
     adapter: AdapterConfig
@@ -155,6 +158,7 @@ class BundleConfig:
 
 _SECTIONS: dict[str, type] = {
     "base": BaseRecord,
+    "findings": ArchitectureFindings,
     "encoder": EncoderRecord,
     "index": IndexRecord,
     "adapter": AdapterConfig,
@@ -203,6 +207,7 @@ def _config_of(pipeline: Pipeline, folder: Path, index: bool, encoder: bool, bas
             context_length=model.context_length,
             trust_remote_code=model.trust_remote_code,
         ),
+        findings=model.findings,
         encoder=EncoderRecord(
             name="encoder" if encoder else _pointer(retriever.encoder.name, folder),
             is_folder=encoder or is_model_folder(retriever.encoder.name),
@@ -436,7 +441,7 @@ def load_generator(bundle: str | Path, **options: Unpack[BundleOptions]) -> Gene
     folder = bundle_folder(bundle, leave_out=("index", "encoder"), **hub)
     config = read_config(folder)
     base = base_config(config, folder, **options)  # type: ignore[misc]
-    model = load_language_model(base, adapter=config.adapter, chat=config.chat)
+    model = load_language_model(base, adapter=config.adapter, chat=config.chat, findings=config.findings)
     model.load_adapters(folder / LEARNED_FOLDER)
     return Generator(model, prompt=config.answer_prompt, config=config.decoding)
 

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -88,11 +88,11 @@ def _leave_out_distributed_tensors() -> None:
 
     if not torch.distributed.is_available() or "torch.distributed.tensor" in sys.modules:
         return
-    torch.distributed.tensor = _DeferredModule("torch.distributed.tensor")
+    torch.distributed.tensor = _DeferredModule("torch.distributed.tensor")  # type: ignore[assignment]
     original = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
     try:
-        from transformers.utils import is_torch_distributed_available
+        from transformers.utils.import_utils import is_torch_distributed_available
 
         is_torch_distributed_available()
     finally:
@@ -153,9 +153,9 @@ def _remember_model_folders() -> bool:
     module = sys.modules.get(_MODEL_FOLDERS)
     if module is None or getattr(module.__spec__, "_initializing", False):
         return False
-    limited = getattr(module, "create_import_structure_from_path", None)
+    limited: Any = getattr(module, "create_import_structure_from_path", None)
     if hasattr(limited, "__wrapped__"):
-        module.create_import_structure_from_path = lru_cache(maxsize=None)(limited.__wrapped__)  # type: ignore[attr-defined]
+        module.create_import_structure_from_path = cache(limited.__wrapped__)  # type: ignore[attr-defined]
     return True
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, ModelConfig
 from generator.language_model import LanguageModel
 from indexes.tiny_encoder import TINY
@@ -9,15 +10,27 @@ from rag.tiny_base import base_path
 
 
 def load_language_model(
-    base: str | Path | ModelConfig, *, adapter: AdapterConfig | None = None, chat: ChatConfig | None = None
+    base: str | Path | ModelConfig,
+    *,
+    adapter: AdapterConfig | None = None,
+    chat: ChatConfig | None = None,
+    findings: ArchitectureFindings | None = None,
 ) -> LanguageModel:
     """The language model of a base: a Hub id, a folder or "tiny", or all settings of its loading.
+
+    Args:
+        base: As above.
+        adapter: LoRA settings.
+        chat: Settings of the chat template.
+        findings: What trying this base has shown before; see `LanguageModel`.
 
     Raises:
         ResourceError: It cannot be found or loaded.
     """
     config = base if isinstance(base, ModelConfig) else ModelConfig(name=str(base))
-    model = LanguageModel.from_pretrained(base_path(config.name), adapter=adapter, chat=chat, **config.options())
+    model = LanguageModel.from_pretrained(
+        base_path(config.name), adapter=adapter, chat=chat, findings=findings, **config.options()
+    )
     # "tiny" means the same everywhere, unlike its folder. Any other folder is recorded by its absolute path, so that it
     # is found after the process changes its working directory.
     model.name = str(Path(config.name).absolute()) if is_model_folder(config.name) else config.name

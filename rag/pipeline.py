@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig, ModelOptions
 from generator.generator import Generator
 from generator.prompts import AnswerPrompt, RankingPrompt
@@ -104,13 +105,45 @@ class RAG:
             ResourceError: Base model or encoder cannot be loaded.
             UsageError: K > n, an unknown retriever, options in addition to a `ModelConfig`, and the like.
         """
-        config = _model_config(base, model_options)
+        return cls._create(
+            _model_config(base, model_options),
+            None,
+            index=index,
+            encoder=encoder,
+            retriever=retriever,
+            selector=selector,
+            decoding=decoding,
+            adapter=adapter,
+            answer_prompt=answer_prompt,
+            ranking_prompt=ranking_prompt,
+            answer_mode=answer_mode,
+            chat=chat,
+        )
+
+    @classmethod
+    def _create(
+        cls,
+        config: ModelConfig,
+        findings: ArchitectureFindings | None,
+        *,
+        index: str | Path | PassageIndex,
+        encoder: str | Path | Encoder | None,
+        retriever: str | Mapping[str, Any],
+        selector: SelectorConfig | None,
+        decoding: DecodingConfig | None,
+        adapter: AdapterConfig | None,
+        answer_prompt: AnswerPrompt | None,
+        ranking_prompt: RankingPrompt | None,
+        answer_mode: str | Mapping[str, Any],
+        chat: ChatConfig | None,
+    ) -> "RAG":
+        """As `create`; `findings` are those of an earlier pipeline over this base."""
         opened = index if isinstance(index, PassageIndex) else PassageIndex.open(index)
         trust = config.trust_remote_code
         # Not checked here: the retriever compares the fingerprint, which reads all weights.
         used = opened.load_encoder(encoder, device=config.device, trust_remote_code=trust, check=False)
         found = create_retriever(opened, used, retriever)
-        model = load_language_model(config, adapter=adapter, chat=chat)
+        model = load_language_model(config, adapter=adapter, chat=chat, findings=findings)
         found.adapter.to(model.device)
         return cls(
             found,
@@ -364,9 +397,10 @@ class RAG:
         )
         if encoder is None:
             encoder = bundled_encoder(config, folder, opened, device=device, trust_remote_code=trust_remote_code)
-        rag = cls.create(
+        rag = cls._create(
+            base,
+            config.findings,
             index=opened,
-            base=base,
             encoder=encoder,
             retriever=config.retriever,
             selector=config.selector,

@@ -39,7 +39,7 @@ FOLDERS = (
 )
 """Each may import those before it; the modules that stand directly in a package may come in between."""
 PICKLING = ("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
-LOADERS = ("indexes/registry.py", "indexes/lazy_exports.py", "rag/cli.py")
+LOADERS = ("indexes/registry.py", "indexes/lazy_exports.py", "rag/cli.py", "rag/deferred_imports.py")
 NAMELESS = ("utils", "util", "common", "types", "helpers", "misc")
 
 
