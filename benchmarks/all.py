@@ -8,10 +8,10 @@ On a GPU the paths of the CPU (encoding loops, FAISS) are left out.
 import sys
 from collections.abc import Sequence
 
-from benchmarks import e_sample, e_score, m_generator, m_selector, rag_sequence_loss, round, selfaug_head
+from benchmarks import answering, e_sample, e_score, m_generator, m_selector, rag_sequence_loss, round, selfaug_head
 from benchmarks.timing import Make, main, parse
 
-MODULES = (e_sample, e_score, m_selector, selfaug_head, m_generator, round, rag_sequence_loss)
+MODULES = (answering, e_sample, e_score, m_selector, selfaug_head, m_generator, round, rag_sequence_loss)
 
 
 def makes(arguments: Sequence[str] | None = None) -> list[Make]:

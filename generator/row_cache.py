@@ -1,8 +1,8 @@
 """A key-value cache with room for every token of several sequences, allocated once.
 
-transformers' `DynamicCache` concatenates all keys and values anew at every step, and under autocast keeps keys in
-float32, so that the attention kernel's copy in bfloat16 is made anew as well. Here a step writes its own tokens, in the
-number format that the kernel takes, and sequences that have ended make room for others.
+transformers' `DynamicCache` concatenates all keys and values at every step, and under autocast keeps keys in float32,
+which are then converted to bfloat16 for the attention kernel at every step too. Here a step writes its own tokens, in
+the number format that the kernel takes, and sequences that have ended make room for others.
 
 Legend: R sequences that there is room for, n of them in use, N key-value heads, T tokens of this pass, W width, D head
 dimension.

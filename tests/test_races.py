@@ -12,7 +12,7 @@ import torch
 from tiny_models import dro_config
 from transformers import LlamaConfig, Qwen2Config
 
-from benchmarks import growth, rag_sequence_loss, rivals, round, timing
+from benchmarks import answering, growth, rag_sequence_loss, rivals, round, timing
 from benchmarks.setting import (
     Pipeline,
     adapter_gradients,
@@ -306,3 +306,22 @@ def test_results_are_printed_as_json(capsys: pytest.CaptureFixture[str], monkeyp
     assert list(row) == "path shape rival_s ours_s ratio rival_mb ours_mb floor_share target".split()
     assert (row["path"], row["target"], row["rival_mb"]) == ("p", 2.0, None)
     assert row["floor_share"] == pytest.approx(1e-6 / row["ours_s"])
+
+
+@pytest.mark.parametrize("part", answering.PARTS)
+def test_answers_are_those_of_transformers_and_of_a_scoring_pass(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`answering.check` raises where they are not: here one side writes a token less."""
+    monkeypatch.setitem(answering.CONFIGS, "tiny", lambda: LlamaConfig(**SIZES))
+    options = Options(quick=True, shape="tiny", precision="float32")
+    sides = answering.sides(options, part)
+    sides = replace(sides, prompts=sides.prompts[: 2 * sides.documents])
+    answering.check(options, sides, part)
+    ours = answering.ours
+
+    def shorter(s: answering.Sides, part: str) -> answering.Answers:
+        texts, log_p = ours(s, part)
+        return [text[:-1] for text in texts], log_p
+
+    monkeypatch.setattr(answering, "ours", shorter)
+    with pytest.raises(RuntimeError, match="must be within"):
+        answering.check(options, sides, part)
