@@ -3,7 +3,8 @@
     python -m benchmarks.encoding [--json] [--quick]
 
 Rivals: FlashRAG's way of building an index (batches of 256 in the order of the corpus, padded to the longest, mean
-pooling, float32) and `SentenceTransformer.encode` in float32 and with bfloat16 weights. Ours is `dtype="mixed"`.
+pooling, float32) and `SentenceTransformer.encode` in float32 and with bfloat16 weights. Ours is `dtype="mixed"` where
+the CPU multiplies in bfloat16; elsewhere it is float32, as the rival's products are, and the targets are lower.
 "Even" texts have 100 words, as DPR's passages; "skewed" ones a log-normal number with a mean of 70 (90 tokens).
 The model is all-MiniLM-L6-v2 where RAG_ENCODER names its folder, else random weights of its shape, which cost the same.
 The vectors of both sides must agree (cosine at least 0.9999, for the rival with bfloat16 weights 0.999).
@@ -30,6 +31,10 @@ from indexes import Encoder, Passage
 from rag.worlds.encyclopedia import passages
 
 FLASHRAG_BATCH = 256
+QUICK_TARGET = 2.2
+"""Against float32 with 32 texts: a call converts all weights to bfloat16 once, which is 4 % of so small a corpus."""
+FLOAT32_TARGET = 1.0
+"""To reach where the CPU has no fast bfloat16: what is left to gain is padding."""
 Vectors = NDArray[np.float32]
 
 
@@ -98,7 +103,9 @@ def cosine(one_Nd: Vectors, other_Nd: Vectors) -> float:
 def build(options: Options, kind: str, rival: str, target: float) -> Case:
     """One kind of text, one rival."""
     batch = texts(kind, 32 if options.quick else 256)
-    mixed, theirs = encoders(options.device, "mixed", "bfloat16" if rival == "encode, bfloat16" else "float32")
+    narrow = options.dtype == torch.bfloat16
+    dtypes = "mixed" if narrow else "float32", "bfloat16" if rival == "encode, bfloat16" else "float32"
+    mixed, theirs = encoders(options.device, *dtypes)
     plain = theirs.model.eval()
     loops: dict[str, Callable[[], Vectors]] = {
         "FlashRAG's loop": lambda: flashrag_encode(plain, batch),
@@ -123,8 +130,14 @@ def build(options: Options, kind: str, rival: str, target: float) -> Case:
         check=check,
         flops=2 * weights * sum(lengths) + 4 * 6 * 384 * sum(n * n for n in lengths),
         dtype=options.dtype,
-        target=target,
+        target=_target(options, rival, target),
     )
+
+
+def _target(options: Options, rival: str, full: float) -> float:
+    if options.dtype != torch.bfloat16:
+        return FLOAT32_TARGET
+    return QUICK_TARGET if options.quick and rival == "encode, float32" else full
 
 
 QUICK = [("skewed", "FlashRAG's loop"), ("even", "encode, float32")]
