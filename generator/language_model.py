@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
         self.chat.check()
         self.end_of_answer_id = _end_of_answer_id(tokenizer, self.chat)
         self.findings = known or find_out(self, key)
-        """What the base can do, for whoever loads it again."""
+        """What trying the base has shown; a bundle records it."""
         if known and known.supports_packing:
             use_packed_attention(self)
         self.supports_shared_prefix = self.findings.supports_shared_prefix

@@ -410,7 +410,7 @@ def test_damaged_bundles(rag: RAG, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="must hold a JSON object"):
         RAG.from_pretrained(bundle)
     (bundle / "rag_config.json").write_text('{"format_version": 99}')
-    with pytest.raises(MismatchError, match="format_version 2, got 99"):
+    with pytest.raises(MismatchError, match="format_version 3, got 99"):
         RAG.from_pretrained(bundle)
 
 
