@@ -56,8 +56,8 @@ class Adapters:
         self.peft_model = self._add(model)
         self._tuner_layers = [m for m in self.peft_model.modules() if isinstance(m, BaseTunerLayer)]
         self._lora_linears = [m for m in self.peft_model.modules() if isinstance(m, LoraLinear)]
-        ours = set(map(id, self._lora_linears))
-        self._switched_by_peft = [layer for layer in self._tuner_layers if id(layer) not in ours]
+        not_switched = set(map(id, self._lora_linears))
+        self._switched_by_peft = [layer for layer in self._tuner_layers if id(layer) not in not_switched]
         self._role = ""
         self._in_use = RLock()
         self.set_trainable(ROLES)

@@ -4,7 +4,7 @@
 |---|---|---|
 | PackedReplies | once, all prompts and replies in one row without padding | those that `LanguageModel.packs` |
 | MaskedReplies | once, prompts padded, replies under a mask that separates them | `supports_shared_prefix` |
-| SeparateReplies | with every reply anew | any |
+| SeparateReplies | again with every reply | any |
 
 Replies are read whole, with gradient (`read`), or grow by one choice of each at a time (`begin`, `extend`).
 

@@ -95,6 +95,7 @@ def results(whole_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) ->
         training={
             "rounds": 2,
             "e_step.num_permutations": 2,
+            "e_step.single_passage_rounds": 1,
             "m_step.learning_rate": 1e-3,
             "m_step.gradient_accumulation_steps": 2,
             "m_step.fit_prior_weights": False,
