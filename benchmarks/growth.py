@@ -31,7 +31,6 @@ from benchmarks.timing import keep_freed_memory
 from rag.planning.flops import (
     ModelShape,
     QuestionShape,
-    causal_pairs,
     e_sample_flops,
     e_score_flops,
     m_generator_flops,
@@ -177,14 +176,13 @@ def measure(sweep: str, value: int, names: list[str], repeats: int) -> Iterator[
 
 
 def unseen(name: str, shape: ModelShape, q: QuestionShape) -> float:
-    """Operations on the pairs that torch counts and nobody attends to: above the diagonal, and between replies."""
+    """Operations on the pairs that torch counts and nobody attends to: above the diagonal."""
     prompt, rows = q.prompt * (q.prompt - 1) / 2, q.num_permutations * q.sequence * (q.sequence - 1) / 2
-    written, steps = q.num_permutations * q.choice, q.num_selected - 1
-    seen = q.num_permutations * causal_pairs([q.reply])  # by each reply of itself: that is in the formula
+    steps, reply = q.num_selected - 1, q.reply
     pairs = {
-        "E-sample": prompt + written**2 * steps * (steps + 1) / 2 - seen,
+        "E-sample": prompt + q.num_permutations * steps * q.choice * (q.choice - 1) / 2,
         "E-score": rows,
-        "M-selector": 3 * (prompt + (written * steps) ** 2 - seen),
+        "M-selector": 3 * (prompt + q.num_permutations * reply * (reply - 1) / 2),
         "M-generator": 4 * rows,
     }[name]
     return 4 * shape.layers * shape.heads * shape.head_dim * pairs

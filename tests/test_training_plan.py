@@ -11,13 +11,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny_models import dro_config, tiny_model
 
+from generator.prompts import AnswerPrompt
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import DataError, ResourceError, UsageError
 from indexes.host_memory import format_seconds, host_memory, resident_bytes
 from rag.cli import main
 from rag.evaluation.evaluation import evaluate
 from rag.planning.cost_plan import Plan
-from rag.planning.flops import ModelShape, QuestionShape, e_sample_flops, m_generator_flops
+from rag.planning.flops import ModelShape, QuestionShape, e_sample_flops, e_score_flops, m_generator_flops
 from rag.planning.machine import Machine, product_rate
 from rag.planning.model_sizes import EncoderShape, base_shape, encoder_shape, planned_dtype
 from rag.planning.plan_text import plan_text
@@ -81,16 +82,30 @@ def test_phases_of_a_run() -> None:
     assert generator.head == 10 * 4 * (3 * 799 + 2 * 8) * 2 * 896 * 151936
 
 
-def test_sampling_without_replacement_reads_whole_replies_at_every_step() -> None:
-    """K = 3, S = 2, m = 4: five beams read 2, then 4 tokens each, instead of four replies of 4 tokens.
+def test_sampling_without_replacement_grows_one_more_beam() -> None:
+    """K = 3, S = 2, m = 4: five beams read four tokens each and choose two ids, instead of four.
 
-    Pairs: 5 x (2 x 70 + 3) and 5 x (4 x 70 + 10) instead of 4 x (4 x 70 + 10); id logits after 15 choices, not 8.
+    Pairs of one: 4 x 70 with the prompt, and 10 of its own tokens.
     """
     shape = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
     q = QuestionShape(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, sequence=50, answer=7, choice=2)
-    once, again = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
+    with_replacement, without = (e_sample_flops(shape, q, replacement=replacement) for replacement in (True, False))
     weights = shape.body_parameters + shape.adapter_parameters
-    assert again - once == 2 * weights * (30 - 16) + 4 * 2 * 12 * (715 + 1450 - 1160) + 2 * 10 * 6 * (15 - 8)
+    assert without - with_replacement == 2 * weights * 4 + 4 * 2 * 12 * 290 + 2 * 10 * 6 * 2
+
+
+def test_what_all_sequences_begin_with_is_read_once() -> None:
+    """Four sequences of 50 tokens that share 20: 60 tokens less, and 3 x 210 pairs less; logits as before."""
+    shape = ModelShape(hidden=10, layers=2, intermediate=30, heads=4, kv_heads=2, head_dim=3, vocabulary=100, rank=5)
+    q = QuestionShape(num_candidates=6, num_selected=3, num_permutations=4, prompt=70, sequence=50, answer=7)
+    shared = replace(q, common=20)
+    weights, pairs = shape.body_parameters + shape.adapter_parameters, 4 * 2 * 12 * 630
+    assert e_score_flops(shape, q) - e_score_flops(shape, shared) == 2 * weights * 60 + pairs
+    body = 60 * (4 * shape.body_parameters + 6 * shape.adapter_parameters) + 3 * pairs
+    reference = 60 * 2 * shape.body_parameters + pairs
+    assert m_generator_flops(shape, q) - m_generator_flops(shape, shared) == body + reference
+    one = [m_generator_flops(shape, x, aligned_sequences=1) for x in (q, shared)]
+    assert one[0] - one[1] == body
 
 
 @pytest.mark.parametrize(
@@ -250,6 +265,8 @@ def test_prompts_are_truncated_to_the_context() -> None:
     assert 130 < single < wide.sequence
     narrow, _ = mean_question(selector, config, texts, 512)
     assert (narrow.prompt, narrow.sequence) == (512, 512)
+    before = AnswerPrompt().template.partition("{passages}")[0]
+    assert wide.common == narrow.common == len(before) // 4 + texts.question_tokens < single
 
 
 def test_dtype_is_what_loading_would_choose() -> None:

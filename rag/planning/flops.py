@@ -5,12 +5,12 @@ between these numbers and what is measured. The base is frozen, so a backward pa
 as many operations as the forward one for the body, twice as many for attention.
 
 Legend: T tokens of a sequence, P tokens of the ranking prompt, G tokens of the generator's sequence (prompt and
-answer), L answer tokens, H hidden size, V vocabulary, n candidates, K selected, m permutations, S tokens that follow
-one choice (its id and the separator).
+answer), C tokens that all G of a question begin with, L answer tokens, H hidden size, V vocabulary, n candidates, K
+selected, m permutations, S tokens that follow one choice (its id and the separator).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from generator.base_config import text_config
@@ -147,11 +147,19 @@ class QuestionShape:
     """L."""
     choice: int = 3
     """S."""
+    common: int = 0
+    """C: tokens that all of the generator's sequences begin with, and that are read once."""
 
     @property
     def reply(self) -> int:
         """Tokens of one autoregressive permutation behind the prompt."""
         return (self.num_selected - 1) * self.choice
+
+
+def sequences_read(q: QuestionShape, m: int) -> tuple[int, int]:
+    """Tokens of m of the generator's sequences, read together, and the pairs of query and visible key of these."""
+    tokens = q.common + m * (q.sequence - q.common)
+    return tokens, m * causal_pairs([q.sequence]) - (m - 1) * causal_pairs([q.common])
 
 
 def _replies(q: QuestionShape, m: int) -> tuple[int, int]:
@@ -164,27 +172,20 @@ def e_sample_flops(
 ) -> int:
     """Sample m permutations: one prefill, then the replies on its cache (none for `"single_pass"`).
 
-    Without replacement the m + 1 beams change their parents, and every step reads their whole replies again.
+    Without replacement m + 1 beams grow, each on what was read of its parent.
     """
     prefill = forward_flops(shape, q.prompt, causal_pairs([q.prompt]))
     if decoding == "single_pass":
         return prefill + 2 * shape.hidden * q.num_candidates
-    if replacement:
-        ids = 2 * shape.hidden * q.num_candidates * (1 + q.num_permutations * (q.num_selected - 1))
-        return prefill + forward_flops(shape, *_replies(q, q.num_permutations)) + ids
-    beams = q.num_permutations + 1
-    reads = [_replies(replace(q, num_selected=k), beams) for k in range(2, q.num_selected + 1)]
-    read = sum(forward_flops(shape, tokens, pairs) for tokens, pairs in reads)
-    ids = 2 * shape.hidden * q.num_candidates * (1 + beams * q.num_selected * (q.num_selected - 1) // 2)
-    return prefill + read + ids
+    grown = q.num_permutations + (0 if replacement else 1)
+    ids = 2 * shape.hidden * q.num_candidates * (1 + grown * (q.num_selected - 1))
+    return prefill + forward_flops(shape, *_replies(q, grown)) + ids
 
 
 def e_score_flops(shape: ModelShape, q: QuestionShape) -> int:
     """Log p_g of m sequences: the body on all tokens, the head on answer tokens only."""
-    sequences = [q.sequence] * q.num_permutations
-    return forward_flops(shape, sum(sequences), causal_pairs(sequences)) + head_flops(
-        shape, q.num_permutations * q.answer
-    )
+    read = forward_flops(shape, *sequences_read(q, q.num_permutations))
+    return read + head_flops(shape, q.num_permutations * q.answer)
 
 
 def reading_flops(shape: ModelShape, prompt: int) -> int:
@@ -214,8 +215,7 @@ def m_generator_flops(shape: ModelShape, q: QuestionShape, *, aligned_sequences:
     input token (base logits, tuned logits, gradient), the answer two at each of its tokens.
     """
     aligned = q.num_permutations if aligned_sequences is None else aligned_sequences
-    sequences = [q.sequence] * q.num_permutations
-    body = training_flops(shape, sum(sequences), causal_pairs(sequences))
-    reference = forward_flops(shape, q.sequence * aligned, causal_pairs([q.sequence] * aligned), adapted=False)
+    body = training_flops(shape, *sequences_read(q, q.num_permutations))
+    reference = forward_flops(shape, *sequences_read(q, aligned), adapted=False) if aligned else 0
     answers = 2 * head_flops(shape, q.num_permutations * q.answer)
     return body + reference + answers + 3 * head_flops(shape, aligned * (q.sequence - q.answer - 1))

@@ -155,7 +155,9 @@ def mean_question(
     scored = math.perm(n, K) if config.e_step.exact else config.e_step.num_permutations
     prompt = min(_prompt_tokens(RANKING_TEMPLATE, n, texts), context)
     sequence, single = (min(_prompt_tokens(ANSWER_TEMPLATE, k, texts) + texts.answer_tokens, context) for k in (K, 1))
-    return QuestionShape(n, K, scored, prompt, sequence, texts.answer_tokens), single
+    common = len(ANSWER_TEMPLATE.partition("{passages}")[0]) // CHARACTERS_PER_TOKEN + texts.question_tokens
+    found = QuestionShape(n, K, scored, prompt, sequence, texts.answer_tokens, common=min(common, single))
+    return found, single
 
 
 def _prompt_tokens(template: str, passages: int, texts: TextSizes) -> int:

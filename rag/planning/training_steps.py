@@ -1,7 +1,7 @@
 """The phases of a training run: operations of each over the whole data, and its memory."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rag.planning.flops import (
@@ -14,6 +14,7 @@ from rag.planning.flops import (
     m_generator_flops,
     m_selector_flops,
     reading_flops,
+    sequences_read,
     writing_flops,
 )
 from rag.planning.training_job import TrainingJob
@@ -188,21 +189,20 @@ def _stores_attention(job: TrainingJob) -> bool:
 def _selector_flops(shape: ModelShape, job: TrainingJob) -> int:
     proposed, decoding = job.proposed, job.selector.decoding
     replies = proposed.num_permutations * proposed.reply if decoding == "autoregressive" else 0
-    recomputed = _recomputed_flops(shape, job, [proposed.prompt + replies])
+    length = proposed.prompt + replies
+    recomputed = _recomputed_flops(shape, job, length, causal_pairs([length]))
     return m_selector_flops(shape, proposed, decoding=decoding) + recomputed
 
 
 def _generator_flops(shape: ModelShape, job: TrainingJob) -> int:
     q = job.question
-    recomputed = _recomputed_flops(shape, job, [q.sequence] * q.num_permutations)
+    recomputed = _recomputed_flops(shape, job, *sequences_read(q, q.num_permutations))
     return m_generator_flops(shape, q, aligned_sequences=job.aligned_sequences(q.num_permutations, 1)) + recomputed
 
 
-def _recomputed_flops(shape: ModelShape, job: TrainingJob, lengths: Sequence[int]) -> int:
-    """Forward passes that gradient checkpointing repeats."""
-    if not job.config.m_step.gradient_checkpointing:
-        return 0
-    return forward_flops(shape, sum(lengths), causal_pairs(lengths))
+def _recomputed_flops(shape: ModelShape, job: TrainingJob, tokens: int, pairs: int) -> int:
+    """The forward pass that gradient checkpointing repeats."""
+    return forward_flops(shape, tokens, pairs) if job.config.m_step.gradient_checkpointing else 0
 
 
 def _evaluation(job: TrainingJob) -> list[TrainingStep]:
