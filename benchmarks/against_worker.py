@@ -94,8 +94,7 @@ class Present:
 
     def m_step(self, joint: Any, config: Any, found: Any, folder: Path) -> Any:
         """The trainer of one M-step."""
-        most = config.e_step.num_permutations
-        return self.MStepTrainer(joint, config, found, output_dir=folder, seed=0, max_permutations=most)
+        return self.MStepTrainer(joint, config, found, output_dir=folder, seed=0)
 
 
 class Before(Present):

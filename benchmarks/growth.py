@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import LlamaConfig
 
 from benchmarks.round import our_round
-from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, our_loss, pipeline, posteriors, step
+from benchmarks.setting import Pipeline, answer_rows, decoder, language_model, our_step, pipeline, posteriors
 from benchmarks.timing import keep_freed_memory
 from rag.planning.flops import (
     ModelShape,
@@ -107,7 +107,7 @@ def steps(p: Pipeline, m: int) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
 
     def learn(role: str) -> object:
-        return step(p, role, lambda: our_loss(joint, role, found))
+        return our_step(p, joint, role, found)
 
     return {
         "E-sample": lambda: p.selector.propose(p.candidates, SamplingConfig(num_permutations=m), generator=generator),

@@ -18,7 +18,7 @@ from benchmarks.setting import (
     agree,
     lengths,
     load,
-    our_loss,
+    our_step,
     pipeline,
     posteriors,
     qwen_half_billion,
@@ -62,7 +62,7 @@ def build(
         path="M-generator + SelfAug" + (", row KL" if aligned else ""),
         shape=f"{options.shape or name}, V = {config.vocab_size:,}, {m} rows of {row + answer}",
         rival=lambda: step(p, "generator", lambda: rivals.generator_loss(p, found)),
-        ours=lambda: step(p, "generator", lambda: our_loss(joint, "generator", found)),
+        ours=lambda: our_step(p, joint, "generator", found),
         check=lambda: check(p, exact, found, options.gradient_tolerance),
         flops=m_generator_flops(p.shape, question, aligned_sequences=aligned),
         dtype=options.dtype,
@@ -75,10 +75,10 @@ def build(
 def check(p: Pipeline, joint: JointModel, found: list[Posterior], tolerance: float) -> None:
     """The same gradient, all rows aligned; the control has another permutation's weights."""
     expected = step(p, "generator", lambda: rivals.generator_loss(p, found))
-    ours = step(p, "generator", lambda: our_loss(joint, "generator", found))
+    ours = our_step(p, joint, "generator", found)
     weights_m = found[0].weights_m
     wrong = replace(found[0], weights_m=(1 - weights_m) / (len(weights_m) - 1))
-    control = step(p, "generator", lambda: our_loss(joint, "generator", [wrong]))
+    control = our_step(p, joint, "generator", [wrong])
     agree("M-generator", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 
 

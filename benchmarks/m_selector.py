@@ -14,7 +14,7 @@ from benchmarks.setting import (
     agree,
     lengths,
     load,
-    our_loss,
+    our_step,
     pipeline,
     posteriors,
     relative_error,
@@ -42,7 +42,7 @@ def build(options: Options, decoding: str, prompt: int, target: float) -> Case:
         path=f"M-selector, {decoding}",
         shape=f"{name}, prompt of {prompt}",
         rival=lambda: step(p, "selector", lambda: rivals.selector_loss(p, found)),
-        ours=lambda: step(p, "selector", lambda: our_loss(joint, "selector", found)),
+        ours=lambda: our_step(p, joint, "selector", found),
         check=lambda: check(p, joint, found, options.gradient_tolerance),
         flops=m_selector_flops(p.shape, question, decoding=decoding),
         dtype=options.dtype,
@@ -55,9 +55,9 @@ def check(p: Pipeline, joint: JointModel, found: list[Posterior], tolerance: flo
     if p.selector.config.decoding == "single_pass":
         return  # another selector than the rival's: tests hold it against enumeration
     expected = step(p, "selector", lambda: rivals.selector_loss(p, found))
-    ours = step(p, "selector", lambda: our_loss(joint, "selector", found))
+    ours = our_step(p, joint, "selector", found)
     wrong = [Posterior(**{**vars(found[0]), "weights_m": found[0].weights_m.flip(0)})]
-    control = step(p, "selector", lambda: our_loss(joint, "selector", wrong))
+    control = our_step(p, joint, "selector", wrong)
     agree("M-selector", *(relative_error(g, expected) for g in (ours, control)), tolerance=tolerance)
 
 

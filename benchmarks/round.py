@@ -68,9 +68,7 @@ def our_round(p: Pipeline, settings: dict[str, Any]) -> int:
         config = DROConfig().with_settings(fixed | settings)
         found = EStep(p.retriever, p.selector, p.generator, config)(p.examples, round=1)
         joint = JointModel(p.selector, p.generator, config)
-        trainer = MStepTrainer(
-            joint, config, found, output_dir=Path(folder), seed=0, max_permutations=config.e_step.num_permutations
-        )
+        trainer = MStepTrainer(joint, config, found, output_dir=Path(folder), seed=0)
         trainer.train()
         return trainer.total_questions
 

@@ -6,7 +6,7 @@ everything behind the prompt is the library's own. Neither FAISS nor `datasets` 
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,8 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.permutations import Permutations
 from retriever.question_adapter import QuestionAdapter
 from retriever.selector_config import SelectorConfig
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
+from training.micro_batches import PlannedQuestion, micro_batches
 from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
@@ -330,9 +331,15 @@ def answer_rows(p: Pipeline, m: int) -> list[AnswerSequence]:
 # -- one step of learning --------------------------------------------------------------------------------------
 
 
-def our_loss(joint: JointModel, role: str, found: Sequence[Posterior]) -> torch.Tensor:
-    """As the trainer asks for it."""
-    return joint(MicroBatch(role, tuple(found), num_questions=len(found)))["loss"]
+def our_step(p: Pipeline, joint: JointModel, role: str, found: Sequence[Posterior]) -> dict[str, torch.Tensor]:
+    """`step` as the trainer makes it: in micro-batches."""
+    questions = tuple(PlannedQuestion(posterior, seed=0) for posterior in found)
+    config = replace(joint.settings, train_selector=role == "selector", train_generator=role == "generator")
+    with p.model.use(role):
+        for micro_batch in micro_batches(p.selector, p.generator, questions, config):
+            joint(micro_batch)["loss"].backward()
+    p.selector.prior.zero_grad()
+    return adapter_gradients(p.model, role)
 
 
 def step(p: Pipeline, role: str, loss: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:

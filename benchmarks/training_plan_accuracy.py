@@ -152,9 +152,7 @@ def run(case: Case) -> dict[str, Any]:
         e_step = EStep(retriever, selector, generator, config)
         posteriors, e_found = _measured(case, lambda: e_step(examples, round=1))
         model = JointModel(selector, generator, config)
-        trainer = MStepTrainer(
-            model, config, posteriors, output_dir=Path(folder), seed=0, max_permutations=config.e_step.num_permutations
-        )
+        trainer = MStepTrainer(model, config, posteriors, output_dir=Path(folder), seed=0)
 
         def train() -> None:
             with model.language_model.gradient_checkpointing(case.checkpointing):

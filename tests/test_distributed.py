@@ -29,7 +29,8 @@ from retriever.dense import DenseRetriever
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
+from training.micro_batches import MicroBatch
 
 mode, index_path = sys.argv[1], sys.argv[2]
 dist.init_process_group("gloo")

@@ -59,7 +59,7 @@ def run(make_rag: Callable[..., RAG], tmp_path: Path) -> Callable[..., list[floa
 
 
 def test_exact_em_never_lowers_the_likelihood_and_sampling_approximates_it(run: Callable[..., list[float]]) -> None:
-    exact = run("exact", e_step__exact=True, m_step__sequences_per_micro_batch=12)
+    exact = run("exact", e_step__exact=True, m_step__tokens_per_micro_batch=4000)
     assert len(exact) == 11
     assert all(later >= earlier for earlier, later in itertools.pairwise(exact))
     gain = exact[-1] - exact[0]

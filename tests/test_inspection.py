@@ -17,7 +17,8 @@ from retriever.dense import DenseRetriever
 from retriever.listwise_selector import ListwiseSelector
 from training import DROConfig, QAExample
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
+from training.micro_batches import MicroBatch
 
 EXAMPLES = [
     QAExample("q1", "who wrote Hamlet?", ("Shakespeare",), ("p0",)),

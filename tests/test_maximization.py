@@ -19,8 +19,10 @@ from retriever.permutations import enumerate_permutations
 from retriever.selector import standardise
 from training.config import DROConfig
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
-from training.maximization import MStepTrainer, micro_batches_per_batch, plan_micro_batches
+from training.joint_model import JointModel
+from training.maximization import MStepTrainer
+from training.micro_batches import MicroBatch, PlannedQuestion, plan_steps, token_counter
+from training.micro_batches import micro_batches as batches_of_step
 from training.posterior import Posterior, answer_sequence
 from training.questions.example import QAExample
 
@@ -181,19 +183,65 @@ def test_token_normalisation_only_scales_each_question(parts: tuple[ListwiseSele
         torch.testing.assert_close(token[name], gradient / tokens[role], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("parts_count", [2, 3, 9])
+def planned(posteriors: list[Posterior], *, seed: int = 3) -> tuple[PlannedQuestion, ...]:
+    return tuple(PlannedQuestion(posterior, seed) for posterior in posteriors)
+
+
+@pytest.mark.parametrize("budget", [1, 700, 10**6])
 @pytest.mark.parametrize("rows", ["all", "one"])
-def test_splitting_sequences_into_micro_batches_changes_no_gradient(
-    parts: tuple[ListwiseSelector, Generator], parts_count: int, rows: str
+def test_the_budget_of_micro_batches_changes_no_gradient(
+    parts: tuple[ListwiseSelector, Generator], budget: int, rows: str
 ) -> None:
-    """Nine parts of at most eight rows: some are empty and must still pass."""
+    """One sequence at a time, several of several questions, and everything at once."""
     selector, generator = parts
     settings = config(e_step__num_permutations=8, selfaug__alpha=0.5, selfaug__permutations=rows)
     posteriors = posteriors_of(parts, settings)
     joint = JointModel(selector, generator, settings)
-    whole = gradients(joint, micro_batches(posteriors, seed=3)[1:])
-    split = [MicroBatch("generator", tuple(posteriors), i, parts_count, 0, 3) for i in range(parts_count)]
-    assert_same(gradients(joint, split), whole)
+    whole = gradients(joint, [replace(batch, seed=3) for batch in micro_batches(posteriors)])
+    divided = settings.with_settings({"m_step.tokens_per_micro_batch": budget})
+    found = batches_of_step(selector, generator, planned(posteriors), divided)
+    assert_same(gradients(joint, found), whole)
+    with pytest.raises(AssertionError):
+        assert_same(gradients(joint, found[:-1]), whole)  # the control: one pass is missing
+
+
+def test_micro_batches_hold_their_budget_of_tokens(parts: tuple[ListwiseSelector, Generator]) -> None:
+    """Every prompt and every sequence once, questions counted once, and no pass larger than it has to be."""
+    selector, generator = parts
+    posteriors = posteriors_of(parts, config())
+    settings = config(m_step__tokens_per_micro_batch=900)
+    batches = batches_of_step(selector, generator, planned(posteriors), settings)
+    ranking = [b for b in batches if b.role == "selector"]
+    answering = [b for b in batches if b.role == "generator"]
+    assert batches == ranking + answering
+    assert sorted(p.example.id for b in ranking for p in b.posteriors) == ["q1", "q2", "q3"]
+    for batch in ranking:
+        lengths = [len(selector.prompt_ids(p.candidates)) for p in batch.posteriors]
+        assert len(lengths) == 1 or max(lengths) * len(lengths) <= 900
+    read = [(p.example.id, u) for b in answering for i, p in enumerate(b.posteriors) for u in b.permutations(i)]
+    assert sorted(read) == [(p.example.id, u) for p in posteriors for u in range(len(p.distinct_scored().z_uK))]
+    sums = [sum(map(len, b.encoded or ())) for b in answering]
+    assert max(sums) <= 900 and sum(sums) > 900 * (len(sums) - 1) * 0.5
+    roomy = batches_of_step(selector, generator, planned(posteriors), config(m_step__tokens_per_micro_batch=10**5))
+    assert [(b.role, len(b.posteriors)) for b in roomy] == [("selector", 3), ("generator", 3)]
+    assert [sum(b.num_questions for b in group) for group in (ranking, answering)] == [3, 0]
+    alone = batches_of_step(selector, generator, planned(posteriors), replace(settings, train_selector=False))
+    assert sum(b.num_questions for b in alone) == 3
+    for batch in answering:
+        again = JointModel(selector, generator, settings).sequences(replace(batch, encoded=None))[0]
+        assert again == list(batch.encoded or ())
+
+
+def test_a_pass_that_keeps_processes_in_step_adds_nothing(parts: tuple[ListwiseSelector, Generator]) -> None:
+    selector, generator = parts
+    settings = config(selfaug__alpha=0.5)
+    posteriors = posteriors_of(parts, settings)
+    joint = JointModel(selector, generator, settings)
+    batches = micro_batches(posteriors)
+    filler = replace(batches[1], counts=False)
+    assert_same(gradients(joint, [*batches, filler]), gradients(joint, batches))
+    with joint.language_model.use("generator"):
+        assert set(float(value.detach()) for value in joint(filler).values()) == {0.0}
 
 
 def test_padding_batch_and_order_invariance(parts: tuple[ListwiseSelector, Generator]) -> None:
@@ -324,30 +372,70 @@ def test_only_parameters_of_the_trained_roles_are_trainable(parts: tuple[Listwis
     assert names(train_retriever=False) == {"selector", "generator", "selector_modules"}
 
 
-def test_plan_keeps_roles_apart_and_processes_in_step(parts: tuple[ListwiseSelector, Generator]) -> None:
-    """5 questions, 2 per batch, 2 processes, 8 rows in parts of 3: batches 3 -> 4, each 1 + 3 micro-batches."""
-    posteriors = (posteriors_of(parts, config()) * 2)[:5]
-    settings = config(m_step__per_device_train_batch_size=2, m_step__sequences_per_micro_batch=3)
-    plan = plan_micro_batches(posteriors, settings, seed=1, world_size=2, max_permutations=8)
-    assert micro_batches_per_batch(settings, 8) == 4
-    assert len(plan) == 4 * 4
-    for rank in range(2):
-        mine = plan[rank::2]
-        assert [b.role for b in mine] == ["selector", "generator", "generator", "generator"] * 2
-        assert [b.part for b in mine] == [0, 0, 1, 2] * 2
-    assert [a.role for a in plan[0::2]] == [b.role for b in plan[1::2]]
-    assert sum(b.num_questions for b in plan) >= 5
+def test_plan_gives_every_process_as_many_steps(parts: tuple[ListwiseSelector, Generator]) -> None:
+    """5 questions, 2 per batch, 2 processes, 2 batches per step: 3 batches and 1 from the start, of 2 x 2 questions."""
+    posteriors = [replace(p, example=replace(p.example, id=str(i))) for i, p in enumerate(many(parts, 5))]
+    settings = config(m_step__per_device_train_batch_size=2, m_step__gradient_accumulation_steps=2)
+    plan = plan_steps(posteriors, settings, seed=1, world_size=2, count_tokens=lambda p: 1)
+    ids = [[question.posterior.example.id for question in step] for step in plan]
+    assert [len(step) for step in ids] == [3, 4]
+    assert {i for step in ids for i in step} == set("01234")
+    assert ids[1][2:] == ids[0][:2]
+    epochs = plan_steps(
+        posteriors, replace(settings, m_step=replace(settings.m_step, num_train_epochs=2)), seed=1, count_tokens=len
+    )
+    assert [len(step) for step in epochs] == [4, 3, 3]
+    assert len({question.seed for step in epochs for question in step}) == 2
 
 
-def test_the_trainer_steps_on_the_mean_over_questions(
-    parts: tuple[ListwiseSelector, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def many(parts: tuple[ListwiseSelector, Generator], count: int) -> list[Posterior]:
+    return (posteriors_of(parts, config()) * count)[:count]
+
+
+def test_a_budget_of_tokens_decides_how_many_questions_share_a_step(
+    parts: tuple[ListwiseSelector, Generator],
 ) -> None:
-    """Gradient accumulation over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
+    """Questions of 30, 20 and 10 tokens by their answers; steps of at most 50 tokens, or of one question."""
+    tokens = {"Shakespeare": 30, "Berlin": 20, "Guido": 10}
+    posteriors = many(parts, 6)
+
+    def steps(budget: int, world_size: int = 1) -> list[list[int]]:
+        settings = config(m_step__tokens_per_optimizer_step=budget)
+        plan = plan_steps(posteriors, settings, seed=1, world_size=world_size, count_tokens=lambda p: tokens[p.answer])
+        return [[tokens[question.posterior.answer] for question in step] for step in plan]
+
+    found = steps(50)
+    assert sorted(t for step in found for t in step) == [10, 10, 20, 20, 30, 30]
+    assert all(sum(step) <= 50 for step in found)
+    assert all(sum(step) + following[0] > 50 for step, following in pairwise(found))
+    assert all(len(step) == 1 for step in steps(1))
+    shared = steps(50, world_size=2)
+    assert [len(shared[0::2]), [len(s) for s in shared[0::2]]] == [len(shared[1::2]), [len(s) for s in shared[1::2]]]
+    assert all(len(a) == 1 or sum(a) + sum(b) <= 50 for a, b in zip(shared[0::2], shared[1::2], strict=True))
+
+
+def test_tokens_of_a_question_are_those_that_are_read(parts: tuple[ListwiseSelector, Generator]) -> None:
+    selector, generator = parts
+    (posterior,) = posteriors_of(parts, config())[:1]
+    prompt = len(selector.prompt_ids(posterior.candidates))
+    rows = [answer_sequence(generator, posterior.candidates, z, posterior.answer) for z in posterior.distinct().z_uK]
+    both = prompt + sum(len(row.input_ids) for row in rows)
+    assert token_counter(selector, generator, config())(posterior) == both
+    assert token_counter(selector, generator, config(train_generator=False))(posterior) == prompt
+    assert token_counter(selector, generator, config(train_selector=False))(posterior) == both - prompt
+
+
+@pytest.mark.parametrize("budget", [1, 2048])
+def test_the_trainer_steps_on_the_mean_over_questions(
+    budget: int, parts: tuple[ListwiseSelector, Generator], tmp_path: Path
+) -> None:
+    """One step over 3 questions of unequal length = the mean of their losses (one SGD step, lr 1)."""
     selector, generator = parts
     settings = config(
         selfaug__alpha=0.5,
         e_step__num_permutations=2,
         m_step__gradient_accumulation_steps=3,
+        m_step__tokens_per_micro_batch=budget,
         m_step__learning_rate=1.0,
         m_step__prior_learning_rate=1.0,
         retriever_training__learning_rate=1.0,
@@ -360,7 +448,7 @@ def test_the_trainer_steps_on_the_mean_over_questions(
     expected = {n: g / 3 for n, g in gradients(joint, micro_batches(posteriors)).items()}
     joint.zero_grad()
     before = {n: p.detach().clone() for n, p in joint.named_parameters()}
-    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0, max_permutations=2)
+    trainer = MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=0)
     trainer.train()
     moved = {n: before[n] - p.detach() for n, p in joint.named_parameters() if not torch.equal(before[n], p)}
     assert_same(moved, {n: g for n, g in expected.items() if n in moved})
@@ -385,7 +473,7 @@ def test_exact_em_does_not_lower_the_likelihood(parts: tuple[ListwiseSelector, G
         posteriors = posteriors_of(parts, settings)
         values.append(sum(p.diagnostics().log_marginal for p in posteriors))
         joint = JointModel(selector, generator, settings)
-        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round, max_permutations=12).train()
+        MStepTrainer(joint, settings, posteriors, output_dir=tmp_path, seed=round).train()
         joint.eval()
     assert all(later >= earlier - 1e-3 for earlier, later in pairwise(values))
     assert values[-1] > values[0] + 0.1
@@ -401,7 +489,7 @@ def test_equal_utilities_do_not_change_the_selector(parts: tuple[ListwiseSelecto
     z = [p.permutations.z for p in flat]
     before = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     joint = JointModel(selector, generator, settings)
-    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0, max_permutations=6).train()
+    MStepTrainer(joint, settings, flat, output_dir=tmp_path, seed=0).train()
     joint.eval()
     after = [log_probs_of(selector, p.candidates, z_mK) for p, z_mK in zip(flat, z, strict=True)]
     torch.testing.assert_close(torch.cat(after), torch.cat(before), atol=1e-4, rtol=0)
@@ -413,4 +501,4 @@ def test_not_finite_losses_stop_the_run(parts: tuple[ListwiseSelector, Generator
     broken = [replace(p, weights_m=p.weights_m * float("nan")) for p in posteriors_of(parts, settings)]
     joint = JointModel(selector, generator, settings)
     with pytest.raises(RuntimeError, match="loss must be finite"):
-        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0, max_permutations=2).train()
+        MStepTrainer(joint, settings, broken, output_dir=tmp_path, seed=0).train()

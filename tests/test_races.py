@@ -27,7 +27,8 @@ from benchmarks.timing import Case, Make, Options
 from rag.planning.flops import ModelShape, causal_pairs, forward_flops, head_flops
 from retriever.selector_config import SamplingConfig
 from training.config import DROConfig
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
+from training.micro_batches import MicroBatch
 
 SIZES = {
     "vocab_size": 270,

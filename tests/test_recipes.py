@@ -19,8 +19,9 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.selector_config import SelectorConfig
 from training.config import DROConfig, EStepConfig, SelfAugConfig, SupervisedConfig
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
 from training.losses import lsr_loss
+from training.micro_batches import MicroBatch
 from training.questions.example import QAExample
 from training.trainer import DROTrainer
 

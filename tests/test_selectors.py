@@ -23,7 +23,8 @@ from retriever.selector_config import SamplingConfig, SelectorConfig
 from retriever.selectors import SELECTORS, config_from_dict, config_to_dict
 from training.config import DROConfig, EStepConfig, MStepConfig
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
+from training.micro_batches import MicroBatch
 from training.prior_weights import fit_prior_weights
 from training.questions.example import QAExample
 

@@ -478,7 +478,7 @@ def test_resume_refuses_a_base_with_other_settings(
         ({"e_step.likelihood_exponent": 0.0}, "likelihood_exponent must be positive"),
         ({"m_step.warmup_steps": -1}, "warmup_steps must be at least 0; got -1"),
         ({"train_selector": False, "train_generator": False}, "both are false"),
-        ({"m_step.sequences_per_micro_batch": 0}, "at least 1 or None"),
+        ({"m_step.tokens_per_optimizer_step": 0}, "at least 1 or None"),
         ({"early_stopping_patience": 0}, "at least 1 or None"),
     ],
 )

@@ -27,8 +27,8 @@ def test_there_are_at_most_six_groups_and_each_checks_itself() -> None:
         assert "__post_init__" in vars(type(group))
     with pytest.raises(UsageError, match="num_permutations must be at least 1; got 0"):
         EStepConfig(num_permutations=0)
-    with pytest.raises(UsageError, match=r"sequences_per_micro_batch must be at least 1 or None; got 0"):
-        MStepConfig(sequences_per_micro_batch=0)
+    with pytest.raises(UsageError, match=r"tokens_per_optimizer_step must be at least 1 or None; got 0"):
+        MStepConfig(tokens_per_optimizer_step=0)
 
 
 def test_settings_survive_their_dictionary() -> None:

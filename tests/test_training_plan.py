@@ -193,7 +193,7 @@ def test_proposed_changes_lower_the_peak_until_it_fits() -> None:
 
 
 def test_settings_that_already_hold_are_not_proposed() -> None:
-    small = job(m_step__gradient_checkpointing=True, m_step__sequences_per_micro_batch=1, selfaug__permutations="one")
+    small = job(m_step__gradient_checkpointing=True, m_step__tokens_per_micro_batch=1, selfaug__permutations="one")
     names = [name for name, _ in possible_changes(small)]
     assert names == ["selfaug.chunk_tokens: 64", "e_step.batch_size: 1", "dtype: bfloat16"]
     assert [name for name, _ in possible_changes(replace(small, device="cuda"))][-1] == "quantization: 4bit"
@@ -203,9 +203,9 @@ def test_settings_that_save_memory() -> None:
     def peak(name: str = "M: generator + SelfAug", **changed: object) -> int:
         return peaks(job(**changed), 0)[name]
 
-    assert peak(m_step__gradient_checkpointing=True) < peak() / 2
-    assert peak(m_step__sequences_per_micro_batch=1) < peak(m_step__sequences_per_micro_batch=2) < peak()
-    assert peak(m_step__per_device_train_batch_size=2) > peak()
+    assert peak(m_step__gradient_checkpointing=True) < 0.6 * peak()
+    assert peak(m_step__tokens_per_micro_batch=1) < peak() < peak(m_step__tokens_per_micro_batch=4 * 808)
+    assert peak(m_step__gradient_accumulation_steps=16) == peak()  # it is the passes that take memory
     assert peak("E: score", e_step__batch_size=1) < peak("E: score")
     on_gpu = always_used(replace(job(), device="cuda"), 0)
     assert "index" not in on_gpu  # it stays in the host's memory

@@ -116,12 +116,15 @@ class MStepConfig:
     num_train_epochs: int = 1
     """Passes over one E-step's samples in the M-step."""
     per_device_train_batch_size: int = 1
-    """Questions per micro-batch (each brings its m permutations)."""
+    """Questions per process in one batch; an optimizer step takes several batches."""
     gradient_accumulation_steps: int = 8
-    """Question batches per optimizer step."""
-    sequences_per_micro_batch: int | None = None
-    """Split the generator's sequences of a question batch (one per permutation) into micro-batches of at most this
-    many; None keeps them together."""
+    """Batches per optimizer step."""
+    tokens_per_optimizer_step: int | None = None
+    """In place of a number of batches, as many of them as so many tokens hold in all processes together, and at least
+    one: questions with short passages then share a step with more others. The loss is still the mean over questions."""
+    tokens_per_micro_batch: int = 2048
+    """Tokens that are read in one forward and backward pass, whichever question of the step they belong to; one
+    sequence is never divided. It decides on memory and speed and changes no gradient."""
     loss_normalization: Literal["token", "sum"] = "token"
     """Divide each question's log-likelihood by its tokens (as the released codes do) or not."""
     max_grad_norm: float = 1.0
@@ -134,7 +137,8 @@ class MStepConfig:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
-        _at_least(1, self, "sequences_per_micro_batch", none=True)
+        _at_least(1, self, "tokens_per_micro_batch")
+        _at_least(1, self, "tokens_per_optimizer_step", none=True)
         _at_least(0, self, "learning_rate", "prior_learning_rate", "max_grad_norm", "weight_decay", "warmup_steps")
         _at_least(0, self, "selector_learning_rate", none=True)
         _check_choices(self)
@@ -371,7 +375,6 @@ RENAMED = {
     "num_train_epochs": "m_step.num_train_epochs",
     "per_device_train_batch_size": "m_step.per_device_train_batch_size",
     "gradient_accumulation_steps": "m_step.gradient_accumulation_steps",
-    "rows_per_micro_batch": "m_step.sequences_per_micro_batch",
     "loss_normalization": "m_step.loss_normalization",
     "max_grad_norm": "m_step.max_grad_norm",
     "weight_decay": "m_step.weight_decay",
@@ -392,7 +395,11 @@ RENAMED = {
 }
 """Settings by their old names."""
 
+_BY_TOKENS = "set m_step.tokens_per_micro_batch, which bounds the tokens of every pass"
 REMOVED = {
+    "rows_per_micro_batch": _BY_TOKENS,
+    "sequences_per_micro_batch": _BY_TOKENS,
+    "m_step.sequences_per_micro_batch": _BY_TOKENS,
     "output_dir": "give it to the trainer: DROTrainer(..., output_dir=...)",
     "resume": "continue a run with train(resume_from_checkpoint=True), in the shell --resume_from_checkpoint true",
     "guidance": "at equal cost it was no better than e_step.proposals_per_sample",

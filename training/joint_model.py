@@ -9,7 +9,6 @@ Legend: R sequences of a micro-batch, H hidden size, N aligned positions, u dist
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,28 +31,13 @@ from training.losses import (
     selfaug_loss,
     selfaug_positions,
 )
+from training.micro_batches import MicroBatch
 from training.posterior import Posterior, answer_sequence, stable_seed
 
 FIRST_KL_TOLERANCE = 1e-3
 """Nats per token that another batch shape may cost in bfloat16."""
 ROUNDED_KL = 1e-6
 """The same in one shape: some architectures (Doge, Inkling) take other kernels where a gradient is wanted."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward and backward sees: some questions, one role."""
-
-    role: str
-    posteriors: tuple[Posterior, ...]
-    part: int = 0
-    """Which share of each question's generator sequences."""
-    parts: int = 1
-    """Shares in all: the same for every question, so that all processes make the same number of passes."""
-    num_questions: int = 0
-    """Questions this micro-batch starts (0 for a later micro-batch of the same questions)."""
-    seed: int = 0
-    """Draws the aligned permutation when SelfAug runs on one of them."""
 
 
 class JointModel(nn.Module):
@@ -72,25 +56,26 @@ class JointModel(nn.Module):
         self.language_model = selector.language_model
         self.selector_modules = selector.modules
         self.question_adapter = selector.retriever.adapter
-        self._selector, self._generator, self._config = selector, generator, config
+        self.selector, self.generator, self.settings = selector, generator, config
         self._must_start_at_zero = self.language_model.is_untrained("generator")
         self._set_trainable()
         self._recomputation = Recomputation(self.language_model.base_model)
 
     def _set_trainable(self) -> None:
-        config = self._config
+        config = self.settings
         wanted = {"selector": config.train_selector, "generator": config.train_generator}
         self.language_model.trainable_roles(tuple(role for role in ROLES if wanted[role]))
         # REPLUG's temperature of the retriever is a constant, and nothing but the retriever learns from it.
-        self._selector.set_trainable(config.train_selector and config.retriever_training.objective != "lsr")
+        self.selector.set_trainable(config.train_selector and config.retriever_training.objective != "lsr")
         teaches_retriever = config.train_selector and config.train_retriever
-        self.question_adapter.requires_grad_(teaches_retriever and self._selector.uses_retriever_scores)
+        self.question_adapter.requires_grad_(teaches_retriever and self.selector.uses_retriever_scores)
 
     def forward(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         """Sum over the micro-batch's questions of their losses, and its parts for logging."""
         # With gradient checkpointing a block's input is all that is kept of it anyway.
         with nullcontext() if self.language_model.is_checkpointing else self._recomputation.forward():
-            return self._loss(micro_batch)
+            found = self._loss(micro_batch)
+        return found if micro_batch.counts else {name: 0 * value for name, value in found.items()}
 
     def _loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         if micro_batch.role == "selector":
@@ -108,7 +93,7 @@ class JointModel(nn.Module):
         Raises:
             UsageError: Nothing is trainable.
         """
-        config = config or self._config
+        config = config or self.settings
         m_step, adapters = config.m_step, self.language_model.adapter_parameters
         rate, decay = m_step.learning_rate, m_step.weight_decay
         selector_rate = rate if m_step.selector_learning_rate is None else m_step.selector_learning_rate
@@ -133,21 +118,21 @@ class JointModel(nn.Module):
     # -- selector ----------------------------------------------------------------------------------------------
 
     def _selector_loss(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
-        if self._config.retriever_training.objective == "lsr":
+        if self.settings.retriever_training.objective == "lsr":
             loss = torch.stack(
                 [
-                    replug_loss(self._selector, p, self._config.retriever_training.lsr_temperature)
+                    replug_loss(self.selector, p, self.settings.retriever_training.lsr_temperature)
                     for p in micro_batch.posteriors
                 ]
             ).sum()
             return {"loss": loss, "retriever_loss": loss.detach()}
-        through_prior = self._config.retriever_training.objective != "distillation"
-        losses_B = selection_losses(self._selector, micro_batch.posteriors, teach_retriever=through_prior)
+        through_prior = self.settings.retriever_training.objective != "distillation"
+        losses_B = selection_losses(self.selector, micro_batch.posteriors, teach_retriever=through_prior)
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
-        total = (choices_B * losses_B / self._tokens(self._selector.config.num_selected)).sum()
+        total = (choices_B * losses_B / self._tokens(self.selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
-        if self.question_adapter.up.requires_grad and self._config.retriever_training.objective != "prior":
-            distilled = torch.stack([distilled_loss(self._selector, p) for p in micro_batch.posteriors]).sum()
+        if self.question_adapter.up.requires_grad and self.settings.retriever_training.objective != "prior":
+            distilled = torch.stack([distilled_loss(self.selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
 
@@ -157,7 +142,7 @@ class JointModel(nn.Module):
         return 1 if by_token is None else by_token.weights_mL.shape[1] // self._tokens(by_token.weights_mL.shape[1])
 
     def _tokens(self, count: int) -> int:
-        return count if self._config.m_step.loss_normalization == "token" else 1
+        return count if self.settings.m_step.loss_normalization == "token" else 1
 
     # -- generator and SelfAug ---------------------------------------------------------------------------------
 
@@ -165,7 +150,7 @@ class JointModel(nn.Module):
         sequences, weights_R, aligned = self.sequences(micro_batch)
         token_weights_N = self._token_weights(micro_batch)
         base_NH = self._base_hidden([sequences[i] for i in aligned.sequences], aligned) if aligned.sequences else None
-        log_p_R, read = self._generator.score(sequences, token_weights_N)
+        log_p_R, read = self.generator.score(sequences, token_weights_N)
         lengths_R = torch.tensor([self._tokens(len(one.answer_ids)) for one in sequences], device=log_p_R.device)
         weights_R = weights_R if token_weights_N is None else torch.ones_like(weights_R)  # they are in log_p_R
         nll = generator_loss(log_p_R / lengths_R, weights_R.to(log_p_R.device))
@@ -177,11 +162,11 @@ class JointModel(nn.Module):
             base_NH,
             aligned.weights_N,
             self.language_model.head,
-            direction=self._config.selfaug.direction,
-            chunk_tokens=self._config.selfaug.chunk_tokens,
+            direction=self.settings.selfaug.direction,
+            chunk_tokens=self.settings.selfaug.chunk_tokens,
         )
         self._check_first_kl(kl, exact=len(aligned.sequences) == len(sequences))
-        loss = nll + self._config.selfaug.alpha * kl
+        loss = nll + self.settings.selfaug.alpha * kl
         return {"loss": loss, "generator_loss": nll.detach(), "selfaug_kl": kl.detach()}
 
     def sequences(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, "_Aligned"]:
@@ -190,41 +175,35 @@ class JointModel(nn.Module):
         return sequences, weights_R, self._aligned_sequences(micro_batch, share_R)
 
     def _weighted_sequences(self, micro_batch: MicroBatch) -> tuple[list[AnswerSequence], Tensor, Tensor]:
-        """This part's sequences of every question, with their posterior weight and their share of the draws."""
-        sequences: list[AnswerSequence] = []
+        """The sequences of every question, with their posterior weight and their share of the draws."""
+        sequences: list[AnswerSequence] = list(micro_batch.encoded or ())
         weights: list[Tensor] = []
         shares: list[Tensor] = []
-        for posterior in micro_batch.posteriors:
+        for number, posterior in enumerate(micro_batch.posteriors):
             d = posterior.distinct_scored()
-            mine = torch.tensor(range(micro_batch.part, len(d.z_uK), micro_batch.parts), dtype=torch.long)
-            if len(mine) == 0:  # fewer distinct ones than parts: a sequence of weight 0 keeps the passes in step
-                sequences.append(answer_sequence(self._generator, posterior.candidates, d.z_uK[0], posterior.answer))
-                weights.append(torch.zeros(1))
-                shares.append(torch.zeros(1))
-                continue
-            sequences += [
-                answer_sequence(self._generator, posterior.candidates, d.z_uK[i], posterior.answer) for i in mine
-            ]
+            mine = list(micro_batch.permutations(number))
+            if micro_batch.encoded is None:
+                z_uK = d.z_uK[mine]
+                sequences += [answer_sequence(self.generator, posterior.candidates, z, posterior.answer) for z in z_uK]
             weights.append(d.weights_u[mine])
             shares.append(d.share_u[mine])
         return sequences, torch.cat(weights), torch.cat(shares)
 
     def _token_weights(self, micro_batch: MicroBatch) -> Tensor | None:
         """The weight of each answer token of `_weighted_sequences`, in order; None for weights of whole answers."""
-        if self._config.e_step.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
+        if self.settings.e_step.marginalization != "token" or any(p.by_token is None for p in micro_batch.posteriors):
             return None
         weights: list[Tensor] = []
-        for posterior in micro_batch.posteriors:
+        for number, posterior in enumerate(micro_batch.posteriors):
             weights_uL = posterior.distinct_scored().weights_uL
             assert weights_uL is not None
-            mine = weights_uL[micro_batch.part :: micro_batch.parts]
-            weights.append(mine.flatten() if len(mine) else torch.zeros_like(weights_uL[0]))
+            weights.append(weights_uL[list(micro_batch.permutations(number))].flatten())
         return torch.cat(weights).to(self.language_model.device)
 
     def _aligned_sequences(self, micro_batch: MicroBatch, share_R: Tensor) -> "_Aligned":
-        if self._config.selfaug.alpha == 0:
+        if self.settings.selfaug.alpha == 0:
             return _Aligned([], [])
-        if self._config.selfaug.permutations == "all":
+        if self.settings.selfaug.permutations == "all":
             chosen = torch.nonzero(share_R).flatten().tolist()
             return _Aligned(chosen, share_R[chosen].tolist())
         return self._one_per_question(micro_batch, share_R)
@@ -233,21 +212,21 @@ class JointModel(nn.Module):
         """One draw of each question, uniformly: it stands for all of them (unbiased)."""
         chosen: list[int] = []
         start = 0
-        for posterior in micro_batch.posteriors:
+        for number, posterior in enumerate(micro_batch.posteriors):
             share_u = posterior.distinct_scored().share_u
             seed = stable_seed(micro_batch.seed, posterior.example.id)
             drawn = int(torch.multinomial(share_u, 1, generator=torch.Generator().manual_seed(seed)))
-            mine = range(micro_batch.part, len(share_u), micro_batch.parts)
+            mine = micro_batch.permutations(number)
             if drawn in mine:
                 chosen.append(start + mine.index(drawn))
-            start += max(len(mine), 1)
+            start += len(mine)
         return _Aligned(chosen, [1.0] * len(chosen))
 
     @torch.no_grad()
     def _base_hidden(self, sequences: list[AnswerSequence], aligned: "_Aligned") -> Tensor:
         """Reference hidden states at the aligned positions `[N, H]`: the adapters off, no graph."""
         with self.language_model.use(BASE):
-            read = self._generator.forward(sequences)
+            read = self.generator.forward(sequences)
         aligned.sequence_of_N, aligned.positions_N, aligned.weights_N = selfaug_positions(
             read.prompt_lengths_B, torch.tensor(aligned.sequence_weights, device=read.hidden_TH.device)
         )

@@ -1,81 +1,37 @@
 """The M-step: make good permutations and good answers likelier, on `transformers.Trainer`.
 
-One optimizer step takes whole questions; each question becomes micro-batches of *one role each* (one for the selector,
-one or more for the generator), whose backward runs before the adapter switches. Every micro-batch's loss is divided by
-the number of questions of the step, so the sum over the step is the mean over questions. The losses are those of
-`training.joint_model`.
+One optimizer step takes whole questions, in micro-batches of *one role each* (`training.micro_batches`), whose backward
+runs before the adapter switches. Every micro-batch's loss is divided by the number of questions of the step, so the sum
+over the step is the mean over questions. The losses are those of `training.joint_model`.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from generator.adapters import ROLES
 from indexes.errors import UsageError
 from training.config import DROConfig
-from training.joint_model import JointModel, MicroBatch
-from training.posterior import Posterior, stable_seed
+from training.joint_model import JointModel
+from training.micro_batches import MicroBatch, Step, micro_batches, plan_steps, token_counter
+from training.posterior import Posterior
 from training.tracking import RunCallbacks
 
 
-def plan_micro_batches(
-    posteriors: Sequence[Posterior], config: DROConfig, *, seed: int, world_size: int = 1, max_permutations: int
-) -> list[MicroBatch]:
-    """All micro-batches of one M-step, in order.
-
-    Batches of questions come in groups of `world_size`, role by role, so that with one batch per process all
-    processes train the same role at the same time. The last group is filled up from the start.
-
-    Args:
-        posteriors: The E-step's result.
-        config: Batch sizes, epochs, what is trained.
-        seed: Of the shuffling.
-        world_size: Number of processes.
-        max_permutations: The most distinct permutations a question can have (decides the number of parts).
-    """
-    parts = _generator_parts(config, max_permutations)
-    plan: list[MicroBatch] = []
-    for epoch in range(config.m_step.num_train_epochs):
-        generator = torch.Generator().manual_seed(stable_seed(seed, epoch))
-        order = torch.randperm(len(posteriors), generator=generator).tolist()
-        size = config.m_step.per_device_train_batch_size
-        batches = [tuple(posteriors[i] for i in order[s : s + size]) for s in range(0, len(order), size)]
-        batches += [batches[i % len(batches)] for i in range(-len(batches) % world_size)]
-        for start in range(0, len(batches), world_size):
-            plan += _group(batches[start : start + world_size], config, parts, stable_seed(seed, epoch))
-    return plan
-
-
-def _group(batches: Sequence[tuple[Posterior, ...]], config: DROConfig, parts: int, seed: int) -> Iterator[MicroBatch]:
-    roles = [("selector", 0, 1)] * config.train_selector
-    roles += [("generator", part, parts) for part in range(parts)] * config.train_generator
-    for i, (role, part, of) in enumerate(roles):
-        for batch in batches:
-            yield MicroBatch(role, batch, part, of, len(batch) if i == 0 else 0, seed)
-
-
-def micro_batches_per_batch(config: DROConfig, max_permutations: int) -> int:
-    """How many micro-batches one batch of questions becomes."""
-    return config.train_selector + _generator_parts(config, max_permutations) * config.train_generator
-
-
-def _generator_parts(config: DROConfig, max_permutations: int) -> int:
-    """Into how many micro-batches the generator's sequences of a question batch are split."""
-    most = config.m_step.sequences_per_micro_batch
-    return math.ceil(max_permutations / most) if most else 1
-
-
-def _only(batch: list[MicroBatch]) -> dict[str, MicroBatch]:
-    return {"micro_batch": batch[0]}
+def _only(batch: list[Step]) -> dict[str, Step]:
+    return {"step": batch[0]}
 
 
 class MStepTrainer(Trainer):
-    """`transformers.Trainer` over planned micro-batches.
+    """`transformers.Trainer` over planned optimizer steps: what it takes for a batch is all of a process's questions.
 
     Everything it offers (callbacks, `report_to`, DeepSpeed, FSDP, mixed precision) stays available through
     `DROConfig.training_arguments`.
@@ -86,7 +42,6 @@ class MStepTrainer(Trainer):
         posteriors: The E-step's result.
         output_dir: Where the trainer logs.
         seed: Of this M-step.
-        max_permutations: As in `plan_micro_batches`.
         callbacks: Further trainer callbacks.
         on_questions: Called with the number of questions each micro-batch starts.
     """
@@ -99,17 +54,18 @@ class MStepTrainer(Trainer):
         *,
         output_dir: Path,
         seed: int,
-        max_permutations: int,
         callbacks: list[TrainerCallback] | None = None,
         on_questions: Callable[[int], object] = lambda count: None,
     ) -> None:
         use_cpu = model.language_model.device.type == "cpu"
-        args = training_arguments(config, output_dir, seed=seed, max_permutations=max_permutations, use_cpu=use_cpu)
+        args = training_arguments(config, output_dir, seed=seed, use_cpu=use_cpu)
         if any(isinstance(callback, RunCallbacks) for callback in callbacks or ()):
             args.report_to = []  # one tracker over all rounds, and not one more for this
-        plan = plan_micro_batches(
-            posteriors, config, seed=seed, world_size=args.world_size, max_permutations=max_permutations
+        selector, generator = model.selector, model.generator
+        counter = (
+            None if config.m_step.tokens_per_optimizer_step is None else token_counter(selector, generator, config)
         )
+        plan = plan_steps(posteriors, config, seed=seed, world_size=args.world_size, count_tokens=counter)
         super().__init__(model=model, args=args, train_dataset=plan, data_collator=_only, callbacks=callbacks)
         # The trainer's own console lines would tear the run's progress bar; loggers chosen by report_to stay.
         self.remove_callback(PrinterCallback)
@@ -131,15 +87,46 @@ class MStepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of one optimizer step, and how many questions they hold over all processes."""
+        """The questions of one optimizer step, and how many they are over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(s["micro_batch"].num_questions for s in samples), device=device)
+        count = torch.tensor(sum(len(s["step"]) for s in samples), device=device)
         return samples, self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one micro-batch under its own adapter."""
-        with self._joint.language_model.use(inputs["micro_batch"].role):
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward of all micro-batches of a step, each under its own adapter."""
+        joint = self._joint
+        batches = micro_batches(joint.selector, joint.generator, inputs["step"], self._dro_config)
+        batches = self._in_step_with_others(batches)
+        losses = []
+        for number, micro_batch in enumerate(batches, start=1):
+            with self._synchronised(model, number == len(batches)), joint.language_model.use(micro_batch.role):
+                losses.append(super().training_step(model, {"micro_batch": micro_batch}, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _in_step_with_others(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """As many passes of each role as the process that has most: wrappers such as FSDP act in every one."""
+        if self.args.world_size == 1:
+            return batches
+        found: list[MicroBatch] = []
+        for role in ROLES:
+            mine = [batch for batch in batches if batch.role == role]
+            most = int(self.accelerator.gather(torch.tensor([len(mine)], device=self.args.device)).max())
+            found += mine
+            found += [replace(mine[-1], num_questions=0, counts=False)] * (most - len(mine))
+        return found
+
+    @contextmanager
+    def _synchronised(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients are reduced over the processes after the last pass of a step, as `Trainer` does with accumulation.
+
+        DeepSpeed has no `no_sync`, and is told by the flag.
+        """
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(last)
+        at_once = state.plugin_kwargs.get("sync_each_batch", False)
+        waits = not (last or at_once or self.accelerator.distributed_type == DistributedType.DEEPSPEED)
+        with self.accelerator.no_sync(model=model) if waits else nullcontext():
+            yield
 
     @property
     def _joint(self) -> JointModel:
@@ -192,9 +179,7 @@ class MStepTrainer(Trainer):
         return self.optimizer
 
 
-def training_arguments(
-    config: DROConfig, output_dir: Path, *, seed: int, max_permutations: int, use_cpu: bool
-) -> TrainingArguments:
+def training_arguments(config: DROConfig, output_dir: Path, *, seed: int, use_cpu: bool) -> TrainingArguments:
     """`transformers.TrainingArguments` of one M-step.
 
     Raises:
@@ -204,9 +189,8 @@ def training_arguments(
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
         "num_train_epochs": 1,  # epochs are part of the plan
-        "per_device_train_batch_size": 1,  # one planned micro-batch
-        "gradient_accumulation_steps": m_step.gradient_accumulation_steps
-        * micro_batches_per_batch(config, max_permutations),
+        "per_device_train_batch_size": 1,  # all questions of an optimizer step
+        "gradient_accumulation_steps": 1,
         "learning_rate": m_step.learning_rate,
         "weight_decay": m_step.weight_decay,
         "max_grad_norm": m_step.max_grad_norm,

@@ -11,7 +11,6 @@ ends with the same weights as one that was never interrupted.
 import hashlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -167,7 +166,6 @@ class DROTrainer:
                 config,
                 self.folder.logs,
                 seed=config.seed,
-                max_permutations=self._max_permutations(),
                 use_cpu=self._on_cpu,
             ),
             [c for c in made if isinstance(c, TrainerCallback)],
@@ -349,7 +347,6 @@ class DROTrainer:
                 posteriors,
                 output_dir=self.folder.logs,
                 seed=stable_seed(self.config.seed, round),
-                max_permutations=self._max_permutations() if round else 1,
                 callbacks=[self.run_callbacks],
                 on_questions=advance,
             )
@@ -527,13 +524,6 @@ class DROTrainer:
         return agreed
 
     # -- small things ------------------------------------------------------------------------------------------
-
-    def _max_permutations(self) -> int:
-        """The most distinct permutations that a question can bring to the M-step."""
-        if not self.config.e_step.exact:
-            return self.config.e_step.num_permutations
-        selector = self.rag.selector.config
-        return math.perm(selector.num_candidates, selector.num_selected)
 
     @contextmanager
     def _bar(self, total: int, label: str) -> Any:

@@ -21,8 +21,9 @@ from rag.pipeline import RAG
 from rag.text_tables import cell, table
 from training import DROConfig, QAExample
 from training.estimation import EStep
-from training.joint_model import JointModel, MicroBatch
+from training.joint_model import JointModel
 from training.losses import selfaug_positions
+from training.micro_batches import MicroBatch
 from training.posterior import Posterior
 
 # -- prompts ---------------------------------------------------------------------------------------------------------

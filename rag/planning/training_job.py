@@ -67,12 +67,17 @@ class TrainingJob:
         return ()
 
     @property
-    def sequences_per_micro_batch(self) -> int:
-        """Sequences of the generator in one micro-batch."""
-        m = self.question.num_permutations
-        most = self.config.m_step.sequences_per_micro_batch
-        parts = math.ceil(m / most) if most else 1
-        return math.ceil(m / parts) * self.config.m_step.per_device_train_batch_size
+    def questions_per_step(self) -> int:
+        """Questions of one optimizer step in one process."""
+        m_step, q = self.config.m_step, self.question
+        found = m_step.per_device_train_batch_size * m_step.gradient_accumulation_steps
+        if m_step.tokens_per_optimizer_step is not None:
+            found = max(1, m_step.tokens_per_optimizer_step // (q.prompt + q.num_permutations * q.sequence))
+        return min(found, self.texts.questions)
+
+    def per_micro_batch(self, tokens: int, most: int) -> int:
+        """How many of at most so many sequences of this length are read in one pass of the M-step."""
+        return min(max(1, self.config.m_step.tokens_per_micro_batch // tokens), most)
 
     def aligned_sequences(self, sequences: int, questions: int) -> int:
         """How many of the sequences of this many questions SelfAug runs on."""

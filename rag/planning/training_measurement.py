@@ -90,8 +90,7 @@ def _maximize(job: TrainingJob, rag: RAG, posteriors: Sequence[Posterior], folde
     if config.m_step.fit_prior_weights and config.train_selector and config.retriever_training.objective != "lsr":
         fit_prior_weights(rag.selector, posteriors)
     model = JointModel(rag.selector, rag.generator, config)
-    most = job.question.num_permutations
-    trainer = MStepTrainer(model, config, posteriors, output_dir=folder, seed=config.seed, max_permutations=most)
+    trainer = MStepTrainer(model, config, posteriors, output_dir=folder, seed=config.seed)
     with model.language_model.gradient_checkpointing(config.m_step.gradient_checkpointing):
         trainer.train()
     model.eval()

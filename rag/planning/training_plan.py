@@ -197,10 +197,9 @@ def possible_changes(job: TrainingJob) -> list[tuple[str, TrainingJob]]:
     """Settings that lower the peak, those that cost least first, each on top of those before."""
     wanted: dict[str, Any] = {
         "selfaug.chunk_tokens": 64,
-        "m_step.per_device_train_batch_size": 1,
         "m_step.gradient_checkpointing": True,
         "selfaug.permutations": "one",
-        "m_step.sequences_per_micro_batch": 1,
+        "m_step.tokens_per_micro_batch": 1,
         "e_step.batch_size": 1,
     }
     found = []

@@ -160,20 +160,21 @@ def _selector_memory(job: TrainingJob) -> StepMemory:
         job.shape,
         PRECISIONS[job.dtype],
         job.proposed,
-        questions=job.config.m_step.per_device_train_batch_size,
+        questions=job.per_micro_batch(job.proposed.prompt, job.questions_per_step),
         checkpointing=job.config.m_step.gradient_checkpointing,
         decoding=job.selector.decoding,
     )
 
 
 def _generator_memory(job: TrainingJob) -> StepMemory:
-    sequences = job.sequences_per_micro_batch
+    questions, m = job.questions_per_step, job.question.num_permutations
+    sequences = job.per_micro_batch(job.question.sequence, questions * m)
     return m_generator_bytes(
         job.shape,
         PRECISIONS[job.dtype],
         job.question,
         sequences=sequences,
-        aligned_sequences=job.aligned_sequences(sequences, job.config.m_step.per_device_train_batch_size),
+        aligned_sequences=job.aligned_sequences(sequences, questions),
         chunk=job.config.selfaug.chunk_tokens,
         checkpointing=job.config.m_step.gradient_checkpointing,
         stored_attention=_stores_attention(job),
