@@ -62,9 +62,7 @@ class MStepTrainer(Trainer):
         if any(isinstance(callback, RunCallbacks) for callback in callbacks or ()):
             args.report_to = []  # one tracker over all rounds, and not one more for this
         selector, generator = model.selector, model.generator
-        counter = (
-            None if config.m_step.tokens_per_optimizer_step is None else token_counter(selector, generator, config)
-        )
+        counter = token_counter(selector, generator, config)
         plan = plan_steps(posteriors, config, seed=seed, world_size=args.world_size, count_tokens=counter)
         super().__init__(model=model, args=args, train_dataset=plan, data_collator=_only, callbacks=callbacks)
         # The trainer's own console lines would tear the run's progress bar; loggers chosen by report_to stay.
