@@ -369,8 +369,7 @@ class Generator:
             yield from stream_tokens(self.language_model, prompt, self.config, ROLE)
             return
         decoding: Decoding | None = None
-        # The adapter is not held between two tokens: whoever consumes them may answer other questions meanwhile, or
-        # never come back.
+        # The adapter is not held between two tokens: their consumer may answer other questions meanwhile, or stop.
         while decoding is None or not decoding.is_complete:
             with self._reading(ROLE):
                 if decoding is None:

@@ -241,9 +241,9 @@ class RAG:
             on_error: For several questions, what to do with one that is empty or does not fit the model's context:
                 "raise" refuses all of them before any is answered, "skip" puts None in its place, with a warning.
                 A single question that cannot be answered is always an error.
-            log_prob: Whether answers get their `log_prob`. It is taken from the generating pass where possible
-                (`Generator.log_probs_of_generated` says where not); False saves the second pass of the others. Modes
-                that choose answers by their probability fill it in either way.
+            log_prob: Whether answers get their `log_prob`. It comes from the pass that generates them
+                (`Generator.complete_scored`), so False saves little. Modes that choose answers by their probability
+                fill it in either way.
 
         Raises:
             DataError: An empty question, or one that does not fit the context.

@@ -27,6 +27,7 @@ from tiny_models import (
 
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
+from generator.prompt_reading import ReadPrompts
 from generator.prompts import AnswerPrompt
 from indexes import IndexWriter
 from indexes.corpora.corpus import Corpus
@@ -144,17 +145,14 @@ def test_a_model_config_replaces_the_options_of_the_base(base: Path, index: Pass
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_log_prob_comes_from_the_generating_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    """Its log-probability comes from the pass that generates it, unless it was cut off or reads otherwise."""
+    """Also where it was cut off or reads otherwise; no answer is read a second time behind its prompt."""
     end = rag.generator.language_model.end_of_answer_id
     with torch.no_grad():
         rag.generator.language_model.base_model.get_output_embeddings().weight[end] *= 3
     rag.generator.config = DecodingConfig(max_new_tokens=40, temperature=temperature)
-    scored: list[int] = []
-    log_probs = rag.generator.log_probs
-    monkeypatch.setattr(rag.generator, "log_probs", lambda rows: scored.append(len(rows)) or log_probs(rows))
+    monkeypatch.setattr(rag.generator, "log_probs", lambda rows: pytest.fail("an answer was read again"))
     torch.manual_seed(1)
     answers = rag.answer(QUESTIONS * 4)
-    assert sum(scored) < len(answers), "at least one was not read again"
     monkeypatch.undo()
     for answer in answers:
         assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4)
@@ -179,10 +177,11 @@ def test_prompts_are_tokenized_once(
     assert len(calls) == len(QUESTIONS) * (3 if one else 1)
 
 
-def test_log_prob_false_saves_the_second_pass(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that are cut off cost a second pass each, which is then saved."""
+def test_log_prob_false_scores_nothing(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the end of answers that are cut off nor those that are written with other tokens."""
     expected = [answer.text for answer in rag.answer(QUESTIONS)]
     monkeypatch.setattr(rag.generator, "log_probs", lambda rows: pytest.fail("an answer was read again"))
+    monkeypatch.setattr(ReadPrompts, "log_probs", lambda *both: pytest.fail("an answer was scored"))
     answers = rag.answer(QUESTIONS, log_prob=False)
     assert [(answer.text, answer.log_prob) for answer in answers] == [(text, None) for text in expected]
 

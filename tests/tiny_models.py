@@ -218,7 +218,17 @@ def reply_with(monkeypatch: pytest.MonkeyPatch, reply: Callable[[str, Sequence[P
         return ids
 
     monkeypatch.setattr(Generator, "prompt_ids", prompt_ids)
-    monkeypatch.setattr(Generator, "complete", lambda self, prompts: [reply(*asked[tuple(p)]) for p in prompts])
+
+    def complete(self: Generator, prompts: Sequence[list[int]]) -> list[str]:
+        return [reply(*asked[tuple(p)]) for p in prompts]
+
+    def complete_scored(self: Generator, prompts: Sequence[list[int]]) -> tuple[list[str], list[float]]:
+        texts = complete(self, prompts)
+        rows = [self.generated_sequence(*both) for both in zip(prompts, texts, strict=True)]
+        return texts, self.log_probs(rows).tolist()
+
+    monkeypatch.setattr(Generator, "complete", complete)
+    monkeypatch.setattr(Generator, "complete_scored", complete_scored)
 
 
 def dro_config(**settings: object) -> DROConfig:
