@@ -130,6 +130,7 @@ def finished(index: PassageIndex, base: Path, tmp_path_factory: pytest.TempPathF
         [
             (WORKER, ["ddp", str(index.path), tests, str(folder / "ddp.json")]),
             (WORKER, ["fsdp", str(index.path), tests, str(folder / "fsdp.json")]),
+            (UNEVEN, [str(index.path), tests, str(folder)]),
             (TRAIN, [str(index.path), tests, str(base), str(folder / "run")]),
         ],
         folder,
@@ -145,6 +146,84 @@ def test_gradients_agree_and_the_reference_is_the_base(mode: str, finished: Path
     assert report["roles"] == ["generator", "selector"]
     assert report["norm"] > 1e-3
     assert report["largest_difference"] <= 1e-6 * report["norm"]
+
+
+UNEVEN = """
+import datetime, json, sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
+from tiny_models import EXAMPLES_FOR_WORKERS as EXAMPLES
+from tiny_models import randomize_adapters, tiny_language_model
+from generator.generator import Generator
+from indexes.directory.passage_index import PassageIndex
+from retriever.dense import DenseRetriever
+from retriever.listwise_selector import ListwiseSelector
+from retriever.selector_config import SelectorConfig
+from training.config import DROConfig
+from training.estimation import EStep
+from training.joint_model import JointModel
+from training.maximization import MStepTrainer
+from training.micro_batches import MicroBatch
+
+index = PassageIndex.open(sys.argv[1])
+model = tiny_language_model()
+randomize_adapters(model)
+retriever = DenseRetriever(index, index.load_encoder())
+selector = ListwiseSelector(model, retriever, config=SelectorConfig(num_candidates=4, num_selected=2))
+generator = Generator(model)
+config = DROConfig.from_dict({
+    "e_step": {"num_permutations": 4, "proposals_per_sample": 1},
+    "m_step": {"gradient_accumulation_steps": 1, "tokens_per_micro_batch": 1, "learning_rate": 1.0,
+               "prior_learning_rate": 1.0, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"},
+    "retriever_training": {"learning_rate": 1.0},
+    "training_arguments": {"optim": "sgd"},
+})
+first, second = EStep(retriever, selector, generator, config)(EXAMPLES, round=1)
+one = torch.tensor([0])
+second = replace(second, permutations=second.permutations.at(one), log_likelihood_m=second.log_likelihood_m[one],
+                 weights_m=torch.ones(1), baseline_m=None, log_omega_m=second.log_omega_m[one])
+joint = JointModel(selector, generator, config)
+
+def mean_gradient(*posteriors):
+    for role in ("selector", "generator"):
+        with model.use(role):
+            joint(MicroBatch(role, posteriors))["loss"].backward()
+    found = {name: p.grad / len(posteriors) for name, p in joint.named_parameters() if p.grad is not None}
+    joint.zero_grad()
+    return found
+
+expected, control = mean_gradient(first, second), mean_gradient(first)
+before = {name: p.detach().clone() for name, p in joint.named_parameters() if name in expected}
+passes = []
+loss_of = JointModel._loss
+JointModel._loss = lambda self, batch: passes.append((batch.role, batch.counts)) or loss_of(self, batch)
+trainer = MStepTrainer(joint, config, [first, second], output_dir=Path(sys.argv[3]), seed=0)
+trainer.train()
+
+def error(gradient):
+    moved = {name: before[name] - p.detach() for name, p in joint.named_parameters() if name in before}
+    scale = max(float(g.abs().max()) for g in gradient.values())
+    return max(float((moved[name] - gradient[name]).abs().max()) for name in gradient) / scale
+
+report = {"error": error(expected), "control": error(control), "passes": passes}
+Path(sys.argv[3], f"uneven-{dist.get_rank()}.json").write_text(json.dumps(report))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_processes_with_unequal_work_learn_the_mean_over_all_questions(finished: Path) -> None:
+    """One has a question of four sequences and the other of one, each of which is a pass: three passes add nothing."""
+    reports = [json.loads((finished / f"uneven-{rank}.json").read_text()) for rank in range(2)]
+    passes = [report["passes"] for report in reports]
+    assert [[role for role, _ in of_one] for of_one in passes] == [["selector"] + 4 * ["generator"]] * 2
+    assert sorted(sum(counts for _, counts in of_one) for of_one in passes) == [2, 5]
+    assert all(report["error"] < 1e-4 < 0.01 < report["control"] for report in reports)
 
 
 TRAIN = """
