@@ -221,11 +221,13 @@ def read_prompts(
 
     Args:
         model: Its active adapter reads; it must support several replies after one prompt, whose masks are used.
-        prompts: Token ids.
+        prompts: Token ids; there may be none.
         room: Tokens that may follow each.
         limits: Sizes of passes and groups.
         together: Indices of prompts that must be in one group; None: each may be in any.
     """
+    if not prompts:
+        return
     units = [[i] for i in range(len(prompts))] if together is None else together
     prefix = _read_prefix(model, prompts)
     for members in _groups(model, prompts, units, room, prefix, limits.max_cache_bytes):

@@ -426,3 +426,11 @@ def test_stop_texts_end_replies_as_in_transformers() -> None:
     assert found == generator.continuations(prompts, stop=stop)
     assert found == [text[: min([text.find(s) for s in stop if s in text], default=len(text))] for text in whole]
     assert found != whole
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_prompts_have_no_replies(temperature: float) -> None:
+    """As where every question of a batch was left out."""
+    generator = Generator(tiny_language_model(), config=DecodingConfig(max_new_tokens=2, temperature=temperature))
+    assert generator.generate([], []) == []
+    assert generator.complete([]) == []
