@@ -155,7 +155,8 @@ def test_log_prob_comes_from_the_generating_pass(rag: RAG, monkeypatch: pytest.M
     answers = rag.answer(QUESTIONS * 4)
     monkeypatch.undo()
     for answer in answers:
-        assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4, rel=1e-6)
+        # Draws may be unlikely: many nats, with the rounding of float32.
+        assert answer.log_prob == pytest.approx(log_prob_of(rag, answer), abs=1e-4, rel=1e-5)
 
 
 @pytest.mark.parametrize("answer_mode", ["permutation", "rag_sequence"])
