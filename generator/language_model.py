@@ -38,6 +38,7 @@ from generator.packed_attention import KeptKeys
 from generator.packed_sequences import AttentionLayout, PackedSequences
 from generator.padding import SharedPrefixTokens, shared_prefix_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
+from indexes.named_models import nearest
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class LanguageModel(nn.Module):
             raise ResourceError(
                 f"A causal language model must be found at {str(name_or_path)!r}; loading it failed: "
                 f"{first_line(error)} Give a Hub name that this machine can reach or a local folder with "
-                "config.json, tokenizer and weights."
+                f"config.json, tokenizer and weights.{nearest(str(name_or_path))}"
             ) from error
         if quantization is None:
             nn.Module.to(model, device)

@@ -103,12 +103,19 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a directory that does not exist yet, atomically: `write` is passed the path to create."""
+    """Write a directory that does not exist yet, atomically: `write` is passed the path to create.
+
+    What a killed process left of it is removed first, and what an error leaves at once.
+    """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
-    write(partial)
-    sync_below(partial)
-    _rename(partial, path)
+    try:
+        write(partial)
+        sync_below(partial)
+        _rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -201,8 +208,12 @@ def _replaced(place: Path) -> Path:
 
 
 @contextmanager
-def exclusive_writer_lock(folder: Path) -> Iterator[None]:
+def exclusive_writer_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a directory that is being written; readers need none.
+
+    Args:
+        folder: The directory.
+        wait: Wait for another process that holds it, instead of an error.
 
     Raises:
         UsageError: Another process holds it, or no file can be written beside the directory.
@@ -210,7 +221,7 @@ def exclusive_writer_lock(folder: Path) -> Iterator[None]:
     # Imported here, so that writing files needs no third-party package.
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=-1 if wait else 0)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

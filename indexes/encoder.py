@@ -35,8 +35,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from indexes.batching import token_budget_batches
 from indexes.corpora.passage import Passage
 from indexes.errors import DataError, ResourceError, UsageError
+from indexes.named_models import nearest
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
-from indexes.tiny_encoder import TINY, encoder_path
+from indexes.tiny_encoder import encoder_path, is_portable_name
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -205,8 +206,9 @@ class Encoder:
         """Load a model from a local folder or the Hugging Face hub.
 
         Args:
-            name_or_path: A folder, a model id on the hub, or "tiny" for the small encoder inside this package, which
-                keeps that name in the manifest of an index: a path inside site-packages says nothing elsewhere.
+            name_or_path: A folder, a model id on the hub, a name in `indexes.named_models` such as "minilm", or "tiny"
+                for the small encoder inside this package. Names are kept in the manifest of an index: the paths that
+                they stand for say nothing on another machine.
             question_prompt: Prefix of every question; None takes the model's own, or nothing.
             passage_prompt: Prefix of every passage; None takes the model's own, or nothing.
             device: Such as "cpu" or "cuda:0"; None takes the best there is.
@@ -241,7 +243,7 @@ class Encoder:
             _set_max_length(model, max_length)
         return cls(
             model,
-            name=TINY if str(name_or_path) == TINY else name,
+            name=str(name_or_path) if is_portable_name(name_or_path) else name,
             revision=revision,
             question_prompt=question_prompt,
             passage_prompt=passage_prompt,
@@ -560,7 +562,7 @@ def _load_model(
         raise ResourceError(
             f"The encoder must be a sentence-transformers model that can be loaded, but {name!r} cannot be. "
             f"Tried {tried} ({_first_line(error)}). Pass the path of a local folder that holds the model, or "
-            "check the name and the network."
+            f"check the name and the network.{nearest(name)}"
         ) from error
     # Modules other than the transformer ignore model_kwargs.
     return model.to(dtype)

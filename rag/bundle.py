@@ -27,7 +27,7 @@ from indexes.atomic_files import read_json, replace_directory
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, UsageError
-from indexes.tiny_encoder import TINY
+from indexes.tiny_encoder import is_portable_name
 from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import answer_mode_to_dict
 from rag.hub import bundle_folder, can_be_found_elsewhere
@@ -287,12 +287,12 @@ def _write_bundle(
 
 
 def _pointer(name: str, folder: Path) -> str:
-    """A model in a folder is pointed to relative to the bundle; a Hub id (or "tiny") stays as it is."""
+    """A model in a folder is pointed to relative to the bundle; a Hub id, a model by name or "tiny" stays as it is."""
     return os.path.relpath(Path(name).resolve(), folder.resolve()) if is_model_folder(name) else name
 
 
 def _is_inside(name: str | Path, folder: Path) -> bool:
-    return name != TINY and Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve())
+    return not is_portable_name(name) and Path(name).exists() and Path(name).resolve().is_relative_to(folder.resolve())
 
 
 def _model_card(config: BundleConfig, report: Sequence[Mapping[str, Any]]) -> str:

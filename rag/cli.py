@@ -27,7 +27,20 @@ from rag.logs import set_up_logs
 
 INTERRUPTED = 130
 _OBJECTS_BEFORE_COLLECTION = 200_000
-_FIRST = ("index", "search", "train", "plan", "evaluate", "forgetting", "sweep", "report", "ask", "inspect", "demo")
+_FIRST = (
+    "index",
+    "search",
+    "train",
+    "plan",
+    "evaluate",
+    "forgetting",
+    "sweep",
+    "report",
+    "ask",
+    "inspect",
+    "models",
+    "demo",
+)
 """Modules of `rag.commands` in the order of the overview; others follow by name."""
 
 

@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from indexes.atomic_files import readable_directory
 from indexes.errors import MismatchError, ResourceError, UsageError
-from indexes.tiny_encoder import TINY
+from indexes.tiny_encoder import is_portable_name
 
 
 def bundle_folder(
@@ -86,5 +86,5 @@ def is_model_id(name: str) -> bool:
 
 
 def can_be_found_elsewhere(model: str) -> bool:
-    """Whether the recorded name of a model is valid on another machine: a Hub id, or "tiny"."""
-    return model == TINY or (bool(model) and not Path(model).exists() and is_model_id(model))
+    """Whether the recorded name of a model is valid on another machine: a Hub id, a model by name or "tiny"."""
+    return is_portable_name(model) or (bool(model) and not Path(model).exists() and is_model_id(model))

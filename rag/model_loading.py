@@ -5,7 +5,7 @@ from pathlib import Path
 from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, ModelConfig
 from generator.language_model import LanguageModel
-from indexes.tiny_encoder import TINY
+from indexes.tiny_encoder import is_portable_name
 from rag.tiny_base import base_path
 
 
@@ -16,7 +16,7 @@ def load_language_model(
     chat: ChatConfig | None = None,
     findings: ArchitectureFindings | None = None,
 ) -> LanguageModel:
-    """The language model of a base: a Hub id, a folder or "tiny", or all settings of its loading.
+    """The language model of a base: a model by name, a Hub id, a folder or "tiny", or all settings of its loading.
 
     Args:
         base: As above.
@@ -31,12 +31,12 @@ def load_language_model(
     model = LanguageModel.from_pretrained(
         base_path(config.name), adapter=adapter, chat=chat, findings=findings, **config.options()
     )
-    # "tiny" means the same everywhere, unlike its folder. Any other folder is recorded by its absolute path, so that it
-    # is found after the process changes its working directory.
+    # "tiny" and models by name mean the same everywhere, unlike their folders. Any other folder is recorded by its
+    # absolute path, so that it is found after the process changes its working directory.
     model.name = str(Path(config.name).absolute()) if is_model_folder(config.name) else config.name
     return model
 
 
 def is_model_folder(name: str) -> bool:
-    """Whether the name of a model is a local folder, and neither a Hub id nor "tiny"."""
-    return name != TINY and Path(name).is_dir()
+    """Whether the name of a model is a local folder, and not a Hub id, a model by name or "tiny"."""
+    return not is_portable_name(name) and Path(name).is_dir()

@@ -27,6 +27,7 @@ FOLDERS = (
     "indexes.directory",
     "training.questions",
     "rag.tiny_base",
+    "rag.models",
     "rag.worlds",
     "rag.answering",
     "rag.evaluation",

@@ -36,6 +36,8 @@ def report(policies: dict[str, LoopTimes], load: float) -> InstallationReport:
         devices=(),
         openmp=(),
         thread_policies=policies,
+        models=(),
+        model_cache="",
         load=load,
         findings=(),
     )

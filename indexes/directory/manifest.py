@@ -4,7 +4,6 @@ It is the only file of an index that changes, and it is replaced atomically: a r
 holds no time and no absolute path of its own: the same build writes the same bytes.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from indexes.atomic_files import write_text
+from indexes.checksums import file_sha256
 from indexes.corpora.corpus import Corpus
 from indexes.encoder import COSINE, SIMILARITIES, Encoder
 from indexes.errors import MismatchError
@@ -120,7 +120,7 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
         """Describe a file."""
-        return cls(path.stat().st_size, _sha256(path))
+        return cls(path.stat().st_size, file_sha256(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +328,7 @@ class Manifest:
                     f"{path} must have {record.bytes} bytes, but it has {size}: it was {state} after the "
                     "build. Copy it again, or build the index again."
                 )
-            if checksums and (found := _sha256(path)) != record.sha256:
+            if checksums and (found := file_sha256(path)) != record.sha256:
                 raise MismatchError(
                     f"{path} must have the SHA-256 {record.sha256}, but it has {found}: it was changed after "
                     "the build. Copy it again, or build the index again."
@@ -435,11 +435,6 @@ def _checked(cls: type, data: Any, where: str) -> dict[str, Any]:
                 f"{_REBUILD}"
             )
     return dict(data)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _version(distribution: str) -> str:

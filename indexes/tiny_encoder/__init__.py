@@ -5,18 +5,31 @@ The model card beside it describes how it was trained; the script is `examples/t
 
 from pathlib import Path
 
+from indexes import model_cache
 from indexes.errors import ResourceError
+from indexes.named_models import is_named
 
 TINY = "tiny"
 
 
 def encoder_path(encoder: str | Path) -> str | Path:
-    """The folder of the built-in encoder for "tiny"; anything else unchanged.
+    """The folder of the built-in encoder for "tiny", of an encoder by name in the cache; anything else unchanged.
+
+    An encoder by name is fetched if it is not there.
 
     Raises:
-        ResourceError: The built-in encoder was not installed.
+        MismatchError: The files of the encoder by name are not those that were published.
+        ResourceError: The built-in encoder was not installed, or the encoder by name cannot be fetched.
+        UsageError: It is the name of a base model.
     """
-    return embedded(Path(__file__).parent / "encoder", "an encoder") if str(encoder) == TINY else encoder
+    if str(encoder) == TINY:
+        return embedded(Path(__file__).parent / "encoder", "an encoder")
+    return model_cache.path(str(encoder), "encoder") if is_named(encoder) else encoder
+
+
+def is_portable_name(name: object) -> bool:
+    """Whether the name of a model means the same on every machine, whatever folders there are: "tiny" or by name."""
+    return str(name) == TINY or is_named(name)
 
 
 def embedded(folder: Path, kind: str) -> Path:

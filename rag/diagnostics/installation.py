@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from rag.models import CachedModel, cache_folder, models
 from rag.text_tables import table
 
 PACKAGES = (
@@ -67,6 +68,10 @@ class InstallationReport:
     openmp: tuple[OpenMPRuntime, ...]
     thread_policies: dict[str, LoopTimes]
     """By the names of `thread_policies`; empty where nothing was measured."""
+    models: tuple[CachedModel, ...]
+    """Models by name, and which are in the cache."""
+    model_cache: str
+    """The folder of that cache."""
     load: float | None
     """Cores that all processes kept busy over the last minute; None where the system does not say."""
     findings: tuple[Finding, ...]
@@ -86,6 +91,8 @@ class InstallationReport:
                 "OpenMP runtimes",
                 *(f"  {runtime.file} ({runtime.threads} threads)" for runtime in self.openmp),
                 *_policy_lines(self.thread_policies, self.load),
+                f"models by name, in {self.model_cache}",
+                *(f"  {_model_line(model)}" for model in self.models),
                 "findings",
                 *(f"  [{finding.level}] {finding.text}" for finding in self.findings),
             ]
@@ -114,9 +121,16 @@ def check_installation(*, measure: bool = True) -> InstallationReport:
         devices=tuple(devices),
         openmp=tuple(runtimes),
         thread_policies=timings if _is_complete(timings) else {},
+        models=tuple(models()),
+        model_cache=str(cache_folder()),
         load=load,
         findings=tuple(findings),
     )
+
+
+def _model_line(found: CachedModel) -> str:
+    state = f"{found.bytes / 1e6:.0f} MB" if found.bytes else f"not there (rag models get {found.model.name})"
+    return f"{found.model.name}: {found.model.model}, {state}"
 
 
 def _version(name: str) -> str | None:

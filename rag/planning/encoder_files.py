@@ -67,7 +67,7 @@ def _positions(encoder: str, *, trust_remote_code: bool) -> tuple[int | None, in
 
     from indexes.encoder import position_limit
 
-    config: Any = AutoConfig.from_pretrained(encoder, trust_remote_code=trust_remote_code)
+    config: Any = AutoConfig.from_pretrained(encoder_path(encoder), trust_remote_code=trust_remote_code)
     stated = getattr(config, "max_position_embeddings", None)
     with torch.device("meta"):  # shapes without numbers
         usable = position_limit(AutoModel.from_config(config, trust_remote_code=trust_remote_code))
@@ -78,7 +78,7 @@ def _stated_length(encoder: str) -> int | None:
     """The length in sentence-transformers' file for the encoder's transformer, under any of the file's names."""
     from sentence_transformers.sentence_transformer.modules import Transformer
 
-    folder = Path(encoder).expanduser()
+    folder = Path(encoder_path(encoder)).expanduser()
     name = str(folder) if folder.is_dir() else encoder
     written: dict[str, Any] = Transformer.load_config(name, local_files_only=True)
     options = (written.get("tokenizer_args") or {}) | (written.get("processor_kwargs") or {})

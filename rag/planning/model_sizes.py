@@ -8,6 +8,7 @@ from typing import Any
 
 from generator.base_config import choose_context, stated_context, text_config
 from indexes.errors import ResourceError, UsageError
+from indexes.named_models import nearest
 from indexes.remote_code import code_refused, is_refusal
 from indexes.tiny_encoder import encoder_path
 from rag.planning.flops import ModelShape
@@ -85,7 +86,7 @@ def _base_config(base: str, revision: str | None, trust_remote_code: bool) -> An
         raise ResourceError(
             f"A causal language model's config.json must be found at {base!r}; reading it failed: "
             f"{(str(error).strip().splitlines() or ['no reason given'])[0]} Give a Hub name that this machine can "
-            "reach or a local folder; weights are not needed."
+            f"reach or a local folder; weights are not needed.{nearest(base)}"
         ) from error
 
 
@@ -131,13 +132,13 @@ def encoder_shape(encoder: str, *, trust_remote_code: bool = False) -> EncoderSh
     if (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         return _word_vectors(folder)
     try:
-        config: Any = AutoConfig.from_pretrained(encoder, trust_remote_code=trust_remote_code)
+        config: Any = AutoConfig.from_pretrained(encoder_path(encoder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         if is_refusal(error):
             raise code_refused("The encoder", encoder) from error
         raise ResourceError(
             f"An encoder's config.json must be found at {encoder!r}; there is none that can be read. Give a Hub name "
-            'that this machine can reach, a local folder, or "tiny".'
+            f'that this machine can reach, a local folder, or "tiny".{nearest(encoder)}'
         ) from error
     H, ffn, layers = (_encoder_size(config, encoder, names) for names in _ENCODER_SIZES)
     parameters = layers * (4 * H**2 + 2 * H * ffn) + config.vocab_size * H

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from indexes.corpora.passage import Passage
 from indexes.errors import UsageError
+from indexes.tiny_encoder import encoder_path
 from rag.planning.encoder_files import find_tokenizer, max_length, stored_passage_prompt
 from rag.planning.index_job import IndexJob, PassageMeasurements, WordStatistics
 from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, SAMPLE_SIZE
@@ -216,7 +217,7 @@ def _two_layers(job: IndexJob) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    config: Any = AutoConfig.from_pretrained(job.encoder, trust_remote_code=job.trust_remote_code)
+    config: Any = AutoConfig.from_pretrained(encoder_path(job.encoder), trust_remote_code=job.trust_remote_code)
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 2, 1000, 0
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:2]

@@ -6,13 +6,21 @@ They make `rag demo` and the tests of the whole pipeline work without a model hu
 
 from pathlib import Path
 
+from indexes import model_cache
+from indexes.named_models import is_named
 from indexes.tiny_encoder import TINY, embedded
 
 
 def base_path(base: str | Path) -> str | Path:
-    """`"tiny"` to the folder of the embedded language model; anything else unchanged.
+    """`"tiny"` to the folder of the embedded language model, a model by name to its file; anything else unchanged.
+
+    A model by name is fetched if it is not there.
 
     Raises:
-        ResourceError: The embedded model was not installed.
+        MismatchError: The files of the model by name are not those that were published.
+        ResourceError: The embedded model was not installed, or the model by name cannot be fetched.
+        UsageError: It is the name of an encoder.
     """
-    return embedded(Path(__file__).parent / "base", "a model") if str(base) == TINY else base
+    if str(base) == TINY:
+        return embedded(Path(__file__).parent / "base", "a model")
+    return model_cache.path(str(base), "base") if is_named(base) else base
