@@ -109,8 +109,8 @@ def store_in_bfloat16(body: nn.Module, read: Callable[[], Tensor], kept: Collect
     """Store the weights of linear layers in bfloat16, where that changes no result under autocast.
 
     A few tokens are read before and after each part of them. Layers whose product autocast does not make in bfloat16
-    (a router that switches it off) or that were not used (some experts) keep their weights. Where results differ all the same, because
-    something reads a weight past its layer, all layers of that part do.
+    (a router that switches it off) or that were not used (some experts) keep their weights. Where results differ all
+    the same, because something reads a weight past its layer, all layers of that part do.
 
     Args:
         body: The model without its output head, with its adapters.
