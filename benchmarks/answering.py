@@ -138,17 +138,21 @@ def ours(s: Sides, part: str) -> Answers:
 def check(options: Options, s: Sides, part: str) -> None:
     """Equal answers in float32; in the precision that is timed, equal scores of the same answers, to rounding.
 
-    The controls are answers to the prompts without their last tokens, and scores that are off by a nat or more.
+    The controls are answers to the prompts without their last tokens, and scores that are off by ten nats.
     """
     exact = Sides(*(generator(options, "float32", s.ours.config.max_new_tokens) for _ in range(2)), s.prompts)
     exact = replace(
         exact, documents=s.documents, prompts=s.prompts[: max(BATCH, s.documents) // s.documents * s.documents]
     )
     texts, log_p = reference(exact, part)
-    found, found_log_p = ours(exact, part)
-    other = ours(replace(exact, prompts=[prompt[:-1] for prompt in exact.prompts]), part)[0]
-    agree(part, *(float(answers != texts) for answers in (found, other)), tolerance=0)
-    agree(part, *(float((x - log_p).abs().max()) for x in (found_log_p, found_log_p + 1)), tolerance=1e-3)
+    other = ours(replace(exact, prompts=[prompt[:-1] for prompt in exact.prompts]), part)
+    # Random weights of a large vocabulary may say nothing that is text, whatever the prompt: then the log-probabilities
+    # tell answers apart.
+    errors = [
+        float(x != texts) + (float((y - log_p).abs().max()) if len(y) == len(log_p) else 1.0)
+        for x, y in (ours(exact, part), other)
+    ]
+    agree(part, *errors, tolerance=1e-3)
     few = s.prompts[:2]
     texts, log_probs = s.ours.complete_scored(few)
     again = scored(s.reference, few, texts)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.timing import Row, line
+from benchmarks.timing import Row, Targets, line
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "What is the capital of France?"
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("| path | shape | rival s | ours s | ratio | to reach | rival MB | ours MB | ratio | of floor |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in found:
-        print(line(row, None))
+        print(line(row, Targets()))
     return 0
 
 

@@ -274,7 +274,7 @@ def measure_round(name: str, value: int, repeats: int) -> Point:
     job = round_job(p, prompt, row, m)
     predicted = plan_training(job, measure_machine(p.shape, "float32", "cpu", step_rows=1)).round_seconds or 0.0
     # Operations are counted step by step in other sweeps.
-    flops = sum(step.flops for step in training_steps(job) if step.in_round)
+    flops = round(sum(step.flops * step.per_round for step in training_steps(job)))
     return Point("round", f"round {name}", value, taken, flops, predicted, flops)
 
 

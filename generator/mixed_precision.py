@@ -13,7 +13,7 @@ Legend: T rows, I inputs, O outputs of a layer.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,8 @@ from indexes.vectors.prefilter import has_fast_bfloat16
 
 logger = logging.getLogger(__name__)
 
+CONVERTED_IN_PARTS = 4
+"""Weights are converted in so many parts, and both copies are in memory of one part only."""
 FEWEST_ROWS = 8
 """With fewer rows, converting a weight to float32 takes longer than a slow product in bfloat16."""
 
@@ -106,9 +108,9 @@ def _num_rows(input: Tensor) -> int:
 def store_in_bfloat16(body: nn.Module, read: Callable[[], Tensor], kept: Collection[nn.Parameter]) -> int:
     """Store the weights of linear layers in bfloat16, where that changes no result under autocast.
 
-    A few tokens are read before and after. Layers whose product autocast does not make in bfloat16 (a router that
-    switches it off) or that were not used (some experts) keep their weights. Where results differ all the same, because
-    something reads a weight past its layer, every layer does.
+    A few tokens are read before and after each part of them. Layers whose product autocast does not make in bfloat16
+    (a router that switches it off) or that were not used (some experts) keep their weights. Where results differ all
+    the same, because something reads a weight past its layer, all layers of that part do.
 
     Args:
         body: The model without its output head, with its adapters.
@@ -129,16 +131,23 @@ def store_in_bfloat16(body: nn.Module, read: Callable[[], Tensor], kept: Collect
     for name in used:
         _replace(body, name, AutocastLinear(layers[name]))
     excluded = {id(parameter) for parameter in kept}
-    found = {id(p): p for name in used for p in layers[name].parameters() if id(p) not in excluded}
-    stored = {p: p.data for p in found.values() if p.dtype == torch.float32}
-    for parameter, exact in stored.items():
-        parameter.data = exact.bfloat16()
-    if not torch.equal(read(), expected):
-        for parameter, exact in stored.items():
-            parameter.data = exact
-        logger.info("Weights stay in float32: stored in bfloat16 they give other results in this architecture.")
-        return 0
-    return sum(parameter.numel() for parameter in stored)
+    found = {id(p): p for name in layers if name in used for p in layers[name].parameters() if id(p) not in excluded}
+    convertible = [p for p in found.values() if p.dtype == torch.float32]
+    size = -(-len(convertible) // CONVERTED_IN_PARTS) or 1
+    return sum(_store(convertible[start : start + size], read, expected) for start in range(0, len(convertible), size))
+
+
+def _store(parameters: Sequence[nn.Parameter], read: Callable[[], Tensor], expected: Tensor) -> int:
+    """Store some weights in bfloat16, unless that changes what is read; how many are stored so."""
+    exact = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.bfloat16()
+    if torch.equal(read(), expected):
+        return sum(parameter.numel() for parameter in parameters)
+    for parameter, values in zip(parameters, exact, strict=True):
+        parameter.data = values
+    logger.info("Weights stay in float32: stored in bfloat16 they give other results in this architecture.")
+    return 0
 
 
 def _note_bfloat16(name: str, used: set[str]) -> Callable[..., None]:

@@ -30,7 +30,7 @@ from rag.planning.text_sizes import (
     index_sizes,
     question_sizes,
 )
-from rag.planning.training_job import EVALUATION_BATCH, TrainingJob, mean_question
+from rag.planning.training_job import EVALUATION_BATCH, SINGLE_PASSAGES, TrainingJob, mean_question
 from rag.planning.training_plan import (
     GPU_EFFICIENCY,
     always_used,
@@ -75,7 +75,7 @@ def test_phases_of_a_run() -> None:
         *("encode corpus", "supervised epochs", "E: sample", "E: score single passages", "E: score"),
         *("M: selector", "M: generator + SelfAug"),
     ]
-    assert [step.times for step in found.values()] == [1, 1, 3, 3, 3, 3, 3]
+    assert [step.times for step in found.values()] == [1, 1, 3, 1, 3, 3, 3]
     generator = found["M: generator + SelfAug"]
     assert generator.flops == 10 * m_generator_flops(SHAPE, job().question)
     # Three products with the head at 799 of the 808 tokens of four rows, two at their 8 answer tokens.
@@ -172,10 +172,28 @@ def test_seconds_are_operations_over_rates() -> None:
     assert (step.attention, step.head) == (10 * 4 * 24 * 14 * 64 * pairs, 10 * 4 * 8 * 2 * 896 * 151936)
     expected = step.body / 1e11 / share + step.attention / 2e10 + step.head / 5e10
     assert plan.phase("E: score").seconds == pytest.approx(expected)
+    once = sum(plan.phase(name).seconds for name in ("supervised epochs", "encode corpus", SINGLE_PASSAGES))
     in_round = sum(phase.seconds for phase in plan.phases if phase.name[:2] in ("E:", "M:"))
-    assert plan.round_seconds == pytest.approx(in_round)
-    once = plan.phase("supervised epochs").seconds + plan.phase("encode corpus").seconds
-    assert plan.seconds == pytest.approx(3 * in_round + once)
+    assert plan.seconds == pytest.approx(3 * (in_round - plan.phase(SINGLE_PASSAGES).seconds) + once)
+
+
+@pytest.mark.parametrize(("used", "times"), [(None, 1), (1, 3), (2, 2), (3, 1), (7, 1)])
+def test_single_passages_are_scored_again_when_they_are_too_old(used: int | None, times: int) -> None:
+    """Three rounds; the mean round has its share of what is not done in every round."""
+    planned = job(**{"e_step.single_passage_rounds": used})
+    plan = plan_training(planned, MACHINE)
+    assert plan.phase(SINGLE_PASSAGES).times == times
+    assert planned.first_round_phases == (() if used == 1 else (SINGLE_PASSAGES,))
+    others = sum(p.seconds for p in plan.phases if p.name[:2] in ("E:", "M:") and p.name != SINGLE_PASSAGES)
+    assert plan.round_seconds == pytest.approx(others + times / 3 * plan.phase(SINGLE_PASSAGES).seconds)
+    assert job(**{"e_step.proposals_per_sample": 1}).first_round_phases == ()
+
+
+def test_a_round_has_all_epochs_of_its_m_step() -> None:
+    plan, one = (plan_training(job(**{"m_step.num_train_epochs": n}), MACHINE) for n in (2, 1))
+    learning = sum(phase.seconds for phase in one.phases if phase.name.startswith("M:"))
+    assert plan.round_seconds is not None and one.round_seconds is not None
+    assert plan.round_seconds - one.round_seconds == pytest.approx(learning)
 
 
 def test_proposed_changes_lower_the_peak_until_it_fits() -> None:
@@ -331,7 +349,7 @@ def test_json_of_a_training_plan_without_weights(
     assert json.loads(json.dumps(plan.to_dict())) == data
     assert plan.kind == "training"
     assert plan.setting.shape.rank == 4
-    assert [phase.times for phase in plan.phases] == [1, 1, 2, 2, 2, 2, 2, 3]
+    assert [phase.times for phase in plan.phases] == [1, 1, 2, 1, 2, 2, 2, 3]
     assert all(phase.seconds >= 0 for phase in plan.phases)
     assert data["seconds"] == pytest.approx(sum(p["seconds"] * p["times"] for p in data["phases"]))
     assert data["memory"]["peak"] == max(p["peak"] for p in data["phases"])

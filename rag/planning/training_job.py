@@ -14,6 +14,8 @@ from training.config import DROConfig
 
 EVALUATION_BATCH = 16
 """Questions that `rag.evaluate` asks at a time."""
+SINGLE_PASSAGES = "E: score single passages"
+"""Name of the phase of the E-step that scores the candidates one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,16 @@ class TrainingJob:
         return not self.config.e_step.exact and self.config.e_step.proposals_per_sample > 1
 
     @property
+    def rounds_of_single_passages(self) -> int:
+        """Rounds in which the candidates are scored one by one; those between use what is kept."""
+        used = self.config.e_step.single_passage_rounds or self.config.rounds
+        return math.ceil(self.config.rounds / used)
+
+    @property
     def first_round_phases(self) -> tuple[str, ...]:
         """Phases of the E-step whose results are kept for the rounds after the first."""
-        return ()
+        kept = self.scores_single_passages and self.config.e_step.single_passage_rounds != 1
+        return (SINGLE_PASSAGES,) if kept else ()
 
     @property
     def questions_per_step(self) -> int:

@@ -55,7 +55,7 @@ def plan_training(job: TrainingJob, machine: Machine | None = None) -> Plan:
         kind="training",
         setting=TrainingSetting.of(job, machine, efficiency),
         phases=phases,
-        round_seconds=sum(phase.seconds for phase, step in zip(phases, steps, strict=True) if step.in_round),
+        round_seconds=sum(phase.seconds * step.per_round for phase, step in zip(phases, steps, strict=True)),
         memory=_memory(job, machine, found),
         disk=_disk(job),
         fits=fits,

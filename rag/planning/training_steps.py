@@ -17,7 +17,7 @@ from rag.planning.flops import (
     sequences_read,
     writing_flops,
 )
-from rag.planning.training_job import TrainingJob
+from rag.planning.training_job import SINGLE_PASSAGES, TrainingJob
 from rag.planning.training_memory import (
     PRECISIONS,
     Precision,
@@ -70,8 +70,8 @@ class TrainingStep:
     memory: StepMemory
     training: bool = False
     """Whether gradients and optimizer state are in memory."""
-    in_round: bool = False
-    """Whether every round has it."""
+    per_round: float = 0
+    """Executions in a round, on average; 0 for what is not part of one."""
 
     @property
     def flops(self) -> int:
@@ -124,8 +124,16 @@ def _round(job: TrainingJob) -> list[TrainingStep]:
             decoding=job.selector.decoding,
         ),
     )
-    single = [_scoring(job, "E: score single passages", job.single_passages)] if job.scores_single_passages else []
-    return [sampling, *single, _scoring(job, "E: score", job.question), *_m_step(job, job.config.rounds)]
+    scored = _scoring(job, "E: score", job.question, job.config.rounds)
+    return [sampling, *_single_passages(job), scored, *_m_step(job, job.config.rounds)]
+
+
+def _single_passages(job: TrainingJob) -> list[TrainingStep]:
+    """Each candidate as the only passage, in the rounds in which it is not known from an earlier one."""
+    if not job.scores_single_passages:
+        return []
+    times = job.rounds_of_single_passages
+    return [replace(_scoring(job, SINGLE_PASSAGES, job.single_passages, times), per_round=times / job.config.rounds)]
 
 
 def _sampling_flops(shape: ModelShape, job: TrainingJob) -> int:
@@ -136,10 +144,10 @@ def _sampling_flops(shape: ModelShape, job: TrainingJob) -> int:
     )
 
 
-def _scoring(job: TrainingJob, name: str, q: QuestionShape) -> TrainingStep:
+def _scoring(job: TrainingJob, name: str, q: QuestionShape, times: int) -> TrainingStep:
     sequences = job.config.e_step.batch_size * q.num_permutations
     memory = e_score_bytes(job.shape, PRECISIONS[job.dtype], q, sequences=sequences)
-    return _step(job, name, job.config.rounds, lambda shape: e_score_flops(shape, q), memory)
+    return _step(job, name, times, lambda shape: e_score_flops(shape, q), memory)
 
 
 def _m_step(job: TrainingJob, rounds: int = 1) -> list[TrainingStep]:
@@ -148,11 +156,18 @@ def _m_step(job: TrainingJob, rounds: int = 1) -> list[TrainingStep]:
     steps: list[TrainingStep] = []
     if job.config.train_selector:
         name, memory = "M: selector", _selector_memory(job)
-        steps.append(_step(job, name, times, lambda shape: _selector_flops(shape, job), memory, training=True))
+        steps.append(_learning(job, name, times, lambda shape: _selector_flops(shape, job), memory))
     if job.config.train_generator:
         name, memory = "M: generator + SelfAug", _generator_memory(job)
-        steps.append(_step(job, name, times, lambda shape: _generator_flops(shape, job), memory, training=True))
+        steps.append(_learning(job, name, times, lambda shape: _generator_flops(shape, job), memory))
     return steps
+
+
+def _learning(
+    job: TrainingJob, name: str, times: int, flops: Callable[[ModelShape], int], memory: StepMemory
+) -> TrainingStep:
+    step = _step(job, name, times, flops, memory)
+    return replace(step, training=True, per_round=job.config.m_step.num_train_epochs)
 
 
 def _selector_memory(job: TrainingJob) -> StepMemory:
@@ -270,7 +285,6 @@ def _step(
     flops: Callable[[ModelShape], int],
     memory: StepMemory,
     *,
-    training: bool = False,
     questions: int | None = None,
 ) -> TrainingStep:
     """A phase of every round; shares of attention and head are what a model without them would save."""
@@ -284,6 +298,5 @@ def _step(
         attention=count * (layers - body),
         head=count * (flops(job.shape) - layers),
         memory=memory,
-        training=training,
-        in_round=True,
+        per_round=1,
     )
