@@ -153,7 +153,7 @@ def _gguf_path(name: str | Path, revision: str | None) -> Path | None:
 
 
 def _unpacked(file: GGUFFile, config: Any, place: str, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import GgufConfig
+    from transformers import GgufConfig  # not there before 5.23, which the extra asks for
 
     # Without the flag transformers 5.23 unpacks the weights of most architectures all the same, but calls the model
     # quantized and refuses to save it; where it has a kernel it leaves them packed, and they cannot be trained.
