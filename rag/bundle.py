@@ -22,6 +22,7 @@ from huggingface_hub import HfApi
 from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
+from generator.model_names import hub_file
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.atomic_files import read_json, replace_directory
 from indexes.checksums import file_sha256
@@ -305,11 +306,12 @@ def _is_inside(name: str | Path, folder: Path) -> bool:
 
 
 def _model_card(config: BundleConfig, report: Sequence[Mapping[str, Any]]) -> str:
+    repository = hub_file(config.base.name)
     arguments = "folder" if config.index.path else "folder, index=an_index_of_this_corpus"
     lines = [
         "---",
         "library_name: dro-rag",
-        f"base_model: {config.base.name}",
+        f"base_model: {repository[0] if repository else config.base.name}",
         "tags: [retrieval-augmented-generation, dro, selfaug, lora]",
         "---",
         "# RAG bundle",

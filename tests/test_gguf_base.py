@@ -371,6 +371,20 @@ def test_a_file_on_the_hub_is_downloaded_and_named(llama: tuple[Path, Path], mon
     assert can_be_found_elsewhere(model.name)
 
 
+def test_a_file_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ResourceError, match=r"on the Hub as 'me/models:gone\.gguf'; downloading it failed: "):
+        load(Path("me/models:gone.gguf"))
+
+
+def test_a_bundle_names_a_file_on_the_hub_as_it_is(pipeline: RAG, tmp_path: Path) -> None:
+    pipeline.generator.language_model.name = "me/models:q4/model.gguf"
+    bundle = pipeline.save_pretrained(tmp_path / "bundle")
+    record = json.loads((bundle / "rag_config.json").read_text())["base"]
+    assert (record["name"], record["is_path"], record["sha256"]) == ("me/models:q4/model.gguf", False, None)
+    assert "base_model: me/models\n" in (bundle / "README.md").read_text()  # the Hub takes repositories alone
+
+
 @pytest.mark.parametrize(
     "name", ["me/models", "models:x.gguf", "C:/models/x.gguf", "me/models:x.bin", "a b/c:x.gguf", ""]
 )
