@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# transformers 5.23.0: a tokenizer from a GGUF file whose "tokenizer.ggml.pre" it does not know cuts text as GPT-2's does,
+# transformers 5.23.0: a tokenizer from a GGUF file whose "tokenizer.ggml.pre" it does not know splits text as GPT-2's does,
 # without a word; and it has one token more than the file.
 #
 # One would guess that an unknown pre-tokenizer is an error or a warning. SmolLM's ("smollm": every digit by itself, then as
@@ -42,8 +42,8 @@ writer.close()
 
 read = PreTrainedTokenizerFast.from_pretrained(".", gguf_file="model.gguf")
 expected, found = own.encode("a\n\n1").tokens, read.tokenize("a\n\n1")
-print("as the file names it", expected)
-print("as transformers cuts", found)
+print("as the file names it  ", expected)
+print("as transformers splits", found)
 print("tokens in the file, tokens of the tokenizer:", len(tokens), len(read))
 assert expected == ["a", "ĊĊ", "1"]
 assert found == ["a", "Ċ", "Ċ", "1"]

@@ -40,7 +40,9 @@ class GGUFFile:
                 "llama-gguf-split --merge."
             )
         if "general.architecture" not in self._fields:
-            raise ResourceError(f"A GGUF file must name its architecture, but {path} does not. Convert the model anew.")
+            raise ResourceError(
+                f"A GGUF file must name its architecture, but {path} does not. Convert the model again."
+            )
         self.architecture = str(self.get("general.architecture"))
         """The name of llama.cpp, such as "llama" or "qwen2"."""
 
@@ -66,7 +68,7 @@ class GGUFFile:
                 yield key.removeprefix(prefix), self.get(key)
 
     def count(self, name: str) -> int:
-        """How many numbers a tensor has."""
+        """How many elements a tensor has."""
         return math.prod(self.tensors[name])
 
     def values(self, name: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A tokenizer that does what a GGUF file says, made of the one that transformers makes.
 
-A file names how text is cut before merges are applied ("tokenizer.ggml.pre"), and transformers 5.23 cuts as GPT-2 does
-where it does not know the name: of SmolLM2 two line breaks before a digit are then two tokens, which the model has
+A file names how text is split before merges are applied ("tokenizer.ggml.pre"), and transformers 5.23 splits as GPT-2
+does where it does not know the name: of SmolLM2 two line breaks before a digit are then two tokens, which the model has
 never seen there. It also adds tokens that its tokenizer classes have by default, beyond the rows of the embedding.
 What the names mean is said by llama.cpp (src/llama-vocab.cpp).
 """
@@ -17,9 +17,9 @@ from generator.gguf_file import GGUFFile
 
 _AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum", "exaone4"}
 """Names for the pre-tokenizer of GPT-2."""
-_DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"}
+_INDIVIDUAL_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"}
 """Names for the same with every digit by itself."""
-_WHOLE_WORDS_FIRST = {
+_IGNORES_MERGES = {
     "llama3",
     "llama-v3",
     "llama-bpe",
@@ -30,12 +30,12 @@ _WHOLE_WORDS_FIRST = {
     "lfm2",
     "tekken",
 }
-"""Names of vocabularies in which a word of the vocabulary is one token whatever the merges say, and which begin a text
-with their first token unless the file says otherwise."""
+"""Names of vocabularies in which a word of the vocabulary is one token whatever the merges say; a text begins with the BOS
+token unless the file says otherwise."""
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _CONTROL, _USER_DEFINED = 3, 4
-_PIECES = ("llama", "gemma4")
-"""Vocabularies of SentencePiece, in which "▁" is a blank."""
+_SENTENCEPIECE = ("llama", "gemma4")
+"""Vocabularies of SentencePiece, in which "▁" is a space."""
 
 
 def tokenizer_of(made: PreTrainedTokenizerBase, file: GGUFFile) -> PreTrainedTokenizerBase:
@@ -49,11 +49,11 @@ def tokenizer_of(made: PreTrainedTokenizerBase, file: GGUFFile) -> PreTrainedTok
         ResourceError: The file says something that is not known here, or the tokenizer cannot do.
     """
     kind = file.get("tokenizer.ggml.model")
-    if kind != "gpt2" and kind not in _PIECES:
+    if kind != "gpt2" and kind not in _SENTENCEPIECE:
         raise refused(file, f"the tokenizer is of the kind {kind!r}, which is not known here")
     backend = _with_tokens_of(made.backend_tokenizer, file, kind)
     if kind == "gpt2":
-        _set_cuts(backend, file)
+        _set_pre_tokenizer(backend, file)
     elif kind == "llama":
         _set_space_before(backend, file)
     ids = {role: file.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLES.items()}
@@ -98,25 +98,25 @@ def _with_tokens_of(made: Any, file: GGUFFile, kind: str) -> Any:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def _set_cuts(backend: Any, file: GGUFFile) -> None:
-    """The pre-tokenizer of a byte-level vocabulary, and whether words come before merges."""
+def _set_pre_tokenizer(backend: Any, file: GGUFFile) -> None:
+    """The pre-tokenizer of a byte-level vocabulary, and whether words of the vocabulary come before merges."""
     name = file.get("tokenizer.ggml.pre")
-    if name in _WHOLE_WORDS_FIRST:
+    if name in _IGNORES_MERGES:
         backend.model.ignore_merges = True
-    if name in _DIGITS_APART:
+    if name in _INDIVIDUAL_DIGITS:
         digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
     elif name not in _AS_GPT2 and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        raise refused(file, f"text is cut by the pre-tokenizer {name!r}, which is not known here")
+        raise refused(file, f"text is split by the pre-tokenizer {name!r}, which is not known here")
 
 
 def _set_space_before(backend: Any, file: GGUFFile) -> None:
-    """Whether a SentencePiece vocabulary puts a blank before a text."""
+    """Whether a SentencePiece vocabulary puts a space before a text."""
     wanted = bool(file.get("tokenizer.ggml.add_space_prefix", True))
     if _has_space_before(backend) != wanted and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
         backend.pre_tokenizer.prepend_scheme = "first" if wanted else "never"
     if _has_space_before(backend) != wanted:
-        raise refused(file, f"a blank before a text (add_space_prefix) is {wanted}, which the tokenizer cannot do")
+        raise refused(file, f"a space before a text (add_space_prefix) is {wanted}, which the tokenizer cannot do")
 
 
 def _has_space_before(backend: Any) -> bool:
@@ -124,8 +124,8 @@ def _has_space_before(backend: Any) -> bool:
 
 
 def _added_around(file: GGUFFile, kind: str, ids: dict[str, int | None]) -> dict[str, bool]:
-    """Whether a text begins with the first token and ends with the last one by itself."""
-    first = kind == "llama" or file.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
+    """Whether BOS and EOS are added to a text."""
+    first = kind == "llama" or file.get("tokenizer.ggml.pre") in _IGNORES_MERGES
     return {
         "add_bos_token": bool(file.get("tokenizer.ggml.add_bos_token", first)) and ids["bos"] is not None,
         "add_eos_token": bool(file.get("tokenizer.ggml.add_eos_token", False)) and ids["eos"] is not None,

@@ -170,7 +170,7 @@ def _unpacked(file: GGUFFile, config: Any, place: str, options: dict[str, Any]) 
         raise refused(file, f"{len(missing)} weights are missing, such as {missing[0]!r}")
     expected, found = _count_in_file(file, config), _count(model)
     if expected != found:
-        raise refused(file, f"{expected:,} numbers are in the file, and {found:,} in the model")
+        raise refused(file, f"its weights have {expected:,} elements, and {found:,} in the model")
     model.config.name_or_path = str(file.path)
     if model.generation_config is not None:
         ends = ends_of_reply(file)
@@ -181,7 +181,7 @@ def _unpacked(file: GGUFFile, config: Any, place: str, options: dict[str, Any]) 
 
 
 def _count_in_file(file: GGUFFile, config: Any) -> int:
-    """Numbers of all weights of a file: were one left out, or read as something else, the model would have others."""
+    """Elements of all weights of a file: were a weight left out, the model would have fewer."""
     beyond = f"blk.{config.num_hidden_layers}."  # blocks that predict several tokens, which transformers has not
     return sum(file.count(name) for name in file.tensors if name != ROPE_FACTORS and not name.startswith(beyond))
 

@@ -172,7 +172,7 @@ def test_weights_have_the_dtype_that_is_asked_for(dtype: str, llama: tuple[Path,
 # -- tokenizers ----------------------------------------------------------------------------------------------------
 
 
-def test_text_is_cut_as_the_file_says(llama: tuple[Path, Path]) -> None:
+def test_text_is_split_as_the_file_says(llama: tuple[Path, Path]) -> None:
     found, reference = load(llama[0]).tokenizer, load(llama[1]).tokenizer
     for special in (True, False):
         rows = [[t(text, add_special_tokens=special)["input_ids"] for text in MIXED_TEXTS] for t in (found, reference)]
@@ -184,7 +184,7 @@ def test_text_is_cut_as_the_file_says(llama: tuple[Path, Path]) -> None:
     assert [found.decode(row) for row in rows[0]] == [reference.decode(row) for row in rows[1]]
 
 
-def test_transformers_alone_cuts_otherwise(llama: tuple[Path, Path]) -> None:
+def test_transformers_alone_splits_otherwise(llama: tuple[Path, Path]) -> None:
     """The control, and the reason for it all: line breaks before a digit are two tokens, and there is one beyond."""
     alone = AutoTokenizer.from_pretrained(llama[0].parent, gguf_file=llama[0].name)
     assert alone("a\n\n1.")["input_ids"] != load(llama[1]).tokenizer("a\n\n1.")["input_ids"]
@@ -192,7 +192,7 @@ def test_transformers_alone_cuts_otherwise(llama: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("space_before", [True, False])
-def test_pieces_are_cut_as_the_file_says(space_before: bool, tmp_path: Path) -> None:
+def test_pieces_are_split_as_the_file_says(space_before: bool, tmp_path: Path) -> None:
     tokenizer = piece_tokenizer(space_before=space_before)
     write_gguf(tmp_path / "model.gguf", plain_model(vocab_size=len(tokenizer)), tokenizer)
     found = find_source(tmp_path / "model.gguf").tokenizer()
@@ -205,7 +205,7 @@ def test_pieces_are_cut_as_the_file_says(space_before: bool, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stated", [True, False, None])
-def test_a_text_begins_with_the_first_token_if_the_file_says_so(stated: bool | None, tmp_path: Path) -> None:
+def test_bos_is_added_if_the_file_says_so(stated: bool | None, tmp_path: Path) -> None:
     changes = {"tokenizer.ggml.add_bos_token": stated, "tokenizer.ggml.bos_token_id": 2}
     changes["tokenizer.ggml.pre"] = "llama-bpe"  # of Llama 3, whose files often say nothing and mean yes
     write_gguf(tmp_path / "model.gguf", plain_model(), digit_tokenizer(), changes=changes)
@@ -215,7 +215,7 @@ def test_a_text_begins_with_the_first_token_if_the_file_says_so(stated: bool | N
 
 
 def test_every_control_token_is_one_token(tmp_path: Path) -> None:
-    """DeepSeek's have letters that transformers spells as bytes, and then cuts into pieces."""
+    """DeepSeek's have letters that transformers spells as bytes, and then splits."""
     tokens = [token for token, _ in sorted(digit_tokenizer().get_vocab().items(), key=lambda item: item[1])]
     tokens[3] = ASSISTANT
     path = tmp_path / "model.gguf"
@@ -456,7 +456,7 @@ def test_weights_that_transformers_leaves_out_are_seen(tmp_path: Path) -> None:
     tensors = {f"blk.{i}.attn_q.bias": np.ones(32, np.float32) for i in range(2)}
     write_gguf(tmp_path / "model.gguf", plain_model(), digit_tokenizer(), tensors=tensors)
     AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")  # the control
-    with pytest.raises(ResourceError, match=r"'llama' [\d,]+ numbers are in the file, and [\d,]+ in the model"):
+    with pytest.raises(ResourceError, match=r"'llama' its weights have [\d,]+ elements, and [\d,]+ in the model"):
         load(tmp_path / "model.gguf")
 
 
@@ -494,7 +494,7 @@ def smollm2() -> Path:
     return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
 
 
-def test_smollm2_answers_and_cuts_as_its_own_tokenizer(smollm2: Path) -> None:
+def test_smollm2_answers_and_splits_as_its_own_tokenizer(smollm2: Path) -> None:
     model = LanguageModel.from_pretrained(smollm2, adapter=ADAPTER, device="cpu")
     assert (model.context_length, len(model.tokenizer)) == (8192, 49152)
     assert model.tokenizer.tokenize("a\n\n1. 1773") == ["a", "ĊĊ", "1", ".", "Ġ", "1", "7", "7", "3"]
