@@ -30,8 +30,8 @@ _IGNORES_MERGES = {
     "lfm2",
     "tekken",
 }
-"""Names of vocabularies in which a word of the vocabulary is one token whatever the merges say; a text begins with the BOS
-token unless the file says otherwise."""
+"""Names of vocabularies in which a word of the vocabulary is one token whatever the merges say; BOS is added to a text
+unless the file says otherwise."""
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _CONTROL, _USER_DEFINED = 3, 4
 _SENTENCEPIECE = ("llama", "gemma4")
