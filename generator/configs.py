@@ -21,7 +21,7 @@ class ModelConfig:
     """Which base model is loaded, and how; names and meaning as in `AutoModelForCausalLM.from_pretrained`."""
 
     name: str
-    """A causal LM: Hub id, local folder, or "tiny" for the built-in tiny model."""
+    """A causal LM: Hub id, local folder, GGUF file, "owner/repo:file.gguf", or "tiny" for the built-in tiny model."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: str = "auto"

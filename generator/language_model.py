@@ -18,27 +18,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     Cache,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from generator.adapters import ROLES, Adapters, first_line
+from generator.adapters import ROLES, Adapters
 from generator.architecture_checks import find_out, use_packed_attention
 from generator.architecture_findings import ArchitectureFindings, architecture_key
 from generator.base_config import choose_context, text_config
 from generator.chat import Chat
 from generator.configs import AdapterConfig, ChatConfig
 from generator.mixed_precision import store_in_bfloat16
+from generator.model_source import find_source
 from generator.packed_attention import KeptKeys
 from generator.packed_sequences import AttentionLayout, PackedSequences
 from generator.padding import SharedPrefixTokens, shared_prefix_visibility
 from indexes.errors import MismatchError, ResourceError, UsageError
-from indexes.named_models import nearest
 from indexes.remote_code import code_refused, is_refusal, uses_remote_code
 
 logger = logging.getLogger(__name__)
@@ -138,10 +135,11 @@ class LanguageModel(nn.Module):
         trust_remote_code: bool = False,
         findings: ArchitectureFindings | None = None,
     ) -> "LanguageModel":
-        """Load a causal LM from the Hub or a folder.
+        """Load a causal LM from the Hub, a folder or a GGUF file.
 
         Args:
-            name_or_path: Hub name or local folder.
+            name_or_path: Hub name, local folder, GGUF file, or a GGUF file on the Hub as "owner/repo:file.gguf". The
+                weights of a GGUF file are unpacked to `dtype` (needs the `gguf` extra).
             adapter: LoRA settings.
             revision: Branch, tag or commit on the Hub.
             dtype: `"auto"` takes bfloat16 on a GPU that has it (else float16) and float32 on a CPU; or a torch
@@ -156,26 +154,29 @@ class LanguageModel(nn.Module):
 
         Raises:
             ResourceError: The model cannot be found or loaded, or has code of its own that may not run.
-            UsageError: As for the class.
+            UsageError: As for the class, or a quantization of a GGUF file.
         """
         device = device or best_device()
         mixed = dtype == "mixed"
         options: dict[str, Any] = {"dtype": resolve_dtype("float32" if mixed else dtype, device)}
+        source = find_source(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         if quantization is not None:
+            if source.file is not None:
+                raise UsageError(
+                    f"The weights of a GGUF file are unpacked when they are loaded, and cannot be quantized again; got "
+                    f"quantization={quantization!r} for {source.name}. Leave it out, or take the model as safetensors."
+                )
             options |= {"quantization_config": _quantization(quantization), "device_map": {"": device}}
         try:
-            source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-            config = AutoConfig.from_pretrained(name_or_path, **source)
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **source)
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, config=config, **source, **options)
-        except (OSError, ValueError, ImportError) as error:
+            config = source.config()
+            tokenizer = source.tokenizer()
+            model = source.model(config, **options)
+        except ResourceError:
+            raise
+        except source.errors as error:
             if is_refusal(error):
-                raise code_refused("The base", str(name_or_path)) from error
-            raise ResourceError(
-                f"A causal language model must be found at {str(name_or_path)!r}; loading it failed: "
-                f"{first_line(error)} Give a Hub name that this machine can reach or a local folder with "
-                f"config.json, tokenizer and weights.{nearest(str(name_or_path))}"
-            ) from error
+                raise code_refused("The base", source.name) from error
+            raise source.not_loaded(error) from error
         if quantization is None:
             nn.Module.to(model, device)
         loaded = cls(

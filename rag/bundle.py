@@ -22,16 +22,18 @@ from huggingface_hub import HfApi
 from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
+from generator.model_names import hub_file
 from generator.prompts import AnswerPrompt, RankingPrompt
 from indexes.atomic_files import read_json, replace_directory
+from indexes.checksums import file_sha256
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
-from indexes.errors import MismatchError, UsageError
+from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.tiny_encoder import is_portable_name
 from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import answer_mode_to_dict
 from rag.hub import bundle_folder, can_be_found_elsewhere
-from rag.model_loading import is_model_folder, load_language_model
+from rag.model_loading import is_model_path, load_language_model
 from retriever.question_adapter import QuestionAdapter
 from retriever.retriever import Retriever
 from retriever.retrievers import retriever_to_dict
@@ -42,7 +44,7 @@ from training.checkpoint import load_learned, write_learned
 
 CONFIG_FILE = "rag_config.json"
 LEARNED_FOLDER = "learned"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RESTORE = "Restore the bundle, or save it again."
 
 logger = logging.getLogger(__name__)
@@ -80,8 +82,10 @@ class BaseRecord:
     """Which base model a bundle uses, and how it was loaded."""
 
     name: str
-    is_folder: bool
-    """Whether `name` is a folder, relative to the bundle."""
+    is_path: bool
+    """Whether `name` is a folder or a file, relative to the bundle."""
+    sha256: str | None
+    """Digest (hex) of a GGUF file; None for a folder or a name."""
     revision: str | None
     dtype: str
     quantization: str | None
@@ -94,7 +98,7 @@ class EncoderRecord:
     """Which encoder a bundle uses."""
 
     name: str
-    is_folder: bool
+    is_path: bool
     """Whether `name` is a folder, relative to the bundle."""
     revision: str | None
     trust_remote_code: bool
@@ -200,7 +204,8 @@ def _config_of(pipeline: Pipeline, folder: Path, index: bool, encoder: bool, bas
         created_by=f"dro-rag {version('dro-rag')}",
         base=BaseRecord(
             name="base" if base else _pointer(model.name, folder),
-            is_folder=base or is_model_folder(model.name),
+            is_path=base or is_model_path(model.name),
+            sha256=None if base else _file_digest(model.name),
             revision=None if base else model.revision,
             dtype=model.dtype_name(),
             quantization=model.quantization,
@@ -210,7 +215,7 @@ def _config_of(pipeline: Pipeline, folder: Path, index: bool, encoder: bool, bas
         findings=model.findings,
         encoder=EncoderRecord(
             name="encoder" if encoder else _pointer(retriever.encoder.name, folder),
-            is_folder=encoder or is_model_folder(retriever.encoder.name),
+            is_path=encoder or is_model_path(retriever.encoder.name),
             revision=None if encoder else retriever.encoder.revision,
             trust_remote_code=retriever.encoder.trust_remote_code,
         ),
@@ -276,9 +281,9 @@ def _write_bundle(
         (partial / CONFIG_FILE).write_text(text, encoding="utf-8")
         if config.index.path == "index":
             shutil.copytree(pipeline.retriever.index.path, partial / "index")
-        if config.encoder.is_folder and config.encoder.name == "encoder":
+        if config.encoder.is_path and config.encoder.name == "encoder":
             pipeline.retriever.encoder.save_pretrained(partial / "encoder")
-        if config.base.is_folder and config.base.name == "base":
+        if config.base.is_path and config.base.name == "base":
             # Unmerged: the adapters are saved separately, and selector, generator and SelfAug's reference need it so.
             pipeline.generator.language_model.save_base(partial / "base")
         (partial / "README.md").write_text(_model_card(config, report), encoding="utf-8")
@@ -287,8 +292,13 @@ def _write_bundle(
 
 
 def _pointer(name: str, folder: Path) -> str:
-    """A model in a folder is pointed to relative to the bundle; a Hub id, a model by name or "tiny" stays as it is."""
-    return os.path.relpath(Path(name).resolve(), folder.resolve()) if is_model_folder(name) else name
+    """A model in a folder or file is pointed to relative to the bundle; any other name stays as it is."""
+    return os.path.relpath(Path(name).resolve(), folder.resolve()) if is_model_path(name) else name
+
+
+def _file_digest(name: str) -> str | None:
+    """SHA-256 (hex) of a base that is one file, None for any other."""
+    return file_sha256(Path(name)) if is_model_path(name) and Path(name).is_file() else None
 
 
 def _is_inside(name: str | Path, folder: Path) -> bool:
@@ -296,11 +306,12 @@ def _is_inside(name: str | Path, folder: Path) -> bool:
 
 
 def _model_card(config: BundleConfig, report: Sequence[Mapping[str, Any]]) -> str:
+    repository = hub_file(config.base.name)
     arguments = "folder" if config.index.path else "folder, index=an_index_of_this_corpus"
     lines = [
         "---",
         "library_name: dro-rag",
-        f"base_model: {config.base.name}",
+        f"base_model: {repository[0] if repository else config.base.name}",
         "tags: [retrieval-augmented-generation, dro, selfaug, lora]",
         "---",
         "# RAG bundle",
@@ -346,8 +357,15 @@ class LoadOptions(TypedDict, total=False):
 
 
 def base_config(config: BundleConfig, folder: Path, **options: Unpack[LoadOptions]) -> ModelConfig:
-    """How the base model of a bundle is loaded: as recorded, but for the given options."""
+    """How the base model of a bundle is loaded: as recorded, but for the given options.
+
+    Raises:
+        MismatchError: It is a GGUF file, and another one is there now.
+        ResourceError: The file is not there.
+    """
     base = config.base
+    if base.sha256 is not None:
+        _check_file(Path(_resolve(base, folder)), base.sha256, folder)
     dtype = options.get("dtype", "auto")
     return ModelConfig(
         name=str(_resolve(base, folder)),
@@ -358,6 +376,17 @@ def base_config(config: BundleConfig, folder: Path, **options: Unpack[LoadOption
         context_length=base.context_length,
         trust_remote_code=options.get("trust_remote_code", False),
     )
+
+
+def _check_file(path: Path, expected: str, folder: Path) -> None:
+    found = file_sha256(path) if path.is_file() else None
+    if found == expected:
+        return
+    message = f"The bundle {folder} was made over the GGUF file {path} with SHA-256 {expected}, "
+    advice = "Put that file there, or save the bundle with include_base=True."
+    if found is None:
+        raise ResourceError(f"{message}but there is no such file. {advice}")
+    raise MismatchError(f"{message}but the file there has {found}. {advice}")
 
 
 def bundled_index(config: BundleConfig, folder: Path, index: str | Path | PassageIndex | None = None) -> PassageIndex:
@@ -417,7 +446,7 @@ def _check_corpus(index: PassageIndex, config: BundleConfig, folder: Path) -> No
 
 
 def _resolve(part: BaseRecord | EncoderRecord, folder: Path) -> str | Path:
-    return (folder / part.name).resolve() if part.is_folder else part.name
+    return (folder / part.name).resolve() if part.is_path else part.name
 
 
 class BundleOptions(HubOptions, LoadOptions, total=False):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from generator.model_names import hub_file, is_model_id
 from indexes.atomic_files import readable_directory
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.tiny_encoder import is_portable_name
@@ -72,19 +72,7 @@ def is_repo_id(name: str) -> bool:
     return "/" in name and is_model_id(name)
 
 
-def is_model_id(name: str) -> bool:
-    """Whether a text can be the id of a model on the Hub, with or without an owner.
-
-    Models without an owner are the Hub's first ones ("gpt2"), and names that sentence-transformers completes
-    ("all-MiniLM-L6-v2").
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
 def can_be_found_elsewhere(model: str) -> bool:
-    """Whether the recorded name of a model is valid on another machine: a Hub id, a model by name or "tiny"."""
-    return is_portable_name(model) or (bool(model) and not Path(model).exists() and is_model_id(model))
+    """Whether the recorded name of a model is valid on another machine: on the Hub, a model by name, or "tiny"."""
+    on_hub = bool(model) and not Path(model).exists() and (is_model_id(model) or hub_file(model) is not None)
+    return is_portable_name(model) or on_hub

@@ -16,7 +16,7 @@ def load_language_model(
     chat: ChatConfig | None = None,
     findings: ArchitectureFindings | None = None,
 ) -> LanguageModel:
-    """The language model of a base: a model by name, a Hub id, a folder or "tiny", or all settings of its loading.
+    """The language model of a base: its name, Hub id, folder, GGUF file or "tiny", or all settings of its loading.
 
     Args:
         base: As above.
@@ -31,12 +31,12 @@ def load_language_model(
     model = LanguageModel.from_pretrained(
         base_path(config.name), adapter=adapter, chat=chat, findings=findings, **config.options()
     )
-    # "tiny" and models by name mean the same everywhere, unlike their folders. Any other folder is recorded by its
-    # absolute path, so that it is found after the process changes its working directory.
-    model.name = str(Path(config.name).absolute()) if is_model_folder(config.name) else config.name
+    # "tiny" and models by name mean the same everywhere, unlike their places. Any other path is recorded as an absolute
+    # one, so that it is found after the process changes its working directory.
+    model.name = str(Path(config.name).absolute()) if is_model_path(config.name) else config.name
     return model
 
 
-def is_model_folder(name: str) -> bool:
-    """Whether the name of a model is a local folder, and not a Hub id, a model by name or "tiny"."""
-    return not is_portable_name(name) and Path(name).is_dir()
+def is_model_path(name: str) -> bool:
+    """Whether the name of a model is a local folder or file, and not a name on the Hub, a model by name or "tiny"."""
+    return bool(name) and not is_portable_name(name) and Path(name).exists()

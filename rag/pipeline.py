@@ -85,7 +85,8 @@ class RAG:
 
         Args:
             index: Index directory, or an opened index.
-            base: Causal LM: a Hub id, a folder, "tiny" for the built-in tiny model, or a `ModelConfig`.
+            base: Causal LM: a Hub id, a folder, a GGUF file, "tiny" for the built-in tiny model, or a
+                `ModelConfig`.
             encoder: The encoder that built the index; default: the one its manifest names.
             retriever: How candidates are found: "dense", "bm25" or "hybrid", or a mapping with that as its "kind" and
                 options of the class, {"kind": "hybrid", "depth": 200}.

@@ -114,7 +114,7 @@ def test_version_ranges(pyproject: dict[str, Any], name: str, admitted: list[str
 
 
 def test_every_requirement_has_a_pin_in_its_range(pyproject: dict[str, Any], pins: dict[str, Version]) -> None:
-    for name, requirement in requirements(pyproject, "dev", "documents", "milvus", "tensorboard").items():
+    for name, requirement in requirements(pyproject, "dev", "documents", "gguf", "milvus", "tensorboard").items():
         assert name in pins, f"{name} is required by pyproject.toml and not pinned by constraints.txt"
         assert pins[name] in requirement.specifier, f"{name}=={pins[name]} is outside {requirement.specifier}"
 
@@ -136,7 +136,7 @@ def test_optional_dependencies_are_not_required(pyproject: dict[str, Any]) -> No
 
 def test_every_import_is_declared(pyproject: dict[str, Any]) -> None:
     """A library that only comes along with another one is gone when that one drops it."""
-    declared = set(requirements(pyproject, "documents", "harness", "milvus", "tensorboard", "quantization"))
+    declared = set(requirements(pyproject, "documents", "gguf", "harness", "milvus", "tensorboard", "quantization"))
     assert sorted({f"{path} imports {name}" for path, name in third_party_imports() if name not in declared}) == []
 
 

@@ -410,7 +410,7 @@ def test_damaged_bundles(rag: RAG, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="must hold a JSON object"):
         RAG.from_pretrained(bundle)
     (bundle / "rag_config.json").write_text('{"format_version": 99}')
-    with pytest.raises(MismatchError, match="format_version 3, got 99"):
+    with pytest.raises(MismatchError, match="format_version 4, got 99"):
         RAG.from_pretrained(bundle)
 
 
@@ -581,7 +581,7 @@ def test_models_of_the_hub_are_named_and_not_uploaded(
     rag.push_to_hub("me/my-rag", include_index=True)
     config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
     assert (config["base"]["name"], config["base"]["revision"]) == ("me/base", "v1")
-    assert config["encoder"] == {"name": "tiny", "is_folder": False, "revision": None, "trust_remote_code": False}
+    assert config["encoder"] == {"name": "tiny", "is_path": False, "revision": None, "trust_remote_code": False}
     assert {p.name for p in (hub.folder / "me/my-rag").iterdir()} == {
         "README.md",
         "rag_config.json",
@@ -713,7 +713,7 @@ def test_models_without_an_owner_are_pushed_by_name(
     rag.generator.language_model.name, rag.retriever.encoder.name = "gpt2", "all-MiniLM-L6-v2"
     rag.push_to_hub("me/my-rag", include_index=True)
     config = json.loads((hub.folder / "me/my-rag/rag_config.json").read_text())
-    assert [(config[part]["name"], config[part]["is_folder"]) for part in ("base", "encoder")] == [
+    assert [(config[part]["name"], config[part]["is_path"]) for part in ("base", "encoder")] == [
         ("gpt2", False),
         ("all-MiniLM-L6-v2", False),
     ]

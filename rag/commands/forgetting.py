@@ -22,7 +22,9 @@ def _forgetting_arguments(parser: Any) -> None:
         "--bundle", type=str, nargs="+", default=[], help="trained pipelines (folders or Hub ids), all over one base"
     )
     parser.add_argument("--name", type=str, nargs="+", help="what tables call them (default: by their folders)")
-    parser.add_argument("--base", type=str, help="without --bundle: the base alone, a Hub name, a folder or tiny")
+    parser.add_argument(
+        "--base", type=str, help="without --bundle: the base alone, a Hub name, a folder, a GGUF file or tiny"
+    )
     parser.add_argument(
         "--role", choices=["generator", "selector"], default="generator", help="whose adapter is compared with the base"
     )

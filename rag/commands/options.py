@@ -163,7 +163,12 @@ def pipeline_arguments(parser: Any, *, answer_mode: bool = True) -> None:
     from retriever import SelectorConfig
 
     parser.add_argument("--index", type=str, help="index directory")
-    parser.add_argument("--base", type=str, default="tiny", help='causal LM: Hub name, folder, or "tiny"')
+    parser.add_argument(
+        "--base",
+        type=str,
+        default="tiny",
+        help='causal LM: Hub name, folder, GGUF file (also owner/repo:file.gguf), or "tiny"',
+    )
     parser.add_argument("--revision", type=str, help="revision on the Hub: of --bundle, or else of --base")
     parser.add_argument("--encoder", type=str, help="encoder folder, if it has moved since the index was built")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32, bfloat16, float16, mixed")

@@ -24,6 +24,7 @@ PACKAGES = (
     "datasets",
     "accelerate",
     "bitsandbytes",
+    "gguf",
 )
 
 

@@ -24,6 +24,7 @@ from rag.evaluation.attribution import Attribution, AttributionSummary, PassageA
 from rag.evaluation.evaluation import Evaluation, ScoredCandidate, argsort_by_id
 from rag.evaluation.order_bias import OrderBias, OrderBiasRecord, OrderBiasSummary
 from rag.evaluation.significance import RESAMPLES
+from rag.model_loading import is_model_path
 from rag.pipeline import RAG
 from retriever.retriever import Retriever
 from training.questions.example import QAExample
@@ -38,7 +39,7 @@ class BaseDescription:
     """The frozen base model: what models that are compared must share."""
 
     name: str
-    """Hub name, "tiny", or the name of its folder without the path."""
+    """Hub name, "tiny", or the name of its folder or file without the path."""
     revision: str | None
     sha256: str
     """Digest of the weights in memory (`base_digest`)."""
@@ -334,7 +335,7 @@ def describe_pipeline(rag: RAG, *, bundle: str | Path | None = None) -> Pipeline
 def describe_base(model: LanguageModel) -> BaseDescription:
     """Name and weights of the frozen base model."""
     return BaseDescription(
-        name=Path(model.name).name if Path(model.name).is_dir() else model.name,
+        name=Path(model.name).name if is_model_path(model.name) else model.name,
         revision=model.revision,
         sha256=base_digest(model),
         dtype=model.dtype_name(),
@@ -397,7 +398,7 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key != "created_by"}
     kept["index"] = {key: value for key, value in config["index"].items() if key != "path"}
     for part in ("base", "encoder"):
-        if config[part]["is_folder"]:
+        if config[part]["is_path"]:
             kept[part] = {key: value for key, value in config[part].items() if key not in ("name", "revision")}
     return kept
 

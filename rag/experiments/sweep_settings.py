@@ -67,7 +67,7 @@ class SweepSettings:
     """As in `training.questions.loading.load_examples`, for the questions of all three files."""
 
     base: str = TINY
-    """Causal LM: Hub name, folder, or "tiny"."""
+    """Causal LM: Hub name, folder, GGUF file, or "tiny"."""
     revision: str | None = None
     encoder: str | None = None
     retriever: str = DenseRetriever.kind

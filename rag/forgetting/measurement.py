@@ -444,7 +444,7 @@ def _check_base(name: str, found: MeasuredBase, expected: MeasuredBase) -> None:
 
 
 def load_base(base: str | Path, **loading: Any) -> Generator:
-    """A base model: a Hub id, a folder, or "tiny"; the rest as in `ModelConfig`, and `chat`."""
+    """A base model: a Hub id, a folder, a GGUF file, or "tiny"; the rest as in `ModelConfig`, and `chat`."""
     chat = loading.pop("chat", None)
     return Generator(load_language_model(ModelConfig(name=str(base), **loading), chat=chat))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from generator.base_config import choose_context, stated_context, text_config
+from generator.model_source import ModelSource, find_source
 from indexes.errors import ResourceError, UsageError
 from indexes.named_models import nearest
 from indexes.remote_code import code_refused, is_refusal
@@ -53,8 +54,10 @@ def base_shape(
 ) -> tuple[ModelShape, int]:
     """The base's sizes and its context, from its config.json (and its tokenizer, where that names no context).
 
+    Of a GGUF file they come from its metadata; one on the Hub is downloaded whole.
+
     Args:
-        base: A folder or a name on the Hub.
+        base: A folder, a name on the Hub, or a GGUF file.
         revision: Of the repository on the Hub.
         rank: Of the LoRA adapters.
         context_length: The context to use, in tokens; None takes the model's.
@@ -64,39 +67,40 @@ def base_shape(
         ResourceError: There is no such model, or it has code of its own that may not run.
         UsageError: A model of another kind, or a context that is longer than the model's.
     """
-    config = _base_config(base, revision, trust_remote_code)
+    source = find_source(base_path(base), revision=revision, trust_remote_code=trust_remote_code)
+    config = _base_config(source)
     text = text_config(config)
     if missing := [name for name in _DECODER_SIZES if not getattr(text, name, None)]:
         raise UsageError(
             f"A plan is made for decoders with gated feed-forward layers (Llama, Qwen, Mistral, Gemma); the config of "
             f"{base!r} ({config.model_type}) has no {missing}."
         )
-    tokenizer = None if stated_context(config) else _tokenizer(base, revision, trust_remote_code)
+    tokenizer = None if stated_context(config) else _tokenizer(source)
     return ModelShape.of(config, rank=rank), choose_context(config, tokenizer, context_length)
 
 
-def _base_config(base: str, revision: str | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
+def _base_config(source: ModelSource) -> Any:
     try:
-        return AutoConfig.from_pretrained(base_path(base), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        return source.config()
+    except ResourceError:
+        raise
+    except source.errors as error:
         if is_refusal(error):
-            raise code_refused("The base", base) from error
+            raise code_refused("The base", source.name) from error
+        if source.file is not None:
+            raise source.not_loaded(error) from error
         raise ResourceError(
-            f"A causal language model's config.json must be found at {base!r}; reading it failed: "
+            f"A causal language model's config.json must be found at {source.name!r}; reading it failed: "
             f"{(str(error).strip().splitlines() or ['no reason given'])[0]} Give a Hub name that this machine can "
-            f"reach or a local folder; weights are not needed.{nearest(base)}"
+            f"reach, a local folder or a GGUF file; weights are not read.{nearest(source.name)}"
         ) from error
 
 
-def _tokenizer(base: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _tokenizer(source: ModelSource) -> Any:
     """The base's tokenizer, or None where it is not available: a plan needs no more than the config."""
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(base_path(base), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError):
+        return source.tokenizer()
+    except source.errors:
         return None
 
 
