@@ -196,7 +196,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkout", type=Path, required=True, help="the other checkout")
     parser.add_argument("--shape", nargs="+", default=["tiny", "smollm2"])
-    parser.add_argument("--weights", help='real weights of the shape: a folder, a .gguf file, or "package"')
+    parser.add_argument("--weights", help="real weights of the shape: a folder, a .gguf file, or a model by name")
     parser.add_argument("--dtype", nargs="+", default=["mixed", "float32"], help="as `LanguageModel.from_pretrained`")
     parser.add_argument("--only", default="", help="paths whose name, with their shape, holds this")
     parser.add_argument("--questions", type=int, help="that are answered; default: by shape")

