@@ -27,9 +27,9 @@ from indexes.errors import UsageError
 Head = Callable[[Tensor], Tensor]
 
 
-def log_importance_weights(log_p_m: Tensor, log_q_m: Tensor, log_likelihood_m: Tensor) -> Tensor:
-    """`log omega_m = log p_s - log q + log p_g`, unnormalised, float32 `[m]`."""
-    return log_p_m.float() - log_q_m.float() + log_likelihood_m.float()
+def log_importance_weights(log_p_m: Tensor, log_q_m: Tensor, log_likelihood_m: Tensor, exponent: float = 1) -> Tensor:
+    """`log omega_m = log p_s - log q + tau log p_g`, unnormalised, float32 `[m]`; tau is the exponent."""
+    return log_p_m.float() - log_q_m.float() + exponent * log_likelihood_m.float()
 
 
 def posterior_weights(log_omega_m: Tensor) -> Tensor:

@@ -30,13 +30,13 @@ from indexes.launcher_check import warn_of_one_process
 from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
-from training.config import DROConfig
+from training.config import AUTO, FALLBACK_EXPONENT, FALLBACK_LSR_TEMPERATURE, DROConfig
 from training.encoder_update import open_trained_retrieval, train_encoder_and_reindex
 from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import fit_prior_weights
+from training.prior_weights import Components, fit_prior_weights, prior_components
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -44,6 +44,7 @@ from training.questions.loading import ignoring_identical_ids, load_examples
 from training.questions.self_retrieval import identical_ids, retrieve
 from training.round_callback import RoundCallback, TrainingState, TrainOutput
 from training.run_folder import RunFolder
+from training.tempering import FittedExponent, fit_exponent, warn_of_fallback
 from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors
 
@@ -157,6 +158,8 @@ class DROTrainer:
         self.state = TrainingState(num_rounds=config.rounds, is_world_process_zero=self.distributed.is_main_process)
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
+        self._lsr_temperature = config.retriever_training.first_lsr_temperature
+        self._fell_back: set[str] = set()  # settings whose fallback was warned of
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
         made = _instances(callbacks or [])
@@ -279,14 +282,16 @@ class DROTrainer:
         started = self._now()
         self.state.round = round
         self._call("on_round_begin")
-        posteriors = self._estimate(round)
-        diagnostics = EStepDiagnostics.mean([p.diagnostics() for p in posteriors]).to_dict()
+        posteriors, components = self._tempered(self._estimate(round), round)
+        found = [p.diagnostics() for p in posteriors]
+        diagnostics = EStepDiagnostics.mean(found).to_dict() | self._lsr_temperature_metric()
         self._call("on_e_step_end", posteriors, diagnostics)
-        prior_weights = self._fit_prior_weights(posteriors, round)
+        warnings = self._judge_teacher(found)
+        prior_weights = self._fit_prior_weights(posteriors, round, components)
         losses = self._maximize(posteriors, round)
         self._call("on_m_step_end", prior_weights | losses)
         self._train_encoder(posteriors, round)
-        self._finish_round(round, diagnostics | prior_weights | losses, started)
+        self._finish_round(round, diagnostics | prior_weights | losses | warnings, started)
 
     def _call(self, event: str, *what: Any) -> None:
         for callback in self.round_callbacks:
@@ -325,25 +330,72 @@ class DROTrainer:
         parts = gather_object([posteriors])
         return [parts[i % n][i // n] for i in range(len(self.train_examples))]
 
-    def _fit_prior_weights(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
+    def _tempered(self, posteriors: list[Posterior], round: int) -> tuple[list[Posterior], Components | None]:
+        """The posteriors at the exponent that is asked for, and the selector's components where they were needed.
+
+        What is "auto" is fitted to the questions of all processes; every process does the same.
+        """
+        lists = self.config.e_step.likelihood_exponent == AUTO
+        single_passages = self.config.retriever_training.lsr_temperature == AUTO and self._learns_by_lsr
+        if not (lists or single_passages):
+            return posteriors, None
+        with self._bar(len(posteriors), f"round {round}: likelihood exponent") as advance:
+            components = prior_components(self.rag.selector, posteriors, advance)
+        if single_passages:
+            found = fit_exponent(self.rag.selector, posteriors, components, fallback=1 / FALLBACK_LSR_TEMPERATURE)
+            self._lsr_temperature = 1 / found.exponent
+            self._note_exponent(found, "retriever_training.lsr_temperature", self._lsr_temperature)
+        if not lists:
+            return posteriors, components
+        found = fit_exponent(self.rag.selector, posteriors, components, fallback=FALLBACK_EXPONENT)
+        self._note_exponent(found, "e_step.likelihood_exponent", found.exponent)
+        return [p.tempered(found.exponent) for p in posteriors], components
+
+    def _note_exponent(self, found: FittedExponent, setting: str, value: float) -> None:
+        if not self.distributed.is_main_process:
+            return
+        if not found.is_fallback:
+            shown = ", ".join(f"{tau:g}: {nats:.4f}" for tau, nats in found.agreement.items())
+            logger.info("%s is %g in this round; agreement by likelihood exponent, nats: %s.", setting, value, shown)
+        elif setting not in self._fell_back:
+            self._fell_back.add(setting)
+            warn_of_fallback(found, setting, value)
+
+    @property
+    def _learns_by_lsr(self) -> bool:
+        return self.config.retriever_training.objective == "lsr"
+
+    def _lsr_temperature_metric(self) -> dict[str, float]:
+        return {"lsr_temperature": self._lsr_temperature} if self._learns_by_lsr else {}
+
+    def _judge_teacher(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
+        """A warning for the record of the round where gold ids say that the selector has nothing to learn."""
+        if not self.config.train_selector or (warning := EStepDiagnostics.warning(found)) is None:
+            return {}
+        if self.distributed.is_main_process:
+            logger.warning("%s", warning)
+        return {"warnings": [warning]}
+
+    def _fit_prior_weights(
+        self, posteriors: Sequence[Posterior], round: int, components: Components | None = None
+    ) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config = self.config
-        if not (config.m_step.fit_prior_weights and config.train_selector) or (
-            config.retriever_training.objective == "lsr"
-        ):
+        if not (config.m_step.fit_prior_weights and config.train_selector) or self._learns_by_lsr:
             return {}
         with self._bar(len(posteriors), f"round {round}: prior weights") as advance:
-            fitted = fit_prior_weights(self.rag.selector, posteriors, advance)
+            fitted = fit_prior_weights(self.rag.selector, posteriors, advance, components)
         return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""
-        model = JointModel(self.rag.selector, self.rag.generator, self.config)
+        config = self.config.with_settings({"retriever_training.lsr_temperature": self._lsr_temperature})
+        model = JointModel(self.rag.selector, self.rag.generator, config)
         label = f"round {round}: M-step" if round else "warm-up: train"
         with self._bar(len(posteriors) * self.config.m_step.num_train_epochs, label) as advance:
             trainer = MStepTrainer(
                 model,
-                self.config,
+                config,
                 posteriors,
                 output_dir=self.folder.logs,
                 seed=stable_seed(self.config.seed, round),
@@ -380,7 +432,7 @@ class DROTrainer:
         """The time, and how many tokens this process has read by now."""
         return time.perf_counter(), self.rag.generator.language_model.tokens_read
 
-    def _finish_round(self, round: int, metrics: dict[str, float], started: tuple[float, int]) -> None:
+    def _finish_round(self, round: int, metrics: Mapping[str, Any], started: tuple[float, int]) -> None:
         seconds, tokens = (now - before for now, before in zip(self._now(), started, strict=True))
         speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         scores = {} if self.eval_examples is None else self._scores(self.eval_examples)
