@@ -44,7 +44,7 @@ GRID = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 NUM_FOLDS = 5
 LEAST_QUESTIONS = 20
 """With fewer usable questions the fallback is taken."""
-MOST_QUESTIONS = 1000
+MOST_QUESTIONS = 500
 """As many questions are compared, evenly spaced: more would cost time and change little."""
 
 
