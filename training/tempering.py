@@ -4,21 +4,25 @@ r"""The exponent of the likelihood in the posterior, fitted in every round witho
 
 log p_g of a list is evidence with noise in it: what the base happens to like about an answer and a passage together.
 tau is the weight that this evidence deserves, and it can be learned from how well it agrees with something that knows
-nothing of the answer: the selector. Suppose one of a question's drawn lists is the right one, drawn by p_s, and its
-log-likelihood e_j is distributed otherwise than those of the others, whose density is f: as f(e) exp(tau e), up to a
-constant. Given the log-likelihoods of a question, but not which list has which, the way they belong to the lists
-then has the probability
+nothing of the answer: the selector. Suppose that one passage of a question is the right one, that the selector draws it
+(as one of a list), and that one of the drawn lists that hold it has evidence of another kind: a log-likelihood of
+density f(e) exp(tau e), up to a constant, where that of the other lists is f(e). Given the log-likelihoods of a
+question, but not which list has which, the way they belong to the lists then has the probability
 
-    m sum_j p_s(z_j | drawn) exp(tau e_j) / sum_j exp(tau e_j)          relative to 1 / m!, that of any other way
+    m sum_j s_j exp(tau e_j) / sum_j exp(tau e_j),    s_j = sum of P(i) / (K n_i) over the passages i of list j
 
-whatever f is. `fit_exponent` takes the tau under which the logarithm of this, the *agreement*, is largest, over a grid.
-Its derivative is the expected log-likelihood under the posterior less that under the likelihood alone: tau grows as
-long as lists that the selector also prefers are those that explain the answer, and stops where only noise is added.
+relative to 1 / m!, that of any way, whatever f is. P(i) is the selector's marginal probability of passage i over the
+drawn lists, n_i the number of drawn lists that hold it; with K = 1 s_j is p_s(z_j) among the drawn. `fit_exponent`
+takes the tau under which the logarithm of this, the *agreement*, is largest, over a grid. Its derivative is the
+expected log-likelihood with the selector's opinion less that without it: tau grows as long as the lists that explain
+the answer are those whose passages the selector also prefers, and stops where only noise is added. (Passages, because
+the order within a list is the selector's habit on one side and the generator's on the other: over whole lists both
+contradict each other where over passages they agree.)
 
 The selector in the agreement is the one that this posterior would teach: its prior weights are fitted, by the M-step's
-own objective, to the tempered posteriors of the other folds of questions. The log-likelihood that such a selector's
-lists reach would not do as a criterion: as tau goes from 1 to 0 the M-step's objective goes from log E p_g to E log
-p_g, so each of those is largest at its own end of the grid, whatever the data are.
+own objective, to the tempered posteriors of the other folds of questions. The likelihood that such a selector's lists
+reach would not do as a criterion: at tau = 1 the M-step maximises log E p_g, and as tau goes to 0 it maximises
+E log p_g, so either of them favours its own end of the grid, whatever the evidence is worth.
 
 Legend: N questions, C components, m permutations, K selected, n candidates.
 """
@@ -136,21 +140,31 @@ class _Group:
         log_p_Nm = self.log_p_Nm[chosen_N]
         if weights_C is not None:
             log_p_Nm = log_prob(weights_C, [part[chosen_N] for part in self.components], self.z_NmK[chosen_N])
-        return float(agreement(log_p_Nm, self.log_likelihood_Nm[chosen_N], self.repeated_Nm[chosen_N], exponent).sum())
+        z_NmK, repeated_Nm = self.z_NmK[chosen_N], self.repeated_Nm[chosen_N]
+        return float(agreement(log_p_Nm, self.log_likelihood_Nm[chosen_N], z_NmK, repeated_Nm, exponent).sum())
 
 
-def agreement(log_p_Nm: Tensor, log_likelihood_Nm: Tensor, repeated_Nm: Tensor, exponent: float) -> Tensor:
-    """Log of `m sum_j p_s(z_j | drawn) softmax(tau log p_g)_j`, nats `[N]`, over different permutations.
+def agreement(
+    log_p_Nm: Tensor, log_likelihood_Nm: Tensor, z_NmK: Tensor, repeated_Nm: Tensor, exponent: float
+) -> Tensor:
+    """Log of `m sum_j s_j softmax(tau log p_g)_j` over different permutations, nats `[N]`; see the module.
 
     Args:
         log_p_Nm: Log p_s.
         log_likelihood_Nm: log p_g(y | x, d_z).
+        z_NmK: The permutations.
         repeated_Nm: True where a permutation was drawn before, and does not count again.
         exponent: tau.
     """
-    selector_Nm = log_p_Nm.double().masked_fill(repeated_Nm, -math.inf).log_softmax(-1)
+    N, m, K = z_NmK.shape
+    selector_Nm = log_p_Nm.double().masked_fill(repeated_Nm, -math.inf).softmax(-1)
     evidence_Nm = (exponent * log_likelihood_Nm.double()).masked_fill(repeated_Nm, -math.inf).log_softmax(-1)
-    return (selector_Nm + evidence_Nm).logsumexp(-1) + (~repeated_Nm).sum(-1).log()
+    holds_Nmn = torch.zeros(N, m, int(z_NmK.max()) + 1, dtype=torch.float64).scatter_(2, z_NmK, 1.0)
+    holds_Nmn = holds_Nmn * (~repeated_Nm).unsqueeze(-1)
+    marginals_Nn = (selector_Nm.unsqueeze(-1) * holds_Nmn).sum(1)
+    per_list_Nn = marginals_Nn / holds_Nmn.sum(1).clamp_min(1.0) / K
+    shares_Nm = (holds_Nmn * per_list_Nn.unsqueeze(1)).sum(-1)
+    return (shares_Nm.log() + evidence_Nm).logsumexp(-1) + (~repeated_Nm).double().sum(-1).log()
 
 
 def _grouped(posteriors: Sequence[Posterior], components: Components, folds: Mapping[int, int]) -> list[_Group]:
