@@ -73,6 +73,11 @@ class Posterior:
         weights_m = posterior_weights(log_omega_m)
         return replace(self, weights_m=weights_m, log_omega_m=log_omega_m, scored=scored, exponent=exponent)
 
+    def lsr_target(self, temperature: float) -> "Posterior":
+        """With the weights that REPLUG LSR teaches, p_g(y|x,d)^(1/temperature) over single passages, without prior."""
+        weights_m = posterior_weights(self.log_likelihood_m / temperature)
+        return replace(self, weights_m=weights_m, exponent=1 / temperature)
+
     def marginals(self) -> Tensor:
         """Posterior probability that each candidate is selected `[n]`; sums to K."""
         return self._read(self.weights_m)

@@ -30,16 +30,17 @@ Legend: N questions, C components, m permutations, K selected, n candidates.
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from retriever.selector import Selector
+from training.config import AUTO, FALLBACK_EXPONENT, FALLBACK_LSR_TEMPERATURE, DROConfig
 from training.losses import log_importance_weights, posterior_weights
 from training.posterior import Posterior
-from training.prior_weights import Components, best_prior_weights, current_weights, log_prob
+from training.prior_weights import Components, best_prior_weights, current_weights, log_prob, prior_components
 
 logger = logging.getLogger(__name__)
 
@@ -93,19 +94,65 @@ def fit_exponent(
     return FittedExponent(max(GRID, key=lambda tau: (agreement[tau], -tau)), agreement, len(usable))
 
 
-def warn_of_fallback(found: FittedExponent, setting: str, value: float) -> None:
-    """Say that a setting could not be fitted, and what is used.
+class Tempering:
+    """The exponents of a run: as they are set, or fitted again in every round.
 
     Args:
-        found: A fallback.
-        setting: The one that is "auto".
-        value: What is used in its place.
+        selector: Of the run.
+        config: Its `e_step` and `retriever_training`.
+        logs: Whether this process says what it found.
     """
-    logger.warning(
-        'To fit %s="auto", at least %d questions must have two different permutations or more of which one explains '
-        "the answer better; %d have. It is %g instead: give more training questions, more permutations, or a number.",
-        *(setting, LEAST_QUESTIONS, found.questions, value),
-    )
+
+    def __init__(self, selector: Selector, config: DROConfig, *, logs: bool = True) -> None:
+        self._selector, self._logs = selector, logs
+        self._lists = config.e_step.likelihood_exponent == AUTO
+        by_lsr = config.retriever_training.objective == "lsr"
+        self._single_passages = by_lsr and config.retriever_training.lsr_temperature == AUTO
+        self.lsr_temperature = config.retriever_training.first_lsr_temperature
+        """beta of REPLUG's target in this round."""
+        self._fell_back: set[str] = set()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether some exponent is "auto"."""
+        return self._lists or self._single_passages
+
+    def __call__(
+        self, posteriors: list[Posterior], progress: Callable[[int], None] = lambda count: None
+    ) -> tuple[list[Posterior], Components]:
+        """Fit what is "auto".
+
+        Args:
+            posteriors: Of all questions of a round.
+            progress: Called with the number of questions just finished.
+
+        Returns:
+            The posteriors at the exponent of lists, and the components of the selector's logits, which
+            `training.prior_weights.fit_prior_weights` needs too.
+        """
+        components = prior_components(self._selector, posteriors, progress)
+        if self._single_passages:
+            found = fit_exponent(self._selector, posteriors, components, fallback=1 / FALLBACK_LSR_TEMPERATURE)
+            self.lsr_temperature = 1 / found.exponent
+            self._note(found, "retriever_training.lsr_temperature", self.lsr_temperature)
+        if not self._lists:
+            return posteriors, components
+        found = fit_exponent(self._selector, posteriors, components, fallback=FALLBACK_EXPONENT)
+        self._note(found, "e_step.likelihood_exponent", found.exponent)
+        return [p.tempered(found.exponent) for p in posteriors], components
+
+    def _note(self, found: FittedExponent, setting: str, value: float) -> None:
+        if self._logs and not found.is_fallback:
+            shown = ", ".join(f"{tau:g}: {nats:.4f}" for tau, nats in found.agreement.items())
+            logger.info("%s is %g in this round; agreement by likelihood exponent, nats: %s.", setting, value, shown)
+        elif self._logs and setting not in self._fell_back:
+            logger.warning(
+                'To fit %s="auto", at least %d questions must have two different permutations or more of which one '
+                "explains the answer better; %d have. It is %g instead: give more training questions, more "
+                "permutations, or a number.",
+                *(setting, LEAST_QUESTIONS, found.questions, value),
+            )
+            self._fell_back.add(setting)
 
 
 def _is_usable(posterior: Posterior) -> bool:

@@ -30,13 +30,13 @@ from indexes.launcher_check import warn_of_one_process
 from retriever.retriever import Retriever
 from retriever.selector import Selector
 from training.checkpoint import load_learned, save_learned
-from training.config import AUTO, FALLBACK_EXPONENT, FALLBACK_LSR_TEMPERATURE, DROConfig
+from training.config import DROConfig
 from training.encoder_update import open_trained_retrieval, train_encoder_and_reindex
 from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import Components, fit_prior_weights, prior_components
+from training.prior_weights import Components, fit_prior_weights
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -44,7 +44,7 @@ from training.questions.loading import ignoring_identical_ids, load_examples
 from training.questions.self_retrieval import identical_ids, retrieve
 from training.round_callback import RoundCallback, TrainingState, TrainOutput
 from training.run_folder import RunFolder
-from training.tempering import FittedExponent, fit_exponent, warn_of_fallback
+from training.tempering import Tempering
 from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors
 
@@ -158,8 +158,7 @@ class DROTrainer:
         self.state = TrainingState(num_rounds=config.rounds, is_world_process_zero=self.distributed.is_main_process)
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
-        self._lsr_temperature = config.retriever_training.first_lsr_temperature
-        self._fell_back: set[str] = set()  # settings whose fallback was warned of
+        self.tempering = Tempering(rag.selector, config, logs=self.distributed.is_main_process)
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
         made = _instances(callbacks or [])
@@ -283,8 +282,8 @@ class DROTrainer:
         self.state.round = round
         self._call("on_round_begin")
         posteriors, components = self._tempered(self._estimate(round), round)
-        found = [p.diagnostics() for p in posteriors]
-        diagnostics = EStepDiagnostics.mean(found).to_dict() | self._lsr_temperature_metric()
+        found = self._diagnostics(posteriors)
+        diagnostics = EStepDiagnostics.mean(found).to_dict()
         self._call("on_e_step_end", posteriors, diagnostics)
         warnings = self._judge_teacher(found)
         prior_weights = self._fit_prior_weights(posteriors, round, components)
@@ -331,42 +330,21 @@ class DROTrainer:
         return [parts[i % n][i // n] for i in range(len(self.train_examples))]
 
     def _tempered(self, posteriors: list[Posterior], round: int) -> tuple[list[Posterior], Components | None]:
-        """The posteriors at the exponent that is asked for, and the selector's components where they were needed.
-
-        What is "auto" is fitted to the questions of all processes; every process does the same.
-        """
-        lists = self.config.e_step.likelihood_exponent == AUTO
-        single_passages = self.config.retriever_training.lsr_temperature == AUTO and self._learns_by_lsr
-        if not (lists or single_passages):
+        """The posteriors of all processes at the exponent that is asked for; every process does the same."""
+        if not self.tempering.is_fitted:
             return posteriors, None
         with self._bar(len(posteriors), f"round {round}: likelihood exponent") as advance:
-            components = prior_components(self.rag.selector, posteriors, advance)
-        if single_passages:
-            found = fit_exponent(self.rag.selector, posteriors, components, fallback=1 / FALLBACK_LSR_TEMPERATURE)
-            self._lsr_temperature = 1 / found.exponent
-            self._note_exponent(found, "retriever_training.lsr_temperature", self._lsr_temperature)
-        if not lists:
-            return posteriors, components
-        found = fit_exponent(self.rag.selector, posteriors, components, fallback=FALLBACK_EXPONENT)
-        self._note_exponent(found, "e_step.likelihood_exponent", found.exponent)
-        return [p.tempered(found.exponent) for p in posteriors], components
-
-    def _note_exponent(self, found: FittedExponent, setting: str, value: float) -> None:
-        if not self.distributed.is_main_process:
-            return
-        if not found.is_fallback:
-            shown = ", ".join(f"{tau:g}: {nats:.4f}" for tau, nats in found.agreement.items())
-            logger.info("%s is %g in this round; agreement by likelihood exponent, nats: %s.", setting, value, shown)
-        elif setting not in self._fell_back:
-            self._fell_back.add(setting)
-            warn_of_fallback(found, setting, value)
+            return self.tempering(posteriors, advance)
 
     @property
     def _learns_by_lsr(self) -> bool:
         return self.config.retriever_training.objective == "lsr"
 
-    def _lsr_temperature_metric(self) -> dict[str, float]:
-        return {"lsr_temperature": self._lsr_temperature} if self._learns_by_lsr else {}
+    def _diagnostics(self, posteriors: Sequence[Posterior]) -> list[EStepDiagnostics]:
+        """Of what teaches: the posteriors, or REPLUG's targets, which have no prior."""
+        if self._learns_by_lsr:
+            posteriors = [p.lsr_target(self.tempering.lsr_temperature) for p in posteriors]
+        return [p.diagnostics() for p in posteriors]
 
     def _judge_teacher(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
         """A warning for the record of the round where gold ids say that the selector has nothing to learn."""
@@ -389,7 +367,7 @@ class DROTrainer:
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""
-        config = self.config.with_settings({"retriever_training.lsr_temperature": self._lsr_temperature})
+        config = self.config.with_settings({"retriever_training.lsr_temperature": self.tempering.lsr_temperature})
         model = JointModel(self.rag.selector, self.rag.generator, config)
         label = f"round {round}: M-step" if round else "warm-up: train"
         with self._bar(len(posteriors) * self.config.m_step.num_train_epochs, label) as advance:
