@@ -186,8 +186,8 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     """The E-step of one question.
 
     Log-likelihoods that are not computed are predicted by a regression that is fitted to this question only; in
-    training the questions of a batch share it. An exponent of the likelihood that is "auto" is its fallback here, since it
-    is fitted to many questions.
+    training the questions of a batch share it. A likelihood exponent of "auto" is its fallback here: it is fitted to
+    many questions.
 
     Args:
         rag: The pipeline.
