@@ -101,10 +101,18 @@ class Tempering:
         selector: Of the run.
         config: Its `e_step` and `retriever_training`.
         logs: Whether this process says what it found.
+        share: From what this process found to what all processes use: their roundings may differ.
     """
 
-    def __init__(self, selector: Selector, config: DROConfig, *, logs: bool = True) -> None:
-        self._selector, self._logs = selector, logs
+    def __init__(
+        self,
+        selector: Selector,
+        config: DROConfig,
+        *,
+        logs: bool = True,
+        share: Callable[[FittedExponent], FittedExponent] = lambda found: found,
+    ) -> None:
+        self._selector, self._logs, self._share = selector, logs, share
         self._lists = config.e_step.likelihood_exponent == AUTO
         by_lsr = config.retriever_training.objective == "lsr"
         self._single_passages = by_lsr and config.retriever_training.lsr_temperature == AUTO
@@ -132,14 +140,17 @@ class Tempering:
         """
         components = prior_components(self._selector, posteriors, progress)
         if self._single_passages:
-            found = fit_exponent(self._selector, posteriors, components, fallback=1 / FALLBACK_LSR_TEMPERATURE)
+            found = self._fit(posteriors, components, 1 / FALLBACK_LSR_TEMPERATURE)
             self.lsr_temperature = 1 / found.exponent
             self._note(found, "retriever_training.lsr_temperature", self.lsr_temperature)
         if not self._lists:
             return posteriors, components
-        found = fit_exponent(self._selector, posteriors, components, fallback=FALLBACK_EXPONENT)
+        found = self._fit(posteriors, components, FALLBACK_EXPONENT)
         self._note(found, "e_step.likelihood_exponent", found.exponent)
         return [p.tempered(found.exponent) for p in posteriors], components
+
+    def _fit(self, posteriors: Sequence[Posterior], components: Components, fallback: float) -> FittedExponent:
+        return self._share(fit_exponent(self._selector, posteriors, components, fallback=fallback))
 
     def _note(self, found: FittedExponent, setting: str, value: float) -> None:
         if self._logs and not found.is_fallback:

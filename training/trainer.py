@@ -158,7 +158,12 @@ class DROTrainer:
         self.state = TrainingState(num_rounds=config.rounds, is_world_process_zero=self.distributed.is_main_process)
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
-        self.tempering = Tempering(rag.selector, config, logs=self.distributed.is_main_process)
+        self.tempering = Tempering(
+            rag.selector,
+            config,
+            logs=self.distributed.is_main_process,
+            share=lambda found: self._from_main_process(lambda: found),
+        )
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
         made = _instances(callbacks or [])
