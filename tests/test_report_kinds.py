@@ -347,6 +347,25 @@ def test_run_rounds_and_settings(tmp_path: Path) -> None:
     assert {text(fact[0]) for fact in by_class(kept, "facts")[0]} >= {"Round kept"}
 
 
+def test_the_teacher_is_shown_beside_the_selector_with_the_warning(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "my run")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in records[1:]:
+        record |= {"posterior_gold_share": 0.6, "selector_gold_share": 0.5, "likelihood_exponent": 0.3}
+    records[2]["warnings"] = ["The posterior is <no> better a teacher."]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tree = parse(render_report(run_of(folder)))
+    facts = {text(fact[0]): text(fact[1]) for fact in by_class(tree, "facts")[0]}
+    assert facts["Warning in round 2"] == "The posterior is <no> better a teacher."
+    assert not any("round 1" in term for term in facts)
+    (rounds,) = tables(tree, "table")
+    at = rounds[0].index("posterior gold share")
+    assert [row[at : at + 2] for row in rounds[2:]] == [["0.600", "0.500"]] * 2
+    assert by_id(tree, "chart-teacher") is not None
+    plain = parse(render_report(run_of(run_folder(tmp_path / "plain"))))
+    assert "chart-teacher" not in [figure.get("id") for figure in plain.iter("figure")]
+
+
 def test_intervals_are_bands_and_whiskers(tmp_path: Path) -> None:
     tree = parse(render_report(read_source(run_folder(tmp_path / "run"))))
     chart = by_id(tree, "chart-eval-exact-match")

@@ -5,11 +5,19 @@ two ways in which the retriever learns. Where a run is written is no hyperparame
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from indexes.errors import UsageError
+
+AUTO = "auto"
+"""A number that is fitted in every round (`training.tempering`)."""
+FALLBACK_EXPONENT = 0.5
+"""tau of lists of passages where "auto" cannot be fitted."""
+FALLBACK_LSR_TEMPERATURE = 5.0
+"""beta of single passages where "auto" cannot be fitted: tau is 0.2."""
 
 
 def _at_least(minimum: float, group: Any, *names: str, none: bool = False) -> None:
@@ -21,10 +29,15 @@ def _at_least(minimum: float, group: Any, *names: str, none: bool = False) -> No
             raise UsageError(f"{name} must be {what}; got {value!r}.")
 
 
-def _positive(group: Any, *names: str) -> None:
+def _positive(group: Any, *names: str, auto: bool = False) -> None:
+    """Refuse what is no positive, finite number (or "auto", where that is allowed)."""
     for name in names:
-        if not getattr(group, name) > 0:
-            raise UsageError(f"{name} must be positive; got {getattr(group, name)!r}.")
+        value = getattr(group, name)
+        if auto and value == AUTO:
+            continue
+        if isinstance(value, str) or not 0 < value < math.inf:
+            what = "positive and finite" + f', or "{AUTO}"' * auto
+            raise UsageError(f"{name} must be {what}; got {value!r}.")
 
 
 def _check_choices(group: Any) -> None:
@@ -67,9 +80,9 @@ class EStepConfig:
     """False draws different permutations (stochastic beam search), weighted by their inclusion probability."""
     exact: bool = False
     """Enumerate all n!/(n-K)! permutations instead of sampling (small n and K only)."""
-    likelihood_exponent: float = 1.0
-    """Power to which p_g(y|x,d_z) is raised in the importance weights. Below 1 flattens a posterior that is too sharp
-    (a power posterior); 1 is the paper's."""
+    likelihood_exponent: float | Literal["auto"] = 1.0
+    """tau, the power to which p_g(y|x,d_z) is raised in the importance weights. Below 1 flattens a posterior that is
+    too sharp (a power posterior); 1 is the paper's; "auto" fits it in every round, without gold ids."""
     marginalization: Literal["sequence", "token"] = "sequence"
     """What the latent permutation is drawn for: once for the whole answer, p(y|x) = sum_z p_s(z|x) p_g(y|x,d_z), or for
     each of its tokens, p(y|x) = prod_i sum_z p_s(z|x) p_g(y_i|x,d_z,y_<i) (RAG-Token, arXiv 2005.11401). The latter
@@ -88,7 +101,8 @@ class EStepConfig:
     def __post_init__(self) -> None:
         _at_least(1, self, "num_permutations", "proposals_per_sample", "batch_size")
         _at_least(1, self, "candidate_pool", "single_passage_rounds", none=True)
-        _positive(self, "proposal_temperature", "likelihood_exponent")
+        _positive(self, "proposal_temperature")
+        _positive(self, "likelihood_exponent", auto=True)
         _check_choices(self)
         if self.proposals_per_sample > 1 and self.replacement and not self.exact:
             raise UsageError(
@@ -99,6 +113,11 @@ class EStepConfig:
                 "marginalization='token' weighs every permutation at every token: it needs exact=True and "
                 f"likelihood_exponent=1; got exact={self.exact} and likelihood_exponent={self.likelihood_exponent}."
             )
+
+    @property
+    def first_exponent(self) -> float:
+        """tau; with "auto" the one that permutations are chosen by until it is fitted to all questions of a round."""
+        return FALLBACK_EXPONENT if self.likelihood_exponent == AUTO else float(self.likelihood_exponent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,15 +192,21 @@ class RetrieverTrainingConfig:
     selected, which the retriever's softmax should follow; or the sum of both. "lsr" is REPLUG's (arXiv 2301.12652): its
     softmax follows the likelihood of the answer given each single candidate, and nothing else of the selector learns;
     it needs e_step.exact and a selector that picks one."""
-    lsr_temperature: float = 1.0
-    """beta of REPLUG: candidates are wanted in proportion to p_g(y|x,d)^(1/beta). Above 1 is more even."""
+    lsr_temperature: float | Literal["auto"] = 1.0
+    """beta of REPLUG: candidates are wanted in proportion to p_g(y|x,d)^(1/beta). Above 1 is more even: 1/beta is to
+    single passages what e_step.likelihood_exponent is to lists; "auto" fits it in every round, without gold ids."""
     learning_rate: float = 1e-3
     """Of the question adapter."""
 
     def __post_init__(self) -> None:
-        _positive(self, "lsr_temperature")
+        _positive(self, "lsr_temperature", auto=True)
         _at_least(0, self, "learning_rate")
         _check_choices(self)
+
+    @property
+    def first_lsr_temperature(self) -> float:
+        """beta; with "auto" the one that is used until it is fitted to all questions of a round."""
+        return FALLBACK_LSR_TEMPERATURE if self.lsr_temperature == AUTO else float(self.lsr_temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

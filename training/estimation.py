@@ -7,8 +7,8 @@
     w          <- softmax(log omega)
 
 With `marginalization="token"` there is a weight for each answer token. tau is 1 in the paper; below 1 it flattens a
-posterior that is too sharp (`likelihood_exponent`). This module finds the candidates; `posterior_estimators` does the
-rest.
+posterior that is too sharp (`likelihood_exponent`; "auto" is fitted to the posteriors of a whole round by
+`training.tempering`). This module finds the candidates; `posterior_estimators` does the rest.
 """
 
 from collections.abc import Callable, Sequence

@@ -121,7 +121,7 @@ class JointModel(nn.Module):
         if self.settings.retriever_training.objective == "lsr":
             loss = torch.stack(
                 [
-                    replug_loss(self.selector, p, self.settings.retriever_training.lsr_temperature)
+                    replug_loss(self.selector, p, self.settings.retriever_training.first_lsr_temperature)
                     for p in micro_batch.posteriors
                 ]
             ).sum()

@@ -27,9 +27,9 @@ from indexes.errors import UsageError
 Head = Callable[[Tensor], Tensor]
 
 
-def log_importance_weights(log_p_m: Tensor, log_q_m: Tensor, log_likelihood_m: Tensor) -> Tensor:
-    """`log omega_m = log p_s - log q + log p_g`, unnormalised, float32 `[m]`."""
-    return log_p_m.float() - log_q_m.float() + log_likelihood_m.float()
+def log_importance_weights(log_p_m: Tensor, log_q_m: Tensor, log_likelihood_m: Tensor, exponent: float = 1) -> Tensor:
+    """`log omega_m = log p_s - log q + tau log p_g`, unnormalised, float32 `[m]`; tau is the exponent."""
+    return log_p_m.float() - log_q_m.float() + exponent * log_likelihood_m.float()
 
 
 def posterior_weights(log_omega_m: Tensor) -> Tensor:
@@ -87,7 +87,8 @@ def marginal_selector_loss(log_p_m: Tensor, log_p_old_m: Tensor, weights_m: Tens
     The self-normalised estimate of p(y|x) is `sum_j b_j p_g(y|x,d_zj)`. Written for a selector that has moved on,
     both w and b follow it: `- log sum_j w_j p_new/p_old (z_j) + log sum_j b_j p_new/p_old (z_j)`. Its gradient is that
     of `- sum_j (w_j - b_j) log p_s(z_j|x)` with w and b of the selector as it is *now*, so samples may be passed over
-    again. With w and b of the selector that was, the negative ones would be lowered without end.
+    again. With w and b of the selector that was, the negative ones would be lowered without end. Where w is tempered,
+    p_g stands for its power throughout: the gain is that of log sum_z p_s p_g^tau.
 
     Args:
         log_p_m: Under the selector now, with gradient.

@@ -7,7 +7,7 @@ L answer tokens.
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,17 @@ from torch import Tensor
 from generator.answer_sequences import AnswerSequence
 from generator.generator import Generator
 from indexes.corpora.chunk_ids import gold_document
+from indexes.errors import UsageError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations
-from training.losses import baseline_weights, effective_sample_size, log_marginal
+from training.gold_agreement import GoldAgreement, teacher_warning
+from training.losses import (
+    baseline_weights,
+    effective_sample_size,
+    log_importance_weights,
+    log_marginal,
+    posterior_weights,
+)
 from training.questions.example import QAExample
 
 
@@ -46,16 +54,44 @@ class Posterior:
     by_token: "ByToken | None" = None
     """The posterior at each answer token, where that is marginalised; `weights_m` is then its mean over tokens."""
 
+    def tempered(self, exponent: float) -> "Posterior":
+        """The same permutations, weighed by another power of the likelihood; nothing is drawn or scored again.
+
+        Raises:
+            UsageError: The posterior is one of single tokens, which has no exponent.
+        """
+        if self.by_token is not None:
+            raise UsageError(
+                f"A posterior at every token is not tempered, got the exponent {exponent:g}. Use "
+                "e_step.marginalization='sequence'."
+            )
+        drawn, scored = self.permutations, self.scored
+        log_omega_m = log_importance_weights(drawn.log_p, drawn.log_q, self.log_likelihood_m, exponent)
+        if scored is not None:
+            weights_m = posterior_weights(log_omega_m[scored.index_m] - scored.log_inclusion_m)
+            scored = replace(scored, weights_m=weights_m)
+        weights_m = posterior_weights(log_omega_m)
+        return replace(self, weights_m=weights_m, log_omega_m=log_omega_m, scored=scored, exponent=exponent)
+
+    def lsr_target(self, temperature: float) -> "Posterior":
+        """With the weights that REPLUG LSR teaches, p_g(y|x,d)^(1/temperature) over single passages, without prior."""
+        weights_m = posterior_weights(self.log_likelihood_m / temperature)
+        return replace(self, weights_m=weights_m, exponent=1 / temperature)
+
     def marginals(self) -> Tensor:
         """Posterior probability that each candidate is selected `[n]`; sums to K."""
         return self._read(self.weights_m)
 
     def expected_marginals(self) -> Tensor | None:
         """The same before the answer was seen, by b; None for a single permutation that was given, and not drawn."""
-        if self.baseline_m is not None:
-            return self._read(self.baseline_m)
+        if self.baseline_m is None and len(self.permutations) == 1:
+            return None
+        return self._read(self._selector_weights())
+
+    def _selector_weights(self) -> Tensor:
+        """b, also for the paper's estimator."""
         drawn = self.permutations
-        return None if len(drawn) == 1 else self._read(baseline_weights(drawn.log_p, drawn.log_q))
+        return baseline_weights(drawn.log_p, drawn.log_q) if self.baseline_m is None else self.baseline_m
 
     def _read(self, weights_m: Tensor) -> Tensor:
         z_mK = self.permutations.z
@@ -75,11 +111,12 @@ class Posterior:
 
     def diagnostics(self) -> "EStepDiagnostics":
         """How well this E-step covered the posterior."""
-        d, scored = self.distinct(), self.scored
+        d, scored, drawn = self.distinct(), self.scored, self.permutations
+        log_omega_m = log_importance_weights(drawn.log_p, drawn.log_q, self.log_likelihood_m)  # whatever tau is
         return EStepDiagnostics(
             ess=float(effective_sample_size(self.weights_m)),
             distinct_permutations=len(d.z_uK) / len(self.permutations),
-            log_marginal=float(log_marginal(self.log_omega_m)) if self.by_token is None else self.by_token.log_marginal,
+            log_marginal=float(log_marginal(log_omega_m)) if self.by_token is None else self.by_token.log_marginal,
             log_likelihood=float((self.weights_m * self.log_likelihood_m).sum()),
             posterior_entropy=float(torch.special.entr(d.weights_u).sum()),
             permutations=len(self.permutations),
@@ -89,7 +126,20 @@ class Posterior:
             scored_ess=None if scored is None else float(effective_sample_size(scored.weights_m)),
             imputation_rmse=None if scored is None else float(scored.residual_m.square().mean().sqrt()),
             best_holds_gold=self._best_holds_gold(d),
+            **self._against_the_selector(),
         )
+
+    def _against_the_selector(self) -> dict[str, float | None]:
+        """What the selector's own lists reach beside the posterior's; nothing where there is only one permutation."""
+        if len(self.permutations) == 1:
+            return {}
+        b_m = self._selector_weights()
+        found: dict[str, float | None] = {"selector_log_likelihood": float((b_m * self.log_likelihood_m).sum())}
+        if self.example.gold_ids:
+            for name, weights_m in (("posterior", self.weights_m), ("selector", b_m)):
+                one = GoldAgreement.of(self.candidates.ids, self.example.gold_ids, self.permutations.z, weights_m)
+                found |= {f"{name}_{key}": value for key, value in asdict(one).items()}
+        return found
 
     def _best_holds_gold(self, d: "DistinctPermutations") -> float | None:
         if not self.example.gold_ids:
@@ -114,7 +164,7 @@ class EStepDiagnostics:
     """Importance-weighted ELBO, nats: an estimate of log p(y|x) from below (exact under enumeration; with predicted
     log-likelihoods as good as the predictions)."""
     log_likelihood: float
-    """Posterior mean of log p_g(y|x,d_z), nats."""
+    """Posterior mean of log p_g(y|x,d_z), nats: of the lists that the selector should draw."""
     posterior_entropy: float
     """Entropy of the weights over distinct permutations, nats."""
     permutations: float
@@ -131,6 +181,20 @@ class EStepDiagnostics:
     """Leave-one-out error of the predicted log-likelihoods, nats."""
     best_holds_gold: float | None = None
     """1 where the heaviest permutation holds all gold passages, else 0; None where they are not known."""
+    selector_log_likelihood: float | None = None
+    """Mean of log p_g(y|x,d_z) under the selector that drew the permutations, nats: beside `log_likelihood`."""
+    posterior_gold_share: float | None = None
+    """Expected share of the gold ids among the passages of a list that the posterior draws."""
+    selector_gold_share: float | None = None
+    """The same of the selector's own lists."""
+    posterior_recall: float | None = None
+    """Share of the gold ids among the K candidates of largest posterior marginal."""
+    selector_recall: float | None = None
+    """The same by the selector's own marginals."""
+    posterior_cross_entropy: float | None = None
+    """From the gold candidates to the posterior marginals, nats; None where no candidate is gold."""
+    selector_cross_entropy: float | None = None
+    """The same of the selector's own marginals."""
 
     def to_dict(self) -> dict[str, float]:
         """By name, without what does not apply."""
@@ -140,6 +204,19 @@ class EStepDiagnostics:
     def from_dict(cls, data: Mapping[str, Any]) -> "EStepDiagnostics":
         """From what `to_dict` made, or from a record of a round; other keys are ignored."""
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+    @classmethod
+    def warning(cls, several: Sequence["EStepDiagnostics"]) -> str | None:
+        """What is wrong with the posteriors of several questions as teachers (`training.gold_agreement`)."""
+        shares, entropies = (
+            [pair for one in several if (pair := one._pair(name)) is not None]
+            for name in ("gold_share", "cross_entropy")
+        )
+        return teacher_warning(shares, entropies, several[0].likelihood_exponent)
+
+    def _pair(self, name: str) -> tuple[float, float] | None:
+        posterior, selector = getattr(self, f"posterior_{name}"), getattr(self, f"selector_{name}")
+        return None if posterior is None or selector is None else (posterior, selector)
 
     @classmethod
     def mean(cls, several: Sequence["EStepDiagnostics"]) -> "EStepDiagnostics":

@@ -98,8 +98,8 @@ class PosteriorEstimator(ABC):
         ]
 
     def _posterior(self, item: EStepItem, permutations: Permutations, log_likelihood_m: Tensor) -> Posterior:
-        exponent = self.config.e_step.likelihood_exponent
-        log_omega_m = log_importance_weights(permutations.log_p, permutations.log_q, exponent * log_likelihood_m)
+        exponent = self.config.e_step.first_exponent
+        log_omega_m = log_importance_weights(permutations.log_p, permutations.log_q, log_likelihood_m, exponent)
         baseline_m = baseline_weights(permutations.log_p, permutations.log_q)
         return Posterior(
             example=item.example,
@@ -190,7 +190,7 @@ class ImputationEstimator(PosteriorEstimator):
         m = settings.num_permutations
         seed = stable_seed(self.config.seed, round, "scored", item.example.id, m)
         return choose_permutations_to_score(
-            settings.likelihood_exponent * x_MF, drawn.log_p - drawn.log_q, m, torch.Generator().manual_seed(seed)
+            settings.first_exponent * x_MF, drawn.log_p - drawn.log_q, m, torch.Generator().manual_seed(seed)
         )
 
     def _completed(

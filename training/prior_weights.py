@@ -24,8 +24,36 @@ RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""
 
 
-def fit_prior_weights(
+Components = Sequence[tuple[Tensor, ...]]
+"""What each prior weight of a selector multiplies, for every question; empty where there is nothing to fit."""
+
+
+def prior_components(
     selector: Selector, posteriors: Sequence[Posterior], progress: Callable[[int], None] = lambda count: None
+) -> Components:
+    """The components of the selector's logits at the permutations of every posterior, in order.
+
+    Args:
+        selector: Whose `prior_weights` they belong to.
+        posteriors: Of one E-step.
+        progress: Called with the number of questions just finished.
+    """
+    found: list[tuple[Tensor, ...]] = []
+    weights = selector.prior_weights
+    for posterior in posteriors:
+        components = selector.components(posterior.candidates, posterior.permutations) if weights else {}
+        if not components:
+            return []
+        found.append(tuple(components[name] for name in weights))
+        progress(1)
+    return found
+
+
+def fit_prior_weights(
+    selector: Selector,
+    posteriors: Sequence[Posterior],
+    progress: Callable[[int], None] = lambda count: None,
+    components: Components | None = None,
 ) -> dict[str, float]:
     """Set the selector's prior weights to the optimum over all posteriors.
 
@@ -33,28 +61,32 @@ def fit_prior_weights(
         selector: Only its `prior_weights` change.
         posteriors: Of one E-step.
         progress: Called with the number of questions just finished.
+        components: As `prior_components` finds them, where they are known already.
 
     Returns:
         The weights by name; nothing where the selector has none to fit.
     """
+    known = prior_components(selector, posteriors, progress) if components is None else components
+    if not known:
+        return {}
     groups: dict[tuple[torch.Size, ...], list[tuple[Tensor, ...]]] = defaultdict(list)
-    weights = selector.prior_weights
-    for posterior in posteriors:
-        components = selector.components(posterior.candidates, posterior.permutations) if weights else {}
-        if not components:
-            return {}
+    for posterior, parts in zip(posteriors, known, strict=True):
         baseline_m = torch.zeros(0) if posterior.baseline_m is None else posterior.baseline_m
         drawn = (posterior.permutations.z, posterior.permutations.log_p)
-        tensors = (*(components[name] for name in weights), *drawn, posterior.weights_m, baseline_m)
+        tensors = (*parts, *drawn, posterior.weights_m, baseline_m)
         groups[tuple(t.shape for t in tensors)].append(tensors)
-        progress(1)
     stacks = [tuple(torch.stack(tensors) for tensors in zip(*group, strict=True)) for group in groups.values()]
-    start = torch.cat([w.detach().float().cpu() for w in weights.values()])
-    best = best_prior_weights(stacks, start, len(posteriors))
+    weights = selector.prior_weights
+    best = best_prior_weights(stacks, current_weights(selector), len(posteriors))
     with torch.no_grad():
         for weight, value in zip(weights.values(), best, strict=True):
             weight.fill_(float(value))
     return {name: weight.item() for name, weight in weights.items()}
+
+
+def current_weights(selector: Selector) -> Tensor:
+    """The selector's prior weights as they are, float32 `[C]` on the CPU."""
+    return torch.cat([weight.detach().float().cpu() for weight in selector.prior_weights.values()])
 
 
 def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:
@@ -81,16 +113,27 @@ def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, coun
     return found if bool(found.isfinite().all()) else start
 
 
-def _loss(
-    weights_C: Tensor, components: Sequence[Tensor], z_NmK: Tensor, old_Nm: Tensor, w_Nm: Tensor, b_Nm: Tensor
-) -> Tensor:
-    """Sum over N questions of the selector's loss at these weights."""
+def log_prob(weights_C: Tensor, components: Sequence[Tensor], z_NmK: Tensor) -> Tensor:
+    """Log p_s `[N, m]` of permutations of N questions at these weights.
+
+    Args:
+        weights_C: The prior weights.
+        components: What each multiplies; they broadcast to `[N, m, K, n]`.
+        z_NmK: The permutations.
+    """
     N, m, K = z_NmK.shape
     n = components[0].shape[-1]
     weighted = [weight * component for weight, component in zip(weights_C, components, strict=True)]
     logits_NmKn = sum(weighted[1:], start=weighted[0]).expand(N, m, K, n)
     absent = torch.zeros(N * m, n, dtype=torch.bool)
-    log_p_Nm = sequential_log_prob(logits_NmKn.reshape(N * m, K, n), z_NmK.reshape(N * m, K), absent).view(N, m)
+    return sequential_log_prob(logits_NmKn.reshape(N * m, K, n), z_NmK.reshape(N * m, K), absent).view(N, m)
+
+
+def _loss(
+    weights_C: Tensor, components: Sequence[Tensor], z_NmK: Tensor, old_Nm: Tensor, w_Nm: Tensor, b_Nm: Tensor
+) -> Tensor:
+    """Sum over N questions of the selector's loss at these weights."""
+    log_p_Nm = log_prob(weights_C, components, z_NmK)
     if not b_Nm.shape[-1]:
         return selector_loss(log_p_Nm, w_Nm).sum()
     return marginal_selector_loss(log_p_Nm, old_Nm, w_Nm, b_Nm).sum()

@@ -36,7 +36,7 @@ from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import fit_prior_weights
+from training.prior_weights import Components, fit_prior_weights
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -44,6 +44,7 @@ from training.questions.loading import ignoring_identical_ids, load_examples
 from training.questions.self_retrieval import identical_ids, retrieve
 from training.round_callback import RoundCallback, TrainingState, TrainOutput
 from training.run_folder import RunFolder
+from training.tempering import Tempering
 from training.tracking import RunCallbacks
 from training.warm_up import warm_up_posteriors
 
@@ -157,6 +158,12 @@ class DROTrainer:
         self.state = TrainingState(num_rounds=config.rounds, is_world_process_zero=self.distributed.is_main_process)
         self._first_retrieval = (rag.retriever.index, rag.retriever.encoder)
         self.e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
+        self.tempering = Tempering(
+            rag.selector,
+            config,
+            logs=self.distributed.is_main_process,
+            share=lambda found: self._from_main_process(lambda: found),
+        )
         # Refused settings are found now, and not after hours of E-step.
         self._check_selection()
         made = _instances(callbacks or [])
@@ -279,14 +286,16 @@ class DROTrainer:
         started = self._now()
         self.state.round = round
         self._call("on_round_begin")
-        posteriors = self._estimate(round)
-        diagnostics = EStepDiagnostics.mean([p.diagnostics() for p in posteriors]).to_dict()
+        posteriors, components = self._tempered(self._estimate(round), round)
+        found = self._diagnostics(posteriors)
+        diagnostics = EStepDiagnostics.mean(found).to_dict()
         self._call("on_e_step_end", posteriors, diagnostics)
-        prior_weights = self._fit_prior_weights(posteriors, round)
+        warnings = self._judge_teacher(found)
+        prior_weights = self._fit_prior_weights(posteriors, round, components)
         losses = self._maximize(posteriors, round)
         self._call("on_m_step_end", prior_weights | losses)
         self._train_encoder(posteriors, round)
-        self._finish_round(round, diagnostics | prior_weights | losses, started)
+        self._finish_round(round, diagnostics | prior_weights | losses | warnings, started)
 
     def _call(self, event: str, *what: Any) -> None:
         for callback in self.round_callbacks:
@@ -325,25 +334,51 @@ class DROTrainer:
         parts = gather_object([posteriors])
         return [parts[i % n][i // n] for i in range(len(self.train_examples))]
 
-    def _fit_prior_weights(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
+    def _tempered(self, posteriors: list[Posterior], round: int) -> tuple[list[Posterior], Components | None]:
+        """The posteriors of all processes at the exponent that is asked for; every process does the same."""
+        if not self.tempering.is_fitted:
+            return posteriors, None
+        with self._bar(len(posteriors), f"round {round}: likelihood exponent") as advance:
+            return self.tempering(posteriors, advance)
+
+    @property
+    def _learns_by_lsr(self) -> bool:
+        return self.config.retriever_training.objective == "lsr"
+
+    def _diagnostics(self, posteriors: Sequence[Posterior]) -> list[EStepDiagnostics]:
+        """Of what teaches: the posteriors, or REPLUG's targets, which have no prior."""
+        if self._learns_by_lsr:
+            posteriors = [p.lsr_target(self.tempering.lsr_temperature) for p in posteriors]
+        return [p.diagnostics() for p in posteriors]
+
+    def _judge_teacher(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
+        """A warning for the record of the round where gold ids say that the selector has nothing to learn."""
+        if not self.config.train_selector or (warning := EStepDiagnostics.warning(found)) is None:
+            return {}
+        if self.distributed.is_main_process:
+            logger.warning("%s", warning)
+        return {"warnings": [warning]}
+
+    def _fit_prior_weights(
+        self, posteriors: Sequence[Posterior], round: int, components: Components | None = None
+    ) -> dict[str, float]:
         """The exact part of the M-step; every process does the same."""
         config = self.config
-        if not (config.m_step.fit_prior_weights and config.train_selector) or (
-            config.retriever_training.objective == "lsr"
-        ):
+        if not (config.m_step.fit_prior_weights and config.train_selector) or self._learns_by_lsr:
             return {}
         with self._bar(len(posteriors), f"round {round}: prior weights") as advance:
-            fitted = fit_prior_weights(self.rag.selector, posteriors, advance)
+            fitted = fit_prior_weights(self.rag.selector, posteriors, advance, components)
         return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
         """M-step over the posteriors; returns mean losses per question."""
-        model = JointModel(self.rag.selector, self.rag.generator, self.config)
+        config = self.config.with_settings({"retriever_training.lsr_temperature": self.tempering.lsr_temperature})
+        model = JointModel(self.rag.selector, self.rag.generator, config)
         label = f"round {round}: M-step" if round else "warm-up: train"
         with self._bar(len(posteriors) * self.config.m_step.num_train_epochs, label) as advance:
             trainer = MStepTrainer(
                 model,
-                self.config,
+                config,
                 posteriors,
                 output_dir=self.folder.logs,
                 seed=stable_seed(self.config.seed, round),
@@ -380,7 +415,7 @@ class DROTrainer:
         """The time, and how many tokens this process has read by now."""
         return time.perf_counter(), self.rag.generator.language_model.tokens_read
 
-    def _finish_round(self, round: int, metrics: dict[str, float], started: tuple[float, int]) -> None:
+    def _finish_round(self, round: int, metrics: Mapping[str, Any], started: tuple[float, int]) -> None:
         seconds, tokens = (now - before for now, before in zip(self._now(), started, strict=True))
         speed = {"seconds": seconds, "tokens_per_second": tokens / seconds}
         scores = {} if self.eval_examples is None else self._scores(self.eval_examples)

@@ -186,7 +186,8 @@ def inspect_permutations(rag: RAG, example: QAExample, config: DROConfig, *, rou
     """The E-step of one question.
 
     Log-likelihoods that are not computed are predicted by a regression that is fitted to this question only; in
-    training the questions of a batch share it.
+    training the questions of a batch share it. A likelihood exponent of "auto" is its fallback here: it is fitted to
+    many questions.
 
     Args:
         rag: The pipeline.

@@ -81,6 +81,7 @@ def delta_posterior() -> dict[str, Any]:
     """
     return {
         "e_step.exact": False,
+        "e_step.likelihood_exponent": 1.0,
         "e_step.num_permutations": 1,
         "e_step.proposal_temperature": _ALMOST_ZERO_TEMPERATURE,
         "e_step.proposals_per_sample": 1,
@@ -90,7 +91,11 @@ def delta_posterior() -> dict[str, Any]:
 
 
 def exact_posterior() -> dict[str, Any]:
-    """Settings of the exact posterior over single passages, p(z | x) p(y | x, z) normalised over all candidates."""
+    """Settings of the exact posterior over single passages, p(z | x) p(y | x, z) normalised over all candidates.
+
+    The exponent is 1: these recipes maximise the likelihood log sum_z p(z | x) p(y | x, z), whose gradient is an
+    expectation under this posterior and no tempered one.
+    """
     return {
         "e_step.exact": True,
         "e_step.likelihood_exponent": 1.0,

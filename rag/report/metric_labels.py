@@ -66,7 +66,10 @@ def ranking_metrics() -> list[str]:
 
 
 TRAINING_COLUMNS = (
-    *("ess", "distinct_permutations", "log_marginal", "selector_loss", "generator_loss", "selfaug_kl"),
+    *("likelihood_exponent", "ess", "posterior_entropy", "distinct_permutations"),
+    *("log_likelihood", "selector_log_likelihood", "posterior_gold_share", "selector_gold_share"),
+    *("posterior_recall", "selector_recall", "posterior_cross_entropy", "selector_cross_entropy"),
+    *("log_marginal", "selector_loss", "generator_loss", "selfaug_kl"),
     *("tokens_per_second", "seconds"),
 )
 """What training measures in a round."""

@@ -219,6 +219,8 @@ class RoundRecord:
     values: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """Of the values that carry the prefix `eval_`, by their name without it."""
+    warnings: Sequence[str] = ()
+    """What training warned of in this round."""
 
 
 Curves = Mapping[str, Sequence[RoundRecord]]

@@ -325,6 +325,7 @@ def _rounds(records: object) -> list[RoundRecord]:
             round=_number(record.get("round")),
             values=_numbers(record),
             intervals=_intervals(_object(record.get("eval_intervals"))),
+            warnings=_texts(record.get("warnings")),
         )
         for record in _objects(records)
     ]

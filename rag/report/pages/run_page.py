@@ -12,6 +12,7 @@ from rag.report.sections.forgetting_table import forgetting_section
 from rag.report.series_style import SeriesStyles
 
 MOST_ROUNDS = 200
+MOST_WARNINGS = 3
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,16 @@ def _facts(data: RunData) -> list[Fact]:
         Fact("Rounds", "" if last is None else count(last) + wanted),
         Fact("Round kept", "" if data.kept_round is None else count(data.kept_round)),
         *(Fact(term, text) for term, text in best.items() if data.kept_round is None),
+        *_warnings(data.records),
         Fact("Base", data.base),
         *(Fact(f"{what}, sha256", digest, is_hash=True) for what, digest in data.digests.items()),
     ]
+
+
+def _warnings(records: Sequence[RoundRecord]) -> list[Fact]:
+    """Those of the last rounds that have some."""
+    found = [(record.round, text) for record in records for text in record.warnings if record.round is not None]
+    return [Fact(f"Warning in round {count(round)}", text, is_warning=True) for round, text in found[-MOST_WARNINGS:]]
 
 
 def _best(records: Sequence[RoundRecord], metric: str) -> str:
