@@ -1,4 +1,4 @@
-"""Checksums of files."""
+"""Checksums of files: what the index, the cache of models and bundles compare them by."""
 
 import hashlib
 from pathlib import Path
