@@ -9,6 +9,7 @@ fit. (Maximising over some parameters first is conditional maximisation, ECM: Me
 Legend: C components, m permutations, K selected, n candidates.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,10 @@ from retriever.selector import Selector
 from training.losses import marginal_selector_loss, selector_loss
 from training.posterior import Posterior
 
+logger = logging.getLogger(__name__)
+
+CLOSED = 0.1
+"""Share of its start below which a weight counts as closed."""
 RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""
 
@@ -87,6 +92,21 @@ def fit_prior_weights(
 def current_weights(selector: Selector) -> Tensor:
     """The selector's prior weights as they are, float32 `[C]` on the CPU."""
     return torch.cat([weight.detach().float().cpu() for weight in selector.prior_weights.values()])
+
+
+def warn_of_closed_gates(selector: Selector) -> None:
+    """Warn where a weight has fallen below a tenth of where it started: what it multiplies is hardly heard."""
+    for name, start in selector.start_weights.items():
+        now = float(selector.prior_weights[name].detach())
+        if now < CLOSED * start:
+            logger.warning(
+                "The %s of the selector should stay near where it started, %.3g; the fit to the posteriors has set it "
+                "to %.3g, so the selector ranks by the rest of its logits. Look at the E-step's diagnostics: the "
+                "posterior may know less than the untrained selector.",
+                name,
+                start,
+                now,
+            )
 
 
 def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:

@@ -36,7 +36,7 @@ from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import Components, fit_prior_weights
+from training.prior_weights import Components, fit_prior_weights, warn_of_closed_gates
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -199,6 +199,8 @@ class DROTrainer:
         selector = self.rag.selector
         found = retrieve(self.rag.retriever, self.train_examples[:1], selector.config.num_candidates)[0]
         selector.check(found, learning=self.config.train_selector)
+        if self.config.m_step.selector_kl and self.config.train_selector and not selector.measures_drift:
+            selector.log_prob_and_kl([], [])  # raises, with what to do
 
     # Questions that do not fit are found now, because one such question would end an E-step, or a round, after hours.
 
@@ -315,10 +317,15 @@ class DROTrainer:
     def _warm_up(self) -> dict[str, float]:
         with self._bar(len(self.train_examples), "warm-up: retrieve") as advance:
             posteriors = warm_up_posteriors(
-                self.train_examples, self.rag.retriever, self.rag.selector.config, self.config, advance
+                self.train_examples, self.rag.retriever, self.rag.selector, self.config, advance
             )
+        by_gold = self.config.supervised.target != "retriever"
+        labelled = [p for p in posteriors if by_gold and p.example.gold_ids]
+        fitted = {}
+        if self.rag.selector.fits_prior_weights_only and labelled:
+            fitted = self._fit_prior_weights(labelled, 0)
         passes = [p for _ in range(self.config.supervised.num_train_epochs) for p in posteriors]
-        return self._maximize(passes, 0)
+        return fitted | self._maximize(passes, 0)
 
     def _estimate(self, round: int) -> list[Posterior]:
         """E-step over all training questions, shared by the processes."""
@@ -368,6 +375,7 @@ class DROTrainer:
             return {}
         with self._bar(len(posteriors), f"round {round}: prior weights") as advance:
             fitted = fit_prior_weights(self.rag.selector, posteriors, advance, components)
+        warn_of_closed_gates(self.rag.selector)
         return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:
