@@ -96,8 +96,8 @@ class RAG:
             decoding: How answers are decoded.
             adapter: LoRA settings.
             answer_prompt: Replaces the paper's answer prompt.
-            ranking_prompt: Replaces the prompt by which the selector ranks: the paper's `RankingPrompt` of the list-wise
-                selector, or the `QuestionPrompt` of that by question likelihood.
+            ranking_prompt: Replaces the prompt by which the selector ranks: the paper's `RankingPrompt` of the
+                list-wise selector, or the `QuestionPrompt` of that by question likelihood.
             answer_mode: As for the class.
             chat: What the base model's chat template is given, and how reasoning is separated from answers.
             model_options: Fields of `ModelConfig` in place of a `ModelConfig`: `revision`, `dtype`, `device`,

@@ -8,8 +8,8 @@ class RetrieverPrior(nn.Module):
 
     Where the gate starts at 0 and the strength above it, an untrained selector reproduces the retriever's order
     exactly, whatever the logits of the base model are; training then moves weight to the language model as far as the
-    posterior rewards it. Scores are standardised over the candidates of a question, which makes the start independent of the
-    encoder's scale.
+    posterior rewards it. Scores are standardised over the candidates of a question, which makes the start independent
+    of the encoder's scale.
 
     Args:
         gate: Where the weight of the language model's logits starts.
