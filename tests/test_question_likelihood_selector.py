@@ -589,7 +589,7 @@ def make_pipeline(
 
 
 def test_a_whole_run_and_its_bundle(index: PassageIndex, base: Path, tmp_path: Path) -> None:
-    """Warm-up, two rounds and an evaluation; the bundle opens with the selector and the prompt that it was saved with."""
+    """Warm-up, two rounds and an evaluation; the bundle opens with the selector and the prompt that were saved."""
     prompt = QuestionPrompt(template="Text: {passage}\nAsk.")
     rag = make_pipeline(index, base, 6, prompt=prompt, passage_tokens=50, prefilter=4)
     before = {n: p.detach().clone() for n, p in rag.generator.language_model.adapter_parameters("selector").items()}

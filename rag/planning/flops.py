@@ -4,9 +4,10 @@ One multiply-add is two operations. Only matrix products count; norms, softmaxes
 between these numbers and what is measured. The base is frozen, so a backward pass has gradients of activations only:
 as many operations as the forward one for the body, twice as many for attention.
 
-Legend: T tokens of a sequence, P tokens of the ranking prompt (or of all that the selector reads), G tokens of the generator's sequence (prompt and
-answer), C tokens that all G of a question begin with, L answer tokens, H hidden size, V vocabulary, n candidates, K
-selected, m permutations, S tokens that follow one choice (its id and the separator).
+Legend: T tokens of a sequence, P tokens of the ranking prompt (or of all candidates, where each is read alone), G
+tokens of the generator's sequence (prompt and answer), C tokens that all G of a question begin with, L answer tokens, H
+hidden size, V vocabulary, n candidates, K selected, m permutations, S tokens that follow one choice (its id and the
+separator).
 """
 
 from collections.abc import Sequence
