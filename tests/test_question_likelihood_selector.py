@@ -34,6 +34,7 @@ from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, MismatchError, UsageError
 from rag.bundle import BundleConfig
+from rag.cli import main
 from rag.evaluation.evaluation import evaluate
 from rag.pipeline import RAG
 from retriever.candidates import Candidates
@@ -46,6 +47,7 @@ from training.micro_batches import MicroBatch
 from training.posterior import Posterior
 from training.prior_weights import best_prior_weights, fit_prior_weights, warn_of_closed_gates
 from training.questions.example import QAExample
+from training.questions.loading import write_examples
 from training.trainer import DROTrainer
 from training.warm_up import warm_up_posteriors
 
@@ -658,3 +660,31 @@ def test_a_hundred_candidates_end_to_end(large_index: PassageIndex, base: Path, 
     assert evaluate(rag, examples, progress=False).metrics["f1"] >= 0
     with pytest.raises(UsageError, match="Lower num_candidates"):
         RAG.create(index=large_index, base=base, selector=SelectorConfig(num_candidates=100), device="cpu")
+
+
+def test_a_hundred_candidates_from_the_command_line(
+    large_index: PassageIndex, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training, evaluation of its bundle, the prompts as they are read, and the plan of the run."""
+    questions = tmp_path / "questions.jsonl"
+    write_examples(EXAMPLES[:2], questions)
+    selector = ["--selector.kind", "question_likelihood", "--selector.num_candidates", "100"]
+    selector += ["--selector.num_selected", "2", "--selector.options", '{"passage_tokens": 20, "prefilter": 3}']
+    pipeline = ["--index", str(large_index.path), "--base", str(base), *selector, "--decoding.max_new_tokens", "3"]
+    training = ["--train_dataset", str(questions), "--rounds", "1", "--e_step.num_permutations", "2"]
+    training += ["--answerable_only", "false", "--m_step.selector_kl", "0.1"]
+    found = {}
+    for words in (
+        ["train", *pipeline, *training, "--output_dir", str(tmp_path / "run")],
+        ["evaluate", "--bundle", str(tmp_path / "run" / "bundle"), "--test_dataset", str(questions)],
+        ["inspect", "prompts", *pipeline, QUESTIONS[0]],
+        ["plan", *pipeline, *training],
+    ):
+        capsys.readouterr()
+        assert main([*words, "--json", "--quiet"]) == 0, words
+        found[words[0]] = json.loads(capsys.readouterr().out)
+    assert found["train"]["rounds"][-1].keys() >= {"prior_gate", "selector_kl"}
+    assert found["inspect"]["ranking_prompt"].count("Write a question") == 100
+    assert found["plan"]["setting"]["question"]["prompts"] == 100
+    code = main(["ask", *pipeline, "--selector.options", '{"gates": 1}', "who?"])
+    assert code == 2 and "must be of ['gate', 'passage_tokens', 'prefilter']" in capsys.readouterr().err
