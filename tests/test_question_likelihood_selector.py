@@ -676,7 +676,7 @@ def test_a_hundred_candidates_from_the_command_line(
     found = {}
     for words in (
         ["train", *pipeline, *training, "--output_dir", str(tmp_path / "run")],
-        ["evaluate", "--bundle", str(tmp_path / "run" / "bundle"), "--test_dataset", str(questions)],
+        ["evaluate", "--bundle", str(tmp_path / "run" / "bundle"), "--questions", str(questions)],
         ["inspect", "prompts", *pipeline, QUESTIONS[0]],
         ["plan", *pipeline, *training],
     ):
