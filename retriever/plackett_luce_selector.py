@@ -74,11 +74,12 @@ class PlackettLuceSelector(Selector):
 
     @torch.no_grad()
     def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
-        """As `Selector.enumerate`, from one logit per candidate."""
-        logits = self._logits(candidates, False)
-        return [self._every(logits_n.cpu()) for logits_n in logits]
+        """As `Selector.enumerate`; everything follows from one logit per candidate, so nothing is read in passes."""
+        return [self.every_permutation(logits_n) for logits_n in self._logits(candidates, False)]
 
-    def _every(self, logits_n: Tensor) -> Permutations:
+    def every_permutation(self, logits_n: Tensor) -> Permutations:
+        """All permutations of candidates with these logits, as a proposal that is uniform over them, on the CPU."""
+        logits_n = logits_n.cpu()
         z_NK = enumerate_permutations(len(logits_n), self.config.num_selected)
         log_q_N = torch.full((len(z_NK),), -math.log(len(z_NK)))
         return Permutations(z_NK, plackett_luce_log_prob(logits_n, z_NK), log_q_N)

@@ -135,10 +135,21 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
         self._check_counts(candidates)
         u = self._question_log_likelihoods(candidates)
         drawn = self._draw_by(self._combine(candidates, u, False), m, proposal, policy)
+        return self._with_lm_logits(drawn, u)
+
+    @torch.no_grad()
+    def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
+        """As `PlackettLuceSelector.enumerate`."""
+        self._check_counts(candidates)
+        u = self._question_log_likelihoods(candidates)
+        every = [self.every_permutation(logits_n) for logits_n in self._combine(candidates, u, False)]
+        return self._with_lm_logits(every, u)
+
+    def _with_lm_logits(self, drawn: Sequence[Permutations], u: Sequence[Tensor]) -> list[Permutations]:
+        """Keep what was read, the same for every permutation and step and in memory once, for `components`."""
         if not self.config.use_language_model:
-            return drawn
+            return list(drawn)
         standardised = [standardise(u_n).cpu() for u_n in u]
-        # The same for every permutation and step, and in memory once.
         return [
             replace(one, lm_logits=u_n.expand(*one.z.shape, -1)) for one, u_n in zip(drawn, standardised, strict=True)
         ]

@@ -162,9 +162,9 @@ def test_a_question_is_read_in_one_pass_whatever_is_drawn(
     selector, candidates = make(), retriever.search(QUESTIONS, 6)
     drawn = selector.propose(candidates, SamplingConfig(num_permutations=30, replacement=False))
     assert [len(one) for one in drawn] == [30, 30] and len(passes) == 1
-    selector.enumerate(candidates)
+    drawn += selector.enumerate(candidates)
     assert len(passes) == 2
-    for one, permutations in zip(candidates, drawn, strict=True):
+    for one, permutations in zip(candidates * 2, drawn, strict=True):
         assert selector.components(one, permutations).keys() == {"gate", "strength"}
     assert len(passes) == 2
 
