@@ -122,15 +122,15 @@ def likelihood_job(n: int, **changed: object) -> TrainingJob:
 
 
 def test_each_candidate_alone_is_a_sequence_of_its_own() -> None:
-    """14 tokens of instructions, 120 of the passage and 20 of the question, whose logits alone are computed."""
+    """15 tokens of instructions, 120 of the passage and 20 of the question, whose logits alone are computed."""
     found = {step.name: step for step in training_steps(likelihood_job(10))}
-    read = 2 * (SHAPE.body_parameters + SHAPE.adapter_parameters) * 10 * 154
-    pairs = 10 * 154 * 155 // 2
+    read = 2 * (SHAPE.body_parameters + SHAPE.adapter_parameters) * 10 * 155
+    pairs = 10 * 155 * 156 // 2
     assert found["E: sample"].body == 10 * read
     assert found["E: sample"].attention == 10 * SHAPE.pair_flops * pairs
     assert found["E: sample"].head == 10 * 2 * SHAPE.head_parameters * 10 * 20
     learning = found["M: selector"]
-    assert learning.body == 10 * 10 * 154 * (4 * SHAPE.body_parameters + 6 * SHAPE.adapter_parameters)
+    assert learning.body == 10 * 10 * 155 * (4 * SHAPE.body_parameters + 6 * SHAPE.adapter_parameters)
     assert learning.attention == 3 * found["E: sample"].attention
     assert learning.head == 2 * found["E: sample"].head
     more = {step.name: step for step in training_steps(likelihood_job(50))}

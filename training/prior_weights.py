@@ -95,7 +95,7 @@ def current_weights(selector: Selector) -> Tensor:
 
 
 def warn_of_closed_gates(selector: Selector) -> None:
-    """Warn where a weight has fallen below a tenth of where it started: what it multiplies is hardly heard."""
+    """Warn where a weight has fallen below a tenth of where it started, so that what it multiplies hardly counts."""
     for name, start in selector.start_weights.items():
         now = float(selector.prior_weights[name].detach())
         if now < CLOSED * start:
