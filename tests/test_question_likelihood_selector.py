@@ -1,7 +1,6 @@
 """The selector by question likelihood: its probabilities, its packed reading, its gradient, and whole runs with it."""
 
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,7 +44,7 @@ from training.estimation import EStep
 from training.joint_model import JointModel
 from training.micro_batches import MicroBatch
 from training.posterior import Posterior
-from training.prior_weights import best_prior_weights, fit_prior_weights, warn_of_closed_gates
+from training.prior_weights import best_prior_weights, fit_prior_weights, warnings_of_closed_gates
 from training.questions.example import QAExample
 from training.questions.loading import write_examples
 from training.trainer import DROTrainer
@@ -448,14 +447,20 @@ def test_the_retrievers_question_side_learns_through_the_prior(make: Make, retri
     assert torch.autograd.grad(torch.stack(still).sum(), [retriever.adapter.up], allow_unused=True) == (None,)
 
 
-def test_a_closed_gate_is_warned_of(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closed_gate_is_warned_of(
+    make: Make, make_rag: Callable[..., RAG], index: PassageIndex, base: Path, tmp_path: Path
+) -> None:
+    """By the words, and in the record of the round; a list-wise selector starts with a gate of 0."""
     selector = make()
-    with caplog.at_level(logging.WARNING):
-        warn_of_closed_gates(selector)
-        assert not caplog.records
-        selector.prior.gate.data.fill_(0.1)
-        warn_of_closed_gates(selector)
-    assert "The gate of the selector" in caplog.text and "set it to 0.1" in caplog.text
+    assert not warnings_of_closed_gates(selector) and not warnings_of_closed_gates(make_rag().selector)
+    selector.prior.gate.data.fill_(0.1)
+    (warning,) = warnings_of_closed_gates(selector)
+    assert "The gate of the selector" in warning and "set it to 0.1" in warning
+    rag = make_pipeline(index, base, 4)
+    rag.selector.prior.gate.data.fill_(-3.0)
+    config = dro_config(rounds=1, supervised__num_train_epochs=0, e_step__exact=True, m_step__fit_prior_weights=False)
+    trainer = DROTrainer(rag, config, train_dataset=EXAMPLES, output_dir=tmp_path / "run", progress=False)
+    assert any("set it to -3" in warning for warning in trainer.train().history[-1]["warnings"])
 
 
 @pytest.mark.parametrize("target", ["auto", "retriever"])

@@ -9,7 +9,6 @@ fit. (Maximising over some parameters first is conditional maximisation, ECM: Me
 Legend: C components, m permutations, K selected, n candidates.
 """
 
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -20,8 +19,6 @@ from retriever.permutations import sequential_log_prob
 from retriever.selector import Selector
 from training.losses import marginal_selector_loss, selector_loss
 from training.posterior import Posterior
-
-logger = logging.getLogger(__name__)
 
 CLOSED = 0.1
 """Share of its start below which a weight counts as closed."""
@@ -94,19 +91,16 @@ def current_weights(selector: Selector) -> Tensor:
     return torch.cat([weight.detach().float().cpu() for weight in selector.prior_weights.values()])
 
 
-def warn_of_closed_gates(selector: Selector) -> None:
-    """Warn where a weight has fallen below a tenth of where it started, so that what it multiplies hardly counts."""
-    for name, start in selector.start_weights.items():
-        now = float(selector.prior_weights[name].detach())
-        if now < CLOSED * start:
-            logger.warning(
-                "The %s of the selector should stay near where it started, %.3g; the fit to the posteriors has set it "
-                "to %.3g, so the selector ranks by the rest of its logits. Look at the E-step's diagnostics: the "
-                "posterior may know less than the untrained selector.",
-                name,
-                start,
-                now,
-            )
+def warnings_of_closed_gates(selector: Selector) -> list[str]:
+    """Of weights that are below a tenth of where they started, so that what they multiply hardly counts."""
+    now = {name: float(selector.prior_weights[name].detach()) for name in selector.start_weights}
+    return [
+        f"The {name} of the selector should stay near where it started, {start:.3g}; the fit to the posteriors has set "
+        f"it to {now[name]:.3g}, so the selector ranks by the rest of its logits. Look at the E-step's diagnostics: "
+        "the posterior may know less than the untrained selector."
+        for name, start in selector.start_weights.items()
+        if now[name] < CLOSED * start
+    ]
 
 
 def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:

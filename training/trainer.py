@@ -36,7 +36,7 @@ from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import Components, fit_prior_weights, warn_of_closed_gates
+from training.prior_weights import Components, fit_prior_weights, warnings_of_closed_gates
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -292,8 +292,8 @@ class DROTrainer:
         found = self._diagnostics(posteriors)
         diagnostics = EStepDiagnostics.mean(found).to_dict()
         self._call("on_e_step_end", posteriors, diagnostics)
-        warnings = self._judge_teacher(found)
         prior_weights = self._fit_prior_weights(posteriors, round, components)
+        warnings = self._warnings(found)
         losses = self._maximize(posteriors, round)
         self._call("on_m_step_end", prior_weights | losses)
         self._train_encoder(posteriors, round)
@@ -358,13 +358,17 @@ class DROTrainer:
             posteriors = [p.lsr_target(self.tempering.lsr_temperature) for p in posteriors]
         return [p.diagnostics() for p in posteriors]
 
-    def _judge_teacher(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
-        """A warning for the record of the round where gold ids say that the selector has nothing to learn."""
-        if not self.config.train_selector or (warning := EStepDiagnostics.warning(found)) is None:
+    def _warnings(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
+        """For the record of the round: gold ids say that the selector has nothing to learn, or a gate has closed."""
+        if not self.config.train_selector:
             return {}
+        teacher = EStepDiagnostics.warning(found)
+        warnings = [] if teacher is None else [teacher]
+        warnings += warnings_of_closed_gates(self.rag.selector)
         if self.distributed.is_main_process:
-            logger.warning("%s", warning)
-        return {"warnings": [warning]}
+            for warning in warnings:
+                logger.warning("%s", warning)
+        return {"warnings": warnings} if warnings else {}
 
     def _fit_prior_weights(
         self, posteriors: Sequence[Posterior], round: int, components: Components | None = None
@@ -375,7 +379,6 @@ class DROTrainer:
             return {}
         with self._bar(len(posteriors), f"round {round}: prior weights") as advance:
             fitted = fit_prior_weights(self.rag.selector, posteriors, advance, components)
-        warn_of_closed_gates(self.rag.selector)
         return {f"prior_{name}": value for name, value in fitted.items()}
 
     def _maximize(self, posteriors: Sequence[Posterior], round: int) -> dict[str, float]:

@@ -5,8 +5,8 @@ answer from the passages of that order. A target is a posterior with a single pe
 is an ordinary M-step over such posteriors.
 
 A selector that does not start as the retriever would forget what it knows by imitating the retriever. Where the
-retriever's order is not asked for and there are no gold ids, its target is what it selects itself, as an expected outcome
-(b = w = 1): from that only the generator learns.
+retriever's order is not asked for and there are no gold ids, its target is what it selects itself, as an expected
+outcome (b = w = 1): from that only the generator learns.
 """
 
 from collections.abc import Callable, Sequence
