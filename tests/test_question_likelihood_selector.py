@@ -634,6 +634,22 @@ def test_a_whole_run_and_its_bundle(index: PassageIndex, base: Path, tmp_path: P
     assert opened.answer(QUESTIONS[0]).text == rag.answer(QUESTIONS[0]).text
 
 
+def test_a_fitted_likelihood_exponent(index: PassageIndex, base: Path, tmp_path: Path) -> None:
+    """The folds of `likelihood_exponent="auto"` refit gate and strength from what was read while drawing."""
+    rag = make_pipeline(index, base, 4)
+    examples = [QAExample(f"q{i}", f"what is {p.title}, {i}?", (p.title,), ()) for i, p in enumerate(PASSAGES * 2)]
+    config = dro_config(
+        rounds=1,
+        supervised__num_train_epochs=0,
+        train_generator=False,
+        e_step__num_permutations=2,
+        e_step__likelihood_exponent="auto",
+    )
+    trainer = DROTrainer(rag, config, train_dataset=examples, output_dir=tmp_path / "run", progress=False)
+    record = trainer.train().history[-1]
+    assert record["likelihood_exponent"] > 0 and record["prior_gate"] != pytest.approx(1.05, abs=1e-4)
+
+
 def test_a_bundle_knows_which_prompt_its_selector_has(make_rag: Callable[..., RAG], tmp_path: Path) -> None:
     """The prompt of another kind is a damaged bundle."""
     folder = make_rag().save_pretrained(tmp_path / "bundle")
