@@ -47,7 +47,7 @@ class TrainingJob:
     @property
     def decoding(self) -> str:
         """How permutations follow from what the selector reads: by replies to it, or all from one pass."""
-        return self.selector.decoding if self.selector.kind == "listwise" else "single_pass"
+        return "single_pass" if self.selector.kind == QUESTION_LIKELIHOOD else self.selector.decoding
 
     @property
     def proposed(self) -> QuestionShape:
