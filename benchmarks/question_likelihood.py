@@ -81,7 +81,8 @@ def shape_of_question(options: Options, n: int, kind: str) -> QuestionShape:
 
 def by_identifiers(options: Options, model: LanguageModel, n: int, questions: int) -> Pipeline:
     """Questions with the list-wise selector."""
-    return pipeline(model, questions=questions, n=n, K=K, prompt=shape_of_question(options, n, "listwise").prompt)
+    prompt = OPENING + shape_of_question(options, n, "listwise").prompt
+    return pipeline(model, questions=questions, n=n, K=K, prompt=prompt)
 
 
 def by_likelihood(options: Options, model: LanguageModel, n: int, questions: int) -> Pipeline:
