@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
     from generator.generator import Generator
     from generator.language_model import LanguageModel
-    from generator.prompts import AnswerPrompt, Identifiers, RankingPrompt
+    from generator.prompts import AnswerPrompt, Identifiers, QuestionPrompt, RankingPrompt
 
 _EXPORTS = {
     "AdapterConfig": "generator.configs",
@@ -21,6 +21,7 @@ _EXPORTS = {
     "Identifiers": "generator.prompts",
     "LanguageModel": "generator.language_model",
     "ModelConfig": "generator.configs",
+    "QuestionPrompt": "generator.prompts",
     "RankingPrompt": "generator.prompts",
 }
 
@@ -34,6 +35,7 @@ __all__ = [
     "Identifiers",
     "LanguageModel",
     "ModelConfig",
+    "QuestionPrompt",
     "RankingPrompt",
 ]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_positions, sum_per_row, token_log_probs
+from generator.log_probs import answer_positions, sum_per_row, token_log_probs, token_log_probs_in_chunks
 from generator.packed_sequences import PackedSequences
 from generator.padding import pad_right
 from indexes.batching import token_budget_batches
@@ -62,24 +62,31 @@ class ReadSequences:
         """Tokens of each answer, its end included."""
         return torch.tensor([len(s.answer_ids) for s in self.sequences], device=self.hidden_TH.device)
 
-    def token_log_probs(self, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def token_log_probs(self, head: Callable[[Tensor], Tensor], *, in_chunks: bool = False) -> Tensor:
         """`log p(y_i | prompt, y_<i)` of every answer token, sequence by sequence, float32.
 
         Args:
             head: Hidden states `[N, H]` to logits `[N, V]`, which exist for these tokens only.
+            in_chunks: Logits exist for a few tokens at a time (`token_log_probs_in_chunks`).
         """
         rows_N, positions_N = answer_positions(self.prompt_lengths_B, self.answer_lengths_B)
         targets_N = torch.tensor([i for s in self.sequences for i in s.answer_ids], device=rows_N.device)
-        return token_log_probs(head(self.hidden_at(rows_N, positions_N)), targets_N)
+        hidden_NH = self.hidden_at(rows_N, positions_N)
+        if in_chunks:
+            return token_log_probs_in_chunks(hidden_NH, targets_N, head)
+        return token_log_probs(head(hidden_NH), targets_N)
 
-    def log_probs(self, head: Callable[[Tensor], Tensor], token_weights_N: Tensor | None = None) -> Tensor:
+    def log_probs(
+        self, head: Callable[[Tensor], Tensor], token_weights_N: Tensor | None = None, *, in_chunks: bool = False
+    ) -> Tensor:
         """`log p(answer | prompt)` of each sequence, float32 `[B]`: the *sum* over answer tokens, in nats.
 
         Args:
             head: As for `token_log_probs`.
             token_weights_N: What each answer token counts in the sum, sequence by sequence; None: 1.
+            in_chunks: As for `token_log_probs`.
         """
-        log_p_N = self.token_log_probs(head)
+        log_p_N = self.token_log_probs(head, in_chunks=in_chunks)
         weighted_N = log_p_N if token_weights_N is None else token_weights_N * log_p_N
         rows_N, _ = answer_positions(self.prompt_lengths_B, self.answer_lengths_B)
         return sum_per_row(weighted_N, rows_N, len(self.sequences))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from generator.language_model import LanguageModel
-from generator.log_probs import answer_positions, logit_bytes, token_log_probs
+from generator.log_probs import answer_positions, token_log_probs, tokens_at_a_time
 from generator.padding import pad_right
 from indexes.errors import UsageError
 
@@ -98,9 +98,3 @@ def _score(hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor
         log_probs.append(token_log_probs(logits_CV, targets_C).double().cpu())
         greedy.append((logits_CV.argmax(-1) == targets_C).cpu())
     return torch.cat(log_probs), torch.cat(greedy)
-
-
-def tokens_at_a_time(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> int:
-    """C, such that a float32 tensor of C x V logits stays small."""
-    vocabulary = head(hidden_NH[:0]).shape[-1]  # no row, and so no work
-    return int(max(1, logit_bytes(cuda=hidden_NH.is_cuda) // (4 * vocabulary)))

@@ -6,6 +6,9 @@ Everything is upcast to float32 *before* `log_softmax`: in bfloat16 the sum over
 0.6 nat, which is a factor of 1.8 in an importance weight.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,3 +78,54 @@ def answer_positions(prompt_lengths_B: Tensor, answer_lengths_B: Tensor) -> tupl
     starts_B = torch.cumsum(answer_lengths_B, 0) - answer_lengths_B
     offset_N = torch.arange(len(rows_N), device=rows_N.device) - starts_B[rows_N]
     return rows_N, prompt_lengths_B[rows_N] - 1 + offset_N
+
+
+def token_log_probs_in_chunks(hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    """`token_log_probs` of hidden states, with gradient to them, where logits exist for a few tokens at a time.
+
+    Args:
+        hidden_NH: Hidden states.
+        targets_N: Token ids.
+        head: Hidden states to logits; its parameters get no gradient.
+
+    Returns:
+        float32 `[N]`.
+    """
+    found: Tensor = _ChunkedLogProbs.apply(hidden_NH, targets_N, head)  # type: ignore[no-untyped-call]
+    return found
+
+
+def tokens_at_a_time(head: Callable[[Tensor], Tensor], hidden_NH: Tensor) -> int:
+    """C, such that a float32 tensor of C x V logits stays small."""
+    vocabulary = head(hidden_NH[:0]).shape[-1]  # no row, and so no work
+    return int(max(1, logit_bytes(cuda=hidden_NH.is_cuda) // (4 * vocabulary)))
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """Value and gradient together, in the forward pass, chunk by chunk: nothing of the size of logits is kept.
+
+    The derivative of a log-probability by the logits is known, the one-hot vector of the target less the softmax.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """The values; the gradients are kept for `backward`."""
+        size, learning = tokens_at_a_time(head, hidden_NH), hidden_NH.requires_grad
+        values, gradients = [], []
+        for hidden_CH, targets_C in zip(hidden_NH.split(size), targets_N.split(size), strict=True):
+            with torch.set_grad_enabled(learning):
+                leaf_CH = hidden_CH.detach().requires_grad_(learning)
+                logits_CV = head(leaf_CH)
+            values.append(token_log_probs(logits_CV.detach(), targets_C))
+            if learning:
+                slope_CV = -logits_CV.detach().softmax(-1, dtype=torch.float32)
+                slope_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] += 1
+                gradients.append(torch.autograd.grad(logits_CV, leaf_CH, slope_CV.to(logits_CV.dtype))[0])
+        ctx.save_for_backward(torch.cat(gradients) if gradients else None)
+        return torch.cat(values) if values else hidden_NH.new_zeros(0, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scales what `forward` found."""
+        (gradient_NH,) = ctx.saved_tensors
+        return gradient_NH * grad_outputs[0].unsqueeze(-1).to(gradient_NH.dtype), None, None

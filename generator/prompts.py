@@ -1,4 +1,4 @@
-"""The two prompts: rank the candidates, answer from the selected passages.
+"""The prompts: rank the candidates, ask what one of them answers, answer from the selected passages.
 
 Prompt and reply are tokenized separately, and a sequence is always `prompt_ids + reply_ids`: tokenizing them together
 would move the boundary. When a prompt does not fit, passages are cut, the longest texts and titles first; the question
@@ -52,6 +52,10 @@ Only respond with the ranking results; do not provide explanations.
 
 Search Query: {question}
 Your output: """
+
+QUESTION_TEMPLATE = """\
+Passage: {passage}
+Write a question that this passage answers."""
 
 PASSAGE_TEMPLATE = "[{identifier}] Title: {title} Text: {text}"
 
@@ -426,3 +430,93 @@ class RankingPrompt(_PassagePrompt):
 def _opening(chat: Chat) -> list[int]:
     """Token ids of the opening bracket of a ranking reply, as a continuation of its prompt."""
     return encode_without_special_tokens(chat.tokenizer, RANKING_OPEN, after=chat.reply_opening)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionPrompt:
+    """One passage in, a question that it answers out: p(question | passage) says how well the two go together.
+
+    Query likelihood by a language model that was told to ask: Sachan et al. 2022 (UPR, arXiv 2204.07496).
+    """
+
+    template: str = QUESTION_TEMPLATE
+    """Placeholder `{passage}`: title and text."""
+    passage_template: str = "{title} {text}"
+    """How a passage is shown; placeholders `{title}` and `{text}`. White space around it is left out."""
+
+    def __post_init__(self) -> None:
+        _check_template("template", self.template, {"passage"}, {"passage"})
+        _check_template("passage_template", self.passage_template, {"title", "text"}, {"text"})
+
+    def render(self, passage: Passage) -> str:
+        """The prompt of one passage as text, uncut."""
+        shown = self.passage_template.format(title=passage.title, text=passage.text)
+        return self.template.format(passage=shown.strip())
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        passage: Passage,
+        *,
+        passage_tokens: int,
+        max_tokens: int,
+        chat: Chat | None = None,
+    ) -> list[int]:
+        """Prompt ids, at most `max_tokens`; title and text of the passage are cut, the longer of them first.
+
+        Args:
+            tokenizer: Of the model that reads.
+            passage: The passage.
+            passage_tokens: Tokens of title and text together.
+            max_tokens: Room for the whole prompt.
+            chat: As for `AnswerPrompt.encode`.
+
+        Raises:
+            DataError: The prompt does not fit even with the passage cut to nothing.
+        """
+        chat = chat or Chat(tokenizer)
+        escaped, budget = _escaped(chat, passage), passage_tokens
+        while budget >= 0:
+            title, text = cut_texts(tokenizer, [escaped.title, escaped.text], budget)
+            ids = _open(chat, self.render(Passage(passage.id, title, text)))
+            if len(ids) <= max_tokens:
+                return ids
+            # Joining can cost a token or two more than the parts; give exactly that back and try again.
+            used = sum(len(encode_document(tokenizer, part)) for part in (title, text))
+            budget = max(min(budget, used) - (len(ids) - max_tokens), 0) if used else -1
+        raise DataError(
+            f"The instructions around an empty passage must fit into {max_tokens} tokens, but they need more. "
+            "Shorten the question or the template, or take a model with a longer context."
+        )
+
+    def least_tokens(self, tokenizer: PreTrainedTokenizerBase, *, chat: Chat | None = None) -> int:
+        """Tokens of the prompt with the passage cut to nothing."""
+        return len(_open(chat or Chat(tokenizer), self.render(Passage("", "", ""))))
+
+    def encode_question(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, *, chat: Chat | None = None
+    ) -> list[int]:
+        """Token ids of a question as the reply to the prompt, without an end.
+
+        Raises:
+            DataError: It has no tokens.
+        """
+        chat = chat or Chat(tokenizer)
+        text = chat.lead + chat.escape_special_tokens(question.strip())
+        ids = encode_without_special_tokens(tokenizer, text, after=_reply_opening(chat)) if question.strip() else []
+        if not ids:
+            raise DataError(
+                f"A question must have at least one token, got {question!r}, of which the tokenizer makes none. "
+                "Leave it out, or take a base whose tokenizer knows its characters."
+            )
+        return ids
+
+
+def _reply_opening(chat: Chat) -> str:
+    """What stands between a prompt's text and its reply: a line of its own where there is no chat template."""
+    return chat.reply_opening or "\n"
+
+
+def _open(chat: Chat, text: str) -> list[int]:
+    """Token ids of a prompt, open for a reply."""
+    return chat.encode(text) if chat.reply_opening else chat.encode(text + _reply_opening(chat))

@@ -10,7 +10,7 @@ from indexes.lazy_exports import lazy_exports  # `indexes` sets the OpenMP wait 
 if TYPE_CHECKING:
     from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
     from generator.generator import Generator
-    from generator.prompts import AnswerPrompt, RankingPrompt
+    from generator.prompts import AnswerPrompt, QuestionPrompt, RankingPrompt
     from indexes.corpora.chunking import Chunker
     from indexes.corpora.corpus import Corpus
     from indexes.corpora.corpus_formats import CORPUS_FORMATS
@@ -78,6 +78,7 @@ _EXPORTS = {
     "Passage": "indexes.corpora.passage",
     "PassageIndex": "indexes.directory.passage_index",
     "QAExample": "training.questions.example",
+    "QuestionPrompt": "generator.prompts",
     "QUESTION_FORMATS": "training.questions.question_formats",
     "RAG": "rag.pipeline",
     "RAGError": "indexes.errors",
@@ -138,6 +139,7 @@ __all__ = [
     "Passage",
     "PassageIndex",
     "QAExample",
+    "QuestionPrompt",
     "RAGError",
     "RankingPrompt",
     "ResourceError",

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig
 from generator.generator import Generator
 from generator.model_names import hub_file
-from generator.prompts import AnswerPrompt, RankingPrompt
+from generator.prompts import AnswerPrompt, QuestionPrompt, RankingPrompt
 from indexes.atomic_files import read_json, replace_directory
 from indexes.checksums import file_sha256
 from indexes.directory.passage_index import PassageIndex
@@ -40,7 +41,7 @@ from retriever.retriever import Retriever
 from retriever.retrievers import retriever_to_dict
 from retriever.selector import Selector
 from retriever.selector_config import SelectorConfig
-from retriever.selectors import config_from_dict, config_to_dict
+from retriever.selectors import config_from_dict, config_to_dict, prompt_from_dict
 from training.checkpoint import load_learned, write_learned
 
 CONFIG_FILE = "rag_config.json"
@@ -131,7 +132,8 @@ class BundleConfig:
     decoding: DecodingConfig
     chat: ChatConfig
     answer_prompt: AnswerPrompt
-    ranking_prompt: RankingPrompt
+    ranking_prompt: RankingPrompt | QuestionPrompt
+    """That of the selector, by its kind."""
     answer_mode: Mapping[str, Any]
     """Kind, the package that registers it, and options."""
     retriever: Mapping[str, Any]
@@ -158,7 +160,9 @@ class BundleConfig:
         names = [f.name for f in fields(cls)]
         if missing := [name for name in names if name not in data]:
             raise MismatchError(f"{where} must describe a whole pipeline, but it has no {missing[0]!r}. {RESTORE}")
-        return cls(**{name: _section(name, data[name], where) for name in names})
+        sections = {name: _section(name, data[name], where) for name in names if name != "ranking_prompt"}
+        prompt = _ranking_prompt(sections["selector"].kind, data["ranking_prompt"], where)
+        return cls(**sections, ranking_prompt=prompt)
 
 
 _SECTIONS: dict[str, type] = {
@@ -170,15 +174,27 @@ _SECTIONS: dict[str, type] = {
     "decoding": DecodingConfig,
     "chat": ChatConfig,
     "answer_prompt": AnswerPrompt,
-    "ranking_prompt": RankingPrompt,
 }
 
 
 def _section(name: str, data: Any, where: str | Path) -> Any:
-    try:
+    with _of_this_version(name, where):
         if name == "selector":
             return config_from_dict(data)
         return _SECTIONS[name](**data) if name in _SECTIONS else data
+
+
+def _ranking_prompt(kind: str, data: Any, where: str | Path) -> RankingPrompt | QuestionPrompt:
+    """Which prompt it is follows from the selector."""
+    with _of_this_version("ranking_prompt", where):
+        return prompt_from_dict(kind, data)
+
+
+@contextmanager
+def _of_this_version(name: str, where: str | Path) -> Iterator[None]:
+    """Refuse a part of the file that does not have the fields of this version."""
+    try:
+        yield
     except (TypeError, AttributeError) as error:
         raise MismatchError(
             f"{name!r} in {where} must hold the settings of this version: {error}. {RESTORE}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack, overload
 from generator.architecture_findings import ArchitectureFindings
 from generator.configs import AdapterConfig, ChatConfig, DecodingConfig, ModelConfig, ModelOptions
 from generator.generator import Generator
-from generator.prompts import AnswerPrompt, RankingPrompt
+from generator.prompts import AnswerPrompt, QuestionPrompt, RankingPrompt
 from indexes.directory.passage_index import PassageIndex
 from indexes.encoder import Encoder
 from indexes.errors import DataError, UsageError, check_on_error
@@ -76,12 +76,14 @@ class RAG:
         decoding: DecodingConfig | None = None,
         adapter: AdapterConfig | None = None,
         answer_prompt: AnswerPrompt | None = None,
-        ranking_prompt: RankingPrompt | None = None,
+        ranking_prompt: RankingPrompt | QuestionPrompt | None = None,
         answer_mode: str | Mapping[str, Any] = PERMUTATION,
         chat: ChatConfig | None = None,
         **model_options: Unpack[ModelOptions],
     ) -> "RAG":
-        """A new, untrained pipeline: it ranks as the retriever does and answers as the base model does.
+        """A new, untrained pipeline: it answers as the base model does, and ranks as the retriever does.
+
+        With `SelectorConfig(kind="question_likelihood")` it ranks by the retriever and by what the base knows.
 
         Args:
             index: Index directory, or an opened index.
@@ -90,11 +92,12 @@ class RAG:
             encoder: The encoder that built the index; default: the one its manifest names.
             retriever: How candidates are found: "dense", "bm25" or "hybrid", or a mapping with that as its "kind" and
                 options of the class, {"kind": "hybrid", "depth": 200}.
-            selector: n, K, decoding, prior.
+            selector: Kind of the selector, n, K, decoding, prior.
             decoding: How answers are decoded.
             adapter: LoRA settings.
             answer_prompt: Replaces the paper's answer prompt.
-            ranking_prompt: Replaces the paper's ranking prompt.
+            ranking_prompt: Replaces the prompt by which the selector ranks: the paper's `RankingPrompt` of the
+                list-wise selector, or the `QuestionPrompt` of that by question likelihood.
             answer_mode: As for the class.
             chat: What the base model's chat template is given, and how reasoning is separated from answers.
             model_options: Fields of `ModelConfig` in place of a `ModelConfig`: `revision`, `dtype`, `device`,
@@ -134,7 +137,7 @@ class RAG:
         decoding: DecodingConfig | None,
         adapter: AdapterConfig | None,
         answer_prompt: AnswerPrompt | None,
-        ranking_prompt: RankingPrompt | None,
+        ranking_prompt: RankingPrompt | QuestionPrompt | None,
         answer_mode: str | Mapping[str, Any],
         chat: ChatConfig | None,
     ) -> "RAG":

@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from retriever.candidates import Candidates, Explanation
     from retriever.dense import DenseRetriever
     from retriever.hybrid import BM25Retriever, HybridRetriever
-    from retriever.listwise_selector import ListwiseSelector, RetrieverPrior
+    from retriever.listwise_selector import ListwiseSelector
     from retriever.permutations import Permutations
     from retriever.plackett_luce_selector import PlackettLuceSelector
     from retriever.question_adapter import QuestionAdapter
+    from retriever.question_likelihood_selector import QuestionLikelihoodSelector
     from retriever.retriever import Queries, Retriever
+    from retriever.retriever_prior import RetrieverPrior
     from retriever.retrievers import RETRIEVERS
     from retriever.selector import Selector
-    from retriever.selector_config import SamplingConfig, SelectorConfig
+    from retriever.selector_config import QuestionLikelihoodOptions, SamplingConfig, SelectorConfig
     from retriever.selectors import SELECTORS
 
 _EXPORTS = {
@@ -31,9 +33,11 @@ _EXPORTS = {
     "PlackettLuceSelector": "retriever.plackett_luce_selector",
     "Queries": "retriever.retriever",
     "QuestionAdapter": "retriever.question_adapter",
+    "QuestionLikelihoodOptions": "retriever.selector_config",
+    "QuestionLikelihoodSelector": "retriever.question_likelihood_selector",
     "RETRIEVERS": "retriever.retrievers",
     "Retriever": "retriever.retriever",
-    "RetrieverPrior": "retriever.listwise_selector",
+    "RetrieverPrior": "retriever.retriever_prior",
     "SELECTORS": "retriever.selectors",
     "SamplingConfig": "retriever.selector_config",
     "Selector": "retriever.selector",
@@ -54,6 +58,8 @@ __all__ = [
     "PlackettLuceSelector",
     "Queries",
     "QuestionAdapter",
+    "QuestionLikelihoodOptions",
+    "QuestionLikelihoodSelector",
     "Retriever",
     "RetrieverPrior",
     "SamplingConfig",

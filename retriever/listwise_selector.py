@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from generator.language_model import LanguageModel
-from generator.prompts import RANKING_OPEN, RANKING_SEPARATOR, Identifiers, RankingPrompt, encode_without_special_tokens
+from generator.prompts import (
+    RANKING_OPEN,
+    RANKING_SEPARATOR,
+    Identifiers,
+    QuestionPrompt,
+    RankingPrompt,
+    encode_without_special_tokens,
+)
 from indexes.batching import token_budget_batches
 from indexes.errors import UsageError
 from retriever.candidates import Candidates
@@ -33,28 +40,9 @@ from retriever.drawing import (
 from retriever.permutations import Permutations, Proposal, sequential_log_prob
 from retriever.replies import Replies, replies_to
 from retriever.retriever import Retriever
+from retriever.retriever_prior import RetrieverPrior
 from retriever.selector import ROLE, Selector, standardise
 from retriever.selector_config import SamplingConfig, SelectorConfig
-
-
-class RetrieverPrior(nn.Module):
-    """`s_i = gate * l_i + strength * standardise(r)_i`: language model logits l and retriever scores r.
-
-    Both weights are learned. `gate` starts at 0 and `strength` above it, so an untrained selector reproduces the
-    retriever's order exactly, whatever the logits of the base model are; training then moves weight to the
-    language model as far as the posterior rewards it. Scores are standardised over the candidates of a question, which
-    makes the start independent of the encoder's scale.
-    """
-
-    def __init__(self, strength: float = 1.0) -> None:
-        super().__init__()
-        # One-element vectors, not scalars: FSDP cannot shard a scalar.
-        self.gate = nn.Parameter(torch.zeros(1))
-        self.strength = nn.Parameter(torch.tensor([float(strength)]))
-
-    def forward(self, lm_logits: Tensor, standardised: Tensor) -> Tensor:
-        """Combined logits, any common shape `[..., n]`."""
-        return self.gate * lm_logits + self.strength * standardised
 
 
 @dataclass(frozen=True)
@@ -82,12 +70,14 @@ class ListwiseSelector(Selector):
         UsageError: The tokenizer has no single tokens for so many identifiers, or the configuration has `options`.
     """
 
+    prompt: RankingPrompt
+
     def __init__(
         self,
         language_model: LanguageModel,
         retriever: Retriever,
         *,
-        prompt: RankingPrompt | None = None,
+        prompt: RankingPrompt | QuestionPrompt | None = None,
         config: SelectorConfig | None = None,
         max_tokens_per_batch: int = 16384,
     ) -> None:
@@ -96,7 +86,7 @@ class ListwiseSelector(Selector):
         )
         if self.config.options:
             raise UsageError(f"The list-wise selector has no further options, got {sorted(self.config.options)}.")
-        self.prior = RetrieverPrior(self.config.prior_strength).to(language_model.device)
+        self.prior = RetrieverPrior(strength=self.prior_strength).to(language_model.device)
         self.modules["prior"] = self.prior
         self.identifiers = Identifiers.for_tokenizer(
             language_model.tokenizer,

@@ -7,6 +7,7 @@ One pass gives the probability of every permutation; a subclass defines only the
 Legend: B questions, b partial permutations each, n candidates, K selected, k of them chosen so far.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from retriever.candidates import Candidates
 from retriever.drawing import Greedy, IndependentDraws, Policy, StepLogits, StochasticBeams, draw, padded
-from retriever.permutations import Permutations, Proposal, plackett_luce_log_prob
+from retriever.permutations import Permutations, Proposal, enumerate_permutations, plackett_luce_log_prob
 from retriever.selector import Selector
 from retriever.selector_config import SamplingConfig
 
@@ -69,10 +70,19 @@ class PlackettLuceSelector(Selector):
         self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
     ) -> list[Tensor]:
         """As `Selector.log_prob`."""
-        return [
-            plackett_luce_log_prob(logits_n, z_mK.to(logits_n.device))
-            for logits_n, z_mK in zip(self._logits(candidates, teach_retriever), permutations, strict=True)
-        ]
+        return log_probs_by(self._logits(candidates, teach_retriever), permutations)
+
+    @torch.no_grad()
+    def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
+        """As `Selector.enumerate`; everything follows from one logit per candidate, so nothing is read in passes."""
+        return [self.every_permutation(logits_n) for logits_n in self._logits(candidates, False)]
+
+    def every_permutation(self, logits_n: Tensor) -> Permutations:
+        """All permutations of candidates with these logits, as a proposal that is uniform over them, on the CPU."""
+        logits_n = logits_n.cpu()
+        z_NK = enumerate_permutations(len(logits_n), self.config.num_selected)
+        log_q_N = torch.full((len(z_NK),), -math.log(len(z_NK)))
+        return Permutations(z_NK, plackett_luce_log_prob(logits_n, z_NK), log_q_N)
 
     def _logits(self, candidates: Sequence[Candidates], teach_retriever: bool) -> list[Tensor]:
         for one in candidates:
@@ -80,12 +90,22 @@ class PlackettLuceSelector(Selector):
         return [self.logits(one, teach_retriever=teach_retriever) for one in candidates]
 
     def _draw(self, candidates: Sequence[Candidates], m: int, proposal: Proposal, policy: Policy) -> list[Permutations]:
-        absent_Bn = self._absent(candidates)
-        logits_Bn = padded(self._logits(candidates, False), absent_Bn)
-        return policy.permutations(
-            draw(_ConstantLogits(logits_Bn, absent_Bn), self.config.num_selected, m, proposal, policy)
-        )
+        return self._draw_by(self._logits(candidates, False), m, proposal, policy)
 
-    def _absent(self, candidates: Sequence[Candidates]) -> Tensor:
-        n = max(map(len, candidates))
-        return torch.tensor([[i >= len(c) for i in range(n)] for c in candidates], device=self.language_model.device)
+    def _draw_by(self, logits: Sequence[Tensor], m: int, proposal: Proposal, policy: Policy) -> list[Permutations]:
+        """Draws by the logits `[n]` of each question."""
+        absent_Bn = self._absent(logits)
+        steps = _ConstantLogits(padded(logits, absent_Bn), absent_Bn)
+        return policy.permutations(draw(steps, self.config.num_selected, m, proposal, policy))
+
+    def _absent(self, logits: Sequence[Tensor]) -> Tensor:
+        n = max(map(len, logits))
+        return torch.tensor([[i >= len(c) for i in range(n)] for c in logits], device=self.language_model.device)
+
+
+def log_probs_by(logits: Sequence[Tensor], permutations: Sequence[Tensor]) -> list[Tensor]:
+    """Plackett-Luce log-probabilities of permutations, by the logits `[n]` of each question."""
+    return [
+        plackett_luce_log_prob(logits_n, z_mK.to(logits_n.device))
+        for logits_n, z_mK in zip(logits, permutations, strict=True)
+    ]

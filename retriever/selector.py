@@ -14,13 +14,15 @@ Legend: B questions, m permutations each, n candidates, K selected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from generator.language_model import LanguageModel
-from generator.prompts import RankingPrompt
-from indexes.errors import DataError
+from generator.prompts import QuestionPrompt, RankingPrompt
+from indexes.errors import DataError, UsageError
 from retriever.candidates import Candidates
 from retriever.permutations import Permutations, enumerate_permutations
 from retriever.retriever import Retriever
@@ -31,9 +33,12 @@ ROLE = "selector"
 
 
 def standardise(scores_n: Tensor) -> Tensor:
-    """Scores to mean 0 and standard deviation 1 over the candidates (all equal: all 0)."""
-    centred = scores_n.float() - scores_n.float().mean()
-    return centred / centred.square().mean().clamp_min(1e-12).sqrt()
+    """Scores to mean 0 and standard deviation 1 over the candidates (all equal: all 0), whatever their order."""
+    scores_n = scores_n.float()
+    # Sums of float32 depend on the order; those of sorted numbers do not depend on that of the candidates.
+    sorted_n = scores_n.sort().values
+    mean = sorted_n.mean()
+    return (scores_n - mean) / (sorted_n - mean).square().mean().clamp_min(1e-12).sqrt()
 
 
 class Selector(ABC):
@@ -42,24 +47,44 @@ class Selector(ABC):
     Args:
         language_model: The base model; the adapter `"selector"` is the selector's own to train.
         retriever: The retriever that finds the candidates; its scores may be part of log p_s.
-        prompt: How question and passages are put to the language model, for selectors that read them together.
+        prompt: How question and passages are put to the language model, an instance of `prompt_class`.
         config: Sizes and settings.
         max_tokens_per_batch: Sequences x longest prompt of one forward pass.
+
+    Raises:
+        UsageError: The prompt is for selectors of another kind.
     """
+
+    prompt_class: ClassVar[type[RankingPrompt] | type[QuestionPrompt]] = RankingPrompt
+    """What this selector's prompt is made of."""
+    default_prior_strength: ClassVar[float] = 1.0
+    """`SelectorConfig.prior_strength` where that is left to the kind."""
+    starts_as_retriever: ClassVar[bool] = True
+    """Whether an untrained one ranks as the retriever does."""
+    fits_prior_weights_only: ClassVar[bool] = False
+    """Whether the prior weights change by the fit over all posteriors only, and never by gradient steps."""
 
     def __init__(
         self,
         language_model: LanguageModel,
         retriever: Retriever,
         *,
-        prompt: RankingPrompt | None = None,
+        prompt: RankingPrompt | QuestionPrompt | None = None,
         config: SelectorConfig | None = None,
         max_tokens_per_batch: int = 16384,
     ) -> None:
         self.language_model = language_model
         self.retriever = retriever
-        self.prompt = prompt or RankingPrompt()
-        self.config = config or SelectorConfig()
+        if prompt is not None and not isinstance(prompt, self.prompt_class):
+            raise UsageError(
+                f"The prompt of a {type(self).__name__} must be a {self.prompt_class.__name__}, got a "
+                f"{type(prompt).__name__}. Give the right one as ranking_prompt, or leave it out."
+            )
+        self.prompt = prompt or self.prompt_class()
+        config = config or SelectorConfig()
+        strength = self.default_prior_strength if config.prior_strength is None else config.prior_strength
+        self.config = replace(config, prior_strength=strength)
+        self.prior_strength = strength
         self.max_tokens_per_batch = max_tokens_per_batch
         self.modules = nn.ModuleDict()
         """What training changes besides the adapter `"selector"` and the retriever's question adapter, by name."""
@@ -110,6 +135,27 @@ class Selector(ABC):
             Per question float32 `[m_b]`, on the device of the language model.
         """
 
+    @property
+    def measures_drift(self) -> bool:
+        """Whether `log_prob_and_kl` is there."""
+        return False
+
+    def log_prob_and_kl(
+        self, candidates: Sequence[Candidates], permutations: Sequence[Tensor], *, teach_retriever: bool = True
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What `log_prob` returns, and how far each question's first choice is from that of the untrained model.
+
+        The latter is `KL(untrained || this)` of the distributions of the first choice, nats, with gradient; the
+        untrained one has the adapter of the language model off and the same prior weights, so it is 0 at first.
+
+        Raises:
+            UsageError: This kind of selector has no such comparison.
+        """
+        raise UsageError(
+            f"m_step.selector_kl needs a selector that is compared with its untrained model, such as "
+            f"kind='question_likelihood'; got {type(self).__name__}. Set m_step.selector_kl=0."
+        )
+
     @torch.no_grad()
     def enumerate(self, candidates: Sequence[Candidates], *, rows_per_pass: int = 64) -> list[Permutations]:
         """Every permutation of every question, as a proposal that is uniform over them (exact mode)."""
@@ -131,6 +177,11 @@ class Selector(ABC):
         `training.prior_weights` sets them to their optimum over all posteriors, where gradient steps over a few
         questions would mostly follow noise.
         """
+        return {}
+
+    @property
+    def start_weights(self) -> dict[str, float]:
+        """Where `prior_weights` start in a pipeline that was never trained, for those whose fall is worth a warning."""
         return {}
 
     def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 This module imports neither torch nor transformers, so that `--help` and argument errors of the command line are fast.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 from indexes.errors import UsageError
 
 DECODINGS = ("autoregressive", "single_pass")
+QUESTION_LIKELIHOOD = "question_likelihood"
+"""A kind of selector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,26 +18,30 @@ class SelectorConfig:
     """Which selector, and its settings."""
 
     kind: str = "listwise"
-    """The selector's name in `retriever.selectors.SELECTORS`."""
+    """The selector's name in `retriever.selectors.SELECTORS`. `"listwise"`: the language model reads all candidates and
+    names K. `"question_likelihood"`: it reads each by itself, and says how probable the question is after it."""
     num_candidates: int = 20
     """n: candidates the retriever hands over. More raises recall and prompt length."""
     num_selected: int = 5
     """K: passages that reach the generator, in order."""
     decoding: str = "autoregressive"
-    """`"autoregressive"`: each id conditions on the ids before it (the paper). `"single_pass"`: one prefill, its
-    id logits are Plackett-Luce scores; faster, but cannot say "given C, A adds nothing"."""
+    """Of `"listwise"`. `"autoregressive"`: each id conditions on the ids before it (the paper). `"single_pass"`: one
+    prefill, its id logits are Plackett-Luce scores; faster, but cannot say "given C, A adds nothing"."""
     identifiers: str = "letters"
-    """`"letters"` (A..T) or `"numbers"` (as the paper writes them; few tokenizers have 20 in single tokens)."""
+    """Of `"listwise"`: `"letters"` (A..T) or `"numbers"` (as the paper writes them; few tokenizers have 20 in single
+    tokens)."""
     use_prior: bool = True
-    """Add the retriever's scores to the id logits, so that an untrained selector ranks as the retriever does.
-    False is the paper's selector: the language model alone."""
+    """Add the retriever's scores to the language model's logits. False leaves them out: the language model alone, as in
+    the paper."""
     use_language_model: bool = True
-    """False ranks by the retriever's scores alone, as pipelines without a selector do: the gate of the language model
-    stays 0, and what learns is the weight of the scores and the retriever's question side."""
-    prior_strength: float = 1.0
-    """Where the learned weight of the standardised retriever scores starts; 1 keeps the first samples diverse."""
+    """False ranks by the retriever's scores alone, as pipelines without a selector do: no language model is asked, and
+    what learns is the weight of the scores and the retriever's question side."""
+    prior_strength: float | None = None
+    """Where the learned weight of the standardised retriever scores starts. None: as the kind has it, 1 for
+    `"listwise"`, which keeps the first samples diverse, and 0.43 for `"question_likelihood"`."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further settings of selectors of other kinds, by name, ready for JSON; the built-in ones have none."""
+    """Further settings that only one kind has, by name, ready for JSON: those of `"question_likelihood"` are the fields
+    of `QuestionLikelihoodOptions`, `"listwise"` has none."""
 
     def __post_init__(self) -> None:
         check_selection(self.num_candidates, self.num_selected)
@@ -46,11 +52,49 @@ class SelectorConfig:
                 "A selector must use the retriever's scores or the language model, but use_prior and "
                 "use_language_model are both false. Set one of them."
             )
-        if self.prior_strength <= 0:
+        if self.prior_strength is not None and self.prior_strength <= 0:
             raise UsageError(
                 f"prior_strength must be positive (0 would ignore the retriever), got {self.prior_strength}. "
                 "Use use_prior=False to leave the retriever out."
             )
+        if self.kind == QUESTION_LIKELIHOOD:
+            QuestionLikelihoodOptions.of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionLikelihoodOptions:
+    """What only the selector by question likelihood can be told; fields of `SelectorConfig.options`."""
+
+    gate: float = 1.05
+    """Where the weight of the standardised question log-likelihoods starts."""
+    passage_tokens: int = 160
+    """Tokens of a passage, its title included, that are read; the rest is cut."""
+    prefilter: int | None = None
+    """In the M-step all candidates are read without gradient first, and then with gradient only so many, the best by
+    the logits found, and those that occur in a given permutation; the others count as constants. None: all learn."""
+
+    def __post_init__(self) -> None:
+        if not self.gate > 0:
+            raise UsageError(
+                f"gate must be positive (0 would ignore the language model), got {self.gate}. "
+                "Use use_language_model=False to leave the language model out."
+            )
+        if self.passage_tokens < 1:
+            raise UsageError(f"passage_tokens must be at least 1, got {self.passage_tokens}.")
+        if self.prefilter is not None and self.prefilter < 0:
+            raise UsageError(f"prefilter must be at least 0 or None, got {self.prefilter}.")
+
+    @classmethod
+    def of(cls, config: SelectorConfig) -> Self:
+        """Those of a configuration.
+
+        Raises:
+            UsageError: An option that there is not, or a value that is not allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(config.options.keys() - set(known)):
+            raise UsageError(f"The options of kind={QUESTION_LIKELIHOOD!r} must be of {known}, got {unknown}.")
+        return cls(**config.options)
 
 
 @dataclass(frozen=True, kw_only=True)

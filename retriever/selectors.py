@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from generator.language_model import LanguageModel
-from generator.prompts import RankingPrompt
+from generator.prompts import QuestionPrompt, RankingPrompt
 from indexes.errors import MismatchError
 from indexes.registry import Registry
 from retriever.retriever import Retriever
@@ -21,18 +21,26 @@ from retriever.selector import Selector
 from retriever.selector_config import SelectorConfig
 
 SELECTORS: Registry[type[Selector]] = Registry(
-    "selector", builtin={"listwise": "retriever.listwise_selector:ListwiseSelector"}
+    "selector",
+    builtin={
+        "listwise": "retriever.listwise_selector:ListwiseSelector",
+        "question_likelihood": "retriever.question_likelihood_selector:QuestionLikelihoodSelector",
+    },
 )
 """Subclasses of `retriever.selector.Selector`, by the name that `SelectorConfig.kind` gives them."""
 
 
 def create_selector(
-    config: SelectorConfig, language_model: LanguageModel, retriever: Retriever, *, prompt: RankingPrompt | None = None
+    config: SelectorConfig,
+    language_model: LanguageModel,
+    retriever: Retriever,
+    *,
+    prompt: RankingPrompt | QuestionPrompt | None = None,
 ) -> Selector:
     """An untrained selector of the kind that the configuration names.
 
     Raises:
-        UsageError: No package registered this kind, or its settings are refused.
+        UsageError: No package registered this kind, or its settings or its prompt are refused.
     """
     return SELECTORS.get(config.kind)(language_model, retriever, prompt=prompt, config=config)
 
@@ -58,3 +66,13 @@ def config_from_dict(data: Mapping[str, Any]) -> SelectorConfig:
     config = SelectorConfig(**settings)
     SELECTORS.get(config.kind, data.get("package"))
     return config
+
+
+def prompt_from_dict(kind: str, data: Mapping[str, Any]) -> RankingPrompt | QuestionPrompt:
+    """The prompt of a selector of this kind, from its fields.
+
+    Raises:
+        TypeError: A field that this kind's prompt does not have.
+        UsageError: No package registered the kind, or a template is refused.
+    """
+    return SELECTORS.get(kind).prompt_class(**data)

@@ -61,7 +61,7 @@ def test_chunked_logits_give_the_same_likelihoods(
     sizes: list[int] = []
     head = language_model.head
     monkeypatch.setattr(language_model, "head", lambda hidden: sizes.append(len(hidden)) or head(hidden))
-    monkeypatch.setattr("generator.likelihood.logit_bytes", lambda cuda: 4 * language_model.base_model.vocab_size * 3)
+    monkeypatch.setattr("generator.log_probs.logit_bytes", lambda cuda: 4 * language_model.base_model.vocab_size * 3)
     assert [one.log_prob for one in continuation_likelihoods(language_model, rows)] == pytest.approx(whole, rel=1e-6)
     assert max(sizes) == 3 and sum(sizes) == 37
 

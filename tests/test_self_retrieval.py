@@ -228,7 +228,7 @@ def test_evaluation_audit_and_answerable_questions(
 def test_warm_up_and_e_step(make_e_step: Callable[..., EStep], found_ids: list[tuple[str, list[str]]]) -> None:
     """A question whose own passage is a candidate would teach the selector to look for the question."""
     e_step = make_e_step(e_step__num_permutations=2)
-    warm_up_posteriors(ASKED, e_step.retriever, e_step.selector.config, e_step.config)
+    warm_up_posteriors(ASKED, e_step.retriever, e_step.selector, e_step.config)
     assert no_question_found_itself(found_ids, 4)
     posteriors = e_step(ASKED, round=1)
     assert all(p.example.id not in p.candidates.ids for p in posteriors)

@@ -363,9 +363,9 @@ def test_warm_up_targets(make_rag: Callable[[], RAG]) -> None:
     assert target_permutation(replace(found, passages=chunks), ["doc"], 3).tolist() == [4, 1, 3]
     config = settings(supervised__target="gold")
     with pytest.raises(DataError, match="'q9'"):
-        warm_up_posteriors([QAExample("q9", "q?", ("a",))], rag.retriever, rag.selector.config, config)
+        warm_up_posteriors([QAExample("q9", "q?", ("a",))], rag.retriever, rag.selector, config)
     only = warm_up_posteriors(
-        EXAMPLES, rag.retriever, rag.selector.config, config.with_settings({"supervised.target": "retriever"})
+        EXAMPLES, rag.retriever, rag.selector, config.with_settings({"supervised.target": "retriever"})
     )
     for posterior in only:
         best = posterior.candidates.scores.argsort(descending=True)[:2]

@@ -108,6 +108,52 @@ def test_what_all_sequences_begin_with_is_read_once() -> None:
     assert one[0] - one[1] == body
 
 
+def likelihood_job(n: int, **changed: object) -> TrainingJob:
+    """As `job`, with the selector by question likelihood: passages of 120 tokens, questions of 20."""
+    options = {"prefilter": changed.pop("prefilter", None)}
+    selector = SelectorConfig(kind="question_likelihood", num_candidates=n, num_selected=3, options=options)
+    texts = TextSizes(passages=100, passage_tokens=120, questions=10, question_tokens=20, eval_questions=2)
+    config = dro_config(**{"rounds": 3, "supervised.num_train_epochs": 0} | changed)
+    question, single = mean_question(selector, config, texts, 4096)
+    found = job()
+    return replace(
+        found, selector=selector, texts=texts, config=config, question=question, single_passage_sequence=single
+    )
+
+
+def test_each_candidate_alone_is_a_sequence_of_its_own() -> None:
+    """15 tokens of instructions, 120 of the passage and 20 of the question, whose logits alone are computed."""
+    found = {step.name: step for step in training_steps(likelihood_job(10))}
+    read = 2 * (SHAPE.body_parameters + SHAPE.adapter_parameters) * 10 * 155
+    pairs = 10 * 155 * 156 // 2
+    assert found["E: sample"].body == 10 * read
+    assert found["E: sample"].attention == 10 * SHAPE.pair_flops * pairs
+    assert found["E: sample"].head == 10 * 2 * SHAPE.head_parameters * 10 * 20
+    learning = found["M: selector"]
+    assert learning.body == 10 * 10 * 155 * (4 * SHAPE.body_parameters + 6 * SHAPE.adapter_parameters)
+    assert learning.attention == 3 * found["E: sample"].attention
+    assert learning.head == 2 * found["E: sample"].head
+    more = {step.name: step for step in training_steps(likelihood_job(50))}
+    for name in ("E: sample", "M: selector"):
+        assert more[name].flops == 5 * found[name].flops
+        assert more[name].memory.peak <= 5.1 * found[name].memory.peak
+    kept = {step.name: step for step in training_steps(likelihood_job(50, **{"m_step.selector_kl": 0.1}))}
+    assert kept["M: selector"].flops - more["M: selector"].flops == more["E: sample"].flops
+
+
+def test_prefilter_saves_gradients_of_those_that_are_not_drawn() -> None:
+    """m = 2 permutations of K = 3 hold at most six: with the best 12, 18 of 50 are read with gradient."""
+    few = {"e_step.num_permutations": 2, "e_step.proposals_per_sample": 1}
+    whole, filtered = (
+        {step.name: step for step in training_steps(likelihood_job(50, prefilter=prefilter, **few))}
+        for prefilter in (None, 12)
+    )
+    learning, reading = whole["M: selector"], whole["E: sample"].flops
+    assert filtered["M: selector"].flops == learning.flops * 18 // 50 + reading
+    assert filtered["M: selector"].memory.kept == learning.memory.kept * 18 // 50
+    assert filtered["E: sample"] == whole["E: sample"]
+
+
 @pytest.mark.parametrize(
     ("changed", "missing"),
     [

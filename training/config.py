@@ -131,7 +131,7 @@ class MStepConfig:
     fit_prior_weights: bool = True
     """Fit the two weights of the retriever prior on all questions before the gradient steps of an M-step."""
     prior_learning_rate: float = 1e-2
-    """Of these two weights in the gradient steps."""
+    """Of these two weights in the gradient steps; a selector by question likelihood has none of these."""
     num_train_epochs: int = 1
     """Passes over one E-step's samples in the M-step."""
     per_device_train_batch_size: int = 1
@@ -151,6 +151,9 @@ class MStepConfig:
     warmup_steps: float = 0.0
     """Learning-rate warm-up of each M-step: steps, or below 1 a share of them."""
     lr_scheduler_type: str = "linear"
+    selector_kl: float = 0.0
+    """Weight of `KL(untrained || trained)`, nats per question, between the selector's first choices with its adapter
+    off and on: it keeps the selector near what the base knows, as SelfAug keeps the generator. 0 leaves it out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, one more forward pass."""
 
@@ -159,6 +162,7 @@ class MStepConfig:
         _at_least(1, self, "tokens_per_micro_batch")
         _at_least(1, self, "tokens_per_optimizer_step", none=True)
         _at_least(0, self, "learning_rate", "prior_learning_rate", "max_grad_norm", "weight_decay", "warmup_steps")
+        _at_least(0, self, "selector_kl")
         _at_least(0, self, "selector_learning_rate", none=True)
         _check_choices(self)
 

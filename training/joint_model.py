@@ -1,6 +1,8 @@
 """Everything that learns, behind one `forward`: the losses of the M-step (DRO) and of the alignment (SelfAug).
 
-    L = - sum_j (w_j - b_j) log p_s(z_j|x) - sum_j w_j log p_g(y|x,d_zj) + alpha L_selfaug
+    L = - sum_j (w_j - b_j) log p_s(z_j|x) - sum_j w_j log p_g(y|x,d_zj) + alpha L_selfaug + lambda L_kl
+
+L_kl is the KL from the untrained to the trained selector (`m_step.selector_kl`, 0 by default).
 
 Where every answer token has its own posterior (RAG-Token), w_j stands before each token's log-probability.
 
@@ -127,14 +129,30 @@ class JointModel(nn.Module):
             ).sum()
             return {"loss": loss, "retriever_loss": loss.detach()}
         through_prior = self.settings.retriever_training.objective != "distillation"
-        losses_B = selection_losses(self.selector, micro_batch.posteriors, teach_retriever=through_prior)
+        losses_B, kl = self._selection_losses(micro_batch.posteriors, teach_retriever=through_prior)
         choices_B = torch.tensor([self._choices(p) for p in micro_batch.posteriors], device=losses_B.device)
         total = (choices_B * losses_B / self._tokens(self.selector.config.num_selected)).sum()
         found = {"loss": total, "selector_loss": total.detach()}
+        if kl is not None:
+            total = total + self.settings.m_step.selector_kl * kl
+            found |= {"loss": total, "selector_kl": kl.detach()}
         if self.question_adapter.up.requires_grad and self.settings.retriever_training.objective != "prior":
             distilled = torch.stack([distilled_loss(self.selector, p) for p in micro_batch.posteriors]).sum()
             found |= {"loss": total + distilled, "retriever_loss": distilled.detach()}
         return found
+
+    def _selection_losses(
+        self, posteriors: Sequence[Posterior], *, teach_retriever: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Loss of each question `[B]`, and the sum of their KLs to the untrained selector where that has a weight."""
+        if not self.settings.m_step.selector_kl:
+            return selection_losses(self.selector, posteriors, teach_retriever=teach_retriever), None
+        log_p, kl = self.selector.log_prob_and_kl(
+            [p.candidates for p in posteriors],
+            [p.distinct().z_uK for p in posteriors],
+            teach_retriever=teach_retriever,
+        )
+        return _losses_of(posteriors, log_p), torch.stack(kl).sum()
 
     def _choices(self, posterior: Posterior) -> int:
         """How often a permutation is drawn for the answer: once, or, unless tokens are averaged, for each token."""
@@ -251,11 +269,15 @@ class JointModel(nn.Module):
 
 def selection_losses(selector: Selector, posteriors: Sequence[Posterior], *, teach_retriever: bool = True) -> Tensor:
     """Loss of each question `[B]`, with gradient to the selector and, through its prior, to the question adapter."""
-    distinct = [p.distinct() for p in posteriors]
     candidates = [p.candidates for p in posteriors]
-    log_p = selector.log_prob(candidates, [d.z_uK for d in distinct], teach_retriever=teach_retriever)
+    log_p = selector.log_prob(candidates, [p.distinct().z_uK for p in posteriors], teach_retriever=teach_retriever)
+    return _losses_of(posteriors, log_p)
+
+
+def _losses_of(posteriors: Sequence[Posterior], log_p: Sequence[Tensor]) -> Tensor:
+    """Loss of each question `[B]` from the log-probabilities of its distinct permutations."""
     losses = []
-    for d, log_p_u in zip(distinct, log_p, strict=True):
+    for d, log_p_u in zip((p.distinct() for p in posteriors), log_p, strict=True):
         device = log_p_u.device
         weights_u = d.weights_u.to(device)
         if d.baseline_u is None:

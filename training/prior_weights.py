@@ -20,6 +20,8 @@ from retriever.selector import Selector
 from training.losses import marginal_selector_loss, selector_loss
 from training.posterior import Posterior
 
+CLOSED = 0.1
+"""Share of its start below which a weight counts as closed."""
 RIDGE = 0.03
 """Nats per question a step of length 1 must gain; a few questions that all agree would ask for infinite weights."""
 
@@ -87,6 +89,18 @@ def fit_prior_weights(
 def current_weights(selector: Selector) -> Tensor:
     """The selector's prior weights as they are, float32 `[C]` on the CPU."""
     return torch.cat([weight.detach().float().cpu() for weight in selector.prior_weights.values()])
+
+
+def warnings_of_closed_gates(selector: Selector) -> list[str]:
+    """Of weights that are below a tenth of where they started, so that what they multiply hardly counts."""
+    now = {name: float(selector.prior_weights[name].detach()) for name in selector.start_weights}
+    return [
+        f"The {name} of the selector should stay near where it started, {start:.3g}; the fit to the posteriors has set "
+        f"it to {now[name]:.3g}, so the selector ranks by the rest of its logits. Look at the E-step's diagnostics: "
+        "the posterior may know less than the untrained selector."
+        for name, start in selector.start_weights.items()
+        if now[name] < CLOSED * start
+    ]
 
 
 def best_prior_weights(stacks: Sequence[tuple[Tensor, ...]], start: Tensor, count: int) -> Tensor:

@@ -36,7 +36,7 @@ from training.estimation import EStep
 from training.joint_model import JointModel
 from training.maximization import MStepTrainer, training_arguments
 from training.posterior import EStepDiagnostics, Posterior, stable_seed
-from training.prior_weights import Components, fit_prior_weights
+from training.prior_weights import Components, fit_prior_weights, warnings_of_closed_gates
 from training.questions.context_fit import Fitted, filter_fitting, filter_fitting_with_answers, warn_of_too_long
 from training.questions.example import QAExample
 from training.questions.gold_ids import check_gold_ids
@@ -199,6 +199,8 @@ class DROTrainer:
         selector = self.rag.selector
         found = retrieve(self.rag.retriever, self.train_examples[:1], selector.config.num_candidates)[0]
         selector.check(found, learning=self.config.train_selector)
+        if self.config.m_step.selector_kl and self.config.train_selector and not selector.measures_drift:
+            selector.log_prob_and_kl([], [])  # raises, with what to do
 
     # Questions that do not fit are found now, because one such question would end an E-step, or a round, after hours.
 
@@ -290,8 +292,8 @@ class DROTrainer:
         found = self._diagnostics(posteriors)
         diagnostics = EStepDiagnostics.mean(found).to_dict()
         self._call("on_e_step_end", posteriors, diagnostics)
-        warnings = self._judge_teacher(found)
         prior_weights = self._fit_prior_weights(posteriors, round, components)
+        warnings = self._warnings(found)
         losses = self._maximize(posteriors, round)
         self._call("on_m_step_end", prior_weights | losses)
         self._train_encoder(posteriors, round)
@@ -315,10 +317,15 @@ class DROTrainer:
     def _warm_up(self) -> dict[str, float]:
         with self._bar(len(self.train_examples), "warm-up: retrieve") as advance:
             posteriors = warm_up_posteriors(
-                self.train_examples, self.rag.retriever, self.rag.selector.config, self.config, advance
+                self.train_examples, self.rag.retriever, self.rag.selector, self.config, advance
             )
+        by_gold = self.config.supervised.target != "retriever"
+        labelled = [p for p in posteriors if by_gold and p.example.gold_ids]
+        fitted = {}
+        if self.rag.selector.fits_prior_weights_only and labelled:
+            fitted = self._fit_prior_weights(labelled, 0)
         passes = [p for _ in range(self.config.supervised.num_train_epochs) for p in posteriors]
-        return self._maximize(passes, 0)
+        return fitted | self._maximize(passes, 0)
 
     def _estimate(self, round: int) -> list[Posterior]:
         """E-step over all training questions, shared by the processes."""
@@ -351,13 +358,17 @@ class DROTrainer:
             posteriors = [p.lsr_target(self.tempering.lsr_temperature) for p in posteriors]
         return [p.diagnostics() for p in posteriors]
 
-    def _judge_teacher(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
-        """A warning for the record of the round where gold ids say that the selector has nothing to learn."""
-        if not self.config.train_selector or (warning := EStepDiagnostics.warning(found)) is None:
+    def _warnings(self, found: Sequence[EStepDiagnostics]) -> dict[str, list[str]]:
+        """For the record of the round: gold ids say that the selector has nothing to learn, or a gate has closed."""
+        if not self.config.train_selector:
             return {}
+        teacher = EStepDiagnostics.warning(found)
+        warnings = [] if teacher is None else [teacher]
+        warnings += warnings_of_closed_gates(self.rag.selector)
         if self.distributed.is_main_process:
-            logger.warning("%s", warning)
-        return {"warnings": [warning]}
+            for warning in warnings:
+                logger.warning("%s", warning)
+        return {"warnings": warnings} if warnings else {}
 
     def _fit_prior_weights(
         self, posteriors: Sequence[Posterior], round: int, components: Components | None = None

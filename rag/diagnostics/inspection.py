@@ -35,7 +35,7 @@ class InspectedPrompts:
 
     question: str
     ranking_prompt: str
-    """Of the selector, up to where the first identifier is generated."""
+    """Of the selector, up to where the first identifier is generated; or each passage with the question after it."""
     answer_prompt: str
     """Of the generator."""
     template_system_message: str | None

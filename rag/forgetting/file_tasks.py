@@ -36,8 +36,8 @@ from generator.likelihood import (
     continuation_likelihoods,
     prefix_id,
     rolling_windows,
-    tokens_at_a_time,
 )
+from generator.log_probs import tokens_at_a_time
 from generator.padding import pad_right
 from generator.prompts import encode_document
 from indexes.batching import token_budget_batches

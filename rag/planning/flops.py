@@ -4,9 +4,10 @@ One multiply-add is two operations. Only matrix products count; norms, softmaxes
 between these numbers and what is measured. The base is frozen, so a backward pass has gradients of activations only:
 as many operations as the forward one for the body, twice as many for attention.
 
-Legend: T tokens of a sequence, P tokens of the ranking prompt, G tokens of the generator's sequence (prompt and
-answer), C tokens that all G of a question begin with, L answer tokens, H hidden size, V vocabulary, n candidates, K
-selected, m permutations, S tokens that follow one choice (its id and the separator).
+Legend: T tokens of a sequence, P tokens of the ranking prompt (or of all candidates, where each is read alone), G
+tokens of the generator's sequence (prompt and answer), C tokens that all G of a question begin with, L answer tokens, H
+hidden size, V vocabulary, n candidates, K selected, m permutations, S tokens that follow one choice (its id and the
+separator).
 """
 
 from collections.abc import Sequence
@@ -147,6 +148,10 @@ class QuestionShape:
     """L."""
     choice: int = 3
     """S."""
+    prompts: int = 1
+    """How many sequences the selector reads, of P tokens in all: one, or n where it reads each candidate alone."""
+    scored: int = 0
+    """Tokens at the end of each of these whose log-probabilities are wanted."""
     common: int = 0
     """C: tokens that all of the generator's sequences begin with, and that are read once."""
 
@@ -162,6 +167,11 @@ def sequences_read(q: QuestionShape, m: int) -> tuple[int, int]:
     return tokens, m * causal_pairs([q.sequence]) - (m - 1) * causal_pairs([q.common])
 
 
+def prompts_read(q: QuestionShape) -> tuple[int, int]:
+    """Tokens that the selector reads besides its replies, and the pairs of query and visible key of these."""
+    return q.prompt, q.prompts * causal_pairs([q.prompt // q.prompts])
+
+
 def _replies(q: QuestionShape, m: int) -> tuple[int, int]:
     """Tokens of m replies behind one prompt, and the pairs of query and visible key of these."""
     return m * q.reply, m * (q.reply * q.prompt + causal_pairs([q.reply]))
@@ -174,7 +184,9 @@ def e_sample_flops(
 
     Without replacement m + 1 beams grow, each on what was read of its parent.
     """
-    prefill = forward_flops(shape, q.prompt, causal_pairs([q.prompt]))
+    prefill = forward_flops(shape, *prompts_read(q))
+    if q.scored:
+        return prefill + head_flops(shape, q.prompts * q.scored)
     if decoding == "single_pass":
         return prefill + 2 * shape.hidden * q.num_candidates
     grown = q.num_permutations + (0 if replacement else 1)
@@ -200,8 +212,10 @@ def writing_flops(shape: ModelShape, prompt: int, written: int) -> int:
 
 
 def m_selector_flops(shape: ModelShape, q: QuestionShape, *, decoding: str = "autoregressive") -> int:
-    """One selector step on m permutations: one prompt and m replies, forward and backward."""
-    tokens, pairs = q.prompt, causal_pairs([q.prompt])
+    """One selector step on m permutations: its prompts and m replies, forward and backward."""
+    tokens, pairs = prompts_read(q)
+    if q.scored:
+        return training_flops(shape, tokens, pairs) + 2 * head_flops(shape, q.prompts * q.scored)
     if decoding == "autoregressive":
         more_tokens, more_pairs = _replies(q, q.num_permutations)
         tokens, pairs = tokens + more_tokens, pairs + more_pairs

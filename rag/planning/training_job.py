@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, RANKING_TEMPLATE
+from generator.prompts import ANSWER_TEMPLATE, PASSAGE_TEMPLATE, QUESTION_TEMPLATE, RANKING_TEMPLATE
 from rag.planning.flops import ModelShape, QuestionShape
 from rag.planning.machine import Machine
 from rag.planning.model_sizes import EncoderShape
 from rag.planning.text_sizes import CHARACTERS_PER_TOKEN, TextSizes
-from retriever.selector_config import SelectorConfig
+from retriever.selector_config import QUESTION_LIKELIHOOD, QuestionLikelihoodOptions, SelectorConfig
 from training.config import DROConfig
 
 EVALUATION_BATCH = 16
@@ -43,6 +43,11 @@ class TrainingJob:
     def answers_together(self) -> int:
         """Evaluation questions whose answers are written at the same time."""
         return max(1, min(EVALUATION_BATCH, self.texts.eval_questions))
+
+    @property
+    def decoding(self) -> str:
+        """How permutations follow from what the selector reads: by replies to it, or all from one pass."""
+        return "single_pass" if self.selector.kind == QUESTION_LIKELIHOOD else self.selector.decoding
 
     @property
     def proposed(self) -> QuestionShape:
@@ -154,11 +159,17 @@ class TrainingSetting:
             f"{self.base}: {self.parameters / 1e6:,.1f} M parameters in {self.dtype}, "
             f"{self.adapter_parameters / 1e6:,.2f} M in each of two adapters (rank {self.shape.rank})",
             f"{t.passages:,} passages of {t.passage_tokens} tokens, {t.questions:,} training questions; "
-            f"ranking prompt {q.prompt:,} tokens, prompt and answer of the generator {q.sequence:,}, "
+            f"{_ranking_prompts(q)}, prompt and answer of the generator {q.sequence:,}, "
             f"{self.proposals} permutations proposed and {q.num_permutations} scored",
             f"{machine.device}, {machine.threads} threads: {machine.body_rate / 1e9:,.0f} GFLOP/s in the "
             f"layers, {machine.head_rate / 1e9:,.0f} in the head; products are {self.efficiency:.0%} of a layer's time",
         ]
+
+
+def _ranking_prompts(q: QuestionShape) -> str:
+    if q.prompts == 1:
+        return f"ranking prompt {q.prompt:,} tokens"
+    return f"{q.prompts} passages and the question behind each {q.prompt:,} tokens"
 
 
 def mean_question(
@@ -167,11 +178,30 @@ def mean_question(
     """The mean question under the default prompts, and the tokens of the generator's sequence with one passage."""
     n, K = selector.num_candidates, selector.num_selected
     scored = math.perm(n, K) if config.e_step.exact else config.e_step.num_permutations
-    prompt = min(_prompt_tokens(RANKING_TEMPLATE, n, texts), context)
+    prompt, prompts, read = min(_prompt_tokens(RANKING_TEMPLATE, n, texts), context), 1, 0
+    if selector.kind == QUESTION_LIKELIHOOD:
+        prompts, read = n, texts.question_tokens
+        prompt = n * min(_question_prompt_tokens(selector, texts), context)
     sequence, single = (min(_prompt_tokens(ANSWER_TEMPLATE, k, texts) + texts.answer_tokens, context) for k in (K, 1))
     common = len(ANSWER_TEMPLATE.partition("{passages}")[0]) // CHARACTERS_PER_TOKEN + texts.question_tokens
-    found = QuestionShape(n, K, scored, prompt, sequence, texts.answer_tokens, common=min(common, single))
+    found = QuestionShape(
+        n,
+        K,
+        scored,
+        prompt,
+        sequence,
+        texts.answer_tokens,
+        common=min(common, single),
+        prompts=prompts,
+        scored=read,
+    )
     return found, single
+
+
+def _question_prompt_tokens(selector: SelectorConfig, texts: TextSizes) -> int:
+    """Tokens of one passage's prompt and of the question behind it."""
+    passage = min(texts.passage_tokens, QuestionLikelihoodOptions.of(selector).passage_tokens)
+    return len(QUESTION_TEMPLATE) // CHARACTERS_PER_TOKEN + passage + texts.question_tokens
 
 
 def _prompt_tokens(template: str, passages: int, texts: TextSizes) -> int:

@@ -23,6 +23,7 @@ of a micro-batch.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from generator.log_probs import logit_bytes
 from rag.planning.flops import ModelShape, QuestionShape
 from training.losses import default_chunk_tokens
 
@@ -180,6 +181,8 @@ def e_sample_bytes(
     shape: ModelShape, precision: Precision, q: QuestionShape, *, questions: int, decoding: str
 ) -> StepMemory:
     """Sampling: prompts of up to `TOKENS_PER_BATCH` tokens in one pass, their cache, and m + 1 replies behind each."""
+    if q.scored:
+        return _likelihood_bytes(shape, precision, q, questions=questions)
     replies = 0 if decoding == "single_pass" else (q.num_permutations + 1) * q.reply
     prompts = _sequences_per_pass(q.prompt + replies, questions)
     cache = cache_bytes(shape, precision, prompts * (q.prompt + replies)) if replies else 0
@@ -188,6 +191,17 @@ def e_sample_bytes(
     read = passing_bytes(shape, precision, prompts * q.prompt)
     written = passing_bytes(shape, precision, prompts * replies) + masks + repeated
     return StepMemory(passing=max(read, written), cache=cache)
+
+
+def _likelihood_bytes(shape: ModelShape, precision: Precision, q: QuestionShape, *, questions: int) -> StepMemory:
+    """Each candidate read alone, without gradient; logits of a few tokens at a time."""
+    length = q.prompt // q.prompts
+    tokens = length * _sequences_per_pass(length, questions * q.prompts)
+    return StepMemory(
+        kept=tokens * shape.hidden * precision.residual,
+        logits=logit_bytes(cuda=False),
+        passing=passing_bytes(shape, precision, tokens),
+    )
 
 
 def e_score_bytes(shape: ModelShape, precision: Precision, q: QuestionShape, *, sequences: int) -> StepMemory:
@@ -214,8 +228,8 @@ def m_selector_bytes(
     checkpointing: bool = False,
     decoding: str = "autoregressive",
 ) -> StepMemory:
-    """One prompt and m replies of each question of a micro-batch, forward and backward."""
-    replies = 0 if decoding == "single_pass" else q.num_permutations * q.reply
+    """The prompts and m replies of each question of a micro-batch, forward and backward."""
+    replies = 0 if decoding == "single_pass" or q.scored else q.num_permutations * q.reply
     if checkpointing or not replies:
         tokens = questions * (q.prompt + replies)
         masks = questions * (q.prompt + replies) ** 2 * precision.compute if replies else 0

@@ -13,6 +13,7 @@ from rag.planning.flops import (
     forward_flops,
     m_generator_flops,
     m_selector_flops,
+    prompts_read,
     reading_flops,
     sequences_read,
     writing_flops,
@@ -29,6 +30,7 @@ from rag.planning.training_memory import (
     m_generator_bytes,
     m_selector_bytes,
 )
+from retriever.selector_config import QuestionLikelihoodOptions
 
 ENCODING = "encode corpus"
 """Name of the phase that is a command of its own: the base is not loaded in it."""
@@ -121,7 +123,7 @@ def _round(job: TrainingJob) -> list[TrainingStep]:
             PRECISIONS[job.dtype],
             job.proposed,
             questions=job.config.e_step.batch_size,
-            decoding=job.selector.decoding,
+            decoding=job.decoding,
         ),
     )
     scored = _scoring(job, "E: score", job.question, job.config.rounds)
@@ -138,10 +140,8 @@ def _single_passages(job: TrainingJob) -> list[TrainingStep]:
 
 def _sampling_flops(shape: ModelShape, job: TrainingJob) -> int:
     if job.config.e_step.exact:
-        return m_selector_flops(shape, job.proposed, decoding=job.selector.decoding) // 2
-    return e_sample_flops(
-        shape, job.proposed, decoding=job.selector.decoding, replacement=job.config.e_step.replacement
-    )
+        return m_selector_flops(shape, job.proposed, decoding=job.decoding) // 2
+    return e_sample_flops(shape, job.proposed, decoding=job.decoding, replacement=job.config.e_step.replacement)
 
 
 def _scoring(job: TrainingJob, name: str, q: QuestionShape, times: int) -> TrainingStep:
@@ -174,10 +174,10 @@ def _selector_memory(job: TrainingJob) -> StepMemory:
     return m_selector_bytes(
         job.shape,
         PRECISIONS[job.dtype],
-        job.proposed,
+        learning_part(job),
         questions=job.per_micro_batch(job.proposed.prompt, job.questions_per_step),
         checkpointing=job.config.m_step.gradient_checkpointing,
-        decoding=job.selector.decoding,
+        decoding=job.decoding,
     )
 
 
@@ -203,11 +203,33 @@ def _stores_attention(job: TrainingJob) -> bool:
 
 
 def _selector_flops(shape: ModelShape, job: TrainingJob) -> int:
-    proposed, decoding = job.proposed, job.selector.decoding
+    proposed, decoding = job.proposed, job.decoding
+    if proposed.scored:
+        return _likelihood_flops(shape, job)
     replies = proposed.num_permutations * proposed.reply if decoding == "autoregressive" else 0
     length = proposed.prompt + replies
     recomputed = _recomputed_flops(shape, job, length, causal_pairs([length]))
     return m_selector_flops(shape, proposed, decoding=decoding) + recomputed
+
+
+def _likelihood_flops(shape: ModelShape, job: TrainingJob) -> int:
+    """Each candidate read alone; some only without gradient, and all with the adapter off where the KL has a weight."""
+    q, prefilter = job.proposed, QuestionLikelihoodOptions.of(job.selector).prefilter
+    reading = e_sample_flops(shape, q, decoding=job.decoding)
+    learning = learning_part(job)
+    found = m_selector_flops(shape, learning, decoding=job.decoding)
+    found += _recomputed_flops(shape, job, *prompts_read(learning))
+    return found + reading * ((prefilter is not None) + bool(job.config.m_step.selector_kl))
+
+
+def learning_part(job: TrainingJob) -> QuestionShape:
+    """What the selector reads of a question with gradient: at most so much, as the drawn candidates may be others."""
+    q = job.proposed
+    prefilter = QuestionLikelihoodOptions.of(job.selector).prefilter if q.scored else None
+    if prefilter is None:
+        return q
+    learning = min(q.prompts, prefilter + q.num_permutations * q.num_selected)
+    return replace(q, prompt=q.prompt // q.prompts * learning, prompts=learning)
 
 
 def _generator_flops(shape: ModelShape, job: TrainingJob) -> int:
@@ -229,7 +251,7 @@ def _evaluation(job: TrainingJob) -> list[TrainingStep]:
     one = replace(job.question, num_permutations=1, sequence=prompt + job.max_new_tokens, answer=job.max_new_tokens)
 
     def flops(shape: ModelShape) -> int:
-        return e_sample_flops(shape, one, decoding=job.selector.decoding) + reading_flops(shape, prompt)
+        return e_sample_flops(shape, one, decoding=job.decoding) + reading_flops(shape, prompt)
 
     questions = job.texts.eval_questions
     step = _step(job, "evaluation", job.config.rounds + 1, flops, _answer_memory(job, one), questions=questions)
@@ -270,7 +292,7 @@ def writing_cost(
 def _answer_memory(job: TrainingJob, one: QuestionShape) -> StepMemory:
     """Ranking prompts in one pass, or the keys and values of all answers that are written together."""
     precision, together = PRECISIONS[job.dtype], job.answers_together
-    ranking = e_sample_bytes(job.shape, precision, one, questions=together, decoding=job.selector.decoding)
+    ranking = e_sample_bytes(job.shape, precision, one, questions=together, decoding=job.decoding)
     reading = e_score_bytes(job.shape, precision, one, sequences=together)
     cache = cache_bytes(job.shape, precision, together * one.sequence)
     logits = answer_bytes(job.shape, precision, together, learning=False)

@@ -1,0 +1,199 @@
+"""Which selector finds the gold passages: recall among the first candidates, with intervals.
+
+    python -m benchmarks.selector_recall --index DIR --base smollm2 --questions FILE --cache FILE [--candidates 10]
+    python -m benchmarks.selector_recall ... --bundle RUN/bundle [--bundle ...]      # trained selectors beside them
+
+Each question is read once; its numbers go to `--cache`, a line of JSON for each, which a later call continues. With
+`--seconds` it ends in time; a complete cache loads no model. Questions need gold ids.
+
+| row | ranking |
+|---|---|
+| retriever | its order |
+| identifiers | the list-wise selector without the retriever's scores, untrained; up to 26 candidates |
+| question likelihood | mean log p(question given passage) alone, untrained |
+| pooled | the untrained selector `kind="question_likelihood"`: both, with its start weights |
+| the name of a bundle | its selector |
+| all candidates | the share of the gold ids among the n candidates, which nothing exceeds |
+
+`recall@k` is the share of a question's gold ids among the first k; behind it the 95 % bootstrap interval over
+questions. The last column is the paired difference of recall@3 from the retriever's.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rag import RAG, SelectorConfig
+from rag.evaluation.significance import estimate, paired_bootstrap
+from rag.metrics import gold_recall
+from retriever.candidates import Candidates
+from retriever.listwise_selector import ListwiseSelector
+from retriever.question_likelihood_selector import QuestionLikelihoodSelector
+from retriever.selector import Selector, standardise
+from training import load_examples
+from training.questions.example import QAExample
+
+CUTS = (1, 3, 5)
+LETTERS = 26
+RETRIEVER, IDENTIFIERS, LIKELIHOOD, POOLED, CEILING = (
+    *("retriever", "identifiers", "question likelihood"),
+    *("pooled", "all candidates"),
+)
+
+
+def main() -> None:
+    """Parse the arguments and print the table, or the rows as JSON."""
+    args = _arguments()
+    records = list(_records(args))
+    if not records:
+        raise SystemExit("No question has been read yet: give more --seconds.")
+    rows = table_rows(records)
+    print(json.dumps(rows) if args.json else _text(rows, len(records)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--index", required=True, help="index directory")
+    parser.add_argument("--encoder", help="encoder folder, if it has moved since the index was built")
+    parser.add_argument("--base", default="smollm2", help="causal LM")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--questions", required=True, help="questions with gold ids")
+    parser.add_argument("--limit", type=int, default=100, help="only the first so many")
+    parser.add_argument("--candidates", type=int, default=10, help="n")
+    parser.add_argument("--passage_tokens", type=int, default=160, help="tokens of a passage that are read")
+    parser.add_argument("--bundle", action="append", default=[], help="of a trained pipeline over the same base")
+    parser.add_argument("--without_identifiers", action="store_true", help="leave the list-wise selector out")
+    parser.add_argument("--cache", required=True, help="file of the numbers, which is continued")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further question after this time")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    return parser.parse_args()
+
+
+# -- rankings --------------------------------------------------------------------------------------------------------
+
+
+def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rankings of every question: first those of the cache, then new ones, which are added to it."""
+    cache, settings = Path(args.cache), _settings(args)
+    known: dict[str, dict[str, Any]] = {}
+    if cache.is_file():
+        first, *lines = cache.read_text(encoding="utf-8").splitlines()
+        if json.loads(first) != settings:
+            raise SystemExit(f"{cache} holds rankings of other settings: {first}. Give another --cache.")
+        known = {record["id"]: record for record in map(json.loads, lines)}
+    else:
+        cache.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    examples = [e for e in load_examples(args.questions, limit=args.limit) if e.gold_ids]
+    yield from (known[e.id] for e in examples if e.id in known)
+    missing = [e for e in examples if e.id not in known]
+    if missing and args.seconds > 0:
+        yield from _ranked(args, missing, cache)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("index", "base", "dtype", "candidates", "passage_tokens", "bundle", "without_identifiers")
+    return {name: getattr(args, name) for name in names}
+
+
+def _ranked(args: argparse.Namespace, examples: Sequence[QAExample], cache: Path) -> Iterator[dict[str, Any]]:
+    started = time.monotonic()
+    config = SelectorConfig(
+        kind="question_likelihood",
+        num_candidates=args.candidates,
+        num_selected=1,
+        options={"passage_tokens": args.passage_tokens},
+    )
+    rag = RAG.create(index=args.index, encoder=args.encoder, base=args.base, dtype=args.dtype, selector=config)
+    trained = {
+        Path(bundle).parent.name: RAG.from_pretrained(bundle, index=args.index, dtype=args.dtype).selector
+        for bundle in args.bundle
+    }
+    letters = None if args.without_identifiers or args.candidates > LETTERS else _identifiers(rag, args.candidates)
+    with cache.open("a", encoding="utf-8") as file:
+        for number, example in enumerate(examples):
+            if time.monotonic() - started > args.seconds:
+                return
+            candidates = rag.retriever.search(example.question, args.candidates)
+            orders = {**untrained_orders(rag.selector, candidates), **_orders(trained, candidates)}
+            if letters is not None:
+                orders |= _orders({IDENTIFIERS: letters}, candidates)
+            ids = [passage.id for passage in candidates.passages]
+            record = {"id": example.id, "gold_ids": list(example.gold_ids), "ids": ids, "orders": orders}
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            print(f"{number + 1} of {len(examples)} questions read", end="\r", file=sys.stderr)
+            yield record
+
+
+def _identifiers(rag: RAG, candidates: int) -> Selector:
+    sizes = SelectorConfig(num_candidates=candidates, num_selected=min(max(CUTS), candidates), use_prior=False)
+    return ListwiseSelector(rag.selector.language_model, rag.retriever, config=sizes)
+
+
+@torch.no_grad()
+def untrained_orders(selector: Selector, candidates: Candidates) -> dict[str, list[int]]:
+    """Orders by each half of the logits alone and by both together, from one reading."""
+    assert isinstance(selector, QuestionLikelihoodSelector)
+    u_n = standardise(selector.question_log_likelihoods([candidates])[0]).cpu()
+    r_n = selector.prior_scores(candidates).cpu()
+    gate, strength = (float(selector.prior_weights[name]) for name in ("gate", "strength"))
+    found = {RETRIEVER: r_n, LIKELIHOOD: u_n, POOLED: gate * u_n + strength * r_n}
+    return {name: logits_n.argsort(descending=True, stable=True).tolist() for name, logits_n in found.items()}
+
+
+def _orders(selectors: dict[str, Selector], candidates: Candidates) -> dict[str, list[int]]:
+    """The beginning of each selector's order: as many candidates as it selects."""
+    return {name: selector.select([candidates])[0].z[0].tolist() for name, selector in selectors.items()}
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def table_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each ranking, the ceiling last."""
+    rows = []
+    names = list(records[0]["orders"])
+    by_retriever = _recalls(records, RETRIEVER, 3)
+    for name in names:
+        row: dict[str, Any] = {"selector": name}
+        for k in CUTS:
+            if min(len(record["orders"][name]) for record in records) >= k:
+                found = estimate(_recalls(records, name, k))
+                row |= {f"recall@{k}": found.value, f"interval@{k}": found.interval}
+        if name != RETRIEVER and "recall@3" in row:
+            against = paired_bootstrap(_recalls(records, name, 3), by_retriever)
+            row |= {"difference": against.difference, "interval": against.interval, "p": against.p}
+        rows.append(row)
+    ceiling = estimate([gold_recall(r["ids"], r["gold_ids"], len(r["ids"])) for r in records])
+    return [*rows, {"selector": CEILING, **{f"recall@{k}": ceiling.value for k in CUTS}}]
+
+
+def _recalls(records: Sequence[dict[str, Any]], name: str, k: int) -> list[float]:
+    return [gold_recall([r["ids"][i] for i in r["orders"][name]], r["gold_ids"], k) for r in records]
+
+
+def _text(rows: Sequence[dict[str, Any]], questions: int) -> str:
+    header = ["selector", *(f"recall@{k}" for k in CUTS), "recall@3 - retriever's"]
+    lines = [f"{questions} questions", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        cells = [row["selector"], *(_with_interval(row.get(f"recall@{k}"), row.get(f"interval@{k}")) for k in CUTS)]
+        cells.append(_with_interval(row.get("difference"), row.get("interval"), sign="+"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value:{sign}.3f}" + ("" if interval is None else " [{:.3f}, {:.3f}]".format(*interval))
+
+
+if __name__ == "__main__":
+    main()
