@@ -111,11 +111,29 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial)
+        let_others_read_weights(partial)
         sync_below(partial)
         _rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def let_others_read_weights(folder: Path) -> None:
+    """Give files of weights the permissions that any new file has here.
+
+    `save_file` of safetensors 0.8.0 makes them readable for their owner alone, whatever the umask: a bundle or a cache
+    of models that several users share could not be opened by the others.
+    """
+    weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    if not weights:
+        return
+    new = folder / f"permissions{PARTIAL_SUFFIX}"
+    new.touch()
+    permissions = new.stat().st_mode & 0o777
+    new.unlink()
+    for path in weights:
+        path.chmod(path.stat().st_mode & 0o777 | permissions)
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -177,6 +195,7 @@ def replace_directory(place: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial)
+        let_others_read_weights(partial)
         move_into_place(partial, place)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)

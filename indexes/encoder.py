@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from indexes.atomic_files import let_others_read_weights
 from indexes.batching import token_budget_batches
 from indexes.corpora.passage import Passage
 from indexes.errors import DataError, ResourceError, UsageError
@@ -394,6 +395,7 @@ class Encoder:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model with its prompts, length limit and similarity; `from_pretrained` reads it back."""
         self.model.save_pretrained(str(folder), create_model_card=False)
+        let_others_read_weights(Path(folder))
 
     def _encode(
         self,

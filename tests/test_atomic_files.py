@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from kills import survives
+from safetensors.torch import save_file
 
 from indexes import atomic_files
 from indexes.errors import MismatchError
@@ -30,6 +32,33 @@ WRITERS: dict[str, Callable[[Path], object]] = {
         {"kind": "sweep", "trials": [{"name": "a", "label": "A"}]}, folder / "report.html"
     ),
 }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("write_folder", [atomic_files.write_directory, atomic_files.replace_directory])
+def test_weights_have_the_permissions_of_other_files(
+    write_folder: Callable[[Path, Callable[[Path], object]], None], umask: int, tmp_path: Path
+) -> None:
+    """safetensors 0.8.0 writes files that only their owner can read."""
+
+    def write(partial: Path) -> None:
+        (partial / "below").mkdir(parents=True)
+        save_file({"a": torch.ones(2)}, partial / "below" / "weights.safetensors")
+        (partial / "below" / "weights.safetensors").chmod(0o600)  # whatever the version of safetensors
+        (partial / "secret.txt").write_text("")
+        (partial / "secret.txt").chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        write_folder(tmp_path / "folder", write)
+        (tmp_path / "other").write_text("")
+    finally:
+        os.umask(before)
+    written = tmp_path / "folder" / "below" / "weights.safetensors"
+    assert written.stat().st_mode & 0o777 == (tmp_path / "other").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "folder" / "secret.txt").stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in (tmp_path / "folder").rglob("*")} == {"below", "weights.safetensors", "secret.txt"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -365,7 +365,12 @@ def test_a_bundle_over_a_model_by_name(
     monkeypatch.setenv("DRO_RAG_CACHE", str(tmp_path / "cache of another user"))
     again = RAG.from_pretrained(shutil.move(bundle, tmp_path / "moved"), index=index, device="cpu")
     assert again.generator.language_model.name == NAME
-    assert torch.equal(logits(again.generator.language_model), logits(rag.generator.language_model))
+    from_file = LanguageModel.from_pretrained(llama[0], adapter=ADAPTER, device="cpu")
+    for model in (rag.generator.language_model, again.generator.language_model):
+        assert torch.equal(logits(model), logits(from_file))
+        assert all(model.tokenizer.tokenize(text) == from_file.tokenizer.tokenize(text) for text in MIXED_TEXTS)
+        assert model.chat.render("Hi") == from_file.chat.render("Hi")
+        assert model.chat.stop_ids == from_file.chat.stop_ids
     monkeypatch.setitem(NAMED_MODELS, NAME, replace(published, sha256="0" * 64))
     with pytest.raises(MismatchError, match=r"over the model 'pocket' whose weights have the SHA-256 .* have 000"):
         load_generator(tmp_path / "moved", device="cpu")

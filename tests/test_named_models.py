@@ -10,13 +10,14 @@ import pytest
 from model_wheels import NAME, publish, write_wheel
 from tiny_models import PASSAGES, tiny_encoder
 
+from generator import unpacked_models
 from indexes import model_cache
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, ResourceError, UsageError
 from indexes.named_models import NAMED_MODELS, NamedModel, is_named, named_model
 from rag.cli import main
 from rag.hub import can_be_found_elsewhere
-from rag.model_loading import is_model_folder
+from rag.model_loading import is_model_path
 from rag.tiny_base import base_path
 
 
@@ -91,9 +92,10 @@ def test_the_name_of_an_encoder_is_what_an_index_records(
 def test_a_folder_of_the_same_name_is_not_meant(fetched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(NAME).mkdir()
-    assert base_path(NAME) == fetched / "weights.gguf"
+    monkeypatch.setattr(unpacked_models, "_unpack", lambda path, folder: shutil.copy(path, folder / "copy"))
+    assert (Path(base_path(NAME)) / "copy").read_bytes() == b"weights"
     assert base_path(f"./{NAME}") == f"./{NAME}"
-    assert not is_model_folder(NAME) and is_model_folder(f"./{NAME}")
+    assert not is_model_path(NAME) and is_model_path(f"./{NAME}")
     assert can_be_found_elsewhere(NAME)
     assert not is_named(f"./{NAME}")
 

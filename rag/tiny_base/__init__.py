@@ -6,15 +6,14 @@ They make `rag demo` and the tests of the whole pipeline work without a model hu
 
 from pathlib import Path
 
-from indexes import model_cache
 from indexes.named_models import is_named
 from indexes.tiny_encoder import TINY, embedded
 
 
 def base_path(base: str | Path) -> str | Path:
-    """`"tiny"` to the folder of the embedded language model, a model by name to its file; anything else unchanged.
+    """`"tiny"` to the folder of the embedded language model, a base by name to its folder; anything else unchanged.
 
-    A model by name is fetched if it is not there.
+    A base by name is fetched if it is not there, and unpacked.
 
     Raises:
         MismatchError: The files of the model by name are not those that were published.
@@ -23,4 +22,8 @@ def base_path(base: str | Path) -> str | Path:
     """
     if str(base) == TINY:
         return embedded(Path(__file__).parent / "base", "a model")
-    return model_cache.path(str(base), "base") if is_named(base) else base
+    if not is_named(base):
+        return base
+    from generator.unpacked_models import base_folder
+
+    return base_folder(str(base))
