@@ -21,15 +21,13 @@ questions. The last column is the paired difference of recall@3 from the retriev
 
 import argparse
 import json
-import math
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.question_cache import Record, cache_arguments, cached_records
 from rag import RAG, SelectorConfig
 from rag.evaluation.significance import estimate, paired_bootstrap
 from rag.metrics import gold_recall
@@ -60,76 +58,46 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", required=True, help="index directory")
-    parser.add_argument("--encoder", help="encoder folder, if it has moved since the index was built")
-    parser.add_argument("--base", default="smollm2", help="causal LM")
+    cache_arguments(parser)
+    parser.add_argument("--base", default="smollm2", help="causal LM: name, Hub id, folder or GGUF file")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--questions", required=True, help="questions with gold ids")
-    parser.add_argument("--limit", type=int, default=100, help="only the first so many")
     parser.add_argument("--candidates", type=int, default=10, help="n")
     parser.add_argument("--passage_tokens", type=int, default=160, help="tokens of a passage that are read")
     parser.add_argument("--bundle", action="append", default=[], help="of a trained pipeline over the same base")
     parser.add_argument("--without_identifiers", action="store_true", help="leave the list-wise selector out")
-    parser.add_argument("--cache", required=True, help="file of the numbers, which is continued")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further question after this time")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON")
     return parser.parse_args()
 
 
 # -- rankings --------------------------------------------------------------------------------------------------------
 
 
-def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rankings of every question: first those of the cache, then new ones, which are added to it."""
-    cache, settings = Path(args.cache), _settings(args)
-    known: dict[str, dict[str, Any]] = {}
-    if cache.is_file():
-        first, *lines = cache.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != settings:
-            raise SystemExit(f"{cache} holds rankings of other settings: {first}. Give another --cache.")
-        known = {record["id"]: record for record in map(json.loads, lines)}
-    else:
-        cache.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+SETTINGS = ("index", "base", "dtype", "candidates", "passage_tokens", "bundle", "without_identifiers")
+
+
+def _records(args: argparse.Namespace) -> Iterator[Record]:
+    """The rankings of every question."""
     examples = [e for e in load_examples(args.questions, limit=args.limit) if e.gold_ids]
-    yield from (known[e.id] for e in examples if e.id in known)
-    missing = [e for e in examples if e.id not in known]
-    if missing and args.seconds > 0:
-        yield from _ranked(args, missing, cache)
+    return cached_records(args, SETTINGS, examples, lambda: _selectors(args))
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("index", "base", "dtype", "candidates", "passage_tokens", "bundle", "without_identifiers")
-    return {name: getattr(args, name) for name in names}
-
-
-def _ranked(args: argparse.Namespace, examples: Sequence[QAExample], cache: Path) -> Iterator[dict[str, Any]]:
-    started = time.monotonic()
-    config = SelectorConfig(
-        kind="question_likelihood",
-        num_candidates=args.candidates,
-        num_selected=1,
-        options={"passage_tokens": args.passage_tokens},
-    )
+def _selectors(args: argparse.Namespace) -> Callable[[QAExample], Record]:
+    options = {"passage_tokens": args.passage_tokens}
+    config = SelectorConfig(kind="question_likelihood", num_candidates=args.candidates, num_selected=1, options=options)
     rag = RAG.create(index=args.index, encoder=args.encoder, base=args.base, dtype=args.dtype, selector=config)
-    trained = {
+    others = {
         Path(bundle).parent.name: RAG.from_pretrained(bundle, index=args.index, dtype=args.dtype).selector
         for bundle in args.bundle
     }
-    letters = None if args.without_identifiers or args.candidates > LETTERS else _identifiers(rag, args.candidates)
-    with cache.open("a", encoding="utf-8") as file:
-        for number, example in enumerate(examples):
-            if time.monotonic() - started > args.seconds:
-                return
-            candidates = rag.retriever.search(example.question, args.candidates)
-            orders = {**untrained_orders(rag.selector, candidates), **_orders(trained, candidates)}
-            if letters is not None:
-                orders |= _orders({IDENTIFIERS: letters}, candidates)
-            ids = [passage.id for passage in candidates.passages]
-            record = {"id": example.id, "gold_ids": list(example.gold_ids), "ids": ids, "orders": orders}
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            print(f"{number + 1} of {len(examples)} questions read", end="\r", file=sys.stderr)
-            yield record
+    if args.candidates <= LETTERS and not args.without_identifiers:
+        others[IDENTIFIERS] = _identifiers(rag, args.candidates)
+
+    def measure(example: QAExample) -> Record:
+        candidates = rag.retriever.search(example.question, args.candidates)
+        orders = {**untrained_orders(rag.selector, candidates), **_orders(others, candidates)}
+        ids = [passage.id for passage in candidates.passages]
+        return {"id": example.id, "gold_ids": list(example.gold_ids), "ids": ids, "orders": orders}
+
+    return measure
 
 
 def _identifiers(rag: RAG, candidates: int) -> Selector:
@@ -156,7 +124,7 @@ def _orders(selectors: dict[str, Selector], candidates: Candidates) -> dict[str,
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def table_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def table_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     """One row for each ranking, the ceiling last."""
     rows = []
     names = list(records[0]["orders"])
@@ -175,11 +143,11 @@ def table_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rows, {"selector": CEILING, **{f"recall@{k}": ceiling.value for k in CUTS}}]
 
 
-def _recalls(records: Sequence[dict[str, Any]], name: str, k: int) -> list[float]:
+def _recalls(records: Sequence[Record], name: str, k: int) -> list[float]:
     return [gold_recall([r["ids"][i] for i in r["orders"][name]], r["gold_ids"], k) for r in records]
 
 
-def _text(rows: Sequence[dict[str, Any]], questions: int) -> str:
+def _text(rows: Sequence[Record], questions: int) -> str:
     header = ["selector", *(f"recall@{k}" for k in CUTS), "recall@3 - retriever's"]
     lines = [f"{questions} questions", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:

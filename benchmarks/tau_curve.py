@@ -23,15 +23,13 @@ Differences have 95 % intervals (normal approximation, over questions).
 import argparse
 import json
 import math
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from benchmarks.question_cache import Record, cache_arguments, cached_records
 from indexes.corpora.passage import Passage
 from rag import RAG
 from retriever.candidates import Candidates
@@ -62,53 +60,31 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", required=True, help="index directory")
-    parser.add_argument("--encoder", help="encoder folder, if it has moved since the index was built")
-    parser.add_argument("--base", default="tiny", help="causal LM: Hub name or folder")
+    cache_arguments(parser)
+    parser.add_argument("--base", default="tiny", help="causal LM: name, Hub id, folder or GGUF file")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--questions", required=True, help="questions with answers and gold ids")
-    parser.add_argument("--limit", type=int, default=100, help="only the first so many")
-    parser.add_argument("--cache", required=True, help="file of the scores, which is continued")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further batch after this time")
     parser.add_argument("--selector", default="listwise", help="its kind")
     parser.add_argument("--candidates", type=int, default=10, help="n")
     parser.add_argument("--selected", type=int, default=3, help="K")
     parser.add_argument("--permutations", type=int, default=16, help="m, all of them scored")
     parser.add_argument("--exact", action="store_true", help="enumerate the permutations in place of drawing m")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON")
     return parser.parse_args()
 
 
 # -- one E-step ----------------------------------------------------------------------------------------------------
 
 
-def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The numbers of every question: first those of the cache, then new ones, which are added to it."""
-    cache = Path(args.cache)
-    settings = _settings(args)
-    known: dict[str, dict[str, Any]] = {}
-    if cache.is_file():
-        first, *lines = cache.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != settings:
-            raise SystemExit(f"{cache} holds scores of other settings: {first}. Give another --cache.")
-        known = {record["id"]: record for record in map(json.loads, lines)}
-    else:
-        cache.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+SETTINGS = ("index", "base", "dtype", "selector", "candidates", "selected", "permutations", "exact")
+
+
+def _records(args: argparse.Namespace) -> Iterator[Record]:
+    """The numbers of every question."""
     examples = [e for e in load_examples(args.questions, require_answers=True, limit=args.limit) if e.gold_ids]
-    yield from (known[e.id] for e in examples if e.id in known)
-    missing = [e for e in examples if e.id not in known]
-    if missing and args.seconds > 0:
-        yield from _scored(args, missing, cache)
+    return cached_records(args, SETTINGS, examples, lambda: _e_step(args))
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("index", "base", "dtype", "selector", "candidates", "selected", "permutations", "exact")
-    return {name: getattr(args, name) for name in names}
-
-
-def _scored(args: argparse.Namespace, examples: Sequence[QAExample], cache: Path) -> Iterator[dict[str, Any]]:
-    started = time.monotonic()
+def _e_step(args: argparse.Namespace) -> Callable[[QAExample], Record]:
     rag = RAG.create(
         index=args.index,
         encoder=args.encoder,
@@ -121,19 +97,10 @@ def _scored(args: argparse.Namespace, examples: Sequence[QAExample], cache: Path
         e_step=EStepConfig(num_permutations=args.permutations, proposals_per_sample=1, exact=args.exact, batch_size=1)
     )
     e_step = EStep(rag.retriever, rag.selector, rag.generator, config)
-    with cache.open("a", encoding="utf-8") as file:
-        for number, example in enumerate(examples):
-            if time.monotonic() - started > args.seconds:
-                return
-            (posterior,) = e_step([example], round=1)
-            record = _record(rag, posterior)
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            print(f"{number + 1} of {len(examples)} questions scored", end="\r", file=sys.stderr)
-            yield record
+    return lambda example: _record(rag, *e_step([example], round=1))
 
 
-def _record(rag: RAG, posterior: Posterior) -> dict[str, Any]:
+def _record(rag: RAG, posterior: Posterior) -> Record:
     drawn = posterior.permutations
     weights = rag.selector.prior_weights
     components = rag.selector.components(posterior.candidates, drawn) if weights else {}
