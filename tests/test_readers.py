@@ -719,6 +719,17 @@ def test_broken_records_after_the_limit_are_not_read(tmp_path: Path, tail: str) 
             load_examples(tmp_path / "f.json", on_error=on_error)
 
 
+@pytest.mark.parametrize("text", ["[\n1[]\n]", "[1, 2x]", "[\n[],\n1{}]"])
+def test_what_follows_a_number_at_the_end_of_a_file_is_seen(text: str) -> None:
+    """Without a further chunk places in the text were counted from another beginning, and its rest was passed over."""
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    with pytest.raises(DataError) as found:
+        list(read_json_document(io.BytesIO(text.encode()), "f"))
+    assert f"f:{expected.value.lineno}: " in str(found.value)
+    assert f"at column {expected.value.colno} " in str(found.value)
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

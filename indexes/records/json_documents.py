@@ -139,15 +139,22 @@ class _Window:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
 
     def _read_on(self) -> bool:
-        """Drop what was taken and at least double what is left, so that no element is parsed many times."""
+        """Drop what was taken and at least double what is left, so that no element is parsed many times.
+
+        At the end of the file nothing changes: places in the text stay what they are.
+        """
+        chunk = next(self._chunks, "")
+        if not chunk:
+            return False
         self._line, self._column = self._place(self._position)
         parts = [self._text[self._position :]]
         wanted, self._position = max(len(parts[0]), 1), 0
-        while wanted > 0 and (chunk := next(self._chunks, "")):
+        while chunk:
             parts.append(chunk)
             wanted -= len(chunk)
+            chunk = next(self._chunks, "") if wanted > 0 else ""
         self._text = "".join(parts)
-        return len(parts) > 1
+        return True
 
     def _place(self, position: int) -> tuple[int, int]:
         newlines = self._text.count("\n", 0, position)
