@@ -45,6 +45,8 @@ from training.posterior import Posterior
 K, M = 3, 32
 OPENING = 24
 """Tokens that the chat template of SmolLM2 writes before a user's text."""
+INSTRUCTION = 10
+"""Tokens of the question prompt before a passage; those after it are the chat template's."""
 SAMPLING = SamplingConfig(num_permutations=M, replacement=False)
 
 
@@ -53,7 +55,7 @@ class RandomQuestionPrompt(QuestionPrompt):
     """So many random tokens."""
 
     length: int = 0
-    """Of the passage and of the instructions after it."""
+    """Of the passage, and of what the chat template writes after it."""
     question: int = 0
     """Of the question."""
 
@@ -61,15 +63,15 @@ class RandomQuestionPrompt(QuestionPrompt):
         self, tokenizer: Any, passage: Any, *, passage_tokens: int, max_tokens: int, chat: Any = None
     ) -> list[int]:
         """The same opening, then tokens that depend on the passage."""
-        return random_ids(OPENING) + random_ids(self.length, passage.id)
+        return random_ids(OPENING + INSTRUCTION) + random_ids(self.length, passage.id)
 
     def encode_question(self, tokenizer: Any, question: str, *, chat: Any = None) -> list[int]:
         """Tokens that depend on the question."""
         return random_ids(self.question, question)
 
     def least_tokens(self, tokenizer: Any, *, chat: Any = None) -> int:
-        """The opening."""
-        return OPENING
+        """What all prompts begin with."""
+        return OPENING + INSTRUCTION
 
 
 def shape_of_question(options: Options, n: int, kind: str) -> QuestionShape:
@@ -92,7 +94,7 @@ def by_likelihood(options: Options, model: LanguageModel, n: int, questions: int
     found: Any = QuestionLikelihoodSelector(
         model,
         p.retriever,
-        prompt=RandomQuestionPrompt(length=shape.prompt // n - shape.scored, question=shape.scored),
+        prompt=RandomQuestionPrompt(length=shape.prompt // n - shape.scored - INSTRUCTION, question=shape.scored),
         config=SelectorConfig(kind="question_likelihood", num_candidates=n, num_selected=K),
     )
     return replace(p, selector=found)

@@ -53,9 +53,10 @@ Only respond with the ranking results; do not provide explanations.
 Search Query: {question}
 Your output: """
 
+# The instruction comes first: what all prompts begin with is read once.
 QUESTION_TEMPLATE = """\
-Passage: {passage}
-Write a question that this passage answers."""
+Write a question that this passage answers.
+Passage: {passage}"""
 
 PASSAGE_TEMPLATE = "[{identifier}] Title: {title} Text: {text}"
 

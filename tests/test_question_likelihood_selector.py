@@ -496,10 +496,10 @@ def test_warm_up_does_not_teach_it_the_retrievers_order(
 def test_the_prompt_as_text(chat: bool) -> None:
     tokenizer, prompt = byte_tokenizer(chat=chat), QuestionPrompt()
     ids = prompt.encode(tokenizer, PASSAGES[0], passage_tokens=1000, max_tokens=1000)
-    text = f"Passage: Hamlet {PASSAGES[0].text}\nWrite a question that this passage answers."
+    text = f"Write a question that this passage answers.\nPassage: Hamlet {PASSAGES[0].text}"
     assert prompt.render(PASSAGES[0]) == text
     assert tokenizer.decode(ids) == (f"<|user|>{text}<|end|><|assistant|>" if chat else f"{text}\n")
-    assert "Passage: only text\n" in prompt.render(Passage("x", "", "only text"))
+    assert prompt.render(Passage("x", "", "only text")).endswith("Passage: only text")
 
 
 def test_passages_are_cut_to_their_setting_and_to_the_context(make: Make, retriever: DenseRetriever) -> None:
