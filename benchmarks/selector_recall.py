@@ -9,7 +9,7 @@ Each question is read once; its numbers go to `--cache`, a line of JSON for each
 | row | ranking |
 |---|---|
 | retriever | its order |
-| identifiers | the list-wise selector without the retriever's scores, untrained; up to 26 candidates |
+| identifiers | the list-wise selector without the retriever's scores, untrained, of shuffled candidates; up to 26 |
 | question likelihood | mean log p(question given passage) alone, untrained |
 | pooled | the untrained selector `kind="question_likelihood"`: both, with its start weights |
 | the name of a bundle | its selector |
@@ -36,6 +36,7 @@ from retriever.listwise_selector import ListwiseSelector
 from retriever.question_likelihood_selector import QuestionLikelihoodSelector
 from retriever.selector import Selector, standardise
 from training import load_examples
+from training.posterior import stable_seed
 from training.questions.example import QAExample
 
 CUTS = (1, 3, 5)
@@ -84,16 +85,17 @@ def _selectors(args: argparse.Namespace) -> Callable[[QAExample], Record]:
     options = {"passage_tokens": args.passage_tokens}
     config = SelectorConfig(kind="question_likelihood", num_candidates=args.candidates, num_selected=1, options=options)
     rag = RAG.create(index=args.index, encoder=args.encoder, base=args.base, dtype=args.dtype, selector=config)
-    others = {
+    trained = {
         Path(bundle).parent.name: RAG.from_pretrained(bundle, index=args.index, dtype=args.dtype).selector
         for bundle in args.bundle
     }
-    if args.candidates <= LETTERS and not args.without_identifiers:
-        others[IDENTIFIERS] = _identifiers(rag, args.candidates)
+    with_letters = args.candidates <= LETTERS and not args.without_identifiers
+    letters = {IDENTIFIERS: _identifiers(rag, args.candidates)} if with_letters else {}
 
     def measure(example: QAExample) -> Record:
         candidates = rag.retriever.search(example.question, args.candidates)
-        orders = {**untrained_orders(rag.selector, candidates), **_orders(others, candidates)}
+        orders = {**untrained_orders(rag.selector, candidates), **_orders(trained, candidates)}
+        orders |= _orders_of_shuffled(letters, candidates, example.id)
         ids = [passage.id for passage in candidates.passages]
         return {"id": example.id, "gold_ids": list(example.gold_ids), "ids": ids, "orders": orders}
 
@@ -119,6 +121,14 @@ def untrained_orders(selector: Selector, candidates: Candidates) -> dict[str, li
 def _orders(selectors: dict[str, Selector], candidates: Candidates) -> dict[str, list[int]]:
     """The beginning of each selector's order: as many candidates as it selects."""
     return {name: selector.select([candidates])[0].z[0].tolist() for name, selector in selectors.items()}
+
+
+def _orders_of_shuffled(selectors: dict[str, Selector], candidates: Candidates, seed: str) -> dict[str, list[int]]:
+    """As `_orders`, of candidates in random order: one that always says the first letters would have the retriever's."""
+    generator = torch.Generator().manual_seed(stable_seed("shuffled candidates", seed))
+    places = torch.randperm(len(candidates), generator=generator).tolist()
+    found = _orders(selectors, candidates.reordered(places))
+    return {name: [places[i] for i in order] for name, order in found.items()}
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
