@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from indexes.atomic_files import (
+    PARTIAL_SUFFIX,
     exclusive_writer_lock,
     read_json,
     translate_os_errors,
@@ -125,18 +126,21 @@ def cached_bytes(name: str) -> int:
 
 
 def remove(name: str) -> bool:
-    """Remove a model from the cache, with what was made from it; whether it was there.
+    """Remove a model from the cache, with what was made from it and what killed processes left; whether it was there.
 
     Raises:
         ResourceError: The cache cannot be written.
         UsageError: No model has this name.
     """
-    folders = _folders(named_model(name))
-    for folder in folders:
+    removed = False
+    for folder in _folders(named_model(name)):
         with _writing(folder):
-            shutil.rmtree(folder)
+            for place in (folder, folder.with_name(folder.name + PARTIAL_SUFFIX)):
+                if place.is_dir():  # another process may have removed it by now
+                    shutil.rmtree(place)
+                    removed = True
         _verified.discard(folder)
-    return bool(folders)
+    return removed
 
 
 def _verify(model: NamedModel, folder: Path, expected: Mapping[str, str]) -> None:
@@ -158,9 +162,10 @@ def _folder(model: NamedModel) -> Path:
 
 
 def _folders(model: NamedModel) -> list[Path]:
-    """The model's folder and those that were made from it, as far as they are there."""
+    """The model's folder and those that were made from it, also unfinished ones."""
     folder = _folder(model)
-    return [place for place in (folder, *sorted(folder.parent.glob(f"{folder.name}-*"))) if place.is_dir()]
+    found = [place for place in folder.parent.glob(f"{folder.name}-*") if place.is_dir()]
+    return sorted({folder, *(place.with_name(place.name.removesuffix(PARTIAL_SUFFIX)) for place in found)})
 
 
 @contextmanager
