@@ -107,11 +107,19 @@ def _made_once(model: NamedModel, folder: Path, make: Callable[[Path], None], ex
     if not folder.is_dir():
         with _writing(folder):
             if not folder.is_dir():  # another process may have made it by now
-                write_directory(folder, lambda partial: (partial.mkdir(), make(partial)))
+                write_directory(folder, _in_new_folder(make))
     if folder not in _verified:
         _verify(model, folder, expected)
         _verified.add(folder)
     return folder
+
+
+def _in_new_folder(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write(partial: Path) -> None:
+        partial.mkdir()
+        make(partial)
+
+    return write
 
 
 def is_cached(name: str) -> bool:
