@@ -67,6 +67,7 @@ def build(
         flops=m_generator_flops(p.shape, question, aligned_sequences=aligned),
         dtype=options.dtype,
         target=None if real else target,
+        bound_by_products=True,
         memory_target=8.0 if real else None,
         floor_target=0.65 if real else None,
     )

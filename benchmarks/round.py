@@ -57,6 +57,7 @@ def build(options: Options, name: str, settings: dict[str, Any], targets: dict[s
         flops=questions * flops,
         dtype=options.dtype,
         target=targets.get(options.shape or "tiny"),
+        bound_by_products=True,
         long=not options.quick,
     )
 

@@ -124,7 +124,7 @@ def _orders(selectors: dict[str, Selector], candidates: Candidates) -> dict[str,
 
 
 def _orders_of_shuffled(selectors: dict[str, Selector], candidates: Candidates, seed: str) -> dict[str, list[int]]:
-    """As `_orders`, of candidates in random order: one that always says the first letters would have the retriever's."""
+    """As `_orders`, of candidates in random order: always the first letters would be the retriever's."""
     generator = torch.Generator().manual_seed(stable_seed("shuffled candidates", seed))
     places = torch.randperm(len(candidates), generator=generator).tolist()
     found = _orders(selectors, candidates.reordered(places))

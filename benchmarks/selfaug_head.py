@@ -61,6 +61,7 @@ def build(options: Options, vocabulary: int, tokens: int, target: float | None, 
         flops=3 * 2 * tokens * HIDDEN * vocabulary,
         dtype=dtype,
         target=target,
+        bound_by_products=True,
         memory_target=memory_target,
     )
 

@@ -5,6 +5,7 @@ of processor time in place of a second. The copy is in float32, which loses noth
 of transformers, whose reading of the file it is.
 """
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from generator.model_names import GGUF_SUFFIX
 from generator.model_source import find_source
 from indexes import model_cache
 from indexes.named_models import named_model
+
+logger = logging.getLogger(__name__)
 
 READING = 1
 """Raised when this library reads GGUF files in another way, so that copies are made again."""
@@ -34,6 +37,7 @@ def base_folder(name: str) -> Path:
 
 
 def _unpack(path: Path, folder: Path) -> None:
+    logger.warning("unpacking %s, which is done once", path.name)
     source = find_source(path)
     try:
         config = source.config()

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from indexes.atomic_files import (
+    PARTIAL_SUFFIX,
     exclusive_writer_lock,
     read_json,
     translate_os_errors,
@@ -106,11 +107,19 @@ def _made_once(model: NamedModel, folder: Path, make: Callable[[Path], None], ex
     if not folder.is_dir():
         with _writing(folder):
             if not folder.is_dir():  # another process may have made it by now
-                write_directory(folder, lambda partial: (partial.mkdir(), make(partial)))
+                write_directory(folder, _in_new_folder(make))
     if folder not in _verified:
         _verify(model, folder, expected)
         _verified.add(folder)
     return folder
+
+
+def _in_new_folder(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write(partial: Path) -> None:
+        partial.mkdir()
+        make(partial)
+
+    return write
 
 
 def is_cached(name: str) -> bool:
@@ -125,18 +134,21 @@ def cached_bytes(name: str) -> int:
 
 
 def remove(name: str) -> bool:
-    """Remove a model from the cache, with what was made from it; whether it was there.
+    """Remove a model from the cache, with what was made from it and what killed processes left; whether it was there.
 
     Raises:
         ResourceError: The cache cannot be written.
         UsageError: No model has this name.
     """
-    folders = _folders(named_model(name))
-    for folder in folders:
+    removed = False
+    for folder in _folders(named_model(name)):
         with _writing(folder):
-            shutil.rmtree(folder)
+            for place in (folder, folder.with_name(folder.name + PARTIAL_SUFFIX)):
+                if place.is_dir():  # another process may have removed it by now
+                    shutil.rmtree(place)
+                    removed = True
         _verified.discard(folder)
-    return bool(folders)
+    return removed
 
 
 def _verify(model: NamedModel, folder: Path, expected: Mapping[str, str]) -> None:
@@ -158,9 +170,10 @@ def _folder(model: NamedModel) -> Path:
 
 
 def _folders(model: NamedModel) -> list[Path]:
-    """The model's folder and those that were made from it, as far as they are there."""
+    """The model's folder and those that were made from it, also unfinished ones."""
     folder = _folder(model)
-    return [place for place in (folder, *sorted(folder.parent.glob(f"{folder.name}-*"))) if place.is_dir()]
+    found = [place for place in folder.parent.glob(f"{folder.name}-*") if place.is_dir()]
+    return sorted({folder, *(place.with_name(place.name.removesuffix(PARTIAL_SUFFIX)) for place in found)})
 
 
 @contextmanager

@@ -119,5 +119,5 @@ _ARTICLES: dict[str, str] = {"base": "a base model", "encoder": "an encoder"}
 
 def nearest(name: str) -> str:
     """The end of a message about an unknown model: the name that may have been meant, or nothing."""
-    found = difflib.get_close_matches(name, [*NAMED_MODELS, "tiny"], n=1, cutoff=0.7)
+    found = difflib.get_close_matches(name.lower(), [*NAMED_MODELS, "tiny"], n=1, cutoff=0.7)
     return f" Did you mean {found[0]!r}?" if found else ""

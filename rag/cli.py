@@ -186,6 +186,8 @@ def _suggestion(message: str, known: list[str]) -> str:
     """What to write instead of an unknown option: its new name, or the nearest one."""
     from training.config import what_became_of
 
+    if " required: " in message:
+        return ""
     unknown = re.search(r"(?:[Kk]ey|[Oo]ption|arguments?)[ :]+['\"]?(?:--)?([\w.-]+)", message)
     if unknown is None or unknown.group(1) in known:
         return ""

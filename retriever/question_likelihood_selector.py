@@ -231,8 +231,9 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
 
     @property
     def start_weights(self) -> dict[str, float]:
-        """Where the gate starts."""
-        return {"gate": self.options.gate} if self.config.use_language_model else {}
+        """Where gate and strength start, as far as they are used."""
+        starts = {"gate": self.options.gate, "strength": self.prior_strength}
+        return {name: starts[name] for name in self.prior_weights}
 
     @torch.no_grad()
     def components(self, candidates: Candidates, permutations: Permutations) -> dict[str, Tensor]:

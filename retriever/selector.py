@@ -153,7 +153,8 @@ class Selector(ABC):
         """
         raise UsageError(
             f"m_step.selector_kl needs a selector that is compared with its untrained model, such as "
-            f"kind='question_likelihood'; got {type(self).__name__}. Set m_step.selector_kl=0."
+            f"kind='question_likelihood' with its language model; got {type(self).__name__} with use_language_model="
+            f"{self.config.use_language_model}. Set m_step.selector_kl=0."
         )
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 This module imports neither torch nor transformers, so that `--help` and argument errors of the command line are fast.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -52,10 +53,10 @@ class SelectorConfig:
                 "A selector must use the retriever's scores or the language model, but use_prior and "
                 "use_language_model are both false. Set one of them."
             )
-        if self.prior_strength is not None and self.prior_strength <= 0:
+        if self.prior_strength is not None and not _is_positive(self.prior_strength):
             raise UsageError(
-                f"prior_strength must be positive (0 would ignore the retriever), got {self.prior_strength}. "
-                "Use use_prior=False to leave the retriever out."
+                "prior_strength must be a positive, finite number (0 would ignore the retriever), got "
+                f"{self.prior_strength!r}. Use use_prior=False to leave the retriever out."
             )
         if self.kind == QUESTION_LIKELIHOOD:
             QuestionLikelihoodOptions.of(self)
@@ -74,15 +75,16 @@ class QuestionLikelihoodOptions:
     the logits found, and those that occur in a given permutation; the others count as constants. None: all learn."""
 
     def __post_init__(self) -> None:
-        if not self.gate > 0:
+        # They come from files and the command line as they are: no parser checks the values of `options`.
+        if not _is_positive(self.gate):
             raise UsageError(
-                f"gate must be positive (0 would ignore the language model), got {self.gate}. "
+                f"gate must be a positive, finite number (0 would ignore the language model), got {self.gate!r}. "
                 "Use use_language_model=False to leave the language model out."
             )
-        if self.passage_tokens < 1:
-            raise UsageError(f"passage_tokens must be at least 1, got {self.passage_tokens}.")
-        if self.prefilter is not None and self.prefilter < 0:
-            raise UsageError(f"prefilter must be at least 0 or None, got {self.prefilter}.")
+        if not _is_whole(self.passage_tokens) or self.passage_tokens < 1:
+            raise UsageError(f"passage_tokens must be a whole number of at least 1, got {self.passage_tokens!r}.")
+        if self.prefilter is not None and (not _is_whole(self.prefilter) or self.prefilter < 0):
+            raise UsageError(f"prefilter must be a whole number of at least 0, or null, got {self.prefilter!r}.")
 
     @classmethod
     def of(cls, config: SelectorConfig) -> Self:
@@ -109,11 +111,19 @@ class SamplingConfig:
     """False draws m different permutations, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059)."""
 
     def __post_init__(self) -> None:
-        if self.num_permutations < 1 or self.temperature <= 0:
+        if self.num_permutations < 1 or not _is_positive(self.temperature):
             raise UsageError(
-                "num_permutations must be at least 1 and temperature positive, got "
+                "num_permutations must be at least 1 and temperature positive and finite, got "
                 f"num_permutations={self.num_permutations}, temperature={self.temperature}."
             )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_selection(n: int, k: int) -> None:

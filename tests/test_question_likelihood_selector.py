@@ -452,10 +452,16 @@ def test_a_closed_gate_is_warned_of(
 ) -> None:
     """By the words, and in the record of the round; a list-wise selector starts with a gate of 0."""
     selector = make()
-    assert not warnings_of_closed_gates(selector) and not warnings_of_closed_gates(make_rag().selector)
+    assert not warnings_of_closed_gates(selector, 8) and not warnings_of_closed_gates(make_rag().selector, 8)
     selector.prior.gate.data.fill_(0.1)
-    (warning,) = warnings_of_closed_gates(selector)
-    assert "The gate of the selector" in warning and "set it to 0.1" in warning
+    (warning,) = warnings_of_closed_gates(selector, 8)
+    assert "The gate of the selector" in warning
+    assert "posteriors of 8 questions has set it to 0.1, so the selector ranks by the rest of its logits" in warning
+    selector.prior.gate.data.fill_(1.0)
+    selector.prior.strength.data.fill_(-0.79)
+    (warning,) = warnings_of_closed_gates(selector, 2)
+    assert "The strength of the selector should stay near where it started, 0.43" in warning
+    assert "set it to -0.79, so the selector ranks against what the strength multiplies" in warning
     rag = make_pipeline(index, base, 4)
     rag.selector.prior.gate.data.fill_(-3.0)
     config = dro_config(rounds=1, supervised__num_train_epochs=0, e_step__exact=True, m_step__fit_prior_weights=False)
@@ -555,9 +561,15 @@ def test_a_question_that_does_not_fit_is_named(make: Make, retriever: DenseRetri
 def test_refused_settings(make: Make, retriever: DenseRetriever, language_model: LanguageModel) -> None:
     for options, message in (
         ({"gates": 1}, r"must be of \['gate', 'passage_tokens', 'prefilter'\], got \['gates'\]"),
-        ({"gate": 0.0}, "gate must be positive"),
-        ({"passage_tokens": 0}, "passage_tokens must be at least 1"),
-        ({"prefilter": -1}, "prefilter must be at least 0"),
+        ({"gate": 0.0}, "gate must be a positive"),
+        ({"gate": "big"}, "gate must be a positive, finite number"),
+        ({"gate": float("inf")}, "gate must be a positive, finite number"),
+        ({"gate": True}, "gate must be a positive, finite number"),
+        ({"passage_tokens": 0}, "passage_tokens must be a whole number of at least 1"),
+        ({"passage_tokens": 1.5}, "passage_tokens must be a whole number of at least 1"),
+        ({"passage_tokens": True}, "passage_tokens must be a whole number of at least 1"),
+        ({"prefilter": 2.5}, "prefilter must be a whole number of at least 0"),
+        ({"prefilter": -1}, "prefilter must be a whole number of at least 0"),
     ):
         with pytest.raises(UsageError, match=message):
             SelectorConfig(kind="question_likelihood", options=options)

@@ -402,7 +402,7 @@ def test_too_few_candidates(language_model: LanguageModel, make_selector: Make, 
     [
         ({"num_candidates": 3, "num_selected": 4}, "got K=4, n=3"),
         ({"decoding": "beam"}, "got 'beam'"),
-        ({"prior_strength": 0.0}, "must be positive"),
+        ({"prior_strength": 0.0}, "must be a positive"),
     ],
 )
 def test_config_is_checked(bad: dict[str, object], message: str) -> None:

@@ -91,13 +91,20 @@ def current_weights(selector: Selector) -> Tensor:
     return torch.cat([weight.detach().float().cpu() for weight in selector.prior_weights.values()])
 
 
-def warnings_of_closed_gates(selector: Selector) -> list[str]:
-    """Of weights that are below a tenth of where they started, so that what they multiply hardly counts."""
+def warnings_of_closed_gates(selector: Selector, questions: int) -> list[str]:
+    """Of weights that are below a tenth of where they started: what they multiply hardly counts, or counts against.
+
+    Args:
+        selector: After the fit.
+        questions: How many it was fitted to.
+    """
     now = {name: float(selector.prior_weights[name].detach()) for name in selector.start_weights}
     return [
-        f"The {name} of the selector should stay near where it started, {start:.3g}; the fit to the posteriors has set "
-        f"it to {now[name]:.3g}, so the selector ranks by the rest of its logits. Look at the E-step's diagnostics: "
-        "the posterior may know less than the untrained selector."
+        f"The {name} of the selector should stay near where it started, {start:.3g}; the fit to the posteriors of "
+        f"{questions} questions has set it to {now[name]:.3g}, so the selector "
+        + (f"ranks against what the {name} multiplies" if now[name] < 0 else "ranks by the rest of its logits")
+        + ". Give it more questions, or a smaller e_step.likelihood_exponent: the posterior may know less than the "
+        "untrained selector (posterior_gold_share and selector_gold_share of the round, where gold ids exist)."
         for name, start in selector.start_weights.items()
         if now[name] < CLOSED * start
     ]

@@ -364,7 +364,7 @@ class DROTrainer:
             return {}
         teacher = EStepDiagnostics.warning(found)
         warnings = [] if teacher is None else [teacher]
-        warnings += warnings_of_closed_gates(self.rag.selector)
+        warnings += warnings_of_closed_gates(self.rag.selector, len(found))
         if self.distributed.is_main_process:
             for warning in warnings:
                 logger.warning("%s", warning)
