@@ -63,3 +63,17 @@ def cached_records(
             file.flush()
             print(f"{number} of {len(missing)} questions measured", end="\r", file=sys.stderr)
             yield record
+
+
+def print_rows(
+    args: argparse.Namespace,
+    records: Iterator[Record],
+    rows_of: Callable[[Sequence[Record]], list[dict[str, Any]]],
+    text: Callable[[list[dict[str, Any]], int], str],
+) -> None:
+    """Print the rows that follow from all records, as `text` or as JSON."""
+    found = list(records)
+    if not found:
+        raise SystemExit("No question has been measured yet: give more --seconds.")
+    rows = rows_of(found)
+    print(json.dumps(rows) if args.json else text(rows, len(found)))

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from generator.model_names import GGUF_SUFFIX
 from generator.model_source import ModelSource, find_source
 from indexes.named_models import is_named
 from rag import models
+from rag.tiny_base import base_path
 
 
 def missing_weights(weights: str) -> str | None:
@@ -25,14 +27,15 @@ def missing_weights(weights: str) -> str | None:
         return f"the model {weights!r} is not in the cache (rag models get {weights})."
     if not is_named(weights) and not Path(weights).exists():
         return f"there are no weights at {weights!r}."
-    return (
-        None if importlib.util.find_spec("gguf") else "the package 'gguf', which reads its weights, is not installed."
-    )
+    reads_gguf = is_named(weights) or weights.lower().endswith(GGUF_SUFFIX)
+    if reads_gguf and not importlib.util.find_spec("gguf"):
+        return "the package 'gguf', which reads its weights, is not installed."
+    return None
 
 
 def source(weights: str) -> ModelSource:
     """Where these weights are, for the library."""
-    return find_source(models.path(weights) if is_named(weights) else Path(weights))
+    return find_source(base_path(weights))
 
 
 def read_model(weights: str, dtype: torch.dtype) -> PreTrainedModel:

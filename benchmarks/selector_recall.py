@@ -20,14 +20,13 @@ questions. The last column is the paired difference of recall@3 from the retriev
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.question_cache import Record, cache_arguments, cached_records
+from benchmarks.question_cache import Record, cache_arguments, cached_records, print_rows
 from rag import RAG, SelectorConfig
 from rag.evaluation.significance import estimate, paired_bootstrap
 from rag.metrics import gold_recall
@@ -41,20 +40,14 @@ from training.questions.example import QAExample
 
 CUTS = (1, 3, 5)
 LETTERS = 26
-RETRIEVER, IDENTIFIERS, LIKELIHOOD, POOLED, CEILING = (
-    *("retriever", "identifiers", "question likelihood"),
-    *("pooled", "all candidates"),
-)
+RETRIEVER, IDENTIFIERS, LIKELIHOOD = "retriever", "identifiers", "question likelihood"
+POOLED, CEILING = "pooled", "all candidates"
 
 
 def main() -> None:
     """Parse the arguments and print the table, or the rows as JSON."""
     args = _arguments()
-    records = list(_records(args))
-    if not records:
-        raise SystemExit("No question has been read yet: give more --seconds.")
-    rows = table_rows(records)
-    print(json.dumps(rows) if args.json else _text(rows, len(records)))
+    print_rows(args, _records(args), table_rows, _text)
 
 
 def _arguments() -> argparse.Namespace:

@@ -21,7 +21,6 @@ Differences have 95 % intervals (normal approximation, over questions).
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.question_cache import Record, cache_arguments, cached_records
+from benchmarks.question_cache import Record, cache_arguments, cached_records, print_rows
 from indexes.corpora.passage import Passage
 from rag import RAG
 from retriever.candidates import Candidates
@@ -51,11 +50,7 @@ TAUS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 def main() -> None:
     """Parse the arguments and print the table, or the rows as JSON."""
     args = _arguments()
-    records = list(_records(args))
-    if not records:
-        raise SystemExit("No question has been scored yet: give more --seconds.")
-    rows = curve(records)
-    print(json.dumps(rows) if args.json else _text(rows, len(records)))
+    print_rows(args, _records(args), curve, _text)
 
 
 def _arguments() -> argparse.Namespace:
