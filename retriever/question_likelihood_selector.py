@@ -156,11 +156,12 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
 
     def _combine(self, candidates: Sequence[Candidates], u: Sequence[Tensor], teach_retriever: bool) -> list[Tensor]:
         """Logits `[n]` of each question from its log-likelihoods `[n]`."""
-        gate = self.prior.gate if self.config.use_language_model else torch.zeros_like(self.prior.gate)
-        strength = self.prior.strength if self.config.use_prior else torch.zeros_like(self.prior.strength)
+        standardised = [standardise(u_n) for u_n in u]  # 0 where no language model is asked
+        if not self.config.use_prior:
+            return [self.prior.gate * u_n for u_n in standardised]
         return [
-            gate * standardise(u_n) + strength * self.prior_scores(c, teach_retriever=teach_retriever)
-            for c, u_n in zip(candidates, u, strict=True)
+            self.prior(u_n, self.prior_scores(c, teach_retriever=teach_retriever))
+            for c, u_n in zip(candidates, standardised, strict=True)
         ]
 
     # -- log p(question | passage) -------------------------------------------------------------------------------
@@ -206,8 +207,7 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
         """
         model = self.language_model
         question_ids = self.prompt.encode_question(model.tokenizer, candidates.question, chat=model.chat)
-        if reason := self._why_too_long(len(question_ids)):
-            raise DataError(f"A question must fit the base's context; of {candidates.question!r} {reason}.")
+        _refuse(candidates, self._why_too_long(len(question_ids)))
         room = model.context_length - len(question_ids)
         prompts = [
             self.prompt.encode(
@@ -280,8 +280,7 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
     def check(self, candidates: Candidates, *, learning: bool = False) -> None:
         """Refuse candidates from which this selector cannot select; raises as `Selector.check`."""
         super().check(candidates)
-        if reason := self.why_too_long(candidates.question, learning=learning):
-            raise DataError(f"A question must fit the base's context; of {candidates.question!r} {reason}.")
+        _refuse(candidates, self.why_too_long(candidates.question, learning=learning))
 
     def _check_counts(self, candidates: Sequence[Candidates]) -> None:
         for one in candidates:
@@ -290,6 +289,12 @@ class QuestionLikelihoodSelector(PlackettLuceSelector):
     def prompts(self, candidates: Candidates) -> list[list[int]]:
         """Token ids of each passage's prompt with the question after it."""
         return [s.input_ids for s in self.sequences(candidates)] if self.config.use_language_model else []
+
+
+def _refuse(candidates: Candidates, reason: str | None) -> None:
+    """Refuse a question, if there is a reason to."""
+    if reason is not None:
+        raise DataError(f"A question must fit the base's context; of {candidates.question!r} {reason}.")
 
 
 def _kl(log_p_n: Tensor, log_q_n: Tensor) -> Tensor:
